@@ -1,0 +1,158 @@
+"""What is trained: soft tokens before the prompt, or LoRA on the text encoder, the U-Net or both.
+
+Every adapter can be switched off (`off()`), so that the frozen model is the same model and never a second copy, and
+saved in the formats that plain diffusers loads: `load_textual_inversion` and `load_lora_weights`.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline
+from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from fairdiff.errors import FairDiffError
+from fairdiff.models import DiffusionModel
+
+TOKEN = "<fairdiff>"
+SOFT_TOKENS_FILE = "soft_tokens.safetensors"
+LORA_FILE = "pytorch_lora_weights.safetensors"
+TEXT_LAYERS = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]  # section 5 of the paper
+UNET_LAYERS = ["to_q", "to_k", "to_v", "to_out.0"]
+
+
+class SoftTokenEmbedding(nn.Module):
+    """An embedding table whose ids beyond the vocabulary are trainable rows: soft [N, D]."""
+
+    def __init__(self, base: nn.Embedding, soft: Tensor):
+        super().__init__()
+        self.base = base
+        self.soft = nn.Parameter(soft)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        size = self.base.num_embeddings
+        known = self.base(ids.clamp(max=size - 1))
+        new = self.soft[(ids - size).clamp(min=0)]
+        return torch.where((ids < size)[..., None], known, new)
+
+
+class SoftTokens:
+    """N trainable embeddings before the prompt, on the conditional branch only (the paper: N = 5).
+
+    They are a multi-vector textual inversion: `prefix` is what stands before every prompt while the adapter is on.
+    """
+
+    kind = "soft_tokens"
+
+    def __init__(self, model: DiffusionModel, tokens: int, generator: torch.Generator):
+        self.names = [TOKEN] + [f"{TOKEN}_{i}" for i in range(1, tokens)]
+        base = model.text_encoder.get_input_embeddings()
+        if model.tokenizer.add_tokens(self.names) != tokens or len(model.tokenizer) != base.num_embeddings + tokens:
+            raise FairDiffError(f"adapter: the tokenizer already knows {TOKEN} or does not match the text encoder")
+        start = base.weight.mean(0) + base.weight.std(0) * torch.randn(tokens, base.embedding_dim, generator=generator)
+        self.embedding = SoftTokenEmbedding(base, start.to(base.weight.device))
+        model.text_encoder.set_input_embeddings(self.embedding)
+        self.enabled = True
+
+    @property
+    def prefix(self) -> str:
+        return " ".join(self.names) + " " if self.enabled else ""
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [self.embedding.soft]
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """Prompts without the soft tokens."""
+        self.enabled = False
+        try:
+            yield
+        finally:
+            self.enabled = True
+
+    def save(self, folder: Path) -> None:
+        """Write `soft_tokens.safetensors`: one tensor [N, D] under the token's name."""
+        save_file({TOKEN: self.embedding.soft.detach().cpu().contiguous()}, folder / SOFT_TOKENS_FILE)
+
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote; another shape or key is an error."""
+        state = _read(folder / SOFT_TOKENS_FILE)
+        soft = self.embedding.soft
+        if set(state) != {TOKEN} or state[TOKEN].shape != soft.shape:
+            found = {k: tuple(v.shape) for k, v in state.items()}
+            raise FairDiffError(f"{folder / SOFT_TOKENS_FILE}: found {found}, expected {{'{TOKEN}': {tuple(soft.shape)}}}")
+        soft.data.copy_(state[TOKEN])
+
+
+class Lora:
+    """LoRA of one rank on attention and feed-forward layers of the text encoder, the U-Net or both; scale alpha/rank."""
+
+    kind = "lora"
+    prefix = ""
+
+    def __init__(self, model: DiffusionModel, parts: list[str], rank: int, alpha: float, generator: torch.Generator):
+        self.modules = {"text_encoder": model.text_encoder, "unet": model.unet}
+        self.modules = {name: self.modules[name] for name in parts}
+        layers = {"text_encoder": TEXT_LAYERS, "unet": UNET_LAYERS}
+        for name, module in self.modules.items():
+            config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=layers[name], init_lora_weights="gaussian")
+            module.add_adapter(config)
+        for parameter in self.parameters():
+            if parameter.any():  # peft drew the down-projection from the global stream: draw it from ours
+                noise = torch.randn(parameter.shape, generator=generator) / rank
+                parameter.data.copy_(noise)
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [p for m in self.modules.values() for n, p in m.named_parameters() if ".lora_" in n]
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """The frozen model. peft clears requires_grad when it switches off: the flags are restored with the adapter."""
+        flags = [(p, p.requires_grad) for p in self.parameters()]
+        layers = [m for module in self.modules.values() for m in module.modules() if isinstance(m, LoraLayer)]
+        for layer in layers:
+            layer.enable_adapters(False)
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.enable_adapters(True)
+            for parameter, flag in flags:
+                parameter.requires_grad_(flag)
+
+    def _state(self) -> dict[str, dict[str, Tensor]]:
+        return {name: get_peft_model_state_dict(module) for name, module in self.modules.items()}
+
+    def save(self, folder: Path) -> None:
+        """Write `pytorch_lora_weights.safetensors` as `StableDiffusionPipeline.load_lora_weights` reads it."""
+        state = self._state()
+        StableDiffusionPipeline.save_lora_weights(
+            folder, unet_lora_layers=state.get("unet"), text_encoder_lora_layers=state.get("text_encoder")
+        )
+
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote; a missing, extra or misshapen key is an error naming it."""
+        path = folder / LORA_FILE
+        state = _read(path)
+        for name, module in self.modules.items():
+            own = get_peft_model_state_dict(module)
+            part = {k.removeprefix(f"{name}."): v for k, v in state.items() if k.startswith(f"{name}.")}
+            if own.keys() != part.keys() or any(own[k].shape != v.shape for k, v in part.items()):
+                wrong = sorted(own.keys() ^ part.keys())
+                wrong += [k for k in own.keys() & part.keys() if own[k].shape != part[k].shape]
+                raise FairDiffError(f"{path}: {len(wrong)} keys of {name} do not match, the first is {wrong[0]}")
+            set_peft_model_state_dict(module, part)
+
+
+Adapter = SoftTokens | Lora
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except Exception as error:  # missing, truncated, not safetensors
+        raise FairDiffError(f"{path}: cannot read the adapter: {error}") from error

@@ -1,0 +1,87 @@
+"""A Stable Diffusion model in diffusers' own folder format, reduced to what training and sampling need."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline
+from torch import Tensor, nn
+
+from fairdiff.errors import FairDiffError
+from fairdiff.sampling import Generate, Guidance, require_linear, sample
+
+
+@dataclass
+class DiffusionModel:
+    """Frozen components, and the two functions that touch them: text to embedding, latents to image.
+
+    padding: "max_length" pads prompts as a plain diffusers pipeline does, "longest" not at all for one prompt.
+    """
+
+    tokenizer: object
+    text_encoder: nn.Module
+    unet: nn.Module
+    vae: nn.Module
+    scheduler: object
+    padding: str = "max_length"
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of the latents at the U-Net's own resolution."""
+        size = self.unet.config.sample_size
+        return self.unet.config.in_channels, size, size
+
+    def encode(self, prompt: str) -> Tensor:
+        """Text embedding [1, L, D] of one prompt; carries a graph where the text side has something to learn."""
+        tokens = self.tokenizer(
+            [prompt], padding=self.padding, max_length=self.tokenizer.model_max_length, truncation=True,
+            return_tensors="pt",
+        )  # fmt: skip
+        return self.text_encoder(tokens.input_ids.to(self.unet.device))[0]
+
+    def decode(self, latent_BCHW: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in [0, 1] from scaled latents."""
+        image = self.vae.decode(latent_BCHW / self.vae.config.scaling_factor).sample
+        return (image / 2 + 0.5).clamp(0, 1)
+
+    def generator(self, guidance_scale: float, steps: int, prefix: str = "") -> Generate:
+        """A plain function (prompt, noise_BCHW) -> image_BCHW of the model as it stands now, adapter on or off."""
+
+        @torch.no_grad()
+        def generate(prompt: str, noise: Tensor) -> Tensor:
+            guidance = Guidance(self.encode(prefix + prompt), self.encode(""), guidance_scale)
+            return self.decode(sample(self.unet, self.scheduler, guidance, noise, steps).final)
+
+        return generate
+
+
+def load_model(path: str | Path, padding: str = "max_length", device: str = "cpu") -> DiffusionModel:
+    """Load a diffusers folder or hub id, frozen and in fp32; raises FairDiffError naming what is missing."""
+    try:
+        pipeline = StableDiffusionPipeline.from_pretrained(
+            str(path), safety_checker=None, feature_extractor=None,
+            requires_safety_checker=False, use_safetensors=True, local_files_only=Path(path).exists(),
+        )  # fmt: skip
+    except Exception as error:  # diffusers, safetensors and the hub each have their own kinds
+        reason = " ".join(str(error).split())[:300]
+        raise FairDiffError(f"model.path: cannot load {path} as a diffusers Stable Diffusion model: {reason}") from error
+    require_linear(pipeline.scheduler)
+    model = DiffusionModel(
+        pipeline.tokenizer, pipeline.text_encoder, pipeline.unet, pipeline.vae, pipeline.scheduler, padding
+    )
+    for module in (model.text_encoder, model.unet, model.vae):
+        module.requires_grad_(False).eval().float().to(device)
+        if any(not p.isfinite().all() for p in module.parameters()):
+            raise FairDiffError(f"model.path: {path} holds weights that are not finite in {type(module).__name__}")
+    return model
+
+
+def fingerprint(*modules: nn.Module) -> str:
+    """First 16 hex digits of the SHA-256 of all parameters and buffers, in order."""
+    digest = hashlib.sha256()
+    for module in modules:
+        for name, tensor in module.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

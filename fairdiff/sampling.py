@@ -1,0 +1,202 @@
+"""One sampler, its linear coefficients, and the replay that turns an image gradient into an adapter gradient.
+
+Shapes: B images, T sampler steps, latents_BCHW, cond_1LD (one prompt) or cond_BLD.
+Source of the factorised form: z_0 is linear in the noise predictions once the U-Net's inputs are detached (adjusted
+direct fine-tuning, Shen et al., ICLR 2024, section 4.3), z_0 = a z_T + sum_t c_t eps_t, hence
+dL/dtheta = sum_t w_t J_theta(eps_t; sg(z_t))^T g with g = dL/dz_0.
+"""
+
+import copy
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from fairdiff.errors import FairDiffError
+
+# (prompt, noise_BCHW) -> image_BCHW in [0, 1]
+Generate = Callable[[str, Tensor], Tensor]
+
+
+def initial_noise(prompt: str, seed: int, indices: Iterable[int], shape: tuple[int, ...]) -> Tensor:
+    """Standard normal noise [len(indices), *shape], image i the same for every batch size and process.
+
+    Each image has its own generator, seeded by SHA-256 of (seed, prompt, index).
+    """
+    rows = []
+    for index in indices:
+        digest = hashlib.sha256(f"{seed}|{prompt}|{index}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+        rows.append(torch.randn(shape, generator=generator))
+    return torch.stack(rows)
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Text embeddings and scale s of classifier-free guidance: eps = eps_u + s (eps_c - eps_u)."""
+
+    cond: Tensor
+    uncond: Tensor
+    scale: float
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """The U-Net's inputs (T tensors BCHW, scaled as the solver asks), its time steps [T] and z_0."""
+
+    inputs: list[Tensor]
+    timesteps: Tensor
+    final: Tensor
+
+
+def require_linear(scheduler) -> None:
+    """Refuse solvers whose z_0 is not a linear function of epsilon predictions (clipping, thresholding, noise)."""
+    config = scheduler.config
+    name = type(scheduler).__name__
+    if config.get("prediction_type", "epsilon") != "epsilon":
+        raise FairDiffError(f"scheduler {name}: prediction_type is {config['prediction_type']}, allowed: epsilon")
+    for key in ("clip_sample", "thresholding"):
+        if config.get(key):
+            raise FairDiffError(f"scheduler {name}: {key} is on, but a linear solver is needed; switch it off")
+    if str(config.get("algorithm_type", "")).startswith("sde"):
+        raise FairDiffError(f"scheduler {name}: algorithm_type {config['algorithm_type']} adds noise; allowed: dpmsolver++")
+
+
+def _timesteps(scheduler, steps: int, device) -> Tensor:
+    scheduler.set_timesteps(steps, device=device)
+    return scheduler.timesteps.clone()
+
+
+def predict(unet, latent: Tensor, timestep: Tensor, guidance: Guidance) -> Tensor:
+    """Guided noise prediction eps_u + s (eps_c - eps_u) [B, C, H, W]; one batch of 2B, or B when s = 1."""
+    batch = len(latent)
+    cond = guidance.cond.expand(batch, -1, -1)
+    if guidance.scale == 1:
+        return unet(latent, timestep, encoder_hidden_states=cond).sample
+    if guidance.uncond.shape[1] == cond.shape[1]:
+        text = torch.cat([guidance.uncond.expand(batch, -1, -1), cond])
+        times = timestep.expand(2 * batch) if timestep.ndim == 0 else torch.cat([timestep, timestep])
+        eps_u, eps_c = unet(torch.cat([latent, latent]), times, encoder_hidden_states=text).sample.chunk(2)
+    else:
+        eps_u = unet(latent, timestep, encoder_hidden_states=guidance.uncond.expand(batch, -1, -1)).sample
+        eps_c = unet(latent, timestep, encoder_hidden_states=cond).sample
+    return eps_u + guidance.scale * (eps_c - eps_u)
+
+
+@torch.no_grad()
+def sample(unet, scheduler, guidance: Guidance, noise: Tensor, steps: int) -> Trajectory:
+    """Sample z_0 from noise [B, C, H, W] in T = steps solver steps without a graph, keeping every U-Net input."""
+    scheduler = copy.deepcopy(scheduler)
+    latent, inputs = noise * scheduler.init_noise_sigma, []
+    timesteps = _timesteps(scheduler, steps, noise.device)
+    for t in timesteps:
+        inputs.append(scheduler.scale_model_input(latent, t))
+        latent = scheduler.step(predict(unet, inputs[-1], t, guidance), t, latent).prev_sample
+    return Trajectory(inputs, timesteps, latent)
+
+
+def sample_with_graph(
+    unet, scheduler, guidance: Guidance, noise: Tensor, steps: int, detach: bool = False, scale_T=None
+) -> Tensor:
+    """The literal loop: z_0 with a graph over all T steps, each U-Net call checkpointed.
+
+    detach=True cuts the U-Net's inputs (B_t = I); scale_T multiplies step t's noise gradient. With detach and
+    scale_t = w_t / c_t this is the oracle of `replay`; without either it is the exact gradient (DRaFT).
+    """
+    scheduler = copy.deepcopy(scheduler)
+    latent = noise * scheduler.init_noise_sigma
+    for i, t in enumerate(_timesteps(scheduler, steps, noise.device)):
+        model_input = scheduler.scale_model_input(latent, t)
+        if detach:
+            model_input = model_input.detach()
+
+        def call(x, cond, uncond, t=t):
+            return predict(unet, x, t, Guidance(cond, uncond, guidance.scale))
+
+        eps = checkpoint(call, model_input, guidance.cond, guidance.uncond, use_reentrant=False)
+        if scale_T is not None:
+            eps.register_hook(lambda grad, k=float(scale_T[i]): grad * k)
+        latent = scheduler.step(eps, t, latent).prev_sample
+    return latent
+
+
+def solver_coefficients(scheduler, steps: int) -> Tensor:
+    """c_t [T] of z_0 = a z_T + sum_t c_t eps_t, read off the scheduler by autograd through it alone."""
+    require_linear(scheduler)
+    scheduler = copy.deepcopy(scheduler)
+    timesteps = _timesteps(scheduler, steps, "cpu")
+    with torch.enable_grad():
+        eps = [torch.zeros(1, 1, 1, 1, requires_grad=True) for _ in timesteps]
+        latent = torch.zeros(1, 1, 1, 1)
+        for e, t in zip(eps, timesteps, strict=True):
+            latent = scheduler.step(e, t, latent).prev_sample
+        return torch.stack([g.reshape(()) for g in torch.autograd.grad(latent, eps)])
+
+
+def gradient_weights(mode: str, scheduler, steps: int) -> Tensor:
+    """w_t [T] by which step t's noise gradient is multiplied.
+
+    unit: mean(c) at every step (A_t = 1 of the paper, with the sign of the solver); solver: c_t (B_t = I only);
+    reference: c_t k_t with k_t proportional to sqrt(abar_t) sqrt(1 - abar_t) / beta_t, geometric mean 1 (released code).
+    """
+    c = solver_coefficients(scheduler, steps)
+    if mode == "solver":
+        return c
+    if mode == "unit":
+        return c.mean().expand(steps).clone()
+    if mode == "reference":
+        times = _timesteps(copy.deepcopy(scheduler), steps, "cpu").long()
+        abar, beta = scheduler.alphas_cumprod[times], scheduler.betas[times]
+        k = (abar * (1 - abar)).sqrt() / beta
+        return c * k / k.log().mean().exp()
+    raise ValueError(f"gradient.type: found {mode}, allowed: unit, reference, solver")
+
+
+def choose_steps(batch: int, steps: int, evaluations: int | None, generator: torch.Generator) -> Tensor:
+    """Which of T steps each image replays: long [B, K], by systematic sampling with inclusion probability K/T.
+
+    Offsets are stratified over the batch, so the whole batch covers the steps evenly. K = T (or None) takes all.
+    """
+    if evaluations is None or evaluations >= steps:
+        return torch.arange(steps).expand(batch, steps)
+    shift = torch.rand((), generator=generator)
+    offset = (shift + torch.randperm(batch, generator=generator) / batch) % 1
+    points = (offset[:, None] + torch.arange(evaluations)) * (steps / evaluations)
+    return points.floor().long().clamp(max=steps - 1)
+
+
+@dataclass(frozen=True)
+class Upstream:
+    """What flows into `replay`: dL/dz_0 [B, C, H, W], step weights w_t [T] and the chosen steps [B, K]."""
+
+    grad: Tensor
+    weights: Tensor
+    chosen: Tensor
+
+
+def replay(unet, trajectory: Trajectory, guidance: Guidance, upstream: Upstream, micro_batch: int) -> None:
+    """Accumulate sum_t w_t J(eps_t; sg(z_t))^T g into every leaf that the U-Net and the text embeddings reach.
+
+    One forward and backward per chosen (image, step) pair, in micro-batches of any size: memory is constant in T.
+    `guidance.cond` and `.uncond` are [1, L, D] leaves or constants; the unconditional half runs only if something
+    in it needs a gradient. The factor T/K makes the estimate unbiased.
+    """
+    batch, count = upstream.chosen.shape
+    steps = len(trajectory.timesteps)
+    image = torch.arange(batch).repeat_interleave(count)
+    step = upstream.chosen.reshape(-1)
+    weight = upstream.weights.to(upstream.grad)[step] * (steps / count)
+    unet_learns = any(p.requires_grad for p in unet.parameters())
+    halves = [(guidance.cond, guidance.scale), (guidance.uncond, 1 - guidance.scale)]
+    for text, factor in halves:
+        if factor == 0 or not (unet_learns or text.requires_grad):
+            continue
+        for rows in torch.arange(len(image)).split(micro_batch):
+            latent = torch.stack([trajectory.inputs[s][i] for i, s in zip(image[rows], step[rows], strict=True)])
+            grad = upstream.grad[image[rows]] * (weight[rows] * factor).view(-1, 1, 1, 1)
+            times = trajectory.timesteps[step[rows]]
+            eps = unet(latent, times, encoder_hidden_states=text.expand(len(rows), -1, -1)).sample
+            eps.backward(grad)

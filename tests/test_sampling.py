@@ -1,0 +1,167 @@
+"""Laws of sampling and of the factorised gradient, each held against literal autograd or finite differences."""
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+
+from fairdiff.adapters import Lora, SoftTokens
+from fairdiff.errors import FairDiffError
+from fairdiff.sampling import (
+    Guidance,
+    Upstream,
+    choose_steps,
+    gradient_weights,
+    initial_noise,
+    replay,
+    sample,
+    sample_with_graph,
+    solver_coefficients,
+)
+
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+SOLVERS = {
+    "dpm": DPMSolverMultistepScheduler(**BETAS),
+    "ddim": DDIMScheduler(**BETAS, clip_sample=False, steps_offset=1),
+}
+PROMPT = "a photo of the face of a nurse"
+
+
+def make_adapter(model, kind):
+    generator = torch.Generator().manual_seed(1)
+    if kind == "soft_tokens":
+        return SoftTokens(model, 3, generator)
+    parts = {"lora_text": ["text_encoder"], "lora_unet": ["unet"], "lora_both": ["text_encoder", "unet"]}[kind]
+    adapter = Lora(model, parts, 4, 4, generator)
+    for p in adapter.parameters():  # off the saddle at zero, so that every factor has a gradient
+        p.data.add_(0.05 * torch.randn(p.shape, generator=generator))
+    return adapter
+
+
+def loss_of(latent):
+    return (latent.flatten(1) @ torch.linspace(-1, 1, latent[0].numel()) / 20).tanh().square().sum()
+
+
+def guidance_of(model, adapter, scale=3.0):
+    uncond = model.encode("")
+    if adapter.kind == "soft_tokens":
+        uncond = uncond.detach()
+    return Guidance(model.encode(adapter.prefix + PROMPT), uncond, scale)
+
+
+def factorised(model, adapter, scheduler, mode, steps, chosen=None, micro_batch=3):
+    live = guidance_of(model, adapter)
+    leaves = [t.detach().requires_grad_(t.requires_grad) for t in (live.cond, live.uncond)]
+    noise = initial_noise(PROMPT, 0, range(2), model.latent_shape)
+    guidance = Guidance(*leaves, live.scale)
+    trajectory = sample(model.unet, scheduler, guidance, noise, steps)
+    final = trajectory.final.requires_grad_()
+    (grad,) = torch.autograd.grad(loss_of(final), final)
+    weights = gradient_weights(mode, scheduler, steps)
+    chosen = choose_steps(2, steps, None, None) if chosen is None else chosen
+    for p in adapter.parameters():
+        p.grad = None
+    replay(model.unet, trajectory, guidance, Upstream(grad, weights, chosen), micro_batch)
+    pairs = [(t, leaf.grad) for t, leaf in zip((live.cond, live.uncond), leaves, strict=True) if leaf.grad is not None]
+    torch.autograd.backward([t for t, _ in pairs], [g for _, g in pairs])
+    return torch.cat([p.grad.flatten() for p in adapter.parameters()])
+
+
+def literal(model, adapter, scheduler, mode, steps):
+    noise = initial_noise(PROMPT, 0, range(2), model.latent_shape)
+    scale = gradient_weights(mode, scheduler, steps) / solver_coefficients(scheduler, steps)
+    final = sample_with_graph(model.unet, scheduler, guidance_of(model, adapter), noise, steps, True, scale)
+    return torch.cat([g.flatten() for g in torch.autograd.grad(loss_of(final), adapter.parameters())])
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("kind", ["soft_tokens", "lora_text", "lora_unet", "lora_both"])
+@pytest.mark.parametrize("mode", ["unit", "reference", "solver"])
+def test_factorised_gradient_equals_literal_autograd(tiny_model, kind, solver, mode):
+    adapter = make_adapter(tiny_model, kind)
+    ours = factorised(tiny_model, adapter, SOLVERS[solver], mode, steps=6)
+    oracle = literal(tiny_model, adapter, SOLVERS[solver], mode, steps=6)
+    assert oracle.norm() > 0
+    assert (ours - oracle).norm() / oracle.norm() <= 1e-5
+
+
+@pytest.mark.parametrize("kind", ["soft_tokens", "lora_text", "lora_unet"])
+def test_exact_gradient_agrees_with_finite_differences(tiny_model, kind):
+    adapter = make_adapter(tiny_model, kind)
+    for module in (tiny_model.unet, tiny_model.text_encoder):
+        module.double()
+    scheduler, noise = SOLVERS["ddim"], initial_noise(PROMPT, 0, range(1), tiny_model.latent_shape).double()
+
+    def loss():
+        return loss_of64(sample_with_graph(tiny_model.unet, scheduler, guidance_of(tiny_model, adapter), noise, 3))
+
+    def loss_of64(latent):
+        return (latent.flatten(1) @ torch.linspace(-1, 1, latent[0].numel(), dtype=latent.dtype) / 20).tanh().square().sum()
+
+    parameter = adapter.parameters()[-1]
+    (grad,) = torch.autograd.grad(loss(), parameter)
+    direction = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)).double()
+    with torch.no_grad():
+        values = []
+        for step in (1e-4, -1e-4):
+            parameter.add_(step * direction)
+            values.append(loss().item())
+            parameter.sub_(step * direction)
+    assert (grad * direction).sum().item() == pytest.approx((values[0] - values[1]) / 2e-4, rel=1e-4)
+
+
+def test_micro_batches_of_replay_add_up(tiny_model):
+    adapter = make_adapter(tiny_model, "lora_both")
+    whole = factorised(tiny_model, adapter, SOLVERS["dpm"], "unit", 5, micro_batch=100)
+    parts = factorised(tiny_model, adapter, SOLVERS["dpm"], "unit", 5, micro_batch=1)
+    assert torch.allclose(whole, parts, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("steps,count", [(21, 7), (19, 4), (23, 6), (8, 3)])
+def test_every_step_is_replayed_with_probability_k_over_t(steps, count):
+    generator = torch.Generator().manual_seed(0)
+    rounds, batch = 4000, 4
+    chosen = torch.stack([choose_steps(batch, steps, count, generator) for _ in range(rounds)])
+    assert all(len(set(row.tolist())) == count for row in chosen[0])
+    share = torch.bincount(chosen.flatten(), minlength=steps) / (rounds * batch)
+    assert (share - count / steps).abs().max() < 0.02
+
+
+def test_truncated_replay_is_unbiased(tiny_model):
+    """The mean over all equally likely systematic samples equals the full gradient, also where K does not divide T."""
+    adapter = make_adapter(tiny_model, "soft_tokens")
+    steps, count, cells = 5, 2, 10
+    full = factorised(tiny_model, adapter, SOLVERS["dpm"], "unit", steps)
+    offsets = (torch.arange(cells) + 0.5) / cells  # the sample changes only at multiples of 1/cells
+    samples = [((o + torch.arange(count)) * steps / count).floor().long().expand(2, count) for o in offsets]
+    mean = sum(factorised(tiny_model, adapter, SOLVERS["dpm"], "unit", steps, c) for c in samples) / cells
+    assert (mean - full).norm() / full.norm() < 1e-4
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_final_latent_is_linear_with_the_stated_coefficients(solver):
+    scheduler, steps = SOLVERS[solver], 7
+    scheduler.set_timesteps(steps)
+    eps = torch.randn(steps, 1, 1, 1, 1, generator=torch.Generator().manual_seed(0))
+    latent = torch.zeros(1, 1, 1, 1)
+    for e, t in zip(eps, scheduler.timesteps, strict=True):
+        latent = scheduler.step(e, t, latent).prev_sample
+    assert latent.item() == pytest.approx((solver_coefficients(scheduler, steps) * eps.flatten()).sum().item(), rel=1e-4)
+
+
+def test_unit_weights_descend():
+    weights = gradient_weights("unit", SOLVERS["dpm"], 21)
+    assert (weights < 0).all() and weights.sum().item() == pytest.approx(-14.6, abs=0.3)
+
+
+def test_clipping_solvers_are_refused():
+    with pytest.raises(FairDiffError, match="clip_sample"):
+        solver_coefficients(DDIMScheduler(**BETAS, clip_sample=True), 5)
+
+
+def test_noise_and_pictures_do_not_depend_on_the_batch(tiny_model):
+    generate = tiny_model.generator(3.0, 4)
+    shape = tiny_model.latent_shape
+    together = generate(PROMPT, initial_noise(PROMPT, 7, range(4), shape))
+    alone = torch.cat([generate(PROMPT, initial_noise(PROMPT, 7, [i], shape)) for i in range(4)])
+    assert torch.allclose(together, alone, atol=1e-5)
+    assert not torch.equal(initial_noise(PROMPT, 7, [0], shape), initial_noise(PROMPT, 8, [0], shape))
