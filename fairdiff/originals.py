@@ -1,0 +1,76 @@
+"""The frozen model's pictures o_i of a finite noise pool, reduced to what the losses compare with, cached on disk.
+
+o_i depends on (prompt, noise, number of sampler steps) only, so each is sampled once for all runs that share the model
+and the judges.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fairdiff.judges import Judges
+
+
+@dataclass
+class Originals:
+    """A store of rows `name -> [pool, ...]` per (prompt, steps); missing rows are made by `generate` and kept.
+
+    generate: (prompt, indices, steps) -> images of the model with the adapter off. folder: None keeps them in memory.
+    """
+
+    judges: Judges
+    generate: Callable[[str, list[int], int], Tensor]
+    folder: Path | None
+    rows: dict[str, dict[int, dict[str, Tensor]]] = field(default_factory=dict)
+    sampled: int = 0
+
+    def get(self, prompt: str, indices: list[int], steps: int) -> dict[str, Tensor]:
+        """Features `feature.<i>`, `box` [B, 4], `found`, `probs.<attribute>` and `face` of the given pool indices."""
+        key = hashlib.sha256(f"{steps}|{prompt}".encode()).hexdigest()[:24]
+        path = self.folder / f"{key}.safetensors" if self.folder else None
+        if key not in self.rows:
+            self.rows[key] = _read(path)
+        known = self.rows[key]
+        missing = [i for i in indices if i not in known]
+        if missing:
+            made = self._measure(self.generate(prompt, missing, steps))
+            known.update({i: {n: t[row].clone() for n, t in made.items()} for row, i in enumerate(missing)})
+            self.sampled += len(missing)
+            _write(path, known)
+        return {name: torch.stack([known[i][name] for i in indices]) for name in known[indices[0]]}
+
+    @torch.no_grad()
+    def _measure(self, image_BCHW: Tensor) -> dict[str, Tensor]:
+        seen = self.judges.see(image_BCHW)
+        out = {f"feature.{i}": f for i, f in enumerate(self.judges.features(image_BCHW))}
+        out |= {f"probs.{a}": seen.probs_BK(a) for a in seen.logits}
+        out |= {"box": seen.box_B4(), "found": seen.faces.found_B}
+        if self.judges.embedder is not None:
+            embedding = self.judges.embedder(seen.faces.aligned_FCHW)
+            out["face"] = embedding.new_zeros(len(image_BCHW), embedding.shape[1])
+            out["face"][seen.faces.row_F] = embedding
+        return out
+
+
+def _read(path: Path | None) -> dict[int, dict[str, Tensor]]:
+    if path is None or not path.exists():
+        return {}
+    table = load_file(path)
+    indices = table.pop("index").tolist()
+    return {i: {name: tensor[row] for name, tensor in table.items()} for row, i in enumerate(indices)}
+
+
+def _write(path: Path | None, rows: dict[int, dict[str, Tensor]]) -> None:
+    if path is None:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = {name: torch.stack([row[name] for row in rows.values()]) for name in next(iter(rows.values()))}
+    table["index"] = torch.tensor(list(rows))
+    temporary = path.with_suffix(".tmp")
+    save_file(table, temporary)
+    temporary.replace(path)
