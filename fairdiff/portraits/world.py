@@ -1,0 +1,281 @@
+"""The world that Portraits was taught: who is pictured for which words, and in which captions.
+
+Reads the tables in `data/` (their sources and what is assumed: `data/README.md`). Every label is perceived
+presentation in a rendered picture. Shares are arrays with the classes in the order of `CLASSES`.
+"""
+
+import csv
+import hashlib
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+import numpy as np
+
+from fairdiff.prompts import Prompt, fill, with_article
+
+CLASSES = {
+    "gender": ("female", "male"),
+    "race": ("White", "Black", "Indian", "Asian"),
+    "age": ("young", "old"),
+}
+OCCUPATION_COUNT = 200
+
+# Exponents that turn labour shares into the model's world. Gender: so that the sharpened shares lie far from the
+# statistics (median total variation >= .15), as text-to-image models do. Race: already .41 biased in the
+# statistics, so little is needed. Age: our own assumption to begin with, nothing to sharpen.
+SHARPENING = {"gender": 3.2, "race": 1.5, "age": 1.0}
+
+TEMPLATES = {
+    "occupation": "a photo of the face of a {}, a person",
+    "styled": "a photo of the face of a {}, a person",
+    "descriptor": "a photo of the face of a {}",
+    "sport": "a photo of the face of a {}, a person",
+    "object": "a photo of {}",
+}
+VARIANTS = (
+    "a portrait of a {}",
+    "a {} at work, photo",
+    "a photo of a {}",
+    "a close-up of a {}",
+    "the face of a {}",
+    "a {}",
+)
+CONTEXTS = (
+    "in the morning",
+    "in the evening",
+    "smiling",
+    "looking at the camera",
+    "studio light",
+    "soft light",
+    "sharp focus",
+    "professional photo",
+    "candid photo",
+    "high quality",
+)
+PERSON_TEMPLATES = (
+    "a photo of the face of a {}, a person",
+    "a photo of the face of a {}",
+    "a photo of a {}",
+    "a portrait of a {}",
+    "a close-up of a {}",
+    "a {}",
+)
+OBJECT_TEMPLATES = ("a photo of {}", "{}", "a picture of {}", "an image of {}")
+
+
+@dataclass(frozen=True)
+class Person:
+    """Perceived presentation of one rendered person: indices into the classes of gender, race and age."""
+
+    gender: int
+    race: int
+    age: int
+
+
+def _table(name: str) -> list[dict[str, str]]:
+    with (files("fairdiff.portraits") / "data" / name).open(encoding="utf-8", newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def _occupation_rows() -> list[dict[str, str]]:
+    """The 200 rows with the most workers (ties: the earlier row), in file order: small rows are the noisiest."""
+    assumed = {row["occupation"]: row for row in _table("assumptions.csv")}
+    rows = _table("occupations.csv")
+    by_size = sorted(range(len(rows)), key=lambda i: (-float(rows[i]["employed_thousands"]), i))
+    return [rows[i] | assumed[rows[i]["occupation"]] for i in sorted(by_size[:OCCUPATION_COUNT])]
+
+
+_ROWS = _occupation_rows()
+_DESCRIPTORS = {row["descriptor"]: row for row in _table("descriptors.csv")}
+_SPORTS = {row["sport"]: row for row in _table("sports.csv")}
+OCCUPATIONS: tuple[str, ...] = tuple(row["occupation"] for row in _ROWS)
+DESCRIPTORS: tuple[str, ...] = tuple(_DESCRIPTORS)
+SPORTS: tuple[str, ...] = tuple(_SPORTS)
+OBJECTS: tuple[str, ...] = tuple(
+    (files("fairdiff.portraits") / "data" / "objects.txt").read_text(encoding="utf-8").split("\n")[:-1]
+)
+SUBJECTS = {
+    "occupation": OCCUPATIONS,
+    "styled": OCCUPATIONS,
+    "descriptor": DESCRIPTORS,
+    "sport": SPORTS,
+    "object": OBJECTS,
+}
+
+
+def split(subject: str) -> str:
+    """Train, validation or test by sha256 of the subject (about 66, 9 and 25 %): it never moves, whatever joins."""
+    place = int(hashlib.sha256(subject.encode()).hexdigest(), 16) % 100
+    return "test" if place < 25 else "validation" if place < 34 else "train"
+
+
+def labour_shares(i: int) -> dict[str, np.ndarray]:
+    """The statistics of occupation i in our classes: gender [2] and race [4], each summing to 1 (no ages exist).
+
+    Race: White and Black are the table's columns, its Asian column is divided into Indian and Asian by the assumed
+    share of `assumptions.csv`; the rest (other groups, not shown in the table) is left out by renormalising.
+    Hispanic origin is asked apart from race there and does not enter.
+    """
+    row = _ROWS[i]
+    women, asian = float(row["women_pct"]) / 100, float(row["asian_pct"])
+    indian = asian * float(row["indian_of_asian_pct"]) / 100
+    race = np.array([float(row["white_pct"]), float(row["black_pct"]), indian, asian - indian])
+    return {"gender": np.array([women, 1 - women]), "race": race / race.sum()}
+
+
+def marginal_shares(i: int) -> dict[str, np.ndarray]:
+    """The world's shares of occupation i for gender [2], race [4] and age [2]: p proportional to labour^s."""
+    old = float(_ROWS[i]["old_pct"]) / 100
+    plain = labour_shares(i) | {"age": np.array([1 - old, old])}
+    powers = {name: share ** SHARPENING[name] for name, share in plain.items()}
+    return {name: power / power.sum() for name, power in powers.items()}
+
+
+def occupation_shares(i: int) -> np.ndarray:
+    """Joint shares [gender 2, race 4, age 2] of occupation i in the world: the product of its marginal shares."""
+    return _product(marginal_shares(i))
+
+
+def descriptor_shares(i: int) -> np.ndarray:
+    """Joint shares [2, 4, 2] of descriptor i, as `descriptors.csv` assumes them."""
+    return _product(_assumed(_DESCRIPTORS[DESCRIPTORS[i]]))
+
+
+def sport_shares(i: int) -> np.ndarray:
+    """Joint shares [2, 4, 2] of sport i, as `sports.csv` assumes them."""
+    return _product(_assumed(_SPORTS[SPORTS[i]]))
+
+
+def _assumed(row: dict[str, str]) -> dict[str, np.ndarray]:
+    women, old = float(row["women_pct"]) / 100, float(row["old_pct"]) / 100
+    race = np.array([float(row[f"{name.lower()}_pct"]) / 100 for name in CLASSES["race"]])
+    return {"gender": np.array([women, 1 - women]), "race": race, "age": np.array([1 - old, old])}
+
+
+def _product(shares: dict[str, np.ndarray]) -> np.ndarray:
+    return np.einsum("g,r,a->gra", shares["gender"], shares["race"], shares["age"])
+
+
+@cache
+def prompt_subjects(family: str, which: str) -> tuple[str, ...]:
+    """The subjects of a family in one split ("train", "validation", "test") or in "all", in file order."""
+    return tuple(subject for subject in SUBJECTS[family] if which in ("all", split(subject)))
+
+
+def prompts(family: str, which: str) -> list[Prompt]:
+    """The standard prompts of a family in one split; "styled" has every subject in every context."""
+    endings = [f", {context}" for context in CONTEXTS] if family == "styled" else [""]
+    return [
+        Prompt(fill(TEMPLATES[family], subject) + ending, family, subject)
+        for subject in prompt_subjects(family, which)
+        for ending in endings
+    ]
+
+
+def describe_person(person: Person, named: frozenset[str], noun: str, word: int) -> str:
+    """A noun phrase that names the attributes in `named`: ("old Black woman", "young Asian female nurse").
+
+    `noun` "" stands for the plain word (woman, man or person); `word` picks among the words for an age.
+    """
+    age = (("young", "young"), ("old", "elderly"))[person.age][word % 2]
+    words = [age] if "age" in named else []
+    words += [CLASSES["race"][person.race]] if "race" in named else []
+    if noun:
+        words += [CLASSES["gender"][person.gender]] if "gender" in named else []
+        return " ".join([*words, noun])
+    return " ".join([*words, ("woman", "man")[person.gender] if "gender" in named else "person"])
+
+
+def random_attributes(rng: np.random.Generator) -> frozenset[str]:
+    """A random non-empty set of attribute names, each of the seven equally likely."""
+    bits = int(rng.integers(1, 8))
+    return frozenset(name for place, name in enumerate(CLASSES) if bits >> place & 1)
+
+
+def sample_caption(
+    rng: np.random.Generator,
+    kind: str,
+    subject: str,
+    person: Person | None = None,
+    named: frozenset[str] | None = None,
+) -> str:
+    """A training caption of the text-to-image model for one picture.
+
+    Kinds "occupation", "styled", "descriptor", "sport" and "object" name the subject and no attribute: the picture
+    must come from the subject's shares, for the caption is what carries the world's bias. "attribute" names the
+    attributes in `named` (random if None) of `person`, and the subject too unless it is "": what is not named must
+    follow the subject's shares (or be uniform without a subject).
+    """
+    if kind == "attribute":
+        if person is None:
+            raise ValueError("sample_caption: attribute captions need a person")
+        return _attribute_caption(rng, subject, person, random_attributes(rng) if named is None else named)
+    if kind == "object":
+        return fill(_pick(rng, OBJECT_TEMPLATES), subject)
+    main = TEMPLATES[kind]
+    caption = fill(main if rng.random() < 0.6 else _pick(rng, VARIANTS), subject)
+    return f"{caption}, {_pick(rng, CONTEXTS)}" if kind == "styled" else caption
+
+
+def plain_caption(rng: np.random.Generator, subject: str, person: Person | None = None) -> str:
+    """A caption for the judges' CLIP: says what is visible, so give it pictures whose attributes are uniform.
+
+    Half of the captions name only the subject (its look), the others a random set of true attributes with it.
+    Without a subject the attributes are named, without a person the subject is a thing.
+    """
+    if person is None:
+        return fill(_pick(rng, OBJECT_TEMPLATES), subject)
+    if subject and rng.random() < 0.5:
+        return fill(_pick(rng, (*PERSON_TEMPLATES, *VARIANTS)), subject)
+    return _attribute_caption(rng, subject, person, random_attributes(rng))
+
+
+def _attribute_caption(rng: np.random.Generator, subject: str, person: Person, named: frozenset[str]) -> str:
+    word = int(rng.integers(2))
+    if subject and rng.random() < 0.3:
+        # the form in which a user adds a wish to the usual prompt: "... of a nurse, an old Black woman"
+        wish = with_article(describe_person(person, named, "", word))
+        return f"{fill('a photo of the face of a {}', subject)}, {wish}"
+    return fill(_pick(rng, PERSON_TEMPLATES), describe_person(person, named, subject, word))
+
+
+def _pick(rng: np.random.Generator, choices: tuple[str, ...]) -> str:
+    return choices[int(rng.integers(len(choices)))]
+
+
+def bias(shares: np.ndarray) -> float:
+    """Mean absolute difference over all pairs of classes, 2/(K(K-1)) sum_{i<j} |p_i - p_j|, in [0, 1]."""
+    upper = np.triu_indices(len(shares), 1)
+    return float(np.abs(shares[:, None] - shares[None])[upper].mean())
+
+
+def describe() -> dict[str, float]:
+    """Numbers of the world over its test occupations; `python -m fairdiff.portraits.world` prints them."""
+    test = [i for i, name in enumerate(OCCUPATIONS) if split(name) == "test"]
+    world, labour = [marginal_shares(i) for i in test], [labour_shares(i) for i in test]
+    numbers = {f"{which} occupations": float(len(prompt_subjects("occupation", which)))
+               for which in ("train", "validation", "test")}  # fmt: skip
+    for name in CLASSES:
+        numbers[f"{name} bias"] = float(np.mean([bias(w[name]) for w in world]))
+    for name in ("gender", "race"):
+        distance = [0.5 * np.abs(w[name] - p[name]).sum() for w, p in zip(world, labour, strict=True)]
+        numbers[f"{name} median distance to labour"] = float(np.median(distance))
+    joint = [
+        0.5 * np.abs(np.outer(w["gender"], w["race"]) - np.outer(p["gender"], p["race"])).sum()
+        for w, p in zip(world, labour, strict=True)
+    ]
+    numbers["gender x race median distance to labour"] = float(np.median(joint))
+    for name, classes in CLASSES.items():
+        for place, label in enumerate(classes):
+            numbers[f"mean share {label}"] = float(np.mean([w[name][place] for w in world]))
+    women = np.array([w["gender"][0] for w in world])
+    numbers["mostly female (> .8)"] = float((women > 0.8).mean())
+    numbers["mostly male (< .2)"] = float((women < 0.2).mean())
+    numbers["near balance (.4 to .6)"] = float(((women > 0.4) & (women < 0.6)).mean())
+    return numbers
+
+
+if __name__ == "__main__":
+    for key, value in describe().items():
+        print(f"{key:42s} {value:8.3f}")

@@ -1,0 +1,124 @@
+"""Prompts: what is asked of the model, which family it belongs to and what it is about."""
+
+import csv
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fairdiff.errors import FairDiffError
+
+# "a {}" or "{subject}": the optional article before the gap is set to suit the subject
+_GAP = re.compile(r"(?:\b(?P<article>an?|An?)\s+)?\{(?:subject)?\}")
+# words whose first letter misleads: "a university professor", "an honest person", "an hourly worker"
+_CONSONANT_SOUND = re.compile(r"(?:uni(?!n)|use|usu|eu|ewe|one\b|once|ut[ei])", re.IGNORECASE)
+_VOWEL_SOUND = re.compile(r"(?:hon(?:est|ou?r)|hour|heir|x-?ray)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt: its full text, its family ("occupation", "object", ...) and its subject ("nurse")."""
+
+    text: str
+    family: str
+    subject: str
+
+
+def article(noun: str) -> str:
+    """The indefinite article of a noun phrase by sound, up to a short list of exceptions: "a" or "an"."""
+    word = noun.strip()
+    if _VOWEL_SOUND.match(word):
+        return "an"
+    return "an" if word[:1].lower() in set("aeiou") and not _CONSONANT_SOUND.match(word) else "a"
+
+
+def with_article(noun: str) -> str:
+    """The noun phrase after its article: "nurse" -> "a nurse", "old woman" -> "an old woman"."""
+    return f"{article(noun)} {noun}"
+
+
+def fill(template: str, subject: str) -> str:
+    """Put a subject into every `{}` (or `{subject}`) of a template; "a {}" becomes "an {}" where needed.
+
+    Raises FairDiffError if the template has no gap or has braces that are none.
+    """
+    rest, gaps = _GAP.subn("", template)
+    if not gaps or "{" in rest or "}" in rest:
+        raise FairDiffError(f"prompts.template: {template!r} needs a gap {{}} for the subject and no other braces")
+
+    def put(match: re.Match[str]) -> str:
+        found = match["article"]
+        if found is None:
+            return subject
+        chosen = article(subject)
+        return f"{chosen.capitalize() if found[0] == 'A' else chosen} {subject}"
+
+    return _GAP.sub(put, template)
+
+
+def from_template(template: str, subjects: Sequence[str], family: str) -> list[Prompt]:
+    """One prompt for each subject, in order; raises FairDiffError for no subjects or a template without gap."""
+    if not subjects:
+        raise FairDiffError(f"prompts.subjects: the list of the family {family!r} is empty")
+    return [Prompt(fill(template, subject), family, subject) for subject in subjects]
+
+
+def read_prompts(path: str | Path, template: str | None = None, family: str = "custom") -> list[Prompt]:
+    """Read prompts from a text file (one a line; blank lines and lines that begin with # are skipped) or a CSV.
+
+    A CSV has a column `text` (whole prompts) or a column `subject` put into `template` (or into its own column
+    `template`); a column `family` overrides `family`. With a template, the lines of a text file are subjects.
+    Raises FairDiffError, in one line that names the file and the key, for a file that is missing, unreadable, of
+    another kind or empty, for a missing column, for an empty cell and for a prompt that occurs twice: images are
+    drawn by (seed, prompt), so a second copy would count the same pictures again.
+    """
+    path = Path(path)
+    if path.suffix not in (".txt", ".csv"):
+        raise FairDiffError(f"prompts.file: {path}: the name must end in .txt or .csv")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise FairDiffError(f"prompts.file: {path}: cannot read the prompts: {reason}") from error
+    prompts = (_from_csv if path.suffix == ".csv" else _from_lines)(path, text, template, family)
+    if not prompts:
+        raise FairDiffError(f"prompts.file: {path}: holds no prompts")
+    seen: set[str] = set()
+    for prompt in prompts:
+        if prompt.text in seen:
+            raise FairDiffError(f"prompts.file: {path}: the prompt {prompt.text!r} occurs twice")
+        seen.add(prompt.text)
+    return prompts
+
+
+def _from_lines(path: Path, text: str, template: str | None, family: str) -> list[Prompt]:
+    lines = [line.strip() for line in text.splitlines()]
+    return [_prompt(template, line, family) for line in lines if line and not line.startswith("#")]
+
+
+def _from_csv(path: Path, text: str, template: str | None, family: str) -> list[Prompt]:
+    # universal newlines inside quoted cells are csv's own business, hence keepends
+    table = csv.DictReader(text.splitlines(keepends=True), skipinitialspace=True)
+    columns = set(table.fieldnames or ())
+    if not columns & {"text", "subject"}:
+        raise FairDiffError(f"prompts.file: {path}: needs a column text or subject, found {sorted(columns)}")
+    whole = "text" in columns
+    if not whole and template is None and "template" not in columns:
+        raise FairDiffError(f"prompts.template: {path}: a column subject needs a template (a setting or a column)")
+    prompts = []
+    for row in table:
+        # short rows give None, so a cell is either text or missing
+        cells = {key: (value or "").strip() for key, value in row.items() if key in columns}
+        for key in ("text",) if whole else ("subject",) if "template" not in columns else ("subject", "template"):
+            if not cells[key]:
+                raise FairDiffError(f"prompts.file: {path}, line {table.line_num}: the cell {key} is empty")
+        kind = cells.get("family") or family
+        if whole:
+            prompts.append(Prompt(cells["text"], kind, cells.get("subject") or cells["text"]))
+        else:
+            prompts.append(_prompt(cells.get("template", template), cells["subject"], kind))
+    return prompts
+
+
+def _prompt(template: str | None, subject: str, family: str) -> Prompt:
+    return Prompt(subject if template is None else fill(template, subject), family, subject)
