@@ -1,0 +1,318 @@
+"""Every configuration schema with its cross-field laws, and the wrapper that turns their violations into one line.
+
+The only module of the package that imports hydra or omegaconf. `to_config` hands the mains plain dataclasses.
+"""
+
+import hashlib
+import os
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fairdiff.errors import FairDiffError
+
+CONF = str(Path(__file__).resolve().parent.parent / "conf")
+
+
+def _allowed(key: str, found: Any, allowed: list[Any]) -> None:
+    if found not in allowed:
+        raise FairDiffError(f"{key}: found {found}, allowed: {', '.join(map(str, allowed))}")
+
+
+def _positive(key: str, *values: float | None) -> None:
+    for value in values:
+        if value is not None and not value > 0:
+            raise FairDiffError(f"{key}: found {value}, allowed: greater than 0")
+
+
+@dataclass
+class ModelConfig:
+    """path: null for the embedded Portraits model, else a diffusers folder or hub id."""
+
+    path: str | None = None
+    padding: str = "max_length"
+    device: str = "cpu"
+
+    def __post_init__(self):
+        _allowed("model.padding", self.padding, ["max_length", "longest"])
+
+
+@dataclass
+class SamplerConfig:
+    """T is uniform on {train_steps[0] .. train_steps[1]} in training and audit_steps in the audit."""
+
+    guidance: float = MISSING
+    train_steps: list[int] = MISSING
+    audit_steps: int = MISSING
+
+    def __post_init__(self):
+        _positive("sampler.audit_steps", self.audit_steps)
+        if len(self.train_steps) != 2 or not 0 < self.train_steps[0] <= self.train_steps[1]:
+            raise FairDiffError(f"sampler.train_steps: found {self.train_steps}, allowed: [low, high] with 0 < low <= high")
+
+
+@dataclass
+class AdapterConfig:
+    """type soft_tokens uses `tokens`; lora uses `parts`, `rank` and `alpha`."""
+
+    type: str = MISSING
+    learning_rate: float = MISSING
+    tokens: int = 5
+    parts: list[str] = field(default_factory=list)
+    rank: int = 50
+    alpha: float = 50
+
+    def __post_init__(self):
+        _allowed("adapter.type", self.type, ["soft_tokens", "lora"])
+        _positive("adapter.learning_rate", self.learning_rate)
+        _positive("adapter.tokens", self.tokens)
+        _positive("adapter.rank", self.rank)
+        for part in self.parts:
+            _allowed("adapter.parts", part, ["text_encoder", "unet"])
+        if self.type == "lora" and not self.parts:
+            raise FairDiffError("adapter.parts: found [], allowed: text_encoder, unet or both")
+
+
+@dataclass
+class AttributeConfig:
+    """Classes in the judge's order and the damping factors of section A.2 of the paper."""
+
+    classes: list[str] = MISSING
+    keep_outside: float = MISSING
+    keep_face: float = MISSING
+
+    def __post_init__(self):
+        if len(self.classes) < 2 or len(set(self.classes)) != len(self.classes):
+            raise FairDiffError(f"attributes.classes: found {self.classes}, allowed: two or more different names")
+
+
+@dataclass
+class PromptsConfig:
+    """train/test: null for the embedded world's occupations, else a text file (one subject a line) or CSV.
+
+    train_limit and audit_limit take the first n subjects of a fixed shuffle; null takes all.
+    """
+
+    template: str = MISSING
+    train: str | None = None
+    test: str | None = None
+    train_limit: int | None = None
+
+    def __post_init__(self):
+        if "{}" not in self.template:
+            raise FairDiffError(f"prompts.template: found '{self.template}', allowed: a text with {{}} for the subject")
+        _positive("prompts.train_limit", self.train_limit)
+
+
+@dataclass
+class DetectorConfig:
+    """type mtcnn resizes the shorter side to input_size; whole takes the whole picture as the face."""
+
+    type: str = MISSING
+    input_size: int = 64
+    crop_size: int = 64
+    expand: float = 1.6
+
+    def __post_init__(self):
+        _allowed("detector.type", self.type, ["mtcnn", "whole"])
+
+
+@dataclass
+class JudgeConfig:
+    """Folders of the classifier, null for the embedded ones."""
+
+    path: str | None = None
+
+
+@dataclass
+class GradientConfig:
+    """evaluations: replayed sampler steps K of T, null for all. detach: of the literal `autograd` loop only."""
+
+    type: str = "unit"
+    evaluations: int | None = None
+    detach: bool = False
+
+    def __post_init__(self):
+        _allowed("gradient.type", self.type, ["unit", "reference", "solver", "autograd"])
+        _positive("gradient.evaluations", self.evaluations)
+        if self.type == "autograd" and self.evaluations is not None:
+            raise FairDiffError("gradient.evaluations: the literal autograd loop uses every step, allowed: null")
+
+
+@dataclass
+class LossConfig:
+    """Weights of the terms: 0 measures only, null leaves the term out."""
+
+    align: float = 1.0
+    image: float | None = 8.0
+    face: float | None = 1.0
+    confidence: float = 0.8
+    confident_class: float = 0.9
+    draws: int = 256
+
+    def __post_init__(self):
+        for name in ("align", "image", "face"):
+            value = asdict(self)[name]
+            if value is not None and not 0 <= value < float("inf"):
+                raise FairDiffError(f"loss.{name}: found {value}, allowed: 0 or more, or null")
+        if not 0.5 <= self.confidence < 1:
+            raise FairDiffError(f"loss.confidence: found {self.confidence}, allowed: [0.5, 1)")
+        _positive("loss.draws", self.draws)
+
+
+@dataclass
+class OptimizerConfig:
+    weight_decay: float = 1e-2
+    max_grad_norm: float | None = 1.0
+    ema: float = 0.996
+
+    def __post_init__(self):
+        _positive("optimizer.max_grad_norm", self.max_grad_norm)
+        if not 0 <= self.ema < 1:
+            raise FairDiffError(f"optimizer.ema: found {self.ema}, allowed: [0, 1)")
+
+
+@dataclass
+class AuditConfig:
+    """prompts: how many test prompts (null: all). judge: a classifier folder configured apart from the training one."""
+
+    prompts: int | None = None
+    images_per_prompt: int = 60
+    unrelated_prompts: int = 6
+    unrelated_images: int = 16
+    batch_size: int = 120
+    seed: int = 20231113
+    equivalence: float = 0.10
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+
+    def __post_init__(self):
+        for key in ("prompts", "images_per_prompt", "unrelated_prompts", "unrelated_images", "batch_size"):
+            _positive(f"audit.{key}", asdict(self)[key])
+
+
+@dataclass
+class Config:
+    """The whole configuration. target: attribute -> class -> share, any shares that sum to 1 per attribute."""
+
+    model: ModelConfig = MISSING
+    sampler: SamplerConfig = MISSING
+    adapter: AdapterConfig = MISSING
+    attributes: dict[str, AttributeConfig] = field(default_factory=dict)
+    target: dict[str, Any] = field(default_factory=dict)
+    prompts: PromptsConfig = MISSING
+    detector: DetectorConfig = MISSING
+    judge: JudgeConfig = MISSING
+    gradient: GradientConfig = MISSING
+    loss: LossConfig = MISSING
+    optimizer: OptimizerConfig = MISSING
+    audit: AuditConfig = MISSING
+    steps: int = MISSING
+    global_batch: int = MISSING
+    noise_pool: int = MISSING
+    decode_batch: int = 24
+    replay_batch: int = 96
+    seed: int = 0
+    resume: bool = True
+    checkpoint_every: int = 10
+    cache: str | None = "outputs/cache"
+
+    def __post_init__(self):
+        for key in ("steps", "global_batch", "noise_pool", "decode_batch", "replay_batch", "checkpoint_every"):
+            _positive(key, asdict(self)[key])
+        if self.noise_pool < self.global_batch:
+            raise FairDiffError(
+                f"noise_pool: found {self.noise_pool}, allowed: at least global_batch = {self.global_batch}"
+            )
+        if not self.attributes:
+            raise FairDiffError("attribute: found [], allowed: one or more of gender, race, age or your own")
+        _check_target(self.attributes, self.target)
+
+
+def _check_target(attributes: dict[str, AttributeConfig], target: dict[str, Any]) -> None:
+    for name in target:
+        _allowed("target", name, list(attributes))
+    for name, attribute in attributes.items():
+        shares = target.get(name)
+        if not isinstance(shares, dict):
+            raise FairDiffError(f"target.{name}: found {shares}, allowed: a share for each of {', '.join(attribute.classes)}")
+        for cls, share in shares.items():
+            _allowed(f"target.{name}", cls, attribute.classes)
+            if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+                raise FairDiffError(f"target.{name}.{cls}: found {share}, allowed: a number in [0, 1]")
+        missing = [c for c in attribute.classes if c not in shares]
+        if missing:
+            raise FairDiffError(f"target.{name}: no share for {', '.join(missing)}")
+        if abs(sum(shares.values()) - 1) > 1e-6:
+            raise FairDiffError(f"target.{name}: shares sum to {sum(shares.values()):.6g}, allowed: 1")
+
+
+def _run_name(overrides: str) -> str:
+    """A folder name of all overrides that change the result: readable while short, else a hash."""
+    name = re.sub(r"[^\w.,=+-]+", "-", overrides).strip("-,") or "default"
+    return name if len(name) <= 96 else hashlib.sha256(overrides.encode()).hexdigest()[:16]
+
+
+OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
+ConfigStore.instance().store(name="schema", node=Config)
+
+
+def to_config(cfg: DictConfig) -> Config:
+    """Plain dataclasses from the composed configuration; runs every __post_init__."""
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise FairDiffError(f"{missing[0]}: no value given")
+    return OmegaConf.to_object(cfg)
+
+
+def to_dict(config: Config) -> dict:
+    """The resolved configuration as plain data."""
+    return asdict(config)
+
+
+def main(task: Callable[[Config, Path], None]) -> Callable[[], None]:
+    """A Hydra main: task(config, run_dir). What the user can mend ends as one line on stderr and exit code 2."""
+
+    @wraps(task)
+    def job(cfg: DictConfig) -> None:
+        try:
+            task(to_config(cfg), Path(HydraConfig.get().runtime.output_dir))
+        except FairDiffError as error:  # before Hydra adds lines of its own
+            fail(error)
+
+    def run() -> None:
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors reach us instead of a printed traceback
+        try:
+            hydra.main(config_path=CONF, config_name="config", version_base="1.3")(job)()
+        except (FairDiffError, HydraException, OmegaConfBaseException) as error:
+            fail(error)
+
+    return run
+
+
+def fail(error: Exception) -> None:
+    """Print one line on stderr and exit with code 2."""
+    print(f"error: {one_line(error)}", file=sys.stderr)
+    sys.exit(2)
+
+
+def one_line(error: Exception) -> str:
+    """The message of an error and of what caused it, on one line without Hydra's own advice."""
+    texts = [str(error)]
+    cause = error.__cause__
+    if cause is not None and not isinstance(error, FairDiffError) and str(cause) not in texts[0]:
+        texts.append(str(cause))
+    lines = [line.strip() for text in texts for line in text.splitlines()]
+    noise = ("Set the environment", "object_type=", "reference_type=", "To append", "provider=", "Config search path")
+    keep = [s for s in lines if s and not s.startswith(noise)]
+    return "; ".join(keep)

@@ -1,0 +1,50 @@
+"""What a run tells: one JSON line a step in metrics.jsonl, and a progress display with loss terms and current bias."""
+
+import json
+import math
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+def progress(console: Console) -> Progress:
+    """A progress display with elapsed and remaining time and a free text `note`."""
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(),
+        TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console,
+    )  # fmt: skip
+
+
+class Metrics:
+    """Append-only metrics.jsonl; resuming drops the lines of steps that the checkpoint has not seen."""
+
+    def __init__(self, path: Path, finished_steps: int):
+        self.path = path
+        rows = [row for row in read_metrics(path) if row["step"] < finished_steps]
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        temporary.replace(path)
+
+    def write(self, row: dict) -> None:
+        """One line; values that are not finite become null."""
+        clean = {k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in row.items()}
+        with self.path.open("a") as file:
+            file.write(json.dumps(clean) + "\n")
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """All rows of a metrics.jsonl, [] if there is none; a last line cut short by a crash is left out."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def bias_of(shares: list[float]) -> float:
+    """bias = 2 / (K (K - 1)) sum_{i<j} |f_i - f_j| of one batch's shares (section 5 of the paper), in [0, 1]."""
+    k = len(shares)
+    return 2 / (k * (k - 1)) * sum(abs(a - b) for i, a in enumerate(shares) for b in shares[i + 1 :])
