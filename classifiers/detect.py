@@ -1,0 +1,207 @@
+"""Face detectors: MTCNN (default), the whole picture, insightface. One protocol, no gradient, the largest face.
+
+MTCNN: Zhang et al., "Joint Face Detection and Alignment using Multitask Cascaded Convolutional Networks", 2016. The three
+nets and their weights come from facenet-pytorch 2.5.3; the cascade around them is written for batches of small pictures.
+N candidates in the whole batch, with `row_N` their image.
+"""
+
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from facenet_pytorch.models.mtcnn import ONet, PNet, RNet
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops import nms, roi_align
+
+from classifiers.types import Boxes
+
+PYRAMID = 0.709  # MTCNN's factor: half the area from level to level
+CHUNK = 64  # images at a time: bounds memory and the quadratic part of the suppression
+
+
+class MTCNNDetector(nn.Module):
+    """The largest face of each image by MTCNN.
+
+    `input_size` is the shorter side at which faces are sought (None: the image's own); `min_face` the smallest face in
+    pixels *at that size*; `thresholds` of the three nets.
+    """
+
+    def __init__(
+        self,
+        input_size: int | None = 96,
+        min_face: float = 20.0,
+        thresholds: tuple[float, float, float] = (0.6, 0.7, 0.7),
+    ):
+        super().__init__()
+        self.input_size, self.min_face, self.thresholds = input_size, min_face, thresholds
+        self.pnet, self.rnet, self.onet = PNet(), RNet(), ONet()
+        self.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def forward(self, image_BCHW: Tensor) -> Boxes:
+        """Boxes and landmarks in pixels of `image_BCHW`; an image without a face has no row."""
+        batch, _, height, width = image_BCHW.shape
+        factor = 1.0 if self.input_size is None else self.input_size / min(height, width)
+        size = round(height * factor), round(width * factor)
+        rows, boxes, landmarks = [], [], []
+        for start in range(0, batch, CHUNK):
+            image = image_BCHW[start : start + CHUNK].float()
+            if size != (height, width):
+                image = F.interpolate(image, size, mode="bilinear", antialias=True)
+            row_N, box_N4, landmark_N52 = self.cascade((image * 255 - 127.5) / 128)
+            keep_F = largest(row_N, box_N4)
+            rows.append(row_N[keep_F] + start)
+            boxes.append(box_N4[keep_F])
+            landmarks.append(landmark_N52[keep_F])
+        back = torch.tensor([width / size[1], height / size[0]], device=image_BCHW.device)
+        box_F4, landmark_F52 = torch.cat(boxes) * back.repeat(2), torch.cat(landmarks) * back
+        return Boxes(torch.cat(rows), box_F4, landmark_F52, (batch, height, width))
+
+    def cascade(self, image_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """All faces of a batch (values in [-1, 1]): row_N, box_N4, landmark_N52 in pixels of this batch."""
+        row_N, box_N4 = self.propose(image_BCHW)
+        if not len(row_N):
+            return row_N, box_N4, box_N4.new_zeros(0, 5, 2)
+
+        shift_N4, prob_N2 = self.rnet(window(image_BCHW, row_N, box_N4, 24))
+        keep = prob_N2[:, 1] > self.thresholds[1]
+        row_N, box_N4, shift_N4, score_N = row_N[keep], box_N4[keep], shift_N4[keep], prob_N2[keep, 1]
+        keep = suppress(row_N, box_N4, score_N, 0.7)
+        row_N, box_N4 = row_N[keep], square(move(box_N4[keep], shift_N4[keep]))
+        if not len(row_N):
+            return row_N, box_N4, box_N4.new_zeros(0, 5, 2)
+
+        shift_N4, point_N10, prob_N2 = self.onet(window(image_BCHW, row_N, box_N4, 48))
+        keep = prob_N2[:, 1] > self.thresholds[2]
+        row_N, box_N4, shift_N4, score_N = row_N[keep], box_N4[keep], shift_N4[keep], prob_N2[keep, 1]
+        side_N2 = box_N4[:, 2:] - box_N4[:, :2]
+        # the net answers x of the five points first, then y, as fractions of the window
+        point_N52 = point_N10[keep].unflatten(1, (2, 5)).transpose(1, 2)
+        landmark_N52 = box_N4[:, None, :2] + point_N52 * side_N2[:, None]
+        box_N4 = move(box_N4, shift_N4)
+        keep = suppress_nested(row_N, box_N4, score_N, 0.7)
+        return row_N[keep], box_N4[keep], landmark_N52[keep]
+
+    def propose(self, image_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """First net over an image pyramid: a 12 px window at every second pixel, at scales 12/min_face * .709^k."""
+        height, width = image_BCHW.shape[-2:]
+        scale = 12 / self.min_face
+        rows, boxes, shifts, scores = [image_BCHW.new_zeros(0, dtype=torch.long)], [], [], []
+        while min(height, width) * scale >= 12:
+            size = int(height * scale + 1), int(width * scale + 1)
+            level = F.interpolate(image_BCHW, size, mode="area")
+            shift_B4hw, prob_B2hw = self.pnet(level)
+            row_N, y_N, x_N = torch.nonzero(prob_B2hw[:, 1] >= self.thresholds[0], as_tuple=True)
+            score_N = prob_B2hw[row_N, 1, y_N, x_N]
+            corner_N2 = torch.stack([x_N, y_N], 1) * 2.0
+            unit = image_BCHW.new_tensor([width / size[1], height / size[0]]).repeat(2)
+            box_N4 = torch.cat([corner_N2, corner_N2 + 12], 1) * unit
+            keep = suppress(row_N, box_N4, score_N, 0.5)
+            rows.append(row_N[keep])
+            boxes.append(box_N4[keep])
+            shifts.append(shift_B4hw[row_N, :, y_N, x_N][keep])
+            scores.append(score_N[keep])
+            scale *= PYRAMID
+        if not boxes:
+            return rows[0], image_BCHW.new_zeros(0, 4)
+        row_N, box_N4, score_N = torch.cat(rows), torch.cat(boxes), torch.cat(scores)
+        keep = suppress(row_N, box_N4, score_N, 0.7)
+        return row_N[keep], square(move(box_N4[keep], torch.cat(shifts)[keep]))
+
+
+class WholeImage:
+    """Every image is one face that fills the picture (aligned portraits); crop it with `expand=1`."""
+
+    def __call__(self, image_BCHW: Tensor) -> Boxes:
+        batch, _, height, width = image_BCHW.shape
+        box_4 = torch.tensor([0.0, 0.0, width, height], device=image_BCHW.device)
+        return Boxes(
+            torch.arange(batch, device=image_BCHW.device), box_4.repeat(batch, 1), None, (batch, height, width)
+        )
+
+
+class InsightFaceDetector:
+    """insightface's detector, one image at a time; its model files (`root/models/<name>/*.onnx`) are non-commercial."""
+
+    def __init__(self, root: Path, name: str = "buffalo_l", input_size: int = 640):
+        from insightface.app import FaceAnalysis  # optional package
+
+        if not (Path(root) / "models" / name).is_dir():
+            raise ValueError(f"{Path(root) / 'models' / name}: no insightface model folder here")
+        self.app = FaceAnalysis(name=name, root=str(root), allowed_modules=["detection"])
+        self.app.prepare(ctx_id=-1, det_size=(input_size, input_size))
+
+    @torch.no_grad()
+    def __call__(self, image_BCHW: Tensor) -> Boxes:
+        batch, _, height, width = image_BCHW.shape
+        rows, boxes, landmarks = [], [], []
+        bgr_BHWC = (image_BCHW.flip(1) * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
+        for row, picture in enumerate(bgr_BHWC):
+            faces = self.app.get(picture)
+            if faces:
+                face = max(faces, key=lambda f: (f.bbox[2] - f.bbox[0]) * (f.bbox[3] - f.bbox[1]))
+                rows.append(row)
+                boxes.append(torch.from_numpy(face.bbox).float())
+                landmarks.append(torch.from_numpy(face.kps).float())
+        device = image_BCHW.device
+        box_F4 = torch.stack(boxes) if boxes else torch.zeros(0, 4)
+        landmark_F52 = torch.stack(landmarks) if boxes else torch.zeros(0, 5, 2)
+        row_F = torch.tensor(rows, dtype=torch.long, device=device)
+        return Boxes(row_F, box_F4.to(device), landmark_F52.to(device), (batch, height, width))
+
+
+def window(image_BCHW: Tensor, row_N: Tensor, box_N4: Tensor, size: int) -> Tensor:
+    """Area-averaged windows [N, C, size, size]; mid-grey (0) outside the frame."""
+    return roi_align(image_BCHW, torch.cat([row_N[:, None].to(box_N4), box_N4], 1), size, aligned=True)
+
+
+def move(box_N4: Tensor, shift_N4: Tensor) -> Tensor:
+    """Each corner shifted by a predicted fraction of the box's width or height."""
+    return box_N4 + shift_N4 * (box_N4[:, 2:] - box_N4[:, :2]).repeat(1, 2)
+
+
+def square(box_N4: Tensor) -> Tensor:
+    """The square about the same centre with the longer side."""
+    centre_N2 = (box_N4[:, :2] + box_N4[:, 2:]) / 2
+    half_N1 = (box_N4[:, 2:] - box_N4[:, :2]).amax(1, keepdim=True) / 2
+    return torch.cat([centre_N2 - half_N1, centre_N2 + half_N1], 1)
+
+
+def suppress(row_N: Tensor, box_N4: Tensor, score_N: Tensor, overlap: float) -> Tensor:
+    """Non-maximum suppression within each image (intersection over union); indices kept, best score first.
+
+    Images are told apart by a shift in double precision: in single precision it would round the boxes by an amount
+    that depends on the batch.
+    """
+    if not len(row_N):
+        return row_N
+    box_N4 = box_N4.double()
+    stride = box_N4.max() - box_N4.min() + 1
+    return nms(box_N4 + row_N[:, None] * stride, score_N.double(), overlap)
+
+
+def suppress_nested(row_N: Tensor, box_N4: Tensor, score_N: Tensor, overlap: float) -> Tensor:
+    """Suppression by intersection over the *smaller* area, so that a box inside a better one goes; for few boxes."""
+    order_N = torch.argsort(score_N, descending=True, stable=True)
+    row_N, box_N4 = row_N[order_N], box_N4[order_N]
+    low_NN2 = torch.maximum(box_N4[:, None, :2], box_N4[None, :, :2])
+    high_NN2 = torch.minimum(box_N4[:, None, 2:], box_N4[None, :, 2:])
+    area_N = (box_N4[:, 2:] - box_N4[:, :2]).prod(1)
+    shared_NN = (high_NN2 - low_NN2).clamp(min=0).prod(2) / torch.minimum(area_N[:, None], area_N[None])
+    rival_NN = ((shared_NN > overlap) & (row_N[:, None] == row_N[None])).cpu().numpy()
+    keep = []
+    for i in range(len(row_N)):
+        if not rival_NN[i, keep].any():
+            keep.append(i)
+    return order_N[keep]
+
+
+def largest(row_N: Tensor, box_N4: Tensor) -> Tensor:
+    """Index of the largest box of each row that occurs, rows ascending."""
+    area_N = (box_N4[:, 2:] - box_N4[:, :2]).prod(1)
+    order_N = torch.argsort(area_N, descending=True, stable=True)
+    order_N = order_N[torch.argsort(row_N[order_N], stable=True)]
+    row_N = row_N[order_N].tolist()
+    first = [0] * bool(row_N) + [i + 1 for i, (a, b) in enumerate(pairwise(row_N)) if a != b]
+    return order_N[first]

@@ -1,0 +1,74 @@
+"""The image contract and the two protocols.
+
+Images are `image_BCHW`: float RGB in [0, 1]. Boxes are (x0, y0, x1, y1) in pixels of the image, where pixel j covers
+[j, j+1); they may lie partly outside the frame. B images, F <= B faces found (the largest face of each image),
+K classes of an attribute. B against F is the main hazard: `row_F` says which image a face belongs to.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """The largest face of each image that has one; constants, never part of a graph.
+
+    `row_F` long, strictly ascending image indices; `box_F4` float pixels; `landmark_F52` float pixels (x, y) of the
+    eye, eye, nose, mouth corner, mouth corner, the one further left in the picture first, or None if the detector has
+    no landmarks; `size` (B, H, W) of the batch.
+    """
+
+    row_F: Tensor
+    box_F4: Tensor
+    landmark_F52: Tensor | None
+    size: tuple[int, int, int]
+
+    @property
+    def found_B(self) -> Tensor:
+        """Which images have a face, bool [B]."""
+        found_B = torch.zeros(self.size[0], dtype=torch.bool, device=self.row_F.device)
+        found_B[self.row_F] = True
+        return found_B
+
+    def select(self, keep_F: Tensor) -> "Boxes":
+        """The faces a bool mask [F] keeps; the batch stays B images."""
+        landmark_F52 = None if self.landmark_F52 is None else self.landmark_F52[keep_F]
+        return Boxes(self.row_F[keep_F], self.box_F4[keep_F], landmark_F52, self.size)
+
+
+@dataclass(frozen=True)
+class Faces:
+    """Boxes with their pixels: `crop_FCHW` for the judges, `aligned_FCHW` (eyes level) for the face embedding."""
+
+    boxes: Boxes
+    crop_FCHW: Tensor
+    aligned_FCHW: Tensor
+
+    @property
+    def row_F(self) -> Tensor:
+        return self.boxes.row_F
+
+    @property
+    def found_B(self) -> Tensor:
+        return self.boxes.found_B
+
+    @property
+    def box_F4(self) -> Tensor:
+        return self.boxes.box_F4
+
+
+class Detector(Protocol):
+    """Finds the largest face of each image, without gradient; the answer for an image is the same in every batch."""
+
+    def __call__(self, image_BCHW: Tensor) -> Boxes: ...
+
+
+class Classifier(Protocol):
+    """Logits per attribute, [F, K] each, with gradient to the pixels; owns its resize and its normalisation."""
+
+    attributes: dict[str, tuple[str, ...]]
+
+    def __call__(self, crop_FCHW: Tensor) -> dict[str, Tensor]: ...
