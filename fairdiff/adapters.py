@@ -84,7 +84,9 @@ class SoftTokens:
         soft = self.embedding.soft
         if set(state) != {TOKEN} or state[TOKEN].shape != soft.shape:
             found = {k: tuple(v.shape) for k, v in state.items()}
-            raise FairDiffError(f"{folder / SOFT_TOKENS_FILE}: found {found}, expected {{'{TOKEN}': {tuple(soft.shape)}}}")
+            raise FairDiffError(
+                f"{folder / SOFT_TOKENS_FILE}: found {found}, expected {{'{TOKEN}': {tuple(soft.shape)}}}"
+            )
         soft.data.copy_(state[TOKEN])
 
 

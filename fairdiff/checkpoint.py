@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fairdiff.errors import FairDiffError
+from fairdiff.files import atomic_path
 
 NAME = "checkpoint.pt"
 
@@ -33,8 +34,7 @@ class Ema:
 
 
 def save(folder: Path, step: int, fingerprint: str, ema: Ema, optimizer: torch.optim.Optimizer) -> None:
-    """Write the state after `step` finished steps under a temporary name, then rename it."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write the state after `step` finished steps."""
     state = {
         "step": step,
         "fingerprint": fingerprint,
@@ -42,9 +42,8 @@ def save(folder: Path, step: int, fingerprint: str, ema: Ema, optimizer: torch.o
         "ema": ema.shadow,
         "optimizer": optimizer.state_dict(),
     }
-    temporary = folder / (NAME + ".tmp")
-    torch.save(state, temporary)
-    temporary.replace(folder / NAME)
+    with atomic_path(folder / NAME) as temporary:
+        torch.save(state, temporary)
 
 
 def load(folder: Path, fingerprint: str, ema: Ema, optimizer: torch.optim.Optimizer) -> int:

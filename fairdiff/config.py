@@ -59,7 +59,9 @@ class SamplerConfig:
     def __post_init__(self):
         _positive("sampler.audit_steps", self.audit_steps)
         if len(self.train_steps) != 2 or not 0 < self.train_steps[0] <= self.train_steps[1]:
-            raise FairDiffError(f"sampler.train_steps: found {self.train_steps}, allowed: [low, high] with 0 < low <= high")
+            raise FairDiffError(
+                f"sampler.train_steps: found {self.train_steps}, allowed: [low, high] with 0 < low <= high"
+            )
 
 
 @dataclass
@@ -245,7 +247,9 @@ def _check_target(attributes: dict[str, AttributeConfig], target: dict[str, Any]
     for name, attribute in attributes.items():
         shares = target.get(name)
         if not isinstance(shares, dict):
-            raise FairDiffError(f"target.{name}: found {shares}, allowed: a share for each of {', '.join(attribute.classes)}")
+            raise FairDiffError(
+                f"target.{name}: found {shares}, allowed: a share for each of {', '.join(attribute.classes)}"
+            )
         for cls, share in shares.items():
             _allowed(f"target.{name}", cls, attribute.classes)
             if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:

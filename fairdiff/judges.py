@@ -6,10 +6,10 @@
 from dataclasses import dataclass
 
 import torch
+from classifiers.identity import Bank, FaceEmbedder
 from torch import Tensor
 
 from classifiers.crop import extract
-from classifiers.identity import Bank, FaceEmbedder
 from classifiers.types import Boxes, Classifier, Detector, Faces
 
 

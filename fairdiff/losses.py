@@ -32,9 +32,7 @@ def preservation_loss(features: list[Tensor], originals: list[Tensor]) -> Tensor
     return sum(1 - (x * o).sum(1) for x, o in zip(features, originals, strict=True))
 
 
-def preservation_weight(
-    labels_AF: Tensor, kept_AF: Tensor, original_AF: Tensor, keep_outside_A: Tensor
-) -> Tensor:
+def preservation_weight(labels_AF: Tensor, kept_AF: Tensor, original_AF: Tensor, keep_outside_A: Tensor) -> Tensor:
     """Dynamic weight m [F] of the image loss for images with a face in both x and o.
 
     1 where every labelled attribute already is the class of o; otherwise the smallest keep_outside among the attributes

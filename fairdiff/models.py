@@ -65,7 +65,9 @@ def load_model(path: str | Path, padding: str = "max_length", device: str = "cpu
         )  # fmt: skip
     except Exception as error:  # diffusers, safetensors and the hub each have their own kinds
         reason = " ".join(str(error).split())[:300]
-        raise FairDiffError(f"model.path: cannot load {path} as a diffusers Stable Diffusion model: {reason}") from error
+        raise FairDiffError(
+            f"model.path: cannot load {path} as a diffusers Stable Diffusion model: {reason}"
+        ) from error
     require_linear(pipeline.scheduler)
     model = DiffusionModel(
         pipeline.tokenizer, pipeline.text_encoder, pipeline.unet, pipeline.vae, pipeline.scheduler, padding
@@ -82,6 +84,5 @@ def fingerprint(*modules: nn.Module) -> str:
     digest = hashlib.sha256()
     for module in modules:
         for name, tensor in module.state_dict().items():
-            digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from fairdiff.files import atomic_path
 from fairdiff.judges import Judges
 
 
@@ -68,9 +69,7 @@ def _read(path: Path | None) -> dict[int, dict[str, Tensor]]:
 def _write(path: Path | None, rows: dict[int, dict[str, Tensor]]) -> None:
     if path is None:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
     table = {name: torch.stack([row[name] for row in rows.values()]) for name in next(iter(rows.values()))}
     table["index"] = torch.tensor(list(rows))
-    temporary = path.with_suffix(".tmp")
-    save_file(table, temporary)
-    temporary.replace(path)
+    with atomic_path(path) as temporary:
+        save_file(table, temporary)

@@ -10,8 +10,8 @@ from fairdiff.errors import FairDiffError
 
 # "a {}" or "{subject}": the optional article before the gap is set to suit the subject
 _GAP = re.compile(r"(?:\b(?P<article>an?|An?)\s+)?\{(?:subject)?\}")
-# words whose first letter misleads: "a university professor", "an honest person", "an hourly worker"
-_CONSONANT_SOUND = re.compile(r"(?:uni(?!n)|use|usu|eu|ewe|one\b|once|ut[ei])", re.IGNORECASE)
+# words whose first letter misleads: "a university professor", "an honest person"
+_CONSONANT_SOUND = re.compile(r"(?:uni(?![nm])|use|usu|eu|ewe|one\b|once|ut[ei])", re.IGNORECASE)
 _VOWEL_SOUND = re.compile(r"(?:hon(?:est|ou?r)|hour|heir|x-?ray)", re.IGNORECASE)
 
 

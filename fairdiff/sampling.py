@@ -62,7 +62,9 @@ def require_linear(scheduler) -> None:
         if config.get(key):
             raise FairDiffError(f"scheduler {name}: {key} is on, but a linear solver is needed; switch it off")
     if str(config.get("algorithm_type", "")).startswith("sde"):
-        raise FairDiffError(f"scheduler {name}: algorithm_type {config['algorithm_type']} adds noise; allowed: dpmsolver++")
+        raise FairDiffError(
+            f"scheduler {name}: algorithm_type {config['algorithm_type']} adds noise; allowed: dpmsolver++"
+        )
 
 
 def _timesteps(scheduler, steps: int, device) -> Tensor:

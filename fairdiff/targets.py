@@ -89,9 +89,7 @@ def expected_binary(prob_F: np.ndarray, share: float) -> np.ndarray:
     return np.stack([1 - one, one], 1)
 
 
-def expected_joint(
-    probs: dict[str, np.ndarray], target: Target, rng: np.random.Generator, draws: int
-) -> np.ndarray:
+def expected_joint(probs: dict[str, np.ndarray], target: Target, rng: np.random.Generator, draws: int) -> np.ndarray:
     """q [F, K1, K2, ...] by Monte Carlo: the mean over `draws` of the optimal plan to a multinomial sample.
 
     Cost: Euclidean distance between the concatenated marginal probabilities and each joint corner's one-hots.

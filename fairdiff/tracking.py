@@ -7,6 +7,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from fairdiff.files import write_text
+
 
 def progress(console: Console) -> Progress:
     """A progress display with elapsed and remaining time and a free text `note`."""
@@ -22,9 +24,7 @@ class Metrics:
     def __init__(self, path: Path, finished_steps: int):
         self.path = path
         rows = [row for row in read_metrics(path) if row["step"] < finished_steps]
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        temporary.replace(path)
+        write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
     def write(self, row: dict) -> None:
         """One line; values that are not finite become null."""

@@ -81,7 +81,9 @@ def train(
                 bad += 1
                 warnings.warn(f"step {step}, prompt '{batch.prompt}': {trouble}; step skipped", stacklevel=1)
                 if bad >= PATIENCE:
-                    raise FairDiffError(f"training: {PATIENCE} steps in a row were skipped, the last because: {trouble}")
+                    raise FairDiffError(
+                        f"training: {PATIENCE} steps in a row were skipped, the last because: {trouble}"
+                    )
             else:
                 bad = 0
                 optimizer.step()
@@ -98,9 +100,7 @@ def train(
     require_effect(trainee, prompts[0].text)
 
 
-def judge_step(
-    result: StepResult, parameters: list[torch.nn.Parameter], max_norm: float | None
-) -> tuple[float, str]:
+def judge_step(result: StepResult, parameters: list[torch.nn.Parameter], max_norm: float | None) -> tuple[float, str]:
     """Clip, and say what is wrong: (gradient norm, reason or ""). A norm of exactly zero is an error, not a bad step."""
     if result.faces == 0:
         return 0.0, "no face was found in any picture of the batch"

@@ -95,7 +95,12 @@ def test_exact_gradient_agrees_with_finite_differences(tiny_model, kind):
         return loss_of64(sample_with_graph(tiny_model.unet, scheduler, guidance_of(tiny_model, adapter), noise, 3))
 
     def loss_of64(latent):
-        return (latent.flatten(1) @ torch.linspace(-1, 1, latent[0].numel(), dtype=latent.dtype) / 20).tanh().square().sum()
+        return (
+            (latent.flatten(1) @ torch.linspace(-1, 1, latent[0].numel(), dtype=latent.dtype) / 20)
+            .tanh()
+            .square()
+            .sum()
+        )
 
     parameter = adapter.parameters()[-1]
     (grad,) = torch.autograd.grad(loss(), parameter)
@@ -145,7 +150,9 @@ def test_final_latent_is_linear_with_the_stated_coefficients(solver):
     latent = torch.zeros(1, 1, 1, 1)
     for e, t in zip(eps, scheduler.timesteps, strict=True):
         latent = scheduler.step(e, t, latent).prev_sample
-    assert latent.item() == pytest.approx((solver_coefficients(scheduler, steps) * eps.flatten()).sum().item(), rel=1e-4)
+    assert latent.item() == pytest.approx(
+        (solver_coefficients(scheduler, steps) * eps.flatten()).sum().item(), rel=1e-4
+    )
 
 
 def test_unit_weights_descend():

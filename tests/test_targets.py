@@ -18,7 +18,9 @@ def test_closed_form_agrees_with_monte_carlo(share):
     assert np.abs(expected_binary(probs[:, 1], share) - monte_carlo).max() < 0.03
 
 
-@pytest.mark.parametrize("marginals", [{"r": [0.4, 0.3, 0.2, 0.1]}, {"g": [0.3, 0.7], "r": [0.25] * 4, "a": [0.75, 0.25]}])
+@pytest.mark.parametrize(
+    "marginals", [{"r": [0.4, 0.3, 0.2, 0.1]}, {"g": [0.3, 0.7], "r": [0.25] * 4, "a": [0.75, 0.25]}]
+)
 def test_plan_has_the_right_marginals(marginals):
     target = Target.from_marginals(marginals)
     probs = {n: probabilities(24, len(s), i) for i, (n, s) in enumerate(marginals.items())}

@@ -1,0 +1,161 @@
+"""From configuration to live objects, one build function a group; the only module that imports everything."""
+
+import hashlib
+import json
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from classifiers.attributes import AttributeNet, load_attribute_net
+from classifiers.identity import Bank, load_bank, load_embedder
+
+from classifiers.detect import MTCNNDetector, WholeImage
+from classifiers.types import Detector
+from fairdiff.adapters import Adapter, Lora, SoftTokens
+from fairdiff.config import Config
+from fairdiff.errors import FairDiffError
+from fairdiff.features import ClipEncoder, ImageEncoder
+from fairdiff.judges import Judges
+from fairdiff.losses import Damping
+from fairdiff.models import DiffusionModel, fingerprint, load_model
+from fairdiff.originals import Originals
+from fairdiff.portraits import weights, world
+from fairdiff.prompts import Prompt, fill, read_prompts
+from fairdiff.sampling import initial_noise
+from fairdiff.step import Method, Objective, Trainee
+from fairdiff.targets import Target
+from fairdiff.trainer import Schedule
+
+# Keys that leave the result of training as it is, or only ask for more of it.
+NOT_TRAINING = ("audit", "resume", "cache", "checkpoint_every", "steps", "decode_batch", "replay_batch")
+
+
+@contextmanager
+def blame(key: str):
+    """Turn a library's ValueError or OSError into one line that names the configuration key."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise FairDiffError(f"{key}: {' '.join(str(error).split())}") from error
+
+
+def run_fingerprint(config: Config) -> str:
+    """A short hash of all keys that change the result of training."""
+    kept = {k: v for k, v in asdict(config).items() if k not in NOT_TRAINING}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def build_model(config: Config) -> DiffusionModel:
+    if config.model.device != "cpu" and not torch.cuda.is_available():
+        raise FairDiffError(f"model.device: found {config.model.device}, but this machine has none; allowed: cpu")
+    return load_model(config.model.path or weights("model"), config.model.padding, config.model.device)
+
+
+def build_adapter(config: Config, model: DiffusionModel) -> Adapter:
+    generator = torch.Generator().manual_seed(config.seed)
+    adapter = config.adapter
+    if adapter.type == "soft_tokens":
+        return SoftTokens(model, adapter.tokens, generator)
+    return Lora(model, adapter.parts, adapter.rank, adapter.alpha, generator)
+
+
+def build_detector(config: Config) -> Detector:
+    if config.detector.type == "whole":
+        return WholeImage()
+    return MTCNNDetector(input_size=config.detector.input_size)
+
+
+def build_classifier(path: str | None, key: str, embedded: str, config: Config) -> AttributeNet:
+    """A frozen judge that knows every asked attribute with exactly the asked classes in the asked order."""
+    with blame(key):
+        classifier = load_attribute_net(path or weights(embedded))
+    for name, attribute in config.attributes.items():
+        found = classifier.attributes.get(name)
+        if found != tuple(attribute.classes):
+            raise FairDiffError(
+                f"{key}: the judge's classes of {name} are {found}, asked are {tuple(attribute.classes)}"
+            )
+    return classifier.to(config.model.device)
+
+
+def build_judges(config: Config) -> Judges:
+    device = config.model.device
+    embedder, bank = None, None
+    if config.loss.face is not None:
+        with blame("loss.face"):
+            embedder = load_embedder(weights("identity")).to(device)
+            bank: Bank = load_bank(weights("identity")).to(device)
+    encoders = []
+    if config.loss.image is not None:
+        encoders = [ClipEncoder(weights("clip"), device), ImageEncoder(weights("encoder"), device)]
+    classifier = build_classifier(config.judge.path, "judge.path", "judge", config)
+    crop = config.detector
+    return Judges(build_detector(config), classifier, encoders, embedder, bank, crop.crop_size, crop.expand)
+
+
+def build_target(config: Config) -> Target:
+    marginals = {n: [float(config.target[n][c]) for c in a.classes] for n, a in config.attributes.items()}
+    with blame("target"):
+        return Target.from_marginals(marginals)
+
+
+def build_objective(config: Config) -> Objective:
+    damping = {name: Damping(a.keep_outside, a.keep_face) for name, a in config.attributes.items()}
+    loss = config.loss
+    return Objective(
+        build_target(config), damping, loss.confidence, loss.draws, loss.align, loss.image, loss.face,
+        loss.confident_class,
+    )  # fmt: skip
+
+
+def frozen_key(config: Config, model: DiffusionModel, judges: Judges) -> str:
+    """A short hash of everything that makes an original and what is measured on it; taken before an adapter is hung."""
+    modules = [model.text_encoder, model.unet, model.vae, judges.classifier]
+    modules += [e.model for e in judges.encoders] + ([judges.embedder] if judges.embedder is not None else [])
+    settings = [config.seed, config.sampler.guidance, config.model.padding, asdict(config.detector)]
+    return hashlib.sha256(f"{fingerprint(*modules)}{settings}".encode()).hexdigest()[:16]
+
+
+def build_trainee(config: Config) -> Trainee:
+    model = build_model(config)
+    judges = build_judges(config)
+    folder = Path(config.cache) / "originals" / frozen_key(config, model, judges) if config.cache else None
+    adapter = build_adapter(config, model)
+
+    def original(prompt: str, indices: list[int], steps: int) -> torch.Tensor:
+        noise = initial_noise(prompt, config.seed, indices, model.latent_shape).to(model.unet.device)
+        with adapter.off():
+            return model.generator(config.sampler.guidance, steps)(prompt, noise)
+
+    gradient = config.gradient
+    method = Method(
+        config.sampler.guidance, gradient.type, gradient.evaluations, gradient.detach, config.decode_batch,
+        config.replay_batch,
+    )  # fmt: skip
+    return Trainee(model, adapter, judges, Originals(judges, original, folder), build_objective(config), method)
+
+
+def build_schedule(config: Config) -> Schedule:
+    low, high = config.sampler.train_steps
+    optimizer = config.optimizer
+    return Schedule(
+        config.steps, config.global_batch, config.noise_pool, (low, high), config.adapter.learning_rate,
+        optimizer.weight_decay, optimizer.max_grad_norm, optimizer.ema, config.checkpoint_every, config.seed,
+    )  # fmt: skip
+
+
+def build_prompts(config: Config, which: str) -> list[Prompt]:
+    """Training or test prompts in a fixed shuffle: the user's file, or the embedded world's occupations."""
+    path = {"train": config.prompts.train, "test": config.prompts.test}[which]
+    limit = {"train": config.prompts.train_limit, "test": config.audit.prompts}[which]
+    prompts = read_prompts(path, config.prompts.template) if path else world.prompts("occupation", which)
+    if not path and config.prompts.template != world.TEMPLATES["occupation"]:
+        prompts = [Prompt(fill(config.prompts.template, p.subject), p.family, p.subject) for p in prompts]
+    prompts = sorted(prompts, key=lambda p: hashlib.sha256(p.text.encode()).hexdigest())
+    return prompts[:limit]
+
+
+def build_unrelated(config: Config) -> list[Prompt]:
+    """Prompts without people, which an adapter must leave as they are."""
+    return world.prompts("object", "all")[: config.audit.unrelated_prompts]

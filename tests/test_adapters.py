@@ -1,0 +1,128 @@
+"""Laws of the adapters: off is the frozen model, on/off/on is the same, plain diffusers loads what is saved."""
+
+import re
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
+
+from fairdiff.adapters import LORA_FILE, SOFT_TOKENS_FILE, TOKEN, Lora, SoftTokens
+from fairdiff.errors import FairDiffError
+from fairdiff.models import load_model
+from fairdiff.sampling import initial_noise
+
+PROMPT = "a photo of the face of a nurse"
+KINDS = ["soft_tokens", "lora_text", "lora_unet", "lora_both"]
+
+
+def make(model, kind, seed=1, perturb=True):
+    generator = torch.Generator().manual_seed(seed)
+    if kind == "soft_tokens":
+        adapter = SoftTokens(model, 3, generator)
+    else:
+        parts = {"lora_text": ["text_encoder"], "lora_unet": ["unet"], "lora_both": ["text_encoder", "unet"]}[kind]
+        adapter = Lora(model, parts, 4, 4, generator)
+    if perturb:
+        for p in adapter.parameters():
+            p.data.add_(0.1 * torch.randn(p.shape, generator=generator))
+    return adapter
+
+
+def picture(model, adapter):
+    noise = initial_noise(PROMPT, 0, range(2), model.latent_shape)
+    return model.generator(3.0, 3, adapter.prefix)(PROMPT, noise)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_off_is_the_frozen_model_and_on_comes_back_bit_equal(tiny_model, tiny_folder, kind):
+    frozen = load_model(tiny_folder)
+    adapter = make(tiny_model, kind)
+    before = picture(tiny_model, adapter)
+    flags = [p.requires_grad for p in adapter.parameters()]
+    with adapter.off():
+        off = picture(tiny_model, adapter)
+    noise = initial_noise(PROMPT, 0, range(2), frozen.latent_shape)
+    assert torch.allclose(off, frozen.generator(3.0, 3)(PROMPT, noise), atol=1e-6)
+    assert torch.equal(before, picture(tiny_model, adapter))
+    assert not torch.allclose(before, off, atol=1e-4)
+    assert flags == [p.requires_grad for p in adapter.parameters()] and all(flags)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_graph_built_before_off_still_trains_the_adapter(tiny_model, kind):
+    """peft clears requires_grad when it switches off: such a graph used to give no gradient and no error."""
+    adapter = make(tiny_model, kind)
+    embedding = tiny_model.encode(adapter.prefix + PROMPT)
+    latent = torch.zeros(1, *tiny_model.latent_shape)
+    eps = tiny_model.unet(latent, torch.tensor(5), encoder_hidden_states=embedding).sample
+    with adapter.off():
+        tiny_model.encode(PROMPT)
+    eps.sum().backward()
+    assert all(p.grad is not None and p.grad.norm() > 0 for p in adapter.parameters())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_the_adapter_learns(tiny_model, kind):
+    adapter = make(tiny_model, kind)
+    own = {id(p) for p in adapter.parameters()}
+    for module in (tiny_model.text_encoder, tiny_model.unet, tiny_model.vae):
+        assert all(p.requires_grad == (id(p) in own) for p in module.parameters())
+
+
+@pytest.mark.parametrize("kind", ["lora_text", "lora_unet", "lora_both"])
+def test_a_fresh_lora_changes_nothing(tiny_model, kind):
+    adapter = make(tiny_model, kind, perturb=False)
+    with adapter.off():
+        off = picture(tiny_model, adapter)
+    assert torch.allclose(picture(tiny_model, adapter), off, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_saved_adapter_loads_back_bit_equal(tiny_folder, tmp_path, kind):
+    one, two = load_model(tiny_folder), load_model(tiny_folder)
+    first = make(one, kind)
+    first.save(tmp_path)
+    second = make(two, kind, seed=2)
+    second.load(tmp_path)
+    assert torch.equal(picture(one, first), picture(two, second))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_plain_diffusers_loads_the_adapter_and_paints_the_same_picture(tiny_folder, tmp_path, kind):
+    model = load_model(tiny_folder)
+    adapter = make(model, kind)
+    adapter.save(tmp_path)
+    noise = initial_noise(PROMPT, 0, range(1), model.latent_shape)
+    ours = model.generator(3.0, 3, adapter.prefix)(PROMPT, noise)
+
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        tiny_folder, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    prompt = PROMPT
+    if kind == "soft_tokens":
+        pipeline.load_textual_inversion(tmp_path / SOFT_TOKENS_FILE)
+        prompt = f"{TOKEN} {PROMPT}"
+    else:
+        pipeline.load_lora_weights(tmp_path)
+    theirs = pipeline(
+        prompt, guidance_scale=3.0, num_inference_steps=3, latents=noise, output_type="pt"
+    ).images  # fmt: skip
+    assert torch.allclose(ours, theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind,file", [("soft_tokens", SOFT_TOKENS_FILE), ("lora_unet", LORA_FILE)])
+def test_strict_loading_names_the_file_and_the_key(tiny_model, tmp_path, kind, file):
+    adapter = make(tiny_model, kind)
+    with pytest.raises(FairDiffError, match=file):
+        adapter.load(tmp_path)
+    adapter.save(tmp_path)
+    state = load_file(tmp_path / file)
+    name = next(iter(state))
+    save_file({f"{k}.wrong" if k == name else k: v for k, v in state.items()}, tmp_path / file)
+    with pytest.raises(FairDiffError, match=re.escape(name.removeprefix("unet."))):
+        adapter.load(tmp_path)
+    (tmp_path / file).write_bytes((tmp_path / file).read_bytes()[:40])
+    with pytest.raises(FairDiffError, match="cannot read"):
+        adapter.load(tmp_path)
