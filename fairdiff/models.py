@@ -83,6 +83,6 @@ def fingerprint(*modules: nn.Module) -> str:
     """First 16 hex digits of the SHA-256 of all parameters and buffers, in order."""
     digest = hashlib.sha256()
     for module in modules:
-        for name, tensor in module.state_dict().items():
+        for tensor in module.state_dict().values():
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
