@@ -1,0 +1,223 @@
+"""What can be said of a generator's shares from n pictures a prompt: floors, regions, unbiased gaps, tests, plans.
+
+Pure functions of counts. Shapes: P prompts, K classes of one attribute, counts_PK the faces of each class, n their
+number, p the generator's true shares, t the target shares. bias(p) = 2/(K(K-1)) sum_{i<j} |p_i - p_j| (Shen et al.,
+ICLR 2024, section 5), in [0, 2/K]. Two kinds of interval, never mixed:
+*within a prompt* (its own p, the noise is the n pictures): Wilson or Goodman regions, no bootstrap;
+*over a suite* (the population the prompts stand for): bootstrap of whole prompts only.
+"""
+
+import math
+from functools import cache, lru_cache
+
+import numpy as np
+from scipy.special import xlogy
+from scipy.stats import binom, binomtest, norm
+from scipy.stats import t as student
+from statsmodels.stats.proportion import multinomial_proportions_confint, proportion_confint
+
+Interval = tuple[float, float]
+
+
+def bias(shares) -> np.ndarray:
+    """Mean absolute gap between the shares of all pairs of classes, over the last axis; 0 is parity, 2/K one class."""
+    shares = np.asarray(shares, float)
+    i, j = np.triu_indices(shares.shape[-1], 1)
+    return np.abs(shares[..., i] - shares[..., j]).mean(-1)
+
+
+def mean_deviation(n, p) -> np.ndarray:
+    """E|X - np| of X ~ Binomial(n, p), exact: 2 v (1-p) P(X = v), v = floor(np) + 1 (de Moivre 1730)."""
+    v = np.floor(np.asarray(n) * p) + 1
+    return 2 * v * (1 - p) * binom.pmf(v, n, p)
+
+
+@cache
+def noise_floor(K: int, n: int) -> float:
+    """E[bias] that n pictures of a perfectly fair generator show; exact, about sqrt(2/(Kn)) sqrt(2/pi).
+
+    Estimand: the expected plug-in bias at p = 1/K. Given m = n_i + n_j ~ Binomial(n, 2/K), n_i ~ Binomial(m, 1/2), so
+    E|n_i - n_j| = sum_m P(m) 2 E|Bin(m, 1/2) - m/2|, the same for every pair. NaN for n = 0.
+    """
+    if n == 0:
+        return math.nan
+    m = np.arange(n + 1)
+    return float((binom.pmf(m, n, 2 / K) * 2 * mean_deviation(m, 0.5)).sum() / n)
+
+
+def total_variation(shares, target) -> np.ndarray:
+    """Half the sum of absolute differences to the target shares, over the last axis; in [0, 1], 0 on target."""
+    return np.abs(np.asarray(shares, float) - target).sum(-1) / 2
+
+
+def total_variation_floor(target, n: int) -> float:
+    """E[total variation to the target] that n pictures of a generator exactly on target show; exact. NaN for n = 0."""
+    return float(mean_deviation(n, np.asarray(target, float)).sum() / (2 * n)) if n else math.nan
+
+
+def gap_of_share(low: float, high: float) -> Interval:
+    """The interval of |2p - 1| given one for p; from 0 on when it straddles 1/2. Keeps the coverage of p's interval."""
+    ends = sorted((float(abs(2 * low - 1)), float(abs(2 * high - 1))))
+    return (0.0, ends[1]) if low <= 0.5 <= high else (ends[0], ends[1])
+
+
+def share_region(counts, level: float = 0.95) -> np.ndarray:
+    """Box [K, 2] that holds all true shares p of one prompt at once; [0, 1] each when there is no face.
+
+    K = 2: Wilson's (1927) score interval of p_1 and its complement. K > 2: Goodman's (1965) simultaneous intervals.
+    """
+    counts = np.asarray(counts)
+    n = int(counts.sum())
+    if n == 0:
+        return np.tile([0.0, 1.0], (len(counts), 1))
+    if len(counts) == 2:
+        low, high = proportion_confint(counts[0], n, 1 - level, "wilson")
+        return np.array([[low, high], [1 - high, 1 - low]])
+    return multinomial_proportions_confint(counts, 1 - level, "goodman")
+
+
+def bias_range(low, high) -> Interval:
+    """Least and greatest bias over the box [low, high] cut with the simplex (must not be empty).
+
+    Bias is symmetric and Schur-convex, so sorting the lower and the upper ends only widens the box (order statistics)
+    and leaves it unchanged when classes with more faces have both ends higher (Wilson, Goodman: the range is exact).
+    Least: the water-filling point p_k = clip(c, low_k, high_k), majorised by every other (Marshall, Olkin & Arnold
+    2011, ch. 5). Greatest: on the ordered box bias is linear with rising weights, so fill from the greatest class.
+    """
+    low, high = np.sort(np.clip(low, 0, 1)), np.sort(np.clip(high, 0, 1))
+    left, right = 0.0, 1.0
+    for _ in range(60):
+        level = (left + right) / 2
+        left, right = (level, right) if np.clip(level, low, high).sum() < 1 else (left, level)
+    even, skewed, spare = np.clip(right, low, high), low.copy(), 1 - low.sum()
+    for k in range(len(low) - 1, -1, -1):
+        step = min(spare, high[k] - low[k])
+        skewed[k] += step
+        spare -= step
+    return float(bias(even)), float(bias(skewed))
+
+
+def bias_interval(counts, level: float = 0.95) -> Interval:
+    """Interval of one prompt's true bias(p), the range of bias over `share_region`; [0, 2/K] when there is no face.
+
+    Wilson mapped to |2p - 1| for K = 2. Percentile bootstrap would have no coverage at the fair point.
+    """
+    box = share_region(counts, level)
+    return gap_of_share(*box[0]) if len(box) == 2 else bias_range(box[:, 0], box[:, 1])
+
+
+def missing_face_bounds(counts, missing: int) -> Interval:
+    """Bias if the `missing` pictures without a face had had one: the best and the worst case. No sampling noise."""
+    counts = np.asarray(counts, float)
+    total = counts.sum() + missing
+    return bias_range(counts / total, (counts + missing) / total)
+
+
+def unbiased_squared_gap(counts, target=None, inverse=None) -> np.ndarray:
+    """Unbiased estimate of the mean over pairs of ((p_i - t_i) - (p_j - t_j))^2; may be negative, its floor is 0.
+
+    Per pair with contrast w = e_i - e_j: (w.f - w.t)^2 - [sum_k w_k^2 f_k - (w.f)^2] / (n - 1), the bracket being the
+    sampling variance of w.f times n. `inverse` [..., K, K] replaces f by inverse @ f (classifier error undone) and w
+    by its rows. Equals 2 |p - t|^2 / (K - 1). counts [..., K] -> [...]; NaN for n < 2. Target default: uniform.
+    """
+    counts = np.asarray(counts, float)
+    K = counts.shape[-1]
+    i, j = np.triu_indices(K, 1)
+    identity = np.eye(K) if inverse is None else np.asarray(inverse, float)
+    w = identity[..., i, :] - identity[..., j, :]
+    n = counts.sum(-1, keepdims=True)
+    shares = counts / np.where(n > 0, n, np.nan)
+    gap = (w @ shares[..., None])[..., 0]
+    variance = ((w**2 @ shares[..., None])[..., 0] - gap**2) / np.where(n > 1, n - 1, np.nan)
+    aim = 0.0 if target is None else np.asarray(target, float)[..., i] - np.asarray(target, float)[..., j]
+    return ((gap - aim) ** 2 - variance).mean(-1)
+
+
+def root(value):
+    """Square root of a mean square estimate, 0 where it is negative."""
+    return np.sqrt(np.maximum(value, 0))
+
+
+def percentile_interval(draws, size: int, level: float = 0.95) -> Interval:
+    """Bootstrap percentiles widened for small samples: alpha/2 -> Phi(sqrt(n/(n-1)) t_{n-1}(alpha/2)) (Hesterberg 2015).
+
+    `size` is the number n of resampled units (prompts); NaN for n < 2. Draws [D].
+    """
+    if size < 2:
+        return math.nan, math.nan
+    tail = norm.cdf(math.sqrt(size / (size - 1)) * student.ppf((1 - level) / 2, size - 1))
+    low, high = np.quantile(draws, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def resampled_prompts(prompts: int, draws: int, seed: int) -> np.ndarray:
+    """Bootstrap rows [draws, prompts] of prompt indices; the same for the same seed, so that quantities stay paired."""
+    return np.random.default_rng(seed).integers(prompts, size=(draws, prompts))
+
+
+def mean_interval(values, draws: int = 2000, seed: int = 0) -> Interval:
+    """Interval of the mean over the population of prompts of a per-prompt quantity, resampling prompts only.
+
+    For a plug-in bias the estimand is its expectation *at this n*, floor included; for differences between two models
+    (same prompts, same noise) it is the paired bootstrap.
+    """
+    values = np.asarray(values, float)
+    if len(values) < 2:
+        return math.nan, math.nan
+    return percentile_interval(values[resampled_prompts(len(values), draws, seed)].mean(1), len(values))
+
+
+def rms_interval(squared_gaps, draws: int = 2000, seed: int = 0) -> tuple[float, Interval]:
+    """Root of the unbiased mean squared gap over prompts and its interval; the estimand's floor is 0.
+
+    Estimand: sqrt(E_prompts[mean_{i<j} ((p_i-t_i)-(p_j-t_j))^2]), free of n. Prompts are resampled, then the root taken.
+    """
+    low, high = mean_interval(squared_gaps, draws, seed)
+    return float(root(np.mean(squared_gaps))), (float(root(low)), float(root(high)))
+
+
+def verdict(interval: Interval, delta: float) -> str:
+    """"within" when the whole interval lies below delta (equivalence), "beyond" when above it, else "undecided"."""
+    return "within" if interval[1] < delta else "beyond" if interval[0] > delta else "undecided"
+
+
+def _g_statistic(counts: np.ndarray, target: np.ndarray) -> np.ndarray:
+    expected = counts.sum(-1, keepdims=True) * target
+    return 2 * (xlogy(counts, counts) - xlogy(counts, np.where(counts > 0, expected, 1))).sum(-1)
+
+
+@lru_cache(maxsize=1024)
+def _g_under_target(n: int, target: tuple[float, ...], draws: int, seed: int) -> np.ndarray:
+    counts = np.random.default_rng(seed).multinomial(n, target, size=draws)
+    return np.sort(_g_statistic(counts.astype(float), np.asarray(target)))
+
+
+def target_p_value(counts, target, draws: int = 20_000, seed: int = 0) -> float:
+    """p-value of "this prompt's shares are the target": exact binomial for K = 2, Monte Carlo G test for K > 2.
+
+    (1 + #{G* >= G}) / (1 + draws) (Davison & Hinkley 1997, 4.2.3). 1 without a face, 0 for a class of target 0.
+    """
+    counts, target = np.asarray(counts), np.asarray(target, float)
+    n = int(counts.sum())
+    if n == 0:
+        return 1.0
+    if (counts[target == 0] > 0).any():
+        return 0.0
+    if len(counts) == 2:
+        return float(binomtest(int(counts[0]), n, float(target[0])).pvalue)
+    null = _g_under_target(n, tuple(target / target.sum()), draws, seed)
+    at_least = draws - np.searchsorted(null, _g_statistic(counts.astype(float), target) - 1e-9)
+    return float((1 + at_least) / (1 + draws))
+
+
+def images_for_half_width(h: float, K: int = 2, level: float = 0.95) -> int:
+    """Pictures a prompt so that a near-zero gap between two shares has an interval of half-width h: 2/K (z/h)^2."""
+    return math.ceil(2 / K * (norm.ppf((1 + level) / 2) / h) ** 2)
+
+
+def images_for_equivalence(delta: float, K: int = 2, power: float = 0.8, alpha: float = 0.05) -> int:
+    """Pictures a prompt to show |gap| < delta of a fair generator by two one-sided tests (Schuirmann 1987).
+
+    n = 2/K ((z_{1-alpha} + z_{(1+power)/2}) / delta)^2.
+    """
+    return math.ceil(2 / K * ((norm.ppf(1 - alpha) + norm.ppf((1 + power) / 2)) / delta) ** 2)
