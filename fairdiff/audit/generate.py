@@ -1,0 +1,209 @@
+"""Generate the pictures of an audit and measure them: the same prompts and the same noise for every model.
+
+The noise of picture i of a prompt depends on (seed, prompt, i) alone, so "before" and "after" are pairs, and neither the
+batch size nor the order of the prompts changes a picture. Models are audited prompt by prompt; a finished prompt is on
+disk and is never generated again as long as everything it depends on stays the same.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fairdiff.audit.measure import Measured, Measurer, cosine, cosine_to_others, joined, measure
+from fairdiff.audit.records import MODELS, RecordStore, fingerprint, save_records
+from fairdiff.errors import FairDiffError
+from fairdiff.files import atomic_path
+
+# (prompt, noise_BCHW) -> image_BCHW in [0, 1]
+Generate = Callable[[str, Tensor], Tensor]
+# (prompt, seed, indices, latent shape) -> noise [len(indices), *shape]
+Noise = Callable[[str, int, Iterable[int], tuple[int, ...]], Tensor]
+
+
+class Prompt(Protocol):
+    text: str
+    family: str
+    subject: str
+
+
+@dataclass(frozen=True)
+class AuditPlan:
+    """What is asked. `prompts` show people; `unrelated` do not and must not move.
+
+    hashes: SHA-256 of what "before", "after" and "judge" (detector and encoders included) are made of; a changed hash
+    makes old records stale. strip: pictures of each prompt kept as thumbnails at most `thumbnail` pixels wide.
+    """
+
+    prompts: Sequence[Prompt]
+    unrelated: Sequence[Prompt]
+    attributes: dict[str, tuple[str, ...]]
+    images_per_prompt: int
+    unrelated_images: int
+    batch_size: int
+    seed: int
+    latent_shape: tuple[int, ...]
+    hashes: dict[str, str]
+    strip: int = 8
+    thumbnail: int = 96
+
+    def images_of(self, people: bool) -> int:
+        """Pictures of one prompt, with or without people."""
+        return self.images_per_prompt if people else self.unrelated_images
+
+    @property
+    def images_per_model(self) -> int:
+        """Pictures one model is asked for."""
+        return len(self.prompts) * self.images_per_prompt + len(self.unrelated) * self.unrelated_images
+
+
+def run_audit(
+    plan: AuditPlan,
+    generators: dict[str, Generate],
+    measurer: Measurer,
+    noise: Noise,
+    folder: Path,
+    on_images: Callable[[int], None],
+) -> pd.DataFrame:
+    """Audit one or both models and return all records, also written to `folder`/records.parquet.
+
+    `generators` holds "before", "after" or both; "after" is compared with "before", which must have been audited into
+    the same folder (in this call or an earlier one). `on_images(n)` is told of every n pictures done or found done.
+    FairDiffError: no prompt, a prompt twice, a judge with other classes, pictures that are not finite or not in [0, 1].
+    """
+    _check(plan, generators, measurer)
+    auditor = _Auditor(plan, measurer, noise, RecordStore(Path(folder) / "records"), on_images)
+    asked = [(prompt, True) for prompt in plan.prompts] + [(prompt, False) for prompt in plan.unrelated]
+    for model in (m for m in MODELS if m in generators):
+        for prompt, people in asked:
+            auditor.audit(model, generators[model], prompt, people)
+    models = [m for m in MODELS if m == "before" or m in generators]
+    records = auditor.collect(models, [prompt.text for prompt, _ in asked])
+    save_records(Path(folder) / "records.parquet", records)
+    return records
+
+
+def _check(plan: AuditPlan, generators: dict[str, Generate], measurer: Measurer) -> None:
+    if not plan.prompts:
+        raise FairDiffError("audit: the list of prompts is empty")
+    if not generators or not set(generators) <= set(MODELS):
+        raise FairDiffError(f"audit: found models {sorted(generators)}, allowed: {', '.join(MODELS)}")
+    texts = Counter(prompt.text for prompt in [*plan.prompts, *plan.unrelated])
+    twice = [text for text, times in texts.items() if times > 1]
+    if twice:
+        raise FairDiffError(f"audit: the prompt '{twice[0]}' occurs twice")
+    for name, classes in plan.attributes.items():
+        if name not in measurer.judge.attributes:
+            raise FairDiffError(f"audit.judge: judges {', '.join(measurer.judge.attributes)}, asked for {name}")
+        found = tuple(measurer.judge.attributes[name])
+        if found != tuple(classes):
+            raise FairDiffError(f"audit.judge: the classes of {name} are {found}, asked for {tuple(classes)}")
+
+
+@dataclass(frozen=True)
+class _Auditor:
+    """What every prompt of one call shares."""
+
+    plan: AuditPlan
+    measurer: Measurer
+    noise: Noise
+    store: RecordStore
+    on_images: Callable[[int], None]
+
+    def fingerprint(self, model: str, prompt: Prompt, people: bool) -> str:
+        """Everything the rows of this model and prompt depend on; those of "after" depend on "before" too."""
+        plan, measurer = self.plan, self.measurer
+        return fingerprint(
+            model=model, prompt=prompt.text, family=prompt.family, subject=prompt.subject, people=people,
+            images=plan.images_of(people), seed=plan.seed, latent=list(plan.latent_shape), attributes=plan.attributes,
+            crop=[measurer.crop_size, measurer.expand], strip=[plan.strip, plan.thumbnail],
+            hashes={name: plan.hashes[name] for name in {"judge", "before", model}},
+            encoders=[measurer.clip is not None, measurer.encoder is not None],
+        )  # fmt: skip
+
+    def audit(self, model: str, generate: Generate, prompt: Prompt, people: bool) -> None:
+        """Generate, measure and store one prompt of one model, unless it is done already."""
+        before: dict[str, np.ndarray] = {}
+        if model == "after":
+            if not self.store.complete("before", prompt.text, self.fingerprint("before", prompt, people)):
+                raise FairDiffError(f"audit: '{prompt.text}' has no records of the model before; audit it first")
+            before = self.store.read_features("before", prompt.text)
+        print_ = self.fingerprint(model, prompt, people)
+        if self.store.complete(model, prompt.text, print_):
+            self.on_images(self.plan.images_of(people))
+            return
+        measured, sheet = self.measure(model, generate, prompt, self.plan.images_of(people))
+        with atomic_path(self.store.path(model, prompt.text, "png")) as temporary:
+            sheet.save(temporary)
+        self.store.write_features(model, prompt.text, measured.features)
+        self.store.write(model, prompt.text, _rows(self.plan, (model, prompt, people), measured, before), print_)
+
+    def measure(self, model: str, generate: Generate, prompt: Prompt, images: int) -> tuple[Measured, Image.Image]:
+        """All pictures of one prompt, measured in batches, and the strip of the first ones."""
+        plan, parts, kept = self.plan, [], []
+        for start in range(0, images, plan.batch_size):
+            indices = range(start, min(start + plan.batch_size, images))
+            with torch.no_grad():
+                image_BCHW = generate(prompt.text, self.noise(prompt.text, plan.seed, indices, plan.latent_shape))
+            _check_pictures(image_BCHW, model, prompt.text)
+            parts.append(measure(self.measurer, image_BCHW, prompt.text))
+            kept.extend(image_BCHW[: max(plan.strip - start, 0)].float().cpu())
+            self.on_images(len(indices))
+        return joined(parts), strip(kept, plan.thumbnail)
+
+    def collect(self, models: list[str], prompts: list[str]) -> pd.DataFrame:
+        """All rows in the order of the models, prompts and pictures; `prompt_index` is the place in the plan."""
+        tables = []
+        for model in models:
+            for index, prompt in enumerate(prompts):
+                table = self.store.read(model, prompt)
+                table.insert(3, "prompt_index", index)
+                tables.append(table)
+        return pd.concat(tables, ignore_index=True)
+
+
+def _check_pictures(image_BCHW: Tensor, model: str, prompt: str) -> None:
+    low, high = image_BCHW.amin().item(), image_BCHW.amax().item()
+    if not (low >= -1e-3 and high <= 1 + 1e-3):  # also true for NaN; resizing filters overshoot a little
+        raise FairDiffError(f"audit: the model {model} drew '{prompt}' with values {low} to {high}, allowed: 0 to 1")
+
+
+def strip(image_list: list[Tensor], width: int) -> Image.Image:
+    """Pictures [3, H, W] in [0, 1] side by side, each at most `width` pixels wide."""
+    tiles = [Image.fromarray((i.clamp(0, 1).permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)) for i in image_list]
+    w, h = tiles[0].size
+    size = (min(w, width), max(1, round(h * min(w, width) / w)))
+    sheet = Image.new("RGB", (size[0] * len(tiles), size[1]))
+    for i, tile in enumerate(tiles):
+        sheet.paste(tile if tile.size == size else tile.resize(size, Image.Resampling.LANCZOS), (i * size[0], 0))
+    return sheet
+
+
+def _rows(plan: AuditPlan, what: tuple[str, Prompt, bool], measured: Measured, before: dict) -> pd.DataFrame:
+    model, prompt, people = what
+    n = len(measured.found_B)
+    missing = np.full(n, np.nan, np.float32)
+
+    def moved(encoder: str) -> np.ndarray:
+        return cosine(measured.features[encoder], before[encoder]) if encoder in before else missing
+
+    between = cosine_to_others(measured.features["encoder"]) if "encoder" in measured.features else missing
+    columns = {
+        "model": model, "family": prompt.family, "people": people, "subject": prompt.subject, "prompt": prompt.text,
+        "image_index": np.arange(n), "seed": plan.seed, "found": measured.found_B,
+        **{corner: measured.box_B4[:, i] for i, corner in enumerate(("x0", "y0", "x1", "y1"))},
+        **{
+            f"p.{name}.{label}": measured.probs[name][:, k]
+            for name, classes in plan.attributes.items() for k, label in enumerate(classes)
+        },
+        "clip_t": measured.clip_t_B, "clip_i": moved("clip"), "dino": moved("encoder"), "between": between,
+        "model_hash": plan.hashes[model], "judge_hash": plan.hashes["judge"],
+    }  # fmt: skip
+    return pd.DataFrame(columns)

@@ -1,0 +1,108 @@
+"""Measure pictures: find the largest face, ask the judge, embed the whole picture. No gradient anywhere.
+
+Shapes: B pictures, F <= B faces, K classes, D features. A picture without a face has NaN probabilities, never zeros.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from classifiers.crop import crop
+from classifiers.types import Classifier, Detector
+
+
+class ImageEncoder(Protocol):
+    """L2-normalised features [B, D] of whole pictures [B, 3, H, W] in [0, 1]."""
+
+    def image(self, image_BCHW: Tensor) -> Tensor: ...
+
+
+class ClipEncoder(ImageEncoder, Protocol):
+    """An image encoder with a text tower in the same space."""
+
+    def text(self, prompts: list[str]) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Measurer:
+    """What looks at the pictures. The judge sees the box's square, `expand` times as wide, at `crop_size` pixels.
+
+    An encoder that is None is not measured: its columns are NaN and the report says so.
+    """
+
+    detector: Detector
+    judge: Classifier
+    clip: ClipEncoder | None
+    encoder: ImageEncoder | None
+    crop_size: int
+    expand: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One batch's results as arrays: found [B] bool, box [B, 4], probabilities [B, K] per attribute, features [B, D]."""
+
+    found_B: np.ndarray
+    box_B4: np.ndarray
+    probs: dict[str, np.ndarray]
+    clip_t_B: np.ndarray
+    features: dict[str, np.ndarray]
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return tensor.float().cpu().numpy()
+
+
+@torch.no_grad()
+def measure(measurer: Measurer, image_BCHW: Tensor, prompt: str) -> Measured:
+    """Detect, judge and embed one batch of pictures of one prompt."""
+    batch = len(image_BCHW)
+    boxes = measurer.detector(image_BCHW)
+    row_F = boxes.row_F.cpu().numpy()
+    box_B4 = np.full((batch, 4), np.nan, np.float32)
+    probs = {name: np.full((batch, len(k)), np.nan, np.float32) for name, k in measurer.judge.attributes.items()}
+    if len(row_F):
+        box_B4[row_F] = _array(boxes.box_F4)
+        logits = measurer.judge(crop(image_BCHW, boxes, measurer.crop_size, measurer.expand))
+        for name, logits_FK in logits.items():
+            probs[name][row_F] = _array(logits_FK.float().softmax(1))
+    features, clip_t_B = {}, np.full(batch, np.nan, np.float32)
+    if measurer.clip is not None:
+        clip_BD = measurer.clip.image(image_BCHW)
+        clip_t_B = _array(clip_BD @ measurer.clip.text([prompt])[0].to(clip_BD))
+        features["clip"] = _array(clip_BD)
+    if measurer.encoder is not None:
+        features["encoder"] = _array(measurer.encoder.image(image_BCHW))
+    return Measured(boxes.found_B.cpu().numpy(), box_B4, probs, clip_t_B, features)
+
+
+def joined(parts: list[Measured]) -> Measured:
+    """The batches of one prompt as one."""
+    return Measured(
+        np.concatenate([part.found_B for part in parts]),
+        np.concatenate([part.box_B4 for part in parts]),
+        {name: np.concatenate([part.probs[name] for part in parts]) for name in parts[0].probs},
+        np.concatenate([part.clip_t_B for part in parts]),
+        {name: np.concatenate([part.features[name] for part in parts]) for name in parts[0].features},
+    )
+
+
+def unit(features_BD: np.ndarray) -> np.ndarray:
+    """Rows scaled to length 1 (fp16 storage moves them off it)."""
+    return features_BD / np.linalg.norm(features_BD, axis=-1, keepdims=True)
+
+
+def cosine(a_BD: np.ndarray, b_BD: np.ndarray) -> np.ndarray:
+    """Cosine similarity row by row, [B]."""
+    return (unit(a_BD) * unit(b_BD)).sum(-1)
+
+
+def cosine_to_others(features_BD: np.ndarray) -> np.ndarray:
+    """Mean cosine of each row to all other rows, [B]; NaN for a single row. Its mean is the mean over pairs."""
+    features_BD = unit(features_BD)
+    if len(features_BD) < 2:
+        return np.full(len(features_BD), np.nan, np.float32)
+    return (features_BD @ features_BD.sum(0) - 1) / (len(features_BD) - 1)

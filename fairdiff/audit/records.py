@@ -1,0 +1,96 @@
+"""Records: one row an image, the immutable ground every number of the audit stands on.
+
+Columns: model, family, people, prompt_index, subject, prompt, image_index, seed, found, x0, y0, x1, y1 (the largest
+face, pixels), `p.<attribute>.<class>` (the judge's probabilities; NaN without a face), clip_t (cosine picture to
+prompt), clip_i and dino (cosine to the "before" picture of the same prompt and noise; NaN for "before" itself), between
+(mean cosine to the other pictures of the same prompt and model in the image encoder), model_hash, judge_hash.
+One file a model and prompt, written whole when its pictures are measured, so that a broken-off audit goes on.
+"""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fairdiff.errors import FairDiffError
+from fairdiff.files import atomic_path
+
+MODELS = ("before", "after")
+_FINGERPRINT = b"fairdiff.fingerprint"
+
+
+def fingerprint(**parts) -> str:
+    """SHA-256 of everything the rows of one file depend on."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def prompt_key(prompt: str) -> str:
+    """A file name for a prompt: its last words and a hash, independent of its place in the list."""
+    words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[-40:].strip("-")
+    return f"{words}-{hashlib.sha256(prompt.encode()).hexdigest()[:8]}"
+
+
+def probability_columns(attributes: dict[str, tuple[str, ...]]) -> list[str]:
+    """Names of the judge's columns, in the order of the attributes and their classes."""
+    return [f"p.{attribute}.{name}" for attribute, classes in attributes.items() for name in classes]
+
+
+class RecordStore:
+    """The folder `records/` of a run: per model and prompt a parquet file, its features and its picture strip."""
+
+    def __init__(self, folder: Path):
+        self.folder = Path(folder)
+
+    def path(self, model: str, prompt: str, suffix: str) -> Path:
+        return self.folder / model / f"{prompt_key(prompt)}.{suffix}"
+
+    def complete(self, model: str, prompt: str, print_: str) -> bool:
+        """Whether this prompt's rows, features and strip exist and were made with the same fingerprint."""
+        files = [self.path(model, prompt, suffix) for suffix in ("parquet", "npz", "png")]
+        if not all(file.exists() for file in files):
+            return False
+        try:
+            metadata = pq.read_schema(files[0]).metadata or {}
+        except (pa.ArrowInvalid, OSError):
+            return False
+        return metadata.get(_FINGERPRINT) == print_.encode()
+
+    def write(self, model: str, prompt: str, rows: pd.DataFrame, print_: str) -> None:
+        """Write one prompt's rows; to be called last, since the parquet file is the mark of completeness."""
+        table = pa.Table.from_pandas(rows, preserve_index=False)
+        table = table.replace_schema_metadata({**(table.schema.metadata or {}), _FINGERPRINT: print_.encode()})
+        with atomic_path(self.path(model, prompt, "parquet")) as temporary:
+            pq.write_table(table, temporary)
+
+    def read(self, model: str, prompt: str) -> pd.DataFrame:
+        return pd.read_parquet(self.path(model, prompt, "parquet"))
+
+    def write_features(self, model: str, prompt: str, features: dict[str, np.ndarray]) -> None:
+        """Features [n, D] per encoder, kept as fp16 (a cosine changes by less than 1e-3)."""
+        with atomic_path(self.path(model, prompt, "npz")) as temporary:
+            np.savez(temporary, **{name: value.astype(np.float16) for name, value in features.items()})
+
+    def read_features(self, model: str, prompt: str) -> dict[str, np.ndarray]:
+        with np.load(self.path(model, prompt, "npz")) as file:
+            return {name: file[name].astype(np.float32) for name in file.files}
+
+
+def load_records(path: Path) -> pd.DataFrame:
+    """The table of a finished audit; FairDiffError naming a file that is missing or not a parquet table."""
+    try:
+        return pd.read_parquet(path)
+    except FileNotFoundError as error:
+        raise FairDiffError(f"{path}: no such records file") from error
+    except (pa.ArrowInvalid, OSError) as error:
+        raise FairDiffError(f"{path}: not a readable records table ({error})") from error
+
+
+def save_records(path: Path, records: pd.DataFrame) -> None:
+    """Write the whole table atomically."""
+    with atomic_path(path) as temporary:
+        records.to_parquet(temporary, index=False)

@@ -1,0 +1,146 @@
+"""Same noise for both models, resumable, independent of the batch size, and loud about what it cannot audit."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from tiny_world import Asked, Painter
+
+from fairdiff.audit.generate import run_audit
+from fairdiff.audit.measure import cosine_to_others
+from fairdiff.audit.records import RecordStore, load_records, probability_columns, prompt_key
+from fairdiff.errors import FairDiffError
+
+
+def quiet(_):
+    pass
+
+
+@pytest.fixture
+def audited(plan, measurer, noise, tmp_path) -> pd.DataFrame:
+    return run_audit(plan, {"before": Painter(1.5), "after": Painter(0.0)}, measurer, noise, tmp_path, quiet)
+
+
+def test_one_row_an_image_with_ground_truth_labels(audited, plan, noise):
+    assert len(audited) == 2 * plan.images_per_model == 2 * (3 * 24 + 2 * 6)
+    nurse = audited.query("model == 'before' and subject == 'nurse'")
+    red = noise(plan.prompts[0].text, 7, range(24), (3, 4, 4)).mean((2, 3)).mul(4)[:, 0].numpy()
+    assert nurse.found.all()
+    assert ((nurse["p.gender.female"] > 0.5).to_numpy() == (red + 1.5 > 0)).all()
+    assert list(nurse.image_index) == list(range(24))
+    assert set(nurse.judge_hash) == {"j0"} and set(nurse.model_hash) == {"b0"}
+    assert nurse[["x0", "y0", "x1", "y1"]].iloc[0].tolist() == [4, 4, 12, 12]
+
+
+def test_pictures_without_a_face_have_no_probability_and_are_not_zero(audited, plan):
+    objects = audited[~audited.people]
+    assert not objects.found.any() and set(objects.prompt_index) == {3, 4}
+    assert objects[probability_columns(plan.attributes)].isna().all(axis=None)
+    assert objects[["clip_t", "between"]].notna().all(axis=None)
+
+
+def test_cosines_compare_the_same_noise(audited):
+    before, after = (audited[audited.model == m].reset_index() for m in ("before", "after"))
+    assert before[["clip_i", "dino"]].isna().all(axis=None)
+    same = (before["p.gender.female"] > 0.5) == (after["p.gender.female"] > 0.5)
+    # where the adapter changed nothing the two pictures are one: cosine 1 up to fp16
+    assert np.allclose(after.dino[same], 1, atol=2e-3) and np.allclose(after.clip_i[~after.people], 1, atol=2e-3)
+    assert (after.dino[~same & after.people] < 0.99).all() and (~same).any()
+
+
+def test_any_batch_size_gives_the_same_records(audited, plan, measurer, noise, tmp_path):
+    other = dataclasses.replace(plan, batch_size=24)
+    generators = {"before": Painter(1.5), "after": Painter(0.0)}
+    again = run_audit(other, generators, measurer, noise, tmp_path / "other", quiet)
+    pd.testing.assert_frame_equal(audited, again, rtol=1e-3, atol=1e-3)
+
+
+def test_resumes_where_it_stopped_and_regenerates_what_changed(plan, measurer, noise, tmp_path):
+    class Stops(Painter):
+        def __call__(self, prompt, latent):
+            if self.calls == 4:
+                raise KeyboardInterrupt
+            return super().__call__(prompt, latent)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_audit(plan, {"before": Stops(1.5)}, measurer, noise, tmp_path, quiet)
+    assert len(list((tmp_path / "records" / "before").glob("*.parquet"))) == 1
+    seen, rest = [], Painter(1.5)
+    run_audit(plan, {"before": rest}, measurer, noise, tmp_path, seen.append)
+    assert rest.calls == 8 and sum(seen) == plan.images_per_model  # nurse's 3 batches were done: 3 + 3 + 1 + 1 left
+    after = Painter(0.0)
+    run_audit(plan, {"after": after}, measurer, noise, tmp_path, quiet)
+    again = Painter(0.0)
+    records = run_audit(plan, {"before": again, "after": again}, measurer, noise, tmp_path, quiet)
+    assert again.calls == 0 and set(records.model) == {"before", "after"}
+    retrained = dataclasses.replace(plan, hashes=plan.hashes | {"after": "a1"})
+    run_audit(retrained, {"before": again, "after": again}, measurer, noise, tmp_path, quiet)
+    assert again.calls == after.calls
+    pd.testing.assert_frame_equal(load_records(tmp_path / "records.parquet").drop(columns="model_hash"),
+                                  records.drop(columns="model_hash"))  # fmt: skip
+
+
+def test_more_prompts_reuse_the_old_ones(plan, measurer, noise, tmp_path):
+    fewer = dataclasses.replace(plan, prompts=plan.prompts[1:])
+    run_audit(fewer, {"before": Painter(1.5)}, measurer, noise, tmp_path, quiet)
+    painter = Painter(1.5)
+    records = run_audit(plan, {"before": painter}, measurer, noise, tmp_path, quiet)
+    assert painter.calls == 3
+    assert records.drop_duplicates("subject").set_index("subject").prompt_index.to_dict() == {
+        "nurse": 0, "pilot": 1, "baker": 2, "teapot": 3, "tree": 4,
+    }  # fmt: skip
+
+
+def test_strips_hold_the_first_pictures(audited, plan, tmp_path):
+    path = RecordStore(tmp_path / "records").path("after", plan.prompts[0].text, "png")
+    with Image.open(path) as image:
+        assert image.size == (4 * 16, 16)
+
+
+def test_bad_input_is_one_clear_error(plan, measurer, noise, tmp_path):
+    def audit(plan=plan, generators=None, measurer=measurer):
+        return run_audit(plan, generators or {"before": Painter(0)}, measurer, noise, tmp_path, quiet)
+
+    replace = dataclasses.replace
+    with pytest.raises(FairDiffError, match="empty"):
+        audit(replace(plan, prompts=[]))
+    with pytest.raises(FairDiffError, match="'a tree' occurs twice"):
+        audit(replace(plan, unrelated=[Asked("a tree", "object", "tree")] * 2))
+    with pytest.raises(FairDiffError, match="asked for race"):
+        audit(replace(plan, attributes={"race": ("White", "Black")}))
+    with pytest.raises(FairDiffError, match="classes of gender"):
+        audit(replace(plan, attributes={"gender": ("male", "female")}))
+    with pytest.raises(FairDiffError, match="audit it first"):
+        audit(generators={"after": Painter(0)})
+    with pytest.raises(FairDiffError, match="values nan to nan"):
+        audit(generators={"before": lambda prompt, latent: torch.full((len(latent), 3, 16, 16), torch.nan)})
+    assert not list(tmp_path.rglob("*.parquet")) and not list(tmp_path.rglob("*.png"))
+
+
+def test_encoders_may_be_absent(plan, measurer, noise, tmp_path):
+    bare = dataclasses.replace(measurer, clip=None, encoder=None)
+    records = run_audit(plan, {"before": Painter(1), "after": Painter(0)}, bare, noise, tmp_path, quiet)
+    assert records[["clip_t", "clip_i", "dino", "between"]].isna().all(axis=None) and records.found.any()
+
+
+def test_mean_cosine_to_others_is_the_mean_over_pairs():
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(5, 3))
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    pairs = [rows[i] @ rows[j] for i in range(5) for j in range(i)]
+    assert cosine_to_others(rows).mean() == pytest.approx(np.mean(pairs))
+    assert np.isnan(cosine_to_others(rows[:1])).all()
+
+
+def test_unreadable_records_name_the_file(tmp_path):
+    (tmp_path / "records.parquet").write_bytes(b"PAR1 cut short")
+    for name in ("records.parquet", "absent.parquet"):
+        with pytest.raises(FairDiffError, match=name):
+            load_records(tmp_path / name)
+
+
+def test_keys_differ_where_the_words_agree():
+    assert prompt_key("a nurse!") != prompt_key("a nurse?")
