@@ -22,8 +22,8 @@ CLASSES = {
 OCCUPATION_COUNT = 200
 
 # Exponents that turn labour shares into the model's world. Gender: so that the sharpened shares lie far from the
-# statistics (median total variation >= .15), as text-to-image models do. Race: already .41 biased in the
-# statistics, so little is needed. Age: our own assumption to begin with, nothing to sharpen.
+# statistics (median total variation >= .15), as text-to-image models do. Race: the statistics' own bias is
+# already .41 (very unequal classes), so little is needed. Age: our own assumption to begin with, nothing to sharpen.
 SHARPENING = {"gender": 3.2, "race": 1.5, "age": 1.0}
 
 TEMPLATES = {
@@ -254,8 +254,8 @@ def describe() -> dict[str, float]:
     """Numbers of the world over its test occupations; `python -m fairdiff.portraits.world` prints them."""
     test = [i for i, name in enumerate(OCCUPATIONS) if split(name) == "test"]
     world, labour = [marginal_shares(i) for i in test], [labour_shares(i) for i in test]
-    numbers = {f"{which} occupations": float(len(prompt_subjects("occupation", which)))
-               for which in ("train", "validation", "test")}  # fmt: skip
+    splits = ("train", "validation", "test")
+    numbers = {f"{which} occupations": float(len(prompt_subjects("occupation", which))) for which in splits}
     for name in CLASSES:
         numbers[f"{name} bias"] = float(np.mean([bias(w[name]) for w in world]))
     for name in ("gender", "race"):

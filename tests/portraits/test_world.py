@@ -1,0 +1,196 @@
+"""The Portraits world: the split, the shares and captions that tell the truth."""
+
+import csv
+import re
+import subprocess
+import sys
+from importlib.resources import files
+
+import numpy as np
+import pytest
+
+from fairdiff.portraits import world
+from fairdiff.portraits.world import (
+    CLASSES,
+    DESCRIPTORS,
+    OBJECTS,
+    OCCUPATIONS,
+    SPORTS,
+    SUBJECTS,
+    Person,
+    bias,
+    labour_shares,
+    marginal_shares,
+    occupation_shares,
+    plain_caption,
+    prompt_subjects,
+    sample_caption,
+    split,
+)
+
+EVERYONE = [Person(g, r, a) for g in range(2) for r in range(4) for a in range(2)]
+TELLS = {
+    "gender": ({"woman", "female"}, {"man", "male"}),
+    "race": ({"White"}, {"Black"}, {"Indian"}, {"Asian"}),
+    "age": ({"young"}, {"old", "elderly"}),
+}
+VOWEL = re.compile(r"\ban? \w+")
+
+
+def assert_articles(caption: str) -> None:
+    """No subject of this world is an exception to the letter rule but the three below."""
+    exceptions = ("a university", "an honest")
+    for found in VOWEL.findall(caption):
+        if not found.startswith(exceptions):
+            assert (found.split(" ")[1][0].lower() in "aeiou") == found.startswith("an "), caption
+
+
+def told(caption: str, subject: str) -> dict[str, set[int]]:
+    """Which class of which attribute the words of a caption outside its subject name."""
+    words = set(caption.replace(subject, "").replace(",", "").split())
+    return {name: {k for k, tell in enumerate(tells) if words & tell} for name, tells in TELLS.items()}
+
+
+def test_two_hundred_occupations_with_the_most_workers_in_file_order():
+    with (files("fairdiff.portraits") / "data" / "occupations.csv").open(encoding="utf-8") as lines:
+        table = list(csv.DictReader(lines))
+    rows = {row["occupation"]: (at, float(row["employed_thousands"])) for at, row in enumerate(table)}
+    assert len(set(OCCUPATIONS)) == 200
+    places = [rows[name][0] for name in OCCUPATIONS]
+    assert places == sorted(places)
+    dropped = [size for name, (_, size) in rows.items() if name not in OCCUPATIONS]
+    assert len(dropped) == len(rows) - 200
+    assert max(dropped) <= min(rows[name][1] for name in OCCUPATIONS)
+
+
+def test_split_is_disjoint_large_enough_and_frozen():
+    parts = [prompt_subjects("occupation", which) for which in ("train", "validation", "test")]
+    assert sorted(sum(parts, ())) == sorted(OCCUPATIONS)
+    train, validation, test = map(len, parts)
+    assert train >= 120 and validation >= 10 and test >= 40
+    # written down: trained weights rest on them, so a change of the rule must be seen
+    named = {name: split(name) for name in ("nurse", "plumber", "web developer", "firefighter")}
+    assert named == {"nurse": "train", "plumber": "validation", "web developer": "train", "firefighter": "test"}
+    assert parts[2][:5] == ("aerospace engineer", "air conditioning technician", "airline pilot", "baker", "biologist")
+
+
+def test_every_family_has_subjects_to_train_and_to_test():
+    for family, subjects in SUBJECTS.items():
+        assert len(set(subjects)) == len(subjects)
+        assert all(prompt_subjects(family, which) for which in ("train", "validation", "test"))
+        assert prompt_subjects(family, "all") == subjects
+    assert len(DESCRIPTORS) >= 30 and len(SPORTS) >= 20 and len(OBJECTS) >= 24
+
+
+@pytest.mark.parametrize(
+    ("subjects", "shares"),
+    [(OCCUPATIONS, occupation_shares), (DESCRIPTORS, world.descriptor_shares), (SPORTS, world.sport_shares)],
+)
+def test_joint_shares_are_distributions(subjects, shares):
+    for i in range(len(subjects)):
+        joint = shares(i)
+        assert joint.shape == (2, 4, 2) and (joint >= 0).all()
+        assert joint.sum() == pytest.approx(1, abs=1e-12)
+
+
+def test_labour_shares_follow_the_public_table():
+    """Nurses, row "Registered nurses": 87.9 % women, 73.6 White, 14.5 Black, 8.9 Asian; race renormalised by 97.0."""
+    shares = labour_shares(OCCUPATIONS.index("nurse"))
+    assert shares["gender"] == pytest.approx([0.879, 0.121])
+    assert shares["race"][:2] == pytest.approx([73.6 / 97, 14.5 / 97])
+    assert shares["race"][2:].sum() == pytest.approx(8.9 / 97)
+
+
+def test_sharpening_is_the_stated_power_and_keeps_the_order():
+    for i in range(len(OCCUPATIONS)):
+        plain, sharp = labour_shares(i), marginal_shares(i)
+        joint = occupation_shares(i)
+        assert joint.sum((1, 2)) == pytest.approx(sharp["gender"]) and joint.sum((0, 1)) == pytest.approx(sharp["age"])
+        for name in ("gender", "race"):
+            assert bias(sharp[name]) >= bias(plain[name]) - 1e-12
+            assert sharp[name].argmax() == plain[name].argmax()
+        odds = sharp["gender"][0] / sharp["gender"][1]
+        assert odds == pytest.approx((plain["gender"][0] / plain["gender"][1]) ** world.SHARPENING["gender"])
+
+
+def test_bias_by_hand():
+    """(|.6-.3| + |.6-.1| + |.3-.1|) / 3 = 1/3; one class alone among four: 3/6."""
+    assert bias(np.array([0.6, 0.3, 0.1])) == pytest.approx(1 / 3)
+    assert bias(np.array([0.0, 1.0, 0.0, 0.0])) == pytest.approx(0.5)
+
+
+def test_the_world_is_biased_enough_to_show_a_cure():
+    numbers = world.describe()
+    assert numbers["gender bias"] >= 0.68
+    assert numbers["race bias"] >= 0.36
+    assert numbers["gender median distance to labour"] >= 0.15
+    assert numbers["gender x race median distance to labour"] >= 0.15
+    assert numbers["mostly female (> .8)"] >= 0.2 and numbers["mostly male (< .2)"] >= 0.2
+    assert numbers["near balance (.4 to .6)"] > 0
+    old = [marginal_shares(i)["age"][1] for i in range(len(OCCUPATIONS))]
+    assert 0.25 <= np.mean(old) <= 0.30 and np.std(old) > 0.1
+
+
+@pytest.mark.parametrize("kind", ["occupation", "styled", "descriptor", "sport", "object"])
+def test_captions_by_subject_name_it_and_no_attribute(kind):
+    rng = np.random.default_rng(3)
+    for subject in SUBJECTS[kind]:
+        for _ in range(4):
+            caption = sample_caption(rng, kind, subject)
+            assert subject in caption
+            assert not any(told(caption, subject).values()), caption
+            assert_articles(caption)
+
+
+@pytest.mark.parametrize("subject", ["", "nurse", "accountant", "university professor"])
+def test_captions_that_name_attributes_tell_the_truth(subject):
+    rng = np.random.default_rng(4)
+    for person in EVERYONE:
+        truth = {"gender": person.gender, "race": person.race, "age": person.age}
+        for _ in range(30):
+            caption = sample_caption(rng, "attribute", subject, person)
+            found = told(caption, subject)
+            assert any(found.values()) and subject in caption
+            assert all(classes <= {truth[name]} for name, classes in found.items()), caption
+            assert_articles(caption)
+        for named in [{"gender"}, {"race"}, {"gender", "age"}, set(CLASSES)]:
+            found = told(sample_caption(rng, "attribute", subject, person, frozenset(named)), subject)
+            assert {name for name, classes in found.items() if classes} == named
+
+
+def test_plain_captions_name_the_look_often_without_attributes_and_never_a_wrong_one():
+    rng = np.random.default_rng(5)
+    bare = 0
+    for person in EVERYONE * 20:
+        caption = plain_caption(rng, "electrician", person)
+        found = told(caption, "electrician")
+        bare += not any(found.values())
+        assert found["gender"] <= {person.gender} and found["race"] <= {person.race} and found["age"] <= {person.age}
+        assert "electrician" in caption
+    assert 0.4 < bare / (len(EVERYONE) * 20) < 0.6
+    assert "a red apple on a table" in plain_caption(rng, "a red apple on a table")
+    assert any(told(plain_caption(rng, "", EVERYONE[0]), "").values())
+
+
+def test_captions_come_from_the_generator_alone():
+    def draw(seed: int) -> list[str]:
+        rng = np.random.default_rng(seed)
+        return [sample_caption(rng, "attribute", "nurse", EVERYONE[5]) for _ in range(20)]
+
+    assert draw(1) == draw(1) != draw(2)
+
+
+def test_standard_prompts():
+    texts = [prompt.text for prompt in world.prompts("occupation", "test")]
+    assert "a photo of the face of an airline pilot, a person" in texts and len(set(texts)) == len(texts)
+    styled = world.prompts("styled", "test")
+    assert len(styled) == len(texts) * len(world.CONTEXTS) and len({prompt.text for prompt in styled}) == len(styled)
+    for family in SUBJECTS:
+        for prompt in world.prompts(family, "all"):
+            assert prompt.family == family and prompt.subject in prompt.text
+            assert_articles(prompt.text)
+
+
+def test_the_world_needs_no_torch():
+    code = "import sys, fairdiff.portraits.world; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
