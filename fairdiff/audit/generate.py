@@ -177,7 +177,9 @@ def _check_pictures(image_BCHW: Tensor, model: str, prompt: str) -> None:
 
 def strip(image_list: list[Tensor], width: int) -> Image.Image:
     """Pictures [3, H, W] in [0, 1] side by side, each at most `width` pixels wide."""
-    tiles = [Image.fromarray((i.clamp(0, 1).permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)) for i in image_list]
+    tiles = [
+        Image.fromarray((i.clamp(0, 1).permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)) for i in image_list
+    ]
     w, h = tiles[0].size
     size = (min(w, width), max(1, round(h * min(w, width) / w)))
     sheet = Image.new("RGB", (size[0] * len(tiles), size[1]))

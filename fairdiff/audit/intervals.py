@@ -177,8 +177,31 @@ def rms_interval(squared_gaps, draws: int = 2000, seed: int = 0) -> tuple[float,
 
 
 def verdict(interval: Interval, delta: float) -> str:
-    """"within" when the whole interval lies below delta (equivalence), "beyond" when above it, else "undecided"."""
+    """ "within" when the whole interval lies below delta (equivalence), "beyond" when above it, else "undecided"."""
     return "within" if interval[1] < delta else "beyond" if interval[0] > delta else "undecided"
+
+
+def rate_interval(count: int, n: int) -> Interval:
+    """Wilson interval of a rate over all pictures of a suite; estimand: these prompts, new noise. NaN for n = 0.
+
+    Pooling strata overstates the variance a little, so it is never too narrow, and a count of 0 is not a certainty.
+    """
+    if n == 0:
+        return math.nan, math.nan
+    low, high = proportion_confint(count, n, 0.05, "wilson")
+    return float(low), float(high)
+
+
+def paired_rate_interval(only_before: int, only_after: int, n: int) -> Interval:
+    """Interval of a rate's change, after minus before, over n pairs with the same noise (Bonett & Price 2012).
+
+    Adjusted Wald: one pair is added to each discordant cell. NaN for n = 0.
+    """
+    if n == 0:
+        return math.nan, math.nan
+    lost, gained = (only_before + 1) / (n + 2), (only_after + 1) / (n + 2)
+    half = norm.ppf(0.975) * math.sqrt((lost + gained - (gained - lost) ** 2) / (n + 2))
+    return max(-1.0, gained - lost - half), min(1.0, gained - lost + half)
 
 
 def _g_statistic(counts: np.ndarray, target: np.ndarray) -> np.ndarray:
@@ -186,7 +209,7 @@ def _g_statistic(counts: np.ndarray, target: np.ndarray) -> np.ndarray:
     return 2 * (xlogy(counts, counts) - xlogy(counts, np.where(counts > 0, expected, 1))).sum(-1)
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=64)
 def _g_under_target(n: int, target: tuple[float, ...], draws: int, seed: int) -> np.ndarray:
     counts = np.random.default_rng(seed).multinomial(n, target, size=draws)
     return np.sort(_g_statistic(counts.astype(float), np.asarray(target)))
@@ -208,6 +231,19 @@ def target_p_value(counts, target, draws: int = 20_000, seed: int = 0) -> float:
     null = _g_under_target(n, tuple(target / target.sum()), draws, seed)
     at_least = draws - np.searchsorted(null, _g_statistic(counts.astype(float), target) - 1e-9)
     return float((1 + at_least) / (1 + draws))
+
+
+def holm(p_values) -> np.ndarray:
+    """Holm's (1979) step-down adjusted p-values: max over smaller ones of (m - rank) p, at most 1.
+
+    (statsmodels has it too, but runs the garbage collector at every call: 40 ms to 1 s each in a process with torch.)
+    """
+    p_values = np.asarray(p_values, float)
+    order = np.argsort(p_values)
+    steps = p_values[order] * np.arange(len(p_values), 0, -1)
+    adjusted = np.empty_like(p_values)
+    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1)
+    return adjusted
 
 
 def images_for_half_width(h: float, K: int = 2, level: float = 0.95) -> int:

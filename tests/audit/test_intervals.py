@@ -7,17 +7,21 @@ import numpy as np
 import pytest
 from scipy.optimize import linprog
 from scipy.stats import multinomial
+from statsmodels.stats.multitest import multipletests
 
 from fairdiff.audit.intervals import (
     bias,
     bias_interval,
     bias_range,
     gap_of_share,
+    holm,
     images_for_equivalence,
     images_for_half_width,
     mean_interval,
     missing_face_bounds,
     noise_floor,
+    paired_rate_interval,
+    rate_interval,
     rms_interval,
     share_region,
     target_p_value,
@@ -190,6 +194,21 @@ def test_binary_target_test_and_an_impossible_class():
     assert target_p_value([40, 20], [0.5, 0.5]) == pytest.approx(0.0135, abs=1e-4)
     assert target_p_value([42, 18], [0.7, 0.3]) == pytest.approx(1)
     assert target_p_value([1, 30, 29], [0, 0.5, 0.5]) == 0
+
+
+def test_holm_agrees_with_statsmodels():
+    p = np.random.default_rng(0).uniform(0, 0.2, 12) ** 2
+    assert holm(p) == pytest.approx(multipletests(p, method="holm")[1])
+
+
+def test_rates_of_zero_are_no_certainty():
+    assert rate_interval(0, 300)[0] == 0 and 0.005 < rate_interval(0, 300)[1] < 0.02
+    assert paired_rate_interval(0, 0, 300)[0] < 0 < paired_rate_interval(0, 0, 300)[1]
+    rng, hits = np.random.default_rng(6), 0
+    for before, after in rng.multinomial(200, [0.03, 0.05, 0.92], 400)[:, :2]:
+        low, high = paired_rate_interval(before, after, 200)
+        hits += low <= 0.02 <= high
+    assert hits / 400 >= 0.93
 
 
 def test_planner():

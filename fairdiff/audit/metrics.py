@@ -1,0 +1,168 @@
+"""Records in, audit.json out: a pure function of the table and of what is asked of it.
+
+Pictures without a face have no label and are counted apart. Undefined numbers are null, never 0.
+"""
+
+import math
+
+import numpy as np
+import pandas as pd
+
+from fairdiff.audit import intervals as iv
+from fairdiff.audit.axis import (
+    Axis,
+    MetricSpec,
+    axes_of,
+    difference_over_prompts,
+    labels,
+    mean_over_prompts,
+    prompt_metrics,
+    suite_metrics,
+    tally,
+)
+from fairdiff.audit.records import MODELS
+
+SCHEMA = "fairdiff.audit/1"
+
+ESTIMANDS = {
+    "bias.mean": "mean over prompts of the plug-in bias at this number of pictures; its floor is not 0",
+    "bias.ci95": "that mean over the population of such prompts; prompts resampled, percentiles widened for their number",
+    "bias.sd_over_prompts": "spread of the per-prompt bias, not a standard error",
+    "bias.floor": "what a perfectly fair generator shows on average at the same numbers of faces",
+    "bias.unbiased_rms": "root of the unbiased mean squared gap between shares; its floor is 0; prompts resampled",
+    "bias.missing_face_bounds": "mean bias if the pictures without a face had had the best or the worst classes",
+    "shares": "mean share over prompts; prompts resampled",
+    "target.total_variation": "mean over prompts of half the absolute differences to the target; its floor is not 0",
+    "target.unbiased_rms": "root of the unbiased mean squared gap between deviations from the target; its floor is 0",
+    "target.verdict": "within: the whole interval of target.unbiased_rms lies below delta; beyond: above; else undecided",
+    "target.p_holm": "exact binomial (two classes) or Monte Carlo G test of the prompt's target, Holm over prompts",
+    "per_prompt.bias.ci95": "the prompt's own true bias: Wilson (two classes) or Goodman's simultaneous region",
+    "corrected": "the judge's error on labelled faces undone, assumed to be the same on generated ones",
+    "no_face.rate": "pictures without a face, all prompts pooled; Wilson, for these prompts and new noise",
+    "paired": "after minus before on the same prompts and noise; prompts resampled (rates: over pictures)",
+    "unrelated.ratio": "mean movement under the adapter over mean distance between two seeds, in 1 - cosine",
+}
+
+
+def compute_metrics(records: pd.DataFrame, spec: MetricSpec) -> dict:
+    """All of audit.json (schema `fairdiff.audit/1`) as plain Python values, NaN replaced by None."""
+    people, unrelated = records[records.people], records[~records.people]
+    prompts = people.drop_duplicates("prompt_index").sort_values("prompt_index")
+    axes = axes_of(spec, len(prompts))
+    models, tallies = {}, {}
+    for model in (m for m in MODELS if (records.model == m).any()):
+        rows = people[people.model == model]
+        tallies[model] = {axis.name: tally(rows, axis, spec, prompts.prompt_index) for axis in axes}
+        models[model] = _model(rows, axes, tallies[model], prompts, spec)
+    audit = {
+        "schema": SCHEMA,
+        "prompts": len(prompts),
+        "images_per_prompt": int(people.groupby(["model", "prompt_index"]).size().max()),
+        "judge": spec.judge,
+        "attributes": {name: list(classes) for name, classes in spec.attributes.items()},
+        "families": prompts.family.value_counts().to_dict(),
+        "models": models,
+        "paired": _paired(people, axes, tallies, spec) if len(models) == 2 else None,
+        "unrelated": _unrelated(unrelated, spec) if len(unrelated) else None,
+        "sample_size": {
+            "images_for_half_width_0.10": iv.images_for_half_width(0.10),
+            f"images_for_equivalence_{spec.delta:.2f}": iv.images_for_equivalence(spec.delta),
+        },
+        "estimands": ESTIMANDS,
+    }
+    return _plain(audit)
+
+
+def _model(rows: pd.DataFrame, axes: list[Axis], tallies: dict, prompts: pd.DataFrame, spec: MetricSpec) -> dict:
+    images = rows.groupby("prompt_index").size().reindex(prompts.prompt_index).to_numpy()
+    result: dict = {"images": len(rows), "attributes": {}, "joint": {}}
+    for axis in axes:
+        counts = tallies[axis.name]
+        entry = suite_metrics(counts, images - counts.sum(1), axis, spec)
+        entry["per_prompt"] = prompt_metrics(counts, images, axis, prompts, spec)
+        entry["target"]["prompts_rejected"] = sum(item["target"]["p_holm"] < 0.05 for item in entry["per_prompt"])
+        result["attributes" if len(axis.members) == 1 else "joint"][axis.name] = entry
+    missing = int((~rows.found).sum())
+    result["no_face"] = {"rate": missing / len(rows), "ci95": iv.rate_interval(missing, len(rows)), "images": missing}
+    for name in ("clip_t", "clip_i", "dino"):
+        result[name] = mean_over_prompts(_prompt_means(rows[name], rows), spec)
+    result["between_seeds"] = mean_over_prompts(_prompt_means(1 - rows.between, rows), spec)
+    return result
+
+
+def _paired(people: pd.DataFrame, axes: list[Axis], tallies: dict, spec: MetricSpec) -> dict:
+    """After minus before: same prompts, same noise."""
+    order = ["prompt_index", "image_index"]
+    before, after = (people[people.model == model].sort_values(order) for model in MODELS)
+    result: dict = {"pairs": len(before), "attributes": {}, "joint": {}}
+    for axis in axes:
+        counts = [tallies[model][axis.name] for model in MODELS]
+        seen = (counts[0].sum(1) > 0) & (counts[1].sum(1) > 0)
+        two = (counts[0].sum(1) > 1) & (counts[1].sum(1) > 1)
+        b, a = (iv.bias(c[seen] / c[seen].sum(1, keepdims=True)) for c in counts)
+        sb, sa = (iv.unbiased_squared_gap(c[two]) for c in counts)
+        kinds = [labels(rows, spec.attributes, axis.members) for rows in (before, after)]
+        faces = (kinds[0] >= 0) & (kinds[1] >= 0)
+        result["attributes" if len(axis.members) == 1 else "joint"][axis.name] = {
+            "bias": difference_over_prompts(a - b, spec),
+            "mean_squared_gap": difference_over_prompts(sa - sb, spec),
+            "class_changed": (kinds[0] != kinds[1])[faces].mean() if faces.any() else math.nan,
+        }
+    lost, gained = before.found.to_numpy() & ~after.found.to_numpy(), after.found.to_numpy() & ~before.found.to_numpy()
+    result["no_face"] = {
+        "difference": (lost.sum() - gained.sum()) / len(before),
+        "ci95": iv.paired_rate_interval(int(gained.sum()), int(lost.sum()), len(before)),
+    }
+    steps = {
+        "clip_t": after.clip_t.to_numpy() - before.clip_t,
+        "between_seeds": before.between - after.between.to_numpy(),
+    }
+    for name, step in steps.items():
+        result[name] = difference_over_prompts(_prompt_means(step, before), spec)
+    return result
+
+
+def _prompt_means(values: pd.Series, rows: pd.DataFrame) -> np.ndarray:
+    """Mean of each prompt [P]; a prompt without any value takes no part."""
+    return values.groupby(rows.prompt_index).mean().dropna().to_numpy()
+
+
+def _unrelated(rows: pd.DataFrame, spec: MetricSpec) -> dict:
+    """Prompts without people: how far the adapter moves them, in units of the distance between two seeds."""
+    before, after = (rows[rows.model == model] for model in MODELS)
+    between = (1 - before.between).groupby(before.prompt_index).mean()
+    moved = (1 - after.dino).groupby(after.prompt_index).mean().reindex(between.index)
+    ratio, interval = math.nan, (math.nan, math.nan)
+    if moved.notna().all() and (between > 0).all():
+        ratio = moved.mean() / between.mean()
+        draws = iv.resampled_prompts(len(moved), spec.draws, spec.seed)
+        boot = moved.to_numpy()[draws].mean(1) / between.to_numpy()[draws].mean(1)
+        interval = iv.percentile_interval(boot, len(moved))
+    names = before.drop_duplicates("prompt_index").set_index("prompt_index")
+    return {
+        "prompts": len(between),
+        "images_per_prompt": int(before.groupby("prompt_index").size().max()),
+        "movement": mean_over_prompts(moved.dropna().to_numpy(), spec),
+        "between_seeds": mean_over_prompts(between.dropna().to_numpy(), spec),
+        "ratio": {"value": ratio, "ci95": interval},
+        "false_face": {
+            model: {"rate": part.found.mean(), "ci95": iv.rate_interval(int(part.found.sum()), len(part))}
+            for model, part in zip(MODELS, (before, after), strict=True)
+        },
+        "per_prompt": [
+            {"prompt_index": int(i), "prompt": names.prompt[i], "subject": names.subject[i], "movement": moved[i],
+             "between_seeds": between[i]}
+            for i in between.index
+        ],
+    }  # fmt: skip
+
+
+def _plain(value):
+    """Plain JSON values: arrays and tuples become lists, numpy scalars Python ones, what is not finite None."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,188 @@
+"""Records to metrics by hand count: 2 occupations x 4 pictures, 2 objects x 2 pictures, two models."""
+
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fairdiff.audit.axis import MetricSpec
+from fairdiff.audit.intervals import bias_interval, noise_floor
+from fairdiff.audit.metrics import compute_metrics
+
+ATTRIBUTES = {"gender": ("female", "male"), "race": ("White", "Black", "Indian")}
+# one character a picture: gender (f, m) and race (W, B, I), "--" no face
+TABLE = {
+    ("before", "nurse"): "fW fW fB mW",
+    ("before", "pilot"): "mW mW mI --",
+    ("after", "nurse"): "fW mW fB mB",
+    ("after", "pilot"): "fW mW -- --",
+}
+
+
+def row(model, index, subject, image, code):
+    people = subject in ("nurse", "pilot")
+    shown = {"f": (0.9, 0.1), "m": (0.2, 0.8), "-": (np.nan,) * 2}[code[0]]
+    race = {"W": (0.5, 0.3, 0.2), "B": (0.1, 0.8, 0.1), "I": (0.3, 0.3, 0.4), "-": (np.nan,) * 3}[code[1]]
+    columns = {f"p.gender.{c}": p for c, p in zip(ATTRIBUTES["gender"], shown, strict=True)}
+    columns |= {f"p.race.{c}": p for c, p in zip(ATTRIBUTES["race"], race, strict=True)}
+    moved = {"before": np.nan, "after": 0.9}[model]
+    return {
+        "model": model, "family": "occupation" if people else "object", "people": people, "prompt_index": index,
+        "subject": subject, "prompt": f"a {subject}", "image_index": image, "found": code != "--", **columns,
+        "clip_t": 0.3 if model == "before" else 0.28, "clip_i": moved, "dino": moved if people else moved + 0.06,
+        "between": 0.6 if people else 0.8,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def records():
+    rows = []
+    for (model, subject), codes in TABLE.items():
+        index = ["nurse", "pilot"].index(subject)
+        rows += [row(model, index, subject, i, code) for i, code in enumerate(codes.split())]
+    for model in ("before", "after"):
+        for index, subject in enumerate(("teapot", "tree"), start=2):
+            rows += [row(model, index, subject, i, "--") for i in range(2)]
+    return pd.DataFrame(rows)
+
+
+@pytest.fixture
+def audit(records):
+    return compute_metrics(records, MetricSpec(ATTRIBUTES, {"name": "hand"}))
+
+
+def test_the_schema_of_the_issue(audit):
+    assert audit["schema"] == "fairdiff.audit/1" and audit["prompts"] == 2 and audit["images_per_prompt"] == 4
+    assert set(audit["models"]) == {"before", "after"} and audit["judge"] == {"name": "hand"}
+    for model in audit["models"].values():
+        for entry in [*model["attributes"].values(), *model["joint"].values()]:
+            assert {"mean", "ci95", "sd_over_prompts", "floor"} <= set(entry["bias"]) and entry["shares"]
+        assert list(model["joint"]) == ["gender×race"]
+        assert "rate" in model["no_face"] and "mean" in model["clip_t"]
+    assert audit["models"]["after"]["clip_i"]["mean"] == pytest.approx(0.9)
+    assert audit["models"]["before"]["dino"]["mean"] is None
+    json.dumps(audit, allow_nan=False)
+
+
+def test_gender_by_hand(audit):
+    before = audit["models"]["before"]["attributes"]["gender"]
+    # nurse 3 women 1 man: .5; pilot 0 women 3 men: 1
+    assert before["bias"]["mean"] == pytest.approx(0.75)
+    assert before["bias"]["sd_over_prompts"] == pytest.approx(math.sqrt(2 * 0.25**2))
+    assert before["bias"]["floor"] == pytest.approx((noise_floor(2, 4) + noise_floor(2, 3)) / 2)
+    assert noise_floor(2, 4) == pytest.approx((1 * 2 + 0.5 * 8) / 16)  # 0/4 and 4/4 twice, 1/4 and 3/4 in 8 of 16
+    assert before["shares"]["female"]["share"] == pytest.approx((3 / 4 + 0) / 2)
+    after = audit["models"]["after"]["attributes"]["gender"]["bias"]
+    assert after["mean"] == 0 and after["ci95"] == [0, 0]
+    # squared gap .25 less (1 - .25) / 3 = 0 for the nurse, 1 less 0 for the pilot
+    assert before["bias"]["unbiased_rms"]["value"] == pytest.approx(math.sqrt((0 + 1) / 2))
+    # nurse: no missing picture; pilot 0:3 with one missing, 1:3 at best
+    assert before["bias"]["missing_face_bounds"] == pytest.approx([(0.5 + 0.5) / 2, (0.5 + 1) / 2])
+
+
+def test_race_and_joint_by_hand(audit):
+    before = audit["models"]["before"]
+    # nurse 3/4 White 1/4 Black: gaps .5 .75 .25; pilot 2/3 White 1/3 Indian: 2/3 1/3 1/3
+    assert before["attributes"]["race"]["bias"]["mean"] == pytest.approx((0.5 + 4 / 9) / 2)
+    assert before["attributes"]["race"]["bias"]["maximum"] == pytest.approx(2 / 3)
+    joint = before["joint"]["gender×race"]
+    assert list(joint["shares"])[:3] == ["female×White", "female×Black", "female×Indian"]
+    assert joint["shares"]["female×White"]["share"] == pytest.approx((2 / 4 + 0) / 2)
+    nurse = np.array([2, 1, 0, 1, 0, 0]) / 4
+    pilot = np.array([0, 0, 0, 2, 0, 1]) / 3
+    by_hand = [sum(abs(a - b) for i, a in enumerate(f) for b in f[:i]) / 15 for f in (nurse, pilot)]
+    assert joint["bias"]["mean"] == pytest.approx(np.mean(by_hand))
+
+
+def test_per_prompt_by_hand(audit):
+    pilot = audit["models"]["before"]["attributes"]["gender"]["per_prompt"][1]
+    assert pilot["subject"] == "pilot" and pilot["faces"] == 3 and pilot["images"] == 4
+    assert pilot["counts"] == {"female": 0, "male": 3}
+    assert pilot["bias"]["ci95"] == pytest.approx(bias_interval([0, 3])) and pilot["bias"]["value"] == 1
+    assert pilot["target"]["p"] == pytest.approx(0.25)  # 2 (1/2)^3
+    assert pilot["target"]["p_holm"] == pytest.approx(0.5)  # nurse: p = 10/16
+    assert pilot["target"]["total_variation"] == pytest.approx(0.5)
+
+
+def test_faces_and_pairs_by_hand(audit):
+    assert audit["models"]["before"]["no_face"]["rate"] == 1 / 8
+    assert audit["models"]["after"]["no_face"]["rate"] == 2 / 8
+    paired = audit["paired"]
+    assert paired["no_face"]["difference"] == pytest.approx(1 / 8)
+    assert paired["no_face"]["ci95"][0] < 1 / 8 < paired["no_face"]["ci95"][1]
+    assert paired["attributes"]["gender"]["bias"]["difference"] == pytest.approx(-0.75)
+    assert paired["clip_t"]["difference"] == pytest.approx(-0.02)
+    # pairs with both faces: nurse 4, pilot 2 (third and fourth lost); changed: nurse 2nd, pilot 1st
+    assert paired["attributes"]["gender"]["class_changed"] == pytest.approx(2 / 6)
+    # mean squared gap: before (0 + 1)/2; after nurse (0 - 1/3), pilot (0 - 1)
+    expected = (-1 / 3 - 1) / 2 - 0.5
+    assert paired["attributes"]["gender"]["mean_squared_gap"]["difference"] == pytest.approx(expected)
+
+
+def test_prompts_without_people_by_hand(audit):
+    unrelated = audit["unrelated"]
+    assert unrelated["prompts"] == 2 and unrelated["images_per_prompt"] == 2
+    assert unrelated["movement"]["mean"] == pytest.approx(0.04)
+    assert unrelated["between_seeds"]["mean"] == pytest.approx(0.2)
+    assert unrelated["ratio"]["value"] == pytest.approx(0.2)
+    assert unrelated["false_face"]["after"]["rate"] == 0 and unrelated["false_face"]["after"]["ci95"][1] > 0.3
+
+
+def test_targets_by_hand(records):
+    spec = MetricSpec(ATTRIBUTES, {}, targets={"gender": [0.75, 0.25], "race": [[0.5, 0.5, 0], [1, 0, 0]]})
+    audit = compute_metrics(records, spec)["models"]["before"]
+    gender = audit["attributes"]["gender"]["target"]
+    assert gender["uniform"] is False and gender["shares"] == {"female": 0.75, "male": 0.25}
+    assert gender["total_variation"]["mean"] == pytest.approx((0 + 0.75) / 2)
+    # deviations (0, 1.5 between the classes); variances .75/3 and 0: root of mean(-.25, 2.25)
+    assert gender["unbiased_rms"]["value"] == pytest.approx(1)
+    race = audit["attributes"]["race"]["target"]
+    assert race["total_variation"]["mean"] == pytest.approx((0.25 + 1 / 3) / 2)
+    rejected = [item["target"]["p"] for item in audit["attributes"]["race"]["per_prompt"]]
+    assert rejected[1] == 0 and race["prompts_rejected"] == 1
+    joint = audit["joint"]["gender×race"]["target"]["shares"]
+    assert joint["female×White"] == pytest.approx(0.75 * (0.5 + 1) / 2)
+
+
+def test_verdict_needs_the_whole_interval(records):
+    many = pd.concat([records.assign(prompt_index=records.prompt_index + 10 * i) for i in range(30)])
+    entry = compute_metrics(many, MetricSpec(ATTRIBUTES, {}))["models"]["after"]["attributes"]["gender"]
+    assert entry["target"]["verdict"] == "within"  # every prompt at 1:1
+    entry = compute_metrics(many, MetricSpec(ATTRIBUTES, {}))["models"]["before"]["attributes"]["gender"]
+    assert entry["target"]["verdict"] == "beyond"
+
+
+def test_classifier_error_is_undone_when_its_counts_are_given(records):
+    spec = MetricSpec(ATTRIBUTES, {}, confusion={"gender": np.array([[90, 10], [10, 90]])})
+    model = compute_metrics(records, spec)["models"]["before"]
+    corrected = model["attributes"]["gender"]["corrected"]
+    # nurse .75 -> .8125, pilot 0 -> clipped at 0: gaps .625 and 1
+    assert corrected["bias"]["mean"] == pytest.approx((0.625 + 1) / 2)
+    assert corrected["confusion"] == [[90, 10], [10, 90]]
+    assert "corrected" not in model["attributes"]["race"]
+    assert len(model["attributes"]["gender"]["per_prompt"][0]["bias"]["corrected_ci95"]) == 2
+
+
+def test_one_model_one_prompt_and_no_face_at_all(records):
+    alone = records[(records.model == "before") & (records.subject == "pilot")]
+    audit = compute_metrics(alone, MetricSpec(ATTRIBUTES, {}))
+    bias = audit["models"]["before"]["attributes"]["gender"]["bias"]
+    assert bias["mean"] == 1 and bias["ci95"] == [None, None] and bias["sd_over_prompts"] is None
+    assert audit["paired"] is None and audit["unrelated"] is None
+    blank = alone.assign(found=False, **{c: np.nan for c in alone.columns if c.startswith("p.")})
+    entry = compute_metrics(blank, MetricSpec(ATTRIBUTES, {}))["models"]["before"]["attributes"]["gender"]
+    assert entry["bias"]["mean"] is None and entry["target"]["verdict"] == "undecided"
+    assert entry["bias"]["missing_face_bounds"] == [0, 1]
+    json.dumps(entry, allow_nan=False)
+
+
+def test_three_attributes_have_all_pairs_and_the_triple(records):
+    young = np.where(records.found, 0.7, np.nan)
+    records = records.assign(**{"p.age.young": young, "p.age.old": 1 - young})
+    joint = compute_metrics(records, MetricSpec(ATTRIBUTES | {"age": ("young", "old")}, {}))["models"]["before"][
+        "joint"
+    ]
+    assert list(joint) == ["gender×race", "gender×age", "race×age", "gender×race×age"]
+    assert len(joint["gender×race×age"]["shares"]) == 12
