@@ -112,4 +112,4 @@ def check_size(image_BCHW: Tensor, boxes: Boxes) -> None:
     """Boxes of another batch (or of width and height swapped) are an error."""
     batch, _, height, width = image_BCHW.shape
     if (batch, height, width) != boxes.size:
-        raise ValueError(f"boxes were found in a batch (B, H, W) = {boxes.size}, the images are {(batch, height, width)}")
+        raise ValueError(f"boxes belong to a batch (B, H, W) = {boxes.size}, the images are {(batch, height, width)}")

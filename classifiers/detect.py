@@ -1,7 +1,8 @@
 """Face detectors: MTCNN (default), the whole picture, insightface. One protocol, no gradient, the largest face.
 
-MTCNN: Zhang et al., "Joint Face Detection and Alignment using Multitask Cascaded Convolutional Networks", 2016. The three
-nets and their weights come from facenet-pytorch 2.5.3; the cascade around them is written for batches of small pictures.
+MTCNN: Zhang et al., "Joint Face Detection and Alignment Using Multitask Cascaded Convolutional Networks", 2016. The
+three nets and their weights come from facenet-pytorch 2.5.3; the cascade around them is written for batches of small
+pictures.
 N candidates in the whole batch, with `row_N` their image.
 """
 
@@ -18,6 +19,7 @@ from classifiers.types import Boxes
 
 PYRAMID = 0.709  # MTCNN's factor: half the area from level to level
 CHUNK = 64  # images at a time: bounds memory and the quadratic part of the suppression
+PIECE = 64  # windows at a time: their activations stay in the processor's cache (2.7 times as fast as 320 at once)
 
 
 class MTCNNDetector(nn.Module):
@@ -29,14 +31,15 @@ class MTCNNDetector(nn.Module):
 
     def __init__(
         self,
-        input_size: int | None = 96,
-        min_face: float = 20.0,
+        input_size: int | None = 80,
+        min_face: float = 24.0,
         thresholds: tuple[float, float, float] = (0.6, 0.7, 0.7),
     ):
         super().__init__()
         self.input_size, self.min_face, self.thresholds = input_size, min_face, thresholds
         self.pnet, self.rnet, self.onet = PNet(), RNet(), ONet()
-        self.eval().requires_grad_(False)
+        # max pooling is 4 times as fast on a CPU when the channels come last
+        self.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
     @torch.no_grad()
     def forward(self, image_BCHW: Tensor) -> Boxes:
@@ -64,7 +67,7 @@ class MTCNNDetector(nn.Module):
         if not len(row_N):
             return row_N, box_N4, box_N4.new_zeros(0, 5, 2)
 
-        shift_N4, prob_N2 = self.rnet(window(image_BCHW, row_N, box_N4, 24))
+        shift_N4, prob_N2 = refine(self.rnet, image_BCHW, row_N, box_N4, 24)
         keep = prob_N2[:, 1] > self.thresholds[1]
         row_N, box_N4, shift_N4, score_N = row_N[keep], box_N4[keep], shift_N4[keep], prob_N2[keep, 1]
         keep = suppress(row_N, box_N4, score_N, 0.7)
@@ -72,7 +75,7 @@ class MTCNNDetector(nn.Module):
         if not len(row_N):
             return row_N, box_N4, box_N4.new_zeros(0, 5, 2)
 
-        shift_N4, point_N10, prob_N2 = self.onet(window(image_BCHW, row_N, box_N4, 48))
+        shift_N4, point_N10, prob_N2 = refine(self.onet, image_BCHW, row_N, box_N4, 48)
         keep = prob_N2[:, 1] > self.thresholds[2]
         row_N, box_N4, shift_N4, score_N = row_N[keep], box_N4[keep], shift_N4[keep], prob_N2[keep, 1]
         side_N2 = box_N4[:, 2:] - box_N4[:, :2]
@@ -90,7 +93,7 @@ class MTCNNDetector(nn.Module):
         rows, boxes, shifts, scores = [image_BCHW.new_zeros(0, dtype=torch.long)], [], [], []
         while min(height, width) * scale >= 12:
             size = int(height * scale + 1), int(width * scale + 1)
-            level = F.interpolate(image_BCHW, size, mode="area")
+            level = F.interpolate(image_BCHW, size, mode="area").contiguous(memory_format=torch.channels_last)
             shift_B4hw, prob_B2hw = self.pnet(level)
             row_N, y_N, x_N = torch.nonzero(prob_B2hw[:, 1] >= self.thresholds[0], as_tuple=True)
             score_N = prob_B2hw[row_N, 1, y_N, x_N]
@@ -151,9 +154,14 @@ class InsightFaceDetector:
         return Boxes(row_F, box_F4.to(device), landmark_F52.to(device), (batch, height, width))
 
 
-def window(image_BCHW: Tensor, row_N: Tensor, box_N4: Tensor, size: int) -> Tensor:
-    """Area-averaged windows [N, C, size, size]; mid-grey (0) outside the frame."""
-    return roi_align(image_BCHW, torch.cat([row_N[:, None].to(box_N4), box_N4], 1), size, aligned=True)
+def refine(net: nn.Module, image_BCHW: Tensor, row_N: Tensor, box_N4: Tensor, size: int) -> list[Tensor]:
+    """A net's outputs, [N, ...] each, on area-averaged windows of `size` pixels; mid-grey (0) outside the frame."""
+    place_N5 = torch.cat([row_N[:, None].to(box_N4), box_N4], 1)
+    pieces = [
+        net(roi_align(image_BCHW, piece, size, aligned=True).contiguous(memory_format=torch.channels_last))
+        for piece in place_N5.split(PIECE)
+    ]
+    return [torch.cat(output) for output in zip(*pieces, strict=True)]
 
 
 def move(box_N4: Tensor, shift_N4: Tensor) -> Tensor:
