@@ -3,7 +3,7 @@
 import hashlib
 import json
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -13,6 +13,9 @@ from classifiers.identity import Bank, load_bank, load_embedder
 from classifiers.detect import MTCNNDetector, WholeImage
 from classifiers.types import Detector
 from fairdiff.adapters import Adapter, Lora, SoftTokens
+from fairdiff.audit.axis import MetricSpec
+from fairdiff.audit.generate import AuditPlan
+from fairdiff.audit.measure import Measurer
 from fairdiff.config import Config
 from fairdiff.errors import FairDiffError
 from fairdiff.features import ClipEncoder, ImageEncoder
@@ -44,6 +47,12 @@ def run_fingerprint(config: Config) -> str:
     """A short hash of all keys that change the result of training."""
     kept = {k: v for k, v in asdict(config).items() if k not in NOT_TRAINING}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def full_fingerprint(config: Config) -> str:
+    """A short hash of training, its length and the audit: what a finished run has done."""
+    parts = [run_fingerprint(config), config.steps, asdict(config.audit)]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def build_model(config: Config) -> DiffusionModel:
@@ -159,3 +168,52 @@ def build_prompts(config: Config, which: str) -> list[Prompt]:
 def build_unrelated(config: Config) -> list[Prompt]:
     """Prompts without people, which an adapter must leave as they are."""
     return world.prompts("object", "all")[: config.audit.unrelated_prompts]
+
+
+@dataclass(frozen=True)
+class Audit:
+    """An audit ready to run: what is painted, who looks at it, and what is counted."""
+
+    plan: AuditPlan
+    measurer: Measurer
+    spec: MetricSpec
+
+
+def build_audit(config: Config, trainee: Trainee) -> Audit:
+    """The audit of a trainee, with a judge of its own (`audit.judge`) and both encoders."""
+    device = config.model.device
+    judge = build_classifier(config.audit.judge.path, "audit.judge.path", "audit_judge", config)
+    clip, encoder = ClipEncoder(weights("clip"), device), ImageEncoder(weights("encoder"), device)
+    attributes = {name: judge.attributes[name] for name in judge.attributes}
+    detector = build_detector(config)
+    crop = config.detector
+    same = fingerprint(judge) == fingerprint(trainee.judges.classifier)
+    frozen = [fingerprint(m) for m in (trainee.model.unet, trainee.model.text_encoder, trainee.model.vae)]
+    sampler = [config.sampler.guidance, config.sampler.audit_steps, config.model.padding]
+    plan = AuditPlan(
+        prompts=build_prompts(config, "test"),
+        unrelated=build_unrelated(config),
+        attributes=attributes,
+        images_per_prompt=config.audit.images_per_prompt,
+        unrelated_images=config.audit.unrelated_images,
+        batch_size=config.audit.batch_size,
+        seed=config.audit.seed,
+        latent_shape=trainee.model.latent_shape,
+        hashes={
+            "before": _digest(sampler, frozen),
+            "after": _digest(sampler, run_fingerprint(config), config.steps, frozen),
+            "judge": _digest(fingerprint(judge), fingerprint(clip.model), fingerprint(encoder.model), asdict(crop)),
+        },
+    )
+    spec = MetricSpec(
+        attributes=attributes,
+        judge={"path": config.audit.judge.path or "embedded audit judge", "same_as_training_judge": same},
+        targets={name: build_target(config).marginal(name) for name in config.attributes},
+        delta=config.audit.equivalence,
+        seed=config.audit.seed,
+    )
+    return Audit(plan, Measurer(detector, judge, clip, encoder, crop.crop_size, crop.expand), spec)
+
+
+def _digest(*parts) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -9,7 +9,7 @@ from pathlib import Path
 import open_clip
 import torch
 import torch.nn.functional as F
-from classifiers.identity import FaceEmbedder, load_embedder
+from classifiers.identity import Embedder, load_embedder
 from torch import Tensor
 
 from fairdiff.errors import FairDiffError
@@ -52,7 +52,7 @@ class ImageEncoder:
 
     def __init__(self, folder: str | Path, device: str = "cpu"):
         try:
-            self.model: FaceEmbedder = load_embedder(folder).to(device)
+            self.model: Embedder = load_embedder(folder).to(device)
         except (ValueError, OSError) as error:
             raise FairDiffError(str(error)) from error
 

@@ -6,7 +6,7 @@
 from dataclasses import dataclass
 
 import torch
-from classifiers.identity import Bank, FaceEmbedder
+from classifiers.identity import Bank, Embedder
 from torch import Tensor
 
 from classifiers.crop import extract
@@ -20,7 +20,7 @@ class Judges:
     detector: Detector
     classifier: Classifier
     encoders: list
-    embedder: FaceEmbedder | None
+    embedder: Embedder | None
     bank: Bank | None
     crop_size: int
     expand: float

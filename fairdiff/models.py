@@ -4,7 +4,9 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+import diffusers
 import torch
+import transformers
 from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 
@@ -58,6 +60,8 @@ class DiffusionModel:
 
 def load_model(path: str | Path, padding: str = "max_length", device: str = "cpu") -> DiffusionModel:
     """Load a diffusers folder or hub id, frozen and in fp32; raises FairDiffError naming what is missing."""
+    diffusers.utils.logging.disable_progress_bar()  # seconds of loading need no bars, and tests no noise
+    transformers.utils.logging.disable_progress_bar()
     try:
         pipeline = StableDiffusionPipeline.from_pretrained(
             str(path), safety_checker=None, feature_extractor=None,

@@ -139,7 +139,8 @@ def training_step(trainee: Trainee, batch: Batch) -> StepResult:
             {a: torch.from_numpy(kept[a][faces]) for a in kept},
         )
         terms = batch_terms(trainee, now, part, counts, (len(final), result.faces))
-        total = sum(weight * terms[name] for name, weight in active_terms(objective) if weight and name in terms)
+        weighted = [weight * terms[name] for name, weight in active_terms(objective) if weight and name in terms]
+        total = sum(weighted, start=0 * z.sum())
         grads.append(torch.autograd.grad(total, z)[0])
         for name, value in terms.items():
             result.terms[name] = result.terms.get(name, 0.0) + value.item()

@@ -1,0 +1,147 @@
+"""The run folder: what lies in it, when it is finished, and what is printed about it.
+
+config.yaml  metrics.jsonl  checkpoints/  adapter/  records/  records.parquet  audit.json  report.html  run.json
+"""
+
+import json
+import shutil
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import yaml
+from fairdiff.audit.report import render_report, summary_table
+from rich.console import Console
+
+from fairdiff import build
+from fairdiff.audit.generate import run_audit
+from fairdiff.audit.metrics import compute_metrics
+from fairdiff.audit.records import load_records
+from fairdiff.config import Config
+from fairdiff.errors import FairDiffError
+from fairdiff.files import write_json, write_text
+from fairdiff.prompts import Prompt
+from fairdiff.sampling import initial_noise
+from fairdiff.step import Trainee
+from fairdiff.tracking import progress, read_metrics
+
+OUTPUTS = (
+    "metrics.jsonl",
+    "checkpoints",
+    "adapter",
+    "records",
+    "records.parquet",
+    "audit.json",
+    "report.html",
+    "run.json",
+)
+
+
+def prepare(folder: Path, config: Config) -> None:
+    """Make the folder this run's: start over if asked, refuse one that holds a run of other settings."""
+    if not config.resume:
+        for name in OUTPUTS:
+            path = folder / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    state = read_state(folder)
+    fingerprint = build.run_fingerprint(config)
+    if state.get("training", fingerprint) != fingerprint:
+        raise FairDiffError(
+            f"{folder}: holds a run with other settings; choose another hydra.run.dir or start over with resume=false"
+        )
+    write_text(folder / "config.yaml", yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True))
+    write_json(folder / "run.json", state | {"training": fingerprint})
+
+
+def read_state(folder: Path) -> dict:
+    """run.json, {} if there is none."""
+    path = folder / "run.json"
+    try:
+        return json.loads(path.read_text()) if path.exists() else {}
+    except ValueError as error:
+        raise FairDiffError(f"{path}: is not JSON; start over with resume=false") from error
+
+
+def finished(folder: Path, config: Config) -> bool:
+    """Whether exactly this training and this audit have been completed."""
+    return read_state(folder).get("finished") == build.full_fingerprint(config)
+
+
+def print_budget(config: Config, trainee: Trainee, prompts: list[Prompt], audit: build.Audit, console: Console) -> None:
+    """What is about to be done, in pictures and steps."""
+    visited = min(config.steps, len(prompts))
+    parameters = sum(p.numel() for p in trainee.adapter.parameters())
+    attributes = ", ".join(f"{n} → {config.target[n]}" for n in config.attributes)
+    console.print(f"target: {attributes}")
+    console.print(
+        f"adapter: {trainee.adapter.kind}, {parameters:,} parameters, learning rate {config.adapter.learning_rate:g}"
+    )
+    console.print(
+        f"budget: {config.steps} steps of {config.global_batch} pictures on {visited} of {len(prompts)} training prompts, "
+        f"at most {visited * config.noise_pool} originals (cached), "
+        f"audit of {2 * audit.plan.images_per_model} pictures ({len(audit.plan.prompts)} prompts, before and after)"
+    )
+
+
+def save_adapter(folder: Path, config: Config, trainee: Trainee) -> None:
+    """adapter/: weights in diffusers' format beside adapter.json, which says how to use them."""
+    temporary, target = folder / "adapter.tmp", folder / "adapter"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    trainee.adapter.save(temporary)
+    about = {
+        "type": trainee.adapter.kind,
+        "load_with": "load_textual_inversion" if trainee.adapter.kind == "soft_tokens" else "load_lora_weights",
+        "prompt_prefix": "<fairdiff> " if trainee.adapter.kind == "soft_tokens" else "",
+        "guidance": config.sampler.guidance,
+        "target": config.target,
+        "training": build.run_fingerprint(config),
+    }
+    write_json(temporary / "adapter.json", about)
+    shutil.rmtree(target, ignore_errors=True)
+    temporary.rename(target)
+
+
+def audit(folder: Path, config: Config, trainee: Trainee, setup: build.Audit, console: Console) -> None:
+    """Paint the same prompts and noise before and after, measure, and write records, audit.json and report.html."""
+    model, adapter = trainee.model, trainee.adapter
+    paint = (config.sampler.guidance, config.sampler.audit_steps)
+
+    def before(prompt: str, noise: torch.Tensor) -> torch.Tensor:
+        with adapter.off():
+            return model.generator(*paint)(prompt, noise.to(model.unet.device))
+
+    def after(prompt: str, noise: torch.Tensor) -> torch.Tensor:
+        return model.generator(*paint, adapter.prefix)(prompt, noise.to(model.unet.device))
+
+    with progress(console) as bar:
+        task = bar.add_task("audit", total=2 * setup.plan.images_per_model, note="pictures")
+        run_audit(
+            setup.plan, {"before": before, "after": after}, setup.measurer, initial_noise, folder,
+            lambda n: bar.update(task, advance=n),
+        )  # fmt: skip
+    metrics = compute_metrics(load_records(folder / "records.parquet"), setup.spec)
+    write_json(folder / "audit.json", metrics)
+    render_report(folder, metrics, about(config, setup), read_metrics(folder / "metrics.jsonl"))
+    write_json(
+        folder / "run.json",
+        read_state(folder) | {"finished": build.full_fingerprint(config), "at": time.strftime("%F %T")},
+    )
+
+
+def about(config: Config, setup: build.Audit) -> dict[str, list[str]]:
+    """What was asked, as lines for the report."""
+    return {
+        "target": [
+            f"{name}: " + ", ".join(f"{c} {s:g}" for c, s in shares.items()) for name, shares in config.target.items()
+        ],
+        "adapter": [f"{k}: {v}" for k, v in asdict(config.adapter).items()],
+        "sampler": [f"{k}: {v}" for k, v in asdict(config.sampler).items()],
+    }
+
+
+def conclude(folder: Path, config: Config, console: Console) -> None:
+    """Print the table; the last line names the report."""
+    console.print(summary_table(json.loads((folder / "audit.json").read_text())))
+    print(f"report: {folder / 'report.html'}")

@@ -1,0 +1,113 @@
+"""Bad input gets one clear line on stderr, exit code 2, no traceback, and leaves nothing half-written."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import train  # noqa: E402  (the entry script is no package)
+from fairdiff.portraits import weights  # noqa: E402
+
+# (override, what the line must name)
+CASES = {
+    "unknown key": (["model.pth=x"], ["model.pth", "ModelConfig"]),
+    "unknown top key": (["stepz=3"], ["stepz"]),
+    "wrong type": (["steps=many"], ["steps", "Integer"]),
+    "null where a value is needed": (["steps=null"], ["steps"]),
+    "unknown group choice": (["adapter=loha"], ["adapter", "lora_text"]),
+    "unknown attribute": (["attribute=[height]"], ["attribute/height", "gender"]),
+    "no attribute": (["attribute=[]"], ["attribute"]),
+    "bad syntax": (["steps"], ["steps"]),
+    "shares do not sum to 1": (["target.gender.female=.9"], ["target.gender", "sum to 1.4"]),
+    "unknown class": (["+target.gender.other=.1"], ["target.gender", "other", "female, male"]),
+    "negative share": (["target.gender.female=-1", "target.gender.male=2"], ["target.gender.female", "[0, 1]"]),
+    "target of an attribute that is not trained": (["+target.race.White=1"], ["target", "race", "gender"]),
+    "target is no table": (["target.gender=half"], ["target.gender", "half"]),
+    "zero steps": (["steps=0"], ["steps", "greater than 0"]),
+    "pool smaller than the batch": (["noise_pool=3"], ["noise_pool", "24"]),
+    "unknown gradient": (["gradient.type=magic"], ["gradient.type", "unit, reference, solver, autograd"]),
+    "negative weight": (["loss.image=-1"], ["loss.image"]),
+    "confidence out of range": (["loss.confidence=1.5"], ["loss.confidence"]),
+    "bad sampler range": (["sampler.train_steps=[9,3]"], ["sampler.train_steps", "[9, 3]"]),
+    "template without a gap": (["prompts.template=a photo"], ["prompts.template", "{}"]),
+    "missing prompt file": (["prompts.train=nowhere.txt"], ["nowhere.txt"]),
+    "model folder does not exist": (["model.path=./no/such/model"], ["model.path", "no/such/model"]),
+    "judge folder does not exist": (["judge.path=./no/such/judge"], ["judge.path", "no/such/judge"]),
+    "lora without parts": (["adapter=lora_text", "adapter.parts=[]"], ["adapter.parts", "text_encoder"]),
+}
+
+
+def call(overrides, folder, monkeypatch, capsys) -> str:
+    """Run train.py's main in this process; return its one line on stderr."""
+    monkeypatch.chdir(ROOT)
+    quoted = [o.replace("template=a photo", "template='a photo'") for o in overrides]
+    monkeypatch.setattr(sys, "argv", ["train.py", *quoted, f"hydra.run.dir={folder}", "cache=null"])
+    with pytest.raises(SystemExit) as exit_info:
+        train.task()
+    captured = capsys.readouterr()
+    assert exit_info.value.code == 2
+    lines = [line for line in captured.err.splitlines() if line.strip()]
+    assert len(lines) == 1 and lines[0].startswith("error: "), captured.err
+    return lines[0]
+
+
+def assert_nothing_half_written(folder: Path) -> None:
+    left = {p.name for p in folder.rglob("*")} if folder.exists() else set()
+    assert not any(".tmp" in name for name in left)
+    assert not left & {"audit.json", "report.html", "adapter", "checkpoints", "records"}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_one_line_names_the_key_and_what_is_allowed(case, tmp_path, monkeypatch, capsys):
+    overrides, words = CASES[case]
+    line = call(overrides, tmp_path / "run", monkeypatch, capsys)
+    assert all(word in line for word in words), line
+    assert_nothing_half_written(tmp_path / "run")
+
+
+def test_empty_prompt_list(tmp_path, monkeypatch, capsys):
+    (tmp_path / "prompts.txt").write_text("\n\n")
+    line = call([f"prompts.train={tmp_path / 'prompts.txt'}"], tmp_path / "run", monkeypatch, capsys)
+    assert "prompts.txt" in line
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing"])
+def test_damaged_weights(damage, tmp_path, monkeypatch, capsys):
+    model = tmp_path / "model"
+    shutil.copytree(weights("model"), model)
+    file = model / "unet" / "diffusion_pytorch_model.safetensors"
+    if damage == "missing":
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:1000])
+    line = call([f"model.path={model}"], tmp_path / "run", monkeypatch, capsys)
+    assert "model.path" in line and str(model) in line
+    assert_nothing_half_written(tmp_path / "run")
+
+
+def test_a_judge_with_other_classes(tmp_path, monkeypatch, capsys):
+    judge = tmp_path / "judge"
+    shutil.copytree(weights("judge"), judge)
+    config = (judge / "config.json").read_text()
+    assert '"female"' in config
+    (judge / "config.json").write_text(config.replace('"female"', '"woman"'))
+    line = call([f"judge.path={judge}"], tmp_path / "run", monkeypatch, capsys)
+    assert "judge.path" in line and "woman" in line and "female" in line
+
+
+def test_the_command_itself_prints_no_traceback(tmp_path):
+    result = subprocess.run(
+        [sys.executable, "train.py", "target.gender.female=.9", f"hydra.run.dir={tmp_path / 'run'}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert [line for line in result.stderr.splitlines() if line.strip()] == [
+        "error: target.gender: shares sum to 1.4, allowed: 1"
+    ]

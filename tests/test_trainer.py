@@ -1,0 +1,157 @@
+"""Laws of one step and of the loop: micro-batches, literal autograd, terms, resuming, bad batches."""
+
+import pytest
+import torch
+from rich.console import Console
+from tiny import NoFaces, make_trainee
+
+from fairdiff.errors import FairDiffError
+from fairdiff.models import fingerprint, load_model
+from fairdiff.prompts import Prompt
+from fairdiff.step import Batch, training_step
+from fairdiff.tracking import read_metrics
+from fairdiff.trainer import Schedule, draw_batch, train
+
+PROMPTS = [Prompt(f"a photo of the face of a {s}", "occupation", s) for s in ("nurse", "chef", "carpenter")]
+QUIET = Console(quiet=True)
+
+
+def schedule(**changes):
+    settings = dict(
+        steps=4, batch=8, noise_pool=8, sampler_steps=(3, 4), learning_rate=1e-2, weight_decay=0.01,
+        max_grad_norm=1.0, ema=0.9, checkpoint_every=2, seed=0,
+    )  # fmt: skip
+    return Schedule(**settings | changes)
+
+
+def gradient(model, kind, step=0, **changes):
+    trainee = make_trainee(model, kind, **changes)
+    for p in trainee.adapter.parameters():
+        p.data.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(5)))
+    result = training_step(trainee, draw_batch(PROMPTS, schedule(), step))
+    grad = torch.cat([p.grad.flatten() for p in trainee.adapter.parameters()])
+    return grad, result
+
+
+@pytest.mark.parametrize("kind", ["soft_tokens", "lora_both"])
+@pytest.mark.parametrize("attributes", [("gender",), ("gender", "race")])
+def test_micro_batches_of_any_size_give_the_same_step(tiny_folder, kind, attributes):
+    whole, result = gradient(load_model(tiny_folder), kind, attributes=attributes)
+    parts, parted = gradient(load_model(tiny_folder), kind, attributes=attributes, decode_batch=3, replay_batch=5)
+    assert result.kept > 0 and whole.norm() > 0
+    assert torch.allclose(whole, parts, rtol=1e-3, atol=1e-6 * whole.abs().max())
+    assert result.terms == pytest.approx(parted.terms, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["soft_tokens", "lora_text", "lora_unet"])
+def test_a_step_equals_the_literal_loop_with_detached_inputs(tiny_folder, kind):
+    ours, _ = gradient(load_model(tiny_folder), kind, gradient="solver")
+    literal, _ = gradient(load_model(tiny_folder), kind, gradient="autograd", detach=True)
+    assert (ours - literal).norm() / literal.norm() < 1e-4
+
+
+def test_weight_zero_measures_and_none_leaves_out(tiny_folder):
+    both, result = gradient(load_model(tiny_folder), "soft_tokens", image=0.0, face=0.0)
+    absent, without = gradient(load_model(tiny_folder), "soft_tokens", image=None, face=None)
+    assert set(result.terms) == {"align", "image", "face"} and set(without.terms) == {"align"}
+    assert torch.allclose(both, absent)
+
+
+def test_a_step_touches_nothing_but_the_adapter(tiny_model):
+    trainee = make_trainee(tiny_model, "lora_both")
+    before = fingerprint(tiny_model.vae)
+    frozen = {n: p.clone() for n, p in tiny_model.unet.named_parameters() if "lora_" not in n}
+    training_step(trainee, draw_batch(PROMPTS, schedule(), 0))
+    assert fingerprint(tiny_model.vae) == before
+    for name, parameter in tiny_model.unet.named_parameters():
+        if "lora_" not in name:
+            assert torch.equal(parameter, frozen[name]) and parameter.grad is None
+
+
+def test_originals_are_sampled_once_and_survive_on_disk(tiny_folder, tmp_path):
+    first = make_trainee(load_model(tiny_folder), folder=tmp_path)
+    batch = Batch(PROMPTS[0].text, [0, 1, 2], 3, 0, torch.Generator().manual_seed(0))
+    training_step(first, batch)
+    training_step(first, Batch(PROMPTS[0].text, [2, 3], 3, 0, torch.Generator().manual_seed(0)))
+    assert first.originals.sampled == 4
+    second = make_trainee(load_model(tiny_folder), folder=tmp_path)
+    again = second.originals.get(PROMPTS[0].text, [3, 1], 3)
+    assert second.originals.sampled == 0
+    fresh = make_trainee(load_model(tiny_folder)).originals.get(PROMPTS[0].text, [3, 1], 3)
+    assert all(torch.allclose(again[k].float(), fresh[k].float(), atol=1e-5) for k in fresh)
+
+
+def run(folder, out, steps=4, **changes):
+    trainee = make_trainee(load_model(folder), "lora_text", attributes=("gender", "race"))
+    train(trainee, PROMPTS, schedule(steps=steps, **changes), out, "key", QUIET)
+    return torch.cat([p.detach().flatten() for p in trainee.adapter.parameters()])
+
+
+def test_a_resumed_run_is_bit_equal_to_an_unbroken_one(tiny_folder, tmp_path):
+    unbroken = run(tiny_folder, tmp_path / "a", 4)
+    run(tiny_folder, tmp_path / "b", 2)
+    resumed = run(tiny_folder, tmp_path / "b", 4)
+    assert torch.equal(unbroken, resumed)
+    strip, again = (
+        [{k: v for k, v in row.items() if k != "seconds"} for row in read_metrics(tmp_path / name / "metrics.jsonl")]
+        for name in "ab"
+    )
+    assert strip == again and [row["step"] for row in strip] == [0, 1, 2, 3]
+
+
+def test_another_seed_gives_another_adapter(tiny_folder, tmp_path):
+    assert not torch.equal(run(tiny_folder, tmp_path / "a", 2), run(tiny_folder, tmp_path / "b", 2, seed=1))
+
+
+def test_another_runs_checkpoint_is_refused(tiny_folder, tmp_path):
+    run(tiny_folder, tmp_path, 2)
+    trainee = make_trainee(load_model(tiny_folder), "lora_text", attributes=("gender", "race"))
+    with pytest.raises(FairDiffError, match="other settings"):
+        train(trainee, PROMPTS, schedule(steps=4), tmp_path, "other key", QUIET)
+
+
+def test_a_truncated_checkpoint_is_one_clear_line(tiny_folder, tmp_path):
+    run(tiny_folder, tmp_path, 2)
+    path = tmp_path / "checkpoints/checkpoint.pt"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(FairDiffError, match="checkpoint.pt: cannot be read"):
+        run(tiny_folder, tmp_path, 4)
+
+
+def test_batches_without_faces_are_skipped_with_a_warning_then_given_up(tiny_model, tmp_path):
+    trainee = make_trainee(tiny_model, detector=NoFaces())
+    with pytest.warns(UserWarning, match="no face was found"), pytest.raises(FairDiffError, match="5 steps in a row"):
+        train(trainee, PROMPTS, schedule(steps=9), tmp_path, "key", QUIET)
+
+
+def test_a_few_batches_without_faces_do_not_stop_a_run(tiny_model, tmp_path):
+    trainee = make_trainee(tiny_model, detector=NoFaces())
+    start = trainee.adapter.parameters()[0].clone()
+    with pytest.warns(UserWarning, match="step skipped"):
+        train(trainee, PROMPTS, schedule(steps=2), tmp_path, "key", QUIET)
+    assert torch.equal(start, trainee.adapter.parameters()[0])
+
+
+def test_a_gradient_of_exactly_zero_is_an_error(tiny_model, tmp_path):
+    trainee = make_trainee(tiny_model, align=0.0, image=None, face=0.0)
+    with pytest.raises(FairDiffError, match="exactly zero"):
+        train(trainee, PROMPTS, schedule(), tmp_path, "key", QUIET)
+
+
+def test_an_adapter_that_changes_nothing_is_an_error(tiny_model, tmp_path):
+    trainee = make_trainee(tiny_model, "lora_text", detector=NoFaces())  # every step skipped: LoRA stays at zero
+    with pytest.warns(UserWarning), pytest.raises(FairDiffError, match="changes nothing"):
+        train(trainee, PROMPTS, schedule(steps=2), tmp_path, "key", QUIET)
+
+
+def test_nan_is_skipped_not_applied(tiny_model, tmp_path):
+    trainee = make_trainee(tiny_model)
+    trainee.judges.classifier.head[0, 0] = float("nan")
+    with pytest.warns(UserWarning, match="nan|label"), pytest.raises(FairDiffError, match="in a row"):
+        train(trainee, PROMPTS, schedule(steps=9), tmp_path, "key", QUIET)
+
+
+def test_every_epoch_visits_every_prompt_once():
+    texts = [draw_batch(PROMPTS, schedule(), step).prompt for step in range(9)]
+    for epoch in range(3):
+        assert sorted(texts[3 * epoch : 3 * epoch + 3]) == sorted(p.text for p in PROMPTS)

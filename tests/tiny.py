@@ -1,0 +1,94 @@
+"""Tiny real judges for the training tests: a convolutional classifier and a pixel encoder, both differentiable."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from classifiers.detect import WholeImage
+from fairdiff.adapters import Lora, SoftTokens
+from fairdiff.judges import Judges
+from fairdiff.losses import Damping
+from fairdiff.originals import Originals
+from fairdiff.sampling import initial_noise
+from fairdiff.step import Method, Objective, Trainee
+from fairdiff.targets import Target
+
+CLASSES = {"gender": ("female", "male"), "race": ("White", "Black", "Indian", "Asian")}
+
+
+class TinyClassifier(nn.Module):
+    """A random frozen network with logits for two attributes."""
+
+    def __init__(self, seed=0):
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.attributes = CLASSES
+        self.register_buffer("kernel", torch.randn(8, 3, 4, 4, generator=generator))
+        self.register_buffer("head", torch.randn(8, 6, generator=generator))
+
+    def forward(self, crop_FCHW):
+        hidden = F.conv2d(crop_FCHW - 0.5, self.kernel, stride=4).tanh().mean((2, 3)) @ self.head * 4
+        return {"gender": hidden[:, :2], "race": hidden[:, 2:]}
+
+
+class TinyEncoder:
+    """Pooled pixels, L2-normalised."""
+
+    def image(self, image_BCHW):
+        return F.normalize(F.avg_pool2d(image_BCHW - 0.5, 4).flatten(1), dim=1)
+
+
+class TinyEmbedder(nn.Module):
+    def forward(self, aligned_FCHW):
+        return F.normalize(F.avg_pool2d(aligned_FCHW - 0.4, 8).flatten(1), dim=1)
+
+
+class TinyBank:
+    def nearest(self, embedding_FD):
+        return F.normalize(embedding_FD.roll(1, 1), dim=1)
+
+
+class NoFaces(WholeImage):
+    """Finds no face in any picture."""
+
+    def __call__(self, image_BCHW):
+        boxes = super().__call__(image_BCHW)
+        return boxes.select(torch.zeros(len(boxes.row_F), dtype=torch.bool))
+
+
+def make_trainee(model, kind="soft_tokens", attributes=("gender",), **changes) -> Trainee:
+    """A trainee on a tiny model; `changes` overrides detector, image, face, evaluations, gradient, decode_batch."""
+    generator = torch.Generator().manual_seed(3)
+    if kind == "soft_tokens":
+        adapter = SoftTokens(model, 3, generator)
+    else:
+        parts = {"lora_text": ["text_encoder"], "lora_unet": ["unet"], "lora_both": ["text_encoder", "unet"]}[kind]
+        adapter = Lora(model, parts, 4, 4, generator)
+    judges = Judges(
+        changes.get("detector", WholeImage()), TinyClassifier(), [TinyEncoder()], TinyEmbedder(), TinyBank(), 16, 1.0
+    )
+
+    def original(prompt, indices, steps):
+        with adapter.off():
+            return model.generator(2.0, steps)(prompt, initial_noise(prompt, 0, indices, model.latent_shape))
+
+    target = Target.from_marginals({a: [1 / len(CLASSES[a])] * len(CLASSES[a]) for a in attributes})
+    objective = Objective(
+        target,
+        {a: Damping(0.2, 0.3) for a in attributes},
+        confidence=0.8,
+        draws=64,
+        align=changes.get("align", 1.0),
+        image=changes.get("image", 2.0),
+        face=changes.get("face", 0.5),
+        confident_class=0.9,
+    )
+    method = Method(
+        guidance=2.0,
+        gradient=changes.get("gradient", "unit"),
+        evaluations=changes.get("evaluations"),
+        detach=changes.get("detach", False),
+        decode_batch=changes.get("decode_batch", 100),
+        replay_batch=changes.get("replay_batch", 100),
+    )
+    return Trainee(model, adapter, judges, Originals(judges, original, changes.get("folder")), objective, method)
