@@ -24,13 +24,14 @@ def task(config: Config, folder: Path) -> None:
         return
 
     prompts = build.build_prompts(config, "train")
-    trainee = build.build_trainee(config)
-    audit = build.build_audit(config, trainee)
+    model, judges = build.build_model(config), build.build_judges(config)
+    audit = build.build_audit(config, model, judges.classifier)
+    trainee = build.build_trainee(config, model, judges)
     run.print_budget(config, trainee, prompts, audit, console)
 
     train(trainee, prompts, build.build_schedule(config), folder, build.run_fingerprint(config), console)
     run.save_adapter(folder, config, trainee)
-    run.audit(folder, config, trainee, audit, console)
+    run.audit(folder, config, run.painters(config, model, trainee.adapter), audit, console)
     run.conclude(folder, config, console)
 
 

@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from classifiers.attributes import AttributeNet, load_attribute_net
-from classifiers.identity import Bank, load_bank, load_embedder
 
+from classifiers.attributes import AttributeNet, load_attribute_net
 from classifiers.detect import MTCNNDetector, WholeImage
+from classifiers.identity import Bank, load_bank, load_face_embedder
 from classifiers.types import Detector
 from fairdiff.adapters import Adapter, Lora, SoftTokens
 from fairdiff.audit.axis import MetricSpec
@@ -63,10 +63,14 @@ def build_model(config: Config) -> DiffusionModel:
 
 def build_adapter(config: Config, model: DiffusionModel) -> Adapter:
     generator = torch.Generator().manual_seed(config.seed)
-    adapter = config.adapter
-    if adapter.type == "soft_tokens":
-        return SoftTokens(model, adapter.tokens, generator)
-    return Lora(model, adapter.parts, adapter.rank, adapter.alpha, generator)
+    options = config.adapter
+    if options.type == "soft_tokens":
+        adapter = SoftTokens(model, options.tokens, generator)
+    else:
+        adapter = Lora(model, options.parts, options.rank, options.alpha, generator)
+    if options.path:
+        adapter.load(Path(options.path))
+    return adapter
 
 
 def build_detector(config: Config) -> Detector:
@@ -77,14 +81,9 @@ def build_detector(config: Config) -> Detector:
 
 def build_classifier(path: str | None, key: str, embedded: str, config: Config) -> AttributeNet:
     """A frozen judge that knows every asked attribute with exactly the asked classes in the asked order."""
+    asked = {name: tuple(attribute.classes) for name, attribute in config.attributes.items()}
     with blame(key):
-        classifier = load_attribute_net(path or weights(embedded))
-    for name, attribute in config.attributes.items():
-        found = classifier.attributes.get(name)
-        if found != tuple(attribute.classes):
-            raise FairDiffError(
-                f"{key}: the judge's classes of {name} are {found}, asked are {tuple(attribute.classes)}"
-            )
+        classifier = load_attribute_net(Path(path) if path else weights(embedded), asked)
     return classifier.to(config.model.device)
 
 
@@ -93,8 +92,8 @@ def build_judges(config: Config) -> Judges:
     embedder, bank = None, None
     if config.loss.face is not None:
         with blame("loss.face"):
-            embedder = load_embedder(weights("identity")).to(device)
-            bank: Bank = load_bank(weights("identity")).to(device)
+            embedder = load_face_embedder(weights("identity")).to(device)
+            bank: Bank = load_bank(weights("identity") / "bank.safetensors").to(device)
     encoders = []
     if config.loss.image is not None:
         encoders = [ClipEncoder(weights("clip"), device), ImageEncoder(weights("encoder"), device)]
@@ -126,9 +125,7 @@ def frozen_key(config: Config, model: DiffusionModel, judges: Judges) -> str:
     return hashlib.sha256(f"{fingerprint(*modules)}{settings}".encode()).hexdigest()[:16]
 
 
-def build_trainee(config: Config) -> Trainee:
-    model = build_model(config)
-    judges = build_judges(config)
+def build_trainee(config: Config, model: DiffusionModel, judges: Judges) -> Trainee:
     folder = Path(config.cache) / "originals" / frozen_key(config, model, judges) if config.cache else None
     adapter = build_adapter(config, model)
 
@@ -179,16 +176,19 @@ class Audit:
     spec: MetricSpec
 
 
-def build_audit(config: Config, trainee: Trainee) -> Audit:
-    """The audit of a trainee, with a judge of its own (`audit.judge`) and both encoders."""
+def build_audit(config: Config, model: DiffusionModel, training_judge: AttributeNet | None = None) -> Audit:
+    """The audit of a model, with a judge of its own (`audit.judge`) and both encoders.
+
+    Build it before an adapter is hung on the model, so that the hashes are those of the frozen weights.
+    """
     device = config.model.device
     judge = build_classifier(config.audit.judge.path, "audit.judge.path", "audit_judge", config)
     clip, encoder = ClipEncoder(weights("clip"), device), ImageEncoder(weights("encoder"), device)
     attributes = {name: judge.attributes[name] for name in judge.attributes}
     detector = build_detector(config)
     crop = config.detector
-    same = fingerprint(judge) == fingerprint(trainee.judges.classifier)
-    frozen = [fingerprint(m) for m in (trainee.model.unet, trainee.model.text_encoder, trainee.model.vae)]
+    same = training_judge is not None and fingerprint(judge) == fingerprint(training_judge)
+    frozen = [fingerprint(m) for m in (model.unet, model.text_encoder, model.vae)]
     sampler = [config.sampler.guidance, config.sampler.audit_steps, config.model.padding]
     plan = AuditPlan(
         prompts=build_prompts(config, "test"),
@@ -198,7 +198,7 @@ def build_audit(config: Config, trainee: Trainee) -> Audit:
         unrelated_images=config.audit.unrelated_images,
         batch_size=config.audit.batch_size,
         seed=config.audit.seed,
-        latent_shape=trainee.model.latent_shape,
+        latent_shape=model.latent_shape,
         hashes={
             "before": _digest(sampler, frozen),
             "after": _digest(sampler, run_fingerprint(config), config.steps, frozen),

@@ -66,10 +66,11 @@ class SamplerConfig:
 
 @dataclass
 class AdapterConfig:
-    """type soft_tokens uses `tokens`; lora uses `parts`, `rank` and `alpha`."""
+    """type soft_tokens uses `tokens`; lora uses `parts`, `rank` and `alpha`. path: a saved adapter to start from."""
 
     type: str = MISSING
     learning_rate: float = MISSING
+    path: str | None = None
     tokens: int = 5
     parts: list[str] = field(default_factory=list)
     rank: int = 50
@@ -284,8 +285,8 @@ def to_dict(config: Config) -> dict:
     return asdict(config)
 
 
-def main(task: Callable[[Config, Path], None]) -> Callable[[], None]:
-    """A Hydra main: task(config, run_dir). What the user can mend ends as one line on stderr and exit code 2."""
+def main(task: Callable[[Config, Path], None], name: str = "config") -> Callable[[], None]:
+    """A Hydra main of conf/<name>.yaml: task(config, run_dir). What the user can mend ends as one line, exit code 2."""
 
     @wraps(task)
     def job(cfg: DictConfig) -> None:
@@ -297,7 +298,7 @@ def main(task: Callable[[Config, Path], None]) -> Callable[[], None]:
     def run() -> None:
         os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors reach us instead of a printed traceback
         try:
-            hydra.main(config_path=CONF, config_name="config", version_base="1.3")(job)()
+            hydra.main(config_path=CONF, config_name=name, version_base="1.3")(job)()
         except (FairDiffError, HydraException, OmegaConfBaseException) as error:
             fail(error)
 

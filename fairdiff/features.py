@@ -9,9 +9,9 @@ from pathlib import Path
 import open_clip
 import torch
 import torch.nn.functional as F
-from classifiers.identity import Embedder, load_embedder
 from torch import Tensor
 
+from classifiers.identity import FaceEmbedder, load_face_embedder
 from fairdiff.errors import FairDiffError
 
 
@@ -52,7 +52,7 @@ class ImageEncoder:
 
     def __init__(self, folder: str | Path, device: str = "cpu"):
         try:
-            self.model: Embedder = load_embedder(folder).to(device)
+            self.model: FaceEmbedder = load_face_embedder(Path(folder)).to(device)
         except (ValueError, OSError) as error:
             raise FairDiffError(str(error)) from error
 

@@ -6,10 +6,10 @@
 from dataclasses import dataclass
 
 import torch
-from classifiers.identity import Bank, Embedder
 from torch import Tensor
 
 from classifiers.crop import extract
+from classifiers.identity import Bank, FaceEmbedder
 from classifiers.types import Boxes, Classifier, Detector, Faces
 
 
@@ -20,7 +20,7 @@ class Judges:
     detector: Detector
     classifier: Classifier
     encoders: list
-    embedder: Embedder | None
+    embedder: FaceEmbedder | None
     bank: Bank | None
     crop_size: int
     expand: float

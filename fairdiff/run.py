@@ -6,6 +6,7 @@ config.yaml  metrics.jsonl  checkpoints/  adapter/  records/  records.parquet  a
 import json
 import shutil
 import time
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,14 +16,16 @@ from fairdiff.audit.report import render_report, summary_table
 from rich.console import Console
 
 from fairdiff import build
+from fairdiff.adapters import Adapter
 from fairdiff.audit.generate import run_audit
 from fairdiff.audit.metrics import compute_metrics
 from fairdiff.audit.records import load_records
 from fairdiff.config import Config
 from fairdiff.errors import FairDiffError
 from fairdiff.files import write_json, write_text
+from fairdiff.models import DiffusionModel
 from fairdiff.prompts import Prompt
-from fairdiff.sampling import initial_noise
+from fairdiff.sampling import Generate, initial_noise
 from fairdiff.step import Trainee
 from fairdiff.tracking import progress, read_metrics
 
@@ -103,23 +106,26 @@ def save_adapter(folder: Path, config: Config, trainee: Trainee) -> None:
     temporary.rename(target)
 
 
-def audit(folder: Path, config: Config, trainee: Trainee, setup: build.Audit, console: Console) -> None:
-    """Paint the same prompts and noise before and after, measure, and write records, audit.json and report.html."""
-    model, adapter = trainee.model, trainee.adapter
+def painters(config: Config, model: DiffusionModel, adapter: Adapter | None) -> dict[str, Generate]:
+    """ "before": the frozen model; "after": with the adapter, if there is one."""
     paint = (config.sampler.guidance, config.sampler.audit_steps)
 
     def before(prompt: str, noise: torch.Tensor) -> torch.Tensor:
-        with adapter.off():
+        with adapter.off() if adapter else nullcontext():
             return model.generator(*paint)(prompt, noise.to(model.unet.device))
 
     def after(prompt: str, noise: torch.Tensor) -> torch.Tensor:
         return model.generator(*paint, adapter.prefix)(prompt, noise.to(model.unet.device))
 
+    return {"before": before, "after": after} if adapter else {"before": before}
+
+
+def audit(folder: Path, config: Config, generators: dict[str, Generate], setup: build.Audit, console: Console) -> None:
+    """Paint the same prompts and noise with each model, measure, and write records, audit.json and report.html."""
     with progress(console) as bar:
-        task = bar.add_task("audit", total=2 * setup.plan.images_per_model, note="pictures")
+        task = bar.add_task("audit", total=len(generators) * setup.plan.images_per_model, note="pictures")
         run_audit(
-            setup.plan, {"before": before, "after": after}, setup.measurer, initial_noise, folder,
-            lambda n: bar.update(task, advance=n),
+            setup.plan, generators, setup.measurer, initial_noise, folder, lambda n: bar.update(task, advance=n)
         )  # fmt: skip
     metrics = compute_metrics(load_records(folder / "records.parquet"), setup.spec)
     write_json(folder / "audit.json", metrics)
