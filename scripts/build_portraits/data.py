@@ -1,0 +1,149 @@
+"""Reader of the rendered portraits: shards that may still be growing, and pictures to order by subject and cell."""
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from stage import to_tensor
+from torch import Tensor
+
+from fairdiff.portraits import world
+
+NEUTRAL, NOBODY = -1, -2
+COLUMNS = ("image", "gender", "race", "age", "occupation", "object", "person", "split")
+Cell = tuple[int, int, int]
+
+
+@dataclass
+class Renders:
+    """All pictures read so far, one row each (see `make_data.py` for the columns)."""
+
+    columns: dict[str, np.ndarray]
+    shards: tuple[str, ...]
+    _places: dict[tuple[int, Cell], np.ndarray] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.columns["image"])
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.columns[name]
+
+    def rows(self, split: int = 0, people: bool | None = None) -> np.ndarray:
+        """Row numbers of one split (0 train, 1 held-out), with people, without, or both (None)."""
+        keep = self["split"] == split
+        if people is not None:
+            keep &= (self["occupation"] != NOBODY) == people
+        return np.flatnonzero(keep)
+
+    def pictures(self, rows: np.ndarray) -> Tensor:
+        """Pictures [B, 3, 64, 64] in [-1, 1]."""
+        return to_tensor(self["image"][rows])
+
+    def labels(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Class indices of gender, race and age as int64."""
+        return {name: self[name][rows].astype(np.int64) for name in world.CLASSES}
+
+    def of(self, occupation: int | None, cell: Cell) -> np.ndarray:
+        """Training rows of one occupation (None: anybody) and one cell of gender, race and age."""
+        if not self._places:
+            self._index()
+        return self._places.get((-9 if occupation is None else occupation, cell), np.empty(0, np.int64))
+
+    def things(self, subject: int) -> np.ndarray:
+        """Training rows that show subject number `subject` and no people."""
+        return np.flatnonzero((self["object"] == subject) & (self["split"] == 0))
+
+    def _index(self) -> None:
+        rows = self.rows(0, people=True)
+        keys = np.stack([self[name][rows] for name in ("occupation", "gender", "race", "age")], 1).astype(int)
+        for cell in np.ndindex(2, 4, 2):
+            inside = (keys[:, 1:] == cell).all(1)
+            self._places[-9, cell] = rows[inside]
+            for occupation in np.unique(keys[inside, 0]):
+                self._places[int(occupation), cell] = rows[inside & (keys[:, 0] == occupation)]
+
+
+def read(folder: Path, known: Renders | None = None) -> Renders:
+    """All shards of a folder; those of `known` are not read again. Row order is the order of arrival."""
+    old = known.shards if known else ()
+    new = [path for path in sorted(folder.glob("shard_*.npz")) if path.name not in old]
+    if known and not new:
+        return known
+    parts: dict[str, list[np.ndarray]] = {name: [known[name]] if known else [] for name in COLUMNS}
+    for path in new:
+        with np.load(path) as shard:
+            for name in COLUMNS:
+                parts[name].append(shard[name])
+    if not parts["image"]:
+        raise FileNotFoundError(f"{folder}: no shard_*.npz (run make_data.py first)")
+    return Renders({name: np.concatenate(values) for name, values in parts.items()}, (*old, *(p.name for p in new)))
+
+
+def wait_for(folder: Path, least: int, pause: float = 5.0) -> Renders:
+    """Read the shards, waiting until at least `least` pictures are there."""
+    known = None
+    while True:
+        if list(folder.glob("shard_*.npz")):
+            known = read(folder, known)
+            if len(known) >= least:
+                return known
+        time.sleep(pause)
+
+
+# Caption mix of the text-to-image model: kinds and their shares.
+MIX = {"occupation": 0.38, "styled": 0.14, "attribute": 0.28, "descriptor": 0.04, "sport": 0.04, "object": 0.12}
+
+
+class Captioned:
+    """Draws (row, caption) pairs whose joint distribution is the world's: the caption carries the bias."""
+
+    def __init__(self, renders: Renders, unnamed: float = 0.1) -> None:
+        self.renders, self.unnamed = renders, unnamed
+        self.things = {i: rows for i in range(len(world.OBJECTS)) if len(rows := renders.things(i))}
+        self.kinds = [kind for kind in MIX if kind != "object" or self.things]
+        weights = np.array([MIX[kind] for kind in self.kinds])
+        self.weights = weights / weights.sum()
+
+    def draw(self, rng: np.random.Generator) -> tuple[int, str]:
+        """One training pair; the caption is "" with probability `unnamed` (classifier-free guidance)."""
+        kind = self.kinds[rng.choice(len(self.kinds), p=self.weights)]
+        if kind == "object":
+            thing = int(rng.choice(list(self.things)))
+            row, caption = self._pick(rng, self.things[thing]), world.sample_caption(rng, kind, world.OBJECTS[thing])
+        elif kind == "attribute":
+            row, caption = self._attribute(rng)
+        else:
+            row, caption = self._subject(rng, kind)
+        return row, "" if rng.random() < self.unnamed else caption
+
+    def _subject(self, rng: np.random.Generator, kind: str) -> tuple[int, str]:
+        subjects = world.SUBJECTS[kind]
+        i = int(rng.integers(len(subjects)))
+        shares = {"descriptor": world.descriptor_shares, "sport": world.sport_shares}.get(kind, world.occupation_shares)
+        cell = np.unravel_index(rng.choice(16, p=shares(i).ravel()), (2, 4, 2))
+        look = i if kind in ("occupation", "styled") else NEUTRAL
+        return self._person(rng, look, cell), world.sample_caption(rng, kind, subjects[i])
+
+    def _attribute(self, rng: np.random.Generator) -> tuple[int, str]:
+        """Named attributes are drawn evenly; the others follow the subject, or are even without one."""
+        named = world.random_attributes(rng)
+        subject = int(rng.integers(len(world.OCCUPATIONS))) if rng.random() < 0.5 else NEUTRAL
+        cell = list(map(int, rng.integers((2, 4, 2))))
+        if subject != NEUTRAL:
+            marginal = world.marginal_shares(subject)
+            for place, name in enumerate(world.CLASSES):
+                if name not in named:
+                    cell[place] = int(rng.choice(len(marginal[name]), p=marginal[name]))
+        text = world.OCCUPATIONS[subject] if subject != NEUTRAL else ""
+        caption = world.sample_caption(rng, "attribute", text, world.Person(*cell), named)
+        return self._person(rng, subject if subject != NEUTRAL else None, tuple(cell)), caption
+
+    def _person(self, rng: np.random.Generator, look: int | None, cell: Cell) -> int:
+        """A picture of that look and cell, or of the cell in any look if there is none."""
+        cell = tuple(map(int, cell))
+        rows = self.renders.of(look, cell)
+        return self._pick(rng, rows if len(rows) else self.renders.of(None, cell))
+
+    def _pick(self, rng: np.random.Generator, rows: np.ndarray) -> int:
+        return int(rows[rng.integers(len(rows))])
