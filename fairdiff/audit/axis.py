@@ -5,7 +5,9 @@ Shapes: P prompts, K classes, counts_PK faces of each class. Every mean over pro
 
 import itertools
 import math
+import platform
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 import pandas as pd
@@ -15,12 +17,24 @@ from fairdiff.audit.correction import corrected_bias_interval, corrected_suite, 
 from fairdiff.audit.records import probability_columns
 
 
+def software_versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    found = {"python": platform.python_version()}
+    for name in ("fairdiff", "torch", "diffusers", "transformers", "peft", "numpy", "scipy", "statsmodels"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # an audit of recorded pictures needs no diffusers
+            found[name] = "not installed"
+    return found
+
+
 @dataclass(frozen=True)
 class MetricSpec:
     """What to count. targets: shares [K] or one row a prompt [P, K], by attribute or joint name ("gender×race").
 
     Missing targets: uniform for an attribute, the product of the marginals for a joint. confusion: counts [K, K] of
     the judge on labelled faces (rows: true class). judge: what audit.json says of the judge. delta: equivalence margin.
+    provenance: anything else audit.json is to carry (by default the versions of the software).
     """
 
     attributes: dict[str, tuple[str, ...]]
@@ -30,6 +44,7 @@ class MetricSpec:
     delta: float = 0.10
     draws: int = 2000
     seed: int = 0
+    provenance: dict = field(default_factory=lambda: {"software": software_versions()})
 
 
 @dataclass(frozen=True)
@@ -132,6 +147,7 @@ def suite_metrics(counts: np.ndarray, missing: np.ndarray, axis: Axis, spec: Met
         },
         "target": {
             "shares": dict(zip(axis.classes, axis.target_PK.mean(0), strict=True)),
+            "asked": axis.name in spec.targets or all(m in spec.targets for m in axis.members),
             "uniform": bool(np.allclose(axis.target_PK, 1 / K)),
             "total_variation": mean_over_prompts(distance, spec) | {"floor": average(tv_floors)},
             "unbiased_rms": on_target,

@@ -68,9 +68,20 @@ def compute_metrics(records: pd.DataFrame, spec: MetricSpec) -> dict:
             "images_for_half_width_0.10": iv.images_for_half_width(0.10),
             f"images_for_equivalence_{spec.delta:.2f}": iv.images_for_equivalence(spec.delta),
         },
+        "provenance": spec.provenance | _provenance(records),
         "estimands": ESTIMANDS,
     }
     return _plain(audit)
+
+
+def _provenance(records: pd.DataFrame) -> dict:
+    hashes = {model: rows.model_hash.iloc[0] for model, rows in records.groupby("model", sort=False)}
+    return {
+        "seed": records.seed.iloc[0],
+        "hashes": hashes | {"judge": records.judge_hash.iloc[0]},
+        "several_faces": "the largest face of a picture counts, the others are ignored",
+        "labels": "perceived presentation in pictures, not identity",
+    }
 
 
 def _model(rows: pd.DataFrame, axes: list[Axis], tallies: dict, prompts: pd.DataFrame, spec: MetricSpec) -> dict:

@@ -33,6 +33,9 @@ def row(model, index, subject, image, code):
         "subject": subject, "prompt": f"a {subject}", "image_index": image, "found": code != "--", **columns,
         "clip_t": 0.3 if model == "before" else 0.28, "clip_i": moved, "dino": moved if people else moved + 0.06,
         "between": 0.6 if people else 0.8,
+        "seed": 5,
+        "model_hash": f"{model} weights",
+        "judge_hash": "judge weights",
     }  # fmt: skip
 
 
@@ -63,6 +66,10 @@ def test_the_schema_of_the_issue(audit):
         assert "rate" in model["no_face"] and "mean" in model["clip_t"]
     assert audit["models"]["after"]["clip_i"]["mean"] == pytest.approx(0.9)
     assert audit["models"]["before"]["dino"]["mean"] is None
+    assert audit["provenance"]["hashes"] == {
+        "before": "before weights", "after": "after weights", "judge": "judge weights",
+    }  # fmt: skip
+    assert audit["provenance"]["seed"] == 5 and "torch" in audit["provenance"]["software"]
     json.dumps(audit, allow_nan=False)
 
 
@@ -147,10 +154,10 @@ def test_targets_by_hand(records):
 
 
 def test_verdict_needs_the_whole_interval(records):
-    many = pd.concat([records.assign(prompt_index=records.prompt_index + 10 * i) for i in range(30)])
-    entry = compute_metrics(many, MetricSpec(ATTRIBUTES, {}))["models"]["after"]["attributes"]["gender"]
+    many = pd.concat([records.assign(prompt_index=records.prompt_index + 10 * i) for i in range(12)])
+    entry = compute_metrics(many, MetricSpec(ATTRIBUTES, {}, draws=400))["models"]["after"]["attributes"]["gender"]
     assert entry["target"]["verdict"] == "within"  # every prompt at 1:1
-    entry = compute_metrics(many, MetricSpec(ATTRIBUTES, {}))["models"]["before"]["attributes"]["gender"]
+    entry = compute_metrics(many, MetricSpec(ATTRIBUTES, {}, draws=400))["models"]["before"]["attributes"]["gender"]
     assert entry["target"]["verdict"] == "beyond"
 
 

@@ -1,0 +1,135 @@
+"""The report is one self-contained, well-formed file that shows what audit.json holds, and says what it must."""
+
+import io
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+from rich.console import Console
+from tiny_world import Asked, Painter
+
+from fairdiff.audit.axis import MetricSpec
+from fairdiff.audit.generate import run_audit
+from fairdiff.audit.metrics import compute_metrics
+from fairdiff.audit.report import comparison, headline, interval, not_measured, render_report, signed, summary_table
+
+VOID = {"meta", "br", "img"}
+
+
+class Page(HTMLParser):
+    """Checks that tags nest and gathers text and addresses."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.open, self.text, self.addresses = [], [], []
+        self.feed(html)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.addresses += [v for k, v in attributes if k in ("src", "href")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        pass
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+@pytest.fixture(scope="module")
+def history():
+    rows = [{"step": i, "loss.align": 1 / (i + 1), "bias.gender": 0.5, "grad_norm": 1.0} for i in range(9)]
+    return [*rows, {"step": 9, "loss.align": None, "grad_norm": 2.0}]
+
+
+@pytest.fixture
+def judge():
+    return {"path": "colours", "same_as_training_judge": False}
+
+
+@pytest.fixture
+def make(plan, measurer, noise, tmp_path, judge, history):
+    def make(generators=("before", "after"), unrelated=True, **spec):
+        asked = replace(plan, unrelated=plan.unrelated if unrelated else [])
+        painters = {"before": Painter(2.0), "after": Painter(0.1)}
+        records = run_audit(asked, {m: painters[m] for m in generators}, measurer, noise, tmp_path, lambda n: None)
+        audit = compute_metrics(records, MetricSpec(plan.attributes, **{"judge": judge, "draws": 200} | spec))
+        audit = json.loads(json.dumps(audit, allow_nan=False))
+        path = render_report(tmp_path, audit, {"target": ["gender: female 0.5"]}, history)
+        return audit, path.read_text(encoding="utf-8")
+
+    return make
+
+
+def test_one_file_that_asks_nothing_of_the_network(make):
+    _, html = make(targets={"gender": [0.5, 0.5]})
+    page = Page(html)
+    assert page.addresses and all(address.startswith("data:image/jpeg;base64,") for address in page.addresses)
+    assert len(page.addresses) == 2 * (3 + 2)
+    assert not re.search(r"https?://|@import|url\(|<script", html)
+
+
+def test_it_shows_what_the_audit_holds(make):
+    audit, html = make(targets={"gender": [0.5, 0.5]}, confusion={"gender": [[95, 5], [10, 90]]})
+    text = " ".join("".join(Page(html).text).split())
+    for model in ("before", "after"):
+        entry = audit["models"][model]["attributes"]["gender"]
+        assert f"{entry['bias']['mean']:.3f}" in text
+        assert interval(entry["bias"]["ci95"]) in text
+        assert interval(entry["corrected"]["bias"]["ci95"]) in text
+        assert f"{entry['bias']['floor']:.3f}" in text
+    assert interval(audit["unrelated"]["ratio"]["ci95"]) in text
+    for words in ("perceived presentation", "not the one used as training signal", "gender: female 0.5", "loss align",
+                  "b0", "a0", "j0", "What was not measured", "nurse", "teapot", "[95, 5]"):  # fmt: skip
+        assert words in text, words
+
+
+def test_headline_follows_the_paired_interval(make):
+    audit, _ = make(targets={"gender": [0.5, 0.5]})
+    assert headline(audit).startswith("Gender bias fell from ")
+    audit["paired"]["attributes"]["gender"]["bias"]["ci95"] = [-0.3, 0.1]
+    assert "shows no clear change" in headline(audit)
+    audit["paired"]["attributes"]["gender"]["bias"]["ci95"] = [0.1, 0.3]
+    assert "rose" in headline(audit)
+
+
+def test_a_judge_that_also_trained_is_called_out(make):
+    audit, html = make(judge={"path": "colours", "same_as_training_judge": True})
+    assert "the one that trained the adapter" in html and "not the one used as training signal" not in html
+    assert any("independent opinion" in line for line in not_measured(audit))
+
+
+def test_one_model_and_no_unrelated_prompts(make):
+    audit, html = make(generators=("before",), unrelated=False)
+    assert Page(html).open == [] and headline(audit).startswith("Gender bias is ")
+    assert "Prompts without people" not in html
+    summary_table(audit)
+
+
+def test_names_from_outside_are_escaped(plan, make):
+    evil = "<script>alert(1)</script>"
+    plan.prompts.append(Asked(f"a photo of {evil}, a person", "occupation", evil))
+    _, html = make()
+    assert evil not in html and "&lt;script&gt;" in html
+
+
+def test_the_terminal_table_fits_80_columns_and_names_every_number(make):
+    audit, _ = make(targets={"gender": [0.5, 0.5]})
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(summary_table(audit))
+    text = console.export_text()
+    assert "…" not in text
+    for rows in comparison(audit).values():
+        assert all(row["name"] in text for row in rows)
+    assert f"{audit['models']['after']['attributes']['gender']['bias']['mean']:.3f}" in text
+
+
+def test_figures_of_change_have_signs():
+    assert [signed(v) for v in (0.5, -0.25, 0.0, None)] == ["+0.500", "−0.250", "+0.000", "–"]
+    assert interval([None, None]) == "" and interval([-0.1, 0.2]) == "[−0.100, 0.200]"
