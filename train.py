@@ -7,16 +7,15 @@ python train.py audit=full seed=1                  every test occupation
 
 from pathlib import Path
 
-from rich.console import Console
-
 from fairdiff import build, run
 from fairdiff.config import Config, main
+from fairdiff.tracking import make_console
 from fairdiff.trainer import train
 
 
 @main
 def task(config: Config, folder: Path) -> None:
-    console = Console()
+    console = make_console()
     run.prepare(folder, config)
     if run.finished(folder, config):
         console.print(f"this run is finished; resume=false starts over ({folder})")

@@ -2,12 +2,18 @@
 
 import json
 import math
+import sys
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from fairdiff.files import write_text
+
+
+def make_console() -> Console:
+    """The terminal; 120 columns where the output goes to a file, which has no width of its own."""
+    return Console() if sys.stdout.isatty() else Console(width=120)
 
 
 def progress(console: Console) -> Progress:

@@ -6,14 +6,13 @@
 
 from pathlib import Path
 
-from rich.console import Console
-
 from fairdiff import build, run
 from fairdiff.config import Config, main
+from fairdiff.tracking import make_console
 
 
 def task(config: Config, folder: Path) -> None:
-    console = Console()
+    console = make_console()
     run.prepare(folder, config)
     if run.finished(folder, config):
         console.print(f"this audit is finished; resume=false starts over ({folder})")
