@@ -96,6 +96,19 @@ def encoder_sign(vae: AutoencoderKL) -> float:
     return float(sum(p.double().abs().sum() for p in vae.encoder.parameters()))
 
 
+def stray_words(ids: Tensor, rng: np.random.Generator, share: float = 0.3, most: int = 6) -> Tensor:
+    """Put 1 to `most` random words before a share of the captions [U, 77], the end of their padding falling off.
+
+    Captions of the web hold words that say nothing about the picture, and a model that has read them ignores words it
+    does not know. Without this a few new tokens before a prompt, trained or not, move every picture.
+    """
+    ids = ids.clone()
+    for row in np.flatnonzero(rng.random(len(ids)) < share):
+        words = torch.from_numpy(rng.integers(0, ids[0, 0].item(), size=rng.integers(1, most + 1)))
+        ids[row] = torch.cat([ids[row, :1], words, ids[row, 1 : len(ids[row]) - len(words)]])
+    return ids
+
+
 def min_snr_weight(alphas_cumprod: Tensor, gamma: float = 5.0) -> Tensor:
     """Weight [T] of the noise error: min(SNR, gamma) / SNR with SNR = alpha / (1 - alpha)."""
     snr = alphas_cumprod / (1 - alphas_cumprod)
