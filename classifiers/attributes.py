@@ -1,110 +1,135 @@
-"""The judge of perceived attributes: a timm network with one head for all attributes, kept in a folder.
+"""Judges of perceived presentation: face crops to logits per attribute.
 
-config.json: {"architecture": timm name, "kwargs": {...}, "image_size": n, "mean": [3], "std": [3],
-"attributes": {"gender": ["female", "male"], ...}} beside model.safetensors (fp16 on disk, fp32 in memory).
+On disk a net is a folder: `config.json` says what to build, `model.safetensors` holds fp16 weights. Loading is strict.
+The mistakes a user can mend are `ValueError`s of one line that name the file and the key.
 """
 
 import json
-import warnings
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import timm
 import torch
-import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+KEYS = ("architecture", "kwargs", "image_size", "mean", "std")
 
 
 class AttributeNet(nn.Module):
-    """Crops [F, 3, h, w] in [0, 1] of any size -> logits {attribute: [F, K]}, with gradients to the pixels."""
+    """One trunk, one linear head for all attributes; a `Classifier`.
+
+    `config` is the content of config.json: timm `architecture` and `kwargs`, `image_size` in pixels, `mean` and `std`
+    per RGB channel of [0, 1], `attributes` name -> class names in the order of the logits.
+    """
 
     def __init__(self, config: dict):
         super().__init__()
         self.config = config
         self.attributes = {name: tuple(classes) for name, classes in config["attributes"].items()}
-        outputs = sum(map(len, self.attributes.values()))
-        self.trunk = make_trunk(config, outputs)
+        self.trunk = make_trunk(config, sum(map(len, self.attributes.values())))
 
     def forward(self, crop_FCHW: Tensor) -> dict[str, Tensor]:
+        """Logits [F, K] per attribute of crops [F, 3, H, W] in [0, 1], any H and W, F = 0 included."""
+        if not len(crop_FCHW):
+            return {name: crop_FCHW.new_zeros(0, len(classes)) for name, classes in self.attributes.items()}
         logits = self.trunk(preprocess(crop_FCHW, self.config))
-        parts = logits.split([len(classes) for classes in self.attributes.values()], dim=1)
+        parts = logits.split([len(classes) for classes in self.attributes.values()], 1)
         return dict(zip(self.attributes, parts, strict=True))
 
 
 def make_trunk(config: dict, outputs: int) -> nn.Module:
-    """The timm network of a config with `outputs` outputs, untrained."""
-    return timm.create_model(config["architecture"], num_classes=outputs, **config["kwargs"])
+    """The timm model of a config, untrained, with `outputs` numbers per picture."""
+    # JSON has no tuples and some timm models insist on them
+    kwargs = {key: tuple(value) if isinstance(value, list) else value for key, value in config["kwargs"].items()}
+    return timm.create_model(config["architecture"], pretrained=False, num_classes=outputs, **kwargs)
 
 
-def preprocess(image_BCHW: Tensor, config: dict) -> Tensor:
-    """Resize to image_size (antialiased bilinear) and normalise with mean and std."""
-    size = config["image_size"]
-    if image_BCHW.shape[-2:] != (size, size):
-        image_BCHW = F.interpolate(image_BCHW, (size, size), mode="bilinear", antialias=True)
-    mean, std = (image_BCHW.new_tensor(config[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
-    return (image_BCHW - mean) / std
+def preprocess(image_FCHW: Tensor, config: dict) -> Tensor:
+    """Resize to image_size (antialiased bilinear), then (x - mean) / std."""
+    size = (config["image_size"], config["image_size"])
+    if image_FCHW.shape[-2:] != size:
+        image_FCHW = F.interpolate(image_FCHW, size, mode="bilinear", antialias=True)
+    mean, std = (image_FCHW.new_tensor(config[key]).view(3, 1, 1) for key in ("mean", "std"))
+    return (image_FCHW - mean) / std
 
 
-def read_config(folder: Path, *keys: str) -> dict:
-    """config.json of a network folder; ValueError naming the file and key for whatever is wrong with it."""
-    path = Path(folder) / "config.json"
+def save_attribute_net(net: AttributeNet, folder: Path) -> None:
+    """Write the folder; weights become fp16."""
+    write_folder(net, net.config, Path(folder))
+
+
+def load_attribute_net(folder: Path, attributes: dict[str, tuple[str, ...]] | None = None) -> AttributeNet:
+    """A frozen judge from its folder, float32, in eval mode.
+
+    `attributes` are those the caller will ask about: each must be there with exactly these classes in this order.
+    """
+    config = read_config(Path(folder), "attributes")
+    for name, classes in (attributes or {}).items():
+        found = tuple(config["attributes"].get(name, ()))
+        if found != tuple(classes):
+            raise ValueError(
+                f"{Path(folder) / 'config.json'}: attributes.{name} is {list(found)}, asked for {list(classes)}"
+            )
+    return fill_frozen(lambda: AttributeNet(config), Path(folder))
+
+
+def write_folder(net: nn.Module, config: dict, folder: Path) -> None:
+    """config.json and model.safetensors (floating tensors as fp16), each written whole or not at all."""
+    tensors = {}
+    for key, tensor in net.state_dict().items():
+        half = tensor.detach().cpu().half() if tensor.is_floating_point() else tensor.detach().cpu()
+        if not torch.isfinite(half).all():
+            raise ValueError(f"{key}: not finite in half precision, cannot be saved")
+        tensors[key] = half.contiguous()
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "model.safetensors.part")
+    os.replace(folder / "model.safetensors.part", folder / "model.safetensors")
+    (folder / "config.json.part").write_text(json.dumps(config, indent=1) + "\n")
+    os.replace(folder / "config.json.part", folder / "config.json")
+
+
+def read_config(folder: Path, extra: str) -> dict:
+    """config.json with the keys of every net and `extra`; an absent or unknown key is an error."""
+    file = folder / "config.json"
     try:
-        config = json.loads(path.read_text())
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise ValueError(f"{path}: is not JSON: {error}") from error
-    for key in ("architecture", "kwargs", "image_size", "mean", "std", *keys):
-        if key not in config:
-            raise ValueError(f"{path}: the key {key} is missing")
+        config = json.loads(file.read_text())
+    except FileNotFoundError:
+        raise ValueError(f"{file}: no such file") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file}: not JSON ({error})") from None
+    keys = {*KEYS, extra}
+    if wrong := sorted(keys ^ config.keys()):
+        raise ValueError(f"{file}: key {wrong[0]!r} is {'absent' if wrong[0] in keys else 'unknown'}")
     return config
 
 
-def load_weights(net: nn.Module, folder: Path) -> nn.Module:
-    """Load model.safetensors strictly, in fp32, frozen and in eval mode; ValueError naming the file and the key."""
-    path = Path(folder) / "model.safetensors"
+def fill_frozen(build: Callable[[], nn.Module], folder: Path):
+    """`build()` with the folder's weights, strictly: every key present, none left over, every shape as built."""
     try:
-        state = {name: value.float() if value.is_floating_point() else value for name, value in load_file(path).items()}
-    except Exception as error:  # missing, truncated, not safetensors: each has its own kind
-        raise ValueError(f"{path}: cannot be read: {error}") from error
-    own = net.state_dict()
-    wrong = sorted(own.keys() ^ state.keys()) or sorted(k for k in own if own[k].shape != state[k].shape)
-    if wrong:
-        raise ValueError(f"{path}: {len(wrong)} weights do not fit config.json, the first is {wrong[0]}")
-    if any(not value.isfinite().all() for value in state.values()):
-        raise ValueError(f"{path}: holds weights that are not finite")
-    net.load_state_dict(state)
+        net = build()
+    except (RuntimeError, TypeError, ValueError) as error:  # timm: unknown architecture, argument or value
+        raise ValueError(f"{folder}/config.json: timm cannot build it ({first_line(error)})") from None
+    file = folder / "model.safetensors"
+    try:
+        tensors = load_file(file)
+    except FileNotFoundError:
+        raise ValueError(f"{file}: no such file") from None
+    except SafetensorError as error:
+        raise ValueError(f"{file}: truncated or not a safetensors file ({first_line(error)})") from None
+    expected = net.state_dict()
+    if wrong := sorted(expected.keys() ^ tensors.keys()):
+        raise ValueError(f"{file}: key {wrong[0]!r} is {'missing' if wrong[0] in expected else 'unknown'}")
+    for key, tensor in tensors.items():
+        if tensor.shape != expected[key].shape:
+            raise ValueError(f"{file}: {key} has shape {list(tensor.shape)}, built {list(expected[key].shape)}")
+    net.load_state_dict(tensors)
     return net.eval().requires_grad_(False)
 
 
-def save_network(net: nn.Module, folder: Path) -> None:
-    """Write config.json and model.safetensors (fp16) of a network that has a `config`, each under a temporary name."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {n: v.half() if v.is_floating_point() else v for n, v in net.state_dict().items()}
-    temporary = folder / "model.tmp"
-    save_file({name: value.cpu().contiguous() for name, value in state.items()}, temporary)
-    temporary.replace(folder / "model.safetensors")
-    temporary = folder / "config.tmp"
-    temporary.write_text(json.dumps(net.config, indent=2) + "\n")
-    temporary.replace(folder / "config.json")
-
-
-def load_attribute_net(folder: str | Path) -> AttributeNet:
-    """A frozen judge from its folder; ValueError in one line for a missing, truncated or misfitting file."""
-    folder = Path(folder)
-    config = read_config(folder, "attributes")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            net = AttributeNet(config)
-    except Exception as error:  # timm: unknown names and arguments
-        raise ValueError(f"{folder / 'config.json'}: cannot build {config['architecture']}: {error}") from error
-    return load_weights(net, folder)
-
-
-def save_attribute_net(net: AttributeNet, folder: str | Path) -> None:
-    """Write a judge in the folder format that `load_attribute_net` reads."""
-    save_network(net, Path(folder))
+def first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

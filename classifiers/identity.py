@@ -1,70 +1,102 @@
-"""Face embeddings and the bank of real faces that face realism pulls towards."""
+"""Who it looks like: aligned crops to a unit vector, and a bank of real faces to look up the nearest in.
 
+Shen et al. (arXiv 2311.07604), section 4.2: when a face has to change its class, it is pulled towards the nearest real
+face instead of its own original. D dimensions, N faces in the bank.
+"""
+
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from classifiers.attributes import load_weights, make_trunk, preprocess, read_config, save_network
-
-BANK_FILE = "bank.safetensors"
+from classifiers.attributes import fill_frozen, first_line, make_trunk, preprocess, read_config, write_folder
 
 
-class Embedder(nn.Module):
-    """Pictures [F, 3, h, w] in [0, 1] -> L2-normalised embeddings [F, D]; config as in classifiers.attributes, plus dim."""
+class FaceEmbedder(nn.Module):
+    """Aligned crops [F, 3, H, W] in [0, 1] to embeddings [F, D] of length 1; gradients pass.
+
+    `config` as for a judge, with `dim` (D) in the place of `attributes`.
+    """
 
     def __init__(self, config: dict):
         super().__init__()
         self.config = config
         self.trunk = make_trunk(config, config["dim"])
 
-    def forward(self, image_FCHW: Tensor) -> Tensor:
-        if len(image_FCHW) == 0:
-            return image_FCHW.new_zeros(0, self.config["dim"])
-        return F.normalize(self.trunk(preprocess(image_FCHW, self.config)), dim=1)
+    def forward(self, aligned_FCHW: Tensor) -> Tensor:
+        if not len(aligned_FCHW):
+            return aligned_FCHW.new_zeros(0, self.config["dim"])
+        return F.normalize(self.trunk(preprocess(aligned_FCHW, self.config)), dim=1)
 
 
-def load_embedder(folder: str | Path) -> Embedder:
-    """A frozen embedder from its folder; ValueError in one line for whatever is wrong with it."""
-    return load_weights(Embedder(read_config(Path(folder), "dim")), Path(folder))
+def save_face_embedder(net: FaceEmbedder, folder: Path) -> None:
+    """Write the folder; weights become fp16."""
+    write_folder(net, net.config, Path(folder))
 
 
-def save_embedder(net: Embedder, folder: str | Path) -> None:
-    """Write an embedder in the folder format that `load_embedder` reads."""
-    save_network(net, Path(folder))
+def load_face_embedder(folder: Path) -> FaceEmbedder:
+    """A frozen embedder from its folder, float32, in eval mode."""
+    config = read_config(Path(folder), "dim")
+    return fill_frozen(lambda: FaceEmbedder(config), Path(folder))
 
 
-@dataclass
+@dataclass(frozen=True)
 class Bank:
-    """Embeddings [N, D] of real faces, L2-normalised."""
+    """Embeddings of N real faces and what they look like.
+
+    `embedding_ND` rows of length 1; `label_N[a]` long class indices of attribute a; `attributes[a]` its class names.
+    """
 
     embedding_ND: Tensor
+    label_N: dict[str, Tensor]
+    attributes: dict[str, tuple[str, ...]]
 
-    def nearest(self, embedding_FD: Tensor) -> Tensor:
-        """The bank's embedding of largest cosine for each face, [F, D]."""
-        return self.embedding_ND[(embedding_FD @ self.embedding_ND.T).argmax(1)]
+    def matching(self, class_F: dict[str, Tensor]) -> Tensor:
+        """Bool mask [F, N]: bank faces of the classes asked for, attribute by attribute; -1 asks for any class."""
+        count = len(next(iter(class_F.values())))
+        mask_FN = torch.ones(count, len(self.embedding_ND), dtype=torch.bool, device=self.embedding_ND.device)
+        for name, asked_F in class_F.items():
+            mask_FN &= (self.label_N[name] == asked_F[:, None]) | (asked_F[:, None] < 0)
+        return mask_FN
 
-    def to(self, device: str) -> "Bank":
-        return Bank(self.embedding_ND.to(device))
+    def nearest(self, embedding_FD: Tensor, mask_FN: Tensor | None = None) -> Tensor:
+        """The most similar allowed bank embedding of each face, [F, D], without gradient.
+
+        Raises ValueError if a face is allowed no bank face at all.
+        """
+        cosine_FN = embedding_FD.detach() @ self.embedding_ND.T
+        if mask_FN is not None:
+            if not mask_FN.any(1).all():
+                raise ValueError(f"face {mask_FN.any(1).int().argmin().item()}: the bank holds none of its classes")
+            cosine_FN = cosine_FN.masked_fill(~mask_FN, -torch.inf)
+        return self.embedding_ND[cosine_FN.argmax(1)]
+
+    def to(self, device: torch.device | str) -> "Bank":
+        label_N = {name: label.to(device) for name, label in self.label_N.items()}
+        return Bank(self.embedding_ND.to(device), label_N, self.attributes)
 
 
-def load_bank(folder: str | Path) -> Bank:
-    """The bank beside an embedder; ValueError if it is missing or empty."""
-    path = Path(folder) / BANK_FILE
+def save_bank(bank: Bank, file: Path) -> None:
+    """One safetensors file: `embedding` fp16, `label.<attribute>` int8, class names in the header."""
+    tensors = {f"label.{name}": label.cpu().to(torch.int8) for name, label in bank.label_N.items()}
+    tensors["embedding"] = bank.embedding_ND.detach().cpu().half().contiguous()
+    save_file(tensors, file, {"attributes": json.dumps(bank.attributes)})
+
+
+def load_bank(file: Path) -> Bank:
+    """Inverse of `save_bank`, as float32 rows of length 1; a truncated or foreign file is a ValueError."""
     try:
-        embedding = load_file(path)["embedding"].float()
-    except Exception as error:
-        raise ValueError(f"{path}: cannot be read: {error}") from error
-    if embedding.ndim != 2 or len(embedding) == 0:
-        raise ValueError(f"{path}: embedding has shape {tuple(embedding.shape)}, allowed: [N, D] with N > 0")
-    return Bank(F.normalize(embedding, dim=1))
-
-
-def save_bank(embedding_ND: Tensor, folder: str | Path) -> None:
-    """Write a bank (fp16) beside its embedder."""
-    temporary = Path(folder) / "bank.tmp"
-    save_file({"embedding": embedding_ND.half().cpu().contiguous()}, temporary)
-    temporary.replace(Path(folder) / BANK_FILE)
+        with safe_open(file, "pt") as store:
+            names = json.loads((store.metadata() or {})["attributes"])
+            embedding_ND = F.normalize(store.get_tensor("embedding").float(), dim=1)
+            label_N = {name: store.get_tensor(f"label.{name}").long() for name in names}
+    except FileNotFoundError:
+        raise ValueError(f"{file}: no such file") from None
+    except (SafetensorError, KeyError) as error:
+        raise ValueError(f"{file}: truncated or not a bank of faces ({first_line(error)})") from None
+    return Bank(embedding_ND, label_N, {name: tuple(classes) for name, classes in names.items()})

@@ -1,51 +1,44 @@
-"""Fit a judge to labelled pictures, with augmentations that stand in for a detector's box and a blurry generator."""
+"""Fit a judge on labelled faces, robust to a detector's jitter and to the blur of generated pictures.
 
+N pictures in one batch. Every step draws its pictures and its augmentation from a generator seeded by (seed, step), so a
+run that was cut off and resumed equals one that was not.
+"""
+
+import json
+import math
+import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Generator, Tensor
+from torch.nn import functional as F
 
 from classifiers.attributes import AttributeNet
+from classifiers.crop import EXPAND, expand_box
+from classifiers.data import cut
 
 
 @dataclass(frozen=True)
 class FitPlan:
-    """steps of `batch` pictures at peak rate lr (one-cycle); the checkpoint is written every save_every steps."""
+    """AdamW with one cycle of the learning rate, label smoothing, an average of the weights (EMA).
+
+    `expand` widens the boxes, where there are any. `checkpoint` is a file written every `save_every` steps and at the
+    end; where it exists, the run goes on from it.
+    """
 
     steps: int
     batch: int = 64
-    lr: float = 3e-3
-    weight_decay: float = 1e-2
+    lr: float = 2e-3
+    weight_decay: float = 0.05
     smoothing: float = 0.05
+    ema: float = 0.998
     seed: int = 0
+    expand: float = EXPAND
     checkpoint: Path | None = None
     save_every: int = 200
-
-
-def augment(image_BCHW: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """Random crop (scale, shift, roll, mirror), blur, colour and noise: [B, 3, h, w] -> [B, 3, size, size]."""
-    batch = len(image_BCHW)
-
-    def uniform(low: float, high: float, *shape: int) -> Tensor:
-        return low + (high - low) * torch.rand(batch, *shape, generator=generator)
-
-    scale, angle = uniform(0.72, 1.05), uniform(-0.12, 0.12)
-    mirror = (uniform(0, 1) < 0.5).float() * 2 - 1
-    cos, sin = scale * angle.cos(), scale * angle.sin()
-    rows = [torch.stack([cos * mirror, -sin, uniform(-0.12, 0.12)], 1)]
-    rows.append(torch.stack([sin * mirror, cos, uniform(-0.12, 0.12)], 1))
-    grid = F.affine_grid(torch.stack(rows, 1), [batch, 3, size, size], align_corners=False)
-    x = F.grid_sample(image_BCHW, grid, padding_mode="border", align_corners=False)
-    blurred = F.avg_pool2d(F.pad(x, (2, 2, 2, 2), mode="replicate"), 5, 1)
-    mix = uniform(-0.3, 1.0, 1, 1, 1).clamp(min=0)
-    x = x + mix * (blurred - x)
-    x = (x - 0.5) * uniform(0.75, 1.25, 1, 1, 1) + 0.5 + uniform(-0.1, 0.1, 1, 1, 1) + uniform(-0.05, 0.05, 3, 1, 1)
-    x = x + torch.randn(x.shape, generator=generator) * uniform(0, 0.06, 1, 1, 1)
-    return x.clamp(0, 1)
 
 
 def fit(
@@ -54,60 +47,205 @@ def fit(
     labels: dict[str, np.ndarray],
     plan: FitPlan,
     progress: Callable[[int, float], None] = lambda step, loss: None,
+    boxes: np.ndarray | None = None,
 ) -> AttributeNet:
-    """Train in place on images uint8 [N, h, w, 3] and labels {attribute: int [N]}; resumes from plan.checkpoint.
+    """Train `net` in place and leave the averaged weights in it, frozen; also returns it.
 
-    The loss is the sum of the attributes' cross-entropies. Step i draws from a generator seeded by (seed, i).
+    `images` uint8 [N, H, W, 3], `labels[a]` int [N] (-1 = unlabelled) of every attribute of the net, `boxes` float
+    [N, 4] pixels if the pictures are not face crops already. The loss is the sum over attributes of the smoothed
+    cross-entropy over labelled faces. `progress(steps done, loss)` is called after every step. Raises ValueError for a
+    checkpoint of another plan or data set.
     """
-    optimizer = torch.optim.AdamW(net.parameters(), plan.lr, weight_decay=plan.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, plan.lr, total_steps=plan.steps + 1)
-    start = _resume(net, optimizer, schedule, plan)
+    device = next(net.parameters()).device
     net.train().requires_grad_(True)
-    size = net.config["image_size"]
-    target = {name: torch.from_numpy(np.asarray(v, dtype=np.int64)) for name, v in labels.items()}
-    for step in range(start, plan.steps):
-        generator = torch.Generator().manual_seed(plan.seed * 1_000_003 + step)
-        rows = torch.randint(len(images), (plan.batch,), generator=generator)
-        pictures = torch.from_numpy(images[rows.numpy()]).permute(0, 3, 1, 2).float() / 255
-        logits = net(augment(pictures, size, generator))
-        loss = sum(
-            F.cross_entropy(logits[name], target[name][rows], label_smoothing=plan.smoothing) for name in target
-        )
-        optimizer.zero_grad(set_to_none=True)
+    weights = [p for p in net.parameters() if p.ndim > 1]
+    scales = [p for p in net.parameters() if p.ndim <= 1]  # biases and norms: not decayed
+    optimizer = torch.optim.AdamW(
+        [{"params": weights, "weight_decay": plan.weight_decay}, {"params": scales, "weight_decay": 0.0}], plan.lr
+    )
+    average = {key: value.detach().clone() for key, value in net.state_dict().items()}
+    identity = identify(net, plan, len(images))
+    for step in range(resume(plan, identity, net, optimizer, average), plan.steps):
+        generator = Generator().manual_seed(plan.seed * 10_000_019 + step)
+        rows = torch.randint(len(images), (plan.batch,), generator=generator).numpy()
+        box_N4 = jitter_boxes(images, boxes, rows, plan.expand, generator)
+        crop_NCHW = augment(cut(images[rows], box_N4, net.config["image_size"], 1.0), generator)
+        logits = net(crop_NCHW.to(device))
+        true_N = {name: torch.from_numpy(labels[name][rows]).long().to(device) for name in net.attributes}
+        loss = label_loss(logits, true_N, plan.smoothing)
+        for group in optimizer.param_groups:
+            group["lr"] = plan.lr * one_cycle(step / plan.steps)
+        optimizer.zero_grad()
         loss.backward()
+        torch.nn.utils.clip_grad_norm_([*weights, *scales], 1.0)
         optimizer.step()
-        schedule.step()
+        # the warm-up of the average forgets the random start
+        update_average(average, net, min(plan.ema, (1 + step) / (10 + step)))
         progress(step + 1, loss.item())
         if plan.checkpoint and ((step + 1) % plan.save_every == 0 or step + 1 == plan.steps):
-            state = {"step": step + 1, "net": net.state_dict(), "optimizer": optimizer.state_dict()}
-            temporary = plan.checkpoint.with_suffix(".tmp")
-            torch.save(state | {"schedule": schedule.state_dict()}, temporary)
-            temporary.replace(plan.checkpoint)
+            state = {"net": net.state_dict(), "optimizer": optimizer.state_dict(), "average": average}
+            torch.save(state | {"step": step + 1, "identity": identity}, f"{plan.checkpoint}.part")
+            os.replace(f"{plan.checkpoint}.part", plan.checkpoint)
+    net.load_state_dict(average)
     return net.eval().requires_grad_(False)
 
 
-def _resume(net, optimizer, schedule, plan: FitPlan) -> int:
-    if plan.checkpoint is None or not plan.checkpoint.exists():
+def identify(net: AttributeNet, plan: FitPlan, pictures: int) -> dict:
+    """What must be equal for a checkpoint to be continued: the plan, the net's config and the number of pictures."""
+    options = {key: value for key, value in asdict(plan).items() if key not in ("checkpoint", "save_every")}
+    return options | {"config": json.dumps(net.config), "pictures": pictures}
+
+
+def resume(plan: FitPlan, identity: dict, net: AttributeNet, optimizer, average: dict[str, Tensor]) -> int:
+    """Load the checkpoint if there is one; the number of steps done."""
+    if plan.checkpoint is None or not Path(plan.checkpoint).exists():
         return 0
-    state = torch.load(plan.checkpoint, weights_only=True)
+    state = torch.load(plan.checkpoint, weights_only=True, map_location=next(net.parameters()).device)
+    if "identity" not in state:
+        raise ValueError(f"{plan.checkpoint}: not a checkpoint of this program's `fit`; remove it to start anew")
+    for key, value in identity.items():
+        if state["identity"].get(key) != value:
+            raise ValueError(f"{plan.checkpoint}: written with {key} = {state['identity'].get(key)}, now {value}")
     net.load_state_dict(state["net"])
     optimizer.load_state_dict(state["optimizer"])
-    schedule.load_state_dict(state["schedule"])
+    average.update(state["average"])
     return state["step"]
 
 
+def one_cycle(done: float) -> float:
+    """Learning-rate factor at a fraction of the run: cosine up to 1 over the first 15 %, cosine down to 0."""
+    if done < 0.15:
+        return 0.5 * (1 - math.cos(math.pi * (done + 0.01) / 0.16))
+    return 0.5 * (1 + math.cos(math.pi * (done - 0.15) / 0.85))
+
+
+def label_loss(logits: dict[str, Tensor], label_N: dict[str, Tensor], smoothing: float) -> Tensor:
+    """Sum over attributes of the mean cross-entropy over labelled faces; an attribute without any adds 0."""
+    total = 0.0
+    for name, logits_NK in logits.items():
+        true_N = label_N[name]
+        loss = F.cross_entropy(logits_NK, true_N, ignore_index=-1, label_smoothing=smoothing, reduction="sum")
+        total = total + loss / (true_N >= 0).sum().clamp(min=1)
+    return total
+
+
 @torch.no_grad()
-def predict(net: AttributeNet, images: np.ndarray, batch: int = 256) -> dict[str, np.ndarray]:
-    """Class probabilities {attribute: [N, K]} of images uint8 [N, h, w, 3]."""
-    parts: dict[str, list[np.ndarray]] = {name: [] for name in net.attributes}
-    for first in range(0, len(images), batch):
-        pictures = torch.from_numpy(images[first : first + batch]).permute(0, 3, 1, 2).float() / 255
-        for name, logits in net(pictures).items():
-            parts[name].append(logits.softmax(1).numpy())
-    return {name: np.concatenate(rows) for name, rows in parts.items()}
+def update_average(average: dict[str, Tensor], net: AttributeNet, keep: float) -> None:
+    """Exponential moving average of the floating tensors (batch statistics included); counters are copied."""
+    for key, value in net.state_dict().items():
+        if value.is_floating_point():
+            average[key].lerp_(value, 1 - keep)
+        else:
+            average[key].copy_(value)
 
 
-def accuracy(net: AttributeNet, images: np.ndarray, labels: dict[str, np.ndarray]) -> dict[str, float]:
-    """Share of pictures whose most probable class is the label, per attribute."""
-    probs = predict(net, images)
-    return {name: float((probs[name].argmax(1) == labels[name]).mean()) for name in labels}
+@torch.no_grad()
+def predict(
+    net: AttributeNet, images: np.ndarray, boxes: np.ndarray | None = None, expand: float = EXPAND, batch: int = 256
+) -> dict[str, np.ndarray]:
+    """Logits [N, K] per attribute of pictures as they are (or of their boxes' crops)."""
+    device = next(net.parameters()).device
+    parts = []
+    for start in range(0, len(images), batch):
+        rows = slice(start, start + batch)
+        crop_NCHW = cut(images[rows], None if boxes is None else boxes[rows], net.config["image_size"], expand)
+        parts.append(net(crop_NCHW.to(device)))
+    return {name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in net.attributes}
+
+
+def accuracy(
+    net: AttributeNet,
+    images: np.ndarray,
+    labels: dict[str, np.ndarray],
+    boxes: np.ndarray | None = None,
+    expand: float = EXPAND,
+) -> dict[str, float]:
+    """Share of labelled pictures whose class is right, per attribute; NaN if none is labelled."""
+    result = {}
+    for name, logits_NK in predict(net, images, boxes, expand).items():
+        known_N = labels[name] >= 0
+        hit_N = logits_NK.argmax(1)[known_N] == labels[name][known_N]
+        result[name] = float(hit_N.mean()) if len(hit_N) else float("nan")
+    return result
+
+
+def augment(crop_NCHW: Tensor, generator: Generator) -> Tensor:
+    """Crops as a worse detector, camera and generator would give them, in [0, 1]."""
+    crop_NCHW = rotate(flip(crop_NCHW, generator), generator)
+    crop_NCHW = recolour(blur(crop_NCHW, generator), generator)
+    return erase(crop_NCHW, generator).clamp(0, 1)
+
+
+def uniform(shape: tuple[int, ...], low: float, high: float, generator: Generator) -> Tensor:
+    return torch.rand(shape, generator=generator) * (high - low) + low
+
+
+def jitter_boxes(
+    images: np.ndarray, boxes: np.ndarray | None, rows: np.ndarray, expand: float, generator: Generator
+) -> np.ndarray:
+    """Squares about the boxes, moved by up to 8 % of the box and scaled by up to 15 %: more than a detector errs."""
+    if boxes is None:
+        height, width = images.shape[1:3]
+        box_N4, expand = torch.tensor([[0.0, 0.0, width, height]]).repeat(len(rows), 1), 1.0
+    else:
+        box_N4 = torch.from_numpy(boxes[rows]).float()
+    side_N1 = (box_N4[:, 2:] - box_N4[:, :2]).amax(1, keepdim=True)
+    shift_N2 = side_N1 * uniform((len(rows), 2), -0.08, 0.08, generator)
+    box_N4 = expand_box(box_N4 + shift_N2.repeat(1, 2), expand)
+    centre_N2, half_N2 = (box_N4[:, :2] + box_N4[:, 2:]) / 2, (box_N4[:, 2:] - box_N4[:, :2]) / 2
+    half_N2 = half_N2 * uniform((len(rows), 1), -0.14, 0.14, generator).exp()
+    return torch.cat([centre_N2 - half_N2, centre_N2 + half_N2], 1).numpy()
+
+
+def flip(crop_NCHW: Tensor, generator: Generator) -> Tensor:
+    """Mirror half of the pictures."""
+    mirrored = uniform((len(crop_NCHW), 1, 1, 1), 0, 1, generator) < 0.5
+    return torch.where(mirrored, crop_NCHW.flip(-1), crop_NCHW)
+
+
+def rotate(crop_NCHW: Tensor, generator: Generator) -> Tensor:
+    """Turn by up to 0.15 rad."""
+    angle_N = uniform((len(crop_NCHW),), -0.15, 0.15, generator)
+    zero_N = torch.zeros_like(angle_N)
+    row_N3 = torch.stack([angle_N.cos(), -angle_N.sin(), zero_N], 1)
+    column_N3 = torch.stack([angle_N.sin(), angle_N.cos(), zero_N], 1)
+    grid = F.affine_grid(torch.stack([row_N3, column_N3], 1), list(crop_NCHW.shape), align_corners=False)
+    return F.grid_sample(crop_NCHW, grid, padding_mode="border", align_corners=False)
+
+
+def blur(crop_NCHW: Tensor, generator: Generator) -> Tensor:
+    """Gaussian blur of 60 % of the pictures, sigma up to 3 % of the side; one small matrix per picture and axis."""
+    count, size = len(crop_NCHW), crop_NCHW.shape[-1]
+    sigma_N = uniform((count,), 0, 0.03, generator) * size
+    sigma_N = torch.where(uniform((count,), 0, 1, generator) < 0.6, sigma_N, 0).clamp(min=0.1)
+    pixel = torch.arange(size, dtype=torch.float32)
+    distance_SS = (pixel[:, None] - pixel).square()
+    kernel_NSS = torch.softmax(-distance_SS / (2 * sigma_N.square())[:, None, None], 2).unsqueeze(1)
+    return kernel_NSS @ crop_NCHW @ kernel_NSS.transpose(2, 3)
+
+
+def recolour(crop_NCHW: Tensor, generator: Generator) -> Tensor:
+    """Brightness, contrast, saturation, a weak cast of colour, and noise.
+
+    Skin tone carries race, so brightness moves by 15 % and the cast by 6 % only.
+    """
+    shape = (len(crop_NCHW), 1, 1, 1)
+    mean = crop_NCHW.mean((1, 2, 3), keepdim=True)
+    grey = crop_NCHW.mean(1, keepdim=True)
+    crop_NCHW = grey + (crop_NCHW - grey) * uniform(shape, 0.7, 1.3, generator)
+    crop_NCHW = mean + (crop_NCHW - mean) * uniform(shape, 0.75, 1.25, generator)
+    cast = uniform((shape[0], 3, 1, 1), 0.94, 1.06, generator)
+    crop_NCHW = crop_NCHW * cast * uniform(shape, 0.85, 1.15, generator)
+    sigma = uniform(shape, 0, 0.06, generator)
+    return crop_NCHW + sigma * torch.randn(crop_NCHW.shape, generator=generator)
+
+
+def erase(crop_NCHW: Tensor, generator: Generator) -> Tensor:
+    """Cover a quarter of the pictures with one flat rectangle of up to 30 % of each side."""
+    count, size = len(crop_NCHW), crop_NCHW.shape[-1]
+    pixel = (torch.arange(size) + 0.5) / size
+    centre_N2, half_N2 = uniform((count, 2), 0, 1, generator), uniform((count, 2), 0.03, 0.15, generator)
+    inside_N2S = (pixel - centre_N2[..., None]).abs() < half_N2[..., None]
+    chosen = uniform((count, 1, 1, 1), 0, 1, generator) < 0.25
+    covered = chosen & inside_N2S[:, None, 1, :, None] & inside_N2S[:, None, 0, None, :]
+    return torch.where(covered, uniform((count, 3, 1, 1), 0, 1, generator), crop_NCHW)

@@ -1,0 +1,129 @@
+"""How far to trust a judge: confusion counts, temperature, reliability, all from labelled predictions.
+
+N labelled faces, K classes. Counts are kept as counts, so that whoever corrects shares with them can also resample them.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
+
+from classifiers.attributes import AttributeNet
+
+
+def confusion(true_N: np.ndarray, predicted_N: np.ndarray, classes: int) -> np.ndarray:
+    """Counts C[true, predicted], int64 [K, K]."""
+    counts_KK = np.zeros((classes, classes), np.int64)
+    np.add.at(counts_KK, (np.asarray(true_N), np.asarray(predicted_N)), 1)
+    return counts_KK
+
+
+def rates(counts_KK: np.ndarray) -> np.ndarray:
+    """P(predicted | true), rows sum to 1. Raises ValueError for a class without a labelled face."""
+    total_K = counts_KK.sum(1)
+    if (total_K == 0).any():
+        raise ValueError(f"class {int(total_K.argmin())} has no labelled face: its error rate is unknown")
+    return counts_KK / total_K[:, None]
+
+
+def temperature(logits_NK: np.ndarray, true_N: np.ndarray) -> float:
+    """T > 0 that minimises the mean negative log-likelihood of softmax(logits / T); above 1 = over-confident.
+
+    Source: Guo et al., "On Calibration of Modern Neural Networks", 2017. Sought in [1/20, 20].
+    """
+    logits_NK, rows = np.asarray(logits_NK, float), np.arange(len(true_N))
+
+    def loss(log_t: float) -> float:
+        return -log_softmax(logits_NK / np.exp(log_t), axis=1)[rows, true_N].mean()
+
+    return float(np.exp(minimize_scalar(loss, bounds=(-np.log(20), np.log(20)), method="bounded").x))
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Top-class confidence against accuracy in equal-width bins; an empty bin has count 0 and NaN elsewhere.
+
+    `ece` = sum_b n_b / N |accuracy_b - confidence_b|, the expected calibration error, in [0, 1]; 0 is calibrated.
+    """
+
+    edges: np.ndarray
+    count: np.ndarray
+    confidence: np.ndarray
+    accuracy: np.ndarray
+    ece: float
+
+
+def reliability(probs_NK: np.ndarray, true_N: np.ndarray, bins: int = 15) -> Reliability:
+    """Bins of (low, high] over [0, 1]."""
+    confidence_N, hit_N = probs_NK.max(1), probs_NK.argmax(1) == true_N
+    edges = np.linspace(0, 1, bins + 1)
+    bin_N = np.clip(np.searchsorted(edges, confidence_N, side="left") - 1, 0, bins - 1)
+    count = np.bincount(bin_N, minlength=bins)
+    share = np.where(count, count, np.nan)
+    confidence = np.bincount(bin_N, confidence_N, bins) / share
+    accuracy = np.bincount(bin_N, hit_N, bins) / share
+    ece = float(np.nansum(count * np.abs(accuracy - confidence)) / count.sum())
+    return Reliability(edges, count, confidence, accuracy, ece)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """One attribute of one judge on labelled faces: class names, counts C[true, predicted], temperature, ECE."""
+
+    classes: tuple[str, ...]
+    counts: np.ndarray
+    temperature: float
+    ece: float
+
+    @property
+    def accuracy(self) -> float:
+        return float(np.trace(self.counts) / self.counts.sum())
+
+
+def calibrate(
+    logits: dict[str, np.ndarray], labels: dict[str, np.ndarray], attributes: dict[str, tuple[str, ...]]
+) -> dict[str, Calibration]:
+    """Per attribute, from logits [N, K] and labels [N]; faces with label -1 are left out of that attribute."""
+    result = {}
+    for name, classes in attributes.items():
+        known = labels[name] >= 0
+        logits_NK, true_N = logits[name][known].astype(float), labels[name][known]
+        counts = confusion(true_N, logits_NK.argmax(1), len(classes))
+        probs_NK = np.exp(log_softmax(logits_NK, axis=1))
+        ece = reliability(probs_NK, true_N).ece
+        result[name] = Calibration(classes, counts, temperature(logits_NK, true_N), ece)
+    return result
+
+
+@torch.no_grad()
+def divide_logits(net: AttributeNet, temperatures: dict[str, float]) -> None:
+    """Build each attribute's temperature into its rows of the last layer: logits become logits / T for good."""
+    head = net.trunk.get_classifier()
+    start = 0
+    for name, classes in net.attributes.items():
+        rows = slice(start, start + len(classes))
+        head.weight[rows] /= temperatures[name]
+        head.bias[rows] /= temperatures[name]
+        start += len(classes)
+
+
+def save_calibration(calibrations: dict[str, Calibration], file: Path) -> None:
+    """JSON beside the judge's weights."""
+    content = {
+        name: {"classes": c.classes, "counts": c.counts.tolist(), "temperature": c.temperature, "ece": c.ece}
+        for name, c in calibrations.items()
+    }
+    Path(file).write_text(json.dumps(content, indent=1) + "\n")
+
+
+def load_calibration(file: Path) -> dict[str, Calibration]:
+    """Inverse of `save_calibration`."""
+    content = json.loads(Path(file).read_text())
+    return {
+        name: Calibration(tuple(c["classes"]), np.asarray(c["counts"], np.int64), c["temperature"], c["ece"])
+        for name, c in content.items()
+    }

@@ -1,0 +1,120 @@
+import json
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from classifiers.attributes import MEAN, STD, AttributeNet, load_attribute_net, save_attribute_net
+
+ATTRIBUTES = {"gender": ["female", "male"], "race": ["White", "Black", "Indian", "Asian"]}
+
+
+def config(**changes) -> dict:
+    kwargs = {"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8], "kernel_sizes": 3}
+    whole = {
+        "architecture": "convnext_atto",
+        "kwargs": kwargs,
+        "image_size": 32,
+        "mean": list(MEAN),
+        "std": list(STD),
+        "attributes": ATTRIBUTES,
+    }
+    return whole | changes
+
+
+@pytest.fixture
+def net() -> AttributeNet:
+    torch.manual_seed(0)
+    return AttributeNet(config()).eval()
+
+
+@pytest.fixture
+def folder(net, tmp_path):
+    save_attribute_net(net, tmp_path / "judge")
+    return tmp_path / "judge"
+
+
+@pytest.fixture
+def crops() -> torch.Tensor:
+    return torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def test_a_loaded_judge_is_the_rounded_net_frozen_in_single_precision(net, folder, crops):
+    loaded = load_attribute_net(folder)
+    halved = net.half().float()
+    for name, logits in halved(crops).items():
+        assert logits.shape == (3, len(ATTRIBUTES[name]))
+        assert torch.equal(loaded(crops)[name], logits)
+    assert not loaded.training and {p.dtype for p in loaded.parameters()} == {torch.float32}
+    assert not any(p.requires_grad for p in loaded.parameters())
+    assert loaded.attributes == {name: tuple(classes) for name, classes in ATTRIBUTES.items()}
+
+
+def test_any_crop_size_is_resized_inside_and_no_crop_gives_no_row(net, crops):
+    large = crops.repeat_interleave(3, 2).repeat_interleave(3, 3)
+    by_hand = F.interpolate(large, (32, 32), mode="bilinear", antialias=True)
+    torch.testing.assert_close(net(large)["race"], net(by_hand)["race"])
+    assert net(crops[:0])["race"].shape == (0, 4)
+
+
+def test_mean_and_std_are_applied_per_channel(net, crops):
+    other = AttributeNet(config(mean=[0.1, 0.2, 0.3], std=[0.5, 0.6, 0.7])).eval()
+    other.load_state_dict(net.state_dict())
+    moved = (crops - torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)) / torch.tensor([0.5, 0.6, 0.7]).view(3, 1, 1)
+    torch.testing.assert_close(other(crops)["race"], net(moved * 0.25 + 0.5)["race"], atol=1e-5, rtol=1e-4)
+
+
+def test_gradient_reaches_the_pixels_of_its_own_row_only(net, crops):
+    net.requires_grad_(False)
+    crops.requires_grad_()
+    net(crops)["gender"][1].sum().backward()
+    assert (crops.grad.abs().sum((1, 2, 3)) > 0).tolist() == [False, True, False]
+
+
+def test_other_classes_than_asked_are_an_error_naming_the_key(folder):
+    load_attribute_net(folder, {"gender": ("female", "male")})
+    with pytest.raises(ValueError, match=r"config.json: attributes.gender is \['female', 'male'\], asked"):
+        load_attribute_net(folder, {"gender": ("male", "female")})
+    with pytest.raises(ValueError, match="attributes.age"):
+        load_attribute_net(folder, {"age": ("young", "old")})
+
+
+def rewrite(folder, **changes):
+    content = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda f: (f / "config.json").unlink(), "config.json: no such file"),
+        (lambda f: (f / "config.json").write_text("{"), "config.json: not JSON"),
+        (lambda f: rewrite(f, std=None), "config.json: key 'std' is absent"),
+        (lambda f: rewrite(f, sdt=1), "config.json: key 'sdt' is unknown"),
+        (lambda f: rewrite(f, architecture="convnext_femtoo"), "config.json: timm cannot build it"),
+        (lambda f: rewrite(f, kwargs={"no_such": 1}), "config.json: timm cannot build it"),
+        (lambda f: rewrite(f, attributes={"gender": ["female", "male"]}), "trunk.head.fc.* has shape"),
+        (
+            lambda f: rewrite(f, kwargs={"depths": [2, 1, 1, 1], "dims": [8] * 4, "kernel_sizes": 3}),
+            "key .* is missing",
+        ),
+        (lambda f: (f / "model.safetensors").unlink(), "model.safetensors: no such file"),
+        (lambda f: truncate(f / "model.safetensors"), "model.safetensors: truncated"),
+    ],
+)
+def test_a_spoilt_folder_is_one_line_naming_file_and_key(folder, spoil, message):
+    spoil(folder)
+    with pytest.raises(ValueError, match=message) as error:
+        load_attribute_net(folder)
+    assert "\n" not in str(error.value)
+
+
+def truncate(file):
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def test_weights_that_half_precision_cannot_hold_are_not_saved(net, tmp_path):
+    net.trunk.head.fc.weight.data[0, 0] = 1e6
+    with pytest.raises(ValueError, match="trunk.head.fc.weight: not finite"):
+        save_attribute_net(net, tmp_path / "judge")
+    assert not (tmp_path / "judge").exists()

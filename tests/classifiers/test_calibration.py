@@ -1,0 +1,88 @@
+import numpy as np
+import pytest
+import torch
+from scipy.special import log_softmax, softmax
+
+from classifiers.attributes import MEAN, STD, AttributeNet
+from classifiers.calibration import (
+    calibrate,
+    confusion,
+    divide_logits,
+    load_calibration,
+    rates,
+    reliability,
+    save_calibration,
+    temperature,
+)
+
+
+def labelled(n: int, classes: int, sharpness: float) -> tuple[np.ndarray, np.ndarray]:
+    """Logits whose softmax at temperature `sharpness` is exactly the chance of the label."""
+    rng = np.random.default_rng(0)
+    honest = rng.normal(size=(n, classes)) * 2
+    cumulative = softmax(honest, axis=1).cumsum(1)
+    return honest * sharpness, (rng.random((n, 1)) > cumulative).sum(1).clip(max=classes - 1)
+
+
+def test_confusion_counts_rows_by_truth():
+    counts = confusion(np.array([0, 0, 1, 2, 2]), np.array([0, 1, 1, 0, 0]), 3)
+    assert counts.tolist() == [[1, 1, 0], [0, 1, 0], [2, 0, 0]]
+    np.testing.assert_allclose(rates(counts), [[0.5, 0.5, 0], [0, 1, 0], [1, 0, 0]])
+    with pytest.raises(ValueError, match="class 1 has no labelled face"):
+        rates(confusion(np.array([0, 2]), np.array([0, 2]), 3))
+
+
+@pytest.mark.parametrize("sharpness", [0.4, 1.0, 3.0])
+def test_temperature_finds_the_sharpness_and_no_other_does_better(sharpness):
+    logits, true = labelled(20_000, 4, sharpness)
+    found = temperature(logits, true)
+    assert found == pytest.approx(sharpness, rel=0.05)
+
+    def loss(t):
+        return -log_softmax(logits / t, axis=1)[np.arange(len(true)), true].mean()
+
+    assert loss(found) <= min(loss(found * 1.05), loss(found / 1.05))
+
+
+def test_ece_is_the_gap_between_confidence_and_accuracy():
+    probs = np.repeat([[0.9, 0.1]], 10, 0)
+    true = np.array([0] * 6 + [1] * 4)
+    result = reliability(probs, true, bins=10)
+    assert result.ece == pytest.approx(0.3)
+    assert result.count.tolist() == [0] * 8 + [10, 0] and np.isnan(result.accuracy[0])
+    assert result.accuracy[8] == pytest.approx(0.6) and result.confidence[8] == pytest.approx(0.9)
+
+
+def test_honest_logits_are_calibrated_and_sharp_ones_become_so_at_their_temperature():
+    logits, true = labelled(20_000, 2, 3.0)
+    sharp = reliability(softmax(logits, axis=1), true).ece
+    cooled = reliability(softmax(logits / temperature(logits, true), axis=1), true).ece
+    assert sharp > 0.05 and cooled < 0.015
+
+
+def test_calibrate_leaves_unlabelled_faces_out_and_survives_the_disk(tmp_path):
+    logits, true = labelled(500, 2, 2.0)
+    half = true.copy()
+    half[::2] = -1
+    attributes = {"gender": ("female", "male"), "age": ("young", "old")}
+    result = calibrate({"gender": logits, "age": logits}, {"gender": true, "age": half}, attributes)
+    assert result["gender"].counts.sum() == 500 and result["age"].counts.sum() == 250
+    assert result["gender"].accuracy == pytest.approx((logits.argmax(1) == true).mean())
+    save_calibration(result, tmp_path / "calibration.json")
+    loaded = load_calibration(tmp_path / "calibration.json")
+    assert loaded["age"].classes == ("young", "old") and loaded["age"].ece == result["age"].ece
+    np.testing.assert_array_equal(loaded["age"].counts, result["age"].counts)
+
+
+def test_divide_logits_changes_one_attribute_and_not_the_other():
+    torch.manual_seed(0)
+    kwargs = {"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8], "kernel_sizes": 3}
+    config = {"architecture": "convnext_atto", "kwargs": kwargs, "image_size": 32, "mean": MEAN, "std": STD}
+    net = AttributeNet(config | {"attributes": {"gender": ["female", "male"], "age": ["young", "old"]}}).eval()
+    crops = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        before = net(crops)
+        divide_logits(net, {"gender": 2.0, "age": 1.0})
+        after = net(crops)
+    torch.testing.assert_close(after["gender"], before["gender"] / 2)
+    torch.testing.assert_close(after["age"], before["age"])

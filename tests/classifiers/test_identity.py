@@ -1,0 +1,84 @@
+import pytest
+import torch
+from torch.nn import functional as F
+
+from classifiers.attributes import MEAN, STD
+from classifiers.identity import Bank, FaceEmbedder, load_bank, load_face_embedder, save_bank, save_face_embedder
+
+CONFIG = {
+    "architecture": "convnext_atto",
+    "kwargs": {"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8], "kernel_sizes": 3},
+    "image_size": 32,
+    "mean": list(MEAN),
+    "std": list(STD),
+    "dim": 6,
+}
+
+
+@pytest.fixture
+def bank() -> Bank:
+    embedding = F.normalize(torch.randn(20, 6, generator=torch.Generator().manual_seed(0)), dim=1)
+    label = {"gender": torch.arange(20) % 2, "race": torch.arange(20) % 4}
+    return Bank(embedding, label, {"gender": ("female", "male"), "race": ("White", "Black", "Indian", "Asian")})
+
+
+def test_embeddings_have_length_one_and_pass_gradients(tmp_path):
+    torch.manual_seed(0)
+    save_face_embedder(FaceEmbedder(CONFIG), tmp_path)
+    net = load_face_embedder(tmp_path)
+    aligned = torch.rand(4, 3, 40, 40, requires_grad=True)
+    embedding = net(aligned)
+    torch.testing.assert_close(embedding.norm(dim=1), torch.ones(4))
+    embedding[:, 0].sum().backward()
+    assert aligned.grad.abs().sum() > 0 and not any(p.requires_grad for p in net.parameters())
+    assert net(aligned[:0]).shape == (0, 6)
+
+
+def test_a_bank_face_finds_itself_and_the_nearest_has_the_largest_cosine(bank):
+    torch.testing.assert_close(bank.nearest(bank.embedding_ND), bank.embedding_ND)
+    probe = F.normalize(torch.randn(7, 6, generator=torch.Generator().manual_seed(1)), dim=1)
+    found = (bank.nearest(probe) * probe).sum(1)
+    assert (found[:, None] >= probe @ bank.embedding_ND.T - 1e-6).all()
+
+
+def test_only_faces_of_the_asked_classes_are_candidates(bank):
+    asked = {"gender": torch.tensor([0, 1, -1]), "race": torch.tensor([2, -1, 3])}
+    mask = bank.matching(asked)
+    allowed = [[2, 6, 10, 14, 18], list(range(1, 20, 2)), [3, 7, 11, 15, 19]]
+    assert [row.nonzero().flatten().tolist() for row in mask] == allowed
+    probe = bank.embedding_ND[[1, 0, 0]]
+    for found, rows in zip(bank.nearest(probe, mask), allowed, strict=True):
+        assert any(torch.equal(found, bank.embedding_ND[row]) for row in rows)
+
+
+def test_classes_the_bank_has_not_are_an_error(bank):
+    mask = bank.matching({"gender": torch.tensor([0, 0]), "race": torch.tensor([0, 1])})  # Black rows are all male
+    with pytest.raises(ValueError, match="face 1: the bank holds none"):
+        bank.nearest(bank.embedding_ND[:2], mask)
+
+
+def test_targets_carry_no_gradient(bank):
+    probe = bank.embedding_ND[:3].clone().requires_grad_()
+    assert not bank.nearest(probe).requires_grad
+
+
+def test_a_bank_survives_the_disk_in_half_precision(bank, tmp_path):
+    save_bank(bank, tmp_path / "bank.safetensors")
+    loaded = load_bank(tmp_path / "bank.safetensors")
+    torch.testing.assert_close(loaded.embedding_ND, bank.embedding_ND, atol=1e-3, rtol=0)
+    torch.testing.assert_close(loaded.embedding_ND.norm(dim=1), torch.ones(20))
+    assert loaded.attributes == bank.attributes
+    assert all(torch.equal(loaded.label_N[name], bank.label_N[name]) for name in bank.label_N)
+
+
+def test_a_spoilt_bank_names_the_file(bank, tmp_path):
+    file = tmp_path / "bank.safetensors"
+    with pytest.raises(ValueError, match="bank.safetensors: no such file"):
+        load_bank(file)
+    save_bank(bank, file)
+    file.write_bytes(file.read_bytes()[:-40])
+    with pytest.raises(ValueError, match="bank.safetensors: truncated"):
+        load_bank(file)
+    save_face_embedder(FaceEmbedder(CONFIG), tmp_path)
+    with pytest.raises(ValueError, match="model.safetensors: .*not a bank"):
+        load_bank(tmp_path / "model.safetensors")
