@@ -320,4 +320,6 @@ def one_line(error: Exception) -> str:
     lines = [line.strip() for text in texts for line in text.splitlines()]
     noise = ("Set the environment", "object_type=", "reference_type=", "To append", "provider=", "Config search path")
     keep = [s for s in lines if s and not s.startswith(noise)]
+    if group := re.search(r"Could not load '(\w+)/", keep[0] if keep else ""):  # Hydra lists no options for lists
+        keep.append("allowed: " + ", ".join(sorted(p.stem for p in Path(CONF, group[1]).glob("*.yaml"))))
     return "; ".join(keep)
