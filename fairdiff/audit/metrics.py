@@ -110,12 +110,15 @@ def _paired(people: pd.DataFrame, axes: list[Axis], tallies: dict, spec: MetricS
         counts = [tallies[model][axis.name] for model in MODELS]
         seen = (counts[0].sum(1) > 0) & (counts[1].sum(1) > 0)
         two = (counts[0].sum(1) > 1) & (counts[1].sum(1) > 1)
-        b, a = (iv.bias(c[seen] / c[seen].sum(1, keepdims=True)) for c in counts)
+        shares = [c[seen] / c[seen].sum(1, keepdims=True) for c in counts]
+        b, a = (iv.bias(f) for f in shares)
+        tb, ta = (iv.total_variation(f, axis.target_PK[seen]) for f in shares)
         sb, sa = (iv.unbiased_squared_gap(c[two]) for c in counts)
         kinds = [labels(rows, spec.attributes, axis.members) for rows in (before, after)]
         faces = (kinds[0] >= 0) & (kinds[1] >= 0)
         result["attributes" if len(axis.members) == 1 else "joint"][axis.name] = {
             "bias": difference_over_prompts(a - b, spec),
+            "total_variation": difference_over_prompts(ta - tb, spec),
             "mean_squared_gap": difference_over_prompts(sa - sb, spec),
             "class_changed": (kinds[0] != kinds[1])[faces].mean() if faces.any() else math.nan,
         }

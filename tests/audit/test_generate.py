@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from tiny_world import Asked, Painter
 
+from classifiers.detect import WholeImage
 from fairdiff.audit.generate import run_audit
 from fairdiff.audit.measure import cosine_to_others
 from fairdiff.audit.records import RecordStore, load_records, probability_columns, prompt_key
@@ -124,6 +125,19 @@ def test_encoders_may_be_absent(plan, measurer, noise, tmp_path):
     bare = dataclasses.replace(measurer, clip=None, encoder=None)
     records = run_audit(plan, {"before": Painter(1), "after": Painter(0)}, bare, noise, tmp_path, quiet)
     assert records[["clip_t", "clip_i", "dino", "between"]].isna().all(axis=None) and records.found.any()
+
+
+def test_a_real_pipeline_and_detector_go_through(plan, measurer, noise, tmp_path, tiny_model):
+    """A diffusers model with random weights; the whole picture is the face, so prompts without people have one too."""
+    small = dataclasses.replace(
+        plan, prompts=plan.prompts[:1], images_per_prompt=4, unrelated_images=2, latent_shape=tiny_model.latent_shape
+    )
+    whole = dataclasses.replace(measurer, detector=WholeImage())
+    paint = tiny_model.generator(2.0, 2)
+    records = run_audit(small, {"before": paint, "after": paint}, whole, noise, tmp_path, quiet)
+    assert records.found.all() and records.filter(like="p.").notna().all(axis=None)
+    assert np.allclose(records[records.model == "after"].dino, 1, atol=2e-3)
+    assert not np.allclose(records.between, 1, atol=1e-6)
 
 
 def test_mean_cosine_to_others_is_the_mean_over_pairs():

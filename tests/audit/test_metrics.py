@@ -147,6 +147,8 @@ def test_targets_by_hand(records):
     assert gender["unbiased_rms"]["value"] == pytest.approx(1)
     race = audit["attributes"]["race"]["target"]
     assert race["total_variation"]["mean"] == pytest.approx((0.25 + 1 / 3) / 2)
+    paired = compute_metrics(records, spec)["paired"]["attributes"]["gender"]["total_variation"]
+    assert paired["difference"] == pytest.approx((0.25 + 0.25) / 2 - (0 + 0.75) / 2)  # after: 1:1 for both
     rejected = [item["target"]["p"] for item in audit["attributes"]["race"]["per_prompt"]]
     assert rejected[1] == 0 and race["prompts_rejected"] == 1
     joint = audit["joint"]["gender×race"]["target"]["shares"]

@@ -13,7 +13,8 @@ from tiny_world import Asked, Painter
 from fairdiff.audit.axis import MetricSpec
 from fairdiff.audit.generate import run_audit
 from fairdiff.audit.metrics import compute_metrics
-from fairdiff.audit.report import comparison, headline, interval, not_measured, render_report, signed, summary_table
+from fairdiff.audit.report import render_report, summary_table
+from fairdiff.audit.wording import comparison, distance_of, headline, interval, not_measured, signed
 
 VOID = {"meta", "br", "img"}
 
@@ -97,6 +98,18 @@ def test_headline_follows_the_paired_interval(make):
     assert "shows no clear change" in headline(audit)
     audit["paired"]["attributes"]["gender"]["bias"]["ci95"] = [0.1, 0.3]
     assert "rose" in headline(audit)
+
+
+def test_a_target_that_is_not_parity_is_judged_by_its_distance_not_by_bias(make):
+    audit, html = make(targets={"gender": [0.75, 0.25]})
+    after = audit["models"]["after"]["attributes"]["gender"]
+    text = " ".join("".join(Page(html).text).split())
+    assert distance_of(after)["mean"] == after["target"]["total_variation"]["mean"] != after["bias"]["mean"]
+    assert f'<span class="a">{distance_of(after)["mean"]:.2f}</span>' in html
+    assert headline(audit).startswith("Gender distance to target ") and "total variation" in text
+    assert interval(audit["paired"]["attributes"]["gender"]["total_variation"]["ci95"]) in text
+    age = audit["models"]["after"]["attributes"]["age"]
+    assert distance_of(age)["key"] == "bias"
 
 
 def test_a_judge_that_also_trained_is_called_out(make):

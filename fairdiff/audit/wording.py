@@ -1,0 +1,150 @@
+"""audit.json in words and rows, for the page and the terminal alike. No number is computed here."""
+
+VERDICTS = {
+    "within": "the whole interval lies below {delta:.2f}",
+    "beyond": "the whole interval lies above {delta:.2f}",
+    "undecided": "the interval reaches across {delta:.2f}, so more prompts or pictures are needed",
+}
+
+
+def distance_of(entry: dict) -> dict:
+    """The number to judge an attribute by: bias, or total variation where the target asked for is not uniform.
+
+    Bias is the distance to parity and so the wrong number for any other target. `key` is its name in `paired`.
+    """
+    target = entry["target"]
+    if not target["asked"] or target["uniform"]:
+        return {"key": "bias", "name": "bias", "short": "bias", **entry["bias"]}
+    limit = 1 - min(target["shares"].values())
+    names = {"key": "total_variation", "name": "distance to target", "short": "distance"}
+    return names | {"maximum": limit} | target["total_variation"]
+
+
+def comparison(audit: dict) -> dict[str, list[dict]]:
+    """Headline rows by group: name, before, after and change as (value, ci95 or None), floor, format, note."""
+    before, after = audit["models"].get("before"), audit["models"].get("after")
+    paired, groups = audit["paired"], {}
+
+    def row(name: str, get, change, floor=None, form=None, note: str = "") -> dict:
+        pair = [(None, None) if model is None else get(model) for model in (before, after)]
+        moved = (None, None) if paired is None or change is None else (change["difference"], change["ci95"])
+        return {"name": name, "before": pair[0], "after": pair[1], "change": moved, "floor": floor,
+                "format": form or number, "note": note}  # fmt: skip
+
+    for kind, title in (("attributes", "attributes"), ("joint", "combinations")):
+        groups[title] = []
+        for name in attribute_order(audit) if kind == "attributes" else last_model(audit)["joint"]:
+            distance = distance_of(last_model(audit)[kind][name])
+            groups[title].append(row(
+                f"{name} {distance['short']}", lambda m, k=kind, n=name: _pair(distance_of(m[k][n])),
+                paired and paired[kind][name][distance["key"]], distance["floor"],
+            ))  # fmt: skip
+    groups["gap to the target, noise removed"] = [
+        row(f"{name} gap", lambda model, n=name: _pair(model["attributes"][n]["target"]["unbiased_rms"]), None, 0.0)
+        for name in attribute_order(audit)
+        if last_model(audit)["attributes"][name]["target"]["asked"]
+    ]
+    groups["pictures"] = [
+        row("no face", lambda m: (m["no_face"]["rate"], m["no_face"]["ci95"]), paired and paired["no_face"], form=percent),
+        row("CLIP-T", lambda m: _pair(m["clip_t"]), paired and paired["clip_t"], note="picture against prompt"),
+        row("CLIP-I", lambda m: _pair(m["clip_i"]), None, note="after against before, same noise"),
+        row("DINO", lambda m: _pair(m["dino"]), None, note="after against before, same noise"),
+        row("between seeds", lambda m: _pair(m["between_seeds"]), paired and paired["between_seeds"],
+            note="1 − cosine of two pictures of one prompt: variety"),
+    ]  # fmt: skip
+    if audit["unrelated"] is not None:
+        ratio = audit["unrelated"]["ratio"]
+        row_ = row("no people: moved", lambda m: (None, None), None, note="1 is as far as another seed")
+        groups["pictures"].append(row_ | {"after": (ratio["value"], ratio["ci95"])})
+    return groups
+
+
+def headline(audit: dict) -> str:
+    """The result in a sentence: each attribute with a target, "no clear change" where the paired interval holds 0."""
+    entries = last_model(audit)["attributes"]
+    asked = [name for name in attribute_order(audit) if entries[name]["target"]["asked"]] or list(entries)
+    parts = []
+    for name in asked:
+        distance = distance_of(entries[name])
+        value = [number(distance_of(m["attributes"][name])["mean"], 2) for m in audit["models"].values()]
+        if audit["paired"] is None:
+            parts.append(f"{name} {distance['name']} is {value[0]}")
+            continue
+        low, high = audit["paired"]["attributes"][name][distance["key"]]["ci95"]
+        if low is None or low <= 0 <= high:
+            parts.append(f"{name} {distance['name']} shows no clear change ({value[0]} to {value[1]})")
+        else:
+            verb = "fell" if high < 0 else "rose"
+            parts.append(f"{name} {distance['name']} {verb} from {value[0]} to {value[1]}")
+    text = ", ".join(parts) + f" over {audit['prompts']} prompts"
+    return text[0].upper() + text[1:]
+
+
+def not_measured(audit: dict) -> list[str]:
+    """What a reader might take for measured and is not."""
+    last = last_model(audit)
+    lines = [
+        "Identity. Labels are perceived presentation read from pictures by a classifier; nobody in them has a gender, "
+        "race or age to be right or wrong about, and two genders and a few races are a coarse reading.",
+        "Anyone but the largest face of a picture.",
+        "Other prompts, guidance scales, samplers and prompt languages than those listed here; an adapter can be fair "
+        "at one guidance scale and unfair at another.",
+        "Whether people of different groups are shown alike in dress, pose, setting, dignity or picture quality.",
+        "Realism of the pictures (FID or human ratings).",
+    ]
+    if audit["judge"].get("same_as_training_judge"):
+        lines.insert(0, "An independent opinion: the judge of this audit is the one that trained the adapter, and an "
+                        "optimised loss flatters itself on its own judge.")  # fmt: skip
+    else:
+        lines.append(
+            "Disagreement between judges: one audit judge, other than the training one, labelled every picture."
+        )
+    raw = [name for name, entry in last["attributes"].items() if "corrected" not in entry]
+    if raw:
+        lines.append(
+            f"The judge's own error for {', '.join(raw)}: no labelled faces were given, so shares are as judged."
+        )
+    if len(raw) < len(last["attributes"]):
+        lines.append(
+            "Whether the judge errs on generated faces as it does on the labelled ones: the correction assumes so."
+        )
+    if any(last[key]["mean"] is None for key in ("clip_t", "dino")):
+        lines.append("What an absent encoder would have measured (shown as –).")
+    bystanders = [name for name, entry in last["attributes"].items() if not entry["target"]["asked"]]
+    if bystanders:
+        lines.append(f"Success for {', '.join(bystanders)}: measured, but no target was set for it.")
+    return lines
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A figure with a true minus sign, "–" for what is undefined."""
+    return "–" if value is None else f"{value:.{digits}f}".replace("-", "−")
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    return "–" if value is None else number(100 * value, digits) + "\u00a0%"
+
+
+def signed(value: float | None, form=number) -> str:
+    """A change, with its sign always shown."""
+    return ("+" if value is not None and value >= 0 else "") + form(value)
+
+
+def interval(ends: list | None, form=number) -> str:
+    """[low, high], or nothing where it is undefined."""
+    return "" if ends is None or ends[0] is None else f"[{form(ends[0])}, {form(ends[1])}]"
+
+
+def last_model(audit: dict) -> dict:
+    """The model the report is about: "after" if it was audited."""
+    return audit["models"].get("after") or audit["models"]["before"]
+
+
+def attribute_order(audit: dict) -> list[str]:
+    """Attributes with a target first, in the order they were given."""
+    entries = last_model(audit)["attributes"]
+    return sorted(entries, key=lambda name: not entries[name]["target"]["asked"])
+
+
+def _pair(entry: dict) -> tuple:
+    return entry["mean"] if "mean" in entry else entry["value"], entry["ci95"]
