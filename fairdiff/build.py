@@ -13,7 +13,7 @@ from classifiers.detect import MTCNNDetector, WholeImage
 from classifiers.identity import Bank, load_bank, load_face_embedder
 from classifiers.types import Detector
 from fairdiff.adapters import Adapter, Lora, SoftTokens
-from fairdiff.audit.axis import MetricSpec
+from fairdiff.audit.axis import MetricSpec, software_versions
 from fairdiff.audit.generate import AuditPlan
 from fairdiff.audit.measure import Measurer
 from fairdiff.config import Config
@@ -211,6 +211,16 @@ def build_audit(config: Config, model: DiffusionModel, training_judge: Attribute
         targets={name: build_target(config).marginal(name) for name in config.attributes},
         delta=config.audit.equivalence,
         seed=config.audit.seed,
+        provenance={
+            "software": software_versions(),
+            "model": config.model.path or "embedded Portraits model",
+            "guidance": config.sampler.guidance,
+            "sampler_steps": config.sampler.audit_steps,
+            "scheduler": type(model.scheduler).__name__,
+            "padding": config.model.padding,
+            "detector": f"{config.detector.type}, the largest face of a picture counts",
+            "sha256": plan.hashes,
+        },
     )
     return Audit(plan, Measurer(detector, judge, clip, encoder, crop.crop_size, crop.expand), spec)
 
