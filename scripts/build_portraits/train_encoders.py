@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from train_judges import CROP, balanced
 
-from classifiers.attributes import ATTRIBUTES, MEAN, STD
+from classifiers.attributes import MEAN, STD
 from classifiers.crop import EXPAND, extract
 from classifiers.detect import MTCNNDetector
 from classifiers.identity import Bank, FaceEmbedder, save_bank, save_face_embedder
+from fairdiff.portraits import world
 
 CONFIG = {
     "architecture": "resnet10t", "kwargs": {"channels": (16, 32, 64, 112), "stem_width": 16}, "image_size": CROP,
@@ -184,7 +185,7 @@ def make_bank(net: FaceEmbedder, renders: Renders, folder: Path, count: int = 16
     faces, rows = aligned_faces(renders, rows)
     parts = [net(to_tensor(faces[i : i + 200]) / 2 + 0.5) for i in range(0, len(faces), 200)]
     label_N = {name: torch.from_numpy(values) for name, values in renders.labels(rows).items()}
-    save_bank(Bank(torch.cat(parts), label_N, ATTRIBUTES), folder / "bank.safetensors")
+    save_bank(Bank(torch.cat(parts), label_N, world.CLASSES), folder / "bank.safetensors")
 
 
 def main(argv: list[str] | None = None) -> None:

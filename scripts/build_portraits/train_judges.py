@@ -17,10 +17,11 @@ from diffusers import AutoencoderKL
 from stage import Clock, build_folder, log, to_tensor
 from train_vae import load_vae
 
-from classifiers.attributes import ATTRIBUTES, MEAN, STD, AttributeNet, save_attribute_net
+from classifiers.attributes import MEAN, STD, AttributeNet, save_attribute_net
 from classifiers.data import find_faces
 from classifiers.detect import MTCNNDetector
-from classifiers.training import FitPlan, accuracy, fit, predict
+from classifiers.training import FitPlan, accuracy, fit
+from fairdiff.portraits import world
 
 CROP = 64
 
@@ -94,7 +95,7 @@ def train(name: str, args: argparse.Namespace, renders: Renders, folder: Path) -
         images = np.concatenate([reconstructed(images[:half], vae), images[half:]])
     torch.manual_seed(plan.seed)
     config = {"architecture": plan.architecture, "kwargs": plan.kwargs, "image_size": CROP, "mean": MEAN, "std": STD}
-    net = AttributeNet(config | {"attributes": ATTRIBUTES})
+    net = AttributeNet(config | {"attributes": world.CLASSES})
 
     def progress(step: int, loss: float) -> None:
         clock.step = step
@@ -107,7 +108,7 @@ def train(name: str, args: argparse.Namespace, renders: Renders, folder: Path) -
     shown_as = {"render": held_out.images} | ({"vae": reconstructed(held_out.images, vae)} if vae else {})
     result = {}
     for kind, shown in shown_as.items():
-        hits = accuracy(predict(net, shown, held_out.boxes), held_out.labels)
+        hits = accuracy(net, shown, held_out.labels, held_out.boxes)
         result |= {f"{key}_{kind}": value for key, value in hits.items()}
     log(name, clock, **result)
     return result

@@ -1,0 +1,250 @@
+"""Measure the shipped Portraits model and print every number of its model card as a table and as JSON.
+
+    python scripts/build_portraits/evaluate.py --out numbers.json            # all of it, about an hour on two cores
+    python scripts/build_portraits/evaluate.py --per-occupation 6 --test-pictures 20 --captions 4 --quality 200
+
+Parts: judges, captions, shares, faces, quality, speed. Renders are needed for judges and quality only.
+"""
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import torch
+from data import Captioned, Renders, read
+from stage import build_folder
+from torch import Tensor
+
+from classifiers.attributes import load_attribute_net
+from classifiers.crop import EXPAND, crop
+from classifiers.detect import MTCNNDetector
+from fairdiff.features import ImageEncoder
+from fairdiff.models import DiffusionModel, load_model
+from fairdiff.portraits import weights, world
+from fairdiff.sampling import initial_noise
+
+JUDGES = ("judge", "audit_judge")
+BATCH = 32
+
+
+@dataclass
+class Bench:
+    """Everything that generates or looks, and how it is asked to."""
+
+    model: DiffusionModel
+    judges: dict
+    encoder: ImageEncoder
+    detector: MTCNNDetector
+    steps: int
+    guidance: float
+    seed: int
+
+    def draw(self, prompt: str, count: int) -> Tensor:
+        """`count` pictures [n, 3, 64, 64] in [0, 1] of one prompt; picture i is the same for every count."""
+        generate = self.model.generator(self.guidance, self.steps)
+        noise = initial_noise(prompt, self.seed, range(count), self.model.latent_shape)
+        return torch.cat([generate(prompt, part) for part in noise.split(BATCH)])
+
+    @torch.no_grad()
+    def look(self, image_BCHW: Tensor) -> tuple[np.ndarray, dict[str, dict[str, np.ndarray]]]:
+        """found [B], and per judge and attribute the class of each face found [F]."""
+        boxes = self.detector(image_BCHW)
+        faces = crop(image_BCHW, boxes, 64, EXPAND)
+        answers = {
+            name: {key: logits.argmax(1).numpy() for key, logits in judge(faces).items()}
+            for name, judge in self.judges.items()
+        }
+        return boxes.found_B.numpy(), answers
+
+
+def open_bench(args: argparse.Namespace) -> Bench:
+    judges = {name: load_attribute_net(weights(name)) for name in JUDGES}
+    return Bench(
+        load_model(weights("model")), judges, ImageEncoder(weights("encoder")), MTCNNDetector(input_size=64),
+        args.steps, args.guidance, args.seed,
+    )  # fmt: skip
+
+
+def judges_on_renders(bench: Bench, renders: Renders, count: int) -> dict[str, float]:
+    """Share of held-out faces judged right, per judge and attribute."""
+    rows = renders.rows(1, people=True)[:count]
+    found, answers = bench.look(renders.pictures(rows) / 2 + 0.5)
+    truth = renders.labels(rows[found])
+    return {"n": int(found.sum())} | {
+        f"{name} {key}": float((answers[name][key] == truth[key]).mean()) for name in JUDGES for key in world.CLASSES
+    }
+
+
+def captions_obeyed(bench: Bench, count: int) -> tuple[dict[str, float], dict]:
+    """Share of faces that have the class their caption names, by the audit judge: all 16 cells, `count` each."""
+    right: dict[str, list] = {name: [] for name in world.CLASSES}
+    agree: dict[str, list] = {name: [] for name in world.CLASSES}
+    found_all = []
+    for cell in product(range(2), range(4), range(2)):
+        person = world.Person(*cell)
+        words = world.describe_person(person, frozenset(world.CLASSES), "", 0)
+        article = "an" if words[0] in "aeiou" else "a"
+        found, answers = bench.look(bench.draw(f"a photo of the face of {article} {words}, a person", count))
+        found_all.append(found)
+        for place, name in enumerate(world.CLASSES):
+            right[name].append(answers["audit_judge"][name] == cell[place])
+            agree[name].append(answers["audit_judge"][name] == answers["judge"][name])
+    obeyed = {name: float(np.concatenate(values).mean()) for name, values in right.items()}
+    return obeyed | {"n": int(np.concatenate(found_all).sum())}, {"agree": agree, "found": found_all}
+
+
+def shares_of_world(bench: Bench, few: int, many: int) -> tuple[dict[str, float], dict]:
+    """Correlation with the world over occupations, and mean bias over the test occupations."""
+    test = set(world.prompt_subjects("occupation", "test"))
+    women, truth, bias = [], [], {"gender": [], "race": [], "age": []}
+    agree: dict[str, list] = {name: [] for name in world.CLASSES}
+    found_all = []
+    for i, prompt in enumerate(world.prompts("occupation", "all")):
+        found, answers = bench.look(bench.draw(prompt.text, many if prompt.subject in test else few))
+        found_all.append(found)
+        for name in world.CLASSES:
+            agree[name].append(answers["audit_judge"][name] == answers["judge"][name])
+        if not found.any():
+            continue
+        women.append(float((answers["audit_judge"]["gender"] == 0).mean()))
+        truth.append(world.marginal_shares(i)["gender"][0])
+        for name in bias if prompt.subject in test else ():
+            classes = len(world.CLASSES[name])
+            share = np.bincount(answers["audit_judge"][name], minlength=classes) / found.sum()
+            bias[name].append(world.bias(share))
+    result = {"pearson r of women's share": float(np.corrcoef(women, truth)[0, 1]), "occupations": len(women)}
+    result |= {f"mean {name} bias over {len(values)} test occupations": float(np.mean(values))
+               for name, values in bias.items()}  # fmt: skip
+    return result, {"agree": agree, "found": found_all}
+
+
+def faces_found(bench: Bench, people: list[np.ndarray], count: int) -> dict[str, float]:
+    """MTCNN's rate on all generated people so far, and on prompts without people."""
+    nobody = [bench.look(bench.draw(prompt.text, count))[0] for prompt in world.prompts("object", "all")]
+    result = {"people": float(np.concatenate(people).mean()), "n people": sum(map(len, people))}
+    return result | {"without people": float(np.concatenate(nobody).mean()), "n without": sum(map(len, nobody))}
+
+
+def frechet(a_ND: np.ndarray, b_ND: np.ndarray) -> float:
+    """|m_a - m_b|^2 + tr(A + B - 2 (A B)^(1/2)) of two Gaussians (Heusel et al. 2017)."""
+    cov_a, cov_b = np.cov(a_ND, rowvar=False), np.cov(b_ND, rowvar=False)
+    values = np.linalg.eigvals(cov_a @ cov_b)
+    root = np.sqrt(np.clip(values.real, 0, None)).sum()
+    return float(((a_ND.mean(0) - b_ND.mean(0)) ** 2).sum() + np.trace(cov_a) + np.trace(cov_b) - 2 * root)
+
+
+def kernel_distance(a_ND: np.ndarray, b_ND: np.ndarray) -> float:
+    """Unbiased MMD^2 with the kernel (x.y / D + 1)^3 (Binkowski et al. 2018); features scaled to variance 1."""
+    scale = b_ND.std()
+    a_ND, b_ND = (a_ND - b_ND.mean(0)) / scale, (b_ND - b_ND.mean(0)) / scale
+    aa, bb, ab = ((x @ y.T / x.shape[1] + 1) ** 3 for x, y in ((a_ND, a_ND), (b_ND, b_ND), (a_ND, b_ND)))
+    n, m = len(a_ND), len(b_ND)
+    within = (aa.sum() - np.trace(aa)) / (n * (n - 1)) + (bb.sum() - np.trace(bb)) / (m * (m - 1))
+    return float(within - 2 * ab.mean())
+
+
+@torch.no_grad()
+def quality(bench: Bench, renders: Renders, count: int) -> dict[str, float]:
+    """FID and KID on the project's own image encoder: generated, reconstructed and other renders against held-out."""
+    rng = np.random.default_rng(bench.seed)
+    pairs = [Captioned(renders, unnamed=0.0).draw(rng) for _ in range(count)]
+    held_out = rng.choice(renders.rows(1), min(2 * count, len(renders.rows(1))), replace=False)
+    truth = renders.pictures(held_out[::2]) / 2 + 0.5
+    vae, again = bench.model.vae, []
+    for part in (truth * 2 - 1).split(BATCH):
+        again.append((vae.decode(vae.encode(part).latent_dist.mode()).sample / 2 + 0.5).clamp(0, 1))
+    kinds = {
+        "generated": torch.cat([bench.draw(caption, 1) for _, caption in pairs]),
+        "vae reconstructions": torch.cat(again),
+        "renders of the same captions": renders.pictures(np.array([row for row, _ in pairs])) / 2 + 0.5,
+    }
+    reference = renders.pictures(held_out[1::2]) / 2 + 0.5
+    target = bench.encoder.image(reference).numpy().astype(float)
+    result = {"n": count, "vae l1 (range 2)": float((torch.cat(again) - truth).abs().mean() * 2)}
+    for name, image in kinds.items():
+        features = np.concatenate([bench.encoder.image(part).numpy() for part in image.split(BATCH)]).astype(float)
+        result |= {f"fid {name}": frechet(features, target), f"kid {name}": kernel_distance(features, target)}
+    return result
+
+
+def speed(bench: Bench, repeats: int = 5) -> dict[str, float]:
+    """Pictures a second, the fastest of some batches: sampling with decoding, and decoding alone."""
+    generate = bench.model.generator(bench.guidance, bench.steps)
+    prompt, best, decode = world.prompts("occupation", "test")[0].text, np.inf, np.inf
+    noise = initial_noise(prompt, 0, range(BATCH), bench.model.latent_shape)
+    with torch.no_grad():
+        for _ in range(repeats):
+            start = time.perf_counter()
+            generate(prompt, noise)
+            middle = time.perf_counter()
+            bench.model.decode(noise)
+            best, decode = min(best, middle - start), min(decode, time.perf_counter() - middle)
+    return {"threads": torch.get_num_threads(), "steps": bench.steps, "guidance": bench.guidance,
+            "pictures/s": BATCH / best, "decoded/s": BATCH / decode}  # fmt: skip
+
+
+def evaluate(args: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """All parts asked for, printed as they come."""
+    bench, report, people, agree = open_bench(args), {}, [], []
+    has_renders = bool(list((build_folder() / "renders").glob("shard_*.npz")))
+    renders = read(build_folder() / "renders") if has_renders else None
+
+    def add(part: str, numbers: dict[str, float]) -> None:
+        report[part] = numbers
+        for key, value in numbers.items():
+            print(f"{part:10s} {key:48s} {value:10.4f}", flush=True)
+
+    if "judges" in args.parts and renders:
+        add("judges", judges_on_renders(bench, renders, args.held_out))
+    for part, run in (
+        ("captions", lambda: captions_obeyed(bench, args.captions)),
+        ("shares", lambda: shares_of_world(bench, args.per_occupation, args.test_pictures)),
+    ):
+        if part in args.parts:
+            numbers, seen = run()
+            add(part, numbers)
+            people += seen["found"]
+            agree.append(seen["agree"])
+    if agree:
+        add("agreement", {name: float(np.concatenate(sum((a[name] for a in agree), [])).mean())
+                          for name in world.CLASSES})  # fmt: skip
+    if "faces" in args.parts and people:
+        add("faces", faces_found(bench, people, args.objects))
+    if "quality" in args.parts and renders:
+        add("quality", quality(bench, renders, args.quality))
+    if "speed" in args.parts:
+        add("speed", speed(bench))
+    return report
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    every = ["judges", "captions", "shares", "faces", "quality", "speed"]
+    parser.add_argument("--parts", nargs="+", default=every, choices=every)
+    parser.add_argument("--held-out", type=int, default=3000, help="renders for the judges")
+    parser.add_argument("--captions", type=int, default=48, help="pictures of each of the 16 attribute captions")
+    parser.add_argument("--per-occupation", type=int, default=24, help="pictures of train and validation occupations")
+    parser.add_argument("--test-pictures", type=int, default=60, help="pictures of test occupations")
+    parser.add_argument("--objects", type=int, default=16, help="pictures of each prompt without people")
+    parser.add_argument("--quality", type=int, default=1500, help="pictures for FID and KID")
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--guidance", type=float, default=3.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=None)
+    args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    start = time.monotonic()
+    report = evaluate(args)
+    report["run"] = {"seconds": time.monotonic() - start, "seed": args.seed}
+    if args.out:
+        args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
