@@ -13,26 +13,27 @@ from fairdiff.tracking import make_console
 from fairdiff.trainer import train
 
 
-@main
-def task(config: Config, folder: Path) -> None:
+def job(config: Config, folder: Path) -> None:
     console = make_console()
-    run.prepare(folder, config)
-    if run.finished(folder, config):
-        console.print(f"this run is finished; resume=false starts over ({folder})")
-        run.conclude(folder, config, console)
-        return
-
     prompts = build.build_prompts(config, "train")
     model, judges = build.build_model(config), build.build_judges(config)
-    audit = build.build_audit(config, model, judges.classifier)
-    trainee = build.build_trainee(config, model, judges)
-    run.print_budget(config, trainee, prompts, audit, console)
+    training = build.training_fingerprint(config, model, judges, prompts)
+    audit = build.build_audit(config, model, training, judges.classifier)
+    run.check(folder, config, training)
 
-    train(trainee, prompts, build.build_schedule(config), folder, build.run_fingerprint(config), console)
-    run.save_adapter(folder, config, trainee)
-    run.audit(folder, config, run.painters(config, model, trainee.adapter), audit, console)
-    run.conclude(folder, config, console)
+    if run.finished(folder, config, training, audit):
+        console.print(f"this run is finished; resume=false starts over ({folder})")
+    else:
+        trainee = build.build_trainee(config, model, judges)
+        run.begin(folder, config, training)
+        run.print_budget(config, trainee, prompts, audit, console)
+        train(trainee, prompts, build.build_schedule(config), folder, training, console)
+        run.save_adapter(folder, config, training, trainee)
+        run.audit(folder, config, training, run.painters(config, model, trainee.adapter), audit, console)
+    run.conclude(folder, console)
 
+
+task = main(job)
 
 if __name__ == "__main__":
     task()

@@ -4,6 +4,7 @@ Every adapter can be switched off (`off()`), so that the frozen model is the sam
 saved in the formats that plain diffusers loads: `load_textual_inversion` and `load_lora_weights`.
 """
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -35,6 +37,8 @@ class SoftTokenEmbedding(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         size = self.base.num_embeddings
+        if bool((ids < size).all()):  # no graph for texts without soft tokens: the empty prompt has no gradient
+            return self.base(ids)
         known = self.base(ids.clamp(max=size - 1))
         new = self.soft[(ids - size).clamp(min=0)]
         return torch.where((ids < size)[..., None], known, new)
@@ -99,6 +103,7 @@ class Lora:
     def __init__(self, model: DiffusionModel, parts: list[str], rank: int, alpha: float, generator: torch.Generator):
         self.modules = {"text_encoder": model.text_encoder, "unet": model.unet}
         self.modules = {name: self.modules[name] for name in parts}
+        self.rank, self.alpha = rank, alpha
         layers = {"text_encoder": TEXT_LAYERS, "unet": UNET_LAYERS}
         for name, module in self.modules.items():
             config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=layers[name], init_lora_weights="gaussian")
@@ -126,20 +131,39 @@ class Lora:
             for parameter, flag in flags:
                 parameter.requires_grad_(flag)
 
-    def _state(self) -> dict[str, dict[str, Tensor]]:
-        return {name: get_peft_model_state_dict(module) for name, module in self.modules.items()}
+    def _metadata(self, name: str) -> dict | None:
+        if name not in self.modules:
+            return None
+        layers = {"text_encoder": TEXT_LAYERS, "unet": UNET_LAYERS}[name]
+        return {"r": self.rank, "lora_alpha": self.alpha, "target_modules": layers}
 
     def save(self, folder: Path) -> None:
         """Write `pytorch_lora_weights.safetensors` as `StableDiffusionPipeline.load_lora_weights` reads it."""
-        state = self._state()
+        state = {name: get_peft_model_state_dict(module) for name, module in self.modules.items()}
         StableDiffusionPipeline.save_lora_weights(
-            folder, unet_lora_layers=state.get("unet"), text_encoder_lora_layers=state.get("text_encoder")
+            folder,
+            unet_lora_layers=state.get("unet"),
+            text_encoder_lora_layers=state.get("text_encoder"),
+            # without it diffusers takes alpha = rank
+            unet_lora_adapter_metadata=self._metadata("unet"),
+            text_encoder_lora_adapter_metadata=self._metadata("text_encoder"),
         )
 
     def load(self, folder: Path) -> None:
         """Read what `save` wrote; a missing, extra or misshapen key is an error naming it."""
         path = folder / LORA_FILE
         state = _read(path)
+        left = sorted(k for k in state if k.split(".", 1)[0] not in self.modules)
+        if left:
+            raise FairDiffError(f"{path}: holds {len(left)} keys for no part of this adapter, the first is {left[0]}")
+        with safe_open(path, "pt") as file:
+            about = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
+        for name in self.modules:
+            found = about.get(f"{name}.lora_alpha", self.alpha), about.get(f"{name}.r", self.rank)
+            if found != (self.alpha, self.rank):
+                raise FairDiffError(
+                    f"{path}: (alpha, rank) of {name} is {found}, this adapter has {(self.alpha, self.rank)}"
+                )
         for name, module in self.modules.items():
             own = get_peft_model_state_dict(module)
             part = {k.removeprefix(f"{name}."): v for k, v in state.items() if k.startswith(f"{name}.")}

@@ -1,7 +1,6 @@
 """From configuration to live objects, one build function a group; the only module that imports everything."""
 
 import hashlib
-import json
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 import torch
 
 from classifiers.attributes import AttributeNet, load_attribute_net
-from classifiers.detect import MTCNNDetector, WholeImage
+from classifiers.detect import InsightFaceDetector, MTCNNDetector, WholeImage
 from classifiers.identity import Bank, load_bank, load_face_embedder
 from classifiers.types import Detector
 from fairdiff.adapters import Adapter, Lora, SoftTokens
@@ -21,11 +20,11 @@ from fairdiff.errors import FairDiffError
 from fairdiff.features import ClipEncoder, ImageEncoder
 from fairdiff.judges import Judges
 from fairdiff.losses import Damping
-from fairdiff.models import DiffusionModel, fingerprint, load_model
+from fairdiff.models import DiffusionModel, digest, fingerprint, load_model
 from fairdiff.originals import Originals
 from fairdiff.portraits import weights, world
 from fairdiff.prompts import Prompt, fill, read_prompts
-from fairdiff.sampling import initial_noise
+from fairdiff.sampling import initial_noise, make_solver
 from fairdiff.step import Method, Objective, Trainee
 from fairdiff.targets import Target
 from fairdiff.trainer import Schedule
@@ -43,22 +42,27 @@ def blame(key: str):
         raise FairDiffError(f"{key}: {' '.join(str(error).split())}") from error
 
 
-def run_fingerprint(config: Config) -> str:
-    """A short hash of all keys that change the result of training."""
+def training_fingerprint(config: Config, model: DiffusionModel, judges: Judges, prompts: list[Prompt]) -> str:
+    """A short hash of all that changes the result of training: keys, weights, prompts and a starting adapter."""
     kept = {k: v for k, v in asdict(config).items() if k not in NOT_TRAINING}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
+    return digest(kept, frozen_key(config, model, judges), [p.text for p in prompts], adapter_fingerprint(config))
 
 
-def full_fingerprint(config: Config) -> str:
-    """A short hash of training, its length and the audit: what a finished run has done."""
-    parts = [run_fingerprint(config), config.steps, asdict(config.audit)]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+def adapter_fingerprint(config: Config) -> str | None:
+    """A short hash of the files of `adapter.path`."""
+    if config.adapter.path is None:
+        return None
+    files = sorted(Path(config.adapter.path).glob("*.safetensors"))
+    return digest([hashlib.sha256(file.read_bytes()).hexdigest() for file in files])
 
 
 def build_model(config: Config) -> DiffusionModel:
     if config.model.device != "cpu" and not torch.cuda.is_available():
         raise FairDiffError(f"model.device: found {config.model.device}, but this machine has none; allowed: cpu")
-    return load_model(config.model.path or weights("model"), config.model.padding, config.model.device)
+    model = load_model(config.model.path or weights("model"), config.model.padding, config.model.device)
+    model.scheduler = make_solver(config.sampler.scheduler, model.scheduler.config, config.sampler.final_sigmas)
+    model.decode_batch = config.decode_batch
+    return model
 
 
 def build_adapter(config: Config, model: DiffusionModel) -> Adapter:
@@ -74,9 +78,13 @@ def build_adapter(config: Config, model: DiffusionModel) -> Adapter:
 
 
 def build_detector(config: Config) -> Detector:
-    if config.detector.type == "whole":
-        return WholeImage()
-    return MTCNNDetector(input_size=config.detector.input_size)
+    match config.detector.type:
+        case "whole":
+            return WholeImage()
+        case "insightface":
+            with blame("detector.root"):
+                return InsightFaceDetector(Path(config.detector.root), input_size=config.detector.input_size)
+    return MTCNNDetector(input_size=config.detector.input_size).to(config.model.device)
 
 
 def build_classifier(path: str | None, key: str, embedded: str, config: Config) -> AttributeNet:
@@ -119,10 +127,12 @@ def build_objective(config: Config) -> Objective:
 
 def frozen_key(config: Config, model: DiffusionModel, judges: Judges) -> str:
     """A short hash of everything that makes an original and what is measured on it; taken before an adapter is hung."""
-    modules = [model.text_encoder, model.unet, model.vae, judges.classifier]
-    modules += [e.model for e in judges.encoders] + ([judges.embedder] if judges.embedder is not None else [])
-    settings = [config.seed, config.sampler.guidance, config.model.padding, asdict(config.detector)]
-    return hashlib.sha256(f"{fingerprint(*modules)}{settings}".encode()).hexdigest()[:16]
+    parts = [model.fingerprint(), fingerprint(judges.classifier), judges.classifier.config]
+    for encoder in judges.encoders:
+        parts += [fingerprint(encoder.model), encoder.size]
+    if judges.embedder is not None:
+        parts += [fingerprint(judges.embedder), judges.embedder.config]
+    return digest(parts, config.seed, config.sampler.guidance, asdict(config.detector))
 
 
 def build_trainee(config: Config, model: DiffusionModel, judges: Judges) -> Trainee:
@@ -139,7 +149,8 @@ def build_trainee(config: Config, model: DiffusionModel, judges: Judges) -> Trai
         config.sampler.guidance, gradient.type, gradient.evaluations, gradient.detach, config.decode_batch,
         config.replay_batch,
     )  # fmt: skip
-    return Trainee(model, adapter, judges, Originals(judges, original, folder), build_objective(config), method)
+    originals = Originals(judges, original, folder, block=config.global_batch, device=config.model.device)
+    return Trainee(model, adapter, judges, originals, build_objective(config), method)
 
 
 def build_schedule(config: Config) -> Schedule:
@@ -175,11 +186,20 @@ class Audit:
     measurer: Measurer
     spec: MetricSpec
 
+    @property
+    def fingerprint(self) -> str:
+        """A short hash of what is painted, who looks and what is asked of the counts."""
+        plan, spec = self.plan, self.spec
+        texts = [p.text for p in (*plan.prompts, *plan.unrelated)]
+        sizes = [plan.images_per_prompt, plan.unrelated_images, plan.seed, spec.delta]
+        return digest(plan.hashes, texts, sizes, {k: v.tolist() for k, v in spec.targets.items()})
 
-def build_audit(config: Config, model: DiffusionModel, training_judge: AttributeNet | None = None) -> Audit:
+
+def build_audit(config: Config, model: DiffusionModel, after: str | None, training_judge: AttributeNet | None) -> Audit:
     """The audit of a model, with a judge of its own (`audit.judge`) and both encoders.
 
-    Build it before an adapter is hung on the model, so that the hashes are those of the frozen weights.
+    after: a hash of the adapter's making. Build the audit before an adapter is hung on the model, so that the hashes
+    are those of the frozen weights.
     """
     device = config.model.device
     judge = build_classifier(config.audit.judge.path, "audit.judge.path", "audit_judge", config)
@@ -188,8 +208,8 @@ def build_audit(config: Config, model: DiffusionModel, training_judge: Attribute
     detector = build_detector(config)
     crop = config.detector
     same = training_judge is not None and fingerprint(judge) == fingerprint(training_judge)
-    frozen = [fingerprint(m) for m in (model.unet, model.text_encoder, model.vae)]
-    sampler = [config.sampler.guidance, config.sampler.audit_steps, config.model.padding]
+    frozen = digest(model.fingerprint(), config.sampler.guidance, config.sampler.audit_steps)
+    looking = [fingerprint(judge), judge.config, fingerprint(clip.model), fingerprint(encoder.model), encoder.size]
     plan = AuditPlan(
         prompts=build_prompts(config, "test"),
         unrelated=build_unrelated(config),
@@ -200,9 +220,9 @@ def build_audit(config: Config, model: DiffusionModel, training_judge: Attribute
         seed=config.audit.seed,
         latent_shape=model.latent_shape,
         hashes={
-            "before": _digest(sampler, frozen),
-            "after": _digest(sampler, run_fingerprint(config), config.steps, frozen),
-            "judge": _digest(fingerprint(judge), fingerprint(clip.model), fingerprint(encoder.model), asdict(crop)),
+            "before": frozen,
+            "after": digest(frozen, after, config.steps),
+            "judge": digest(looking, asdict(crop)),
         },
     )
     spec = MetricSpec(
@@ -223,7 +243,3 @@ def build_audit(config: Config, model: DiffusionModel, training_judge: Attribute
         },
     )
     return Audit(plan, Measurer(detector, judge, clip, encoder, crop.crop_size, crop.expand), spec)
-
-
-def _digest(*parts) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -36,6 +36,11 @@ def _positive(key: str, *values: float | None) -> None:
             raise FairDiffError(f"{key}: found {value}, allowed: greater than 0")
 
 
+def _between(key: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise FairDiffError(f"{key}: found {value}, allowed: {low} to {high}")
+
+
 @dataclass
 class ModelConfig:
     """path: null for the embedded Portraits model, else a diffusers folder or hub id."""
@@ -52,12 +57,17 @@ class ModelConfig:
 class SamplerConfig:
     """T is uniform on {train_steps[0] .. train_steps[1]} in training and audit_steps in the audit."""
 
+    scheduler: str = MISSING
+    final_sigmas: str = MISSING
     guidance: float = MISSING
     train_steps: list[int] = MISSING
     audit_steps: int = MISSING
 
     def __post_init__(self):
-        _positive("sampler.audit_steps", self.audit_steps)
+        _allowed("sampler.scheduler", self.scheduler, ["dpm", "ddim", "euler", "unipc"])
+        _allowed("sampler.final_sigmas", self.final_sigmas, ["zero", "sigma_min"])
+        _between("sampler.audit_steps", self.audit_steps, 1, 1000)
+        _between("sampler.guidance", self.guidance, 0, 100)
         if len(self.train_steps) != 2 or not 0 < self.train_steps[0] <= self.train_steps[1]:
             raise FairDiffError(
                 f"sampler.train_steps: found {self.train_steps}, allowed: [low, high] with 0 < low <= high"
@@ -79,8 +89,9 @@ class AdapterConfig:
     def __post_init__(self):
         _allowed("adapter.type", self.type, ["soft_tokens", "lora"])
         _positive("adapter.learning_rate", self.learning_rate)
-        _positive("adapter.tokens", self.tokens)
+        _between("adapter.tokens", self.tokens, 1, 40)
         _positive("adapter.rank", self.rank)
+        _positive("adapter.alpha", self.alpha)
         for part in self.parts:
             _allowed("adapter.parts", part, ["text_encoder", "unet"])
         if self.type == "lora" and not self.parts:
@@ -96,6 +107,8 @@ class AttributeConfig:
     keep_face: float = MISSING
 
     def __post_init__(self):
+        _between("attributes.keep_outside", self.keep_outside, 0, 1)
+        _between("attributes.keep_face", self.keep_face, 0, 1)
         if len(self.classes) < 2 or len(set(self.classes)) != len(self.classes):
             raise FairDiffError(f"attributes.classes: found {self.classes}, allowed: two or more different names")
 
@@ -104,7 +117,7 @@ class AttributeConfig:
 class PromptsConfig:
     """train/test: null for the embedded world's occupations, else a text file (one subject a line) or CSV.
 
-    train_limit and audit_limit take the first n subjects of a fixed shuffle; null takes all.
+    train_limit takes the first n of a fixed shuffle; null takes all (the audit's number is audit.prompts).
     """
 
     template: str = MISSING
@@ -113,22 +126,28 @@ class PromptsConfig:
     train_limit: int | None = None
 
     def __post_init__(self):
-        if "{}" not in self.template:
-            raise FairDiffError(f"prompts.template: found '{self.template}', allowed: a text with {{}} for the subject")
         _positive("prompts.train_limit", self.train_limit)
 
 
 @dataclass
 class DetectorConfig:
-    """type mtcnn resizes the shorter side to input_size; whole takes the whole picture as the face."""
+    """type mtcnn and insightface resize the shorter side to input_size; whole takes the whole picture as the face.
+
+    root: the folder of insightface's models, which are for non-commercial research and do not come with this project.
+    """
 
     type: str = MISSING
     input_size: int = 64
     crop_size: int = 64
     expand: float = 1.6
+    root: str | None = None
 
     def __post_init__(self):
-        _allowed("detector.type", self.type, ["mtcnn", "whole"])
+        _allowed("detector.type", self.type, ["mtcnn", "whole", "insightface"])
+        for key in ("input_size", "crop_size", "expand"):
+            _positive(f"detector.{key}", asdict(self)[key])
+        if self.type == "insightface" and not self.root:
+            raise FairDiffError("detector.root: found null, allowed: the folder of insightface's models")
 
 
 @dataclass
@@ -149,6 +168,10 @@ class GradientConfig:
     def __post_init__(self):
         _allowed("gradient.type", self.type, ["unit", "reference", "solver", "autograd"])
         _positive("gradient.evaluations", self.evaluations)
+        if self.detach and self.type != "autograd":
+            raise FairDiffError(
+                f"gradient.detach: only the literal autograd loop has a choice, {self.type} always detaches"
+            )
         if self.type == "autograd" and self.evaluations is not None:
             raise FairDiffError("gradient.evaluations: the literal autograd loop uses every step, allowed: null")
 
@@ -182,6 +205,7 @@ class OptimizerConfig:
 
     def __post_init__(self):
         _positive("optimizer.max_grad_norm", self.max_grad_norm)
+        _between("optimizer.weight_decay", self.weight_decay, 0, 1)
         if not 0 <= self.ema < 1:
             raise FairDiffError(f"optimizer.ema: found {self.ema}, allowed: [0, 1)")
 
@@ -233,6 +257,7 @@ class Config:
     def __post_init__(self):
         for key in ("steps", "global_batch", "noise_pool", "decode_batch", "replay_batch", "checkpoint_every"):
             _positive(key, asdict(self)[key])
+        _between("seed", self.seed, 0, 2**31 - 1)
         if self.noise_pool < self.global_batch:
             raise FairDiffError(
                 f"noise_pool: found {self.noise_pool}, allowed: at least global_batch = {self.global_batch}"
@@ -292,14 +317,14 @@ def main(task: Callable[[Config, Path], None], name: str = "config") -> Callable
     def job(cfg: DictConfig) -> None:
         try:
             task(to_config(cfg), Path(HydraConfig.get().runtime.output_dir))
-        except FairDiffError as error:  # before Hydra adds lines of its own
+        except (FairDiffError, OSError) as error:  # before Hydra adds lines of its own
             fail(error)
 
     def run() -> None:
         os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors reach us instead of a printed traceback
         try:
             hydra.main(config_path=CONF, config_name=name, version_base="1.3")(job)()
-        except (FairDiffError, HydraException, OmegaConfBaseException) as error:
+        except (FairDiffError, HydraException, OmegaConfBaseException, OSError) as error:
             fail(error)
 
     return run

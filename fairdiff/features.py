@@ -55,6 +55,7 @@ class ImageEncoder:
             self.model: FaceEmbedder = load_face_embedder(Path(folder)).to(device)
         except (ValueError, OSError) as error:
             raise FairDiffError(str(error)) from error
+        self.size = self.model.config["image_size"]
 
     def image(self, image_BCHW: Tensor) -> Tensor:
         """Features [B, D] of images in [0, 1]."""

@@ -1,6 +1,7 @@
 """A Stable Diffusion model in diffusers' own folder format, reduced to what training and sampling need."""
 
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,7 @@ class DiffusionModel:
     vae: nn.Module
     scheduler: object
     padding: str = "max_length"
+    decode_batch: int = 64
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -42,6 +44,29 @@ class DiffusionModel:
         )  # fmt: skip
         return self.text_encoder(tokens.input_ids.to(self.unet.device))[0]
 
+    def encode_pair(self, prompt: str) -> tuple[Tensor, Tensor]:
+        """Conditional and unconditional embeddings [1, L, D] of one length L.
+
+        "max_length": both padded to the tokenizer's length without a mask, as a plain pipeline does. "longest": the
+        prompt as it is, the empty prompt padded to its length *with* its mask, as the released adapters were trained.
+        """
+        if self.padding == "max_length":
+            return self.encode(prompt), self.encode("")
+        cond = self.encode(prompt)
+        empty = self.tokenizer([""], padding="max_length", max_length=cond.shape[1], return_tensors="pt")
+        empty = empty.to(self.unet.device)
+        return cond, self.text_encoder(empty.input_ids, attention_mask=empty.attention_mask)[0]
+
+    def fingerprint(self) -> str:
+        """A short hash of everything that makes its pictures: weights, configurations, solver and vocabulary."""
+        about = [dict(m.config if isinstance(m.config, dict) else m.config.to_dict()) for m in self._configured()]
+        return digest(
+            fingerprint(self.text_encoder, self.unet, self.vae), about, self.padding, self.tokenizer.get_vocab()
+        )
+
+    def _configured(self) -> list:
+        return [self.text_encoder, self.unet, self.vae, self.scheduler]
+
     def decode(self, latent_BCHW: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [0, 1] from scaled latents."""
         image = self.vae.decode(latent_BCHW / self.vae.config.scaling_factor).sample
@@ -52,8 +77,9 @@ class DiffusionModel:
 
         @torch.no_grad()
         def generate(prompt: str, noise: Tensor) -> Tensor:
-            guidance = Guidance(self.encode(prefix + prompt), self.encode(""), guidance_scale)
-            return self.decode(sample(self.unet, self.scheduler, guidance, noise, steps).final)
+            guidance = Guidance(*self.encode_pair(prefix + prompt), guidance_scale)
+            final = sample(self.unet, self.scheduler, guidance, noise, steps).final
+            return torch.cat([self.decode(latent) for latent in final.split(self.decode_batch)])
 
         return generate
 
@@ -81,6 +107,11 @@ def load_model(path: str | Path, padding: str = "max_length", device: str = "cpu
         if any(not p.isfinite().all() for p in module.parameters()):
             raise FairDiffError(f"model.path: {path} holds weights that are not finite in {type(module).__name__}")
     return model
+
+
+def digest(*parts) -> str:
+    """First 16 hex digits of the SHA-256 of anything JSON can say (numbers of other kinds as text)."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def fingerprint(*modules: nn.Module) -> str:

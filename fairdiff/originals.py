@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -22,13 +23,16 @@ class Originals:
     """A store of rows `name -> [pool, ...]` per (prompt, steps); missing rows are made by `generate` and kept.
 
     generate: (prompt, indices, steps) -> images of the model with the adapter off. folder: None keeps them in memory.
+    block: how many pool indices are made at once.
     """
 
     judges: Judges
     generate: Callable[[str, list[int], int], Tensor]
     folder: Path | None
+    block: int = 24
     rows: dict[str, dict[int, dict[str, Tensor]]] = field(default_factory=dict)
     sampled: int = 0
+    device: str = "cpu"
 
     def get(self, prompt: str, indices: list[int], steps: int) -> dict[str, Tensor]:
         """Features `feature.<i>`, `box` [B, 4], `found`, `probs.<attribute>` and `face` of the given pool indices."""
@@ -37,13 +41,15 @@ class Originals:
         if key not in self.rows:
             self.rows[key] = _read(path)
         known = self.rows[key]
-        missing = [i for i in indices if i not in known]
+        missing = sorted({i // self.block for i in indices if i not in known})
+        for number in missing:  # whole aligned blocks: a row never depends on what was asked before
+            block = list(range(number * self.block, (number + 1) * self.block))
+            made = self._measure(self.generate(prompt, block, steps))
+            known.update({i: {n: t[row].cpu().clone() for n, t in made.items()} for row, i in enumerate(block)})
+            self.sampled += len(block)
         if missing:
-            made = self._measure(self.generate(prompt, missing, steps))
-            known.update({i: {n: t[row].clone() for n, t in made.items()} for row, i in enumerate(missing)})
-            self.sampled += len(missing)
             _write(path, known)
-        return {name: torch.stack([known[i][name] for i in indices]) for name in known[indices[0]]}
+        return {name: torch.stack([known[i][name] for i in indices]).to(self.device) for name in known[indices[0]]}
 
     @torch.no_grad()
     def _measure(self, image_BCHW: Tensor) -> dict[str, Tensor]:
@@ -61,7 +67,10 @@ class Originals:
 def _read(path: Path | None) -> dict[int, dict[str, Tensor]]:
     if path is None or not path.exists():
         return {}
-    table = load_file(path)
+    try:
+        table = load_file(path)
+    except SafetensorError:  # cut short by a crash: only a cache, so made anew
+        return {}
     indices = table.pop("index").tolist()
     return {i: {name: tensor[row] for name, tensor in table.items()} for row, i in enumerate(indices)}
 

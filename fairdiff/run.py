@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 import yaml
-from fairdiff.audit.report import render_report, summary_table
 from rich.console import Console
 
 from fairdiff import build
@@ -20,6 +19,7 @@ from fairdiff.adapters import Adapter
 from fairdiff.audit.generate import run_audit
 from fairdiff.audit.metrics import compute_metrics
 from fairdiff.audit.records import load_records
+from fairdiff.audit.report import render_report, summary_table
 from fairdiff.config import Config
 from fairdiff.errors import FairDiffError
 from fairdiff.files import write_json, write_text
@@ -41,20 +41,22 @@ OUTPUTS = (
 )
 
 
-def prepare(folder: Path, config: Config) -> None:
-    """Make the folder this run's: start over if asked, refuse one that holds a run of other settings."""
+def check(folder: Path, config: Config, training: str) -> None:
+    """Refuse a folder that holds a run of other settings; touches nothing."""
+    if config.resume and read_state(folder).get("training", training) != training:
+        raise FairDiffError(
+            f"{folder}: holds a run with other settings; choose another hydra.run.dir or start over with resume=false"
+        )
+
+
+def begin(folder: Path, config: Config, training: str) -> None:
+    """Make the folder this run's, emptied if asked. Only called once everything has been built."""
     if not config.resume:
         for name in OUTPUTS:
             path = folder / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    state = read_state(folder)
-    fingerprint = build.run_fingerprint(config)
-    if state.get("training", fingerprint) != fingerprint:
-        raise FairDiffError(
-            f"{folder}: holds a run with other settings; choose another hydra.run.dir or start over with resume=false"
-        )
     write_text(folder / "config.yaml", yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True))
-    write_json(folder / "run.json", state | {"training": fingerprint})
+    write_json(folder / "run.json", read_state(folder) | {"training": training})
 
 
 def read_state(folder: Path) -> dict:
@@ -66,9 +68,10 @@ def read_state(folder: Path) -> dict:
         raise FairDiffError(f"{path}: is not JSON; start over with resume=false") from error
 
 
-def finished(folder: Path, config: Config) -> bool:
+def finished(folder: Path, config: Config, training: str, setup: build.Audit) -> bool:
     """Whether exactly this training and this audit have been completed."""
-    return read_state(folder).get("finished") == build.full_fingerprint(config)
+    done = read_state(folder).get("finished") == [training, config.steps, setup.fingerprint]
+    return config.resume and done and (folder / "report.html").exists()
 
 
 def print_budget(config: Config, trainee: Trainee, prompts: list[Prompt], audit: build.Audit, console: Console) -> None:
@@ -87,7 +90,7 @@ def print_budget(config: Config, trainee: Trainee, prompts: list[Prompt], audit:
     )
 
 
-def save_adapter(folder: Path, config: Config, trainee: Trainee) -> None:
+def save_adapter(folder: Path, config: Config, training: str, trainee: Trainee) -> None:
     """adapter/: weights in diffusers' format beside adapter.json, which says how to use them."""
     temporary, target = folder / "adapter.tmp", folder / "adapter"
     shutil.rmtree(temporary, ignore_errors=True)
@@ -99,7 +102,7 @@ def save_adapter(folder: Path, config: Config, trainee: Trainee) -> None:
         "prompt_prefix": "<fairdiff> " if trainee.adapter.kind == "soft_tokens" else "",
         "guidance": config.sampler.guidance,
         "target": config.target,
-        "training": build.run_fingerprint(config),
+        "training": training,
     }
     write_json(temporary / "adapter.json", about)
     shutil.rmtree(target, ignore_errors=True)
@@ -120,23 +123,21 @@ def painters(config: Config, model: DiffusionModel, adapter: Adapter | None) -> 
     return {"before": before, "after": after} if adapter else {"before": before}
 
 
-def audit(folder: Path, config: Config, generators: dict[str, Generate], setup: build.Audit, console: Console) -> None:
+def audit(
+    folder: Path, config: Config, training: str, generators: dict[str, Generate], setup: build.Audit, console: Console
+) -> None:
     """Paint the same prompts and noise with each model, measure, and write records, audit.json and report.html."""
     with progress(console) as bar:
         task = bar.add_task("audit", total=len(generators) * setup.plan.images_per_model, note="pictures")
-        run_audit(
-            setup.plan, generators, setup.measurer, initial_noise, folder, lambda n: bar.update(task, advance=n)
-        )  # fmt: skip
+        run_audit(setup.plan, generators, setup.measurer, initial_noise, folder, lambda n: bar.update(task, advance=n))
     metrics = compute_metrics(load_records(folder / "records.parquet"), setup.spec)
     write_json(folder / "audit.json", metrics)
-    render_report(folder, metrics, about(config, setup), read_metrics(folder / "metrics.jsonl"))
-    write_json(
-        folder / "run.json",
-        read_state(folder) | {"finished": build.full_fingerprint(config), "at": time.strftime("%F %T")},
-    )
+    render_report(folder, metrics, about(config), read_metrics(folder / "metrics.jsonl"))
+    done = {"finished": [training, config.steps, setup.fingerprint], "at": time.strftime("%F %T")}
+    write_json(folder / "run.json", read_state(folder) | done)
 
 
-def about(config: Config, setup: build.Audit) -> dict[str, list[str]]:
+def about(config: Config) -> dict[str, list[str]]:
     """What was asked, as lines for the report."""
     return {
         "target": [
@@ -147,7 +148,7 @@ def about(config: Config, setup: build.Audit) -> dict[str, list[str]]:
     }
 
 
-def conclude(folder: Path, config: Config, console: Console) -> None:
+def conclude(folder: Path, console: Console) -> None:
     """Print the table; the last line names the report."""
     console.print(summary_table(json.loads((folder / "audit.json").read_text())))
     print(f"report: {folder / 'report.html'}")

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, UniPCMultistepScheduler
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -52,10 +53,32 @@ class Trajectory:
     final: Tensor
 
 
+SOLVERS = {
+    "dpm": DPMSolverMultistepScheduler,
+    "ddim": DDIMScheduler,
+    "euler": EulerDiscreteScheduler,
+    "unipc": UniPCMultistepScheduler,
+}
+
+
+def make_solver(kind: str, config: dict, final_sigmas: str):
+    """A linear, deterministic solver on a model's own noise schedule; final_sigmas: "zero" or "sigma_min" (dpm, unipc)."""
+    extra = {"final_sigmas_type": final_sigmas} if kind in ("dpm", "unipc") else {}
+    if kind == "dpm":
+        extra["algorithm_type"] = "dpmsolver++"
+    if kind == "ddim":
+        extra["clip_sample"] = False
+    solver = SOLVERS[kind].from_config(dict(config), **extra)
+    require_linear(solver)
+    return solver
+
+
 def require_linear(scheduler) -> None:
     """Refuse solvers whose z_0 is not a linear function of epsilon predictions (clipping, thresholding, noise)."""
     config = scheduler.config
     name = type(scheduler).__name__
+    if type(scheduler) not in SOLVERS.values():
+        raise FairDiffError(f"scheduler {name}: allowed: {', '.join(s.__name__ for s in SOLVERS.values())}")
     if config.get("prediction_type", "epsilon") != "epsilon":
         raise FairDiffError(f"scheduler {name}: prediction_type is {config['prediction_type']}, allowed: epsilon")
     for key in ("clip_sample", "thresholding"):
@@ -69,6 +92,8 @@ def require_linear(scheduler) -> None:
 
 def _timesteps(scheduler, steps: int, device) -> Tensor:
     scheduler.set_timesteps(steps, device=device)
+    if len(scheduler.timesteps) != steps:
+        raise FairDiffError(f"scheduler {type(scheduler).__name__}: takes {len(scheduler.timesteps)} steps for {steps}")
     return scheduler.timesteps.clone()
 
 
@@ -78,13 +103,8 @@ def predict(unet, latent: Tensor, timestep: Tensor, guidance: Guidance) -> Tenso
     cond = guidance.cond.expand(batch, -1, -1)
     if guidance.scale == 1:
         return unet(latent, timestep, encoder_hidden_states=cond).sample
-    if guidance.uncond.shape[1] == cond.shape[1]:
-        text = torch.cat([guidance.uncond.expand(batch, -1, -1), cond])
-        times = timestep.expand(2 * batch) if timestep.ndim == 0 else torch.cat([timestep, timestep])
-        eps_u, eps_c = unet(torch.cat([latent, latent]), times, encoder_hidden_states=text).sample.chunk(2)
-    else:
-        eps_u = unet(latent, timestep, encoder_hidden_states=guidance.uncond.expand(batch, -1, -1)).sample
-        eps_c = unet(latent, timestep, encoder_hidden_states=cond).sample
+    text = torch.cat([guidance.uncond.expand(batch, -1, -1), cond])
+    eps_u, eps_c = unet(torch.cat([latent, latent]), timestep, encoder_hidden_states=text).sample.chunk(2)
     return eps_u + guidance.scale * (eps_c - eps_u)
 
 

@@ -86,6 +86,7 @@ class StepResult:
     shares: dict[str, list[float]]
     faces: int
     kept: int
+    trouble: str = ""
 
 
 @dataclass
@@ -120,6 +121,8 @@ def training_step(trainee: Trainee, batch: Batch) -> StepResult:
     latents = final.detach().split(method.decode_batch)  # 2
     with torch.no_grad():
         seen = [trainee.judges.see(model.decode(z)) for z in latents]
+    if not all(s.logits[a].isfinite().all() for s in seen for a in objective.target.attributes):
+        return StepResult({}, {}, sum(len(s.faces.row_F) for s in seen), 0, "the judge's logits are not finite")
     labels, shares = label_faces(seen, objective, batch.generator)
     kept = {a: labels.kept(a, objective.confidence) for a in labels.classes}
     counts = {a: int(k.sum()) for a, k in kept.items()}
@@ -135,8 +138,8 @@ def training_step(trainee: Trainee, batch: Batch) -> StepResult:
         now = trainee.judges.see(model.decode(z), before.faces.boxes)
         part = Part(
             {name: tensor[rows] for name, tensor in originals.items()},
-            {a: torch.from_numpy(labels.classes[a][faces]) for a in labels.classes},
-            {a: torch.from_numpy(kept[a][faces]) for a in kept},
+            {a: torch.from_numpy(labels.classes[a][faces]).to(z.device) for a in labels.classes},
+            {a: torch.from_numpy(kept[a][faces]).to(z.device) for a in kept},
         )
         terms = batch_terms(trainee, now, part, counts, (len(final), result.faces))
         weighted = [weight * terms[name] for name, weight in active_terms(objective) if weight and name in terms]
@@ -161,7 +164,7 @@ def training_step(trainee: Trainee, batch: Batch) -> StepResult:
 
 def embed_prompt(trainee: Trainee, prompt: str) -> tuple[Tensor, Tensor]:
     """Conditional and unconditional embeddings [1, L, D], each with a graph where the adapter learns in it."""
-    return trainee.model.encode(trainee.adapter.prefix + prompt), trainee.model.encode("")
+    return trainee.model.encode_pair(trainee.adapter.prefix + prompt)
 
 
 def active_terms(objective: Objective) -> list[tuple[str, float]]:
@@ -217,7 +220,7 @@ def image_term(trainee: Trainee, now: Seen, part: Part) -> Tensor:
     damping, row_F = trainee.objective.damping, now.faces.row_F
     both_F = part.originals["found"][row_F]
     weight = torch.ones(len(now.image_BCHW), device=row_F.device)
-    keep_outside = torch.tensor([damping[a].keep_outside for a in part.labels])
+    keep_outside = torch.tensor([damping[a].keep_outside for a in part.labels], device=row_F.device)
     weight[row_F[both_F]] = preservation_weight(*_stack(part, row_F), keep_outside)[both_F]
     keep_face = min(damping[a].keep_face for a in part.labels)
     image = damp_gradient(now.image_BCHW, intersect(now.box_B4(), part.originals["box"]), keep_face)

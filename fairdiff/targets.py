@@ -99,7 +99,8 @@ def expected_joint(probs: dict[str, np.ndarray], target: Target, rng: np.random.
     onehot = np.concatenate([np.eye(k)[c] for k, c in zip(target.table.shape, corners, strict=True)], 1)
     points = np.concatenate(list(probs.values()), 1).astype(float)
     cost = np.linalg.norm(points[:, None] - onehot[None], axis=2)
-    counts, times = np.unique(rng.multinomial(faces, target.table.ravel(), size=draws), axis=0, return_counts=True)
+    shares = target.table.ravel() / target.table.sum()
+    counts, times = np.unique(rng.multinomial(faces, shares, size=draws), axis=0, return_counts=True)
     plan = np.zeros_like(cost)
     for count, n in zip(counts, times, strict=True):
         used = count > 0
@@ -108,14 +109,11 @@ def expected_joint(probs: dict[str, np.ndarray], target: Target, rng: np.random.
 
 
 @lru_cache
-def smallest_batch(share: float, confidence: float, limit: int = 4096) -> int | None:
-    """The least F at which some face of a binary target gets the label of a class with this share; None above limit.
+def smallest_batch(share: float, confidence: float) -> int:
+    """The least F at which some face gets a confident label of a class with this share in (0, 1].
 
     The most class-like face is labelled if the class is drawn at all: 1 - (1-share)^F >= confidence.
     """
-    if share <= 0:
-        return None
     if share >= 1:
         return 1
-    faces = int(np.ceil(np.log(1 - confidence) / np.log(1 - share)))
-    return faces if faces <= limit else None
+    return int(np.ceil(np.log(1 - confidence) / np.log(1 - share)))

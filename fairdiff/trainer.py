@@ -64,7 +64,12 @@ def train(
     parameters = trainee.adapter.parameters()
     optimizer = torch.optim.AdamW(parameters, schedule.learning_rate, weight_decay=schedule.weight_decay)
     ema = checkpoint.Ema(parameters, schedule.ema)
+    untrained = [p.detach().clone() for p in parameters]
     start = checkpoint.load(folder / "checkpoints", fingerprint, ema, optimizer)
+    if start > schedule.steps:
+        raise FairDiffError(
+            f"steps: found {schedule.steps}, but {folder} already holds {start}; allowed: {start} or more"
+        )
     metrics = Metrics(folder / "metrics.jsonl", start)
     warn_about_small_batches(trainee, schedule.batch, console)
     running: dict[str, float] = {}
@@ -87,7 +92,7 @@ def train(
             else:
                 bad = 0
                 optimizer.step()
-            ema.update(step)
+                ema.update(step)
             biases = {a: bias_of(s) for a, s in result.shares.items() if s}
             running = {a: b if a not in running else 0.9 * running[a] + 0.1 * b for a, b in biases.items()}
             row = {"step": step, "prompt": batch.prompt, "faces": result.faces, "kept": result.kept, "grad_norm": norm}
@@ -97,11 +102,15 @@ def train(
             if (step + 1) % schedule.checkpoint_every == 0 or step + 1 == schedule.steps:
                 checkpoint.save(folder / "checkpoints", step + 1, fingerprint, ema, optimizer)
     ema.copy_to_parameters()
+    if all(torch.equal(p, q) for p, q in zip(parameters, untrained, strict=True)):
+        raise FairDiffError("training: the adapter is what it was before training, every step was skipped")
     require_effect(trainee, prompts[0].text)
 
 
 def judge_step(result: StepResult, parameters: list[torch.nn.Parameter], max_norm: float | None) -> tuple[float, str]:
     """Clip, and say what is wrong: (gradient norm, reason or ""). A norm of exactly zero is an error, not a bad step."""
+    if result.trouble:
+        return 0.0, result.trouble
     if result.faces == 0:
         return 0.0, "no face was found in any picture of the batch"
     if result.kept == 0:
@@ -119,8 +128,8 @@ def warn_about_small_batches(trainee: Trainee, batch: int, console: Console) -> 
     for attribute in objective.target.attributes:
         classes = trainee.judges.classifier.attributes[attribute]
         for cls, share in zip(classes, objective.target.marginal(attribute), strict=True):
-            needed = smallest_batch(round(float(share), 9), objective.confidence)
-            if share > 0 and (needed is None or needed > batch):
+            needed = smallest_batch(round(float(share), 9), objective.confidence) if share > 0 else 0
+            if needed > batch:
                 console.print(
                     f"warning: target.{attribute}.{cls} = {share:g} gives no face a label with confidence "
                     f"{objective.confidence:g} in a batch of {batch}; it needs global_batch >= {needed}"

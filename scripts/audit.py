@@ -1,7 +1,7 @@
 """Measure a model, or a model and a saved adapter, without training: pictures -> records -> audit.json -> report.
 
-    python scripts/audit.py audit=full                                            the embedded model
-    python scripts/audit.py adapter.path=outputs/debias/default/seed0/adapter     before and after an adapter
+python scripts/audit.py audit=full                                            the embedded model
+python scripts/audit.py adapter.path=outputs/debias/default/seed0/adapter     before and after an adapter
 """
 
 from pathlib import Path
@@ -11,18 +11,22 @@ from fairdiff.config import Config, main
 from fairdiff.tracking import make_console
 
 
-def task(config: Config, folder: Path) -> None:
+def job(config: Config, folder: Path) -> None:
     console = make_console()
-    run.prepare(folder, config)
-    if run.finished(folder, config):
+    model = build.build_model(config)
+    adapter_hash = build.adapter_fingerprint(config)
+    audit = build.build_audit(config, model, adapter_hash, None)
+    measured = model.fingerprint() + str(adapter_hash)
+    run.check(folder, config, measured)
+
+    if run.finished(folder, config, measured, audit):
         console.print(f"this audit is finished; resume=false starts over ({folder})")
     else:
-        model = build.build_model(config)
-        audit = build.build_audit(config, model)
         adapter = build.build_adapter(config, model) if config.adapter.path else None
-        run.audit(folder, config, run.painters(config, model, adapter), audit, console)
-    run.conclude(folder, config, console)
+        run.begin(folder, config, measured)
+        run.audit(folder, config, measured, run.painters(config, model, adapter), audit, console)
+    run.conclude(folder, console)
 
 
 if __name__ == "__main__":
-    main(task, "measure")()
+    main(job, "measure")()

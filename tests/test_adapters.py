@@ -22,7 +22,7 @@ def make(model, kind, seed=1, perturb=True):
         adapter = SoftTokens(model, 3, generator)
     else:
         parts = {"lora_text": ["text_encoder"], "lora_unet": ["unet"], "lora_both": ["text_encoder", "unet"]}[kind]
-        adapter = Lora(model, parts, 4, 4, generator)
+        adapter = Lora(model, parts, 4, 8, generator)  # alpha is not rank: its scale must survive saving
     if perturb:
         for p in adapter.parameters():
             p.data.add_(0.1 * torch.randn(p.shape, generator=generator))
@@ -123,6 +123,13 @@ def test_strict_loading_names_the_file_and_the_key(tiny_model, tmp_path, kind, f
     save_file({f"{k}.wrong" if k == name else k: v for k, v in state.items()}, tmp_path / file)
     with pytest.raises(FairDiffError, match=re.escape(name.removeprefix("unet."))):
         adapter.load(tmp_path)
+    adapter.save(tmp_path)
     (tmp_path / file).write_bytes((tmp_path / file).read_bytes()[:40])
     with pytest.raises(FairDiffError, match="cannot read"):
         adapter.load(tmp_path)
+
+
+def test_a_lora_for_more_parts_than_the_adapter_is_refused(tiny_folder, tmp_path):
+    make(load_model(tiny_folder), "lora_both").save(tmp_path)
+    with pytest.raises(FairDiffError, match="no part of this adapter"):
+        make(load_model(tiny_folder), "lora_text").load(tmp_path)

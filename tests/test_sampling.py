@@ -2,16 +2,23 @@
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    PNDMScheduler,
+)
 
 from fairdiff.adapters import Lora, SoftTokens
 from fairdiff.errors import FairDiffError
+from fairdiff.models import load_model
 from fairdiff.sampling import (
     Guidance,
     Upstream,
     choose_steps,
     gradient_weights,
     initial_noise,
+    make_solver,
     replay,
     sample,
     sample_with_graph,
@@ -42,10 +49,7 @@ def loss_of(latent):
 
 
 def guidance_of(model, adapter, scale=3.0):
-    uncond = model.encode("")
-    if adapter.kind == "soft_tokens":
-        uncond = uncond.detach()
-    return Guidance(model.encode(adapter.prefix + PROMPT), uncond, scale)
+    return Guidance(*model.encode_pair(adapter.prefix + PROMPT), scale)
 
 
 def factorised(model, adapter, scheduler, mode, steps, chosen=None, micro_batch=3):
@@ -163,6 +167,34 @@ def test_unit_weights_descend():
 def test_clipping_solvers_are_refused():
     with pytest.raises(FairDiffError, match="clip_sample"):
         solver_coefficients(DDIMScheduler(**BETAS, clip_sample=True), 5)
+
+
+def test_solvers_with_noise_or_extra_evaluations_are_refused():
+    for solver in (EulerAncestralDiscreteScheduler(**BETAS), PNDMScheduler(**BETAS)):
+        with pytest.raises(FairDiffError, match="allowed: DPMSolverMultistepScheduler"):
+            solver_coefficients(solver, 5)
+
+
+@pytest.mark.parametrize("kind", ["dpm", "ddim", "euler", "unipc"])
+def test_every_offered_solver_is_linear_on_the_models_own_schedule(kind):
+    solver = make_solver(kind, SOLVERS["dpm"].config, "zero")
+    assert solver.config.beta_end == BETAS["beta_end"]
+    coefficients = solver_coefficients(solver, 6)
+    assert coefficients.isfinite().all() and len(coefficients) == 6
+
+
+def test_the_empty_prompt_is_padded_to_the_prompts_length_with_its_mask(tiny_folder):
+    model = load_model(tiny_folder, padding="longest")
+    cond, uncond = model.encode_pair(PROMPT)
+    assert cond.shape == uncond.shape and cond.shape[1] < model.tokenizer.model_max_length
+    assert torch.allclose(uncond[:, :2], model.encode(""), atol=1e-5)  # causal: its own two tokens see no padding
+
+
+def test_soft_tokens_leave_the_unconditional_branch_without_gradient(tiny_model):
+    """Otherwise the replay would run half of its U-Net calls for a gradient that is exactly zero."""
+    adapter = make_adapter(tiny_model, "soft_tokens")
+    cond, uncond = tiny_model.encode_pair(adapter.prefix + PROMPT)
+    assert cond.requires_grad and not uncond.requires_grad
 
 
 def test_noise_and_pictures_do_not_depend_on_the_batch(tiny_model):

@@ -91,4 +91,6 @@ def make_trainee(model, kind="soft_tokens", attributes=("gender",), **changes) -
         decode_batch=changes.get("decode_batch", 100),
         replay_batch=changes.get("replay_batch", 100),
     )
-    return Trainee(model, adapter, judges, Originals(judges, original, changes.get("folder")), objective, method)
+    return Trainee(
+        model, adapter, judges, Originals(judges, original, changes.get("folder"), block=4), objective, method
+    )
