@@ -49,12 +49,17 @@ class Clock:
 
     @property
     def seconds(self) -> float:
-        return self.before + time.monotonic() - self.start
+        """Seconds so far; a pause between two looks (a stopped process) counts as a minute at most."""
+        now = time.monotonic()
+        self.before += min(now - self.start, 60.0)
+        self.start = now
+        return self.before
 
     @property
     def fraction(self) -> float:
         """Part of the budget used, 0 to 1 or beyond."""
-        return self.step / self.steps if self.steps else self.seconds / (60 * self.minutes)
+        seconds = self.seconds
+        return self.step / self.steps if self.steps else seconds / (60 * self.minutes)
 
     def save_due(self) -> bool:
         """True every `save_every` seconds."""
@@ -101,7 +106,7 @@ def read_checkpoint(path: Path, clock: Clock) -> dict[str, object] | None:
     """The checkpoint with the clock and torch's generator set back to it, or None if there is none."""
     if not path.exists():
         return None
-    state = torch.load(path, weights_only=False)
+    state = torch.load(path, weights_only=True)
     clock.step, clock.before = state["step"], state["seconds"]
     torch.set_rng_state(state["torch_rng"])
     return state

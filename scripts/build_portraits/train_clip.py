@@ -82,7 +82,7 @@ def contrastive(image_BD: Tensor, text_BD: Tensor, scale: Tensor, captions: list
 
 def export_clip(folder: Path, out: Path) -> None:
     """Write open_clip_config.json and fp16 weights that `open_clip.create_model("local-dir:<out>")` loads."""
-    state = torch.load(folder / "clip.pt", weights_only=False)
+    state = torch.load(folder / "clip.pt", weights_only=True)
     weights = {k: v.half().contiguous() for k, v in (state["net"] | state["average"]).items() if k != "attn_mask"}
     out.mkdir(parents=True, exist_ok=True)
     (out / "open_clip_config.json").write_text(json.dumps({"model_cfg": CONFIG, "preprocess_cfg": PREPROCESS}, indent=1))

@@ -208,7 +208,7 @@ def make_scheduler() -> DPMSolverMultistepScheduler:
 
 def load_denoiser(folder: Path, averaged: bool = True) -> Denoiser:
     """The trained (by default averaged) text encoder and U-Net."""
-    state = torch.load(folder / "diffusion.pt", weights_only=False)
+    state = torch.load(folder / "diffusion.pt", weights_only=True)
     net = Denoiser(state["latents"], tuple(map(int, state["channels"].split(","))))
     net.load_state_dict(state["net"] | (state["average"] if averaged else {}))
     return net.eval().requires_grad_(False)

@@ -55,11 +55,11 @@ def attention_map(image: Tensor) -> Tensor:
 
 def load_vae(folder: Path) -> AutoencoderKL:
     """The averaged autoencoder, with the decoder of phase 2 if there is one, and its scaling factor; frozen."""
-    state = torch.load(folder / "vae.pt", weights_only=False)
+    state = torch.load(folder / "vae.pt", weights_only=True)
     vae = make_vae()
     weights = state["net"] | state["average"]
     if (folder / "vae_decoder.pt").exists():
-        second = torch.load(folder / "vae_decoder.pt", weights_only=False)
+        second = torch.load(folder / "vae_decoder.pt", weights_only=True)
         weights |= {name: value for name, value in second["average"].items() if not is_encoder(name)}
     vae.load_state_dict(weights)
     vae.register_to_config(scaling_factor=state["scaling_factor"])
