@@ -8,7 +8,8 @@ python train.py audit=full seed=1                  every test occupation
 from pathlib import Path
 
 from fairdiff import build, run
-from fairdiff.config import Config, main
+from fairdiff.cli import main
+from fairdiff.config import Config
 from fairdiff.tracking import make_console
 from fairdiff.trainer import train
 

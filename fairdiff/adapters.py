@@ -48,17 +48,22 @@ class SoftTokens:
     """N trainable embeddings before the prompt, on the conditional branch only (the paper: N = 5).
 
     They are a multi-vector textual inversion: `prefix` is what stands before every prompt while the adapter is on.
+    They start as the embeddings of `initial_text`, repeated to N: a model that has read captions of the web ignores
+    words it does not know, and random vectors there have next to no gradient.
     """
 
     kind = "soft_tokens"
 
-    def __init__(self, model: DiffusionModel, tokens: int, generator: torch.Generator):
+    def __init__(self, model: DiffusionModel, tokens: int, initial_text: str):
+        known = model.tokenizer(initial_text, add_special_tokens=False).input_ids
+        if not known:
+            raise FairDiffError(f"adapter.initial_text: found '{initial_text}', allowed: at least one word")
         self.names = [TOKEN] + [f"{TOKEN}_{i}" for i in range(1, tokens)]
         base = model.text_encoder.get_input_embeddings()
         if model.tokenizer.add_tokens(self.names) != tokens or len(model.tokenizer) != base.num_embeddings + tokens:
             raise FairDiffError(f"adapter: the tokenizer already knows {TOKEN} or does not match the text encoder")
-        start = base.weight.mean(0) + base.weight.std(0) * torch.randn(tokens, base.embedding_dim, generator=generator)
-        self.embedding = SoftTokenEmbedding(base, start.to(base.weight.device))
+        start = base.weight[[known[i % len(known)] for i in range(tokens)]]
+        self.embedding = SoftTokenEmbedding(base, start.detach().clone())
         model.text_encoder.set_input_embeddings(self.embedding)
         self.enabled = True
 

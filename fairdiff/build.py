@@ -66,11 +66,11 @@ def build_model(config: Config) -> DiffusionModel:
 
 
 def build_adapter(config: Config, model: DiffusionModel) -> Adapter:
-    generator = torch.Generator().manual_seed(config.seed)
     options = config.adapter
     if options.type == "soft_tokens":
-        adapter = SoftTokens(model, options.tokens, generator)
+        adapter = SoftTokens(model, options.tokens, options.initial_text)
     else:
+        generator = torch.Generator().manual_seed(config.seed)
         adapter = Lora(model, options.parts, options.rank, options.alpha, generator)
     if options.path:
         adapter.load(Path(options.path))

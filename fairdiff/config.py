@@ -1,28 +1,11 @@
-"""Every configuration schema with its cross-field laws, and the wrapper that turns their violations into one line.
+"""Every configuration schema with its cross-field laws. What they forbid is a FairDiffError of one line."""
 
-The only module of the package that imports hydra or omegaconf. `to_config` hands the mains plain dataclasses.
-"""
-
-import hashlib
-import os
-import re
-import sys
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from functools import wraps
-from pathlib import Path
 from typing import Any
 
-import hydra
-from hydra.core.config_store import ConfigStore
-from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
-from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import MISSING
 
 from fairdiff.errors import FairDiffError
-
-CONF = str(Path(__file__).resolve().parent.parent / "conf")
 
 
 def _allowed(key: str, found: Any, allowed: list[Any]) -> None:
@@ -76,12 +59,16 @@ class SamplerConfig:
 
 @dataclass
 class AdapterConfig:
-    """type soft_tokens uses `tokens`; lora uses `parts`, `rank` and `alpha`. path: a saved adapter to start from."""
+    """type soft_tokens uses `tokens` and `initial_text`, the words they start from; lora `parts`, `rank` and `alpha`.
+
+    path: a saved adapter to start from.
+    """
 
     type: str = MISSING
     learning_rate: float = MISSING
     path: str | None = None
     tokens: int = 5
+    initial_text: str = "a photo of a person"
     parts: list[str] = field(default_factory=list)
     rank: int = 50
     alpha: float = 50
@@ -285,66 +272,3 @@ def _check_target(attributes: dict[str, AttributeConfig], target: dict[str, Any]
             raise FairDiffError(f"target.{name}: no share for {', '.join(missing)}")
         if abs(sum(shares.values()) - 1) > 1e-6:
             raise FairDiffError(f"target.{name}: shares sum to {sum(shares.values()):.6g}, allowed: 1")
-
-
-def _run_name(overrides: str) -> str:
-    """A folder name of all overrides that change the result: readable while short, else a hash."""
-    name = re.sub(r"[^\w.,=+-]+", "-", overrides).strip("-,") or "default"
-    return name if len(name) <= 96 else hashlib.sha256(overrides.encode()).hexdigest()[:16]
-
-
-OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
-ConfigStore.instance().store(name="schema", node=Config)
-
-
-def to_config(cfg: DictConfig) -> Config:
-    """Plain dataclasses from the composed configuration; runs every __post_init__."""
-    missing = sorted(OmegaConf.missing_keys(cfg))
-    if missing:
-        raise FairDiffError(f"{missing[0]}: no value given")
-    return OmegaConf.to_object(cfg)
-
-
-def to_dict(config: Config) -> dict:
-    """The resolved configuration as plain data."""
-    return asdict(config)
-
-
-def main(task: Callable[[Config, Path], None], name: str = "config") -> Callable[[], None]:
-    """A Hydra main of conf/<name>.yaml: task(config, run_dir). What the user can mend ends as one line, exit code 2."""
-
-    @wraps(task)
-    def job(cfg: DictConfig) -> None:
-        try:
-            task(to_config(cfg), Path(HydraConfig.get().runtime.output_dir))
-        except (FairDiffError, OSError) as error:  # before Hydra adds lines of its own
-            fail(error)
-
-    def run() -> None:
-        os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors reach us instead of a printed traceback
-        try:
-            hydra.main(config_path=CONF, config_name=name, version_base="1.3")(job)()
-        except (FairDiffError, HydraException, OmegaConfBaseException, OSError) as error:
-            fail(error)
-
-    return run
-
-
-def fail(error: Exception) -> None:
-    """Print one line on stderr and exit with code 2."""
-    print(f"error: {one_line(error)}", file=sys.stderr)
-    sys.exit(2)
-
-
-def one_line(error: Exception) -> str:
-    """The message of an error and of what caused it, on one line without Hydra's own advice."""
-    texts = [str(error)]
-    cause = error.__cause__
-    if cause is not None and not isinstance(error, FairDiffError) and str(cause) not in texts[0]:
-        texts.append(str(cause))
-    lines = [line.strip() for text in texts for line in text.splitlines()]
-    noise = ("Set the environment", "object_type=", "reference_type=", "To append", "provider=", "Config search path")
-    keep = [s for s in lines if s and not s.startswith(noise)]
-    if group := re.search(r"Could not load '(\w+)/", keep[0] if keep else ""):  # Hydra lists no options for lists
-        keep.append("allowed: " + ", ".join(sorted(p.stem for p in Path(CONF, group[1]).glob("*.yaml"))))
-    return "; ".join(keep)

@@ -7,7 +7,8 @@ python scripts/audit.py adapter.path=outputs/debias/default/seed0/adapter     be
 from pathlib import Path
 
 from fairdiff import build, run
-from fairdiff.config import Config, main
+from fairdiff.cli import main
+from fairdiff.config import Config
 from fairdiff.tracking import make_console
 
 

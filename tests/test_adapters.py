@@ -19,7 +19,7 @@ KINDS = ["soft_tokens", "lora_text", "lora_unet", "lora_both"]
 def make(model, kind, seed=1, perturb=True):
     generator = torch.Generator().manual_seed(seed)
     if kind == "soft_tokens":
-        adapter = SoftTokens(model, 3, generator)
+        adapter = SoftTokens(model, 3, "a photo")
     else:
         parts = {"lora_text": ["text_encoder"], "lora_unet": ["unet"], "lora_both": ["text_encoder", "unet"]}[kind]
         adapter = Lora(model, parts, 4, 8, generator)  # alpha is not rank: its scale must survive saving

@@ -36,7 +36,7 @@ PROMPT = "a photo of the face of a nurse"
 def make_adapter(model, kind):
     generator = torch.Generator().manual_seed(1)
     if kind == "soft_tokens":
-        return SoftTokens(model, 3, generator)
+        return SoftTokens(model, 3, "a photo")
     parts = {"lora_text": ["text_encoder"], "lora_unet": ["unet"], "lora_both": ["text_encoder", "unet"]}[kind]
     adapter = Lora(model, parts, 4, 4, generator)
     for p in adapter.parameters():  # off the saddle at zero, so that every factor has a gradient

@@ -60,7 +60,7 @@ def make_trainee(model, kind="soft_tokens", attributes=("gender",), **changes) -
     """A trainee on a tiny model; `changes` overrides detector, image, face, evaluations, gradient, decode_batch."""
     generator = torch.Generator().manual_seed(3)
     if kind == "soft_tokens":
-        adapter = SoftTokens(model, 3, generator)
+        adapter = SoftTokens(model, 3, "a photo")
     else:
         parts = {"lora_text": ["text_encoder"], "lora_unet": ["unet"], "lora_both": ["text_encoder", "unet"]}[kind]
         adapter = Lora(model, parts, 4, 4, generator)

@@ -24,7 +24,7 @@ OCCUPATION_COUNT = 200
 # Exponents that turn labour shares into the model's world. Gender: so that the sharpened shares lie far from the
 # statistics (median total variation >= .15), as text-to-image models do. Race: the statistics' own bias is
 # already .41 (very unequal classes), so little is needed. Age: our own assumption to begin with, nothing to sharpen.
-SHARPENING = {"gender": 3.2, "race": 1.5, "age": 1.0}
+SHARPENING = {"gender": 3.2, "race": 1.25, "age": 1.0}
 
 TEMPLATES = {
     "occupation": "a photo of the face of a {}, a person",

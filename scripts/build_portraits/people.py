@@ -15,8 +15,8 @@ SHAPES = {"White": (0, 0, 1), "Black": (1, 0, 0), "Indian": (0.22, 0.10, 0.68), 
 SKINS = {  # sRGB anchors, light to dark
     "White": ("f6dccf", "f1cdba", "eac0a8", "e2b298"),
     "Black": ("7e5340", "6f4835", "5e3c2b", "503224", "462b1f"),
-    "Indian": ("c2946a", "b28259", "a1714a", "90623f"),
-    "Asian": ("f5e0bd", "eed2a6", "e6c592", "dcb681"),
+    "Indian": ("c29972", "b18662", "9f7450", "8d6243"),
+    "Asian": ("f0d8c2", "e8c9af", "deba9b", "cea786"),
 }
 HAIRS = {
     "black": "17120f", "dark": "2c1d15", "brown": "4c3120", "light": "80583a", "blond": "c09a62", "red": "8a4220",
