@@ -21,10 +21,11 @@ CLASSES = {
 }
 OCCUPATION_COUNT = 200
 
-# Exponents that turn labour shares into the model's world. Gender: so that the sharpened shares lie far from the
-# statistics (median total variation >= .15), as text-to-image models do. Race: the statistics' own bias is
-# already .41 (very unequal classes), so little is needed. Age: our own assumption to begin with, nothing to sharpen.
-SHARPENING = {"gender": 3.2, "race": 1.25, "age": 1.0}
+# Exponents that turn labour shares into the model's world, as text-to-image models sharpen them: chosen so that the
+# gender and race biases over test occupations (.71, .46) are near those of Stable Diffusion 1.5 (.67, .42; Shen et al.,
+# ICLR 2024, table 1) and the gender x race shares lie far from the statistics (median total variation >= .15). Age is
+# our own assumption to begin with: nothing to sharpen.
+SHARPENING = {"gender": 2.0, "race": 1.4, "age": 1.0}
 
 TEMPLATES = {
     "occupation": "a photo of the face of a {}, a person",
