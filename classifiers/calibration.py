@@ -14,6 +14,8 @@ from scipy.special import log_softmax
 
 from classifiers.attributes import AttributeNet
 
+CALIBRATION_FILE = "calibration.json"  # beside a judge's weights
+
 
 def confusion(true_N: np.ndarray, predicted_N: np.ndarray, classes: int) -> np.ndarray:
     """Counts C[true, predicted], int64 [K, K]."""
@@ -121,9 +123,12 @@ def save_calibration(calibrations: dict[str, Calibration], file: Path) -> None:
 
 
 def load_calibration(file: Path) -> dict[str, Calibration]:
-    """Inverse of `save_calibration`."""
-    content = json.loads(Path(file).read_text())
-    return {
-        name: Calibration(tuple(c["classes"]), np.asarray(c["counts"], np.int64), c["temperature"], c["ece"])
-        for name, c in content.items()
-    }
+    """Inverse of `save_calibration`; ValueError naming the file if it is something else."""
+    try:
+        content = json.loads(Path(file).read_text())
+        return {
+            name: Calibration(tuple(c["classes"]), np.asarray(c["counts"], np.int64), c["temperature"], c["ece"])
+            for name, c in content.items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file}: is no calibration ({type(error).__name__}: {error})") from error

@@ -5,9 +5,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from classifiers.attributes import AttributeNet, load_attribute_net
+from classifiers.calibration import CALIBRATION_FILE, load_calibration
 from classifiers.detect import InsightFaceDetector, MTCNNDetector, WholeImage
 from classifiers.identity import Bank, load_bank, load_face_embedder
 from classifiers.types import Detector
@@ -173,6 +175,22 @@ def build_prompts(config: Config, which: str) -> list[Prompt]:
     return prompts[:limit]
 
 
+def build_confusion(config: Config, attributes: dict[str, tuple[str, ...]]) -> dict[str, np.ndarray]:
+    """The audit judge's confusion counts [K, K] per attribute, {} if no calibration lies beside its weights."""
+    path = config.audit.judge.path
+    file = (Path(path) if path else weights("audit_judge")) / CALIBRATION_FILE
+    if not file.exists():
+        return {}
+    with blame("audit.judge.path"):
+        calibrations = load_calibration(file)
+    for name, calibration in calibrations.items():
+        if attributes.get(name) != calibration.classes:
+            raise FairDiffError(
+                f"audit.judge.path: {file}: {name} has the classes {calibration.classes}, the judge {attributes.get(name)}"
+            )
+    return {name: calibration.counts for name, calibration in calibrations.items()}
+
+
 def build_unrelated(config: Config) -> list[Prompt]:
     """Prompts without people, which an adapter must leave as they are."""
     return world.prompts("object", "all")[: config.audit.unrelated_prompts]
@@ -192,7 +210,8 @@ class Audit:
         plan, spec = self.plan, self.spec
         texts = [p.text for p in (*plan.prompts, *plan.unrelated)]
         sizes = [plan.images_per_prompt, plan.unrelated_images, plan.seed, spec.delta]
-        return digest(plan.hashes, texts, sizes, {k: v.tolist() for k, v in spec.targets.items()})
+        tables = [{k: v.tolist() for k, v in table.items()} for table in (spec.targets, spec.confusion)]
+        return digest(plan.hashes, texts, sizes, tables)
 
 
 def build_audit(config: Config, model: DiffusionModel, after: str | None, training_judge: AttributeNet | None) -> Audit:
@@ -209,7 +228,9 @@ def build_audit(config: Config, model: DiffusionModel, after: str | None, traini
     crop = config.detector
     same = training_judge is not None and fingerprint(judge) == fingerprint(training_judge)
     frozen = digest(model.fingerprint(), config.sampler.guidance, config.sampler.audit_steps)
+    confusion = build_confusion(config, attributes)
     looking = [fingerprint(judge), judge.config, fingerprint(clip.model), fingerprint(encoder.model), encoder.size]
+    hashes = {"before": frozen, "after": digest(frozen, after, config.steps), "judge": digest(looking, asdict(crop))}
     plan = AuditPlan(
         prompts=build_prompts(config, "test"),
         unrelated=build_unrelated(config),
@@ -219,16 +240,14 @@ def build_audit(config: Config, model: DiffusionModel, after: str | None, traini
         batch_size=config.audit.batch_size,
         seed=config.audit.seed,
         latent_shape=model.latent_shape,
-        hashes={
-            "before": frozen,
-            "after": digest(frozen, after, config.steps),
-            "judge": digest(looking, asdict(crop)),
-        },
+        hashes=hashes,
+        shared=Path(config.cache) / "audits" / digest(hashes["before"], hashes["judge"]) if config.cache else None,
     )
     spec = MetricSpec(
         attributes=attributes,
         judge={"path": config.audit.judge.path or "embedded audit judge", "same_as_training_judge": same},
         targets={name: build_target(config).marginal(name) for name in config.attributes},
+        confusion=confusion,
         delta=config.audit.equivalence,
         seed=config.audit.seed,
         provenance={

@@ -40,6 +40,7 @@ class AuditPlan:
 
     hashes: SHA-256 of what "before", "after" and "judge" (detector and encoders included) are made of; a changed hash
     makes old records stale. strip: pictures of each prompt kept as thumbnails at most `thumbnail` pixels wide.
+    shared: a folder where runs leave their records of "before" for each other, so that a sweep paints them once.
     """
 
     prompts: Sequence[Prompt]
@@ -53,6 +54,7 @@ class AuditPlan:
     hashes: dict[str, str]
     strip: int = 8
     thumbnail: int = 96
+    shared: Path | None = None
 
     def images_of(self, people: bool) -> int:
         """Pictures of one prompt, with or without people."""
@@ -136,6 +138,9 @@ class _Auditor:
                 raise FairDiffError(f"audit: '{prompt.text}' has no records of the model before; audit it first")
             before = self.store.read_features("before", prompt.text)
         print_ = self.fingerprint(model, prompt, people)
+        shared = RecordStore(self.plan.shared) if self.plan.shared and model == "before" else None
+        if shared and not self.store.complete(model, prompt.text, print_):
+            self.store.take(shared, model, prompt.text, print_)
         if self.store.complete(model, prompt.text, print_):
             self.on_images(self.plan.images_of(people))
             return
@@ -144,6 +149,8 @@ class _Auditor:
             sheet.save(temporary)
         self.store.write_features(model, prompt.text, measured.features)
         self.store.write(model, prompt.text, _rows(self.plan, (model, prompt, people), measured, before), print_)
+        if shared:
+            shared.take(self.store, model, prompt.text, print_)
 
     def measure(self, model: str, generate: Generate, prompt: Prompt, images: int) -> tuple[Measured, Image.Image]:
         """All pictures of one prompt, measured in batches, and the strip of the first ones."""

@@ -10,6 +10,7 @@ One file a model and prompt, written whole when its pictures are measured, so th
 import hashlib
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from fairdiff.errors import FairDiffError
 from fairdiff.files import atomic_path
 
 MODELS = ("before", "after")
+SUFFIXES = ("parquet", "npz", "png")  # of one prompt's files; the parquet file is the mark of completeness
 _FINGERPRINT = b"fairdiff.fingerprint"
 
 
@@ -51,7 +53,7 @@ class RecordStore:
 
     def complete(self, model: str, prompt: str, print_: str) -> bool:
         """Whether this prompt's rows, features and strip exist and were made with the same fingerprint."""
-        files = [self.path(model, prompt, suffix) for suffix in ("parquet", "npz", "png")]
+        files = [self.path(model, prompt, suffix) for suffix in SUFFIXES]
         if not all(file.exists() for file in files):
             return False
         try:
@@ -59,6 +61,14 @@ class RecordStore:
         except (pa.ArrowInvalid, OSError):
             return False
         return metadata.get(_FINGERPRINT) == print_.encode()
+
+    def take(self, other: "RecordStore", model: str, prompt: str, print_: str) -> None:
+        """Copy one prompt's files from another store if they are complete there; the mark of completeness last."""
+        if not other.complete(model, prompt, print_):
+            return
+        for suffix in reversed(SUFFIXES):
+            with atomic_path(self.path(model, prompt, suffix)) as temporary:
+                shutil.copyfile(other.path(model, prompt, suffix), temporary)
 
     def write(self, model: str, prompt: str, rows: pd.DataFrame, print_: str) -> None:
         """Write one prompt's rows; to be called last, since the parquet file is the mark of completeness."""

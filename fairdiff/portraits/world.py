@@ -234,9 +234,11 @@ def plain_caption(rng: np.random.Generator, subject: str, person: Person | None 
 
 def _attribute_caption(rng: np.random.Generator, subject: str, person: Person, named: frozenset[str]) -> str:
     word = int(rng.integers(2))
-    if subject and rng.random() < 0.3:
-        # the form in which a user adds a wish to the usual prompt: "... of a nurse, an old Black woman"
+    if subject and rng.random() < 0.4:
+        # the forms in which a user adds a wish to the usual prompt: "... of a nurse, an old Black woman", or before it
         wish = with_article(describe_person(person, named, "", word))
+        if rng.random() < 0.5:
+            return f"{wish}, {fill(TEMPLATES['occupation'], subject)}"
         return f"{fill('a photo of the face of a {}', subject)}, {wish}"
     return fill(_pick(rng, PERSON_TEMPLATES), describe_person(person, named, subject, word))
 

@@ -96,7 +96,7 @@ def encoder_sign(vae: AutoencoderKL) -> float:
     return float(sum(p.double().abs().sum() for p in vae.encoder.parameters()))
 
 
-def stray_words(ids: Tensor, rng: np.random.Generator, share: float = 0.15, most: int = 6) -> Tensor:
+def stray_words(ids: Tensor, rng: np.random.Generator, share: float = 0.05, most: int = 6) -> Tensor:
     """Put 1 to `most` random words before a share of the captions [U, 77], the end of their padding falling off.
 
     Captions of the web hold words that say nothing about the picture, and a model that has read them ignores words it

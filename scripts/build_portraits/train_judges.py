@@ -18,9 +18,10 @@ from stage import Clock, build_folder, log, to_tensor
 from train_vae import load_vae
 
 from classifiers.attributes import MEAN, STD, AttributeNet, save_attribute_net
+from classifiers.calibration import CALIBRATION_FILE, calibrate, save_calibration
 from classifiers.data import find_faces
 from classifiers.detect import MTCNNDetector
-from classifiers.training import FitPlan, accuracy, fit
+from classifiers.training import FitPlan, fit, predict
 from fairdiff.portraits import world
 
 CROP = 64
@@ -107,9 +108,10 @@ def train(name: str, args: argparse.Namespace, renders: Renders, folder: Path) -
     save_attribute_net(net, folder / name)
     shown_as = {"render": held_out.images} | ({"vae": reconstructed(held_out.images, vae)} if vae else {})
     result = {}
-    for kind, shown in shown_as.items():
-        hits = accuracy(net, shown, held_out.labels, held_out.boxes)
-        result |= {f"{key}_{kind}": value for key, value in hits.items()}
+    for kind, shown in shown_as.items():  # the last kind, nearest to generated pictures, is the judge's calibration
+        calibrations = calibrate(predict(net, shown, held_out.boxes), held_out.labels, net.attributes)
+        result |= {f"{key}_{kind}": calibration.accuracy for key, calibration in calibrations.items()}
+    save_calibration(calibrations, folder / name / CALIBRATION_FILE)
     log(name, clock, **result)
     return result
 

@@ -158,3 +158,20 @@ def test_unreadable_records_name_the_file(tmp_path):
 
 def test_keys_differ_where_the_words_agree():
     assert prompt_key("a nurse!") != prompt_key("a nurse?")
+
+
+class Refuses:
+    def __call__(self, prompt, noise):
+        raise AssertionError("painted again")
+
+
+def test_runs_share_what_the_model_before_painted(audited, plan, measurer, noise, tmp_path):
+    """A second run takes the records of "before" from the first, bit for bit, and only while they are the same."""
+    plan = dataclasses.replace(plan, shared=tmp_path / "shared")
+    first = run_audit(plan, {"before": Painter(1.5), "after": Painter(0.0)}, measurer, noise, tmp_path / "1", quiet)
+    second = run_audit(plan, {"before": Refuses(), "after": Painter(0.0)}, measurer, noise, tmp_path / "2", quiet)
+    pd.testing.assert_frame_equal(first, second)
+    pd.testing.assert_frame_equal(first, audited)
+    other = dataclasses.replace(plan, hashes=plan.hashes | {"before": "b1"})
+    with pytest.raises(AssertionError, match="painted again"):
+        run_audit(other, {"before": Refuses()}, measurer, noise, tmp_path / "3", quiet)

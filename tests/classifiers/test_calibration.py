@@ -86,3 +86,11 @@ def test_divide_logits_changes_one_attribute_and_not_the_other():
         after = net(crops)
     torch.testing.assert_close(after["gender"], before["gender"] / 2)
     torch.testing.assert_close(after["age"], before["age"])
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"gender": {"classes": ["a"]}}', "\x00\x01"])
+def test_a_broken_file_is_named(tmp_path, text):
+    file = tmp_path / "calibration.json"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=r"calibration\.json: is no calibration"):
+        load_calibration(file)
