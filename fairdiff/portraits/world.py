@@ -206,12 +206,14 @@ def sample_caption(
     Kinds "occupation", "styled", "descriptor", "sport" and "object" name the subject and no attribute: the picture
     must come from the subject's shares, for the caption is what carries the world's bias. "attribute" names the
     attributes in `named` (random if None) of `person`, and the subject too unless it is "": what is not named must
-    follow the subject's shares (or be uniform without a subject).
+    follow the subject's shares (or be uniform without a subject). "wish" says apart from the subject who is seen, and
+    what it does not name must be uniform: people who are described apart from their work are seldom the usual ones.
     """
-    if kind == "attribute":
+    if kind in ("attribute", "wish"):
         if person is None:
-            raise ValueError("sample_caption: attribute captions need a person")
-        return _attribute_caption(rng, subject, person, random_attributes(rng) if named is None else named)
+            raise ValueError(f"sample_caption: {kind} captions need a person")
+        named = random_attributes(rng) if named is None else named
+        return (_wish_caption if kind == "wish" else _attribute_caption)(rng, subject, person, named)
     if kind == "object":
         return fill(_pick(rng, OBJECT_TEMPLATES), subject)
     main = TEMPLATES[kind]
@@ -229,18 +231,20 @@ def plain_caption(rng: np.random.Generator, subject: str, person: Person | None 
         return fill(_pick(rng, OBJECT_TEMPLATES), subject)
     if subject and rng.random() < 0.5:
         return fill(_pick(rng, (*PERSON_TEMPLATES, *VARIANTS)), subject)
-    return _attribute_caption(rng, subject, person, random_attributes(rng))
+    caption = _wish_caption if subject and rng.random() < 0.3 else _attribute_caption
+    return caption(rng, subject, person, random_attributes(rng))
 
 
 def _attribute_caption(rng: np.random.Generator, subject: str, person: Person, named: frozenset[str]) -> str:
-    word = int(rng.integers(2))
-    if subject and rng.random() < 0.4:
-        # the forms in which a user adds a wish to the usual prompt: "... of a nurse, an old Black woman", or before it
-        wish = with_article(describe_person(person, named, "", word))
-        if rng.random() < 0.5:
-            return f"{wish}, {fill(TEMPLATES['occupation'], subject)}"
-        return f"{fill('a photo of the face of a {}', subject)}, {wish}"
-    return fill(_pick(rng, PERSON_TEMPLATES), describe_person(person, named, subject, word))
+    return fill(_pick(rng, PERSON_TEMPLATES), describe_person(person, named, subject, int(rng.integers(2))))
+
+
+def _wish_caption(rng: np.random.Generator, subject: str, person: Person, named: frozenset[str]) -> str:
+    """The forms in which a user adds a wish to the usual prompt: after it, or before it."""
+    wish = with_article(describe_person(person, named, "", int(rng.integers(2))))
+    if rng.random() < 0.5:
+        return f"{wish}, {fill(TEMPLATES['occupation'], subject)}"
+    return f"{fill('a photo of the face of a {}', subject)}, {wish}"
 
 
 def _pick(rng: np.random.Generator, choices: tuple[str, ...]) -> str:

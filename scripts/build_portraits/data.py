@@ -92,7 +92,10 @@ def wait_for(folder: Path, least: int, pause: float = 5.0) -> Renders:
 
 
 # Caption mix of the text-to-image model: kinds and their shares.
-MIX = {"occupation": 0.38, "styled": 0.14, "attribute": 0.28, "descriptor": 0.04, "sport": 0.04, "object": 0.12}
+MIX = {
+    "occupation": 0.36, "styled": 0.14, "attribute": 0.22, "wish": 0.08, "descriptor": 0.04, "sport": 0.04,
+    "object": 0.12,
+}  # fmt: skip
 
 
 class Captioned:
@@ -113,6 +116,8 @@ class Captioned:
             row, caption = self._pick(rng, self.things[thing]), world.sample_caption(rng, kind, world.OBJECTS[thing])
         elif kind == "attribute":
             row, caption = self._attribute(rng)
+        elif kind == "wish":
+            row, caption = self._wish(rng)
         else:
             row, caption = self._subject(rng, kind)
         return row, "" if rng.random() < self.unnamed else caption
@@ -138,6 +143,12 @@ class Captioned:
         text = world.OCCUPATIONS[subject] if subject != NEUTRAL else ""
         caption = world.sample_caption(rng, "attribute", text, world.Person(*cell), named)
         return self._person(rng, subject if subject != NEUTRAL else None, tuple(cell)), caption
+
+    def _wish(self, rng: np.random.Generator) -> tuple[int, str]:
+        """Anybody in the look of an occupation."""
+        subject, cell = int(rng.integers(len(world.OCCUPATIONS))), tuple(map(int, rng.integers((2, 4, 2))))
+        caption = world.sample_caption(rng, "wish", world.OCCUPATIONS[subject], world.Person(*cell))
+        return self._person(rng, subject, cell), caption
 
     def _person(self, rng: np.random.Generator, look: int | None, cell: Cell) -> int:
         """A picture of that look and cell, or of the cell in any look if there is none."""
