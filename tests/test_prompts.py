@@ -73,13 +73,14 @@ def test_text_file_with_and_without_template(tmp_path):
     path.write_text("\ufeff# people\n\n  a nurse \r\nan actor\n", encoding="utf-8")
     assert [prompt.text for prompt in read_prompts(path)] == ["a nurse", "an actor"]
     path.write_text("nurse\nactor\n")
+    assert read_prompts(path, "{}") == read_prompts(path)  # a bare gap takes whole prompts
     read = read_prompts(path, "a photo of a {}", "work")
     assert read == from_template("a photo of a {}", ["nurse", "actor"], "work")
 
 
 def test_csv_columns(tmp_path):
     path = tmp_path / "list.csv"
-    path.write_text('text,family\n"a nurse, smiling",work\na tree,\n')
+    path.write_text('prompt,family\n"a nurse, smiling",work\na tree,\n')
     assert read_prompts(path, family="mine") == [
         Prompt("a nurse, smiling", "work", "a nurse, smiling"),
         Prompt("a tree", "mine", "a tree"),
@@ -97,11 +98,11 @@ def test_csv_columns(tmp_path):
         ("list.json", "[]", None, r"\.txt or \.csv"),
         ("latin.txt", b"caf\xe9", None, "not UTF-8"),
         ("empty.txt", "\n# nothing\n", None, "holds no prompts"),
-        ("empty.csv", "text\n", None, "holds no prompts"),
-        ("blank.csv", "", None, "needs a column text or subject"),
-        ("columns.csv", "prompt\na nurse\n", None, r"found \['prompt'\]"),
+        ("empty.csv", "prompt\n", None, "holds no prompts"),
+        ("blank.csv", "", None, "needs a column prompt or subject"),
+        ("columns.csv", "text\na nurse\n", None, r"found \['text'\]"),
         ("bare.csv", "subject\nnurse\n", None, "needs a template"),
-        ("cell.csv", "text,family\na nurse,x\n ,x\n", None, "line 3: the cell text is empty"),
+        ("cell.csv", "prompt,family\na nurse,x\n ,x\n", None, "line 3: the cell prompt is empty"),
         ("short.csv", "template,subject\na {},nurse\na {}\n", None, "line 3: the cell subject is empty"),
         ("twice.txt", "a nurse\na nurse\n", None, "'a nurse' occurs twice"),
         ("gap.txt", "nurse\n", "a photo", "needs a gap"),

@@ -11,7 +11,7 @@ from fairdiff.losses import Damping
 from fairdiff.originals import Originals
 from fairdiff.sampling import initial_noise
 from fairdiff.step import Method, Objective, Trainee
-from fairdiff.targets import Target
+from fairdiff.targets import Target, Targets
 
 CLASSES = {"gender": ("female", "male"), "race": ("White", "Black", "Indian", "Asian")}
 
@@ -72,7 +72,7 @@ def make_trainee(model, kind="soft_tokens", attributes=("gender",), **changes) -
         with adapter.off():
             return model.generator(2.0, steps)(prompt, initial_noise(prompt, 0, indices, model.latent_shape))
 
-    target = Target.from_marginals({a: [1 / len(CLASSES[a])] * len(CLASSES[a]) for a in attributes})
+    target = Targets(Target.from_marginals({a: [1 / len(CLASSES[a])] * len(CLASSES[a]) for a in attributes}))
     objective = Objective(
         target,
         {a: Damping(0.2, 0.3) for a in attributes},
