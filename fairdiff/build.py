@@ -80,7 +80,10 @@ def build_adapter(config: Config, model: DiffusionModel) -> Adapter:
         generator = torch.Generator().manual_seed(config.seed)
         adapter = Lora(model, options.parts, options.rank, options.alpha, generator)
     if options.path:
-        adapter.load(Path(options.path))
+        try:
+            adapter.load(Path(options.path))
+        except FairDiffError as error:
+            raise FairDiffError(f"adapter.path: {error}") from error
     return adapter
 
 

@@ -6,11 +6,9 @@ from itertools import permutations
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from tiny import NoFaces, make_trainee
+from tiny import NoFaces, composed, make_trainee
 
 from fairdiff import build
-from fairdiff.cli import CONF, to_config
 from fairdiff.errors import FairDiffError
 from fairdiff.portraits import labour, world
 from fairdiff.prompts import Prompt
@@ -300,11 +298,6 @@ def test_the_shipped_labour_table_is_what_its_command_writes():
         assert np.allclose(written.targets[name].table, world.labour_shares(i)["race"], atol=2e-4)
 
 
-def composed(*overrides):
-    with initialize_config_dir(CONF, version_base="1.3"):
-        return to_config(compose("config", overrides=["prompts.train_limit=2", "audit.prompts=3", *overrides]))
-
-
 def test_a_row_reaches_the_labels_of_its_prompt(tmp_path, tiny_model):
     """Through build and the step: one prompt's row asks for women only, the other's for men only."""
     (tmp_path / "people.txt").write_text("nurse\nchef\n")
@@ -322,6 +315,7 @@ def test_a_row_reaches_the_labels_of_its_prompt(tmp_path, tiny_model):
 
 def test_the_labour_target_leaves_age_to_its_own_shares():
     config = composed("attribute=[race,age,gender]", "target.file=labour", "target.age={young:.75,old:.25}")
+    assert build.target_lines(config) == ["race, gender: as in labour", "age: young 0.75, old 0.25"]
     for which in WHICH:
         prompts = build.build_prompts(config, which)
         targets = build.build_targets(config, prompts)
@@ -341,3 +335,54 @@ def test_own_shares_come_from_the_whole_pool_once(tiny_model):
     assert trainee.originals.sampled == 8  # two blocks of 4
     trainee.judges.detector = NoFaces()
     assert trainee.originals.shares("a photo of the face of a chef", 4, 3, ("gender",)) is None
+
+
+@pytest.mark.parametrize("relaxation", [0, 1, 0.5])
+def test_a_trainee_relaxes_towards_what_its_own_originals_show(tiny_model, relaxation):
+    config = composed(
+        f"target.relaxation={relaxation}", "target={gender:{female:.8,male:.2}}", "cache=null", "prompts.train_limit=2",
+        "global_batch=4", "noise_pool=8", "sampler.train_steps=[2,5]",
+    )  # fmt: skip
+    trainee = build.build_trainee(config, tiny_model, make_trainee(tiny_model, "lora_text").judges)
+    prompt = build.build_prompts(config, "train")[0].text
+    got = trainee.objective.target.of(prompt).table
+    assert trainee.originals.sampled == (8 if relaxation else 0)  # nothing is painted for relaxation 0
+    own = trainee.originals.shares(prompt, 8, 3, ("gender",))  # at the middle of the range of steps
+    assert trainee.originals.sampled == 8
+    assert np.allclose(got, relaxation * own + (1 - relaxation) * np.array([0.8, 0.2])) and own.max() > 0.5
+
+
+def test_the_content_of_a_target_file_is_part_of_the_runs_fingerprint(tmp_path, tiny_model):
+    file, judges, found = tmp_path / "t.csv", make_trainee(tiny_model).judges, []
+    for female in (0.3, 0.4, 0.3):
+        file.write_text(f"gender,share\nfemale,{female}\nmale,{1 - female}\n")
+        config = composed(f"target.file={file}")
+        prompts = build.build_prompts(config, "train")
+        judges.classifier.config, judges.encoders, judges.embedder = {}, [], None
+        found.append(build.training_fingerprint(config, tiny_model, judges, prompts))
+    assert found[0] == found[2] != found[1]
+
+
+@pytest.mark.parametrize(
+    "overrides,says",
+    [
+        (["target.file=labour", "target.gender.female=.7", "target.gender.male=.3"], "labour.csv sets its shares too"),
+        (["target.file=labour", "attribute=[age]"], "labour.csv: no column of shares, allowed: age.young, age.old"),
+        (["target.joint={female:0.5,male:0.6}"], "target.joint: shares sum to 1.1, allowed: 1"),
+        (["target.joint=half"], "target.joint: found 'half', allowed: a list of rows or nested shares"),
+        (["target.file=labour", "prompts.train=FILE"], "labour.csv: no row for the subject 'astronaut', found 200"),
+    ],
+)
+def test_targets_that_do_not_fit_the_run_are_one_line(tmp_path, overrides, says):
+    (tmp_path / "people.txt").write_text("astronaut\nnurse\n")
+    config = composed(*(o.replace("FILE", str(tmp_path / "people.txt")) for o in overrides))
+    with pytest.raises(FairDiffError) as caught:
+        build.build_targets(config, build.build_prompts(config, "train"))
+    assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_an_inline_joint_reaches_training_and_audit():
+    config = composed("attribute=[gender,age]", "target.joint={female:{young:.4,old:.1},male:{young:.2,old:.3}}")
+    targets = build.build_targets(config, build.build_prompts(config, "train"))
+    assert np.allclose(targets.of("anything").table, [[0.4, 0.1], [0.2, 0.3]])
+    assert np.allclose(targets.audited({"gender×age": ("gender", "age")}, [])["gender×age"], [0.4, 0.1, 0.2, 0.3])

@@ -2,10 +2,13 @@
 
 import torch
 import torch.nn.functional as F
+from hydra import compose, initialize_config_dir
 from torch import nn
 
 from classifiers.detect import WholeImage
 from fairdiff.adapters import Lora, SoftTokens
+from fairdiff.cli import CONF, to_config
+from fairdiff.config import Config
 from fairdiff.judges import Judges
 from fairdiff.losses import Damping
 from fairdiff.originals import Originals
@@ -54,6 +57,12 @@ class NoFaces(WholeImage):
     def __call__(self, image_BCHW):
         boxes = super().__call__(image_BCHW)
         return boxes.select(torch.zeros(len(boxes.row_F), dtype=torch.bool))
+
+
+def composed(*overrides: str) -> Config:
+    """The configuration of train.py with these overrides."""
+    with initialize_config_dir(CONF, version_base="1.3"):
+        return to_config(compose("config", overrides=list(overrides)))
 
 
 def make_trainee(model, kind="soft_tokens", attributes=("gender",), **changes) -> Trainee:
