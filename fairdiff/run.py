@@ -101,7 +101,7 @@ def save_adapter(folder: Path, config: Config, training: str, trainee: Trainee) 
         "prompt_prefix": "<fairdiff> " if trainee.adapter.kind == "soft_tokens" else "",
         "guidance": config.sampler.guidance,
         "negative_prompt": config.prompts.negative,
-        "target": config.target,
+        "target": build.target_lines(config),
         "training": training,
     }
     write_json(temporary / "adapter.json", about)

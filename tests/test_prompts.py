@@ -4,8 +4,10 @@ import ast
 from pathlib import Path
 
 import pytest
+from tiny import composed
 
 import fairdiff.prompts
+from fairdiff.build import build_prompts
 from fairdiff.errors import FairDiffError
 from fairdiff.prompts import Prompt, fill, from_template, read_prompts, with_article
 
@@ -89,6 +91,15 @@ def test_csv_columns(tmp_path):
     assert read_prompts(path, "a {}, a person") == [Prompt("an actor, a person", "custom", "actor")]
     path.write_text("subject,template\nactor,a {}\nnurse,the {}\n")
     assert [prompt.text for prompt in read_prompts(path)] == ["an actor", "the nurse"]
+
+
+def test_own_prompts_reach_training_and_audit(tmp_path):
+    (tmp_path / "mine.csv").write_text('prompt,family\n"two nurses, smiling",pair\na chef,\n')
+    (tmp_path / "held_out.txt").write_text("astronaut\n")
+    config = composed(f"prompts.train={tmp_path / 'mine.csv'}", f"prompts.test={tmp_path / 'held_out.txt'}")
+    train, test = (build_prompts(config, which) for which in ("train", "test"))
+    assert {(p.text, p.family) for p in train} == {("two nurses, smiling", "pair"), ("a chef", "custom")}
+    assert [(p.text, p.subject) for p in test] == [("a photo of the face of an astronaut, a person", "astronaut")]
 
 
 @pytest.mark.parametrize(
