@@ -64,7 +64,7 @@ class Originals:
         for name in attributes:
             probs = rows[f"probs.{name}"][rows["found"]].double()
             joint = joint[..., None] * probs.view(len(probs), *[1] * (joint.ndim - 1), -1)
-        return joint.mean(0).cpu().numpy()
+        return (joint.sum(0) / joint.sum()).cpu().numpy()
 
     @torch.no_grad()
     def _measure(self, image_BCHW: Tensor) -> dict[str, Tensor]:
