@@ -183,6 +183,9 @@ Adapter = SoftTokens | Lora
 
 
 def _read(path: Path) -> dict[str, Tensor]:
+    if not path.exists():
+        beside = sorted(p.name for p in path.parent.glob("*.safetensors"))
+        raise FairDiffError(f"{path}: no such file, found {', '.join(beside) or 'no adapter'} in that folder")
     try:
         return load_file(path)
     except Exception as error:  # missing, truncated, not safetensors

@@ -2,7 +2,8 @@
 
 import hashlib
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from classifiers.detect import InsightFaceDetector, MTCNNDetector, WholeImage
 from classifiers.identity import Bank, load_bank, load_face_embedder
 from classifiers.types import Detector
 from fairdiff.adapters import Adapter, Lora, SoftTokens
-from fairdiff.audit.axis import MetricSpec, software_versions
+from fairdiff.audit.axis import MetricSpec, groups_of, software_versions
 from fairdiff.audit.generate import AuditPlan
 from fairdiff.audit.measure import Measurer
 from fairdiff.config import Config
@@ -24,11 +25,12 @@ from fairdiff.judges import Judges
 from fairdiff.losses import Damping
 from fairdiff.models import DiffusionModel, digest, fingerprint, load_model
 from fairdiff.originals import Originals
-from fairdiff.portraits import weights, world
+from fairdiff.portraits import labour, weights, world
 from fairdiff.prompts import Prompt, fill, read_prompts
 from fairdiff.sampling import initial_noise, make_solver
 from fairdiff.step import Method, Objective, Trainee
-from fairdiff.targets import Target
+from fairdiff.target_files import WrittenTarget, inline_target, read_target
+from fairdiff.targets import Target, Targets
 from fairdiff.trainer import Schedule
 
 # Keys that leave the result of training as it is, or only ask for more of it.
@@ -45,9 +47,11 @@ def blame(key: str):
 
 
 def training_fingerprint(config: Config, model: DiffusionModel, judges: Judges, prompts: list[Prompt]) -> str:
-    """A short hash of all that changes the result of training: keys, weights, prompts and a starting adapter."""
+    """A short hash of all that changes the result of training: keys, weights, prompts, targets, a starting adapter."""
     kept = {k: v for k, v in asdict(config).items() if k not in NOT_TRAINING}
-    return digest(kept, frozen_key(config, model, judges), [p.text for p in prompts], adapter_fingerprint(config))
+    tables = [target.table.tolist() for target in build_targets(config, prompts).known()]
+    frozen = frozen_key(config, model, judges)
+    return digest(kept, frozen, [p.text for p in prompts], tables, adapter_fingerprint(config))
 
 
 def adapter_fingerprint(config: Config) -> str | None:
@@ -64,6 +68,7 @@ def build_model(config: Config) -> DiffusionModel:
     model = load_model(config.model.path or weights("model"), config.model.padding, config.model.device)
     model.scheduler = make_solver(config.sampler.scheduler, model.scheduler.config, config.sampler.final_sigmas)
     model.decode_batch = config.decode_batch
+    model.negative = config.prompts.negative
     return model
 
 
@@ -75,7 +80,10 @@ def build_adapter(config: Config, model: DiffusionModel) -> Adapter:
         generator = torch.Generator().manual_seed(config.seed)
         adapter = Lora(model, options.parts, options.rank, options.alpha, generator)
     if options.path:
-        adapter.load(Path(options.path))
+        try:
+            adapter.load(Path(options.path))
+        except FairDiffError as error:
+            raise FairDiffError(f"adapter.path: {error}") from error
     return adapter
 
 
@@ -112,19 +120,61 @@ def build_judges(config: Config) -> Judges:
     return Judges(build_detector(config), classifier, encoders, embedder, bank, crop.crop_size, crop.expand)
 
 
-def build_target(config: Config) -> Target:
-    marginals = {n: [float(config.target[n][c]) for c in a.classes] for n, a in config.attributes.items()}
+def written_target(config: Config) -> WrittenTarget | None:
+    """The content of `target.file` or `target.joint`; FairDiffError if `target.<attribute>` is set for what it covers."""
+    file, joint = config.target["file"], config.target["joint"]
+    classes = {name: list(attribute.classes) for name, attribute in config.attributes.items()}
+    if file is None and joint is None:
+        return None
+    if file == "labour":
+        written = read_target(labour.FILE, classes, set(world.CLASSES) - set(classes))
+    else:
+        written = inline_target(joint, classes) if file is None else read_target(file, classes)
+    for name in written.attributes:
+        if len(set(config.target[name].values())) > 1:
+            raise FairDiffError(
+                f"target.{name}: found {config.target[name]}, but {written.source} sets its shares too; allowed: one of them"
+            )
+    return written
+
+
+def build_targets(config: Config, prompts: list[Prompt]) -> Targets:
+    """The target of every given prompt, without relaxation; attributes that no file covers are independent of the rest."""
+    written = written_target(config)
+    covered = () if written is None else written.attributes
+    rest = [name for name in config.attributes if name not in covered]
+    marginals = {name: [float(config.target[name][c]) for c in config.attributes[name].classes] for name in rest}
     with blame("target"):
-        return Target.from_marginals(marginals)
+        free = Target.from_marginals(marginals)
+    if written is None:
+        return Targets(free)
+    if written.key is None:
+        return Targets(written.targets[""].times(free, *config.attributes))
+    return Targets(None, {p.text: written.of(p).times(free, *config.attributes) for p in prompts})
 
 
-def build_objective(config: Config) -> Objective:
+def target_lines(config: Config) -> list[str]:
+    """The target asked for, in words."""
+    written = written_target(config)
+    covered = () if written is None else written.attributes
+    lines = [] if written is None else [f"{', '.join(covered)}: as in {config.target['file'] or 'target.joint'}"]
+    for name in config.attributes:
+        if name not in covered:
+            lines.append(f"{name}: " + ", ".join(f"{cls} {share:g}" for cls, share in config.target[name].items()))
+    mixed = config.target["relaxation"]
+    if mixed:
+        lines.append(
+            f"trained towards {mixed:g} of the model's own shares and {1 - mixed:g} of these; audited against these"
+        )
+    return lines
+
+
+def build_objective(config: Config, targets: Targets) -> Objective:
     damping = {name: Damping(a.keep_outside, a.keep_face) for name, a in config.attributes.items()}
     loss = config.loss
     return Objective(
-        build_target(config), damping, loss.confidence, loss.draws, loss.align, loss.image, loss.face,
-        loss.confident_class,
-    )  # fmt: skip
+        targets, damping, loss.confidence, loss.draws, loss.align, loss.image, loss.face, loss.confident_class
+    )
 
 
 def frozen_key(config: Config, model: DiffusionModel, judges: Judges) -> str:
@@ -152,7 +202,15 @@ def build_trainee(config: Config, model: DiffusionModel, judges: Judges) -> Trai
         config.replay_batch,
     )  # fmt: skip
     originals = Originals(judges, original, folder, block=config.global_batch, device=config.model.device)
-    return Trainee(model, adapter, judges, originals, build_objective(config), method)
+
+    @cache
+    def own(prompt: str) -> np.ndarray | None:
+        steps = sum(config.sampler.train_steps) // 2
+        return originals.shares(prompt, config.noise_pool, steps, tuple(config.attributes))
+
+    targets = build_targets(config, build_prompts(config, "train"))
+    targets = replace(targets, relaxation=float(config.target["relaxation"]), own=own)
+    return Trainee(model, adapter, judges, originals, build_objective(config, targets), method)
 
 
 def build_schedule(config: Config) -> Schedule:
@@ -168,9 +226,10 @@ def build_prompts(config: Config, which: str) -> list[Prompt]:
     """Training or test prompts in a fixed shuffle: the user's file, or the embedded world's occupations."""
     path = {"train": config.prompts.train, "test": config.prompts.test}[which]
     limit = {"train": config.prompts.train_limit, "test": config.audit.prompts}[which]
-    prompts = read_prompts(path, config.prompts.template) if path else world.prompts("occupation", which)
-    if not path and config.prompts.template != world.TEMPLATES["occupation"]:
-        prompts = [Prompt(fill(config.prompts.template, p.subject), p.family, p.subject) for p in prompts]
+    template = config.prompts.template
+    prompts = read_prompts(path, template, key=f"prompts.{which}") if path else world.prompts("occupation", which)
+    if not path and template != world.TEMPLATES["occupation"]:
+        prompts = [Prompt(fill(template, p.subject), p.family, p.subject) for p in prompts]
     prompts = sorted(prompts, key=lambda p: hashlib.sha256(p.text.encode()).hexdigest())
     return prompts[:limit]
 
@@ -226,13 +285,15 @@ def build_audit(config: Config, model: DiffusionModel, after: str | None, traini
     attributes = {name: judge.attributes[name] for name in judge.attributes}
     detector = build_detector(config)
     crop = config.detector
+    prompts = build_prompts(config, "test")
+    groups = groups_of([name for name in attributes if name in config.attributes])
     same = training_judge is not None and fingerprint(judge) == fingerprint(training_judge)
     frozen = digest(model.fingerprint(), config.sampler.guidance, config.sampler.audit_steps)
     confusion = build_confusion(config, attributes)
     looking = [fingerprint(judge), judge.config, fingerprint(clip.model), fingerprint(encoder.model), encoder.size]
     hashes = {"before": frozen, "after": digest(frozen, after, config.steps), "judge": digest(looking, asdict(crop))}
     plan = AuditPlan(
-        prompts=build_prompts(config, "test"),
+        prompts=prompts,
         unrelated=build_unrelated(config),
         attributes=attributes,
         images_per_prompt=config.audit.images_per_prompt,
@@ -246,7 +307,7 @@ def build_audit(config: Config, model: DiffusionModel, after: str | None, traini
     spec = MetricSpec(
         attributes=attributes,
         judge={"path": config.audit.judge.path or "embedded audit judge", "same_as_training_judge": same},
-        targets={name: build_target(config).marginal(name) for name in config.attributes},
+        targets=build_targets(config, prompts).audited(groups, [p.text for p in prompts]),
         confusion=confusion,
         delta=config.audit.equivalence,
         seed=config.audit.seed,
@@ -257,6 +318,8 @@ def build_audit(config: Config, model: DiffusionModel, after: str | None, traini
             "sampler_steps": config.sampler.audit_steps,
             "scheduler": type(model.scheduler).__name__,
             "padding": config.model.padding,
+            "negative_prompt": config.prompts.negative or "none",
+            "target": "; ".join(target_lines(config)),
             "detector": f"{config.detector.type}, the largest face of a picture counts",
             "sha256": plan.hashes,
         },

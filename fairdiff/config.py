@@ -102,15 +102,17 @@ class AttributeConfig:
 
 @dataclass
 class PromptsConfig:
-    """train/test: null for the embedded world's occupations, else a text file (one subject a line) or CSV.
+    """train/test: null for the embedded world's occupations, else a file as fairdiff/prompts.py reads it.
 
     train_limit takes the first n of a fixed shuffle; null takes all (the audit's number is audit.prompts).
+    negative: the text of the unconditional branch, in training, originals and audit alike.
     """
 
     template: str = MISSING
     train: str | None = None
     test: str | None = None
     train_limit: int | None = None
+    negative: str = ""
 
     def __post_init__(self):
         _positive("prompts.train_limit", self.train_limit)
@@ -217,13 +219,17 @@ class AuditConfig:
 
 @dataclass
 class Config:
-    """The whole configuration. target: attribute -> class -> share, any shares that sum to 1 per attribute."""
+    """The whole configuration.
+
+    target: attribute -> class -> share, any shares that sum to 1 per attribute; or `file` ("labour" or a path) or
+    `joint`, as fairdiff/target_files.py reads them. `relaxation`: how much of the model's own shares is mixed in, [0, 1].
+    """
 
     model: ModelConfig = MISSING
     sampler: SamplerConfig = MISSING
     adapter: AdapterConfig = MISSING
     attributes: dict[str, AttributeConfig] = field(default_factory=dict)
-    target: dict[str, Any] = field(default_factory=dict)
+    target: dict[str, Any] = field(default_factory=lambda: {"file": None, "joint": None, "relaxation": 0.0})
     prompts: PromptsConfig = MISSING
     detector: DetectorConfig = MISSING
     judge: JudgeConfig = MISSING
@@ -255,8 +261,18 @@ class Config:
 
 
 def _check_target(attributes: dict[str, AttributeConfig], target: dict[str, Any]) -> None:
+    options = ("file", "joint", "relaxation")
     for name in target:
-        _allowed("target", name, list(attributes))
+        _allowed("target", name, [*attributes, *options])
+    for name in attributes:
+        if name in options:
+            raise FairDiffError(f"attributes: found the name {name}, allowed: any but {', '.join(options)}")
+    file, joint, relaxation = (target[name] for name in options)
+    if file is not None and (joint is not None or not isinstance(file, str)):
+        raise FairDiffError(f"target.file: found {file}, allowed: a path or labour, and no target.joint beside it")
+    if isinstance(relaxation, bool) or not isinstance(relaxation, int | float):
+        raise FairDiffError(f"target.relaxation: found {relaxation}, allowed: 0 to 1")
+    _between("target.relaxation", relaxation, 0, 1)
     for name, attribute in attributes.items():
         shares = target.get(name)
         if not isinstance(shares, dict):

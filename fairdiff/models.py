@@ -20,6 +20,7 @@ class DiffusionModel:
     """Frozen components, and the two functions that touch them: text to embedding, latents to image.
 
     padding: "max_length" pads prompts as a plain diffusers pipeline does, "longest" not at all for one prompt.
+    negative: the text of the unconditional branch.
     """
 
     tokenizer: object
@@ -29,6 +30,7 @@ class DiffusionModel:
     scheduler: object
     padding: str = "max_length"
     decode_batch: int = 64
+    negative: str = ""
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -38,31 +40,34 @@ class DiffusionModel:
 
     def encode(self, prompt: str) -> Tensor:
         """Text embedding [1, L, D] of one prompt; carries a graph where the text side has something to learn."""
-        tokens = self.tokenizer(
-            [prompt], padding=self.padding, max_length=self.tokenizer.model_max_length, truncation=True,
+        return self.text_encoder(self._tokens(prompt).input_ids)[0]
+
+    def _tokens(self, *prompts: str):
+        return self.tokenizer(
+            list(prompts), padding=self.padding, max_length=self.tokenizer.model_max_length, truncation=True,
             return_tensors="pt",
-        )  # fmt: skip
-        return self.text_encoder(tokens.input_ids.to(self.unet.device))[0]
+        ).to(self.unet.device)  # fmt: skip
 
     def encode_pair(self, prompt: str) -> tuple[Tensor, Tensor]:
         """Conditional and unconditional embeddings [1, L, D] of one length L.
 
         "max_length": both padded to the tokenizer's length without a mask, as a plain pipeline does. "longest": the
-        prompt as it is, the empty prompt padded to its length *with* its mask, as the released adapters were trained.
+        prompt as it is, the empty prompt padded to its length *with* its mask, as the released adapters were trained;
+        a negative prompt that is longer pads the prompt (without a mask).
         """
         if self.padding == "max_length":
-            return self.encode(prompt), self.encode("")
-        cond = self.encode(prompt)
-        empty = self.tokenizer([""], padding="max_length", max_length=cond.shape[1], return_tensors="pt")
-        empty = empty.to(self.unet.device)
-        return cond, self.text_encoder(empty.input_ids, attention_mask=empty.attention_mask)[0]
+            return self.encode(prompt), self.encode(self.negative)
+        both = self._tokens(prompt, self.negative)
+        cond = self.text_encoder(both.input_ids[:1])[0]
+        return cond, self.text_encoder(both.input_ids[1:], attention_mask=both.attention_mask[1:])[0]
 
     def fingerprint(self) -> str:
-        """A short hash of everything that makes its pictures: weights, configurations, solver and vocabulary."""
+        """A short hash of everything that makes its pictures: weights, configurations, solver, vocabulary, negative."""
         about = [dict(m.config if isinstance(m.config, dict) else m.config.to_dict()) for m in self._configured()]
         return digest(
-            fingerprint(self.text_encoder, self.unet, self.vae), about, self.padding, self.tokenizer.get_vocab()
-        )
+            fingerprint(self.text_encoder, self.unet, self.vae), about, self.padding, self.tokenizer.get_vocab(),
+            self.negative,
+        )  # fmt: skip
 
     def _configured(self) -> list:
         return [self.text_encoder, self.unet, self.vae, self.scheduler]

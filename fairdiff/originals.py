@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -50,6 +51,20 @@ class Originals:
         if missing:
             _write(path, known)
         return {name: torch.stack([known[i][name] for i in indices]).to(self.device) for name in known[indices[0]]}
+
+    def shares(self, prompt: str, pool: int, steps: int, attributes: tuple[str, ...]) -> np.ndarray | None:
+        """The frozen model's own joint shares [K1, K2, ...] for a prompt; None if no picture of the pool shows a face.
+
+        The mean over the whole pool of the products of the judge's probabilities, faces only.
+        """
+        rows = self.get(prompt, list(range(pool)), steps)
+        if not rows["found"].any():
+            return None
+        joint = torch.ones(int(rows["found"].sum()), dtype=torch.double, device=self.device)
+        for name in attributes:
+            probs = rows[f"probs.{name}"][rows["found"]].double()
+            joint = joint[..., None] * probs.view(len(probs), *[1] * (joint.ndim - 1), -1)
+        return (joint.sum(0) / joint.sum()).cpu().numpy()
 
     @torch.no_grad()
     def _measure(self, image_BCHW: Tensor) -> dict[str, Tensor]:

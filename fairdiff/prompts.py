@@ -63,58 +63,61 @@ def from_template(template: str, subjects: Sequence[str], family: str) -> list[P
     return [Prompt(fill(template, subject), family, subject) for subject in subjects]
 
 
-def read_prompts(path: str | Path, template: str | None = None, family: str = "custom") -> list[Prompt]:
+def read_prompts(
+    path: str | Path, template: str | None = None, family: str = "custom", key: str = "prompts.file"
+) -> list[Prompt]:
     """Read prompts from a text file (one a line; blank lines and lines that begin with # are skipped) or a CSV.
 
-    A CSV has a column `text` (whole prompts) or a column `subject` put into `template` (or into its own column
-    `template`); a column `family` overrides `family`. With a template, the lines of a text file are subjects.
+    A CSV has a column `prompt` (whole prompts) or a column `subject` put into `template` (or into its own column
+    `template`); a column `family` overrides `family`. With a template, the lines of a text file are subjects (the
+    template "{}" takes them as whole prompts). key: what errors call the file.
     Raises FairDiffError, in one line that names the file and the key, for a file that is missing, unreadable, of
     another kind or empty, for a missing column, for an empty cell and for a prompt that occurs twice: images are
     drawn by (seed, prompt), so a second copy would count the same pictures again.
     """
     path = Path(path)
     if path.suffix not in (".txt", ".csv"):
-        raise FairDiffError(f"prompts.file: {path}: the name must end in .txt or .csv")
+        raise FairDiffError(f"{key}: {path}: the name must end in .txt or .csv")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise FairDiffError(f"prompts.file: {path}: cannot read the prompts: {reason}") from error
-    prompts = (_from_csv if path.suffix == ".csv" else _from_lines)(path, text, template, family)
+        raise FairDiffError(f"{key}: {path}: cannot read the prompts: {reason}") from error
+    prompts = (_from_csv if path.suffix == ".csv" else _from_lines)(f"{key}: {path}", text, template, family)
     if not prompts:
-        raise FairDiffError(f"prompts.file: {path}: holds no prompts")
+        raise FairDiffError(f"{key}: {path}: holds no prompts")
     seen: set[str] = set()
     for prompt in prompts:
         if prompt.text in seen:
-            raise FairDiffError(f"prompts.file: {path}: the prompt {prompt.text!r} occurs twice")
+            raise FairDiffError(f"{key}: {path}: the prompt {prompt.text!r} occurs twice")
         seen.add(prompt.text)
     return prompts
 
 
-def _from_lines(path: Path, text: str, template: str | None, family: str) -> list[Prompt]:
+def _from_lines(where: str, text: str, template: str | None, family: str) -> list[Prompt]:
     lines = [line.strip() for line in text.splitlines()]
     return [_prompt(template, line, family) for line in lines if line and not line.startswith("#")]
 
 
-def _from_csv(path: Path, text: str, template: str | None, family: str) -> list[Prompt]:
+def _from_csv(where: str, text: str, template: str | None, family: str) -> list[Prompt]:
     # universal newlines inside quoted cells are csv's own business, hence keepends
     table = csv.DictReader(text.splitlines(keepends=True), skipinitialspace=True)
     columns = set(table.fieldnames or ())
-    if not columns & {"text", "subject"}:
-        raise FairDiffError(f"prompts.file: {path}: needs a column text or subject, found {sorted(columns)}")
-    whole = "text" in columns
+    if not columns & {"prompt", "subject"}:
+        raise FairDiffError(f"{where}: needs a column prompt or subject, found {sorted(columns)}")
+    whole = "prompt" in columns
     if not whole and template is None and "template" not in columns:
-        raise FairDiffError(f"prompts.template: {path}: a column subject needs a template (a setting or a column)")
+        raise FairDiffError(f"{where}: prompts.template: a column subject needs a template (a setting or a column)")
     prompts = []
     for row in table:
         # short rows give None, so a cell is either text or missing
         cells = {key: (value or "").strip() for key, value in row.items() if key in columns}
-        for key in ("text",) if whole else ("subject",) if "template" not in columns else ("subject", "template"):
+        for key in ("prompt",) if whole else ("subject",) if "template" not in columns else ("subject", "template"):
             if not cells[key]:
-                raise FairDiffError(f"prompts.file: {path}, line {table.line_num}: the cell {key} is empty")
+                raise FairDiffError(f"{where}, line {table.line_num}: the cell {key} is empty")
         kind = cells.get("family") or family
         if whole:
-            prompts.append(Prompt(cells["text"], kind, cells.get("subject") or cells["text"]))
+            prompts.append(Prompt(cells["prompt"], kind, cells.get("subject") or cells["prompt"]))
         else:
             prompts.append(_prompt(cells.get("template", template), cells["subject"], kind))
     return prompts

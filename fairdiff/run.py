@@ -78,8 +78,7 @@ def print_budget(config: Config, trainee: Trainee, prompts: list[Prompt], audit:
     """What is about to be done, in pictures and steps."""
     visited = min(config.steps, len(prompts))
     parameters = sum(p.numel() for p in trainee.adapter.parameters())
-    attributes = ", ".join(f"{n} → {config.target[n]}" for n in config.attributes)
-    console.print(f"target: {attributes}")
+    console.print(f"target: {'; '.join(build.target_lines(config))}")
     console.print(
         f"adapter: {trainee.adapter.kind}, {parameters:,} parameters, learning rate {config.adapter.learning_rate:g}"
     )
@@ -101,7 +100,8 @@ def save_adapter(folder: Path, config: Config, training: str, trainee: Trainee) 
         "load_with": "load_textual_inversion" if trainee.adapter.kind == "soft_tokens" else "load_lora_weights",
         "prompt_prefix": "<fairdiff> " if trainee.adapter.kind == "soft_tokens" else "",
         "guidance": config.sampler.guidance,
-        "target": config.target,
+        "negative_prompt": config.prompts.negative,
+        "target": build.target_lines(config),
         "training": training,
     }
     write_json(temporary / "adapter.json", about)
@@ -140,9 +140,7 @@ def audit(
 def about(config: Config) -> dict[str, list[str]]:
     """What was asked, as lines for the report."""
     return {
-        "target": [
-            f"{name}: " + ", ".join(f"{c} {s:g}" for c, s in shares.items()) for name, shares in config.target.items()
-        ],
+        "target": build.target_lines(config),
         "adapter": [f"{k}: {v}" for k, v in asdict(config.adapter).items()],
         "sampler": [f"{k}: {v}" for k, v in asdict(config.sampler).items()],
     }

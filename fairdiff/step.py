@@ -38,14 +38,14 @@ from fairdiff.sampling import (
     sample,
     sample_with_graph,
 )
-from fairdiff.targets import Labels, Target, assign
+from fairdiff.targets import Labels, Target, Targets, assign
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What is asked: the target, the terms' weights (0 = measured only, None = absent) and the labels' confidence."""
+    """What is asked: the targets, the terms' weights (0 = measured only, None = absent) and the labels' confidence."""
 
-    target: Target
+    target: Targets
     damping: dict[str, Damping]
     confidence: float
     draws: int
@@ -123,7 +123,7 @@ def training_step(trainee: Trainee, batch: Batch) -> StepResult:
         seen = [trainee.judges.see(model.decode(z)) for z in latents]
     if not all(s.logits[a].isfinite().all() for s in seen for a in objective.target.attributes):
         return StepResult({}, {}, sum(len(s.faces.row_F) for s in seen), 0, "the judge's logits are not finite")
-    labels, shares = label_faces(seen, objective, batch.generator)
+    labels, shares = label_faces(seen, objective.target.of(batch.prompt), objective.draws, batch.generator)
     kept = {a: labels.kept(a, objective.confidence) for a in labels.classes}
     counts = {a: int(k.sum()) for a, k in kept.items()}
     result = StepResult({}, shares, sum(len(s.faces.row_F) for s in seen), sum(counts.values()))
@@ -174,13 +174,12 @@ def active_terms(objective: Objective) -> list[tuple[str, float]]:
 
 
 def label_faces(
-    seen: list[Seen], objective: Objective, generator: torch.Generator
+    seen: list[Seen], target: Target, draws: int, generator: torch.Generator
 ) -> tuple[Labels, dict[str, list[float]]]:
     """Transport labels of all faces of the batch, and the mean class probabilities per attribute."""
-    names = objective.target.attributes
-    probs = {a: torch.cat([s.logits[a] for s in seen]).softmax(1).double().cpu().numpy() for a in names}
+    probs = {a: torch.cat([s.logits[a] for s in seen]).softmax(1).double().cpu().numpy() for a in target.attributes}
     seed = int(torch.randint(2**62, (), generator=generator))
-    labels = assign(probs, objective.target, np.random.default_rng(seed), objective.draws)
+    labels = assign(probs, target, np.random.default_rng(seed), draws)
     shares = {a: p.mean(0).tolist() if len(p) else [] for a, p in probs.items()}
     return labels, shares
 

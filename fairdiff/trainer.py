@@ -5,6 +5,7 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.console import Console
 
@@ -124,14 +125,16 @@ def judge_step(result: StepResult, parameters: list[torch.nn.Parameter], max_nor
 
 def warn_about_small_batches(trainee: Trainee, batch: int, console: Console) -> None:
     """Name the batch size below which a target share can give no face a confident label."""
-    objective = trainee.objective
+    objective, known = trainee.objective, trainee.objective.target.known()
     for attribute in objective.target.attributes:
         classes = trainee.judges.classifier.attributes[attribute]
-        for cls, share in zip(classes, objective.target.marginal(attribute), strict=True):
-            needed = smallest_batch(round(float(share), 9), objective.confidence) if share > 0 else 0
+        for cls, shares in zip(classes, np.stack([t.marginal(attribute) for t in known], 1), strict=True):
+            least = round(float(shares[shares > 0].min(initial=1)), 9)
+            needed = smallest_batch(least, objective.confidence)
             if needed > batch:
+                of_prompts = f" (the least of {len(known)} prompts)" if len(known) > 1 else ""
                 console.print(
-                    f"warning: target.{attribute}.{cls} = {share:g} gives no face a label with confidence "
+                    f"warning: target.{attribute}.{cls} = {least:g}{of_prompts} gives no face a label with confidence "
                     f"{objective.confidence:g} in a batch of {batch}; it needs global_batch >= {needed}"
                 )
 

@@ -1,18 +1,23 @@
 """Laws of the adapters: off is the frozen model, on/off/on is the same, plain diffusers loads what is saved."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
+from tiny import composed, make_trainee
 
+from fairdiff import build
 from fairdiff.adapters import LORA_FILE, SOFT_TOKENS_FILE, TOKEN, Lora, SoftTokens
 from fairdiff.errors import FairDiffError
 from fairdiff.models import load_model
 from fairdiff.sampling import initial_noise
+from fairdiff.step import Batch, training_step
 
 PROMPT = "a photo of the face of a nurse"
+RANK_4 = ["adapter.rank=4", "adapter.alpha=4"]
 KINDS = ["soft_tokens", "lora_text", "lora_unet", "lora_both"]
 
 
@@ -127,6 +132,38 @@ def test_strict_loading_names_the_file_and_the_key(tiny_model, tmp_path, kind, f
     (tmp_path / file).write_bytes((tmp_path / file).read_bytes()[:40])
     with pytest.raises(FairDiffError, match="cannot read"):
         adapter.load(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["soft_tokens", "lora_both"])
+def test_training_starts_from_the_adapter_of_adapter_path(tiny_folder, tmp_path, kind):
+    """Its first pictures, and what the judge sees in the first step, are those of the saved adapter."""
+    one, two = load_model(tiny_folder), load_model(tiny_folder)
+    saved = make_trainee(one, kind)
+    for p in saved.adapter.parameters():
+        p.data.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(4)))
+    saved.adapter.save(tmp_path)
+    size = ["adapter.tokens=3", "adapter.initial_text=chef"] if kind == "soft_tokens" else RANK_4
+    config = composed(f"adapter={kind}", *size, f"adapter.path={tmp_path}", "cache=null", "seed=1")
+    started = build.build_trainee(config, two, saved.judges)
+    assert torch.equal(picture(one, saved.adapter), picture(two, started.adapter))
+    started = replace(started, method=saved.method)
+    first = [training_step(t, Batch(PROMPT, [0, 1], 3, 0, torch.Generator().manual_seed(0))) for t in (saved, started)]
+    assert first[0].shares == first[1].shares and first[0].faces == 2
+
+
+@pytest.mark.parametrize(
+    "overrides,says",
+    [
+        (["adapter=soft_tokens"], r"soft_tokens\.safetensors: no such file, found pytorch_lora_weights\.safetensors"),
+        (["adapter=lora_text", *RANK_4], "no part of this adapter"),
+        (["adapter=lora_both", "adapter.rank=2", "adapter.alpha=4"], r"\(alpha, rank\) of text_encoder is \(4, 4\)"),
+    ],
+)
+def test_a_starting_adapter_of_another_shape_is_one_line(tiny_folder, tmp_path, overrides, says):
+    make_trainee(load_model(tiny_folder), "lora_both").adapter.save(tmp_path)
+    with pytest.raises(FairDiffError, match=says) as caught:
+        build.build_adapter(composed(*overrides, f"adapter.path={tmp_path}"), load_model(tiny_folder))
+    assert str(caught.value).startswith(f"adapter.path: {tmp_path}") and "\n" not in str(caught.value)
 
 
 def test_a_lora_for_more_parts_than_the_adapter_is_refused(tiny_folder, tmp_path):

@@ -4,8 +4,10 @@ import ast
 from pathlib import Path
 
 import pytest
+from tiny import composed
 
 import fairdiff.prompts
+from fairdiff.build import build_prompts
 from fairdiff.errors import FairDiffError
 from fairdiff.prompts import Prompt, fill, from_template, read_prompts, with_article
 
@@ -73,13 +75,14 @@ def test_text_file_with_and_without_template(tmp_path):
     path.write_text("\ufeff# people\n\n  a nurse \r\nan actor\n", encoding="utf-8")
     assert [prompt.text for prompt in read_prompts(path)] == ["a nurse", "an actor"]
     path.write_text("nurse\nactor\n")
+    assert read_prompts(path, "{}") == read_prompts(path)  # a bare gap takes whole prompts
     read = read_prompts(path, "a photo of a {}", "work")
     assert read == from_template("a photo of a {}", ["nurse", "actor"], "work")
 
 
 def test_csv_columns(tmp_path):
     path = tmp_path / "list.csv"
-    path.write_text('text,family\n"a nurse, smiling",work\na tree,\n')
+    path.write_text('prompt,family\n"a nurse, smiling",work\na tree,\n')
     assert read_prompts(path, family="mine") == [
         Prompt("a nurse, smiling", "work", "a nurse, smiling"),
         Prompt("a tree", "mine", "a tree"),
@@ -90,6 +93,15 @@ def test_csv_columns(tmp_path):
     assert [prompt.text for prompt in read_prompts(path)] == ["an actor", "the nurse"]
 
 
+def test_own_prompts_reach_training_and_audit(tmp_path):
+    (tmp_path / "mine.csv").write_text('prompt,family\n"two nurses, smiling",pair\na chef,\n')
+    (tmp_path / "held_out.txt").write_text("astronaut\n")
+    config = composed(f"prompts.train={tmp_path / 'mine.csv'}", f"prompts.test={tmp_path / 'held_out.txt'}")
+    train, test = (build_prompts(config, which) for which in ("train", "test"))
+    assert {(p.text, p.family) for p in train} == {("two nurses, smiling", "pair"), ("a chef", "custom")}
+    assert [(p.text, p.subject) for p in test] == [("a photo of the face of an astronaut, a person", "astronaut")]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "template", "says"),
     [
@@ -97,11 +109,11 @@ def test_csv_columns(tmp_path):
         ("list.json", "[]", None, r"\.txt or \.csv"),
         ("latin.txt", b"caf\xe9", None, "not UTF-8"),
         ("empty.txt", "\n# nothing\n", None, "holds no prompts"),
-        ("empty.csv", "text\n", None, "holds no prompts"),
-        ("blank.csv", "", None, "needs a column text or subject"),
-        ("columns.csv", "prompt\na nurse\n", None, r"found \['prompt'\]"),
+        ("empty.csv", "prompt\n", None, "holds no prompts"),
+        ("blank.csv", "", None, "needs a column prompt or subject"),
+        ("columns.csv", "text\na nurse\n", None, r"found \['text'\]"),
         ("bare.csv", "subject\nnurse\n", None, "needs a template"),
-        ("cell.csv", "text,family\na nurse,x\n ,x\n", None, "line 3: the cell text is empty"),
+        ("cell.csv", "prompt,family\na nurse,x\n ,x\n", None, "line 3: the cell prompt is empty"),
         ("short.csv", "template,subject\na {},nurse\na {}\n", None, "line 3: the cell subject is empty"),
         ("twice.txt", "a nurse\na nurse\n", None, "'a nurse' occurs twice"),
         ("gap.txt", "nurse\n", "a photo", "needs a gap"),

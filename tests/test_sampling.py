@@ -7,6 +7,7 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     PNDMScheduler,
+    StableDiffusionPipeline,
 )
 
 from fairdiff.adapters import Lora, SoftTokens
@@ -188,6 +189,29 @@ def test_the_empty_prompt_is_padded_to_the_prompts_length_with_its_mask(tiny_fol
     cond, uncond = model.encode_pair(PROMPT)
     assert cond.shape == uncond.shape and cond.shape[1] < model.tokenizer.model_max_length
     assert torch.allclose(uncond[:, :2], model.encode(""), atol=1e-5)  # causal: its own two tokens see no padding
+
+
+@pytest.mark.parametrize("negative", ["a chef", "a chef, a carpenter, a woman, a man"])
+@pytest.mark.parametrize("padding", ["max_length", "longest"])
+def test_a_negative_prompt_takes_the_empty_ones_place(tiny_folder, padding, negative):
+    model = load_model(tiny_folder, padding=padding)
+    prompt, noise = "a nurse", initial_noise("a nurse", 0, [0], model.latent_shape)
+    key, plain = model.fingerprint(), model.generator(3.0, 3)(prompt, noise)
+    model.negative = negative
+    cond, uncond = model.encode_pair(prompt)
+    assert cond.shape == uncond.shape and model.fingerprint() != key
+    painted = model.generator(3.0, 3)(prompt, noise)
+    assert not torch.allclose(plain, painted, atol=1e-4)
+    if padding == "max_length":
+        pipeline = StableDiffusionPipeline.from_pretrained(
+            tiny_folder, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+        )
+        pipeline.set_progress_bar_config(disable=True)
+        theirs = pipeline(
+            prompt, negative_prompt=negative, guidance_scale=3.0, num_inference_steps=3, latents=noise,
+            output_type="pt",
+        ).images  # fmt: skip
+        assert torch.allclose(painted, theirs, atol=1e-4)
 
 
 def test_soft_tokens_leave_the_unconditional_branch_without_gradient(tiny_model):

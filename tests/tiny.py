@@ -2,16 +2,19 @@
 
 import torch
 import torch.nn.functional as F
+from hydra import compose, initialize_config_dir
 from torch import nn
 
 from classifiers.detect import WholeImage
 from fairdiff.adapters import Lora, SoftTokens
+from fairdiff.cli import CONF, to_config
+from fairdiff.config import Config
 from fairdiff.judges import Judges
 from fairdiff.losses import Damping
 from fairdiff.originals import Originals
 from fairdiff.sampling import initial_noise
 from fairdiff.step import Method, Objective, Trainee
-from fairdiff.targets import Target
+from fairdiff.targets import Target, Targets
 
 CLASSES = {"gender": ("female", "male"), "race": ("White", "Black", "Indian", "Asian")}
 
@@ -56,6 +59,12 @@ class NoFaces(WholeImage):
         return boxes.select(torch.zeros(len(boxes.row_F), dtype=torch.bool))
 
 
+def composed(*overrides: str) -> Config:
+    """The configuration of train.py with these overrides."""
+    with initialize_config_dir(CONF, version_base="1.3"):
+        return to_config(compose("config", overrides=list(overrides)))
+
+
 def make_trainee(model, kind="soft_tokens", attributes=("gender",), **changes) -> Trainee:
     """A trainee on a tiny model; `changes` overrides detector, image, face, evaluations, gradient, decode_batch."""
     generator = torch.Generator().manual_seed(3)
@@ -72,7 +81,7 @@ def make_trainee(model, kind="soft_tokens", attributes=("gender",), **changes) -
         with adapter.off():
             return model.generator(2.0, steps)(prompt, initial_noise(prompt, 0, indices, model.latent_shape))
 
-    target = Target.from_marginals({a: [1 / len(CLASSES[a])] * len(CLASSES[a]) for a in attributes})
+    target = Targets(Target.from_marginals({a: [1 / len(CLASSES[a])] * len(CLASSES[a]) for a in attributes}))
     objective = Objective(
         target,
         {a: Damping(0.2, 0.3) for a in attributes},

@@ -57,14 +57,17 @@ class Axis:
     target_PK: np.ndarray
 
 
-def axes_of(spec: MetricSpec, prompts: int) -> list[Axis]:
-    """Attributes, then all pairs, then all together when they are three or more."""
-    names = list(spec.attributes)
+def groups_of(names: list[str]) -> dict[str, tuple[str, ...]]:
+    """Attributes, then all pairs, then all together when they are three or more, by name ("gender×race")."""
     groups = [(name,) for name in names] + list(itertools.combinations(names, 2))
     groups += [tuple(names)] if len(names) > 2 else []
+    return {"×".join(members): members for members in groups}
+
+
+def axes_of(spec: MetricSpec, prompts: int) -> list[Axis]:
+    """Every attribute and combination with its classes and targets."""
     axes, marginal = [], {}
-    for members in groups:
-        name = "×".join(members)
+    for name, members in groups_of(list(spec.attributes)).items():
         classes = tuple("×".join(c) for c in itertools.product(*(spec.attributes[m] for m in members)))
         if name in spec.targets:
             target = np.asarray(spec.targets[name], float).reshape(-1, len(classes))
@@ -149,7 +152,9 @@ def suite_metrics(counts: np.ndarray, missing: np.ndarray, axis: Axis, spec: Met
             "shares": dict(zip(axis.classes, axis.target_PK.mean(0), strict=True)),
             "asked": axis.name in spec.targets or all(m in spec.targets for m in axis.members),
             "uniform": bool(np.allclose(axis.target_PK, 1 / K)),
-            "total_variation": mean_over_prompts(distance, spec) | {"floor": average(tv_floors)},
+            "total_variation": mean_over_prompts(distance, spec) | {
+                "floor": average(tv_floors), "maximum": average(1 - aim.min(1)),
+            },
             "unbiased_rms": on_target,
             "delta": spec.delta,
             "verdict": iv.verdict(on_target["ci95"], spec.delta),
@@ -206,6 +211,7 @@ def prompt_metrics(counts, images, axis: Axis, prompts: pd.DataFrame, spec: Metr
             "target": {
                 "shares": dict(zip(axis.classes, axis.target_PK[row], strict=True)),
                 "total_variation": iv.total_variation(shares, axis.target_PK[row]),
+                "floor": iv.total_variation_floor(axis.target_PK[row], faces),
                 "p": p_values[row], "p_holm": holm[row],
             },
         }  # fmt: skip

@@ -32,7 +32,8 @@ ESTIMANDS = {
     "bias.unbiased_rms": "root of the unbiased mean squared gap between shares; its floor is 0; prompts resampled",
     "bias.missing_face_bounds": "mean bias if the pictures without a face had had the best or the worst classes",
     "shares": "mean share over prompts; prompts resampled",
-    "target.total_variation": "mean over prompts of half the absolute differences to the target; its floor is not 0",
+    "target.total_variation": "mean over prompts of half the absolute differences to the prompt's target; its floor, "
+    "the mean of what a generator exactly on each target shows at the same numbers of faces, is not 0",
     "target.unbiased_rms": "root of the unbiased mean squared gap between deviations from the target; its floor is 0",
     "target.verdict": "within: the whole interval of target.unbiased_rms lies below delta; beyond: above; else undecided",
     "target.p_holm": "exact binomial (two classes) or Monte Carlo G test of the prompt's target, Holm over prompts",

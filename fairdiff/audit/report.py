@@ -59,7 +59,7 @@ def summary_table(audit: dict) -> Table:
     table = Table(
         title=f"{audit['prompts']} prompts × {audit['images_per_prompt']} pictures, same noise before and after",
         title_justify="left",
-        caption=r"\[low, high]: 95 % interval; floor: what a perfectly fair generator shows",
+        caption=r"\[low, high]: 95 % interval; floor: what a perfectly fair (or on-target) generator shows",
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),

@@ -15,9 +15,8 @@ def distance_of(entry: dict) -> dict:
     target = entry["target"]
     if not target["asked"] or target["uniform"]:
         return {"key": "bias", "name": "bias", "short": "bias", **entry["bias"]}
-    limit = 1 - min(target["shares"].values())
     names = {"key": "total_variation", "name": "distance to target", "short": "distance"}
-    return names | {"maximum": limit} | target["total_variation"]
+    return names | target["total_variation"]
 
 
 def comparison(audit: dict) -> dict[str, list[dict]]:

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from fairdiff.audit.axis import MetricSpec
-from fairdiff.audit.intervals import bias_interval, noise_floor
+from fairdiff.audit.intervals import bias_interval, noise_floor, total_variation_floor
 from fairdiff.audit.metrics import compute_metrics
 
 ATTRIBUTES = {"gender": ("female", "male"), "race": ("White", "Black", "Indian")}
@@ -147,6 +147,12 @@ def test_targets_by_hand(records):
     assert gender["unbiased_rms"]["value"] == pytest.approx(1)
     race = audit["attributes"]["race"]["target"]
     assert race["total_variation"]["mean"] == pytest.approx((0.25 + 1 / 3) / 2)
+    rows = audit["attributes"]["race"]["per_prompt"]
+    assert [row["target"]["total_variation"] for row in rows] == pytest.approx([0.25, 1 / 3])  # each by its own target
+    floors = [total_variation_floor([0.5, 0.5, 0], 4), 0]  # one class in all: no noise
+    assert [row["target"]["floor"] for row in rows] == pytest.approx(floors)
+    assert race["total_variation"]["floor"] == pytest.approx(np.mean(floors))
+    assert race["total_variation"]["maximum"] == 1
     paired = compute_metrics(records, spec)["paired"]["attributes"]["gender"]["total_variation"]
     assert paired["difference"] == pytest.approx((0.25 + 0.25) / 2 - (0 + 0.75) / 2)  # after: 1:1 for both
     rejected = [item["target"]["p"] for item in audit["attributes"]["race"]["per_prompt"]]

@@ -1,0 +1,226 @@
+"""Targets that the user writes down: a joint table, or a row for each prompt. This is where the formats are stated.
+
+`target.file` (CSV or YAML) or, inline, `target.joint` (what a YAML file holds); columns in any order.
+
+Joint table       one row a cell: a column for each attribute and `share`, every combination of classes exactly once.
+                      gender,race,share
+                      female,White,0.10
+                  YAML: the same rows as a list of mappings, or nested in the order of `attribute`:
+                      female: {White: 0.10, Black: 0.20, ...}
+                      male: {White: 0.15, ...}
+Row per prompt    CSV: a column `prompt` (the whole text) or `subject`, and marginal shares, a column a class, named by
+                  the class or, where two attributes share its name, `attribute.class`. Attributes are independent;
+                  one without any column keeps its `target.<attribute>`.
+                      subject,female,male
+                      nurse,0.9,0.1
+Joint per prompt  the joint table's columns beside `prompt` or `subject`: a whole table for each.
+
+Columns `family` and `template` may stand there too. Shares lie in [0, 1] and sum to 1; a sum that is off by no more
+than 0.002, as rounded statistics are, is scaled to 1.
+"""
+
+import csv
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from fairdiff.errors import FairDiffError
+from fairdiff.prompts import Prompt
+from fairdiff.targets import Target
+
+KEYS = ("prompt", "subject")
+NOTES = ("family", "template")
+ROUNDING = 2e-3
+
+Classes = dict[str, list[str]]  # attribute -> its classes, in the order asked for
+Rows = list[tuple[str, dict[str, Any]]]  # (where the row stands, its cells)
+
+
+@dataclass(frozen=True)
+class WrittenTarget:
+    """Targets by the column `key` ("prompt", "subject"), or one for all under "" where `key` is None."""
+
+    source: str
+    key: str | None
+    targets: dict[str, Target]
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        return next(iter(self.targets.values())).attributes
+
+    def of(self, prompt: Prompt) -> Target:
+        """The target written for a prompt; FairDiffError if there is none."""
+        if self.key is None:
+            return self.targets[""]
+        name = prompt.text if self.key == "prompt" else prompt.subject
+        if name not in self.targets:
+            few = ", ".join(list(self.targets)[:3])
+            raise FairDiffError(
+                f"{self.source}: no row for the {self.key} '{name}', found {len(self.targets)}: {few}, ..."
+            )
+        return self.targets[name]
+
+
+def read_target(path: str | Path, classes: Classes, unasked: Iterable[str] = ()) -> WrittenTarget:
+    """Read a target file of any form above; `unasked`: attributes whose columns may be there without being asked.
+
+    FairDiffError, one line with file and row or column: unreadable, empty, a missing or unknown column or class, a cell
+    or key twice or missing, a share that is no number in [0, 1], shares that do not sum to 1.
+    """
+    path, where = Path(path), f"target.file: {path}"
+    if path.suffix not in (".csv", ".yaml", ".yml"):
+        raise FairDiffError(f"{where}: found the ending '{path.suffix}', allowed: .csv, .yaml, .yml")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise FairDiffError(f"{where}: cannot read it: {reason}") from error
+    if path.suffix != ".csv":
+        try:
+            return inline_target(yaml.safe_load(text), classes, where)
+        except yaml.YAMLError as error:
+            raise FairDiffError(f"{where}: is not YAML: {' '.join(str(error).split())}") from error
+    table = csv.DictReader(text.splitlines(keepends=True), skipinitialspace=True)
+    columns = [column for column in table.fieldnames or [] if column.split(".")[0] not in unasked or "." not in column]
+    rows: Rows = []
+    for row in table:
+        if None in row:  # where csv puts the cells beyond the last column
+            raise FairDiffError(f"{where}, line {table.line_num}: found more cells than columns")
+        rows.append((f"line {table.line_num}", {c: (row[c] or "").strip() for c in columns}))
+    return _written(where, columns, rows, classes)
+
+
+def inline_target(value: Any, classes: Classes, where: str = "target.joint") -> WrittenTarget:
+    """The joint table of a YAML value: a list of rows, or shares nested in the order of the attributes."""
+    if isinstance(value, dict):
+        rows = _flat(where, value, list(classes))
+    elif isinstance(value, list) and all(isinstance(row, dict) for row in value):
+        rows = [(f"row {i}", {str(k): v for k, v in row.items()}) for i, row in enumerate(value, 1)]
+    else:
+        raise FairDiffError(f"{where}: found {value!r}, allowed: a list of rows or nested shares")
+    columns = list(dict.fromkeys(column for _, cells in rows for column in cells))
+    return _written(where, columns, rows, classes)
+
+
+def _flat(where: str, value: Any, names: list[str], above: tuple[str, ...] = ()) -> Rows:
+    """Nested mappings as rows with a cell for each level."""
+    if len(above) == len(names):
+        return [(" × ".join(above), dict(zip(names, above, strict=True)) | {"share": value})]
+    if not isinstance(value, dict):
+        place = " × ".join(above)
+        raise FairDiffError(
+            f"{where}, {place}: found {value!r}, allowed: a share for each class of {names[len(above)]}"
+        )
+    return [row for name, below in value.items() for row in _flat(where, below, names, (*above, str(name)))]
+
+
+def _written(where: str, columns: list[str], rows: Rows, classes: Classes) -> WrittenTarget:
+    if not rows:
+        raise FairDiffError(f"{where}: holds no rows")
+    twice = [column for column in columns if columns.count(column) > 1]
+    if twice:
+        raise FairDiffError(f"{where}: the column {twice[0]} stands there twice")
+    keys = [column for column in KEYS if column in columns]
+    share_columns = [column for column in columns if column not in (*keys, *NOTES)]
+    if "share" in columns:
+        _check_joint_columns(where, share_columns, classes)
+        parts: dict[str, Rows] = {}
+        for place, cells in rows:
+            parts.setdefault(_key(f"{where}, {place}", cells, keys), []).append((place, cells))
+        targets = {key: _joint(f"{where}, '{key}'" if key else where, part, classes) for key, part in parts.items()}
+        return WrittenTarget(where, keys[0] if keys else None, targets)
+    if not keys:
+        raise FairDiffError(f"{where}: needs a column share, prompt or subject, found {', '.join(columns)}")
+    chosen = _class_columns(where, share_columns, classes)
+    targets = {}
+    for place, cells in rows:
+        key = _key(f"{where}, {place}", cells, keys)
+        if key in targets:
+            raise FairDiffError(f"{where}, {place}: the {keys[0]} '{key}' stands there twice")
+        targets[key] = _marginals(f"{where}, {place} ('{key}')", cells, chosen)
+    return WrittenTarget(where, keys[0], targets)
+
+
+def _key(where: str, cells: dict[str, Any], keys: list[str]) -> str:
+    if keys and not cells.get(keys[0]):
+        raise FairDiffError(f"{where}: the cell {keys[0]} is empty")
+    return str(cells[keys[0]]) if keys else ""
+
+
+def _check_joint_columns(where: str, columns: list[str], classes: Classes) -> None:
+    allowed = [*classes, "share"]
+    for column in columns:
+        if column not in allowed:
+            raise FairDiffError(f"{where}: found the column {column}, allowed: {', '.join(allowed)} (what is asked)")
+    for name in classes:
+        if name not in columns:
+            raise FairDiffError(f"{where}: no column {name}, found {', '.join(columns)}")
+
+
+def _joint(where: str, rows: Rows, classes: Classes) -> Target:
+    table = np.full([len(names) for names in classes.values()], math.nan)
+    for place, cells in rows:
+        found = {name: str(cells.get(name, "")) for name in classes}
+        for name, cls in found.items():
+            if cls not in classes[name]:
+                raise FairDiffError(f"{where}, {place}: {name}: found '{cls}', allowed: {', '.join(classes[name])}")
+        cell = tuple(classes[name].index(cls) for name, cls in found.items())
+        if not math.isnan(table[cell]):
+            raise FairDiffError(f"{where}, {place}: {' × '.join(found.values())} stands there twice")
+        table[cell] = _share(f"{where}, {place}: share", cells.get("share"))
+    missing = np.argwhere(np.isnan(table))
+    if len(missing):
+        names = [names[i] for names, i in zip(classes.values(), missing[0], strict=True)]
+        raise FairDiffError(f"{where}: no share for {' × '.join(names)}")
+    return Target(tuple(classes), _scaled(where, table))
+
+
+def _class_columns(where: str, columns: list[str], classes: Classes) -> dict[str, list[str]]:
+    """attribute -> its column for each class, for the attributes that have columns."""
+    chosen: dict[tuple[str, str], str] = {}
+    allowed = [f"{name}.{cls}" for name, names in classes.items() for cls in names]
+    for column in columns:
+        owners = [(n, c) for n, names in classes.items() for c in names if column in (c, f"{n}.{c}")]
+        if len(owners) != 1 or owners[0] in chosen:
+            reason = "" if not owners else ", which says no class or one that has a column already"
+            raise FairDiffError(
+                f"{where}: found the column {column}{reason}, allowed: {', '.join([*KEYS, *allowed])} (what is asked)"
+            )
+        chosen[owners[0]] = column
+    if not chosen:
+        raise FairDiffError(f"{where}: no column of shares, allowed: {', '.join(allowed)}")
+    asked = dict.fromkeys(name for name, _ in chosen)
+    missing = [f"{name}.{cls}" for name in asked for cls in classes[name] if (name, cls) not in chosen]
+    if missing:
+        raise FairDiffError(f"{where}: no column for {missing[0]}, found {', '.join(columns)}")
+    return {name: [chosen[name, cls] for cls in classes[name]] for name in classes if name in asked}
+
+
+def _marginals(where: str, cells: dict[str, Any], chosen: dict[str, list[str]]) -> Target:
+    shares = {
+        name: _scaled(f"{where}: {name}", np.array([_share(f"{where}: {c}", cells.get(c)) for c in columns]))
+        for name, columns in chosen.items()
+    }
+    return Target.from_marginals(shares)
+
+
+def _share(where: str, found: Any) -> float:
+    try:
+        value = float(found)
+    except (TypeError, ValueError):
+        value = math.nan
+    if isinstance(found, bool) or not 0 <= value <= 1:
+        raise FairDiffError(f"{where}: found {found!r}, allowed: a number in [0, 1]")
+    return value
+
+
+def _scaled(where: str, shares: np.ndarray) -> np.ndarray:
+    total = float(shares.sum())
+    if abs(total - 1) > ROUNDING:
+        raise FairDiffError(f"{where}: shares sum to {total:.6g}, allowed: 1")
+    return shares / total
