@@ -156,7 +156,7 @@ def build_trainee(config: Config, model: DiffusionModel, judges: Judges) -> Trai
         config.replay_batch, gradient.last,
     )  # fmt: skip
     originals = Originals(judges, original, folder, block=config.global_batch, device=config.model.device)
-    balance = Balance(config.loss.balance) if config.loss.balance else None
+    balance = Balance(config.loss.balance.shares) if config.loss.balance.shares else None
     return Trainee(model, adapter, judges, originals, build_objective(config), method, balance)
 
 

@@ -174,17 +174,37 @@ class GradientConfig:
 
 
 @dataclass
+class BalanceConfig:
+    """The share of the gradient that each term shall hold, all null for no balance: {align: .6, image: .3, face: .1}."""
+
+    align: float | None = None
+    image: float | None = None
+    face: float | None = None
+
+    def __post_init__(self):
+        for name, share in self.shares.items():
+            _positive(f"loss.balance.{name}", share)
+        if self.shares and abs(sum(self.shares.values()) - 1) > 1e-6:
+            raise FairDiffError(f"loss.balance: shares sum to {sum(self.shares.values()):.6g}, allowed: 1")
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The shares that are set."""
+        return {name: share for name, share in asdict(self).items() if share is not None}
+
+
+@dataclass
 class LossConfig:
     """Weights of the terms: 0 measures only, null leaves the term out.
 
-    balance: null, or the share of the gradient that each weighted term shall hold, for example
-    {align: 0.6, image: 0.3, face: 0.1}; the weights then only set the size of the whole.
+    balance: the share of the gradient that each weighted term shall hold; the weights then only set the size of the
+    whole.
     """
 
     align: float = 1.0
     image: float | None = 8.0
     face: float | None = 1.0
-    balance: dict[str, float] | None = None
+    balance: BalanceConfig = field(default_factory=BalanceConfig)
     confidence: float = 0.8
     confident_class: float = 0.9
     draws: int = 256
@@ -197,17 +217,9 @@ class LossConfig:
         if not 0.5 <= self.confidence < 1:
             raise FairDiffError(f"loss.confidence: found {self.confidence}, allowed: [0.5, 1)")
         _positive("loss.draws", self.draws)
-        if self.balance is not None:
-            self._check_balance(self.balance)
-
-    def _check_balance(self, shares: dict[str, float]) -> None:
-        weighted = [name for name in ("align", "image", "face") if asdict(self)[name]]
-        if set(shares) != set(weighted):
+        shares, weighted = self.balance.shares, [name for name in ("align", "image", "face") if asdict(self)[name]]
+        if shares and set(shares) != set(weighted):
             raise FairDiffError(f"loss.balance: found {', '.join(shares)}, allowed: exactly {', '.join(weighted)}")
-        for name, share in shares.items():
-            _positive(f"loss.balance.{name}", share)
-        if abs(sum(shares.values()) - 1) > 1e-6:
-            raise FairDiffError(f"loss.balance: shares sum to {sum(shares.values()):.6g}, allowed: 1")
 
 
 @dataclass

@@ -49,7 +49,7 @@ CASES = {
     "a length where nothing is truncated": (["gradient.last=2"], ["gradient.last", "unit", "null"]),
     "balance of other terms": (["loss.balance={align:.6,image:.4}"], ["loss.balance", "align, image, face"]),
     "balance that does not sum to 1": (
-        ["loss.balance={align:.6,image:.3,face:.3}"],
+        ["loss.balance={align:.6,image:.3}", "loss.balance.face=.3"],
         ["loss.balance", "sum to 1.2"],
     ),
     "unknown schedule": (["optimizer.schedule=step"], ["optimizer.schedule", "constant, linear, cosine"]),
