@@ -11,6 +11,7 @@ Source: Shen et al., ICLR 2024; the factorised form is stated in fairdiff/sampli
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -143,15 +144,11 @@ def training_step(trainee: Trainee, batch: Batch) -> StepResult:
         return result
 
     result.terms, parts = term_gradients(trainee, seen, whole, counts)  # 3
-    norms = {name: float(part.norm()) for name, part in parts.items()}
-    if not np.isfinite(list(norms.values())).all():
-        result.trouble = "the gradient at the pictures is not finite"
-    if not parts or result.trouble:
+    total = add_up(parts, trainee.balance, result)
+    if total is None:
         return result
-    factors = trainee.balance.factors(norms) if trainee.balance else dict.fromkeys(norms, 1.0)
-    result.grad_share = shares_of({name: factors[name] * norm for name, norm in norms.items()})
-    total = sum(factors[name] * part for name, part in parts.items()).split(method.decode_batch)
-    grad = torch.cat([pull_back(model, z, g) for z, g in zip(latents, total, strict=True)])
+    pairs = zip(latents, total.split(method.decode_batch), strict=True)
+    grad = torch.cat([pull_back(model, z, g) for z, g in pairs])
 
     if literal:
         final.backward(grad)
@@ -195,17 +192,29 @@ def term_gradients(
         part, pixels = whole.rows(images, faces), before.image_BCHW.requires_grad_()
         now = judges.see(pixels, before.faces.boxes)
         terms = {
-            "align": lambda x, part=part: align_term(x, part, counts),
-            "image": lambda x, part=part: image_term(judges, objective.damping, x, part, counts),
-            "face": lambda x, part=part: face_term(judges, objective.confident_class, x, part, counts),
+            "align": partial(align_term, now, part, counts),
+            "image": partial(image_term, judges, objective.damping, now, part, counts),
+            "face": partial(face_term, judges, objective.confident_class, now, part, counts),
         }
         for name, weight in active_terms(objective):
             with torch.set_grad_enabled(weight > 0):
-                value = terms[name](now if weight else before)
+                value = terms[name]()
             values[name] = values.get(name, 0.0) + value.item()
             if weight:
                 grads.setdefault(name, []).append(gradient_at(weight * value, pixels))
     return values, {name: torch.cat(parts) for name, parts in grads.items()}
+
+
+def add_up(parts: dict[str, Tensor], balance: Balance | None, result: StepResult) -> Tensor | None:
+    """sum_k f_k w_k dL_k/dx, its shares noted in `result`; None if there is nothing to learn or it is not finite."""
+    norms = {name: float(part.norm()) for name, part in parts.items()}
+    if not np.isfinite(list(norms.values())).all():
+        result.trouble = "the gradient at the pictures is not finite"
+    if not parts or result.trouble:
+        return None
+    factors = balance.factors(norms) if balance else dict.fromkeys(norms, 1.0)
+    result.grad_share = shares_of({name: factors[name] * norm for name, norm in norms.items()})
+    return sum(factors[name] * part for name, part in parts.items())
 
 
 def pull_back(model: DiffusionModel, latent_BCHW: Tensor, grad_BCHW: Tensor) -> Tensor:

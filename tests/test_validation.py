@@ -162,6 +162,14 @@ def test_validation_without_any_face_has_no_shares(tiny_model):
     assert row["validation.no_face"] == 1 and not [k for k in row if "bias" in k or "distance" in k]
 
 
+def test_it_is_the_averages_that_are_validated(tiny_folder, tmp_path):
+    """With floor 1.5 nothing is ever best, so the last averages remain: they must measure what the row says."""
+    trainee, watch = make_trainee(load_model(tiny_folder), "lora_text"), validation(floor=1.5)
+    train(trainee, PROMPTS, schedule(steps=1, learning_rate=0.1, validation=watch), tmp_path, "key", QUIET)
+    (row,) = rows(tmp_path)
+    assert validate(trainee, watch, 0) == {k: v for k, v in row.items() if k.startswith("validation.")}
+
+
 def test_validation_never_touches_training_and_the_best_remains(tiny_folder, tmp_path):
     plain = run(tiny_folder, tmp_path / "plain", steps=3)
     watched = run(tiny_folder, tmp_path / "watched", steps=3, validation=validation())
