@@ -181,7 +181,6 @@ def term_gradients(
     Gradients are taken apart at the pictures, where one costs no more than its own judge's backward: at the latents
     each would cost a backward through the decoder, whose Jacobian is the same for all.
     """
-    judges, objective = trainee.judges, trainee.objective
     values: dict[str, float] = {}
     grads: dict[str, list[Tensor]] = {}
     image_row, face_row = 0, 0
@@ -189,20 +188,29 @@ def term_gradients(
         images = slice(image_row, image_row + len(before.image_BCHW))
         faces = slice(face_row, face_row + len(before.faces.row_F))
         image_row, face_row = images.stop, faces.stop
-        part, pixels = whole.rows(images, faces), before.image_BCHW.requires_grad_()
-        now = judges.see(pixels, before.faces.boxes)
-        terms = {
-            "align": partial(align_term, now, part, counts),
-            "image": partial(image_term, judges, objective.damping, now, part, counts),
-            "face": partial(face_term, judges, objective.confident_class, now, part, counts),
-        }
-        for name, weight in active_terms(objective):
-            with torch.set_grad_enabled(weight > 0):
-                value = terms[name]()
-            values[name] = values.get(name, 0.0) + value.item()
+        pixels = before.image_BCHW.requires_grad_()
+        now = trainee.judges.see(pixels, before.faces.boxes)
+        terms = batch_terms(trainee, now, whole.rows(images, faces), counts)
+        for name, weight in active_terms(trainee.objective):
+            values[name] = values.get(name, 0.0) + terms[name].item()
             if weight:
-                grads.setdefault(name, []).append(gradient_at(weight * value, pixels))
+                grads.setdefault(name, []).append(gradient_at(weight * terms[name], pixels))
     return values, {name: torch.cat(parts) for name, parts in grads.items()}
+
+
+def batch_terms(trainee: Trainee, now: Seen, part: Part, counts: Counts) -> dict[str, Tensor]:
+    """This micro-batch's share of each term that is not absent, without a graph where the weight is 0."""
+    judges, objective = trainee.judges, trainee.objective
+    terms = {
+        "align": partial(align_term, now, part, counts),
+        "image": partial(image_term, judges, objective.damping, now, part, counts),
+        "face": partial(face_term, judges, objective.confident_class, now, part, counts),
+    }
+    values = {}
+    for name, weight in active_terms(objective):
+        with torch.set_grad_enabled(weight > 0 and torch.is_grad_enabled()):
+            values[name] = terms[name]()
+    return values
 
 
 def add_up(parts: dict[str, Tensor], balance: Balance | None, result: StepResult) -> Tensor | None:
