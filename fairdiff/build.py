@@ -18,6 +18,7 @@ from fairdiff.adapters import Adapter, Lora, SoftTokens
 from fairdiff.audit.axis import MetricSpec, groups_of, software_versions
 from fairdiff.audit.generate import AuditPlan
 from fairdiff.audit.measure import Measurer
+from fairdiff.balance import Balance
 from fairdiff.config import Config
 from fairdiff.errors import FairDiffError
 from fairdiff.features import ClipEncoder, ImageEncoder
@@ -32,6 +33,7 @@ from fairdiff.step import Method, Objective, Trainee
 from fairdiff.target_files import WrittenTarget, inline_target, read_target
 from fairdiff.targets import Target, Targets
 from fairdiff.trainer import Schedule
+from fairdiff.validation import Validation
 
 # Keys that leave the result of training as it is, or only ask for more of it.
 NOT_TRAINING = ("audit", "resume", "cache", "checkpoint_every", "steps", "decode_batch", "replay_batch")
@@ -49,9 +51,12 @@ def blame(key: str):
 def training_fingerprint(config: Config, model: DiffusionModel, judges: Judges, prompts: list[Prompt]) -> str:
     """A short hash of all that changes the result of training: keys, weights, prompts, targets, a starting adapter."""
     kept = {k: v for k, v in asdict(config).items() if k not in NOT_TRAINING}
-    tables = [target.table.tolist() for target in build_targets(config, prompts).known()]
-    frozen = frozen_key(config, model, judges)
-    return digest(kept, frozen, [p.text for p in prompts], tables, adapter_fingerprint(config))
+    if config.optimizer.schedule != "constant":  # the learning rate of every step depends on how many there are
+        kept["steps"] = config.steps
+    watched = build_prompts(config, "validation") if config.validation.every else []
+    texts = [[p.text for p in some] for some in (prompts, watched)]
+    tables = [target.table.tolist() for target in build_targets(config, prompts + watched).known()]
+    return digest(kept, frozen_key(config, model, judges), texts, tables, adapter_fingerprint(config))
 
 
 def adapter_fingerprint(config: Config) -> str | None:
@@ -199,7 +204,7 @@ def build_trainee(config: Config, model: DiffusionModel, judges: Judges) -> Trai
     gradient = config.gradient
     method = Method(
         config.sampler.guidance, gradient.type, gradient.evaluations, gradient.detach, config.decode_batch,
-        config.replay_batch,
+        config.replay_batch, gradient.last,
     )  # fmt: skip
     originals = Originals(judges, original, folder, block=config.global_batch, device=config.model.device)
 
@@ -208,9 +213,11 @@ def build_trainee(config: Config, model: DiffusionModel, judges: Judges) -> Trai
         steps = sum(config.sampler.train_steps) // 2
         return originals.shares(prompt, config.noise_pool, steps, tuple(config.attributes))
 
-    targets = build_targets(config, build_prompts(config, "train"))
+    watched = build_prompts(config, "validation") if config.validation.every else []
+    targets = build_targets(config, build_prompts(config, "train") + watched)
     targets = replace(targets, relaxation=float(config.target["relaxation"]), own=own)
-    return Trainee(model, adapter, judges, originals, build_objective(config, targets), method)
+    balance = Balance(config.loss.balance.shares) if config.loss.balance.shares else None
+    return Trainee(model, adapter, judges, originals, build_objective(config, targets), method, balance)
 
 
 def build_schedule(config: Config) -> Schedule:
@@ -219,14 +226,26 @@ def build_schedule(config: Config) -> Schedule:
     return Schedule(
         config.steps, config.global_batch, config.noise_pool, (low, high), config.adapter.learning_rate,
         optimizer.weight_decay, optimizer.max_grad_norm, optimizer.ema, config.checkpoint_every, config.seed,
+        optimizer.schedule, optimizer.warmup, build_validation(config),
+    )  # fmt: skip
+
+
+def build_validation(config: Config) -> Validation | None:
+    options = config.validation
+    if options.every is None:
+        return None
+    return Validation(
+        options.every, build_prompts(config, "validation"), options.images,
+        options.sampler_steps or config.sampler.audit_steps, options.floor, options.patience,
     )  # fmt: skip
 
 
 def build_prompts(config: Config, which: str) -> list[Prompt]:
-    """Training or test prompts in a fixed shuffle: the user's file, or the embedded world's occupations."""
-    path = {"train": config.prompts.train, "test": config.prompts.test}[which]
-    limit = {"train": config.prompts.train_limit, "test": config.audit.prompts}[which]
-    template = config.prompts.template
+    """Training, validation or test prompts in a fixed shuffle: the user's file, or the embedded world's occupations."""
+    asked, template = config.prompts, config.prompts.template
+    path = {"train": asked.train, "validation": asked.validation, "test": asked.test}[which]
+    limits = {"train": asked.train_limit, "validation": config.validation.prompts, "test": config.audit.prompts}
+    limit = limits[which]
     prompts = read_prompts(path, template, key=f"prompts.{which}") if path else world.prompts("occupation", which)
     if not path and template != world.TEMPLATES["occupation"]:
         prompts = [Prompt(fill(template, p.subject), p.family, p.subject) for p in prompts]

@@ -104,12 +104,13 @@ class AttributeConfig:
 class PromptsConfig:
     """train/test: null for the embedded world's occupations, else a file as fairdiff/prompts.py reads it.
 
-    train_limit takes the first n of a fixed shuffle; null takes all (the audit's number is audit.prompts).
-    negative: the text of the unconditional branch, in training, originals and audit alike.
+    train_limit takes the first n of a fixed shuffle; null takes all (the audit's number is audit.prompts, the
+    validation's validation.prompts). negative: the text of the unconditional branch, in training, originals and audit.
     """
 
     template: str = MISSING
     train: str | None = None
+    validation: str | None = None
     test: str | None = None
     train_limit: int | None = None
     negative: str = ""
@@ -148,30 +149,63 @@ class JudgeConfig:
 
 @dataclass
 class GradientConfig:
-    """evaluations: replayed sampler steps K of T, null for all. detach: of the literal `autograd` loop only."""
+    """evaluations: replayed sampler steps K of T, null for all. detach: of the literal `autograd` loop only.
+
+    last: of `truncated` only, the number k of sampler steps, counted from the end, that autograd goes through.
+    """
 
     type: str = "unit"
     evaluations: int | None = None
     detach: bool = False
+    last: int | None = None
 
     def __post_init__(self):
-        _allowed("gradient.type", self.type, ["unit", "reference", "solver", "autograd"])
+        _allowed("gradient.type", self.type, ["unit", "reference", "solver", "autograd", "truncated"])
         _positive("gradient.evaluations", self.evaluations)
+        _positive("gradient.last", self.last)
+        if (self.type == "truncated") != (self.last is not None):
+            allowed = "a number of steps" if self.type == "truncated" else "null"
+            raise FairDiffError(f"gradient.last: found {self.last} with type {self.type}, allowed: {allowed}")
         if self.detach and self.type != "autograd":
             raise FairDiffError(
                 f"gradient.detach: only the literal autograd loop has a choice, {self.type} always detaches"
             )
-        if self.type == "autograd" and self.evaluations is not None:
-            raise FairDiffError("gradient.evaluations: the literal autograd loop uses every step, allowed: null")
+        if self.type in ("autograd", "truncated") and self.evaluations is not None:
+            raise FairDiffError(f"gradient.evaluations: {self.type} goes through its steps by autograd, allowed: null")
+
+
+@dataclass
+class BalanceConfig:
+    """The share of the gradient that each term shall hold, all null for no balance: {align: .6, image: .3, face: .1}."""
+
+    align: float | None = None
+    image: float | None = None
+    face: float | None = None
+
+    def __post_init__(self):
+        for name, share in self.shares.items():
+            _positive(f"loss.balance.{name}", share)
+        if self.shares and abs(sum(self.shares.values()) - 1) > 1e-6:
+            raise FairDiffError(f"loss.balance: shares sum to {sum(self.shares.values()):.6g}, allowed: 1")
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The shares that are set."""
+        return {name: share for name, share in asdict(self).items() if share is not None}
 
 
 @dataclass
 class LossConfig:
-    """Weights of the terms: 0 measures only, null leaves the term out."""
+    """Weights of the terms: 0 measures only, null leaves the term out.
+
+    balance: the share of the gradient that each weighted term shall hold; the weights then only set the size of the
+    whole.
+    """
 
     align: float = 1.0
     image: float | None = 8.0
     face: float | None = 1.0
+    balance: BalanceConfig = field(default_factory=BalanceConfig)
     confidence: float = 0.8
     confident_class: float = 0.9
     draws: int = 256
@@ -184,19 +218,53 @@ class LossConfig:
         if not 0.5 <= self.confidence < 1:
             raise FairDiffError(f"loss.confidence: found {self.confidence}, allowed: [0.5, 1)")
         _positive("loss.draws", self.draws)
+        shares, weighted = self.balance.shares, [name for name in ("align", "image", "face") if asdict(self)[name]]
+        if shares and set(shares) != set(weighted):
+            raise FairDiffError(f"loss.balance: found {', '.join(shares)}, allowed: exactly {', '.join(weighted)}")
 
 
 @dataclass
 class OptimizerConfig:
+    """schedule: of the learning rate after `warmup` steps; linear and cosine end at 0 after `steps` steps.
+
+    ema: the decay of the averages after diffusers' warm-up, min(ema, (1 + i) / (10 + i)) at step i.
+    """
+
     weight_decay: float = 1e-2
     max_grad_norm: float | None = 1.0
     ema: float = 0.996
+    schedule: str = "constant"
+    warmup: int = 0
 
     def __post_init__(self):
+        _allowed("optimizer.schedule", self.schedule, ["constant", "linear", "cosine"])
+        _between("optimizer.warmup", self.warmup, 0, 10**9)
         _positive("optimizer.max_grad_norm", self.max_grad_norm)
         _between("optimizer.weight_decay", self.weight_decay, 0, 1)
         if not 0 <= self.ema < 1:
             raise FairDiffError(f"optimizer.ema: found {self.ema}, allowed: [0, 1)")
+
+
+@dataclass
+class ValidationConfig:
+    """every: steps between validations of the averaged adapter, null for none; the best one is then what is saved.
+
+    prompts: how many (null: all), images: of each, sampler_steps: null for sampler.audit_steps. floor: least mean
+    cosine to the originals over CLIP-I and the image encoder (the paper's adapters keep .62 to .74). patience:
+    validations in a row without a new best after which training stops, null for never.
+    """
+
+    every: int | None = None
+    prompts: int | None = 10
+    images: int = 24
+    sampler_steps: int | None = None
+    floor: float = 0.5
+    patience: int | None = 5
+
+    def __post_init__(self):
+        for key in ("every", "prompts", "images", "sampler_steps", "patience"):
+            _positive(f"validation.{key}", asdict(self)[key])
+        _between("validation.floor", self.floor, -1, 1)
 
 
 @dataclass
@@ -237,6 +305,7 @@ class Config:
     loss: LossConfig = MISSING
     optimizer: OptimizerConfig = MISSING
     audit: AuditConfig = MISSING
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
     steps: int = MISSING
     global_batch: int = MISSING
     noise_pool: int = MISSING
@@ -255,9 +324,23 @@ class Config:
             raise FairDiffError(
                 f"noise_pool: found {self.noise_pool}, allowed: at least global_batch = {self.global_batch}"
             )
+        _check_lengths(self)
         if not self.attributes:
             raise FairDiffError("attribute: found [], allowed: one or more of gender, race, age or your own")
         _check_target(self.attributes, self.target)
+
+
+def _check_lengths(config: Config) -> None:
+    steps, every = config.steps, config.validation.every
+    if config.optimizer.warmup >= steps:
+        raise FairDiffError(f"optimizer.warmup: found {config.optimizer.warmup}, allowed: less than steps = {steps}")
+    if every is not None and every > steps:
+        raise FairDiffError(f"validation.every: found {every}, allowed: at most steps = {steps}, or null")
+    if every is not None and config.loss.image is None:
+        raise FairDiffError("validation.every: needs the encoders of loss.image, which is null; 0 measures only")
+    low = config.sampler.train_steps[0]
+    if config.gradient.last is not None and config.gradient.last > low:
+        raise FairDiffError(f"gradient.last: found {config.gradient.last}, allowed: at most train_steps[0] = {low}")
 
 
 def _check_target(attributes: dict[str, AttributeConfig], target: dict[str, Any]) -> None:

@@ -121,27 +121,29 @@ def sample(unet, scheduler, guidance: Guidance, noise: Tensor, steps: int) -> Tr
 
 
 def sample_with_graph(
-    unet, scheduler, guidance: Guidance, noise: Tensor, steps: int, detach: bool = False, scale_T=None
+    unet, scheduler, guidance: Guidance, noise: Tensor, steps: int, detach: bool = False, scale_T=None, last=None
 ) -> Tensor:
-    """The literal loop: z_0 with a graph over all T steps, each U-Net call checkpointed.
+    """The literal loop: z_0 with a graph over all T steps, or the `last` k of them, each U-Net call checkpointed.
 
     detach=True cuts the U-Net's inputs (B_t = I); scale_T multiplies step t's noise gradient. With detach and
-    scale_t = w_t / c_t this is the oracle of `replay`; without either it is the exact gradient (DRaFT).
+    scale_t = w_t / c_t this is the oracle of `replay`; without either it is the exact gradient (DRaFT), and with
+    last = k what flows through the last k steps only (DRaFT-K: Clark et al., ICLR 2024, arXiv 2309.17400).
     """
     scheduler = copy.deepcopy(scheduler)
     latent = noise * scheduler.init_noise_sigma
     for i, t in enumerate(_timesteps(scheduler, steps, noise.device)):
-        model_input = scheduler.scale_model_input(latent, t)
-        if detach:
-            model_input = model_input.detach()
+        with torch.set_grad_enabled(last is None or i >= steps - last):
+            model_input = scheduler.scale_model_input(latent, t)
+            if detach:
+                model_input = model_input.detach()
 
-        def call(x, cond, uncond, t=t):
-            return predict(unet, x, t, Guidance(cond, uncond, guidance.scale))
+            def call(x, cond, uncond, t=t):
+                return predict(unet, x, t, Guidance(cond, uncond, guidance.scale))
 
-        eps = checkpoint(call, model_input, guidance.cond, guidance.uncond, use_reentrant=False)
-        if scale_T is not None:
-            eps.register_hook(lambda grad, k=float(scale_T[i]): grad * k)
-        latent = scheduler.step(eps, t, latent).prev_sample
+            eps = checkpoint(call, model_input, guidance.cond, guidance.uncond, use_reentrant=False)
+            if scale_T is not None and eps.requires_grad:
+                eps.register_hook(lambda grad, k=float(scale_T[i]): grad * k)
+            latent = scheduler.step(eps, t, latent).prev_sample
     return latent
 
 

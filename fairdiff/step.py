@@ -2,30 +2,25 @@
 
     1  sample B images of one prompt without a graph, keep every U-Net input z_t
     2  look at them: detect faces, classify; optimal transport to the target labels each face
-    3  decode with a graph in micro-batches: L = L_align + w_img m L_img + w_face L_face;  g = dL/dz_0
+    3  the terms' gradients at the pictures x, in micro-batches: L = L_align + w_img m L_img + w_face L_face;
+       balance them, add them up, and pull the sum through the decoder once: g = dL/dz_0 = (dx/dz_0)^T sum_k f_k dL_k/dx
     4  replay chosen (image, t) pairs: dL/dtheta += w_t J_theta(eps_t; sg(z_t))^T g
     5  one text-encoder backward with the accumulated gradient of the prompt embedding
 
 Source: Shen et al., ICLR 2024; the factorised form is stated in fairdiff/sampling.py.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fairdiff.adapters import Adapter
+from fairdiff.balance import Balance, shares_of
 from fairdiff.judges import Judges, Seen
-from fairdiff.losses import (
-    Damping,
-    alignment_loss,
-    damp_gradient,
-    intersect,
-    preservation_loss,
-    preservation_weight,
-    realism_loss,
-)
+from fairdiff.losses import Damping
 from fairdiff.models import DiffusionModel
 from fairdiff.originals import Originals
 from fairdiff.sampling import (
@@ -39,6 +34,7 @@ from fairdiff.sampling import (
     sample_with_graph,
 )
 from fairdiff.targets import Labels, Target, Targets, assign
+from fairdiff.terms import Counts, Part, align_term, face_term, gradient_at, image_term
 
 
 @dataclass(frozen=True)
@@ -57,7 +53,10 @@ class Objective:
 
 @dataclass(frozen=True)
 class Method:
-    """How it is done: guidance scale s, gradient type, replayed evaluations K (None = T), micro-batch sizes."""
+    """How it is done: guidance scale s, gradient type, replayed evaluations K (None = T), micro-batch sizes.
+
+    detach: of `autograd`; last: the k steps of `truncated`.
+    """
 
     guidance: float
     gradient: str
@@ -65,6 +64,7 @@ class Method:
     detach: bool
     decode_batch: int
     replay_batch: int
+    last: int | None = None
 
 
 @dataclass(frozen=True)
@@ -80,13 +80,17 @@ class Batch:
 
 @dataclass
 class StepResult:
-    """Mean of each term over what it counts, the judge's shares per attribute, faces found and labels kept."""
+    """Mean of each term over what it counts, the judge's shares per attribute, faces found and labels kept.
+
+    grad_share: each weighted (and balanced) term's norm at the pictures, divided by the sum of these norms.
+    """
 
     terms: dict[str, float]
     shares: dict[str, list[float]]
     faces: int
     kept: int
     trouble: str = ""
+    grad_share: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -99,6 +103,7 @@ class Trainee:
     originals: Originals
     objective: Objective
     method: Method
+    balance: Balance | None = None
 
 
 def training_step(trainee: Trainee, batch: Batch) -> StepResult:
@@ -108,10 +113,12 @@ def training_step(trainee: Trainee, batch: Batch) -> StepResult:
     originals = trainee.originals.get(batch.prompt, batch.indices, batch.steps)
 
     text = embed_prompt(trainee, batch.prompt)  # 1
-    literal = method.gradient == "autograd"
+    literal = method.gradient in ("autograd", "truncated")
     if literal:
         live = Guidance(*text, method.guidance)
-        final = sample_with_graph(model.unet, model.scheduler, live, noise, batch.steps, method.detach)
+        final = sample_with_graph(
+            model.unet, model.scheduler, live, noise, batch.steps, method.detach, last=method.last
+        )
     else:
         leaves = [t.detach().requires_grad_(t.requires_grad) for t in text]
         guidance = Guidance(*leaves, method.guidance)
@@ -124,31 +131,24 @@ def training_step(trainee: Trainee, batch: Batch) -> StepResult:
     if not all(s.logits[a].isfinite().all() for s in seen for a in objective.target.attributes):
         return StepResult({}, {}, sum(len(s.faces.row_F) for s in seen), 0, "the judge's logits are not finite")
     labels, shares = label_faces(seen, objective.target.of(batch.prompt), objective.draws, batch.generator)
-    kept = {a: labels.kept(a, objective.confidence) for a in labels.classes}
-    counts = {a: int(k.sum()) for a, k in kept.items()}
-    result = StepResult({}, shares, sum(len(s.faces.row_F) for s in seen), sum(counts.values()))
+    device = final.device
+    whole = Part(
+        originals,
+        {a: torch.from_numpy(c).to(device) for a, c in labels.classes.items()},
+        {a: torch.from_numpy(labels.kept(a, objective.confidence)).to(device) for a in labels.classes},
+    )
+    faces = sum(len(s.faces.row_F) for s in seen)
+    counts = Counts(len(final), faces, {a: int(k.sum()) for a, k in whole.kept.items()})
+    result = StepResult({}, shares, faces, sum(counts.kept.values()))
     if result.kept == 0:
         return result
 
-    grads, image_row, face_row = [], 0, 0  # 3
-    for z, before in zip(latents, seen, strict=True):
-        rows = slice(image_row, image_row + len(z))
-        faces = slice(face_row, face_row + len(before.faces.row_F))
-        z = z.requires_grad_()
-        now = trainee.judges.see(model.decode(z), before.faces.boxes)
-        part = Part(
-            {name: tensor[rows] for name, tensor in originals.items()},
-            {a: torch.from_numpy(labels.classes[a][faces]).to(z.device) for a in labels.classes},
-            {a: torch.from_numpy(kept[a][faces]).to(z.device) for a in kept},
-        )
-        terms = batch_terms(trainee, now, part, counts, (len(final), result.faces))
-        weighted = [weight * terms[name] for name, weight in active_terms(objective) if weight and name in terms]
-        total = sum(weighted, start=0 * z.sum())
-        grads.append(torch.autograd.grad(total, z)[0])
-        for name, value in terms.items():
-            result.terms[name] = result.terms.get(name, 0.0) + value.item()
-        image_row, face_row = rows.stop, faces.stop
-    grad = torch.cat(grads)
+    result.terms, parts = term_gradients(trainee, seen, whole, counts)  # 3
+    total = add_up(parts, trainee.balance, result)
+    if total is None:
+        return result
+    pairs = zip(latents, total.split(method.decode_batch), strict=True)
+    grad = torch.cat([pull_back(model, z, g) for z, g in pairs])
 
     if literal:
         final.backward(grad)
@@ -173,6 +173,64 @@ def active_terms(objective: Objective) -> list[tuple[str, float]]:
     return [(name, weight) for name, weight in terms if weight is not None]
 
 
+def term_gradients(
+    trainee: Trainee, seen: list[Seen], whole: Part, counts: Counts
+) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """Each term's value, and w_k dL_k/dx [B, 3, H, W] of each term with a weight; weight 0 is measured without graph.
+
+    Gradients are taken apart at the pictures, where one costs no more than its own judge's backward: at the latents
+    each would cost a backward through the decoder, whose Jacobian is the same for all.
+    """
+    values: dict[str, float] = {}
+    grads: dict[str, list[Tensor]] = {}
+    image_row, face_row = 0, 0
+    for before in seen:
+        images = slice(image_row, image_row + len(before.image_BCHW))
+        faces = slice(face_row, face_row + len(before.faces.row_F))
+        image_row, face_row = images.stop, faces.stop
+        pixels = before.image_BCHW.requires_grad_()
+        now = trainee.judges.see(pixels, before.faces.boxes)
+        terms = batch_terms(trainee, now, whole.rows(images, faces), counts)
+        for name, weight in active_terms(trainee.objective):
+            values[name] = values.get(name, 0.0) + terms[name].item()
+            if weight:
+                grads.setdefault(name, []).append(gradient_at(weight * terms[name], pixels))
+    return values, {name: torch.cat(parts) for name, parts in grads.items()}
+
+
+def batch_terms(trainee: Trainee, now: Seen, part: Part, counts: Counts) -> dict[str, Tensor]:
+    """This micro-batch's share of each term that is not absent, without a graph where the weight is 0."""
+    judges, objective = trainee.judges, trainee.objective
+    terms = {
+        "align": partial(align_term, now, part, counts),
+        "image": partial(image_term, judges, objective.damping, now, part, counts),
+        "face": partial(face_term, judges, objective.confident_class, now, part, counts),
+    }
+    values = {}
+    for name, weight in active_terms(objective):
+        with torch.set_grad_enabled(weight > 0 and torch.is_grad_enabled()):
+            values[name] = terms[name]()
+    return values
+
+
+def add_up(parts: dict[str, Tensor], balance: Balance | None, result: StepResult) -> Tensor | None:
+    """sum_k f_k w_k dL_k/dx, its shares noted in `result`; None if there is nothing to learn or it is not finite."""
+    norms = {name: float(part.norm()) for name, part in parts.items()}
+    if not np.isfinite(list(norms.values())).all():
+        result.trouble = "the gradient at the pictures is not finite"
+    if not parts or result.trouble:
+        return None
+    factors = balance.factors(norms) if balance else dict.fromkeys(norms, 1.0)
+    result.grad_share = shares_of({name: factors[name] * norm for name, norm in norms.items()})
+    return sum(factors[name] * part for name, part in parts.items())
+
+
+def pull_back(model: DiffusionModel, latent_BCHW: Tensor, grad_BCHW: Tensor) -> Tensor:
+    """(dx/dz_0)^T grad [b, C, h, w]: the gradient at the pictures through the decoder, once for all terms."""
+    z = latent_BCHW.detach().requires_grad_()
+    return torch.autograd.grad(model.decode(z), z, grad_BCHW)[0]
+
+
 def label_faces(
     seen: list[Seen], target: Target, draws: int, generator: torch.Generator
 ) -> tuple[Labels, dict[str, list[float]]]:
@@ -182,60 +240,3 @@ def label_faces(
     labels = assign(probs, target, np.random.default_rng(seed), draws)
     shares = {a: p.mean(0).tolist() if len(p) else [] for a, p in probs.items()}
     return labels, shares
-
-
-@dataclass
-class Part:
-    """The rows of one micro-batch: originals [b, ...], labels and kept flags of its faces per attribute."""
-
-    originals: dict[str, Tensor]
-    labels: dict[str, Tensor]
-    kept: dict[str, Tensor]
-
-
-def batch_terms(
-    trainee: Trainee, now: Seen, part: Part, kept_counts: dict[str, int], totals: tuple[int, int]
-) -> dict[str, Tensor]:
-    """This micro-batch's share of each term: sums divided by the *global* count of kept labels, images or faces."""
-    objective, images, faces = trainee.objective, *totals
-    terms = {"align": sum(
-        alignment_loss(now.logits[a], part.labels[a], part.kept[a]).sum() / max(kept_counts[a], 1) for a in kept_counts
-    )}  # fmt: skip
-    if objective.image is not None:
-        terms["image"] = image_term(trainee, now, part).sum() / images
-    if objective.face is not None and len(now.faces.row_F):
-        terms["face"] = face_term(trainee, now, part).sum() / max(faces, 1)
-    return terms
-
-
-def _stack(part: Part, row_F: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Labels, kept flags and the original's classes, each [A, F]."""
-    original = torch.stack([part.originals[f"probs.{a}"][row_F].argmax(1) for a in part.labels])
-    return torch.stack(list(part.labels.values())), torch.stack(list(part.kept.values())), original
-
-
-def image_term(trainee: Trainee, now: Seen, part: Part) -> Tensor:
-    """m_i L_img,i [b], its gradient damped inside the intersection of the face boxes of x and o."""
-    damping, row_F = trainee.objective.damping, now.faces.row_F
-    both_F = part.originals["found"][row_F]
-    weight = torch.ones(len(now.image_BCHW), device=row_F.device)
-    keep_outside = torch.tensor([damping[a].keep_outside for a in part.labels], device=row_F.device)
-    weight[row_F[both_F]] = preservation_weight(*_stack(part, row_F), keep_outside)[both_F]
-    keep_face = min(damping[a].keep_face for a in part.labels)
-    image = damp_gradient(now.image_BCHW, intersect(now.box_B4(), part.originals["box"]), keep_face)
-    features = [part.originals[f"feature.{i}"] for i in range(len(trainee.judges.encoders))]
-    return weight * preservation_loss(trainee.judges.features(image), features)
-
-
-def face_term(trainee: Trainee, now: Seen, part: Part) -> Tensor:
-    """L_face [F]; the target is o's own face where every label is o's confident class, else the nearest of the bank."""
-    judges, row_F = trainee.judges, now.faces.row_F
-    aligned = now.faces.aligned_FCHW
-    embedding = judges.embedder(aligned)
-    mirrored = judges.embedder(aligned.flip(-1))
-    labels, kept, original = _stack(part, row_F)
-    sure = torch.stack([part.originals[f"probs.{a}"][row_F].amax(1) for a in part.labels])
-    same = (kept & (labels == original) & (sure >= trainee.objective.confident_class)).all(0)
-    same &= part.originals["found"][row_F]
-    target = torch.where(same[:, None], part.originals["face"][row_F], judges.bank.nearest(embedding.detach()))
-    return realism_loss(embedding, mirrored, target)

@@ -1,5 +1,9 @@
-"""The training loop: draw a batch, one step, clip, optimise, average, checkpoint; resumes bit-exactly on a CPU."""
+"""The training loop: draw a batch, one step, clip, optimise, average, validate, checkpoint.
 
+Resumes bit-exactly on a CPU: whatever is not in the checkpoint is a function of (seed, step).
+"""
+
+import math
 import time
 import warnings
 from dataclasses import dataclass
@@ -16,13 +20,17 @@ from fairdiff.sampling import initial_noise
 from fairdiff.step import Batch, StepResult, Trainee, training_step
 from fairdiff.targets import smallest_batch
 from fairdiff.tracking import Metrics, bias_of, progress
+from fairdiff.validation import Best, Validation, validate
 
 PATIENCE = 5  # bad steps in a row before the run is given up
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how: steps, images a step, pool of noises a prompt, [low, high] of T, optimiser settings, seed."""
+    """How long and how: steps, images a step, pool of noises a prompt, [low, high] of T, optimiser settings, seed.
+
+    decay and warmup: of the learning rate, see `learning_rate`. validation: None for none.
+    """
 
     steps: int
     batch: int
@@ -34,6 +42,22 @@ class Schedule:
     ema: float
     checkpoint_every: int
     seed: int
+    decay: str = "constant"
+    warmup: int = 0
+    validation: Validation | None = None
+
+
+def learning_rate(schedule: Schedule, step: int) -> float:
+    """The rate of training step `step`, counted from 0; a function of the step alone.
+
+    (step + 1) / warmup of the full rate during warm-up; then constant, or with u = (step - warmup) / (steps - warmup)
+    in [0, 1): linear 1 - u, cosine (1 + cos(pi u)) / 2.
+    """
+    if step < schedule.warmup:
+        return schedule.learning_rate * (step + 1) / schedule.warmup
+    u = (step - schedule.warmup) / (schedule.steps - schedule.warmup)
+    factor = {"constant": 1.0, "linear": 1 - u, "cosine": (1 + math.cos(math.pi * u)) / 2}
+    return schedule.learning_rate * factor[schedule.decay]
 
 
 def draw_batch(prompts: list[Prompt], schedule: Schedule, step: int) -> Batch:
@@ -59,53 +83,98 @@ def train(
 ) -> None:
     """Train the adapter in place until `schedule.steps`, from the folder's checkpoint if there is one.
 
-    Leaves the EMA weights in the adapter. Raises FairDiffError on a gradient that is exactly zero, on PATIENCE bad
-    steps in a row, and if the trained adapter changes no picture.
+    Leaves the EMA weights in the adapter: with validation the best ones that were seen, else the last. Raises
+    FairDiffError on a gradient that is exactly zero, on PATIENCE bad steps in a row, and if the trained adapter
+    changes no picture.
     """
-    parameters = trainee.adapter.parameters()
+    parameters, checkpoints = trainee.adapter.parameters(), folder / "checkpoints"
     optimizer = torch.optim.AdamW(parameters, schedule.learning_rate, weight_decay=schedule.weight_decay)
-    ema = checkpoint.Ema(parameters, schedule.ema)
+    ema, best = checkpoint.Ema(parameters, schedule.ema), Best()
     untrained = [p.detach().clone() for p in parameters]
-    start = checkpoint.load(folder / "checkpoints", fingerprint, ema, optimizer)
+    parts = {"ema": ema, "optimizer": optimizer, "best": best}
+    parts |= {"balance": trainee.balance} if trainee.balance else {}
+    start = checkpoint.load(checkpoints, fingerprint, parts)
     if start > schedule.steps:
         raise FairDiffError(
             f"steps: found {schedule.steps}, but {folder} already holds {start}; allowed: {start} or more"
         )
     metrics = Metrics(folder / "metrics.jsonl", start)
     warn_about_small_batches(trainee, schedule.batch, console)
+    validation = schedule.validation
     running: dict[str, float] = {}
     bad = 0
     with progress(console) as bar:
         task = bar.add_task("training", total=schedule.steps, completed=start, note="")
         for step in range(start, schedule.steps):
+            if validation and best.exhausted(validation.patience):
+                break
             began = time.perf_counter()
             batch = draw_batch(prompts, schedule, step)
             optimizer.zero_grad()
             result = training_step(trainee, batch)
             norm, trouble = judge_step(result, parameters, schedule.max_grad_norm)
-            if trouble:
-                bad += 1
-                warnings.warn(f"step {step}, prompt '{batch.prompt}': {trouble}; step skipped", stacklevel=1)
-                if bad >= PATIENCE:
-                    raise FairDiffError(
-                        f"training: {PATIENCE} steps in a row were skipped, the last because: {trouble}"
-                    )
-            else:
-                bad = 0
+            bad = count_bad(bad, step, batch.prompt, trouble)
+            rate = learning_rate(schedule, step)
+            if not trouble:
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
                 optimizer.step()
                 ema.update(step)
-            biases = {a: bias_of(s) for a, s in result.shares.items() if s}
-            running = {a: b if a not in running else 0.9 * running[a] + 0.1 * b for a, b in biases.items()}
-            row = {"step": step, "prompt": batch.prompt, "faces": result.faces, "kept": result.kept, "grad_norm": norm}
-            row |= {f"loss.{k}": v for k, v in result.terms.items()} | {f"bias.{a}": b for a, b in biases.items()}
-            metrics.write(row | {"seconds": time.perf_counter() - began})
+            row = row_of(step, batch, result) | {"grad_norm": norm, "learning_rate": rate}
+            row["seconds"] = time.perf_counter() - began
+            due = validation is not None and validation.due(step + 1)
+            if due:
+                with ema.in_place():
+                    row |= validate(trainee, validation, schedule.seed)
+                if best.update(step + 1, row, validation.floor):
+                    checkpoint.save_best(checkpoints, step + 1, ema)
+            metrics.write(row)
+            running = {a: 0.9 * running.get(a, b) + 0.1 * b for a, b in biases(result).items()}
             bar.update(task, advance=1, note=_note(result, running))
-            if (step + 1) % schedule.checkpoint_every == 0 or step + 1 == schedule.steps:
-                checkpoint.save(folder / "checkpoints", step + 1, fingerprint, ema, optimizer)
-    ema.copy_to_parameters()
+            if due or (step + 1) % schedule.checkpoint_every == 0 or step + 1 == schedule.steps:
+                checkpoint.save(checkpoints, step + 1, fingerprint, parts)
+    finish(trainee, schedule, checkpoints, (ema, best), console)
     if all(torch.equal(p, q) for p, q in zip(parameters, untrained, strict=True)):
         raise FairDiffError("training: the adapter is what it was before training, every step was skipped")
     require_effect(trainee, prompts[0].text)
+
+
+def finish(
+    trainee: Trainee, schedule: Schedule, checkpoints: Path, state: tuple[checkpoint.Ema, Best], console: Console
+) -> None:
+    """Leave the chosen averages in the adapter, and say which they are where there was a choice."""
+    ema, best = state
+    if best.step is not None:
+        checkpoint.load_best(checkpoints, best.step, ema)
+        console.print(f"best validation: after {best.step} steps, distance to the target {best.score:.3f}")
+    elif schedule.validation:
+        console.print(
+            f"warning: no validation kept semantics of {schedule.validation.floor:g} or more; the last averages are kept"
+        )
+    ema.copy_to_parameters()
+
+
+def count_bad(bad: int, step: int, prompt: str, trouble: str) -> int:
+    """Bad steps in a row after this one, with a warning; raises FairDiffError when there are PATIENCE."""
+    if not trouble:
+        return 0
+    warnings.warn(f"step {step}, prompt '{prompt}': {trouble}; step skipped", stacklevel=1)
+    if bad + 1 >= PATIENCE:
+        raise FairDiffError(f"training: {PATIENCE} steps in a row were skipped, the last because: {trouble}")
+    return bad + 1
+
+
+def biases(result: StepResult) -> dict[str, float]:
+    """The batch's bias per attribute by the training judge, where it has faces."""
+    return {a: bias_of(shares) for a, shares in result.shares.items() if shares}
+
+
+def row_of(step: int, batch: Batch, result: StepResult) -> dict:
+    """What a step says of itself in metrics.jsonl."""
+    row = {"step": step, "prompt": batch.prompt, "faces": result.faces, "kept": result.kept}
+    row |= {f"loss.{k}": v for k, v in result.terms.items()}
+    row |= {f"grad_share.{k}": v for k, v in result.grad_share.items()}
+    return row | {f"bias.{a}": b for a, b in biases(result).items()}
 
 
 def judge_step(result: StepResult, parameters: list[torch.nn.Parameter], max_norm: float | None) -> tuple[float, str]:

@@ -46,6 +46,21 @@ CASES = {
     "negative weight decay": (["optimizer.weight_decay=-1"], ["optimizer.weight_decay"]),
     "too many soft tokens": (["adapter.tokens=80"], ["adapter.tokens", "40"]),
     "detach where there is no choice": (["gradient.detach=true"], ["gradient.detach", "autograd"]),
+    "truncated without a length": (
+        ["gradient=truncated", "gradient.last=null"],
+        ["gradient.last", "a number of steps"],
+    ),
+    "truncated longer than the sampler": (["gradient=truncated", "gradient.last=9"], ["gradient.last", "8"]),
+    "a length where nothing is truncated": (["gradient.last=2"], ["gradient.last", "unit", "null"]),
+    "balance of other terms": (["loss.balance={align:.6,image:.4}"], ["loss.balance", "align, image, face"]),
+    "balance that does not sum to 1": (
+        ["loss.balance={align:.6,image:.3}", "loss.balance.face=.3"],
+        ["loss.balance", "sum to 1.2"],
+    ),
+    "unknown schedule": (["optimizer.schedule=step"], ["optimizer.schedule", "constant, linear, cosine"]),
+    "warm-up longer than the run": (["optimizer.warmup=60"], ["optimizer.warmup", "steps = 60"]),
+    "validation that never comes": (["validation.every=61"], ["validation.every", "60"]),
+    "validation without encoders": (["validation.every=10", "loss.image=null"], ["validation.every", "loss.image"]),
     "unknown solver": (["sampler.scheduler=pndm"], ["sampler.scheduler", "dpm, ddim, euler, unipc"]),
     "lora without parts": (["adapter=lora_text", "adapter.parts=[]"], ["adapter.parts", "text_encoder"]),
 }

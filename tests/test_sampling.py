@@ -119,6 +119,53 @@ def test_exact_gradient_agrees_with_finite_differences(tiny_model, kind):
     assert (grad * direction).sum().item() == pytest.approx((values[0] - values[1]) / 2e-4, rel=1e-4)
 
 
+def exact(model, adapter, scheduler, steps, last):
+    noise = initial_noise(PROMPT, 0, range(2), model.latent_shape)
+    final = sample_with_graph(model.unet, scheduler, guidance_of(model, adapter), noise, steps, last=last)
+    return final, torch.cat([g.flatten() for g in torch.autograd.grad(loss_of(final), adapter.parameters())])
+
+
+@pytest.mark.parametrize("kind", ["soft_tokens", "lora_unet"])
+def test_truncated_at_every_step_is_the_literal_loop(tiny_model, kind):
+    adapter = make_adapter(tiny_model, kind)
+    latent, full = exact(tiny_model, adapter, SOLVERS["dpm"], 4, None)
+    same, every = exact(tiny_model, adapter, SOLVERS["dpm"], 4, 4)
+    shorter, some = exact(tiny_model, adapter, SOLVERS["dpm"], 4, 2)
+    assert torch.equal(every, full) and torch.equal(latent, same) and torch.equal(latent, shorter)
+    assert (some - full).norm() / full.norm() > 0.01
+
+
+def test_truncated_agrees_with_finite_differences_of_the_last_steps_alone(tiny_model):
+    """Only the last two U-Net calls see the moved parameter."""
+    adapter, steps, last = make_adapter(tiny_model, "lora_unet"), 4, 2
+    tiny_model.unet.double()
+    text = [t.double() for t in tiny_model.encode_pair(PROMPT)]
+    noise = initial_noise(PROMPT, 0, range(1), tiny_model.latent_shape).double()
+    direction_of = torch.linspace(-1, 1, noise.numel(), dtype=torch.double)
+    parameter = adapter.parameters()[-1]
+    direction = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)).double()
+
+    def loss(shift):
+        calls = []
+
+        def unet(x, t, encoder_hidden_states):
+            calls.append(t)
+            moved = shift * direction if len(calls) > steps - last else 0
+            parameter.data.add_(moved)
+            out = tiny_model.unet(x, t, encoder_hidden_states=encoder_hidden_states)
+            parameter.data.sub_(moved)
+            return out
+
+        with torch.no_grad():
+            final = sample(unet, SOLVERS["dpm"], Guidance(*text, 3.0), noise, steps).final
+        return (final.flatten() @ direction_of).item()
+
+    final = sample_with_graph(tiny_model.unet, SOLVERS["dpm"], Guidance(*text, 3.0), noise, steps, last=last)
+    (grad,) = torch.autograd.grad(final.flatten() @ direction_of, parameter)
+    difference = (loss(1e-4) - loss(-1e-4)) / 2e-4
+    assert (grad * direction).sum().item() == pytest.approx(difference, rel=1e-4) and difference != 0
+
+
 def test_micro_batches_of_replay_add_up(tiny_model):
     adapter = make_adapter(tiny_model, "lora_both")
     whole = factorised(tiny_model, adapter, SOLVERS["dpm"], "unit", 5, micro_batch=100)

@@ -164,9 +164,21 @@ def _strips(store: RecordStore, models: list[str], prompt: str) -> list[tuple[st
     return [(model, picture_uri(path)) for model, path in paths if path.exists()]
 
 
+CURVES = {
+    "loss.": "loss {}",
+    "bias.": "bias {}",
+    "grad_norm": "gradient norm",
+    "grad_share.": "share of the gradient: {}",
+    "validation.": "validation: {}",
+}
+
+
 def _curves(history: list[dict]) -> dict[str, list[tuple[float, float]]]:
-    """Losses, then bias, then the gradient norm, against the step; rows without a value are left out."""
-    names = {key: None for row in history for key in row if key.startswith(("loss.", "bias.")) or key == "grad_norm"}
-    order = sorted(names, key=lambda key: ("loss.", "bias.", "grad_").index(key[:5]))
-    curves = {key: [(row["step"], row[key]) for row in history if row.get(key) is not None] for key in order}
-    return {key.replace(".", " ").replace("_", " "): points for key, points in curves.items() if len(points) > 1}
+    """Curves against the step by their names in words, in the order of CURVES; rows without a value are left out."""
+    curves = {}
+    for prefix, name in CURVES.items():
+        for key in dict.fromkeys(key for row in history for key in row if key.startswith(prefix)):
+            points = [(row["step"], row[key]) for row in history if row.get(key) is not None]
+            if len(points) > 1:
+                curves[name.format(key.removeprefix(prefix).replace(".", " ").replace("_", " "))] = points
+    return curves

@@ -1,0 +1,105 @@
+"""Validation during training: how fair and how faithful the averaged adapter is on prompts it does not train on.
+
+Everything painted here is a function of (prompt, seed, index), as in training; training's generators are not touched.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from fairdiff.prompts import Prompt
+from fairdiff.sampling import initial_noise
+from fairdiff.step import Trainee
+from fairdiff.tracking import bias_of
+
+SIMILARITIES = ("clip_i", "dino")  # of the preservation encoders, in their order
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Every `every` steps, `images` pictures of each prompt in `sampler_steps` steps.
+
+    A state of the adapter counts only if its semantics (mean cosine to the originals over encoders and pictures) is
+    `floor` or more; training stops after `patience` validations in a row without a new best (None: never).
+    """
+
+    every: int
+    prompts: list[Prompt]
+    images: int
+    sampler_steps: int
+    floor: float
+    patience: int | None
+
+    def due(self, finished_steps: int) -> bool:
+        return finished_steps % self.every == 0
+
+
+@torch.no_grad()
+def validate(trainee: Trainee, validation: Validation, noise_seed: int) -> dict[str, float]:
+    """One row of `validation.*`: means over prompts, by the training judge, of the model as it stands.
+
+    bias.<a>: 2/(K(K-1)) sum_{i<j} |f_i - f_j| of the shares of predicted classes; distance.<a>: total variation
+    between the shares and the prompt's target, which means the same for every target; clip_i, dino: cosine to the
+    frozen model's picture of the same noise; no_face: share of pictures. Prompts without any face have no shares.
+    """
+    rows: dict[str, list[float]] = {}
+    for prompt in validation.prompts:
+        for name, value in _one_prompt(trainee, validation, prompt.text, noise_seed).items():
+            rows.setdefault(f"validation.{name}", []).append(value)
+    return {name: sum(values) / len(values) for name, values in rows.items()}
+
+
+def _one_prompt(trainee: Trainee, validation: Validation, prompt: str, noise_seed: int) -> dict[str, float]:
+    model, judges, target = trainee.model, trainee.judges, trainee.objective.target.of(prompt)
+    indices = list(range(validation.images))
+    originals = trainee.originals.get(prompt, indices, validation.sampler_steps)
+    paint = model.generator(trainee.method.guidance, validation.sampler_steps, trainee.adapter.prefix)
+    noise = initial_noise(prompt, noise_seed, indices, model.latent_shape).to(model.unet.device)
+    classes: dict[str, list[torch.Tensor]] = {a: [] for a in target.attributes}
+    cosines: list[torch.Tensor] = []
+    for rows in torch.arange(validation.images).split(trainee.originals.block):
+        image = paint(prompt, noise[rows])
+        seen = judges.see(image)
+        for a in classes:
+            classes[a].append(seen.logits[a].argmax(1).cpu())
+        features = zip(judges.features(image), range(len(judges.encoders)), strict=True)
+        cosines.append(torch.stack([(f * originals[f"feature.{i}"][rows]).sum(1) for f, i in features]).cpu())
+    similarity = torch.cat(cosines, 1).mean(1).tolist()
+    faces = sum(len(c) for c in classes[target.attributes[0]])
+    row = dict(zip(SIMILARITIES, similarity, strict=False))
+    row |= {"semantics": sum(similarity) / len(similarity), "no_face": 1 - faces / validation.images}
+    for a in classes if faces else ():
+        asked = torch.from_numpy(target.marginal(a))
+        shares = torch.bincount(torch.cat(classes[a]), minlength=len(asked)) / faces
+        row |= {f"bias.{a}": bias_of(shares.tolist()), f"distance.{a}": float((shares - asked).abs().sum() / 2)}
+    return row
+
+
+@dataclass
+class Best:
+    """The best validation so far: after how many steps, its score, and how many validations have followed it."""
+
+    step: int | None = None
+    score: float = math.inf
+    misses: int = 0
+
+    def update(self, finished_steps: int, row: dict[str, float], floor: float) -> bool:
+        """Take in one validation; True if it is a new best: a smaller mean distance, with semantics kept."""
+        distances = [value for name, value in row.items() if name.startswith("validation.distance.")]
+        score = sum(distances) / len(distances) if distances else math.inf
+        if score < self.score and row["validation.semantics"] >= floor:
+            self.step, self.score, self.misses = finished_steps, score, 0
+            return True
+        self.misses += 1
+        return False
+
+    def exhausted(self, patience: int | None) -> bool:
+        """Whether training should stop."""
+        return patience is not None and self.misses >= patience
+
+    def state_dict(self) -> dict:
+        return {"step": self.step, "score": self.score, "misses": self.misses}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.step, self.score, self.misses = state["step"], state["score"], state["misses"]

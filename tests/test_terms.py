@@ -1,0 +1,161 @@
+"""Laws of the terms in a step: apart at the pictures they are the whole loss's gradient, shares, weight 0, balance."""
+
+import pytest
+import torch
+from tiny import TinyEncoder, make_trainee
+
+from classifiers.detect import WholeImage
+from fairdiff import step
+from fairdiff.balance import Balance
+from fairdiff.losses import Damping, preservation_loss
+from fairdiff.models import load_model
+from fairdiff.sampling import initial_noise
+from fairdiff.step import Batch, training_step
+from fairdiff.terms import Counts, Part
+
+PROMPT = "a photo of the face of a nurse"
+
+
+def batch():
+    return Batch(PROMPT, list(range(6)), 3, 0, torch.Generator().manual_seed(0))
+
+
+def unlike(trainee):
+    """Move the adapter, so that x differs from o and every term has a gradient."""
+    for p in trainee.adapter.parameters():
+        p.data.add_(0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(5)))
+    return trainee
+
+
+def test_terms_taken_apart_at_the_pictures_are_one_gradient_at_the_latents(tiny_model):
+    trainee = unlike(make_trainee(tiny_model, attributes=("gender", "race")))
+    model, objective = tiny_model, trainee.objective
+    latents = initial_noise(PROMPT, 1, range(6), model.latent_shape)
+    with torch.no_grad():
+        seen = [trainee.judges.see(model.decode(z)) for z in latents.split(4)]
+    keep = torch.tensor([True, True, False, True, True, True])
+    labels = {"gender": torch.tensor([0, 1, 0, 1, 0, 1]), "race": torch.tensor([0, 1, 2, 3, 0, 1])}
+    originals = trainee.originals.get(PROMPT, list(range(6)), 3)
+    part = Part(originals, labels, {"gender": keep, "race": ~keep})
+    counts = Counts(6, 6, {"gender": 5, "race": 1})
+    values, grads = step.term_gradients(trainee, seen, part, counts)
+    total = sum(grads.values()).split(4)
+    ours = torch.cat([step.pull_back(model, z, g) for z, g in zip(latents.split(4), total, strict=True)])
+
+    z = latents.clone().requires_grad_()
+    now = trainee.judges.see(model.decode(z))
+    terms = {
+        "align": step.align_term(now, part, counts),
+        "image": step.image_term(trainee.judges, objective.damping, now, part, counts),
+        "face": step.face_term(trainee.judges, objective.confident_class, now, part, counts),
+    }
+    total = objective.align * terms["align"] + objective.image * terms["image"] + objective.face * terms["face"]
+    (whole,) = torch.autograd.grad(total, z)
+    assert values == pytest.approx({k: v.item() for k, v in terms.items()}, rel=1e-4)
+    assert (ours - whole).norm() / whole.norm() < 1e-5
+
+
+def test_shares_of_the_gradient_sum_to_one_and_follow_the_weights(tiny_folder):
+    one, three = (
+        training_step(unlike(make_trainee(load_model(tiny_folder), image=weight)), batch()).grad_share
+        for weight in (1.0, 3.0)
+    )
+    assert sum(one.values()) == pytest.approx(1) and min(one.values()) > 0
+    assert three["image"] / three["align"] == pytest.approx(3 * one["image"] / one["align"], rel=1e-4)
+    assert three["face"] / three["align"] == pytest.approx(one["face"] / one["align"], rel=1e-4)
+
+
+class Finds(WholeImage):
+    """Finds a face in the given rows only, in the left half of the picture."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __call__(self, image_BCHW):
+        boxes = super().__call__(image_BCHW)
+        keep = torch.tensor([row in self.rows for row in boxes.row_F.tolist()])
+        boxes = boxes.select(keep)
+        boxes.box_F4[:, 2] /= 2
+        return boxes
+
+
+def test_image_term_by_hand_where_faces_are_missing_in_x_or_in_o(tiny_model):
+    """Images 0: changes, 1: stays, 2: no label, 3: no face in o, 4: no face in x; 5: changes what is damped less."""
+    trainee = unlike(make_trainee(tiny_model, attributes=("gender", "race"), detector=Finds({0, 1, 2, 3, 5})))
+    trainee.objective.damping["gender"], trainee.objective.damping["race"] = Damping(0.2, 0.5), Damping(0.6, 0.5)
+    pixels = torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    now = trainee.judges.see(pixels)
+    original = dict(trainee.originals.get(PROMPT, list(range(6)), 3))
+    original["probs.gender"] = torch.tensor([[0.9, 0.1]] * 6)
+    original["probs.race"] = torch.tensor([[0.1, 0.7, 0.1, 0.1]] * 6)
+    original["found"] = torch.tensor([True, True, True, False, True, True])
+    original["box"] = torch.tensor([[4.0, 0.0, 16.0, 16.0]] * 3 + [[0.0] * 4] + [[4.0, 0.0, 16.0, 16.0]] * 2)
+    yes, no = True, False
+    labels = {"gender": torch.tensor([1, 0, 1, 1, 0]), "race": torch.tensor([1, 1, 2, 2, 3])}
+    kept = {"gender": torch.tensor([yes, yes, no, yes, yes]), "race": torch.tensor([no, yes, no, yes, yes])}
+    part = Part(original, labels, kept)
+    term = step.image_term(trainee.judges, trainee.objective.damping, now, part, Counts(6, 5, {}))
+    distance = preservation_loss(trainee.judges.features(pixels), [original["feature.0"]])
+    weight = torch.tensor([0.2, 1.0, 0.2, 1.0, 1.0, 0.6])
+    assert term.item() == pytest.approx((weight * distance).sum().item() / 6)
+    (damped,) = torch.autograd.grad(term, pixels, retain_graph=True)
+    (plain,) = torch.autograd.grad((weight * distance).sum() / 6, pixels)
+    ratio = damped / plain
+    both = [0, 1, 2, 5]
+    assert torch.allclose(ratio[both][..., 4:8], torch.tensor(0.5), atol=1e-3)
+    for outside in (ratio[both][..., :4], ratio[both][..., 8:], ratio[[3, 4]]):
+        assert torch.allclose(outside, torch.tensor(1.0), atol=1e-3)
+
+
+def test_a_face_is_pulled_to_its_original_only_where_every_label_is_surely_its_class(tiny_model):
+    """Faces 0: own original, 1: must change, 2: o not sure, 3: a label is missing, 4: no face in o."""
+    trainee = make_trainee(tiny_model, attributes=("gender", "race"), detector=Finds({0, 1, 2, 3, 5}))
+    judges = trainee.judges
+    now = judges.see(torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(0)))
+    own = torch.nn.functional.normalize(torch.randn(6, 12, generator=torch.Generator().manual_seed(1)), dim=1)
+    gender, race = torch.tensor([[0.95, 0.05]] * 6), torch.tensor([[0.02, 0.94, 0.02, 0.02]] * 6)
+    gender[2] = torch.tensor([0.85, 0.15])
+    found = torch.tensor([True, True, True, True, True, False])
+    original = {"probs.gender": gender, "probs.race": race, "found": found, "face": own}
+    labels = {"gender": torch.tensor([0, 1, 0, 0, 0]), "race": torch.ones(5, dtype=torch.long)}
+    kept = {"gender": torch.ones(5, dtype=torch.bool), "race": torch.tensor([True, True, True, False, True])}
+    term = step.face_term(judges, 0.9, now, Part(original, labels, kept), Counts(6, 5, {}))
+    face = judges.embedder(now.faces.aligned_FCHW)
+    mirrored = judges.embedder(now.faces.aligned_FCHW.flip(-1))
+    target = judges.bank.nearest(face)
+    target[0] = own[0]
+    assert term.item() == pytest.approx((1 - ((face + mirrored) / 2 * target).sum(1)).mean().item())
+
+
+class NoGraph(TinyEncoder):
+    """An encoder that refuses to build a graph."""
+
+    def image(self, image_BCHW):
+        out = super().image(image_BCHW)
+        assert not out.requires_grad
+        return out
+
+
+def test_a_term_of_weight_zero_is_measured_without_a_graph(tiny_model):
+    trainee = unlike(make_trainee(tiny_model, image=0.0))
+    trainee.judges.encoders[0] = NoGraph()
+    result = training_step(trainee, batch())
+    assert result.terms["image"] > 0 and set(result.grad_share) == {"align", "face"}
+    assert trainee.adapter.parameters()[0].grad.norm() > 0
+
+
+def test_balance_brings_the_first_step_to_the_shares_asked_for(tiny_model):
+    trainee = unlike(make_trainee(tiny_model))
+    trainee.balance = Balance({"align": 0.5, "image": 0.2, "face": 0.3})
+    assert training_step(trainee, batch()).grad_share == pytest.approx(trainee.balance.shares)
+
+
+def test_a_gradient_that_is_not_finite_is_refused_before_the_replay(tiny_model):
+    trainee = unlike(make_trainee(tiny_model))
+    trainee.balance = Balance({"align": 0.5, "image": 0.2, "face": 0.3})
+    trainee.originals.get(PROMPT, list(range(6)), 3)
+    for row in next(iter(trainee.originals.rows.values())).values():
+        row["feature.0"] = row["feature.0"] * float("nan")
+    result = training_step(trainee, batch())
+    assert "not finite" in result.trouble and trainee.balance.mass == 0
+    assert trainee.adapter.parameters()[0].grad is None

@@ -1,0 +1,216 @@
+"""Laws of what surrounds the step: learning rate, clipping, averages, validation, the best kept, stopping, resuming."""
+
+import math
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+from test_trainer import PROMPTS, schedule
+from tiny import NoFaces, make_trainee
+
+from fairdiff.balance import Balance
+from fairdiff.checkpoint import Ema, load_best, save_best
+from fairdiff.errors import FairDiffError
+from fairdiff.models import load_model
+from fairdiff.prompts import Prompt
+from fairdiff.step import StepResult
+from fairdiff.tracking import read_metrics
+from fairdiff.trainer import judge_step, learning_rate, train
+from fairdiff.validation import Best, Validation, validate
+
+QUIET = Console(quiet=True)
+HELD_OUT = [Prompt(f"a photo of the face of a {s}", "occupation", s) for s in ("person",)]
+
+
+def validation(**changes):
+    settings = dict(every=1, prompts=HELD_OUT, images=4, sampler_steps=2, floor=-1.0, patience=None)
+    return Validation(**settings | changes)
+
+
+def state(trainee):
+    return torch.cat([p.detach().flatten() for p in trainee.adapter.parameters()])
+
+
+def run(folder, out, balance=False, stop_at=None, **changes):
+    """Train in `out`; stop_at: the step at which the run is interrupted from outside."""
+    trainee = make_trainee(load_model(folder), "lora_text")
+    trainee.balance = Balance({"align": 0.5, "image": 0.3, "face": 0.2}) if balance else None
+    if stop_at is not None:
+        make = trainee.originals.get
+        texts = {p.text for p in PROMPTS}
+        seen = []
+
+        def get(prompt, indices, steps):
+            seen.append(prompt) if prompt in texts else None
+            if len(seen) > stop_at:
+                raise KeyboardInterrupt
+            return make(prompt, indices, steps)
+
+        trainee.originals.get = get
+    train(trainee, PROMPTS, schedule(**changes), out, "key", QUIET)
+    return state(trainee)
+
+
+def rows(out):
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in read_metrics(out / "metrics.jsonl")]
+
+
+@pytest.mark.parametrize("decay", ["constant", "linear", "cosine"])
+def test_the_learning_rate_warms_up_then_falls_as_named(decay):
+    plan = schedule(steps=10, decay=decay, warmup=4, learning_rate=2.0)
+    rates = [learning_rate(plan, step) for step in range(10)]
+    assert rates[:4] == [0.5, 1.0, 1.5, 2.0] and rates[4] == 2.0
+    half = {"constant": 2.0, "linear": 1.0, "cosine": 1.0}[decay]
+    assert rates[7] == pytest.approx(half)
+    last = {"constant": 2.0, "linear": 2 / 6, "cosine": 1 + math.cos(math.pi * 5 / 6)}[decay]
+    assert rates[9] == pytest.approx(last) and last > 0
+
+
+def test_the_optimiser_uses_the_scheduled_rate(tiny_folder, tmp_path):
+    """AdamW's first step moves every parameter by the learning rate, whatever the gradient's size."""
+    trainee = make_trainee(load_model(tiny_folder))
+    start = state(trainee)
+    plan = schedule(steps=1, learning_rate=0.04, decay="constant", weight_decay=0.0, ema=0.0)
+    train(trainee, PROMPTS, plan, tmp_path / "full", "key", QUIET)
+    full = (state(trainee) - start).abs().max().item()
+    trainee = make_trainee(load_model(tiny_folder))
+    trainee.adapter.parameters()[0].data.copy_(start.view_as(trainee.adapter.parameters()[0]))
+    tenth = schedule(steps=11, learning_rate=0.04, warmup=10, weight_decay=0.0, ema=0.0)
+    assert learning_rate(tenth, 0) == pytest.approx(0.004)
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(trainee, tenth, tmp_path / "tenth")
+    tiny = (trainee.adapter.parameters()[0].detach().flatten() - start).abs().max().item()
+    assert full == pytest.approx(0.04, rel=1e-3) and tiny == pytest.approx(0.004, rel=1e-3)
+
+
+def interrupted(trainee, plan, out):
+    make, calls = trainee.originals.get, []
+
+    def get(*arguments):
+        calls.append(arguments)
+        if len(calls) > 1:
+            raise KeyboardInterrupt
+        return make(*arguments)
+
+    trainee.originals.get = get
+    train(trainee, PROMPTS, plan, out, "key", QUIET)
+
+
+@pytest.mark.parametrize("max_norm,after", [(1.0, 1.0), (10.0, 5.0), (None, 5.0)])
+def test_clipping_clips_the_norm_over_all_parameters_and_reports_it_unclipped(max_norm, after):
+    parameters = [
+        torch.nn.Parameter(torch.zeros(2)),
+        torch.nn.Parameter(torch.zeros(1)),
+        torch.nn.Parameter(torch.ones(1)),
+    ]
+    parameters[0].grad, parameters[1].grad = torch.tensor([3.0, 0.0]), torch.tensor([4.0])  # the third has none
+    norm, trouble = judge_step(StepResult({}, {}, 4, 4), parameters, max_norm)
+    assert norm == pytest.approx(5.0) and trouble == ""
+    clipped = torch.cat([p.grad for p in parameters[:2]])
+    assert clipped.norm().item() == pytest.approx(after, rel=1e-4)
+    assert torch.allclose(clipped / clipped.norm(), torch.tensor([0.6, 0.0, 0.8]), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "step,decay", [(0, 0.1), (8, 0.5), (59, 60 / 69), (2239, 2240 / 2249), (2240, 0.996), (9999, 0.996)]
+)
+def test_averages_warm_up(step, decay):
+    parameter = torch.zeros(1, dtype=torch.double)
+    ema = Ema([parameter], 0.996)
+    parameter += 1
+    ema.update(step)
+    assert ema.shadow[0].item() == pytest.approx(1 - decay, abs=1e-9) and decay <= 0.996
+
+
+def test_averages_in_place_give_the_parameters_back():
+    parameter = torch.nn.Parameter(torch.zeros(3))
+    ema = Ema([parameter], 0.5)
+    parameter.data += 1 / 3
+    with ema.in_place():
+        assert torch.equal(parameter.data, torch.zeros(3))
+    assert torch.equal(parameter.data, torch.zeros(3) + 1 / 3)
+
+
+def scored(distance, semantics):
+    row = {"validation.distance.gender": distance, "validation.distance.race": distance}
+    return row | {"validation.semantics": semantics, "validation.bias.gender": 9.0}
+
+
+def test_the_best_is_the_least_distance_that_keeps_semantics():
+    best, seen = Best(), []
+    for step, (distance, semantics) in enumerate([(0.5, 0.9), (0.2, 0.6), (0.4, 0.8), (0.4, 0.9), (0.1, 0.69)], 1):
+        seen.append(best.update(step, scored(distance, semantics), 0.7))
+    assert seen == [True, False, True, False, False]
+    assert (best.step, best.score, best.misses) == (3, 0.4, 2)
+    assert best.exhausted(2) and not best.exhausted(3) and not best.exhausted(None)
+    assert not best.update(6, {"validation.semantics": 1.0}, 0.7)  # no face at all is no good result
+
+
+def test_validation_measures_by_hand_what_it_says(tiny_model):
+    trainee = make_trainee(tiny_model, "lora_text", attributes=("gender", "race"))
+    row = validate(trainee, validation(images=7), 0)
+    assert row["validation.semantics"] == row["validation.clip_i"] == pytest.approx(1, abs=1e-4)  # LoRA starts at zero
+    assert row["validation.no_face"] == 0
+    assert row["validation.bias.gender"] == pytest.approx(2 * row["validation.distance.gender"])  # two classes, uniform
+    assert 0 <= row["validation.distance.race"] <= 0.75
+    assert row == validate(trainee, validation(images=7), 0)
+
+
+def test_validation_without_any_face_has_no_shares(tiny_model):
+    row = validate(make_trainee(tiny_model, detector=NoFaces()), validation(), 0)
+    assert row["validation.no_face"] == 1 and not [k for k in row if "bias" in k or "distance" in k]
+
+
+def test_it_is_the_averages_that_are_validated(tiny_folder, tmp_path):
+    """With floor 1.5 nothing is ever best, so the last averages remain: they must measure what the row says."""
+    trainee, watch = make_trainee(load_model(tiny_folder), "lora_text"), validation(floor=1.5)
+    train(trainee, PROMPTS, schedule(steps=1, learning_rate=0.1, validation=watch), tmp_path, "key", QUIET)
+    (row,) = rows(tmp_path)
+    assert validate(trainee, watch, 0) == {k: v for k, v in row.items() if k.startswith("validation.")}
+
+
+def test_validation_never_touches_training_and_the_best_remains(tiny_folder, tmp_path):
+    plain = run(tiny_folder, tmp_path / "plain", steps=3)
+    watched = run(tiny_folder, tmp_path / "watched", steps=3, validation=validation())
+    seen = rows(tmp_path / "watched")
+    training = [{k: v for k, v in row.items() if not k.startswith("validation.")} for row in seen]
+    assert training == rows(tmp_path / "plain")
+    scores = [row["validation.distance.gender"] for row in seen]
+    best = scores.index(min(scores))
+    expected = plain if best == 2 else run(tiny_folder, tmp_path / "short", steps=best + 1)
+    assert torch.equal(watched, expected)
+    kept = load_file(tmp_path / "watched/checkpoints/best.safetensors")
+    assert torch.equal(torch.cat([kept[str(i)].flatten() for i in range(len(kept))]), watched)
+
+
+def test_training_stops_after_patience_and_stays_stopped(tiny_folder, tmp_path):
+    hopeless = validation(floor=1.5, patience=2)
+    stopped = run(tiny_folder, tmp_path, steps=9, validation=hopeless)
+    assert len(rows(tmp_path)) == 2
+    assert torch.equal(stopped, run(tiny_folder, tmp_path, steps=9, validation=hopeless))
+    assert len(rows(tmp_path)) == 2 and not (tmp_path / "checkpoints/best.safetensors").exists()
+
+
+def test_an_interrupted_run_with_everything_on_ends_bit_equal(tiny_folder, tmp_path):
+    everything = dict(
+        steps=3, balance=True, warmup=2, decay="cosine", validation=validation(every=2), checkpoint_every=1
+    )
+    unbroken = run(tiny_folder, tmp_path / "a", **everything)
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny_folder, tmp_path / "b", stop_at=2, **everything)
+    assert len(rows(tmp_path / "b")) == 2
+    assert torch.equal(run(tiny_folder, tmp_path / "b", **everything), unbroken)
+    assert rows(tmp_path / "a") == rows(tmp_path / "b")
+    a, b = (torch.load(tmp_path / n / "checkpoints/checkpoint.pt", weights_only=True) for n in "ab")
+    assert a["best"] == b["best"] and a["balance"] == b["balance"] and a["balance"]["mass"] > 0
+
+
+def test_best_weights_of_another_step_are_refused(tmp_path):
+    ema = Ema([torch.ones(2)], 0.9)
+    save_best(tmp_path, 20, ema)
+    with pytest.raises(FairDiffError, match="step 20, the run's best is 10"):
+        load_best(tmp_path, 10, ema)
+    (tmp_path / "best.safetensors").write_bytes(b"short")
+    with pytest.raises(FairDiffError, match="best.safetensors: cannot be read"):
+        load_best(tmp_path, 20, ema)
