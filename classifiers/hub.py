@@ -32,16 +32,13 @@ class HubClassifier(nn.Module):
         self.attributes = {name: tuple(classes) for name, classes in asked.items()}
         self.columns: dict[str, list[list[int]]] = {}
         for name, classes in self.attributes.items():
-            place = {label: i for i, label in self._labels(source[name]).items()}
+            place = {label: i for i, label in labels_of(self.nets[source[name]]).items()}
             self.columns[name] = [[place[str(label)] for label in mapping[name][c]] for c in classes]
         self.config = {
             "pixels": [p.about() for p in pixels], "source": source, "columns": self.columns,
             "nets": [_architecture(net) for net in nets], "attributes": self.attributes,
         }  # fmt: skip
         self.eval()
-
-    def _labels(self, net: int) -> dict[int, str]:
-        return labels_of(self.nets[net])
 
     def forward(self, crop_FCHW: Tensor) -> dict[str, Tensor]:
         """Logits [F, K] per attribute of crops [F, 3, H, W] in [0, 1], any H and W, F = 0 included."""
