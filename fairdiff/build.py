@@ -1,9 +1,10 @@
 """From configuration to live objects, one build function a group; the only module that imports everything."""
 
 import hashlib
+from collections import Counter
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +13,18 @@ import torch
 from classifiers.attributes import AttributeNet, load_attribute_net
 from classifiers.calibration import CALIBRATION_FILE, load_calibration
 from classifiers.detect import InsightFaceDetector, MTCNNDetector, WholeImage
+from classifiers.hub import HubClassifier, load_hub_classifier
 from classifiers.identity import Bank, load_bank, load_face_embedder
 from classifiers.types import Detector
+from classifiers.zeroshot import ZeroShotClassifier, load_zero_shot
 from fairdiff.adapters import Adapter, Lora, SoftTokens
 from fairdiff.audit.axis import MetricSpec, groups_of, software_versions
 from fairdiff.audit.generate import AuditPlan
 from fairdiff.audit.measure import Measurer
 from fairdiff.balance import Balance
-from fairdiff.config import Config
+from fairdiff.config import Config, JudgeConfig
 from fairdiff.errors import FairDiffError
-from fairdiff.features import ClipEncoder, ImageEncoder
+from fairdiff.features import ClipEncoder, HubEncoder, ImageEncoder
 from fairdiff.judges import Judges
 from fairdiff.losses import Damping
 from fairdiff.models import DiffusionModel, digest, fingerprint, load_model
@@ -37,15 +40,16 @@ from fairdiff.validation import Validation
 
 # Keys that leave the result of training as it is, or only ask for more of it.
 NOT_TRAINING = ("audit", "resume", "cache", "checkpoint_every", "steps", "decode_batch", "replay_batch")
+Judge = AttributeNet | HubClassifier | ZeroShotClassifier
 
 
 @contextmanager
-def blame(key: str):
+def blame(key: str, joint: str = ": "):
     """Turn a library's ValueError or OSError into one line that names the configuration key."""
     try:
         yield
     except (ValueError, OSError) as error:
-        raise FairDiffError(f"{key}: {' '.join(str(error).split())}") from error
+        raise FairDiffError(f"{key}{joint}{' '.join(str(error).split())}") from error
 
 
 def training_fingerprint(config: Config, model: DiffusionModel, judges: Judges, prompts: list[Prompt]) -> str:
@@ -102,25 +106,48 @@ def build_detector(config: Config) -> Detector:
     return MTCNNDetector(input_size=config.detector.input_size).to(config.model.device)
 
 
-def build_classifier(path: str | None, key: str, embedded: str, config: Config) -> AttributeNet:
+def build_classifier(judge: JudgeConfig, key: str, embedded: str, config: Config) -> Judge:
     """A frozen judge that knows every asked attribute with exactly the asked classes in the asked order."""
     asked = {name: tuple(attribute.classes) for name, attribute in config.attributes.items()}
-    with blame(key):
-        classifier = load_attribute_net(Path(path) if path else weights(embedded), asked)
+    match judge.type:
+        case "hf":
+            with blame(key, "."):
+                classifier = load_hub_classifier(judge.path, judge.paths, judge.mapping, asked)
+        case "open_clip":
+            with blame(key, "."):
+                classifier = load_zero_shot(judge.path, judge.mapping, asked)
+        case _:
+            with blame(f"{key}.path"):
+                classifier = load_attribute_net(Path(judge.path) if judge.path else weights(embedded), asked)
     return classifier.to(config.model.device)
 
 
+@lru_cache(maxsize=2)
+def build_encoders(clip: str, encoder: str, device: str) -> tuple[ClipEncoder, ImageEncoder | HubEncoder]:
+    """CLIP and the encoder in DINO's place; training and audit share them, for photographs they hold gigabytes."""
+    return (
+        ClipEncoder(weights("clip") if clip == "embedded" else clip, device),
+        ImageEncoder(weights("encoder"), device) if encoder == "embedded" else HubEncoder(encoder, device),
+    )
+
+
 def build_judges(config: Config) -> Judges:
-    device = config.model.device
+    device, features = config.model.device, config.features
     embedder, bank = None, None
     if config.loss.face is not None:
-        with blame("loss.face"):
-            embedder = load_face_embedder(weights("identity")).to(device)
-            bank: Bank = load_bank(weights("identity") / "bank.safetensors").to(device)
+        if features.identity is None:
+            raise FairDiffError(
+                "features.identity: found null, allowed: a folder with a face embedder and its bank.safetensors, "
+                "or loss.face=null"
+            )
+        folder = weights("identity") if features.identity == "embedded" else Path(features.identity)
+        with blame("features.identity"):
+            embedder = load_face_embedder(folder).to(device)
+            bank: Bank = load_bank(folder / "bank.safetensors").to(device)
     encoders = []
     if config.loss.image is not None:
-        encoders = [ClipEncoder(weights("clip"), device), ImageEncoder(weights("encoder"), device)]
-    classifier = build_classifier(config.judge.path, "judge.path", "judge", config)
+        encoders = list(build_encoders(features.clip, features.encoder, device))
+    classifier = build_classifier(config.judge, "judge", "judge", config)
     crop = config.detector
     return Judges(build_detector(config), classifier, encoders, embedder, bank, crop.crop_size, crop.expand)
 
@@ -186,7 +213,7 @@ def frozen_key(config: Config, model: DiffusionModel, judges: Judges) -> str:
     """A short hash of everything that makes an original and what is measured on it; taken before an adapter is hung."""
     parts = [model.fingerprint(), fingerprint(judges.classifier), judges.classifier.config]
     for encoder in judges.encoders:
-        parts += [fingerprint(encoder.model), encoder.size]
+        parts += [fingerprint(encoder.model), encoder.config]
     if judges.embedder is not None:
         parts += [fingerprint(judges.embedder), judges.embedder.config]
     return digest(parts, config.seed, config.sampler.guidance, asdict(config.detector))
@@ -241,23 +268,42 @@ def build_validation(config: Config) -> Validation | None:
 
 
 def build_prompts(config: Config, which: str) -> list[Prompt]:
-    """Training, validation or test prompts in a fixed shuffle: the user's file, or the embedded world's occupations."""
+    """Training, validation or test prompts in a fixed shuffle: the user's file, or families of the embedded world.
+
+    In training a family's prompts stand as often as `prompts.families` says; else each stands once, family by family.
+    """
     asked, template = config.prompts, config.prompts.template
     path = {"train": asked.train, "validation": asked.validation, "test": asked.test}[which]
     limits = {"train": asked.train_limit, "validation": config.validation.prompts, "test": config.audit.prompts}
     limit = limits[which]
-    prompts = read_prompts(path, template, key=f"prompts.{which}") if path else world.prompts("occupation", which)
-    if not path and template != world.TEMPLATES["occupation"]:
-        prompts = [Prompt(fill(template, p.subject), p.family, p.subject) for p in prompts]
-    prompts = sorted(prompts, key=lambda p: hashlib.sha256(p.text.encode()).hexdigest())
-    return prompts[:limit]
+    if path:
+        return shuffled(read_prompts(path, template, key=f"prompts.{which}"))[:limit]
+    families = {}
+    for family in asked.families:
+        families[family] = world.prompts(family, which)
+        if family == "occupation" and template != world.TEMPLATES[family]:
+            families[family] = [Prompt(fill(template, p.subject), p.family, p.subject) for p in families[family]]
+    if which == "train":
+        return shuffled([p for f, n in asked.families.items() for p in families[f] * n])[:limit]
+    return [prompt for prompts in families.values() for prompt in shuffled(prompts)[:limit]]
+
+
+def shuffled(prompts: list[Prompt]) -> list[Prompt]:
+    """A fixed order that looks random; copies of one prompt (`prompts.families`) are spread over it."""
+    copies: Counter[str] = Counter()
+    keys = []
+    for prompt in prompts:
+        copy = f" #{copies[prompt.text]}" if copies[prompt.text] else ""
+        copies[prompt.text] += 1
+        keys.append(hashlib.sha256((prompt.text + copy).encode()).hexdigest())
+    return [prompt for _, prompt in sorted(zip(keys, prompts, strict=True), key=lambda pair: pair[0])]
 
 
 def build_confusion(config: Config, attributes: dict[str, tuple[str, ...]]) -> dict[str, np.ndarray]:
     """The audit judge's confusion counts [K, K] per attribute, {} if no calibration lies beside its weights."""
-    path = config.audit.judge.path
-    file = (Path(path) if path else weights("audit_judge")) / CALIBRATION_FILE
-    if not file.exists():
+    judge = config.audit.judge
+    file = (Path(judge.path) if judge.path else weights("audit_judge")) / CALIBRATION_FILE
+    if judge.type != "net" or not file.exists():
         return {}
     with blame("audit.judge.path"):
         calibrations = load_calibration(file)
@@ -292,15 +338,21 @@ class Audit:
         return digest(plan.hashes, texts, sizes, tables)
 
 
-def build_audit(config: Config, model: DiffusionModel, after: str | None, training_judge: AttributeNet | None) -> Audit:
+def _name(judge: JudgeConfig) -> str:
+    """What the report calls a judge."""
+    if judge.type == "net":
+        return judge.path or "embedded audit judge"
+    return f"{judge.type}: " + ", ".join(sorted({judge.path or "", *judge.paths.values()} - {""}))
+
+
+def build_audit(config: Config, model: DiffusionModel, after: str | None, training_judge: Judge | None) -> Audit:
     """The audit of a model, with a judge of its own (`audit.judge`) and both encoders.
 
     after: a hash of the adapter's making. Build the audit before an adapter is hung on the model, so that the hashes
     are those of the frozen weights.
     """
-    device = config.model.device
-    judge = build_classifier(config.audit.judge.path, "audit.judge.path", "audit_judge", config)
-    clip, encoder = ClipEncoder(weights("clip"), device), ImageEncoder(weights("encoder"), device)
+    judge = build_classifier(config.audit.judge, "audit.judge", "audit_judge", config)
+    clip, encoder = build_encoders(config.features.clip, config.features.encoder, config.model.device)
     attributes = {name: judge.attributes[name] for name in judge.attributes}
     detector = build_detector(config)
     crop = config.detector
@@ -309,7 +361,8 @@ def build_audit(config: Config, model: DiffusionModel, after: str | None, traini
     same = training_judge is not None and fingerprint(judge) == fingerprint(training_judge)
     frozen = digest(model.fingerprint(), config.sampler.guidance, config.sampler.audit_steps)
     confusion = build_confusion(config, attributes)
-    looking = [fingerprint(judge), judge.config, fingerprint(clip.model), fingerprint(encoder.model), encoder.size]
+    looking = [fingerprint(judge), judge.config]
+    looking += [item for e in (clip, encoder) for item in (fingerprint(e.model), e.config)]
     hashes = {"before": frozen, "after": digest(frozen, after, config.steps), "judge": digest(looking, asdict(crop))}
     plan = AuditPlan(
         prompts=prompts,
@@ -325,7 +378,7 @@ def build_audit(config: Config, model: DiffusionModel, after: str | None, traini
     )
     spec = MetricSpec(
         attributes=attributes,
-        judge={"path": config.audit.judge.path or "embedded audit judge", "same_as_training_judge": same},
+        judge={"path": _name(config.audit.judge), "same_as_training_judge": same},
         targets=build_targets(config, prompts).audited(groups, [p.text for p in prompts]),
         confusion=confusion,
         delta=config.audit.equivalence,

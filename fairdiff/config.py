@@ -7,6 +7,8 @@ from omegaconf import MISSING
 
 from fairdiff.errors import FairDiffError
 
+FAMILIES = ["occupation", "styled", "descriptor", "sport"]
+
 
 def _allowed(key: str, found: Any, allowed: list[Any]) -> None:
     if found not in allowed:
@@ -102,7 +104,9 @@ class AttributeConfig:
 
 @dataclass
 class PromptsConfig:
-    """train/test: null for the embedded world's occupations, else a file as fairdiff/prompts.py reads it.
+    """train/test: null for the embedded world's `families`, else a file as fairdiff/prompts.py reads it.
+
+    families: family -> how often each of its prompts stands in one round of training (the audit asks each once).
 
     train_limit takes the first n of a fixed shuffle; null takes all (the audit's number is audit.prompts, the
     validation's validation.prompts). negative: the text of the unconditional branch, in training, originals and audit.
@@ -113,10 +117,16 @@ class PromptsConfig:
     validation: str | None = None
     test: str | None = None
     train_limit: int | None = None
+    families: dict[str, int] = field(default_factory=lambda: {"occupation": 1})
     negative: str = ""
 
     def __post_init__(self):
         _positive("prompts.train_limit", self.train_limit)
+        for family, repeats in self.families.items():
+            _allowed("prompts.families", family, FAMILIES)
+            _positive(f"prompts.families.{family}", repeats)
+        if not self.families:
+            raise FairDiffError(f"prompts.families: found none, allowed: {', '.join(FAMILIES)}")
 
 
 @dataclass
@@ -142,9 +152,39 @@ class DetectorConfig:
 
 @dataclass
 class JudgeConfig:
-    """Folders of the classifier, null for the embedded ones."""
+    """A classifier of perceived presentation.
 
+    type net: a folder as classifiers/attributes.py writes it, null for the embedded one. hf: Hugging Face image
+    classifiers. open_clip: zero-shot, a folder or "architecture/pretrained tag". paths: attribute -> its own hf model.
+    mapping: attribute -> class -> the model's labels (hf), or prompts (open_clip), that together are this class.
+    """
+
+    type: str = "net"
     path: str | None = None
+    paths: dict[str, str] = field(default_factory=dict)
+    mapping: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        _allowed("judge.type", self.type, ["net", "hf", "open_clip"])
+        for key, given, users in (("paths", self.paths, ["hf"]), ("mapping", self.mapping, ["hf", "open_clip"])):
+            if given and self.type not in users:
+                raise FairDiffError(f"judge.{key}: only {' and '.join(users)} judges have it, judge.type is {self.type}")
+        for name, classes in self.mapping.items():
+            if not isinstance(classes, dict) or not all(isinstance(words, list) for words in classes.values()):
+                raise FairDiffError(f"judge.mapping.{name}: found {classes}, allowed: class: [label or prompt, ...]")
+
+
+@dataclass
+class FeaturesConfig:
+    """What compares pictures and faces; "embedded" is for Portraits.
+
+    clip: an open_clip folder or "architecture/pretrained tag". encoder: a folder or hub id of a Hugging Face image
+    encoder, in DINO's place. identity: a folder of a face embedder and its bank of real faces, null if there is none.
+    """
+
+    clip: str = "embedded"
+    encoder: str = "embedded"
+    identity: str | None = "embedded"
 
 
 @dataclass
@@ -269,7 +309,7 @@ class ValidationConfig:
 
 @dataclass
 class AuditConfig:
-    """prompts: how many test prompts (null: all). judge: a classifier folder configured apart from the training one."""
+    """prompts: how many test prompts of each family (null: all). judge: configured apart from the training one."""
 
     prompts: int | None = None
     images_per_prompt: int = 60
@@ -301,6 +341,7 @@ class Config:
     prompts: PromptsConfig = MISSING
     detector: DetectorConfig = MISSING
     judge: JudgeConfig = MISSING
+    features: FeaturesConfig = MISSING
     gradient: GradientConfig = MISSING
     loss: LossConfig = MISSING
     optimizer: OptimizerConfig = MISSING

@@ -12,7 +12,7 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 
 from fairdiff.errors import FairDiffError
-from fairdiff.sampling import Generate, Guidance, require_linear, sample
+from fairdiff.sampling import Generate, Guidance, sample
 
 
 @dataclass
@@ -103,7 +103,6 @@ def load_model(path: str | Path, padding: str = "max_length", device: str = "cpu
         raise FairDiffError(
             f"model.path: cannot load {path} as a diffusers Stable Diffusion model: {reason}"
         ) from error
-    require_linear(pipeline.scheduler)
     model = DiffusionModel(
         pipeline.tokenizer, pipeline.text_encoder, pipeline.unet, pipeline.vae, pipeline.scheduler, padding
     )

@@ -6,7 +6,7 @@ Shapes: P prompts, K classes, counts_PK faces of each class. Every mean over pro
 import itertools
 import math
 import platform
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
@@ -55,6 +55,10 @@ class Axis:
     classes: tuple[str, ...]
     members: tuple[str, ...]
     target_PK: np.ndarray
+
+    def rows(self, rows_P: np.ndarray) -> "Axis":
+        """The same axis over some of the prompts."""
+        return replace(self, target_PK=self.target_PK[rows_P])
 
 
 def groups_of(names: list[str]) -> dict[str, tuple[str, ...]]:

@@ -4,6 +4,7 @@ Pictures without a face have no label and are counted apart. Undefined numbers a
 """
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
@@ -39,6 +40,7 @@ ESTIMANDS = {
     "target.p_holm": "exact binomial (two classes) or Monte Carlo G test of the prompt's target, Holm over prompts",
     "per_prompt.bias.ci95": "the prompt's own true bias: Wilson (two classes) or Goodman's simultaneous region",
     "corrected": "the judge's error on labelled faces undone, assumed to be the same on generated ones",
+    "families": "the same over the prompts of one family; their intervals are for that family, not for a comparison",
     "no_face.rate": "pictures without a face, all prompts pooled; Wilson, for these prompts and new noise",
     "paired": "after minus before on the same prompts and noise; prompts resampled (rates: over pictures)",
     "unrelated.ratio": "mean movement under the adapter over mean distance between two seeds, in 1 - cosine",
@@ -63,7 +65,7 @@ def compute_metrics(records: pd.DataFrame, spec: MetricSpec) -> dict:
         "attributes": {name: list(classes) for name, classes in spec.attributes.items()},
         "families": prompts.family.value_counts().to_dict(),
         "models": models,
-        "paired": _paired(people, axes, tallies, spec) if len(models) == 2 else None,
+        "paired": _paired(people, axes, tallies, prompts.family, spec) if len(models) == 2 else None,
         "unrelated": _unrelated(unrelated, spec) if len(unrelated) else None,
         "sample_size": {
             "images_for_half_width_0.10": iv.images_for_half_width(0.10),
@@ -94,6 +96,12 @@ def _model(rows: pd.DataFrame, axes: list[Axis], tallies: dict, prompts: pd.Data
         entry["per_prompt"] = prompt_metrics(counts, images, axis, prompts, spec)
         entry["target"]["prompts_rejected"] = sum(item["target"]["p_holm"] < 0.05 for item in entry["per_prompt"])
         result["attributes" if len(axis.members) == 1 else "joint"][axis.name] = entry
+    result["families"] = {
+        family: {"prompts": int(rows_P.sum())} | _grouped(axes, lambda axis, rows_P=rows_P: suite_metrics(
+            tallies[axis.name][rows_P], (images - tallies[axis.name].sum(1))[rows_P], axis.rows(rows_P), spec
+        ))
+        for family, rows_P in _families(prompts.family).items()
+    }  # fmt: skip
     missing = int((~rows.found).sum())
     result["no_face"] = {"rate": missing / len(rows), "ci95": iv.rate_interval(missing, len(rows)), "images": missing}
     for name in ("clip_t", "clip_i", "dino"):
@@ -102,27 +110,51 @@ def _model(rows: pd.DataFrame, axes: list[Axis], tallies: dict, prompts: pd.Data
     return result
 
 
-def _paired(people: pd.DataFrame, axes: list[Axis], tallies: dict, spec: MetricSpec) -> dict:
+def _families(family_P: pd.Series) -> dict[str, np.ndarray]:
+    """Which prompts [P] belong to each family; {} for a single one, whose numbers are those of all prompts."""
+    names = list(dict.fromkeys(family_P))
+    return {name: (family_P == name).to_numpy() for name in names} if len(names) > 1 else {}
+
+
+def _grouped(axes: list[Axis], measure: Callable[[Axis], dict]) -> dict[str, dict]:
+    """measure(axis) of every axis, attributes and combinations apart."""
+    result: dict[str, dict] = {"attributes": {}, "joint": {}}
+    for axis in axes:
+        result["attributes" if len(axis.members) == 1 else "joint"][axis.name] = measure(axis)
+    return result
+
+
+def _change(counts: list[np.ndarray], axis: Axis, spec: MetricSpec) -> dict:
+    """After minus before of one axis from its counts_PK of both models."""
+    seen = (counts[0].sum(1) > 0) & (counts[1].sum(1) > 0)
+    two = (counts[0].sum(1) > 1) & (counts[1].sum(1) > 1)
+    shares = [c[seen] / c[seen].sum(1, keepdims=True) for c in counts]
+    b, a = (iv.bias(f) for f in shares)
+    tb, ta = (iv.total_variation(f, axis.target_PK[seen]) for f in shares)
+    sb, sa = (iv.unbiased_squared_gap(c[two]) for c in counts)
+    return {
+        "bias": difference_over_prompts(a - b, spec),
+        "total_variation": difference_over_prompts(ta - tb, spec),
+        "mean_squared_gap": difference_over_prompts(sa - sb, spec),
+    }
+
+
+def _paired(people: pd.DataFrame, axes: list[Axis], tallies: dict, family_P: pd.Series, spec: MetricSpec) -> dict:
     """After minus before: same prompts, same noise."""
     order = ["prompt_index", "image_index"]
     before, after = (people[people.model == model].sort_values(order) for model in MODELS)
-    result: dict = {"pairs": len(before), "attributes": {}, "joint": {}}
-    for axis in axes:
-        counts = [tallies[model][axis.name] for model in MODELS]
-        seen = (counts[0].sum(1) > 0) & (counts[1].sum(1) > 0)
-        two = (counts[0].sum(1) > 1) & (counts[1].sum(1) > 1)
-        shares = [c[seen] / c[seen].sum(1, keepdims=True) for c in counts]
-        b, a = (iv.bias(f) for f in shares)
-        tb, ta = (iv.total_variation(f, axis.target_PK[seen]) for f in shares)
-        sb, sa = (iv.unbiased_squared_gap(c[two]) for c in counts)
+
+    def change(axis: Axis) -> dict:
         kinds = [labels(rows, spec.attributes, axis.members) for rows in (before, after)]
         faces = (kinds[0] >= 0) & (kinds[1] >= 0)
-        result["attributes" if len(axis.members) == 1 else "joint"][axis.name] = {
-            "bias": difference_over_prompts(a - b, spec),
-            "total_variation": difference_over_prompts(ta - tb, spec),
-            "mean_squared_gap": difference_over_prompts(sa - sb, spec),
-            "class_changed": (kinds[0] != kinds[1])[faces].mean() if faces.any() else math.nan,
-        }
+        changed = (kinds[0] != kinds[1])[faces].mean() if faces.any() else math.nan
+        return _change([tallies[m][axis.name] for m in MODELS], axis, spec) | {"class_changed": changed}
+
+    def change_in(rows_P: np.ndarray) -> Callable[[Axis], dict]:
+        return lambda axis: _change([tallies[m][axis.name][rows_P] for m in MODELS], axis.rows(rows_P), spec)
+
+    result: dict = {"pairs": len(before)} | _grouped(axes, change)
+    result["families"] = {f: _grouped(axes, change_in(rows_P)) for f, rows_P in _families(family_P).items()}
     lost, gained = before.found.to_numpy() & ~after.found.to_numpy(), after.found.to_numpy() & ~before.found.to_numpy()
     result["no_face"] = {
         "difference": (lost.sum() - gained.sum()) / len(before),

@@ -38,10 +38,19 @@ def comparison(audit: dict) -> dict[str, list[dict]]:
                 f"{name} {distance['short']}", lambda m, k=kind, n=name: _pair(distance_of(m[k][n])),
                 paired and paired[kind][name][distance["key"]], distance["floor"],
             ))  # fmt: skip
+    asked = [name for name in attribute_order(audit) if last_model(audit)["attributes"][name]["target"]["asked"]]
+    for family, entries in last_model(audit)["families"].items():
+        groups[f"{family} prompts"] = []
+        for name in asked:
+            distance = distance_of(entries["attributes"][name])
+            groups[f"{family} prompts"].append(row(
+                f"{family}: {name} {distance['short']}",
+                lambda m, f=family, n=name: _pair(distance_of(m["families"][f]["attributes"][n])),
+                paired and paired["families"][family]["attributes"][name][distance["key"]], distance["floor"],
+            ))  # fmt: skip
     groups["gap to the target, noise removed"] = [
         row(f"{name} gap", lambda model, n=name: _pair(model["attributes"][n]["target"]["unbiased_rms"]), None, 0.0)
-        for name in attribute_order(audit)
-        if last_model(audit)["attributes"][name]["target"]["asked"]
+        for name in asked
     ]
     groups["pictures"] = [
         row("no face", lambda m: (m["no_face"]["rate"], m["no_face"]["ci95"]), paired and paired["no_face"], form=percent),

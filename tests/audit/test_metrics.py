@@ -201,3 +201,21 @@ def test_three_attributes_have_all_pairs_and_the_triple(records):
     ]
     assert list(joint) == ["gender×race", "gender×age", "race×age", "gender×race×age"]
     assert len(joint["gender×race×age"]["shares"]) == 12
+
+
+def test_each_family_is_counted_apart(records):
+    """A second family that is one prompt: its numbers are that prompt's own, and the whole is their mean."""
+    assert compute_metrics(records, MetricSpec(ATTRIBUTES, {}))["models"]["before"]["families"] == {}
+    records.loc[records.subject == "pilot", "family"] = "sport"
+    audit = compute_metrics(records, MetricSpec(ATTRIBUTES, {}, targets={"race": [[0.5, 0.5, 0], [1, 0, 0]]}))
+    before = audit["models"]["before"]["families"]
+    assert list(before) == ["occupation", "sport"] and before["sport"]["prompts"] == 1
+    gender = {family: entry["attributes"]["gender"]["bias"] for family, entry in before.items()}
+    assert gender["occupation"]["mean"] == pytest.approx(0.5) and gender["sport"]["mean"] == 1
+    assert gender["sport"]["floor"] == pytest.approx(noise_floor(2, 3)) and gender["sport"]["prompts"] == 1
+    distance = [before[f]["attributes"]["race"]["target"]["total_variation"]["mean"] for f in before]
+    assert distance == pytest.approx([0.25, 1 / 3])  # each family keeps its own prompts' targets
+    paired = audit["paired"]["families"]
+    assert paired["occupation"]["attributes"]["gender"]["bias"]["difference"] == pytest.approx(-0.5)
+    assert paired["sport"]["attributes"]["gender"]["bias"]["difference"] == -1
+    assert "gender×race" in paired["sport"]["joint"]

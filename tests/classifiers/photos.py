@@ -19,3 +19,8 @@ def photo(package: str, path: str) -> Tensor:
     with Image.open(file) as picture:
         pixels = np.array(picture.convert("RGB"))
     return torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0).float() / 255
+
+
+def piece(height: int, width: int) -> Tensor:
+    """A piece [1, 3, height, width] of a photograph of people, in whole grey levels."""
+    return photo("insightface", "data/images/t1.jpg")[..., 200 : 200 + height, 300 : 300 + width]

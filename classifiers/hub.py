@@ -1,0 +1,136 @@
+"""Judges from Hugging Face: image classifiers whose labels are merged into the asked classes.
+
+Mistakes a user can mend are `ValueError`s of one line that begin with the option (`path`, `paths`, `mapping`).
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForImageClassification
+
+from classifiers.pixels import Pixels, first_words, freeze, processor_pixels, quiet
+
+Classes = Mapping[str, Mapping[str, list[str]]]  # attribute -> class -> labels (or prompts)
+
+
+class HubClassifier(nn.Module):
+    """Hugging Face image classifiers as one `Classifier`; gradients reach the pixels.
+
+    A class is the sum of its labels' probabilities: logit_k = logsumexp of the labels' logits. So a joint classifier
+    ("young woman", "old woman", ...) and a head that holds several attributes side by side serve as well.
+    asked: attribute -> classes in the order of the logits; source: attribute -> which of the nets answers for it.
+    """
+
+    def __init__(
+        self, nets: list[nn.Module], pixels: list[Pixels], source: dict[str, int], mapping: Classes,
+        asked: Mapping[str, tuple[str, ...]],
+    ):  # fmt: skip
+        super().__init__()
+        self.nets, self.pixels, self.source = nn.ModuleList(freeze(net) for net in nets), pixels, source
+        self.attributes = {name: tuple(classes) for name, classes in asked.items()}
+        self.columns: dict[str, list[list[int]]] = {}
+        for name, classes in self.attributes.items():
+            place = {label: i for i, label in labels_of(self.nets[source[name]]).items()}
+            self.columns[name] = [[place[str(label)] for label in mapping[name][c]] for c in classes]
+        self.config = {
+            "pixels": [p.about() for p in pixels], "source": source, "columns": self.columns,
+            "nets": [_architecture(net) for net in nets], "attributes": self.attributes,
+        }  # fmt: skip
+        self.eval()
+
+    def forward(self, crop_FCHW: Tensor) -> dict[str, Tensor]:
+        """Logits [F, K] per attribute of crops [F, 3, H, W] in [0, 1], any H and W, F = 0 included."""
+        if not len(crop_FCHW):
+            return {name: crop_FCHW.new_zeros(0, len(classes)) for name, classes in self.attributes.items()}
+        asked = sorted(set(self.source.values()))
+        logits = {i: self.nets[i](pixel_values=self.pixels[i](crop_FCHW)).logits for i in asked}
+        return {
+            name: torch.stack([logits[self.source[name]][:, k].logsumexp(1) for k in columns], 1)
+            for name, columns in self.columns.items()
+        }
+
+
+def load_hub_classifier(
+    path: str | None, paths: Mapping[str, str], mapping: Classes, asked: Mapping[str, tuple[str, ...]]
+) -> HubClassifier:
+    """A judge from one folder or hub id (`path`), with others for single attributes (`paths`).
+
+    Every label of a model must belong to a class of some attribute, so that none is forgotten. ValueErrors name the key.
+    """
+    check_mapping(mapping, asked)
+    where = {name: paths.get(name) or path for name in asked}
+    for name, place in where.items():
+        if not place:
+            raise ValueError(f"path: found null, allowed: a folder or hub id of an image classifier for {name}")
+    places = list(dict.fromkeys(where.values()))
+    nets, pixels = [], []
+    for place in places:
+        net, pixel = _load(place)
+        check_labels(place, list(labels_of(net).values()), {n for n in asked if where[n] == place}, mapping)
+        nets.append(net)
+        pixels.append(pixel)
+    return HubClassifier(nets, pixels, {name: places.index(place) for name, place in where.items()}, mapping, asked)
+
+
+def check_mapping(mapping: Classes, asked: Mapping[str, tuple[str, ...]]) -> None:
+    """Every asked class has its labels (or prompts), and no class is there that nobody asked for."""
+    for name, classes in asked.items():
+        if name not in mapping:
+            raise ValueError(f"mapping: found {', '.join(mapping) or 'nothing'}, but {name} is asked for")
+        for cls in mapping[name]:
+            if cls not in classes:
+                raise ValueError(f"mapping.{name}: found {cls}, allowed: {', '.join(classes)}")
+        for cls in classes:
+            if not mapping[name].get(cls):
+                raise ValueError(f"mapping.{name}.{cls}: found nothing, allowed: one or more")
+
+
+def check_labels(place: str, labels: list[str], asked: set[str], mapping: Classes) -> None:
+    """Mapped labels exist, belong to one class of their attribute, and together are all the model has."""
+    for name in sorted(asked):
+        seen: dict[str, str] = {}
+        for cls, given in mapping[name].items():
+            for label in map(str, given):
+                if label not in labels:
+                    raise ValueError(f"mapping.{name}.{cls}: found {label}, allowed: {', '.join(labels)} (of {place})")
+                if label in seen:
+                    raise ValueError(f"mapping.{name}.{cls}: found {label}, which already belongs to {seen[label]}")
+                seen[label] = cls
+    used = {str(label) for classes in mapping.values() for given in classes.values() for label in given}
+    if left := [label for label in labels if label not in used]:
+        raise ValueError(f"mapping: no class has the label {left[0]} of {place}, allowed: every label in some class")
+
+
+def labels_of(net: nn.Module) -> dict[int, str]:
+    """Label names by column."""
+    return {int(i): str(label) for i, label in net.config.id2label.items()}
+
+
+def _architecture(net: nn.Module) -> dict:
+    """What besides the weights makes a net's answers, without where it came from."""
+    config = net.config.to_dict()
+    return {k: v for k, v in config.items() if k not in ("_name_or_path", "transformers_version", "architectures")}
+
+
+def _load(place: str) -> tuple[nn.Module, Pixels]:
+    local = Path(place).exists()
+    quiet()
+    try:
+        net, found = AutoModelForImageClassification.from_pretrained(
+            place, use_safetensors=True, local_files_only=local, dtype=torch.float32, output_loading_info=True
+        )
+    except Exception as error:  # transformers, safetensors and the hub each have their own kinds
+        raise ValueError(
+            f"path: found {place}, allowed: a folder or hub id of a Hugging Face image classifier with safetensors "
+            f"({first_words(error)})"
+        ) from None
+    if lost := sorted(found["missing_keys"]):  # it would be filled at random
+        raise ValueError(f"path: {place} has no weights for {lost[0]}; allowed: a whole image classifier")
+    if net.config.problem_type not in (None, "single_label_classification") or net.config.num_labels < 2:
+        raise ValueError(
+            f"path: {place} is a {net.config.problem_type} model with {net.config.num_labels} outputs, "
+            "allowed: single_label_classification with two or more"
+        )
+    return net, processor_pixels(place, local)

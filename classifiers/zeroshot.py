@@ -1,0 +1,84 @@
+"""open_clip models: loading, and zero-shot judges that compare a face crop with prompts for each class."""
+
+import logging
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import open_clip
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from classifiers.hub import Classes, check_mapping
+from classifiers.pixels import Pixels, first_words, freeze, quiet
+
+
+class ZeroShotClassifier(nn.Module):
+    """A `Classifier` by prompts: logit_k = s cos(image, text_k), text_k the mean direction of the class's prompts.
+
+    s is the model's own temperature. Radford et al., ICML 2021, section 3.1. Gradients reach the pixels.
+    """
+
+    def __init__(self, model: nn.Module, tokenizer: Callable, pixels: Pixels, mapping: Classes, asked: Mapping):
+        super().__init__()
+        self.model, self.pixels = freeze(model), pixels
+        self.attributes = {name: tuple(classes) for name, classes in asked.items()}
+        for name, classes in self.attributes.items():
+            text_KD = torch.stack([self._direction(tokenizer, mapping[name][c]) for c in classes])
+            self.register_buffer(f"text_{name}", text_KD)
+        prompts = {name: {c: list(mapping[name][c]) for c in classes} for name, classes in self.attributes.items()}
+        self.config = {"pixels": pixels.about(), "prompts": prompts}
+        self.eval()
+
+    @torch.no_grad()
+    def _direction(self, tokenizer: Callable, prompts: list[str]) -> Tensor:
+        return F.normalize(self.model.encode_text(tokenizer(list(prompts)), normalize=True).mean(0), dim=0)
+
+    def forward(self, crop_FCHW: Tensor) -> dict[str, Tensor]:
+        """Logits [F, K] per attribute of crops [F, 3, H, W] in [0, 1], any H and W, F = 0 included."""
+        if not len(crop_FCHW):
+            return {name: crop_FCHW.new_zeros(0, len(classes)) for name, classes in self.attributes.items()}
+        image_FD = self.model.encode_image(self.pixels(crop_FCHW), normalize=True) * self.model.logit_scale.exp()
+        return {name: image_FD @ self.get_buffer(f"text_{name}").T for name in self.attributes}
+
+
+def load_zero_shot(path: str | None, mapping: Classes, asked: Mapping[str, tuple[str, ...]]) -> ZeroShotClassifier:
+    """A zero-shot judge from `load_open_clip`'s path; ValueErrors begin with the option."""
+    if not path:
+        raise ValueError("path: found null, allowed: an open_clip folder or architecture/tag")
+    check_mapping(mapping, asked)  # before gigabytes are fetched
+    return ZeroShotClassifier(*load_open_clip(path), mapping, asked)
+
+
+def load_open_clip(path: str | Path) -> tuple[nn.Module, Callable, Pixels]:
+    """(model, tokenizer, pixels), frozen: from a folder with open_clip_config.json, or "architecture/pretrained tag".
+
+    Pictures are squeezed to the model's size as a whole. ValueError of one line that begins with `path`.
+    """
+    if Path(path).is_dir():
+        name, tag = f"local-dir:{path}", None
+    else:
+        name, _, tag = str(path).partition("/")
+        if (name, tag) not in open_clip.list_pretrained():
+            known = ", ".join(open_clip.list_pretrained_tags_by_model(name)) if tag else ""
+            raise ValueError(
+                f"path: found {path}, allowed: a folder with open_clip_config.json, or an architecture and one of its "
+                f"pretrained tags{f' ({known})' if known else ' as in ViT-H-14/laion2b_s32b_b79k'}"
+            )
+    quiet()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # open_clip warns of the activation of models it does not know
+            logging.disable(logging.ERROR)  # and logs the error it also raises
+            model = open_clip.create_model(name, pretrained=tag, require_pretrained=True)
+            tokenizer = open_clip.get_tokenizer(name)
+    except Exception as error:
+        raise ValueError(f"path: {path}: cannot load an open_clip model ({first_words(error)})") from None
+    finally:
+        logging.disable(logging.NOTSET)
+    about = open_clip.get_model_preprocess_cfg(model)
+    size = about["size"]
+    size = (size, size) if isinstance(size, int) else tuple(size)
+    pixels = Pixels(size, about["interpolation"], None, 1.0, tuple(about["mean"]), tuple(about["std"]))
+    return freeze(model), tokenizer, pixels

@@ -1,0 +1,145 @@
+"""The experiments and the models compose into valid configurations, and say what the paper says."""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DPMSolverMultistepScheduler, PNDMScheduler, StableDiffusionPipeline
+from hydra import compose, initialize_config_dir
+
+from fairdiff import build
+from fairdiff.cli import CONF, to_config
+from fairdiff.config import Config
+from fairdiff.portraits import world
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import train  # noqa: E402
+
+EXPERIMENTS = {  # images a step, image weight, face weight, attributes, adapter: the paper's
+    "gender": (24, 8, 1, ["gender"], "lora"),
+    "gender_tokens": (24, 8, 1, ["gender"], "soft_tokens"),
+    "race": (32, 6, 0.1, ["race"], "lora"),
+    "gender_race": (32, 8, 0.1, ["gender", "race"], "lora"),
+    "gender_race_age": (40, 8, 0.1, ["gender", "race", "age"], "lora"),
+    "multi_concept": (40, 8, 0.1, ["gender", "race"], "lora"),
+}
+FORCED = {  # keys a model may set; its judges and encoders come with it
+    "model", "sampler", "judge", "features", "adapter", "detector", "audit", "steps", "noise_pool", "decode_batch",
+    "replay_batch",
+}  # fmt: skip
+
+
+def configure(*overrides: str) -> Config:
+    with initialize_config_dir(CONF, version_base="1.3"):
+        return to_config(compose("config", list(overrides)))
+
+
+@pytest.mark.parametrize("model", ["portraits", "sd15"])
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_composes_with_every_model(name, model):
+    config = configure(f"model={model}", f"experiment={name}", *(["judge.path=x"] if model == "sd15" else []))
+    batch, image, face, attributes, adapter = EXPERIMENTS[name]
+    assert (config.global_batch, config.loss.image, config.loss.face) == (batch, image, face)
+    assert list(config.attributes) == attributes and config.adapter.type == adapter
+    assert config.noise_pool >= batch
+    if adapter == "soft_tokens":
+        assert config.adapter.tokens == 5
+    else:
+        assert config.adapter.parts == ["text_encoder"]
+    uniform = {a: {c: 1 / len(t.classes) for c in t.classes} for a, t in config.attributes.items()}
+    assert {a: config.target[a] for a in attributes} == uniform | ({"age": {"young": 0.75, "old": 0.25}} if "age" in attributes else {})
+    assert config.attributes[attributes[0]].keep_outside == (0.2 if attributes[0] == "gender" else 0.6)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_is_a_small_delta_and_a_model_changes_only_what_it_forces(name):
+    lines = (Path(CONF) / "experiment" / f"{name}.yaml").read_text().splitlines()
+    assert len(lines) <= 10 and any("Shen et al." in line for line in lines)
+    here, there = (asdict(configure(f"model={m}", f"experiment={name}")) for m in ("portraits", "sd15"))
+    assert {key for key in here if here[key] != there[key]} <= FORCED
+    assert {k for k in here["adapter"] if here["adapter"][k] != there["adapter"][k]} <= {
+        "learning_rate",
+        "rank",
+        "alpha",
+    }
+    assert {k for k in here["audit"] if here["audit"][k] != there["audit"][k]} == {"batch_size", "judge"}
+
+
+def test_sd15_is_what_the_paper_says():
+    config = configure("model=sd15", "experiment=gender", "judge.path=x")
+    sampler = config.sampler
+    assert (sampler.train_steps, sampler.audit_steps, sampler.guidance) == ([19, 23], 30, 7.5)
+    assert config.adapter.learning_rate == 5e-5 and config.adapter.rank == config.adapter.alpha == 50
+    assert config.model.padding == "longest" and config.detector.crop_size == 224
+    assert config.judge.type == "hf" and config.judge.path == "x" and config.features.clip.startswith("ViT-H-14/")
+    labels = [label for labels in config.judge.mapping["race"].values() for label in labels]
+    assert len(labels) == 7 and len(config.judge.mapping["race"]) == 4
+    assert configure("model=sd15", "sampler=portraits").sampler.audit_steps == 8  # what the user asks for wins
+
+
+@pytest.mark.parametrize("detector", ["mtcnn", "whole", "insightface"])
+@pytest.mark.parametrize("judge", ["embedded", "hf", "open_clip"])
+def test_every_judge_and_detector_can_be_chosen_for_training_and_audit(judge, detector):
+    config = configure(f"judge={judge}", f"audit/judge={judge}", f"detector={detector}", "detector.root=x")
+    assert config.judge == config.audit.judge and config.detector.type == detector
+    assert configure("audit.judge.path=x").audit.judge.path == "x"
+
+
+def test_families_stand_in_training_as_often_as_asked_and_once_in_the_audit():
+    config = configure("experiment=multi_concept", "audit=full")
+    train_prompts, test = build.build_prompts(config, "train"), build.build_prompts(config, "test")
+    for family, repeats in config.prompts.families.items():
+        texts = [p.text for p in train_prompts if p.family == family]
+        assert len(texts) == repeats * len(set(texts)) == repeats * len(world.prompts(family, "train"))
+        assert 0.95 <= len(texts) / 1350 <= 1.05  # equally often
+        assert [p.family for p in test].count(family) == len(world.prompts(family, "test"))
+    assert len({p.text for p in test}) == len(test)
+    assert {p.family for p in train_prompts[:40]} == set(config.prompts.families)  # copies are spread
+    few = build.build_prompts(configure("experiment=multi_concept", "audit.prompts=3"), "test")
+    assert [p.family for p in few] == [f for f in config.prompts.families for _ in range(3)]
+
+
+def test_one_family_stays_in_the_order_it_always_had():
+    plain = build.build_prompts(configure(), "train")
+    assert [p.subject for p in plain[:3]] == [
+        p.subject for p in build.shuffled(world.prompts("occupation", "train"))[:3]
+    ]
+    again = build.build_prompts(configure("prompts.families.occupation=3"), "train")
+    firsts = list(dict.fromkeys(p.text for p in again))
+    assert len(again) == 3 * len(plain) and set(firsts) == {p.text for p in plain}
+
+
+def test_a_model_saved_with_another_solver_gets_a_linear_one(tiny_folder, tmp_path):
+    """Stable Diffusion 1.5 comes with PNDM, which is not linear and is never used."""
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny_folder, safety_checker=None, requires_safety_checker=False)
+    pipeline.scheduler = PNDMScheduler.from_config(pipeline.scheduler.config, skip_prk_steps=True)
+    pipeline.save_pretrained(tmp_path)
+    model = build.build_model(configure("model=sd15", f"model.path={tmp_path}", "model.device=cpu"))
+    assert type(model.scheduler) is DPMSolverMultistepScheduler and model.padding == "longest"
+    assert (
+        model.scheduler.config.timestep_spacing == "linspace"
+        and model.scheduler.config.final_sigmas_type == "sigma_min"
+    )
+    assert model.scheduler.config.beta_schedule == "scaled_linear"
+
+
+@pytest.mark.slow
+def test_one_step_on_several_families_with_an_audit_of_each(tmp_path, monkeypatch):
+    small = [
+        "steps=1", "global_batch=16", "sampler.train_steps=[2,2]", "sampler.audit_steps=2", "gradient.evaluations=1",
+        "audit.prompts=1", "audit.images_per_prompt=4", "audit.unrelated_prompts=1", "audit.unrelated_images=2",
+        "cache=null", "detector=whole", "model.device=cpu",
+    ]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["train.py", "experiment=multi_concept", *small, f"hydra.run.dir={tmp_path}"])
+    train.task()
+    audit = json.loads((tmp_path / "audit.json").read_text())
+    families = ["occupation", "styled", "descriptor", "sport"]
+    assert list(audit["models"]["after"]["families"]) == families == list(audit["paired"]["families"])
+    assert all(torch.isfinite(torch.tensor(entry["attributes"]["gender"]["bias"]["mean"]))
+               for entry in audit["models"]["before"]["families"].values())  # fmt: skip
+    assert "descriptor: gender bias" in (tmp_path / "report.html").read_text()

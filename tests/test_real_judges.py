@@ -1,0 +1,103 @@
+"""Judges and encoders for photographs, tiny, through the configuration: they look, they differ, they are known apart."""
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from tiny_judges import save_dinov2, save_open_clip, save_vit
+
+from classifiers.hub import HubClassifier
+from classifiers.zeroshot import ZeroShotClassifier
+from fairdiff import build
+from fairdiff.cli import CONF, to_config
+from fairdiff.errors import FairDiffError
+from fairdiff.features import ClipEncoder, HubEncoder
+from fairdiff.portraits import weights
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("photos")
+    (root / "clip").mkdir()
+    return {
+        "judge": save_vit(root / "judge", ["Female", "Male"]), "clip": save_open_clip(root / "clip"),
+        "encoder": save_dinov2(root / "encoder"),
+    }  # fmt: skip
+
+
+@pytest.fixture
+def configure(folders, tiny_folder):
+    def configure(*overrides):
+        given = [
+            "model=sd15", f"model.path={tiny_folder}", "model.device=cpu", "detector=whole", "adapter.tokens=2",
+            "adapter.initial_text=a photo", f"judge.path={folders['judge']}", f"audit.judge.path={folders['clip']}",
+            f"features.clip={folders['clip']}", f"features.encoder={folders['encoder']}",
+            f"features.identity={weights('identity')}",
+        ]  # fmt: skip
+        with initialize_config_dir(CONF, version_base="1.3"):
+            return to_config(compose("config", [*given, *overrides]))
+
+    return configure
+
+
+def test_judges_for_photographs_look_with_gradient(configure):
+    judges = build.build_judges(configure())
+    assert isinstance(judges.classifier, HubClassifier) and isinstance(judges.encoders[1], HubEncoder)
+    image = torch.rand(2, 3, 60, 60, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    seen, features = judges.see(image), judges.features(image)
+    assert seen.logits["gender"].shape == (2, 2) and [f.shape for f in features] == [(2, 16), (2, 16)]
+    for value in (seen.logits["gender"][0, 0], features[0][0, 0], features[1][0, 0]):
+        grad = torch.autograd.grad(value, image, retain_graph=True)[0]
+        assert grad[0].abs().sum() > 0 and grad[1].abs().sum() == 0
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        "judge.mapping.gender={female:[Male],male:[Female]}",
+        "judge=open_clip",
+        "features.encoder=embedded",
+        "features.clip=embedded",
+    ],
+)
+def test_who_looks_is_part_of_the_key_of_the_originals(configure, folders, other):
+    overrides = [other] + ([f"judge.path={folders['clip']}"] if other == "judge=open_clip" else [])
+    config, changed = configure(), configure(*overrides)
+    model = build.build_model(config)
+    keys = [build.frozen_key(c, model, build.build_judges(c)) for c in (config, config, changed)]
+    assert keys[0] == keys[1] != keys[2]
+
+
+@pytest.mark.parametrize(
+    "other", ["audit.judge.mapping.gender.male=[a bearded person]", "audit/judge=hf", "features.encoder=embedded"]
+)
+def test_who_looks_is_part_of_the_key_of_the_audit(configure, folders, other):
+    overrides = [other] + ([f"audit.judge.path={folders['judge']}"] if other == "audit/judge=hf" else [])
+    config, changed = configure(), configure(*overrides)
+    model = build.build_model(config)
+    judge = build.build_judges(config).classifier
+    audits = [build.build_audit(c, model, None, judge) for c in (config, changed)]
+    assert audits[0].plan.hashes["judge"] != audits[1].plan.hashes["judge"]
+    assert isinstance(audits[0].measurer.judge, ZeroShotClassifier)
+    assert [a.spec.judge["same_as_training_judge"] for a in audits] == [False, other == "audit/judge=hf"]
+    assert audits[0].spec.judge["path"] == f"open_clip: {folders['clip']}"
+
+
+def test_the_encoder_sees_the_whole_picture(folders):
+    """A mark in the corner that a centre crop would cut off moves the features."""
+    encoder = HubEncoder(folders["encoder"])
+    image = torch.full((1, 3, 64, 64), 0.5)
+    marked = image.clone()
+    marked[..., :3, :3] = 1
+    assert encoder.pixels.size == (28, 28) and encoder.pixels.crop is None
+    assert not torch.allclose(encoder.image(image), encoder.image(marked), atol=1e-6)
+    assert encoder.image(image).norm() == pytest.approx(1)
+
+
+def test_clip_and_encoder_paths_that_are_none_are_one_line(tmp_path):
+    with pytest.raises(FairDiffError, match="^features.clip: path: found .*nowhere, allowed: a folder"):
+        ClipEncoder(tmp_path / "nowhere")
+    with pytest.raises(
+        FairDiffError, match="^features.encoder: found .*nowhere, allowed: embedded, or a folder"
+    ) as error:
+        HubEncoder(str(tmp_path / "nowhere"))
+    assert "\n" not in str(error.value)

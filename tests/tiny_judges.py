@@ -1,0 +1,61 @@
+"""Tiny random models in the formats that judges and encoders for photographs come in."""
+
+import json
+from pathlib import Path
+
+import open_clip
+import torch
+from safetensors.torch import save_file
+from transformers import (
+    BitImageProcessor,
+    Dinov2Config,
+    Dinov2Model,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
+)
+
+MODEL = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 16, "layers": 1, "head_width": 8},
+    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 8, "heads": 2, "layers": 1},
+}
+PIXELS = {
+    "mean": [0.48, 0.46, 0.41], "std": [0.27, 0.26, 0.28], "interpolation": "bicubic", "resize_mode": "squash",
+}  # fmt: skip
+
+
+def save_vit(folder: Path, labels: list[str], **more) -> str:
+    """A Hugging Face image classifier of width 16 with its processor; weights of a seed, one for each number of labels."""
+    torch.manual_seed(len(labels))
+    config = ViTConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, image_size=32, patch_size=8,
+        id2label=dict(enumerate(labels)), label2id={label: i for i, label in enumerate(labels)}, **more,
+    )  # fmt: skip
+    net = ViTForImageClassification(config)
+    torch.nn.init.normal_(net.classifier.weight)
+    net.save_pretrained(folder)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return str(folder)
+
+
+def save_open_clip(folder: Path) -> str:
+    """An open_clip model with its configuration and the real vocabulary."""
+    torch.manual_seed(0)
+    vision, text = open_clip.CLIPVisionCfg(**MODEL["vision_cfg"]), open_clip.CLIPTextCfg(**MODEL["text_cfg"])
+    model = open_clip.CLIP(MODEL["embed_dim"], vision, text)
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "open_clip_model.safetensors")
+    about = {"model_cfg": MODEL, "preprocess_cfg": PIXELS}
+    (folder / "open_clip_config.json").write_text(json.dumps(about))
+    return str(folder)
+
+
+def save_dinov2(folder: Path) -> str:
+    """A DINOv2 encoder with the processor that DINOv2 has: shorter side, then a centre crop."""
+    torch.manual_seed(0)
+    config = Dinov2Config(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, mlp_ratio=2, image_size=28, patch_size=14
+    )
+    Dinov2Model(config).save_pretrained(folder)
+    BitImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 28, "width": 28}).save_pretrained(folder)
+    return str(folder)
