@@ -62,6 +62,7 @@ def build_model(config: Config) -> DiffusionModel:
     model = load_model(config.model.path or weights("model"), config.model.padding, config.model.device)
     model.scheduler = make_solver(config.sampler.scheduler, model.scheduler.config, config.sampler.final_sigmas)
     model.decode_batch = config.decode_batch
+    model.lower_precision(getattr(torch, config.model.dtype))
     return model
 
 
