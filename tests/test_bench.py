@@ -14,10 +14,11 @@ from fairdiff.config import Config
 from fairdiff.errors import FairDiffError
 from fairdiff.models import load_model
 from fairdiff.step import Batch, training_step
+from fairdiff.tracking import make_console
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 
-from benchmark import learning, page, world  # noqa: E402
+from benchmark import learning, page, results, world  # noqa: E402
 from benchmark.config import use_schema  # noqa: E402
 from benchmark.instruments import captured_replay, counted, staged  # noqa: E402
 from benchmark.learning import Learner, first_below, summary  # noqa: E402
@@ -171,6 +172,23 @@ def test_a_learner_goes_on_where_it_stopped(tiny_config, tiny_folder, tmp_path, 
         assert torch.equal(p, q)
     rows = [[(r["step"], r["bias"]) for r in own.history()] for own in (unbroken, resumed)]
     assert rows[0] == rows[1] and [step for step, _ in rows[0]] == [0, 1, 2]
+
+
+def test_a_measurement_is_kept_and_never_mixed_with_another(tiny_config, tiny_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(learning, "make_trainee", lambda *_: make_trainee(load_model(tiny_folder)))
+    sizes = [
+        "part=[]", "steps=1", "validation.prompts=1", "validation.images=2", "sampler.audit_steps=2", "seeds=[0]",
+        "time_to_bias=[{type:literal},{type:unit,evaluations:1}]", "thresholds=[1]",
+    ]  # fmt: skip
+    for _ in range(2):
+        results.measure("time_to_bias", tiny_config(*sizes), tmp_path / "m", make_console())
+    assert "measured 20" in capsys.readouterr().out
+    with pytest.raises(FairDiffError, match="other settings"):
+        results.measure("time_to_bias", tiny_config(*sizes, "literal_batch=3"), tmp_path / "m", make_console())
+    page.write_page(tmp_path, tmp_path / "page.md")
+    text = (tmp_path / "page.md").read_text()
+    assert "| reference, literally | 1 | 1 of 1 | 0 [0, 0] |" in text and "| unit K=1 | 1 |" in text
+    assert "Not finished" not in text
 
 
 def test_time_to_a_bias_is_linear_between_looks():

@@ -195,7 +195,9 @@ def throughput(result: dict) -> list[str]:
         for r in result["rows"]
     ]  # fmt: skip
     what = (
-        "all that the process holds on the device" if result["whole_process"] else "above what the loaded model holds"
+        "all that torch holds on the device, weights included"
+        if result["whole_process"]
+        else "above what the loaded model holds"
     )
     return [*table(head, rows), "", f"K = {result['K']}. Peak: {what}. Operations counted by torch's flop counter."]
 

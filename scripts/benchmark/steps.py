@@ -87,7 +87,6 @@ def measure_steps(config: BenchConfig) -> dict:
 
 def memory_of(config: BenchConfig, variant: Variant, batch_size: int, steps: int) -> float:
     """MiB of one step in this process."""
-    torch.set_num_threads(1)  # memory does not depend on it, but a second thread's arenas do
     trainee = make_trainee(config)
     batch = draw(config, 0, batch_size, steps)
     if not variant.literal and not variant.cold:
@@ -101,7 +100,8 @@ def memory_apart(config: BenchConfig, variant: Variant, batch: Batch) -> float:
     arguments = (config, variant, len(batch.indices), batch.steps)
     if config.device != "cpu":
         return memory_of(*arguments)
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+    # one thread: the arenas of more would be counted as the step's
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
         return pool.submit(memory_of, *arguments).result()
 
 
@@ -169,27 +169,27 @@ def measure_throughput(config: BenchConfig) -> dict:
     contestants = [Variant("cached", k), Variant("not cached", k, cold=True)]
     for decode_batch, replay_batch in config.modes:
         sized = replace(config, decode_batch=decode_batch, replay_batch=replay_batch)
-        trainee = make_trainee(sized)
+        trainee = make_trainee(replace(sized, compile=False))  # operations are counted before anything is compiled
         optimizer = torch.optim.AdamW(trainee.adapter.parameters(), 0.0)
         flops, seconds, memory = {}, {v.name: [] for v in contestants}, {}
+        for variant in contestants:
+            batch = draw(sized, 0)
+            warm_up(trainee, batch)
+            flops[variant.name] = flops_of(lambda v=variant, b=batch, t=trainee: run_variant(t, v, b, 1))
+        if config.compile:
+            trainee.model.unet.compile()
         for number in range(config.warmup + config.repeats):
             for variant in contestants:
                 batch = draw(sized, number)
                 warm_up(trainee, batch)
-
-                def run(v=variant, b=batch, t=trainee):
-                    return run_variant(t, v, b, config.literal_batch)
-
-                if number == 0:
-                    flops[variant.name] = flops_of(run)
-                took = whole_step(trainee, optimizer, run)
+                took = whole_step(trainee, optimizer, lambda v=variant, b=batch, t=trainee: run_variant(t, v, b, 1))
                 if number >= config.warmup:
                     seconds[variant.name].append(took)
         for variant in contestants:
             batch = draw(sized, 0)
             warm_up(trainee, batch)
             if config.device == "cpu":
-                memory[variant.name] = held = memory_apart(sized, variant, batch)
+                memory[variant.name] = memory_apart(sized, variant, batch)
             else:
                 held = torch.cuda.memory_allocated() / 2**20
                 needed = peak_memory(config.device, lambda v=variant, b=batch, t=trainee: run_variant(t, v, b, 1))
