@@ -95,13 +95,19 @@ def memory_of(config: BenchConfig, variant: Variant, batch_size: int, steps: int
     return peak_memory(config.device, lambda: run_variant(trainee, variant, batch, config.literal_batch))
 
 
+def one_thread() -> None:
+    """The arenas of more threads would be counted as the step's."""
+    torch.set_num_threads(1)
+
+
 def memory_apart(config: BenchConfig, variant: Variant, batch: Batch) -> float:
     """The same in a process of its own on a CPU, where a process's high-water mark is all there is."""
     arguments = (config, variant, len(batch.indices), batch.steps)
     if config.device != "cpu":
         return memory_of(*arguments)
-    # one thread: the arenas of more would be counted as the step's
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["fairdiff.build"])  # imported once for all of them
+    with ProcessPoolExecutor(1, context, one_thread) as pool:
         return pool.submit(memory_of, *arguments).result()
 
 
