@@ -18,7 +18,7 @@ from fairdiff.tracking import make_console
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 
-from benchmark import learning, page, results, world  # noqa: E402
+from benchmark import learning, page, results, steps, variance, world  # noqa: E402
 from benchmark.config import use_schema  # noqa: E402
 from benchmark.instruments import captured_replay, counted, staged  # noqa: E402
 from benchmark.learning import Learner, first_below, summary  # noqa: E402
@@ -189,6 +189,25 @@ def test_a_measurement_is_kept_and_never_mixed_with_another(tiny_config, tiny_fo
     text = (tmp_path / "page.md").read_text()
     assert "| reference, literally | 1 | 1 of 1 | 0 [0, 0] |" in text and "| unit K=1 | 1 |" in text
     assert "Not finished" not in text
+
+
+def test_every_short_part_measures_and_renders(tiny_config, tiny_folder, tmp_path, monkeypatch):
+    for module in (steps, variance):
+        monkeypatch.setattr(module, "make_trainee", lambda *_: make_trainee(load_model(tiny_folder)))
+    monkeypatch.setattr(steps, "memory_apart", lambda *_: 1.0)  # processes of their own take seconds each
+    sizes = ["random.steps=3", "repeats=1", "sizes=[3,4]", "lengths=[2]", "batches=2", "evaluations=[1,3]", "draws=5"]
+    config = tiny_config(*sizes, "modes=[[2,3]]", "warmup=0")
+    for part in results.SHORT:
+        results.measure(part, config, tmp_path / "m", make_console())
+    measured = {part: results.read(tmp_path / "m" / f"{part}.json")["result"] for part in results.SHORT}
+    totals = {r["variant"]: r["total"] for r in measured["steps"]["rows"]}
+    assert totals["reference, literally"] == evaluations(4, 3) and totals["ours, K = 1"] == evaluations(
+        4, 3, 1, halves=1
+    )
+    assert totals["ours, K = 2, cold"] == evaluations(4, 3, 2, cold=True, halves=1)
+    assert 0.5 < measured["steps"]["backward_per_forward"] < 2 and measured["throughput"]["rows"][0]["tflop"] > 0
+    page.write_page(tmp_path, tmp_path / "page.md")
+    assert (tmp_path / "page.md").read_text().count("Not measured yet") == 2
 
 
 def test_time_to_a_bias_is_linear_between_looks():
