@@ -113,6 +113,7 @@ class Lora:
         for name, module in self.modules.items():
             config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=layers[name], init_lora_weights="gaussian")
             module.add_adapter(config)
+            keep_in_float32(module)
         for parameter in self.parameters():
             if parameter.any():  # peft drew the down-projection from the global stream: draw it from ours
                 noise = torch.randn(parameter.shape, generator=generator) / rank
@@ -177,6 +178,26 @@ class Lora:
                 wrong += [k for k in own.keys() & part.keys() if own[k].shape != part[k].shape]
                 raise FairDiffError(f"{path}: {len(wrong)} keys of {name} do not match, the first is {wrong[0]}")
             set_peft_model_state_dict(module, part)
+
+
+class CastLinear(nn.Linear):
+    """float32 weights used in the precision of the input; what they learn from is a float32 gradient."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight.to(x.dtype))
+
+
+def keep_in_float32(module: nn.Module) -> None:
+    """Hold the LoRA factors of a module of lower precision in float32 (peft gives them the base layer's precision)."""
+    for layer in (m for m in module.modules() if isinstance(m, LoraLayer)):
+        if layer.get_base_layer().weight.dtype == torch.float32:
+            continue
+        layer.cast_input_dtype_enabled = False  # else peft computes in float32 and copies every activation
+        for factors in (layer.lora_A, layer.lora_B):
+            for name, linear in factors.items():
+                cast = CastLinear(linear.in_features, linear.out_features, bias=False, device=linear.weight.device)
+                cast.weight.data.copy_(linear.weight)
+                factors[name] = cast
 
 
 Adapter = SoftTokens | Lora

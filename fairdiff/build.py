@@ -78,6 +78,7 @@ def build_model(config: Config) -> DiffusionModel:
     model.scheduler = make_solver(config.sampler.scheduler, model.scheduler.config, config.sampler.final_sigmas)
     model.decode_batch = config.decode_batch
     model.negative = config.prompts.negative
+    model.lower_precision(getattr(torch, config.model.dtype))
     return model
 
 

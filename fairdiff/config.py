@@ -28,14 +28,19 @@ def _between(key: str, value: float, low: float, high: float) -> None:
 
 @dataclass
 class ModelConfig:
-    """path: null for the embedded Portraits model, else a diffusers folder or hub id."""
+    """path: null for the embedded Portraits model, else a diffusers folder or hub id.
+
+    dtype: of the frozen U-Net and VAE; adapters, text encoder, latents and losses are float32 whatever it says.
+    """
 
     path: str | None = None
     padding: str = "max_length"
     device: str = "cpu"
+    dtype: str = "float32"
 
     def __post_init__(self):
         _allowed("model.padding", self.padding, ["max_length", "longest"])
+        _allowed("model.dtype", self.dtype, ["float32", "bfloat16"])
 
 
 @dataclass

@@ -73,9 +73,17 @@ class DiffusionModel:
         return [self.text_encoder, self.unet, self.vae, self.scheduler]
 
     def decode(self, latent_BCHW: Tensor) -> Tensor:
-        """Images [B, 3, H, W] in [0, 1] from scaled latents."""
-        image = self.vae.decode(latent_BCHW / self.vae.config.scaling_factor).sample
+        """Images [B, 3, H, W] in [0, 1] from scaled latents, in the latents' precision whatever the VAE's is."""
+        scaled = latent_BCHW / self.vae.config.scaling_factor
+        image = self.vae.decode(scaled.to(self.vae.dtype)).sample.to(latent_BCHW.dtype)
         return (image / 2 + 0.5).clamp(0, 1)
+
+    def lower_precision(self, dtype: torch.dtype) -> None:
+        """Hold the frozen U-Net and VAE in another precision; the text encoder, run once a step, stays as it is."""
+        for module in (self.unet, self.vae):
+            nn.Module.to(
+                module, dtype
+            )  # diffusers' own `to` warns of layers to keep in float32, of which there are none
 
     def generator(self, guidance_scale: float, steps: int, prefix: str = "") -> Generate:
         """A plain function (prompt, noise_BCHW) -> image_BCHW of the model as it stands now, adapter on or off."""
@@ -123,5 +131,5 @@ def fingerprint(*modules: nn.Module) -> str:
     digest = hashlib.sha256()
     for module in modules:
         for tensor in module.state_dict().values():
-            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+            digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())  # numpy has no bfloat16
     return digest.hexdigest()[:16]

@@ -45,7 +45,7 @@ class Originals:
         missing = sorted({i // self.block for i in indices if i not in known})
         for number in missing:  # whole aligned blocks: a row never depends on what was asked before
             block = list(range(number * self.block, (number + 1) * self.block))
-            made = self._measure(self.generate(prompt, block, steps))
+            made = self.measure(self.generate(prompt, block, steps))
             known.update({i: {n: t[row].cpu().clone() for n, t in made.items()} for row, i in enumerate(block)})
             self.sampled += len(block)
         if missing:
@@ -67,7 +67,8 @@ class Originals:
         return (joint.sum(0) / joint.sum()).cpu().numpy()
 
     @torch.no_grad()
-    def _measure(self, image_BCHW: Tensor) -> dict[str, Tensor]:
+    def measure(self, image_BCHW: Tensor) -> dict[str, Tensor]:
+        """What the losses compare with, one row an image."""
         seen = self.judges.see(image_BCHW)
         out = {f"feature.{i}": f for i, f in enumerate(self.judges.features(image_BCHW))}
         out |= {f"probs.{a}": seen.probs_BK(a) for a in seen.logits}

@@ -102,10 +102,16 @@ def predict(unet, latent: Tensor, timestep: Tensor, guidance: Guidance) -> Tenso
     batch = len(latent)
     cond = guidance.cond.expand(batch, -1, -1)
     if guidance.scale == 1:
-        return unet(latent, timestep, encoder_hidden_states=cond).sample
+        return call_unet(unet, latent, timestep, cond)
     text = torch.cat([guidance.uncond.expand(batch, -1, -1), cond])
-    eps_u, eps_c = unet(torch.cat([latent, latent]), timestep, encoder_hidden_states=text).sample.chunk(2)
+    eps_u, eps_c = call_unet(unet, torch.cat([latent, latent]), timestep, text).chunk(2)
     return eps_u + guidance.scale * (eps_c - eps_u)
+
+
+def call_unet(unet, latent: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
+    """Noise prediction [B, C, H, W] in the latents' precision, computed in the U-Net's own (bfloat16 on a GPU)."""
+    eps = unet(latent.to(unet.dtype), timestep, encoder_hidden_states=text.to(unet.dtype)).sample
+    return eps.to(latent.dtype)
 
 
 @torch.no_grad()
@@ -222,5 +228,5 @@ def replay(unet, trajectory: Trajectory, guidance: Guidance, upstream: Upstream,
             latent = torch.stack([trajectory.inputs[s][i] for i, s in zip(image[rows], step[rows], strict=True)])
             grad = upstream.grad[image[rows]] * (weight[rows] * factor).view(-1, 1, 1, 1)
             times = trajectory.timesteps[step[rows]]
-            eps = unet(latent, times, encoder_hidden_states=text.expand(len(rows), -1, -1)).sample
+            eps = call_unet(unet, latent, times, text.expand(len(rows), -1, -1))
             eps.backward(grad)

@@ -52,7 +52,8 @@ def test_every_experiment_composes_with_every_model(name, model):
     else:
         assert config.adapter.parts == ["text_encoder"]
     uniform = {a: {c: 1 / len(t.classes) for c in t.classes} for a, t in config.attributes.items()}
-    assert {a: config.target[a] for a in attributes} == uniform | ({"age": {"young": 0.75, "old": 0.25}} if "age" in attributes else {})
+    asked = uniform | ({"age": {"young": 0.75, "old": 0.25}} if "age" in attributes else {})
+    assert {a: config.target[a] for a in attributes} == asked
     assert config.attributes[attributes[0]].keep_outside == (0.2 if attributes[0] == "gender" else 0.6)
 
 

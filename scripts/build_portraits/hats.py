@@ -93,12 +93,22 @@ def _hard_hat(fit, colour, accent):
 def _chef(fit, colour, accent):
     top = fit.height
     band = fit.revolve([(1.0, -0.02), (0.99, top * 0.75)], colour * 0.92)
-    puff = [(0.99, top * 0.75), (1.18, top * 0.95), (1.22, top * 1.2), (1.05, top * 1.42), (0.6, top * 1.52), (0, top * 1.54)]
+    puff = [
+        (0.99, top * 0.75),
+        (1.18, top * 0.95),
+        (1.22, top * 1.2),
+        (1.05, top * 1.42),
+        (0.6, top * 1.52),
+        (0, top * 1.54),
+    ]
     return [band, fit.revolve(puff, colour)]
 
 
 def _cap(fit, colour, accent):
-    return [fit.dome(colour, 0.1, 1.02), fit.brim(lambda a: 0.52 * np.clip(np.cos(a * 1.3), 0, 1) ** 0.5, 0.30, accent, 1.2)]
+    return [
+        fit.dome(colour, 0.1, 1.02),
+        fit.brim(lambda a: 0.52 * np.clip(np.cos(a * 1.3), 0, 1) ** 0.5, 0.30, accent, 1.2),
+    ]
 
 
 def _beanie(fit, colour, accent):
@@ -112,7 +122,9 @@ def _surgical(fit, colour, accent):
 
 
 def _helmet(fit, colour, accent):
-    brim = fit.brim(lambda a: 0.20 + 0.14 * np.clip(np.cos(a), 0, 1) + 0.3 * np.clip(-np.cos(a), 0, 1), 0.35, colour * 0.75)
+    brim = fit.brim(
+        lambda a: 0.20 + 0.14 * np.clip(np.cos(a), 0, 1) + 0.3 * np.clip(-np.cos(a), 0, 1), 0.35, colour * 0.75
+    )
     shield = ellipsoid(fit.place(0.0, 0.32, 1.0), (0.20, 0.26, 0.10), accent, 0.4)
     band = fit.revolve([(1.07, 0.02), (1.07, 0.14)], accent, 0.3)
     return [fit.dome(colour, 0.5, 1.05, 0.02), brim, shield, band]
@@ -121,7 +133,9 @@ def _helmet(fit, colour, accent):
 def _headset(fit, colour, accent):
     turn = np.linspace(-1.75, 1.75, 31)
     strip = np.array([-0.10, 0.10])[:, None] + 0.0 * turn[None]
-    arc = fit.place(1.10 * np.sin(turn)[None] + 0 * strip, (fit.height + 0.16) * np.cos(turn)[None] + 0 * strip, strip - 0.05)
+    arc = fit.place(
+        1.10 * np.sin(turn)[None] + 0 * strip, (fit.height + 0.16) * np.cos(turn)[None] + 0 * strip, strip - 0.05
+    )
     cups = [ellipsoid((s * (fit.ear_x + 0.05), fit.ear_y, 0.45), (0.14, 0.26, 0.24), accent, 0.3) for s in (-1, 1)]
     boom = np.linspace(0, 1, 8)
     x, y, z = fit.ear_x + 0.08 - 0.42 * boom**2, fit.ear_y - 0.15 - 0.38 * boom, 0.6 + 0.85 * boom

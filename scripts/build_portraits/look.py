@@ -156,7 +156,9 @@ def look_for_occupation(occupation: int | str, rng: np.random.Generator) -> Look
 
 def neutral_look(rng: np.random.Generator) -> Look:
     """Everyday clothes before a mostly plain wall, no headwear and no prop."""
-    outfit = str(rng.choice(["t-shirt", "t-shirt", "shirt", "turtleneck", "hoodie", "striped shirt", "work jacket", "suit"]))
+    outfit = str(
+        rng.choice(["t-shirt", "t-shirt", "shirt", "turtleneck", "hoodie", "striped shirt", "work jacket", "suit"])
+    )
     main, accent = (str(c) for c in rng.choice(CLOTHS, 2, replace=False))
     wall = np.clip(rng.uniform(0.25, 0.9) * (1 + rng.uniform(-0.22, 0.22, 3)), 0.05, 0.95)
     scene = "plain" if rng.random() < 0.8 else str(rng.choice(list(SCENES)))

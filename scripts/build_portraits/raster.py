@@ -47,9 +47,7 @@ def interpolate(value_VC: np.ndarray, tri_P3: np.ndarray, bary_P3: np.ndarray) -
     for p in range(tri_P3.shape[0]):
         i, j, k = tri_P3[p, 0], tri_P3[p, 1], tri_P3[p, 2]
         for c in range(value_VC.shape[1]):
-            out[p, c] = (
-                value_VC[i, c] * bary_P3[p, 0] + value_VC[j, c] * bary_P3[p, 1] + value_VC[k, c] * bary_P3[p, 2]
-            )
+            out[p, c] = value_VC[i, c] * bary_P3[p, 0] + value_VC[j, c] * bary_P3[p, 1] + value_VC[k, c] * bary_P3[p, 2]
     return out
 
 

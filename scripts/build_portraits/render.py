@@ -128,14 +128,18 @@ class _Camera:
 
     def project(self, seen):
         depth = self.distance - seen[:, 2]
-        xy = np.stack([self.size / 2 + seen[:, 0] / depth * self.scale, self.middle - seen[:, 1] / depth * self.scale], 1)
+        xy = np.stack(
+            [self.size / 2 + seen[:, 0] / depth * self.scale, self.middle - seen[:, 1] / depth * self.scale], 1
+        )
         return xy.astype(np.float32), depth.astype(np.float32)
 
 
 class _Scene:
     """Body, eyes, hair and headwear as one triangle mesh, with the attributes that shading needs."""
 
-    def __init__(self, renderer: Renderer, person: Person, look: Look, xyz, normal, pieces: list[Surface], camera) -> None:
+    def __init__(
+        self, renderer: Renderer, person: Person, look: Look, xyz, normal, pieces: list[Surface], camera
+    ) -> None:
         head = renderer.head
         self.skin, self.person, self.look, self.camera, self.base = renderer.skin, person, look, camera, head.base_V3
         self.azimuth_Z = head.azimuth_Z

@@ -1,6 +1,5 @@
 """Where skin is red, hollow, wrinkled, browed or bearded: maps over the base mesh's front, baked once."""
 
-
 import numpy as np
 from mesh import MAP_SHAPE, MAP_X, MAP_Y
 from people import Person
@@ -45,7 +44,9 @@ def _wrinkles(signed, x, y):
     """Lines of forehead, mouth, chin, eyes and neck, as wide as a picture of 64 pixels can show."""
     line = 0
     for height, s in ((7.70, 0.9), (7.83, 1.0), (7.95, 0.8)):
-        line = line + s * np.exp(-(((y - height - 0.02 * np.sin(signed * 7)) / 0.020) ** 2)) * np.exp(-((x / 0.42) ** 4))
+        line = line + s * np.exp(-(((y - height - 0.02 * np.sin(signed * 7)) / 0.020) ** 2)) * np.exp(
+            -((x / 0.42) ** 4)
+        )
     fold = 0.19 + (6.90 - y) * 0.42
     line = line + 1.35 * np.exp(-(((x - fold) / 0.030) ** 2)) * smooth(6.46, 6.58, y) * smooth(6.95, 6.86, y)
     jowl = 0.27 + (6.58 - y) * 0.1
@@ -108,7 +109,9 @@ class SkinMaps:
         darker = (0.12 + 0.30 * wear) * m["hollow"] + np.clip(0.54 * wear * m["wrinkle"], 0, 0.6) + 0.60 * m["mouth"]
         darker = darker + 0.50 * person.makeup * m["shadow"] + (0.32 + 0.35 * person.makeup) * m["liner"]
         out = out * (1 - np.clip(darker, 0, 0.9))[:, None]
-        out = _blend(out, _lip_colour(skin, person.makeup), m["lips"] * (0.5 + 0.4 * person.makeup) * (1 - 0.3 * wear * male))
+        out = _blend(
+            out, _lip_colour(skin, person.makeup), m["lips"] * (0.5 + 0.4 * person.makeup) * (1 - 0.3 * wear * male)
+        )
         brow = m["brow_male"] if male else m["brow_female"]
         out = _blend(out, linear(person.brow_3) * 0.9, np.clip(brow * 1.05, 0, 1) * (1 - 0.15 * wear))
         if male:

@@ -31,7 +31,9 @@ PREPROCESS = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "interpolation": 
 
 def make_clip() -> open_clip.CLIP:
     return open_clip.CLIP(
-        CONFIG["embed_dim"], open_clip.CLIPVisionCfg(**CONFIG["vision_cfg"]), open_clip.CLIPTextCfg(**CONFIG["text_cfg"])
+        CONFIG["embed_dim"],
+        open_clip.CLIPVisionCfg(**CONFIG["vision_cfg"]),
+        open_clip.CLIPTextCfg(**CONFIG["text_cfg"]),
     )
 
 
@@ -85,7 +87,9 @@ def export_clip(folder: Path, out: Path) -> None:
     state = torch.load(folder / "clip.pt", weights_only=True)
     weights = {k: v.half().contiguous() for k, v in (state["net"] | state["average"]).items() if k != "attn_mask"}
     out.mkdir(parents=True, exist_ok=True)
-    (out / "open_clip_config.json").write_text(json.dumps({"model_cfg": CONFIG, "preprocess_cfg": PREPROCESS}, indent=1))
+    (out / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": CONFIG, "preprocess_cfg": PREPROCESS}, indent=1)
+    )
     save_file(weights, out / "open_clip_model.safetensors")
 
 

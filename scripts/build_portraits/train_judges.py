@@ -39,9 +39,7 @@ class Plan:
 
 PLANS = {
     "judge": Plan("resnet10t", {"channels": (24, 48, 96, 128), "stem_width": 16}, 0, 11),
-    "audit_judge": Plan(
-        "densenet121", {"growth_rate": 16, "block_config": (2, 3, 4, 3)}, 1, 23
-    ),
+    "audit_judge": Plan("densenet121", {"growth_rate": 16, "block_config": (2, 3, 4, 3)}, 1, 23),
 }
 
 

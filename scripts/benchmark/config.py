@@ -1,0 +1,116 @@
+"""The configuration of scripts/bench.py: a training configuration and what to measure with it."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+
+from fairdiff.config import Config, GradientConfig
+from fairdiff.errors import FairDiffError
+
+PARTS = ("steps", "variance", "memory", "profile", "throughput", "time_to_bias", "ablation")
+
+
+@dataclass
+class RandomConfig:
+    """Shapes of a model and of judges with random weights; the defaults are Stable Diffusion 1.5 and the paper.
+
+    latent: side of the latents (64: pictures of 512). unet, vae: channels per level. text: width and layers.
+    steps: T. clip, dino, judge, identity: timm architectures; *_size: their input in pixels, detect_size the detector's.
+    """
+
+    latent: int = 64
+    unet: list[int] = field(default_factory=lambda: [320, 640, 1280, 1280])
+    vae: list[int] = field(default_factory=lambda: [128, 256, 512, 512])
+    text: list[int] = field(default_factory=lambda: [768, 12])
+    steps: int = 21
+    guidance: float = 7.5
+    clip: str = "vit_huge_patch14_clip_224"
+    dino: str = "vit_base_patch14_dinov2"
+    judge: str = "mobilenetv3_large_100"
+    identity: str = "resnet50"
+    encoder_size: int = 224
+    judge_size: int = 224
+    identity_size: int = 112
+    detect_size: int = 256
+
+
+@dataclass
+class WatchConfig:
+    """How a run is looked at while it learns: every `every` steps, `images` of each of the last `prompts` prompts."""
+
+    every: int = 6
+    prompts: int = 10
+    images: int = 48
+
+
+@dataclass
+class BenchConfig(Config):
+    """Everything a training run takes, and: which parts, how often, in which sizes.
+
+    literal_batch: micro-batch of the reference algorithm. sizes: B of the tables of memory and variance. lengths: T of
+    the table of memory. modes: [decode_batch, replay_batch] of throughput. peak_tflops: what the device could do.
+    time_to_bias, ablation: gradients (keys of the group `gradient`, or type literal) that learn against each other.
+    """
+
+    part: list[str] = field(default_factory=lambda: ["steps", "variance", "memory", "profile"])
+    device: str = "cpu"
+    repeats: int = 5
+    warmup: int = 1
+    literal_batch: int = 8
+    sizes: list[int] = field(default_factory=lambda: [6, 12, 24])
+    lengths: list[int] = field(default_factory=lambda: [4, 8, 16])
+    batches: int = 6
+    evaluations: list[int] = field(default_factory=lambda: [1, 2, 3, 4, 8])
+    draws: int = 2000
+    modes: list[Any] = field(default_factory=lambda: [[4, 12], [1, 4]])
+    channels_last: bool = False
+    compile: bool = False
+    peak_tflops: float | None = None
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    thresholds: list[float] = field(default_factory=lambda: [0.20, 0.15])
+    time_to_bias: list[Any] = field(
+        default_factory=lambda: [{"type": "literal"}, {"type": "unit"}, {"type": "unit", "evaluations": 3}]
+    )
+    ablation: list[Any] = field(
+        default_factory=lambda: [
+            {"type": "unit", "evaluations": 3},
+            {"type": "reference", "evaluations": 3},
+            {"type": "solver", "evaluations": 3},
+            {"type": "autograd"},
+        ]
+    )
+    watch: WatchConfig = field(default_factory=WatchConfig)
+    random: RandomConfig | None = None
+    report: str = "docs/performance.md"
+
+    def __post_init__(self):
+        super().__post_init__()
+        for part in self.part:
+            if part not in PARTS:
+                raise FairDiffError(f"part: found {part}, allowed: {', '.join(PARTS)}; an empty list only renders")
+        for key in ("repeats", "literal_batch", "batches", "draws"):
+            if asdict(self)[key] < 1:
+                raise FairDiffError(f"{key}: found {asdict(self)[key]}, allowed: 1 or more")
+        for mode in self.modes:
+            if not (isinstance(mode, list) and len(mode) == 2 and all(isinstance(n, int) and n > 0 for n in mode)):
+                raise FairDiffError(f"modes: found {mode}, allowed: [decode_batch, replay_batch]")
+        for key in ("time_to_bias", "ablation"):
+            for learner in asdict(self)[key]:
+                _check_learner(key, learner)
+        if self.random is not None and {"time_to_bias", "ablation"} & {*self.part}:
+            raise FairDiffError(f"part: found {self.part}, but a model of random weights has nothing to learn from")
+
+
+def _check_learner(key: str, learner: Any) -> None:
+    if learner == {"type": "literal"}:
+        return
+    try:
+        GradientConfig(**learner)
+    except TypeError as error:
+        raise FairDiffError(f"{key}: found {learner}, allowed: {{type: literal}} or keys of gradient") from error
+
+
+def use_schema() -> None:
+    """From here on conf/config.yaml is read as a BenchConfig."""
+    ConfigStore.instance().store(name="schema", node=BenchConfig)

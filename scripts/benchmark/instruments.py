@@ -1,0 +1,165 @@
+"""Instruments: U-Net evaluations counted, seconds by stage, peak memory, the arguments of a replay."""
+
+import ctypes
+import gc
+import resource
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import fairdiff.step
+from fairdiff.step import Trainee
+
+
+@contextmanager
+def replaced(owner: Any, name: str, make: Callable[[Callable], Callable]) -> Iterator[None]:
+    """`owner.name` is make(itself) inside the block."""
+    original = vars(owner).get(name)
+    setattr(owner, name, make(getattr(owner, name)))
+    try:
+        yield
+    finally:
+        if original is None:  # it was the class's
+            delattr(owner, name)
+        else:
+            setattr(owner, name, original)
+
+
+@contextmanager
+def counted(unet: nn.Module) -> Iterator[Counter]:
+    """Forward equivalents of a U-Net by kind: forward without graph, forward with graph, recompute, backward.
+
+    One sample forward counts 1, and so does one backward: with frozen weights a backward only passes gradients through,
+    which costs what a forward costs (gradients of all weights would double it).
+    A forward inside a running backward is the recomputation of gradient checkpointing.
+    """
+    counts: Counter = Counter()
+
+    def before(module, args, kwargs):
+        inside = torch._C._current_graph_task_id() != -1
+        counts["recompute" if inside else "graph" if torch.is_grad_enabled() else "sample"] += len(args[0])
+
+    def after(module, args, kwargs, output):
+        if output.sample.requires_grad and torch._C._current_graph_task_id() == -1:
+            size = len(args[0])
+            output.sample.register_hook(lambda grad: counts.update(backward=size))
+
+    handles = [
+        unet.register_forward_pre_hook(before, with_kwargs=True),
+        unet.register_forward_hook(after, with_kwargs=True),
+    ]
+    try:
+        yield counts
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@dataclass
+class Stopwatch:
+    """Exclusive seconds by stage: the time of an inner stage is not in its outer one."""
+
+    synchronise: Callable[[], None]
+    seconds: Counter = field(default_factory=Counter)
+    stack: list[str] = field(default_factory=list)
+    last: float = 0.0
+
+    def _credit(self) -> None:
+        self.synchronise()
+        now = time.perf_counter()
+        if self.stack:
+            self.seconds[self.stack[-1]] += now - self.last
+        self.last = now
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        self._credit()
+        self.stack.append(name)
+        try:
+            yield
+        finally:
+            self._credit()
+            self.stack.pop()
+
+    def timing(self, name: str, outermost: bool = False) -> Callable[[Callable], Callable]:
+        """A decorator; outermost: only where no other stage but the whole step is running."""
+
+        def make(function: Callable) -> Callable:
+            def timed(*args, **kwargs):
+                if outermost and len(self.stack) > 1:
+                    return function(*args, **kwargs)
+                with self.stage(name):
+                    return function(*args, **kwargs)
+
+            return timed
+
+        return make
+
+
+@contextmanager
+def staged(trainee: Trainee, synchronise: Callable[[], None]) -> Iterator[Stopwatch]:
+    """A stopwatch on every stage of fairdiff.step.training_step."""
+    watch, judges, step = Stopwatch(synchronise), trainee.judges, fairdiff.step
+    places = [
+        (step, "initial_noise", "noise"),
+        (step, "embed_prompt", "text forward"),
+        (step, "sample", "sampling"),
+        (type(trainee.originals), "get", "originals"),
+        (trainee.model, "decode", "decode forward"),
+        (judges, "detector", "detect"),
+        (judges, "classifier", "judge"),
+        (judges, "embedder", "face embedder"),
+        (step, "label_faces", "transport"),
+        (step, "batch_terms", "losses"),
+        (step, "replay", "replay"),
+    ]
+    places += [(e, "image", f"encoder {i}") for i, e in enumerate(judges.encoders)]
+    with ExitStack() as stack:
+        for owner, name, label in places:
+            if isinstance(getattr(owner, name), nn.Module):  # no function may stand in a module's place
+                owner, name = getattr(owner, name), "forward"
+            if getattr(owner, name) is not None:
+                stack.enter_context(replaced(owner, name, watch.timing(label)))
+        # replay goes backward too: only the outermost call is the text encoder's
+        stack.enter_context(replaced(torch.autograd, "backward", watch.timing("text backward", outermost=True)))
+        stack.enter_context(replaced(torch.autograd, "grad", watch.timing("decode backward", outermost=True)))
+        yield watch
+
+
+@contextmanager
+def captured_replay() -> Iterator[list[tuple]]:
+    """Training steps inside the block stop at the replay; its arguments are kept."""
+    calls: list[tuple] = []
+    with replaced(fairdiff.step, "replay", lambda _: lambda *args: calls.append(args)):
+        yield calls
+
+
+def peak_memory(device: str, task: Callable[[], None]) -> float:
+    """MiB that a task needs on top of what is held before it.
+
+    On a GPU by torch's allocator; on a CPU by the process's high-water mark, so give every task a process of its own.
+    """
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        task()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed before would be used again unseen
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: the high-water mark starts again from here
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    task()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
+
+
+def spread(values: list[float]) -> list[float]:
+    """[median, smallest, largest]."""
+    ordered = torch.tensor(values, dtype=torch.float64)
+    return [float(ordered.quantile(0.5)), float(ordered.min()), float(ordered.max())]

@@ -1,0 +1,162 @@
+"""Gradients learning against each other: validation bias against steps and against seconds, seed by seed, paired.
+
+All learners of a seed meet the same batches and the same validation noise, and take turns of a few steps, so that a
+machine's moods fall on all of them. Every turn ends in a checkpoint: the same command goes on where it stopped.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from benchmark.config import BenchConfig
+from benchmark.instruments import spread
+from benchmark.literal import literal_step
+from benchmark.world import make_trainee, synchronise
+from fairdiff import build, checkpoint
+from fairdiff.models import digest
+from fairdiff.prompts import Prompt
+from fairdiff.sampling import initial_noise
+from fairdiff.step import Trainee, training_step
+from fairdiff.tracking import Metrics, bias_of, read_metrics
+from fairdiff.trainer import Schedule, draw_batch, judge_step
+
+
+def name_of(learner: dict) -> str:
+    """`unit K=3`, `reference, literally`."""
+    if learner["type"] == "literal":
+        return "reference, literally"
+    rest = {k: v for k, v in learner.items() if k != "type" and v is not None}
+    short = [f"K={rest.pop('evaluations')}"] if "evaluations" in rest else []
+    return " ".join([learner["type"], *short, *(f"{k}={v}" for k, v in rest.items())])
+
+
+class Learner:
+    """One gradient's run of one seed: trains to a step, looks at itself, remembers both on disk."""
+
+    def __init__(self, config: BenchConfig, learner: dict, folder: Path):
+        self.literal = learner["type"] == "literal"
+        gradient = {"type": "reference"} if self.literal else learner
+        self.trainee: Trainee = make_trainee(config, gradient)
+        self.config, self.folder = config, folder
+        self.schedule: Schedule = build.build_schedule(config)
+        prompts = build.build_prompts(config, "train")
+        held = config.watch.prompts
+        self.prompts, self.validation = prompts[:-held], prompts[-held:]
+        self.parameters = self.trainee.adapter.parameters()
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, self.schedule.learning_rate, weight_decay=self.schedule.weight_decay
+        )
+        self.ema = checkpoint.Ema(self.parameters, self.schedule.ema)
+        self.parts = {"ema": self.ema, "optimizer": self.optimizer}
+        self.key = digest(learner, config.seed)
+        self.step = checkpoint.load(folder, self.key, self.parts)
+        self.metrics = Metrics(folder / "metrics.jsonl", self.step + 1)  # row n: after n steps
+        self.looked = {row["step"] for row in read_metrics(folder / "metrics.jsonl")}
+
+    def advance(self, until: int) -> None:
+        """Train up to a step, look at the validation prompts, and save."""
+        if until in self.looked:
+            return
+        seconds, norms = 0.0, []
+        while self.step < until:
+            batch = draw_batch(self.prompts, self.schedule, self.step)
+            began = time.perf_counter()
+            self.optimizer.zero_grad()
+            if self.literal:
+                result = literal_step(self.trainee, batch, self.config.literal_batch)
+            else:
+                result = training_step(self.trainee, batch)
+            norm, trouble = judge_step(result, self.parameters, self.schedule.max_grad_norm)
+            if not trouble:
+                self.optimizer.step()
+                self.ema.update(self.step)
+                norms.append(norm)
+            synchronise(self.config.device)
+            seconds += time.perf_counter() - began
+            self.step += 1
+        bias = self.validate()
+        self.metrics.write(
+            {"step": self.step, "seconds": seconds, "bias": bias, "norm": sum(norms) / max(len(norms), 1)}
+        )
+        checkpoint.save(self.folder, self.step, self.key, self.parts)
+
+    def validate(self) -> float:
+        """Mean over validation prompts and attributes of the bias of the averaged adapter, by the training judge."""
+        live = [p.detach().clone() for p in self.parameters]
+        self.ema.copy_to_parameters()
+        biases = [b for prompt in self.validation for b in self.look(prompt)]
+        for parameter, value in zip(self.parameters, live, strict=True):
+            parameter.data.copy_(value)
+        return sum(biases) / len(biases)
+
+    @torch.no_grad()
+    def look(self, prompt: Prompt) -> list[float]:
+        """Bias of each attribute in the pictures of one prompt."""
+        config, model, judges = self.config, self.trainee.model, self.trainee.judges
+        count = range(config.watch.images)
+        noise = initial_noise(prompt.text, config.audit.seed, count, model.latent_shape).to(model.unet.device)
+        paint = model.generator(config.sampler.guidance, config.sampler.audit_steps, self.trainee.adapter.prefix)
+        seen = [judges.see(paint(prompt.text, z)) for z in noise.split(config.decode_batch)]
+        biases = []
+        for attribute in config.attributes:
+            logits = torch.cat([s.logits[attribute] for s in seen])
+            if len(logits):
+                shares = torch.bincount(logits.argmax(1), minlength=logits.shape[1]) / len(logits)
+                biases.append(bias_of(shares.tolist()))
+        return biases
+
+    def history(self) -> list[dict]:
+        """[{step, seconds so far, bias}], one a look."""
+        total, rows = 0.0, []
+        for row in read_metrics(self.folder / "metrics.jsonl"):
+            total += row["seconds"]
+            rows.append({"step": row["step"], "seconds": total, "bias": row["bias"]})
+        return rows
+
+
+def first_below(history: list[dict], threshold: float, what: str) -> float | None:
+    """Steps or seconds at which the bias first is at or below a threshold, linear between two looks; None: never."""
+    for before, after in zip(history[:1] + history, history, strict=False):
+        if after["bias"] <= threshold:
+            if before["bias"] <= threshold:
+                return float(after[what])
+            part = (before["bias"] - threshold) / (before["bias"] - after["bias"])
+            return before[what] + part * (after[what] - before[what])
+    return None
+
+
+def measure_learning(part: str, config: BenchConfig, folder: Path, keep: Callable[[dict, bool], None]) -> None:
+    """Run all learners of a part for every seed; `keep` gets what there is after every turn."""
+    wanted = {"time_to_bias": config.time_to_bias, "ablation": config.ablation}[part]
+    runs: dict[str, dict[str, list[dict]]] = {name_of(w): {} for w in wanted}
+    every = config.watch.every
+    turns = [*range(0, config.steps, every), config.steps]
+    for seed in config.seeds:
+        seeded = replace(config, seed=seed)
+        learners = {name_of(w): Learner(seeded, w, folder / name_of(w) / f"seed{seed}") for w in wanted}
+        for until in turns:
+            for name, learner in learners.items():
+                learner.advance(until)
+                runs[name][str(seed)] = learner.history()
+            keep(summary(runs, config), seed == config.seeds[-1] and until == config.steps)
+
+
+def summary(runs: dict[str, dict[str, list[dict]]], config: BenchConfig) -> dict:
+    """Histories, and per threshold the steps and seconds to it with their paired ratios to the first learner's."""
+    rows = []
+    baseline = next(iter(runs.values()))
+    for threshold in config.thresholds:
+        for name, seeds in runs.items():
+            row: dict = {"learner": name, "threshold": threshold, "reached": 0, "seeds": len(seeds)}
+            for what in ("step", "seconds"):
+                own = {seed: first_below(h, threshold, what) for seed, h in seeds.items()}
+                own = {seed: v for seed, v in own.items() if v is not None}
+                theirs = {s: first_below(baseline[s], threshold, what) for s in own if s in baseline}
+                ratios = [theirs[s] / own[s] for s in own if theirs.get(s) is not None and own[s] > 0]
+                row |= {"reached": len(own), what: spread(list(own.values())) if own else None}
+                row |= {f"{what}_ratio": spread(ratios) if ratios else None}
+            rows.append(row)
+    return {"runs": runs, "rows": rows, "steps": config.steps, "watch": vars(config.watch)}

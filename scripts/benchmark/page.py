@@ -1,0 +1,213 @@
+"""docs/performance.md from the JSON of the measurements: nothing on the page is written by hand but its words."""
+
+from pathlib import Path
+
+from benchmark.results import read
+from fairdiff.files import write_text
+
+INTRO = """# Performance
+
+Written by `scripts/bench.py` from its measurements; do not edit. "Reference, literally" is the published algorithm
+(Shen et al., ICLR 2024) retold in [`scripts/benchmark/literal.py`](../scripts/benchmark/literal.py): three sampling
+passes, originals sampled again at every step, the prompt encoded in every micro-batch, a graph over time with gradient
+checkpointing. Its gradient equals ours at K = T with the step weights `reference` to 1e-4 (`tests/test_bench.py`).
+Variants take turns in one process; [brackets] hold the smallest and the largest of the rounds around the median.
+"""
+COMMANDS = {
+    "steps": ("One step", "python scripts/bench.py 'part=[steps]'"),
+    "time_to_bias": ("To the same bias", "python scripts/bench.py 'part=[time_to_bias]' steps=240"),
+    "variance": ("Noise of the gradient", "python scripts/bench.py 'part=[variance]'"),
+    "memory": ("Memory", "python scripts/bench.py 'part=[memory]'"),
+    "ablation": ("Which gradient learns", "python scripts/bench.py 'part=[ablation]' steps=240"),
+    "profile": ("What a step's time is made of", "python scripts/bench.py 'part=[profile]'"),
+    "throughput": ("Seconds a step on a GPU", "python scripts/bench.py device=cuda model=sd15_random"),
+}
+
+
+def write_page(results: Path, page: Path) -> None:
+    """Render every <results>/*/<part>.json, parts in the order of the page."""
+    found = [read(path) for path in sorted(results.glob("*/*.json"))]
+    write_text(page, render([f for f in found if f is not None]))
+
+
+def render(measurements: list[dict]) -> str:
+    """The page as Markdown; a part that was never measured names its command."""
+    lines = [INTRO]
+    for part, (title, command) in COMMANDS.items():
+        lines.append(f"## {title}\n")
+        own = [m for m in measurements if m["part"] == part]
+        if not own:
+            lines.append(f"Not measured yet: `{command}`\n")
+        for m in own:
+            lines += [about(m), *SECTIONS[part](m["result"]), ""]
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def about(m: dict) -> str:
+    """Settings and conditions of a measurement in two sentences."""
+    s, c = m["settings"], m["conditions"]
+    extras = [name for name in ("channels_last", "compile") if s[name]]
+    text = (
+        f"**{s['model']}**, {s['adapter']}, B = {s['B']}, T = {s['T']}, guidance {s['guidance']:g}, {s['dtype']}"
+        f"{', ' + ', '.join(extras) if extras else ''}; batches of {s['decode_batch']} decoded, {s['replay_batch']} "
+        f"replayed, {s['literal_batch']} in the reference. Measured {c['date']} on {c['device']}, {c['threads']} of "
+        f"{c['cores']} cores, load {c['load']:g} at the start, torch {c['torch']}, diffusers {c['diffusers']}."
+    )
+    return text + ("" if m["complete"] else " **Not finished.**") + "\n"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Three significant digits, no exponent for the sizes met here; a dash for nothing."""
+    if value is None:
+        return "–"
+    if value == 0 or abs(value) >= 10 ** (digits - 1):
+        return f"{value:,.0f}"
+    return f"{value:.{digits}g}"
+
+
+def interval(values: list[float] | None, unit: str = "") -> str:
+    """`median [smallest, largest]`."""
+    if values is None:
+        return "–"
+    middle, low, high = map(number, values)
+    return f"{middle}{unit} [{low}, {high}]"
+
+
+def table(head: list[str], rows: list[list[str]]) -> list[str]:
+    """A Markdown table, the first column to the left, the others to the right."""
+    rule = "|".join(["---", *["---:"] * (len(head) - 1)])
+    return [f"| {' | '.join(head)} |", f"|{rule}|", *(f"| {' | '.join(row)} |" for row in rows)]
+
+
+def steps(result: dict) -> list[str]:
+    kinds = ["sample", "graph", "recompute", "backward"]
+    head = ["variant", *kinds, "U-Net evaluations", "fewer", "seconds", "faster", "peak MiB"]
+    rows = [
+        [
+            r["variant"], *(number(r["evaluations"].get(k, 0), 1) for k in kinds), number(r["total"], 1),
+            f"{r['fewer']:.2f}×", interval(r["seconds"]), interval(r["faster"], "×"), number(r["peak_mib"]),
+        ]
+        for r in result["rows"]
+    ]  # fmt: skip
+    return [
+        *table(head, rows),
+        "",
+        "Evaluations are counted on the U-Net, one a sample forward (`sample`: without a graph, originals included) and one "
+        "a sample backward: with frozen weights a backward passes gradients through and makes none but the adapter's "
+        f"(operations of one backward here: {result['backward_per_forward']:.2f} of a forward). "
+        f"{result['rounds']} rounds; `faster` is the ratio within a round. Peak: above what the loaded model holds.",
+    ]
+
+
+def time_to_bias(result: dict) -> list[str]:
+    head = ["gradient", "bias ≤", "reached", "steps", "fewer", "seconds", "sooner"]
+    rows = [
+        [
+            r["learner"], f"{r['threshold']:g}", f"{r['reached']} of {r['seeds']}", interval(r["step"]),
+            interval(r["step_ratio"], "×"), interval(r["seconds"]), interval(r["seconds_ratio"], "×"),
+        ]
+        for r in result["rows"]
+    ]  # fmt: skip
+    v = result["watch"]
+    return [
+        *table(head, rows),
+        "",
+        f"Runs of {result['steps']} steps, validated every {v['every']} steps on {v['prompts']} prompts that are not trained "
+        f"on, {v['images']} pictures each, by the training judge, with the averaged adapter. Ratios are paired by seed, "
+        "against the first gradient of the table; seconds are those of training steps, sampling of originals included.",
+        "",
+        *ablation(result, "the same runs: validation bias"),
+    ]
+
+
+def ablation(result: dict, title: str = "validation bias") -> list[str]:
+    """Bias against steps, mean over seeds [smallest, largest], at up to eight looks."""
+    at = sorted({row["step"] for seeds in result["runs"].values() for h in seeds.values() for row in h})
+    at = at[:: max(1, -(-len(at) // 8))] + at[-1:] * (len(at) > 8)
+    at = sorted(set(at))
+    rows = []
+    for name, seeds in result["runs"].items():
+        row = [name]
+        for step in at:
+            values = [r["bias"] for h in seeds.values() for r in h if r["step"] == step]
+            mean = sum(values) / max(len(values), 1)
+            row.append(f"{mean:.2f} [{min(values):.2f}, {max(values):.2f}]" if values else "–")
+        rows.append(row)
+    return table([f"{title} after step", *map(str, at)], rows)
+
+
+def variance(result: dict) -> list[str]:
+    ks = sorted({r["K"] for r in result["rows"]})
+    cells = {(r["choice"], r["K"]): r for r in result["rows"]}
+    names = list(dict.fromkeys(r["choice"] for r in result["rows"]))
+    rows = [[n, *(number(cells[n, k]["variance"]) for k in ks)] for n in names]
+    bias = [[n, *(number(cells[n, k]["bias_over_noise"]) for k in ks)] for n in names]
+    sizes = [[number(s["B"]), number(s["variance"])] for s in result["sizes"]]
+    return [
+        "Variance that replaying only K of T steps adds to the gradient of a batch, relative to |E g|²:",
+        "",
+        *table([f"choice of steps (T = {result['T']})", *(f"K = {k}" for k in ks)], rows),
+        "",
+        "`stratified` is ours (systematic, offsets spread over the batch), `systematic` has a random offset for each image, "
+        "`uniform` draws K of T for each image, `shared` K of T for the whole batch. Squared mean error of "
+        f"{result['draws']:,} draws in units of what an unbiased estimate leaves (1 within its own scatter: no bias):",
+        "",
+        *table(["choice of steps", *(f"K = {k}" for k in ks)], bias),
+        "",
+        f"Variance of the full gradient over {result['batches']} batches of one prompt, on the same scale:",
+        "",
+        *table(["B", "relative variance"], sizes),
+    ]
+
+
+def memory(result: dict) -> list[str]:
+    head = ["", "T", "B", "K", "reference MiB", "ours MiB"]
+    rows = [
+        [
+            f"over {r['over']}",
+            *(str(r[n]) for n in "TBK"),
+            number(r["peak_mib"]["literal"]),
+            number(r["peak_mib"]["ours"]),
+        ]
+        for r in result["rows"]
+    ]
+    return [*table(head, rows), "", "Peak of one step above what the loaded model holds; originals cached in ours."]
+
+
+def profile(result: dict) -> list[str]:
+    total = result["seconds"][0]
+    rows = [[r["stage"], interval(r["seconds"]), f"{r['seconds'][0] / total:.0%}"] for r in result["rows"]]
+    rows.append(["**whole step**", interval(result["seconds"]), ""])
+    return [
+        *table(["stage", "seconds", "share"], rows),
+        "",
+        f"Ours, K = {result['K']}, originals cached; no time twice.",
+    ]
+
+
+def throughput(result: dict) -> list[str]:
+    head = ["originals", "decode", "replay", "seconds a step", "peak GiB", "TFLOP", "TFLOP/s", "of peak"]
+    rows = [
+        [
+            r["originals"], str(r["decode_batch"]), str(r["replay_batch"]), interval(r["seconds"]), number(r["peak_gib"]),
+            number(r["tflop"]), number(r["tflops"]), "–" if r["share"] is None else f"{r['share']:.1%}",
+        ]
+        for r in result["rows"]
+    ]  # fmt: skip
+    what = (
+        "all that torch holds on the device, weights included"
+        if result["whole_process"]
+        else "above what the loaded model holds"
+    )
+    return [*table(head, rows), "", f"K = {result['K']}. Peak: {what}. Operations counted by torch's flop counter."]
+
+
+SECTIONS = {
+    "steps": steps,
+    "time_to_bias": time_to_bias,
+    "variance": variance,
+    "memory": memory,
+    "ablation": ablation,
+    "profile": profile,
+    "throughput": throughput,
+}

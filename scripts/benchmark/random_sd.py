@@ -1,0 +1,128 @@
+"""Stable Diffusion 1.5 and its judges with random weights: real shapes, real cost, nothing to download.
+
+Sources of the shapes: the component configurations of Stable Diffusion 1.5 (unet/, vae/, text_encoder/,
+scheduler/); CLIP ViT-H/14, DINOv2 ViT-B/14, MobileNetV3-Large as in Shen et al., ICLR 2024.
+"""
+
+import gzip
+from importlib.resources import files
+
+import torch
+from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from benchmark.config import RandomConfig
+from classifiers.attributes import AttributeNet
+from classifiers.detect import MTCNNDetector
+from classifiers.identity import Bank, FaceEmbedder
+from classifiers.types import Boxes
+from fairdiff.judges import Judges
+from fairdiff.models import DiffusionModel
+from fairdiff.sampling import make_solver
+
+VOCABULARY = 49408
+NORMALISE = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
+
+
+def make_model(shapes: RandomConfig, dtype: torch.dtype, device: str) -> DiffusionModel:
+    """Frozen, in eval mode: text encoder in float32, U-Net and VAE in `dtype`."""
+    torch.manual_seed(0)
+    with torch.device(device):  # 860 million random numbers are drawn where they are used
+        unet = UNet2DConditionModel(
+            sample_size=shapes.latent, block_out_channels=tuple(shapes.unet), cross_attention_dim=shapes.text[0],
+            attention_head_dim=8, layers_per_block=2,
+            down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+            up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+        )  # fmt: skip
+        vae = AutoencoderKL(
+            block_out_channels=tuple(shapes.vae), layers_per_block=2, sample_size=8 * shapes.latent,
+            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+        )  # fmt: skip
+        text = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=VOCABULARY,
+                hidden_size=shapes.text[0],
+                intermediate_size=4 * shapes.text[0],
+                num_hidden_layers=shapes.text[1],
+                num_attention_heads=max(1, shapes.text[0] // 64),
+                projection_dim=shapes.text[0],
+                bos_token_id=VOCABULARY - 2,
+                eos_token_id=VOCABULARY - 1,
+            )  # fmt: skip
+        )
+    for module in (unet, vae, text):
+        module.requires_grad_(False).eval().to(device)
+    betas = DPMSolverMultistepScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").config
+    model = DiffusionModel(make_tokenizer(), text, unet, vae, make_solver("dpm", betas, "sigma_min"))
+    model.lower_precision(dtype)
+    return model
+
+
+def make_tokenizer() -> CLIPTokenizer:
+    """CLIP's own byte pairs, from the file that open_clip carries (OpenAI's; 49,408 tokens)."""
+    lines = gzip.decompress((files("open_clip") / "bpe_simple_vocab_16e6.txt.gz").read_bytes()).decode().split("\n")
+    merges = lines[1 : VOCABULARY - 512 - 2 + 1]
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    bytes_ = [chr(b) for b in printable] + [chr(256 + i) for i in range(256 - len(printable))]
+    words = bytes_ + [b + "</w>" for b in bytes_] + [m.replace(" ", "") for m in merges]
+    vocabulary = {word: i for i, word in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
+    return CLIPTokenizer(vocab=vocabulary, merges=[tuple(m.split()) for m in merges], model_max_length=77)
+
+
+class InPrecision(nn.Module):
+    """A network computed in `dtype` between float32 pictures and float32 answers."""
+
+    def __init__(self, net: nn.Module, dtype: torch.dtype):
+        super().__init__()
+        self.net, self.dtype = net.to(dtype), dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x.to(self.dtype)).float()
+
+
+class RandomEncoder:
+    """A timm network of random weights in the place of CLIP or DINOv2."""
+
+    def __init__(self, architecture: str, size: int, dtype: torch.dtype, device: str):
+        kwargs = {"img_size": size} if architecture.startswith("vit") else {}
+        config = {"architecture": architecture, "kwargs": kwargs, "image_size": size, "dim": 512, **NORMALISE}
+        with torch.device(device):
+            self.model = frozen(FaceEmbedder(config), dtype, device)
+
+    def image(self, image_BCHW: Tensor) -> Tensor:
+        return self.model(image_BCHW)
+
+
+class MiddleDetector:
+    """MTCNN at its cost; what it answers on noise is replaced by the middle of every picture."""
+
+    def __init__(self, size: int, device: str):
+        self.mtcnn = MTCNNDetector(input_size=size).to(device)
+
+    def __call__(self, image_BCHW: Tensor) -> Boxes:
+        self.mtcnn(image_BCHW)
+        batch, _, height, width = image_BCHW.shape
+        box_4 = torch.tensor([width / 4, height / 4, width * 3 / 4, height * 3 / 4], device=image_BCHW.device)
+        rows = torch.arange(batch, device=image_BCHW.device)
+        return Boxes(rows, box_4.repeat(batch, 1), None, (batch, height, width))
+
+
+def frozen(net: AttributeNet | FaceEmbedder, dtype: torch.dtype, device: str):
+    net.trunk = InPrecision(net.trunk, dtype)
+    return net.eval().requires_grad_(False).to(device)
+
+
+def make_judges(
+    shapes: RandomConfig, attributes: dict[str, tuple[str, ...]], dtype: torch.dtype, device: str
+) -> Judges:
+    """Detector, classifier, CLIP, DINOv2, face embedder and a bank of 1,000 random faces."""
+    torch.manual_seed(1)
+    judge = {"architecture": shapes.judge, "kwargs": {}, "image_size": shapes.judge_size, **NORMALISE}
+    face = {"architecture": shapes.identity, "kwargs": {}, "image_size": shapes.identity_size, **NORMALISE, "dim": 512}
+    classifier = frozen(AttributeNet(judge | {"attributes": attributes}), dtype, device)
+    encoders = [RandomEncoder(a, shapes.encoder_size, dtype, device) for a in (shapes.clip, shapes.dino)]
+    embedder = frozen(FaceEmbedder(face), dtype, device)
+    bank = Bank(nn.functional.normalize(torch.randn(1000, 512, device=device), dim=1), {}, {})
+    detector = MiddleDetector(shapes.detect_size, device)
+    return Judges(detector, classifier, encoders, embedder, bank, shapes.judge_size, 1.6)

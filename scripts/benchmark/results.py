@@ -1,0 +1,62 @@
+"""One JSON a part: what was measured, with which settings, when and on what; measured again only if asked."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+
+from benchmark.config import BenchConfig
+from benchmark.learning import measure_learning
+from benchmark.steps import measure_memory, measure_profile, measure_steps, measure_throughput
+from benchmark.variance import measure_variance
+from benchmark.world import conditions, describe, finish
+from fairdiff.errors import FairDiffError
+from fairdiff.files import write_json
+from fairdiff.models import digest
+
+SHORT: dict[str, Callable[[BenchConfig], dict]] = {
+    "steps": measure_steps,
+    "variance": measure_variance,
+    "memory": measure_memory,
+    "profile": measure_profile,
+    "throughput": measure_throughput,
+}
+# What says which parts to measure, or where to write, and changes no number.
+ELSEWHERE = ("part", "resume", "report", "checkpoint_every", "audit")
+
+
+def measure(part: str, config: BenchConfig, folder: Path, console: Console) -> None:
+    """Measure one part into folder/<part>.json unless exactly this has been measured."""
+    config = finish(config)
+    path = folder / f"{part}.json"
+    settings = {k: v for k, v in asdict(config).items() if k not in ELSEWHERE}
+    key = digest(settings)
+    known = read(path) if config.resume else None
+    if known and known["key"] != key:
+        raise FairDiffError(
+            f"{path}: holds a measurement with other settings; choose another hydra.run.dir or measure anew with "
+            "resume=false"
+        )
+    if known and known["complete"]:
+        console.print(f"{part}: measured {known['conditions']['date']}; resume=false measures anew ({path})")
+        return
+    console.print(f"{part}: {describe(config)}")
+    about = {"part": part, "key": key, "settings": describe(config), "conditions": conditions(config)}
+
+    def keep(result: dict, complete: bool) -> None:
+        write_json(path, about | {"complete": complete, "result": result})
+
+    if part in SHORT:
+        keep(SHORT[part](config), True)
+    else:
+        measure_learning(part, config, folder / part / key, keep)
+
+
+def read(path: Path) -> dict | None:
+    """A measurement, None if there is none."""
+    try:
+        return json.loads(path.read_text()) if path.exists() else None
+    except ValueError as error:
+        raise FairDiffError(f"{path}: is not JSON; delete it, or measure anew with resume=false") from error

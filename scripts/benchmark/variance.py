@@ -1,0 +1,158 @@
+"""How noisy a step's gradient is: over the replayed (image, step) pairs, and over batches.
+
+Given a batch, the gradient is a sum over pairs, sum_{b,t} G[b, t], and a choice of K of T steps an image estimates it by
+(T/K) sum over the chosen pairs. So all G[b, t] are computed once, and any number of choices costs only their sums.
+Relative variance: E |estimate - mean|^2 / |mean of the full gradient over batches|^2.
+B images, T steps, P parameters, D draws.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from benchmark.config import BenchConfig
+from benchmark.instruments import captured_replay
+from benchmark.world import draw, make_trainee, sampler_steps
+from fairdiff.sampling import Guidance, Upstream, choose_steps, replay
+from fairdiff.step import Batch, Trainee, embed_prompt, training_step
+
+
+def pair_gradients(trainee: Trainee, batch: Batch) -> Tensor:
+    """G [B, T, P]: what each (image, step) pair adds to the adapter's gradient, by the real step and the real replay.
+
+    All zero if no face of the batch got a label.
+    """
+    parameters = trainee.adapter.parameters()
+    size, steps = len(batch.indices), batch.steps
+    everything = replace(trainee, method=replace(trainee.method, evaluations=None))
+    out = torch.zeros(size, steps, sum(p.numel() for p in parameters))
+    with captured_replay() as calls:
+        training_step(everything, batch)
+    if not calls:
+        return out
+    unet, trajectory, guidance, upstream, _ = calls[0]
+    for image in range(size):
+        rows = slice(image, image + 1)
+        own = replace(trajectory, inputs=[z[rows] for z in trajectory.inputs])
+        for step in range(steps):
+            for p in parameters:
+                p.grad = None
+            text = embed_prompt(trainee, batch.prompt)
+            leaves = [t.detach().requires_grad_(t.requires_grad) for t in text]
+            one = Upstream(upstream.grad[rows], upstream.weights, torch.tensor([[step]]))
+            replay(unet, own, Guidance(*leaves, guidance.scale), one, 1)
+            pairs = [(t, leaf.grad) for t, leaf in zip(text, leaves, strict=True) if leaf.grad is not None]
+            if pairs:
+                torch.autograd.backward([t for t, _ in pairs], [g for _, g in pairs])
+            out[image, step] = _flat(parameters) / steps  # replay weighs one step of T by T
+    return out
+
+
+def total_gradient(trainee: Trainee, batch: Batch) -> Tensor:
+    """The gradient [P] of a batch with every step replayed."""
+    parameters = trainee.adapter.parameters()
+    for p in parameters:
+        p.grad = None
+    training_step(replace(trainee, method=replace(trainee.method, evaluations=None)), batch)
+    return _flat(parameters)
+
+
+def _flat(parameters: list[torch.nn.Parameter]) -> Tensor:
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    return torch.cat([g.flatten().cpu() for g in grads])
+
+
+def stratified(batch: int, steps: int, k: int, generator: torch.Generator) -> Tensor:
+    """Ours: systematic over the steps, offsets spread over the batch."""
+    return choose_steps(batch, steps, k, generator)
+
+
+def systematic(batch: int, steps: int, k: int, generator: torch.Generator) -> Tensor:
+    """A random offset and stride T/K for each image by itself."""
+    return torch.cat([choose_steps(1, steps, k, generator) for _ in range(batch)])
+
+
+def uniform(batch: int, steps: int, k: int, generator: torch.Generator) -> Tensor:
+    """K of T without replacement for each image by itself."""
+    return torch.rand(batch, steps, generator=generator).argsort(1)[:, :k]
+
+
+def shared(batch: int, steps: int, k: int, generator: torch.Generator) -> Tensor:
+    """K of T without replacement, the same for the whole batch."""
+    return torch.randperm(steps, generator=generator)[:k].expand(batch, k)
+
+
+CHOICES: dict[str, Callable[[int, int, int, torch.Generator], Tensor]] = {
+    "stratified": stratified,
+    "systematic": systematic,
+    "uniform": uniform,
+    "shared": shared,
+}
+
+
+def estimator_error(pairs_BTP: Tensor, k: int, choose: Callable, draws: int) -> tuple[float, float, float]:
+    """(E |error|^2, |mean error|^2, its expectation if there were no bias) of the estimate of sum_{b,t} G[b, t].
+
+    Everything in the space of the Gram matrix of the B T pairs, so that P does not matter.
+    """
+    batch, steps, _ = pairs_BTP.shape
+    flat = pairs_BTP.flatten(0, 1).double()
+    gram = flat @ flat.T
+    generator = torch.Generator().manual_seed(k)
+    weight = torch.full((draws, batch, steps), -1.0, dtype=torch.float64)  # of each pair in (estimate - truth)
+    for row in weight:
+        row.scatter_add_(1, choose(batch, steps, k, generator), torch.full((batch, k), steps / k, dtype=torch.float64))
+    weight = weight.flatten(1)
+    error = ((weight @ gram) * weight).sum(1).mean()
+    mean = weight.mean(0)
+    return float(error), float(mean @ gram @ mean), float(error) / draws
+
+
+def measure_variance(config: BenchConfig) -> dict:
+    """Relative variance against K and choice, given the batch; of the full gradient against B; and the bias."""
+    trainee = make_trainee(config)
+    steps = sampler_steps(config)
+    full = {size: [] for size in config.sizes}
+    found: dict[tuple[str, int], list[tuple]] = {}
+    for number in range(config.batches):
+        for size in config.sizes:
+            if size != max(config.sizes):
+                full[size].append(total_gradient(trainee, same_prompt(config, number, size)))
+                continue
+            pairs = pair_gradients(trainee, same_prompt(config, number, size))
+            full[size].append(pairs.sum((0, 1)))
+            for name, choose in CHOICES.items():
+                for k in config.evaluations:
+                    if k <= steps:
+                        entry = estimator_error(pairs, k, choose, config.draws)
+                        found.setdefault((name, k), []).append(entry)
+    by_size = {size: torch.stack(rows).double() for size, rows in full.items()}
+    largest = by_size[max(config.sizes)]
+    scale = signal(largest)
+    rows = []
+    for (name, k), entries in found.items():
+        error, bias, expected = (sum(column) / len(entries) for column in zip(*entries, strict=True))
+        rows.append({
+            "choice": name, "K": k, "variance": error / scale,
+            "bias_over_noise": (bias / expected) if expected > 1e-12 * scale else None,
+        })  # fmt: skip
+    sizes = [
+        {"B": size, "variance": float(total.var(0).sum()) / scale if len(total) > 1 else None}
+        for size, total in by_size.items()
+    ]
+    return {"rows": rows, "sizes": sizes, "batches": config.batches, "draws": config.draws, "T": steps}
+
+
+def same_prompt(config: BenchConfig, number: int, size: int) -> Batch:
+    """Disjoint noises of one prompt, so that the variance over batches is that of the noise alone."""
+    batch = draw(config, 0, size)
+    return replace(batch, indices=list(range(number * size, (number + 1) * size)))
+
+
+def signal(total_NP: Tensor) -> float:
+    """|E g|^2 without bias: |mean|^2 less the variance of the mean; at least a hundredth of |mean|^2."""
+    square = float(total_NP.mean(0).square().sum())
+    noise = float(total_NP.var(0).sum()) / len(total_NP) if len(total_NP) > 1 else 0.0
+    return max(square - noise, 0.01 * square)

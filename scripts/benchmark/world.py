@@ -1,0 +1,144 @@
+"""What is measured on: a model, its judges, and trainees on it; and what machine it was measured on."""
+
+import gc
+import os
+import platform
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import diffusers
+import torch
+
+from benchmark import random_sd
+from benchmark.config import BenchConfig
+from benchmark.literal import literal_step
+from fairdiff import build
+from fairdiff.config import GradientConfig
+from fairdiff.judges import Judges
+from fairdiff.models import DiffusionModel
+from fairdiff.step import Batch, StepResult, Trainee, training_step
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to make a step: K of T evaluations (None: all), originals sampled anew (cold), or the reference, literally."""
+
+    name: str
+    evaluations: int | None = None
+    cold: bool = False
+    literal: bool = False
+
+
+def make_world(config: BenchConfig) -> tuple[DiffusionModel, Judges]:
+    """The model and the judges of a configuration, real or random."""
+    if config.random is None:
+        model, judges = build.build_model(config), build.build_judges(config)
+    else:
+        dtype = getattr(torch, config.model.dtype)
+        model = random_sd.make_model(config.random, dtype, config.device)
+        asked = {name: tuple(a.classes) for name, a in config.attributes.items()}
+        judges = random_sd.make_judges(config.random, asked, dtype, config.device)
+        model.decode_batch = config.decode_batch
+    if config.channels_last:
+        for module in (model.unet, model.vae):
+            module.to(memory_format=torch.channels_last)
+    return model, judges
+
+
+def finish(config: BenchConfig) -> BenchConfig:
+    """Give a random model the sampler that its shapes stand for."""
+    if config.random is None:
+        return config
+    steps, guidance = config.random.steps, config.random.guidance
+    return replace(config, sampler=replace(config.sampler, guidance=guidance, train_steps=[steps, steps]))
+
+
+def make_trainee(config: BenchConfig, gradient: dict | None = None) -> Trainee:
+    """A trainee of its own model; gradient: keys of the group `gradient` in place of the configuration's."""
+    if gradient is not None:
+        config = replace(config, gradient=GradientConfig(**gradient))
+    trainee = build.build_trainee(config, *make_world(config))
+    if config.compile:
+        trainee.model.unet.compile()
+    return trainee
+
+
+def sampler_steps(config: BenchConfig) -> int:
+    """T, the middle of the range of training."""
+    return sum(config.sampler.train_steps) // 2
+
+
+def fractions(steps: int) -> list[int]:
+    """K = T, T/2, T/3 and T/6, rounded, without repeats."""
+    return list(dict.fromkeys(max(1, round(steps / n)) for n in (1, 2, 3, 6)))
+
+
+def draw(config: BenchConfig, number: int, size: int | None = None, steps: int | None = None) -> Batch:
+    """Batch `number` of one prompt; images 0..size-1 of its pool."""
+    prompts = build.build_prompts(config, "train")
+    generator = torch.Generator().manual_seed(config.seed + number)
+    indices = list(range(size or config.global_batch))
+    steps = steps or sampler_steps(config)
+    return Batch(prompts[number % len(prompts)].text, indices, steps, config.seed, generator)
+
+
+def run_variant(trainee: Trainee, variant: Variant, batch: Batch, literal_batch: int) -> StepResult:
+    """Accumulate the gradient of one batch the variant's way."""
+    if variant.literal:
+        return literal_step(trainee, batch, literal_batch)
+    method = replace(trainee.method, gradient="unit", evaluations=variant.evaluations, detach=False)
+    if variant.cold:
+        trainee.originals.rows.clear()
+    return training_step(replace(trainee, method=method), batch)
+
+
+def warm_up(trainee: Trainee, batch: Batch) -> None:
+    """Sample the originals of a batch, so that a warm step finds them."""
+    trainee.originals.get(batch.prompt, batch.indices, batch.steps)
+
+
+def synchronise(device: str) -> None:
+    if device != "cpu":
+        torch.cuda.synchronize()
+
+
+def forget() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def conditions(config: BenchConfig) -> dict:
+    """When and on what: everything that a number of this page depends on beside the code."""
+    found = [line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")]
+    cpu = found[0] if found else platform.processor()
+    device = cpu if config.device == "cpu" else torch.cuda.get_device_name()
+    return {
+        "date": time.strftime("%F"), "device": device, "cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(), "load": round(os.getloadavg()[0], 1), "torch": torch.__version__,
+        "diffusers": diffusers.__version__, "python": platform.python_version(),
+    }  # fmt: skip
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def describe(config: BenchConfig) -> dict:
+    """The settings of a measurement, in words for the page."""
+    model = "random weights, SD 1.5's shapes" if config.random else config.model.path or "Portraits"
+    if config.random:
+        side = 8 * config.random.latent
+        model += f" ({side}×{side} pixels, U-Net {'-'.join(map(str, config.random.unet))})"
+    adapter = config.adapter
+    kind = (
+        adapter.type if adapter.type == "soft_tokens" else f"LoRA rank {adapter.rank} on {' and '.join(adapter.parts)}"
+    )
+    return {
+        "model": model, "adapter": kind, "B": config.global_batch, "T": sampler_steps(config),
+        "guidance": config.sampler.guidance, "dtype": config.model.dtype, "replay_batch": config.replay_batch,
+        "decode_batch": config.decode_batch, "literal_batch": config.literal_batch,
+        "channels_last": config.channels_last, "compile": config.compile,
+    }  # fmt: skip

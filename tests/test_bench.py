@@ -1,0 +1,236 @@
+"""Laws of the benchmark: what is counted is what is computed, the literal reference has our gradient, pages render."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from tiny import make_trainee
+
+from fairdiff.cli import CONF, to_config
+from fairdiff.config import Config
+from fairdiff.errors import FairDiffError
+from fairdiff.models import load_model
+from fairdiff.step import Batch, training_step
+from fairdiff.tracking import make_console
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
+
+from benchmark import learning, page, results, steps, variance, world  # noqa: E402
+from benchmark.config import use_schema  # noqa: E402
+from benchmark.instruments import captured_replay, counted, staged  # noqa: E402
+from benchmark.learning import Learner, first_below, summary  # noqa: E402
+from benchmark.literal import literal_step  # noqa: E402
+from benchmark.variance import CHOICES, estimator_error, pair_gradients, total_gradient  # noqa: E402
+
+PROMPT = "a photo of the face of a nurse"
+TINY = [
+    "model=sd15_random", "random.latent=8", "random.unet=[32,32,32,32]", "random.vae=[32,32,32,32]", "random.text=[32,1]",
+    "random.steps=2", "random.clip=vit_tiny_patch16_224", "random.dino=vit_tiny_patch16_224",
+    "random.judge=mobilenetv3_small_050", "random.identity=resnet18", "random.encoder_size=32", "random.judge_size=32",
+    "random.identity_size=32", "random.detect_size=24", "global_batch=4", "noise_pool=4",
+]  # fmt: skip
+
+
+def batch(size=4, steps=6):
+    return Batch(PROMPT, list(range(size)), steps, 0, torch.Generator().manual_seed(0))
+
+
+def trainee_of(folder, kind, **changes):
+    trainee = make_trainee(load_model(folder), kind, **changes)
+    for p in trainee.adapter.parameters():
+        p.data.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(5)))
+    return trainee
+
+
+def evaluations(b, t, k=None, cold=False, halves=2):
+    """U-Net evaluations of one step under guidance; k=None: the reference. halves: 1 where soft tokens learn."""
+    once = 2 * b * t
+    return 5 * once if k is None else once * (2 if cold else 1) + 2 * halves * b * k
+
+
+def test_the_formula_is_the_designs_table():
+    assert [evaluations(24, 21, k) for k in (None, 21, 7, 3)] == [5040, 3024, 1680, 1296]
+
+
+@pytest.mark.parametrize("kind,halves", [("lora_both", 2), ("soft_tokens", 1)])
+def test_counted_evaluations_are_those_of_the_formula(tiny_folder, kind, halves):
+    trainee = trainee_of(tiny_folder, kind)
+    ours = [world.Variant("ours", k, cold) for k, cold in ((6, False), (2, True), (1, False))]
+    for variant in [world.Variant("reference", literal=True), *ours]:
+        world.warm_up(trainee, batch())
+        with counted(trainee.model.unet) as counts:
+            world.run_variant(trainee, variant, batch(), 3)
+        expected = evaluations(4, 6, variant.evaluations, variant.cold, halves)
+        assert counts.total() == expected, (variant, counts)
+        if variant.literal:
+            assert counts == {"sample": 2 * 48, "graph": 48, "recompute": 48, "backward": 48}
+
+
+@pytest.mark.parametrize("kind", ["soft_tokens", "lora_both"])
+def test_the_literal_reference_has_our_gradient(tiny_folder, kind):
+    grads, results = [], []
+    for literal in (True, False):
+        trainee = trainee_of(tiny_folder, kind, gradient="reference", attributes=("gender", "race"))
+        step = (lambda t, b: literal_step(t, b, 3)) if literal else training_step
+        results.append(step(trainee, batch(8, 4)))
+        grads.append(torch.cat([p.grad.flatten() for p in trainee.adapter.parameters()]))
+    assert grads[0].norm() > 0 and (grads[0] - grads[1]).norm() / grads[0].norm() <= 1e-4
+    assert results[0].terms == pytest.approx(results[1].terms, rel=1e-4)
+
+
+def test_pairs_add_up_and_choices_are_unbiased(tiny_folder):
+    trainee = trainee_of(tiny_folder, "soft_tokens")
+    pairs = pair_gradients(trainee, batch(4, 5))
+    total = total_gradient(trainee, batch(4, 5))
+    assert (pairs.sum((0, 1)) - total).norm() / total.norm() < 1e-4
+    scale = float(total.double().square().sum())
+    for name, choose in CHOICES.items():
+        whole, _, _ = estimator_error(pairs, 5, choose, 5)
+        error, bias, expected = estimator_error(pairs, 2, choose, 400)
+        assert whole <= 1e-9 * scale < error and bias < 10 * expected, name
+    _, bias, expected = estimator_error(pairs, 2, lambda b, t, k, g: torch.arange(k).expand(b, k), 400)
+    assert bias > 100 * expected  # always the same steps: the measure sees it
+    smooth = torch.linspace(1, 2, 8).view(1, 8, 1).expand(4, 8, 3)  # where it is smooth in t, spreading out pays
+    ours, theirs = (estimator_error(smooth, 2, CHOICES[c], 400)[0] for c in ("stratified", "shared"))
+    assert ours < theirs / 10
+
+
+def test_the_stopwatch_leaves_the_step_as_it_is(tiny_folder):
+    grads = []
+    for timed in (False, True):
+        trainee = trainee_of(tiny_folder, "lora_text", evaluations=2)
+        if timed:
+            with staged(trainee, lambda: None) as watch, watch.stage("rest"):
+                training_step(trainee, batch())
+        else:
+            training_step(trainee, batch())
+        grads.append(torch.cat([p.grad.flatten() for p in trainee.adapter.parameters()]))
+    assert torch.equal(*grads)
+    seen = {"sampling", "originals", "decode forward", "detect", "judge", "encoder 0", "transport", "losses", "replay"}
+    assert {*watch.seconds} >= seen | {"decode backward", "text backward", "rest"}
+    assert all(s >= 0 for s in watch.seconds.values())
+    with captured_replay() as calls:
+        training_step(trainee, batch())
+    assert len(calls) == 1 and len(calls[0][1].inputs) == 6
+
+
+@pytest.fixture
+def tiny_config():
+    use_schema()
+
+    def make(*overrides):
+        with initialize_config_dir(CONF, version_base="1.3"):
+            cfg = compose("bench", [*TINY, *overrides])
+            cfg.device = "cpu"
+        return world.finish(to_config(cfg))
+
+    yield make
+    ConfigStore.instance().store(name="schema", node=Config)
+
+
+def test_a_random_model_of_any_size_takes_a_step_in_bfloat16(tiny_config):
+    config = tiny_config("adapter=lora_both")
+    trainee = world.make_trainee(config)
+    assert (trainee.model.unet.dtype, world.sampler_steps(config)) == (torch.bfloat16, 2)
+    with counted(trainee.model.unet) as counts:
+        result = world.run_variant(trainee, world.Variant("ours", 1), world.draw(config, 0), 2)
+    assert result.kept > 0 and counts.total() == evaluations(4, 2, 1, cold=True)
+    grads = [p.grad for p in trainee.adapter.parameters() if p.grad is not None]
+    assert {g.dtype for g in grads} == {torch.float32} and sum(g.norm() for g in grads) > 0
+
+
+def test_bad_parts_are_one_line(tiny_config):
+    for override, words in {
+        "part=[speed]": "part: found speed",
+        "part=[ablation]": "nothing to learn",
+        "ablation=[{type:magic}]": "gradient.type",
+        "ablation=[{typ:unit}]": "ablation: found",
+        "modes=[[4]]": "modes",
+    }.items():
+        with pytest.raises(FairDiffError, match=words):
+            tiny_config(override)
+
+
+def test_a_learner_goes_on_where_it_stopped(tiny_config, tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(learning, "make_trainee", lambda *_: make_trainee(load_model(tiny_folder)))
+    sizes = ["steps=2", "watch.prompts=1", "watch.images=4", "sampler.audit_steps=2", "part=[]"]
+    config, learner = tiny_config(*sizes), {"type": "unit", "evaluations": 1}
+
+    def run(folder, turns):
+        own = Learner(config, learner, folder)
+        for until in turns:
+            own.advance(until)
+        return own
+
+    unbroken = run(tmp_path / "a", [0, 1, 2])
+    run(tmp_path / "b", [0, 1])
+    resumed = run(tmp_path / "b", [0, 1, 2])
+    for p, q in zip(unbroken.parameters, resumed.parameters, strict=True):
+        assert torch.equal(p, q)
+    rows = [[(r["step"], r["bias"]) for r in own.history()] for own in (unbroken, resumed)]
+    assert rows[0] == rows[1] and [step for step, _ in rows[0]] == [0, 1, 2]
+
+
+def test_a_measurement_is_kept_and_never_mixed_with_another(tiny_config, tiny_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(learning, "make_trainee", lambda *_: make_trainee(load_model(tiny_folder)))
+    sizes = [
+        "part=[]", "steps=1", "watch.prompts=1", "watch.images=2", "sampler.audit_steps=2", "seeds=[0]",
+        "time_to_bias=[{type:literal},{type:unit,evaluations:1}]", "thresholds=[1]",
+    ]  # fmt: skip
+    for _ in range(2):
+        results.measure("time_to_bias", tiny_config(*sizes), tmp_path / "m", make_console())
+    assert "measured 20" in capsys.readouterr().out
+    with pytest.raises(FairDiffError, match="other settings"):
+        results.measure("time_to_bias", tiny_config(*sizes, "literal_batch=3"), tmp_path / "m", make_console())
+    page.write_page(tmp_path, tmp_path / "page.md")
+    text = (tmp_path / "page.md").read_text()
+    assert "| reference, literally | 1 | 1 of 1 | 0 [0, 0] |" in text and "| unit K=1 | 1 |" in text
+    assert "Not finished" not in text
+
+
+def test_every_short_part_measures_and_renders(tiny_config, tiny_folder, tmp_path, monkeypatch):
+    for module in (steps, variance):
+        monkeypatch.setattr(module, "make_trainee", lambda *_: make_trainee(load_model(tiny_folder)))
+    monkeypatch.setattr(steps, "memory_apart", lambda *_: 1.0)  # processes of their own take seconds each
+    sizes = ["random.steps=3", "repeats=1", "sizes=[3,4]", "lengths=[2]", "batches=2", "evaluations=[1,3]", "draws=5"]
+    config = tiny_config(*sizes, "modes=[[2,3]]", "warmup=0")
+    for part in results.SHORT:
+        results.measure(part, config, tmp_path / "m", make_console())
+    measured = {part: results.read(tmp_path / "m" / f"{part}.json")["result"] for part in results.SHORT}
+    totals = {r["variant"]: r["total"] for r in measured["steps"]["rows"]}
+    assert totals["reference, literally"] == evaluations(4, 3) and totals["ours, K = 1"] == evaluations(
+        4, 3, 1, halves=1
+    )
+    assert totals["ours, K = 2, cold"] == evaluations(4, 3, 2, cold=True, halves=1)
+    assert 0.5 < measured["steps"]["backward_per_forward"] < 2 and measured["throughput"]["rows"][0]["tflop"] > 0
+    page.write_page(tmp_path, tmp_path / "page.md")
+    assert (tmp_path / "page.md").read_text().count("Not measured yet") == 2
+
+
+def test_time_to_a_bias_is_linear_between_looks():
+    history = [{"step": s, "seconds": 2.0 * s, "bias": b} for s, b in ((0, 0.8), (10, 0.6), (20, 0.1), (30, 0.3))]
+    assert first_below(history, 0.6, "step") == 10
+    assert first_below(history, 0.2, "step") == pytest.approx(18)
+    assert first_below(history, 0.2, "seconds") == pytest.approx(36)
+    assert first_below(history, 0.05, "step") is None and first_below(history, 0.9, "step") == 0
+
+
+def test_the_page_says_what_was_measured_and_what_was_not(tiny_config):
+    config = tiny_config("part=[]", "thresholds=[.5]")
+    runs = {
+        name: {
+            str(seed): [{"step": s, "seconds": cost * s, "bias": 0.8 - s / 20} for s in (0, 6, 12)] for seed in (0, 1)
+        }
+        for name, cost in (("reference, literally", 3.0), ("unit K=3", 1.0))
+    }
+    measured = {
+        "part": "time_to_bias", "complete": False, "settings": world.describe(config),
+        "conditions": world.conditions(config), "result": summary(runs, config),
+    }  # fmt: skip
+    text = page.render([measured])
+    assert "| unit K=3 | 0.5 | 2 of 2 | 6 [6, 6] | 1× [1, 1] | 6 [6, 6] | 3× [3, 3] |" in text
+    assert "**Not finished.**" in text and text.count("Not measured yet: `python scripts/bench.py") == 6
+    assert all(f"## {title}" in text for title, _ in page.COMMANDS.values())
