@@ -8,11 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
-
-from classifiers.attributes import AttributeNet
 
 CALIBRATION_FILE = "calibration.json"  # beside a judge's weights
 
@@ -22,14 +19,6 @@ def confusion(true_N: np.ndarray, predicted_N: np.ndarray, classes: int) -> np.n
     counts_KK = np.zeros((classes, classes), np.int64)
     np.add.at(counts_KK, (np.asarray(true_N), np.asarray(predicted_N)), 1)
     return counts_KK
-
-
-def rates(counts_KK: np.ndarray) -> np.ndarray:
-    """P(predicted | true), rows sum to 1. Raises ValueError for a class without a labelled face."""
-    total_K = counts_KK.sum(1)
-    if (total_K == 0).any():
-        raise ValueError(f"class {int(total_K.argmin())} has no labelled face: its error rate is unknown")
-    return counts_KK / total_K[:, None]
 
 
 def temperature(logits_NK: np.ndarray, true_N: np.ndarray) -> float:
@@ -99,18 +88,6 @@ def calibrate(
         ece = reliability(probs_NK, true_N).ece
         result[name] = Calibration(classes, counts, temperature(logits_NK, true_N), ece)
     return result
-
-
-@torch.no_grad()
-def divide_logits(net: AttributeNet, temperatures: dict[str, float]) -> None:
-    """Build each attribute's temperature into its rows of the last layer: logits become logits / T for good."""
-    head = net.trunk.get_classifier()
-    start = 0
-    for name, classes in net.attributes.items():
-        rows = slice(start, start + len(classes))
-        head.weight[rows] /= temperatures[name]
-        head.bias[rows] /= temperatures[name]
-        start += len(classes)
 
 
 def save_calibration(calibrations: dict[str, Calibration], file: Path) -> None:

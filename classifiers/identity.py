@@ -56,25 +56,9 @@ class Bank:
     label_N: dict[str, Tensor]
     attributes: dict[str, tuple[str, ...]]
 
-    def matching(self, class_F: dict[str, Tensor]) -> Tensor:
-        """Bool mask [F, N]: bank faces of the classes asked for, attribute by attribute; -1 asks for any class."""
-        count = len(next(iter(class_F.values())))
-        mask_FN = torch.ones(count, len(self.embedding_ND), dtype=torch.bool, device=self.embedding_ND.device)
-        for name, asked_F in class_F.items():
-            mask_FN &= (self.label_N[name] == asked_F[:, None]) | (asked_F[:, None] < 0)
-        return mask_FN
-
-    def nearest(self, embedding_FD: Tensor, mask_FN: Tensor | None = None) -> Tensor:
-        """The most similar allowed bank embedding of each face, [F, D], without gradient.
-
-        Raises ValueError if a face is allowed no bank face at all.
-        """
-        cosine_FN = embedding_FD.detach() @ self.embedding_ND.T
-        if mask_FN is not None:
-            if not mask_FN.any(1).all():
-                raise ValueError(f"face {mask_FN.any(1).int().argmin().item()}: the bank holds none of its classes")
-            cosine_FN = cosine_FN.masked_fill(~mask_FN, -torch.inf)
-        return self.embedding_ND[cosine_FN.argmax(1)]
+    def nearest(self, embedding_FD: Tensor) -> Tensor:
+        """The most similar bank embedding (largest cosine) of each face, [F, D], without gradient."""
+        return self.embedding_ND[(embedding_FD.detach() @ self.embedding_ND.T).argmax(1)]
 
     def to(self, device: torch.device | str) -> "Bank":
         label_N = {name: label.to(device) for name, label in self.label_N.items()}

@@ -153,22 +153,6 @@ def predict(
     return {name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in net.attributes}
 
 
-def accuracy(
-    net: AttributeNet,
-    images: np.ndarray,
-    labels: dict[str, np.ndarray],
-    boxes: np.ndarray | None = None,
-    expand: float = EXPAND,
-) -> dict[str, float]:
-    """Share of labelled pictures whose class is right, per attribute; NaN if none is labelled."""
-    result = {}
-    for name, logits_NK in predict(net, images, boxes, expand).items():
-        known_N = labels[name] >= 0
-        hit_N = logits_NK.argmax(1)[known_N] == labels[name][known_N]
-        result[name] = float(hit_N.mean()) if len(hit_N) else float("nan")
-    return result
-
-
 def augment(crop_NCHW: Tensor, generator: Generator) -> Tensor:
     """Crops as a worse detector, camera and generator would give them, in [0, 1]."""
     crop_NCHW = rotate(flip(crop_NCHW, generator), generator)

@@ -41,22 +41,6 @@ def test_a_bank_face_finds_itself_and_the_nearest_has_the_largest_cosine(bank):
     assert (found[:, None] >= probe @ bank.embedding_ND.T - 1e-6).all()
 
 
-def test_only_faces_of_the_asked_classes_are_candidates(bank):
-    asked = {"gender": torch.tensor([0, 1, -1]), "race": torch.tensor([2, -1, 3])}
-    mask = bank.matching(asked)
-    allowed = [[2, 6, 10, 14, 18], list(range(1, 20, 2)), [3, 7, 11, 15, 19]]
-    assert [row.nonzero().flatten().tolist() for row in mask] == allowed
-    probe = bank.embedding_ND[[1, 0, 0]]
-    for found, rows in zip(bank.nearest(probe, mask), allowed, strict=True):
-        assert any(torch.equal(found, bank.embedding_ND[row]) for row in rows)
-
-
-def test_classes_the_bank_has_not_are_an_error(bank):
-    mask = bank.matching({"gender": torch.tensor([0, 0]), "race": torch.tensor([0, 1])})  # Black rows are all male
-    with pytest.raises(ValueError, match="face 1: the bank holds none"):
-        bank.nearest(bank.embedding_ND[:2], mask)
-
-
 def test_targets_carry_no_gradient(bank):
     probe = bank.embedding_ND[:3].clone().requires_grad_()
     assert not bank.nearest(probe).requires_grad
