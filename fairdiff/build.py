@@ -254,7 +254,7 @@ def build_schedule(config: Config) -> Schedule:
     return Schedule(
         config.steps, config.global_batch, config.noise_pool, (low, high), config.adapter.learning_rate,
         optimizer.weight_decay, optimizer.max_grad_norm, optimizer.ema, config.checkpoint_every, config.seed,
-        optimizer.schedule, optimizer.warmup, build_validation(config),
+        config.prompts.per_step, optimizer.schedule, optimizer.warmup, build_validation(config),
     )  # fmt: skip
 
 

@@ -112,6 +112,7 @@ class PromptsConfig:
     """train/test: null for the embedded world's `families`, else a file as fairdiff/prompts.py reads it.
 
     families: family -> how often each of its prompts stands in one round of training (the audit asks each once).
+    per_step: prompts whose mean gradient makes one step, `global_batch` images each (the paper: 1).
 
     train_limit takes the first n of a fixed shuffle; null takes all (the audit's number is audit.prompts, the
     validation's validation.prompts). negative: the text of the unconditional branch, in training, originals and audit.
@@ -122,11 +123,13 @@ class PromptsConfig:
     validation: str | None = None
     test: str | None = None
     train_limit: int | None = None
+    per_step: int = 1
     families: dict[str, int] = field(default_factory=lambda: {"occupation": 1})
     negative: str = ""
 
     def __post_init__(self):
         _positive("prompts.train_limit", self.train_limit)
+        _positive("prompts.per_step", self.per_step)
         for family, repeats in self.families.items():
             _allowed("prompts.families", family, FAMILIES)
             _positive(f"prompts.families.{family}", repeats)
@@ -173,7 +176,9 @@ class JudgeConfig:
         _allowed("judge.type", self.type, ["net", "hf", "open_clip"])
         for key, given, users in (("paths", self.paths, ["hf"]), ("mapping", self.mapping, ["hf", "open_clip"])):
             if given and self.type not in users:
-                raise FairDiffError(f"judge.{key}: only {' and '.join(users)} judges have it, judge.type is {self.type}")
+                raise FairDiffError(
+                    f"judge.{key}: only {' and '.join(users)} judges have it, judge.type is {self.type}"
+                )
         for name, classes in self.mapping.items():
             if not isinstance(classes, dict) or not all(isinstance(words, list) for words in classes.values()):
                 raise FairDiffError(f"judge.mapping.{name}: found {classes}, allowed: class: [label or prompt, ...]")

@@ -1,4 +1,4 @@
-"""The training loop: draw a batch, one step, clip, optimise, average, validate, checkpoint.
+"""The training loop: draw a batch of each of a few prompts, update, average, validate, checkpoint.
 
 Resumes bit-exactly on a CPU: whatever is not in the checkpoint is a function of (seed, step).
 """
@@ -17,9 +17,10 @@ from fairdiff import checkpoint
 from fairdiff.errors import FairDiffError
 from fairdiff.prompts import Prompt
 from fairdiff.sampling import initial_noise
-from fairdiff.step import Batch, StepResult, Trainee, training_step
+from fairdiff.step import Batch, Trainee
 from fairdiff.targets import smallest_batch
-from fairdiff.tracking import Metrics, bias_of, progress
+from fairdiff.tracking import Metrics, progress
+from fairdiff.update import Update, gather
 from fairdiff.validation import Best, Validation, validate
 
 PATIENCE = 5  # bad steps in a row before the run is given up
@@ -27,7 +28,7 @@ PATIENCE = 5  # bad steps in a row before the run is given up
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how: steps, images a step, pool of noises a prompt, [low, high] of T, optimiser settings, seed.
+    """How long and how: steps, prompts a step, images and pool of noises a prompt, [low, high] of T, optimiser, seed.
 
     decay and warmup: of the learning rate, see `learning_rate`. validation: None for none.
     """
@@ -42,6 +43,7 @@ class Schedule:
     ema: float
     checkpoint_every: int
     seed: int
+    prompts: int = 1
     decay: str = "constant"
     warmup: int = 0
     validation: Validation | None = None
@@ -60,14 +62,18 @@ def learning_rate(schedule: Schedule, step: int) -> float:
     return schedule.learning_rate * factor[schedule.decay]
 
 
-def draw_batch(prompts: list[Prompt], schedule: Schedule, step: int) -> Batch:
-    """The batch of one step, a function of (seed, step) only.
+def draw_batches(prompts: list[Prompt], schedule: Schedule, step: int) -> list[Batch]:
+    """A batch of each prompt of one step, a function of (seed, step) only.
 
     Prompts go round in a new order each epoch; images are drawn without replacement from the prompt's noise pool.
     """
-    epoch, position = divmod(step, len(prompts))
+    return [_draw(prompts, schedule, step * schedule.prompts + place) for place in range(schedule.prompts)]
+
+
+def _draw(prompts: list[Prompt], schedule: Schedule, visit: int) -> Batch:
+    epoch, position = divmod(visit, len(prompts))
     order = torch.randperm(len(prompts), generator=_generator(schedule.seed, 1, epoch))
-    generator = _generator(schedule.seed, 2, step)
+    generator = _generator(schedule.seed, 2, visit)
     indices = torch.randperm(schedule.noise_pool, generator=generator)[: schedule.batch].tolist()
     low, high = schedule.sampler_steps
     sampler_steps = int(torch.randint(low, high + 1, (), generator=generator))
@@ -109,18 +115,15 @@ def train(
             if validation and best.exhausted(validation.patience):
                 break
             began = time.perf_counter()
-            batch = draw_batch(prompts, schedule, step)
-            optimizer.zero_grad()
-            result = training_step(trainee, batch)
-            norm, trouble = judge_step(result, parameters, schedule.max_grad_norm)
-            bad = count_bad(bad, step, batch.prompt, trouble)
+            update = gather(trainee, draw_batches(prompts, schedule, step), schedule.max_grad_norm)
+            bad = count_bad(bad, step, update)
             rate = learning_rate(schedule, step)
-            if not trouble:
+            if update.good:
                 for group in optimizer.param_groups:
                     group["lr"] = rate
                 optimizer.step()
                 ema.update(step)
-            row = row_of(step, batch, result) | {"grad_norm": norm, "learning_rate": rate}
+            row = {"step": step} | update.row() | {"learning_rate": rate}
             row["seconds"] = time.perf_counter() - began
             due = validation is not None and validation.due(step + 1)
             if due:
@@ -129,8 +132,8 @@ def train(
                 if best.update(step + 1, row, validation.floor):
                     checkpoint.save_best(checkpoints, step + 1, ema)
             metrics.write(row)
-            running = {a: 0.9 * running.get(a, b) + 0.1 * b for a, b in biases(result).items()}
-            bar.update(task, advance=1, note=_note(result, running))
+            running = {a: 0.9 * running.get(a, b) + 0.1 * b for a, b in update.biases().items()}
+            bar.update(task, advance=1, note=_note(update, running))
             if due or (step + 1) % schedule.checkpoint_every == 0 or step + 1 == schedule.steps:
                 checkpoint.save(checkpoints, step + 1, fingerprint, parts)
     finish(trainee, schedule, checkpoints, (ema, best), console)
@@ -154,42 +157,17 @@ def finish(
     ema.copy_to_parameters()
 
 
-def count_bad(bad: int, step: int, prompt: str, trouble: str) -> int:
-    """Bad steps in a row after this one, with a warning; raises FairDiffError when there are PATIENCE."""
-    if not trouble:
+def count_bad(bad: int, step: int, update: Update) -> int:
+    """Skipped steps in a row after this one, with a warning for each prompt's trouble; raises FairDiffError at PATIENCE."""
+    for prompt, trouble in update.troubles:
+        what = "left out" if update.good else "step skipped"
+        warnings.warn(f"step {step}, prompt '{prompt}': {trouble}; {what}", stacklevel=1)
+    if update.good:
         return 0
-    warnings.warn(f"step {step}, prompt '{prompt}': {trouble}; step skipped", stacklevel=1)
     if bad + 1 >= PATIENCE:
+        trouble = update.troubles[-1][1]
         raise FairDiffError(f"training: {PATIENCE} steps in a row were skipped, the last because: {trouble}")
     return bad + 1
-
-
-def biases(result: StepResult) -> dict[str, float]:
-    """The batch's bias per attribute by the training judge, where it has faces."""
-    return {a: bias_of(shares) for a, shares in result.shares.items() if shares}
-
-
-def row_of(step: int, batch: Batch, result: StepResult) -> dict:
-    """What a step says of itself in metrics.jsonl."""
-    row = {"step": step, "prompt": batch.prompt, "faces": result.faces, "kept": result.kept}
-    row |= {f"loss.{k}": v for k, v in result.terms.items()}
-    row |= {f"grad_share.{k}": v for k, v in result.grad_share.items()}
-    return row | {f"bias.{a}": b for a, b in biases(result).items()}
-
-
-def judge_step(result: StepResult, parameters: list[torch.nn.Parameter], max_norm: float | None) -> tuple[float, str]:
-    """Clip, and say what is wrong: (gradient norm, reason or ""). A norm of exactly zero is an error, not a bad step."""
-    if result.trouble:
-        return 0.0, result.trouble
-    if result.faces == 0:
-        return 0.0, "no face was found in any picture of the batch"
-    if result.kept == 0:
-        return 0.0, "no face got a label of enough confidence"
-    grads = [p.grad for p in parameters if p.grad is not None]
-    norm = float(torch.nn.utils.clip_grad_norm_(parameters, max_norm or float("inf")))
-    if not grads or norm == 0:
-        raise FairDiffError("training: the adapter's gradient is exactly zero, so nothing is being trained")
-    return norm, "" if torch.isfinite(torch.tensor(norm)) else f"the gradient norm is {norm}"
 
 
 def warn_about_small_batches(trainee: Trainee, batch: int, console: Console) -> None:
@@ -219,6 +197,6 @@ def require_effect(trainee: Trainee, prompt: str) -> None:
         raise FairDiffError("training: the trained adapter changes nothing in the pictures")
 
 
-def _note(result: StepResult, running: dict[str, float]) -> str:
-    terms = " ".join(f"{name} {value:.3f}" for name, value in result.terms.items())
+def _note(update: Update, running: dict[str, float]) -> str:
+    terms = " ".join(f"{name} {value:.3f}" for name, value in update.terms().items())
     return f"{terms}  bias " + " ".join(f"{a} {b:.2f}" for a, b in running.items())

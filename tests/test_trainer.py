@@ -10,7 +10,7 @@ from fairdiff.models import fingerprint, load_model
 from fairdiff.prompts import Prompt
 from fairdiff.step import Batch, training_step
 from fairdiff.tracking import read_metrics
-from fairdiff.trainer import Schedule, draw_batch, train
+from fairdiff.trainer import Schedule, draw_batches, train
 
 PROMPTS = [Prompt(f"a photo of the face of a {s}", "occupation", s) for s in ("nurse", "chef", "carpenter")]
 QUIET = Console(quiet=True)
@@ -28,7 +28,7 @@ def gradient(model, kind, step=0, **changes):
     trainee = make_trainee(model, kind, **changes)
     for p in trainee.adapter.parameters():
         p.data.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(5)))
-    result = training_step(trainee, draw_batch(PROMPTS, schedule(), step))
+    result = training_step(trainee, draw_batches(PROMPTS, schedule(), step)[0])
     grad = torch.cat([p.grad.flatten() for p in trainee.adapter.parameters()])
     return grad, result
 
@@ -61,7 +61,7 @@ def test_a_step_touches_nothing_but_the_adapter(tiny_model):
     trainee = make_trainee(tiny_model, "lora_both")
     before = fingerprint(tiny_model.vae)
     frozen = {n: p.clone() for n, p in tiny_model.unet.named_parameters() if "lora_" not in n}
-    training_step(trainee, draw_batch(PROMPTS, schedule(), 0))
+    training_step(trainee, draw_batches(PROMPTS, schedule(), 0)[0])
     assert fingerprint(tiny_model.vae) == before
     for name, parameter in tiny_model.unet.named_parameters():
         if "lora_" not in name:
@@ -164,7 +164,9 @@ def test_nan_is_skipped_not_applied(tiny_model, tmp_path):
         train(trainee, PROMPTS, schedule(steps=9), tmp_path, "key", QUIET)
 
 
-def test_every_epoch_visits_every_prompt_once():
-    texts = [draw_batch(PROMPTS, schedule(), step).prompt for step in range(9)]
-    for epoch in range(3):
+@pytest.mark.parametrize("per_step", [1, 2, 3])
+def test_every_epoch_visits_every_prompt_once(per_step):
+    plan = schedule(prompts=per_step)
+    texts = [batch.prompt for step in range(9 // per_step) for batch in draw_batches(PROMPTS, plan, step)]
+    for epoch in range(len(texts) // 3):
         assert sorted(texts[3 * epoch : 3 * epoch + 3]) == sorted(p.text for p in PROMPTS)

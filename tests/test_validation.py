@@ -14,9 +14,8 @@ from fairdiff.checkpoint import Ema, load_best, save_best
 from fairdiff.errors import FairDiffError
 from fairdiff.models import load_model
 from fairdiff.prompts import Prompt
-from fairdiff.step import StepResult
 from fairdiff.tracking import read_metrics
-from fairdiff.trainer import judge_step, learning_rate, train
+from fairdiff.trainer import learning_rate, train
 from fairdiff.validation import Best, Validation, validate
 
 QUIET = Console(quiet=True)
@@ -95,21 +94,6 @@ def interrupted(trainee, plan, out):
 
     trainee.originals.get = get
     train(trainee, PROMPTS, plan, out, "key", QUIET)
-
-
-@pytest.mark.parametrize("max_norm,after", [(1.0, 1.0), (10.0, 5.0), (None, 5.0)])
-def test_clipping_clips_the_norm_over_all_parameters_and_reports_it_unclipped(max_norm, after):
-    parameters = [
-        torch.nn.Parameter(torch.zeros(2)),
-        torch.nn.Parameter(torch.zeros(1)),
-        torch.nn.Parameter(torch.ones(1)),
-    ]
-    parameters[0].grad, parameters[1].grad = torch.tensor([3.0, 0.0]), torch.tensor([4.0])  # the third has none
-    norm, trouble = judge_step(StepResult({}, {}, 4, 4), parameters, max_norm)
-    assert norm == pytest.approx(5.0) and trouble == ""
-    clipped = torch.cat([p.grad for p in parameters[:2]])
-    assert clipped.norm().item() == pytest.approx(after, rel=1e-4)
-    assert torch.allclose(clipped / clipped.norm(), torch.tensor([0.6, 0.0, 0.8]), atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ machine's moods fall on all of them. Every turn ends in a checkpoint: the same c
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,7 +22,8 @@ from fairdiff.prompts import Prompt
 from fairdiff.sampling import initial_noise
 from fairdiff.step import Trainee, training_step
 from fairdiff.tracking import Metrics, bias_of, read_metrics
-from fairdiff.trainer import Schedule, draw_batch, judge_step
+from fairdiff.trainer import Schedule, draw_batches
+from fairdiff.update import gather
 
 
 def name_of(learner: dict) -> str:
@@ -37,8 +39,9 @@ class Learner:
     """One gradient's run of one seed: trains to a step, looks at itself, remembers both on disk."""
 
     def __init__(self, config: BenchConfig, learner: dict, folder: Path):
-        self.literal = learner["type"] == "literal"
-        gradient = {"type": "reference"} if self.literal else learner
+        literal = learner["type"] == "literal"
+        gradient = {"type": "reference"} if literal else learner
+        self.gradient = partial(literal_step, micro_batch=config.literal_batch) if literal else training_step
         self.trainee: Trainee = make_trainee(config, gradient)
         self.config, self.folder = config, folder
         self.schedule: Schedule = build.build_schedule(config)
@@ -62,18 +65,13 @@ class Learner:
             return
         seconds, norms = 0.0, []
         while self.step < until:
-            batch = draw_batch(self.prompts, self.schedule, self.step)
+            batches = draw_batches(self.prompts, self.schedule, self.step)
             began = time.perf_counter()
-            self.optimizer.zero_grad()
-            if self.literal:
-                result = literal_step(self.trainee, batch, self.config.literal_batch)
-            else:
-                result = training_step(self.trainee, batch)
-            norm, trouble = judge_step(result, self.parameters, self.schedule.max_grad_norm)
-            if not trouble:
+            update = gather(self.trainee, batches, self.schedule.max_grad_norm, self.gradient)
+            if update.good:
                 self.optimizer.step()
                 self.ema.update(self.step)
-                norms.append(norm)
+                norms.append(update.norm)
             synchronise(self.config.device)
             seconds += time.perf_counter() - began
             self.step += 1

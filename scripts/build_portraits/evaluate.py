@@ -97,7 +97,9 @@ def captions_obeyed(bench: Bench, count: int) -> tuple[dict[str, float], dict]:
     obeyed = {name: float(np.concatenate(values).mean()) for name, values in right.items()}
     for place, race in enumerate(world.CLASSES["race"]):  # a detector that misses some people more skews every share
         cells = [cell[1] == place for cell in product(range(2), range(4), range(2))]
-        obeyed[f"face found, {race}"] = float(np.concatenate([f for f, c in zip(found_all, cells, strict=True) if c]).mean())
+        obeyed[f"face found, {race}"] = float(
+            np.concatenate([f for f, c in zip(found_all, cells, strict=True) if c]).mean()
+        )
     return obeyed | {"n": int(np.concatenate(found_all).sum())}, {"agree": agree, "found": found_all}
 
 

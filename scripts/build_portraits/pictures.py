@@ -1,7 +1,7 @@
 """Draw the pictures of the docs: renders, generated pictures, and before/after strips of a run.
 
-    python scripts/build_portraits/pictures.py                                     renders.jpg and generated.jpg
-    python scripts/build_portraits/pictures.py --run outputs/debias/default/seed0  before_after.jpg
+python scripts/build_portraits/pictures.py                                     renders.jpg and generated.jpg
+python scripts/build_portraits/pictures.py --run outputs/debias/default/seed0  before_after.jpg
 """
 
 import argparse

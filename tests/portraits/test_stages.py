@@ -152,7 +152,9 @@ def test_a_broken_off_autoencoder_run_equals_one_that_was_not(build):
     steps(train_vae, 2, "--batch", "2")
     whole = torch.load(build / "vae.pt", weights_only=False)
     (build / "vae.pt").unlink()
-    trainer = train_vae.Trainer(train_vae.arguments("", 1, 2, 2e-3).parse_args(["--steps", "2", "--least", "10"]), build)
+    trainer = train_vae.Trainer(
+        train_vae.arguments("", 1, 2, 2e-3).parse_args(["--steps", "2", "--least", "10"]), build
+    )
     trainer.step()
     trainer.save()
     steps(train_vae, 2, "--batch", "2")
@@ -177,7 +179,9 @@ def test_diffusion_and_export_from_random_pictures(build):
 
 def test_judges_encoders_and_clip_take_a_step_and_reload(build, monkeypatch):
     box = np.array([[12.0, 12.0, 52.0, 52.0]])
-    monkeypatch.setattr(train_judges, "find_faces", lambda images, _: (np.arange(len(images)), box.repeat(len(images), 0)))
+    monkeypatch.setattr(
+        train_judges, "find_faces", lambda images, _: (np.arange(len(images)), box.repeat(len(images), 0))
+    )
     steps(train_judges, 1, "--judges", "judge", "--batch", "4", "--pictures", "20", "--held-out", "8")
     steps(train_encoders, 1, "--batch", "4", "--parts", "encoder")
     steps(train_clip, 2, "--batch", "6")
@@ -185,8 +189,11 @@ def test_judges_encoders_and_clip_take_a_step_and_reload(build, monkeypatch):
     assert set(sizes) == {"judge", "encoder", "clip"}
     judge = evaluate.load_attribute_net(build / "weights" / "judge")
     assert judge(torch.rand(2, 3, 50, 50))["race"].shape == (2, 4)
-    assert evaluate.ImageEncoder(build / "weights" / "encoder").image(torch.rand(2, 3, 64, 64)).norm(dim=1).allclose(
-        torch.ones(2)
+    assert (
+        evaluate.ImageEncoder(build / "weights" / "encoder")
+        .image(torch.rand(2, 3, 64, 64))
+        .norm(dim=1)
+        .allclose(torch.ones(2))
     )
 
 

@@ -1,0 +1,94 @@
+"""The gradient of one update: the mean over the steps of several prompts, without those that went wrong.
+
+Prompts pull in opposite directions: what makes carpenters more female does so to nurses. Their disagreement is most of
+the noise of an update, and more pictures of one prompt do not lessen it (docs/portraits.md has the numbers); pictures
+divided among several prompts do.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from statistics import fmean
+
+import torch
+from torch import Tensor
+
+from fairdiff.errors import FairDiffError
+from fairdiff.step import Batch, StepResult, Trainee, training_step
+from fairdiff.tracking import bias_of
+
+Step = Callable[[Trainee, Batch], StepResult]
+
+
+@dataclass
+class Update:
+    """What an update's prompts showed: the good steps with their prompts, norm of their mean gradient, what went wrong."""
+
+    good: list[tuple[str, StepResult]] = field(default_factory=list)
+    troubles: list[tuple[str, str]] = field(default_factory=list)
+    norm: float = 0.0
+
+    def row(self) -> dict:
+        """What it says of itself in metrics.jsonl: sums of faces and kept labels, means of the rest over prompts."""
+        results = [result for _, result in self.good]
+        row = {"prompts": [prompt for prompt, _ in self.good], "grad_norm": self.norm}
+        row |= {"faces": sum(r.faces for r in results), "kept": sum(r.kept for r in results)}
+        row |= {f"loss.{k}": v for k, v in _means([r.terms for r in results]).items()}
+        row |= {f"grad_share.{k}": v for k, v in _means([r.grad_share for r in results]).items()}
+        return row | {f"bias.{k}": v for k, v in self.biases().items()}
+
+    def terms(self) -> dict[str, float]:
+        """Mean of each loss term over prompts."""
+        return _means([result.terms for _, result in self.good])
+
+    def biases(self) -> dict[str, float]:
+        """Mean over prompts of the bias of each attribute in a prompt's pictures, by the training judge."""
+        return _means([{a: bias_of(s) for a, s in result.shares.items() if s} for _, result in self.good])
+
+
+def gather(trainee: Trainee, batches: list[Batch], max_norm: float | None, step: Step = training_step) -> Update:
+    """Leave the mean gradient of the batches in the adapter, clipped to `max_norm` (None: not); one batch a prompt.
+
+    A batch without a face, without a confident label or with a gradient that is not finite is left out and named in
+    `troubles`; if all are, the adapter has no gradient. Raises FairDiffError on a gradient of exactly zero.
+    """
+    parameters, update = trainee.adapter.parameters(), Update()
+    sums: list[Tensor | None] = [None] * len(parameters)
+    for batch in batches:
+        for p in parameters:
+            p.grad = None
+        result = step(trainee, batch)
+        trouble = trouble_of(result, parameters)
+        if trouble:
+            update.troubles.append((batch.prompt, trouble))
+            continue
+        update.good.append((batch.prompt, result))
+        sums = [_plus(total, p.grad) for total, p in zip(sums, parameters, strict=True)]
+    for p, total in zip(parameters, sums, strict=True):
+        p.grad = None if total is None else total / len(update.good)
+    if update.good:
+        update.norm = float(torch.nn.utils.clip_grad_norm_(parameters, max_norm or float("inf")))
+    return update
+
+
+def trouble_of(result: StepResult, parameters: list[torch.nn.Parameter]) -> str:
+    """What is wrong with a step, or "". A gradient of exactly zero is an error: nothing is being trained."""
+    if result.trouble:
+        return result.trouble
+    if result.faces == 0:
+        return "no face was found in any picture of the batch"
+    if result.kept == 0:
+        return "no face got a label of enough confidence"
+    grads = [p.grad for p in parameters if p.grad is not None]
+    norm = float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0
+    if norm == 0:
+        raise FairDiffError("training: the adapter's gradient is exactly zero, so nothing is being trained")
+    return "" if torch.isfinite(torch.tensor(norm)) else f"the gradient norm is {norm}"
+
+
+def _plus(total: Tensor | None, grad: Tensor | None) -> Tensor | None:
+    return total if grad is None else grad.clone() if total is None else total + grad
+
+
+def _means(rows: list[dict[str, float]]) -> dict[str, float]:
+    """Mean of every key over the rows that have it."""
+    return {key: fmean(row[key] for row in rows if key in row) for key in dict.fromkeys(k for row in rows for k in row)}

@@ -1,0 +1,73 @@
+"""Laws of an update over several prompts: a mean of gradients, clipped as a whole, without what went wrong."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from fairdiff.errors import FairDiffError
+from fairdiff.step import Batch, StepResult
+from fairdiff.update import gather
+
+NAN = float("nan")
+
+
+def batches(*prompts):
+    return [Batch(prompt, [0], 2, 0, torch.Generator()) for prompt in prompts]
+
+
+def update_of(gradients, max_norm=None, results=None):
+    """The update over prompts whose steps leave these gradients in three parameters (None: no gradient)."""
+    parameters = [
+        torch.nn.Parameter(torch.zeros(2)),
+        torch.nn.Parameter(torch.zeros(1)),
+        torch.nn.Parameter(torch.ones(1)),
+    ]
+    trainee = SimpleNamespace(adapter=SimpleNamespace(parameters=lambda: parameters))
+    results = results or {}
+
+    def step(_, batch):
+        for parameter, values in zip(parameters, gradients[batch.prompt], strict=True):
+            parameter.grad = None if values is None else torch.tensor(values)
+        return results.get(batch.prompt, StepResult({"align": 1.0}, {"gender": [0.75, 0.25]}, 4, 3))
+
+    return gather(trainee, batches(*gradients), max_norm, step), [p.grad for p in parameters]
+
+
+@pytest.mark.parametrize("max_norm,after", [(1.0, 1.0), (10.0, 5.0), (None, 5.0)])
+def test_clipping_clips_the_norm_of_the_mean_over_all_parameters_and_reports_it_unclipped(max_norm, after):
+    update, grads = update_of({"a": ([6.0, 0.0], [0.0], None), "b": ([0.0, 0.0], [8.0], None)}, max_norm)
+    assert update.norm == pytest.approx(5.0) and not update.troubles and grads[2] is None
+    clipped = torch.cat(grads[:2])
+    assert clipped.norm().item() == pytest.approx(after, rel=1e-4)
+    assert torch.allclose(clipped / clipped.norm(), torch.tensor([0.6, 0.0, 0.8]), atol=1e-5)
+
+
+def test_a_prompt_that_went_wrong_is_left_out_of_the_mean_and_named():
+    good = ([2.0, 0.0], [1.0], [0.0])
+    gradients = {"a": good, "nan": ([NAN, 0.0], [0.0], [0.0]), "nobody": ([9.0, 9.0], [9.0], [9.0]), "b": good}
+    update, grads = update_of(gradients, results={"nobody": StepResult({}, {}, 0, 0)})
+    assert [prompt for prompt, _ in update.good] == ["a", "b"]
+    assert torch.equal(torch.cat(grads), torch.tensor([2.0, 0.0, 1.0, 0.0]))
+    assert [prompt for prompt, _ in update.troubles] == ["nan", "nobody"]
+    assert "no face" in update.troubles[1][1]
+
+
+def test_without_any_good_prompt_nothing_is_to_be_applied():
+    update, grads = update_of({"nan": ([NAN, 0.0], [0.0], [0.0])})
+    assert not update.good and grads == [None, None, None]
+
+
+def test_zero_is_an_error():
+    with pytest.raises(FairDiffError, match="exactly zero"):
+        update_of({"a": ([0.0, 0.0], [0.0], None)})
+
+
+def test_the_row_sums_counts_and_averages_the_rest_over_prompts():
+    good = ([2.0, 0.0], [1.0], [0.0])
+    other = StepResult({"align": 2.0, "image": 0.5}, {"gender": [0.5, 0.5]}, 6, 5)
+    update, _ = update_of({"a": good, "b": good}, results={"b": other})
+    row = update.row()
+    assert (row["prompts"], row["faces"], row["kept"]) == (["a", "b"], 10, 8)
+    assert row["loss.align"] == 1.5 and row["loss.image"] == 0.5  # a term is averaged over the prompts that have it
+    assert row["bias.gender"] == 0.25  # opposite prompts do not cancel: each has its own bias
