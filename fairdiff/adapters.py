@@ -62,8 +62,8 @@ class SoftTokens:
         base = model.text_encoder.get_input_embeddings()
         if model.tokenizer.add_tokens(self.names) != tokens or len(model.tokenizer) != base.num_embeddings + tokens:
             raise FairDiffError(f"adapter: the tokenizer already knows {TOKEN} or does not match the text encoder")
-        start = base.weight[[known[i % len(known)] for i in range(tokens)]]
-        self.embedding = SoftTokenEmbedding(base, start.detach().clone())
+        self.start = base.weight[[known[i % len(known)] for i in range(tokens)]].detach().clone()
+        self.embedding = SoftTokenEmbedding(base, self.start.clone())
         model.text_encoder.set_input_embeddings(self.embedding)
         self.enabled = True
 
@@ -82,6 +82,10 @@ class SoftTokens:
             yield
         finally:
             self.enabled = True
+
+    def rescale(self, scale: float) -> None:
+        """Go `scale` times as far from the initial words as now: 0 is the words, 1 changes nothing."""
+        self.embedding.soft.data.copy_(torch.lerp(self.start, self.embedding.soft.data, scale))
 
     def save(self, folder: Path) -> None:
         """Write `soft_tokens.safetensors`: one tensor [N, D] under the token's name."""
@@ -136,6 +140,13 @@ class Lora:
                 layer.enable_adapters(True)
             for parameter, flag in flags:
                 parameter.requires_grad_(flag)
+
+    def rescale(self, scale: float) -> None:
+        """Multiply what LoRA adds, (alpha / rank) B A, by `scale`: 0 is the frozen model, 1 changes nothing."""
+        for module in self.modules.values():
+            for name, parameter in module.named_parameters():
+                if ".lora_B." in name:
+                    parameter.data.mul_(scale)
 
     def _metadata(self, name: str) -> dict | None:
         if name not in self.modules:

@@ -64,11 +64,11 @@ def training_fingerprint(config: Config, model: DiffusionModel, judges: Judges, 
 
 
 def adapter_fingerprint(config: Config) -> str | None:
-    """A short hash of the files of `adapter.path`."""
+    """A short hash of the files of `adapter.path` and of its scale."""
     if config.adapter.path is None:
         return None
     files = sorted(Path(config.adapter.path).glob("*.safetensors"))
-    return digest([hashlib.sha256(file.read_bytes()).hexdigest() for file in files])
+    return digest([hashlib.sha256(file.read_bytes()).hexdigest() for file in files], config.adapter.scale)
 
 
 def build_model(config: Config) -> DiffusionModel:
@@ -94,6 +94,7 @@ def build_adapter(config: Config, model: DiffusionModel) -> Adapter:
             adapter.load(Path(options.path))
         except FairDiffError as error:
             raise FairDiffError(f"adapter.path: {error}") from error
+        adapter.rescale(options.scale)
     return adapter
 
 

@@ -68,12 +68,13 @@ class SamplerConfig:
 class AdapterConfig:
     """type soft_tokens uses `tokens` and `initial_text`, the words they start from; lora `parts`, `rank` and `alpha`.
 
-    path: a saved adapter to start from.
+    path: a saved adapter to start from, or to audit. scale: how much of it, 0 none, 1 as saved; more exaggerates.
     """
 
     type: str = MISSING
     learning_rate: float = MISSING
     path: str | None = None
+    scale: float = 1.0
     tokens: int = 5
     initial_text: str = "a photo of a person"
     parts: list[str] = field(default_factory=list)
@@ -83,6 +84,8 @@ class AdapterConfig:
     def __post_init__(self):
         _allowed("adapter.type", self.type, ["soft_tokens", "lora"])
         _positive("adapter.learning_rate", self.learning_rate)
+        if not 0 <= self.scale < float("inf") or (self.scale != 1 and self.path is None):
+            raise FairDiffError(f"adapter.scale: found {self.scale}, allowed: 0 or more, of a saved adapter.path")
         _between("adapter.tokens", self.tokens, 1, 40)
         _positive("adapter.rank", self.rank)
         _positive("adapter.alpha", self.alpha)

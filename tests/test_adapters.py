@@ -68,6 +68,24 @@ def test_a_graph_built_before_off_still_trains_the_adapter(tiny_model, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_scale_one_changes_nothing_and_zero_is_where_it_started(tiny_model, kind):
+    adapter = make(tiny_model, kind)
+    before = picture(tiny_model, adapter)
+    adapter.rescale(1.0)
+    assert torch.allclose(before, picture(tiny_model, adapter), atol=1e-6)
+    adapter.rescale(0.5)
+    half = picture(tiny_model, adapter)
+    adapter.rescale(0.0)
+    none = picture(tiny_model, adapter)
+    if kind == "soft_tokens":
+        assert torch.equal(adapter.embedding.soft, adapter.start)
+    else:
+        with adapter.off():
+            assert torch.allclose(none, picture(tiny_model, adapter), atol=1e-6)
+    assert 0 < (half - none).norm() < (before - none).norm()
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_only_the_adapter_learns(tiny_model, kind):
     adapter = make(tiny_model, kind)
     own = {id(p) for p in adapter.parameters()}
