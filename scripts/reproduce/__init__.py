@@ -1,0 +1,1 @@
+"""The plan of docs/results.md, and the page made of its audits."""

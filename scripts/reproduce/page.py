@@ -1,0 +1,149 @@
+"""docs/results.md and its pictures, from the audits that there are."""
+
+import json
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from fairdiff.audit.intervals import mean_interval
+from fairdiff.files import write_text
+from reproduce.plan import GROUPS, Run
+
+HEAD = """# Results
+
+Written by `python scripts/results.py` from the audits it has made so far: the embedded Portraits model
+([portraits.md](portraits.md)), held-out test prompts, the same noise before and after, the audit judge, which training
+never saw. Labels are perceived presentation in pictures, never identity.
+
+Bias is the paper's: 2 / (K (K - 1)) sum |f_i - f_j| per prompt, then the mean over prompts. Its floor is what a perfectly
+fair generator shows at that number of pictures. [low, high]: 95 % interval over prompts, of each prompt's mean over
+seeds; ±: standard deviation over seeds. "Moved": how far pictures without people moved, as a part of the distance
+between two seeds. CLIP-T is a difference, after minus before.
+"""
+PAPER = """
+Beside it the paper's table for Stable Diffusion 1.5 (Shen et al., ICLR 2024; ± is its spread over prompts, not an
+error; 10,000 steps and more, LoRA of rank 50; its CLIP and DINO are other networks, so only bias compares):
+
+| debiased for | gender | race | gender×race | CLIP-I | DINO |
+|---|---|---|---|---|---|
+| nothing | .67 ± .29 | .42 ± .06 | .21 ± .03 | – | – |
+| gender | .23 ± .16 | .44 ± .06 | .20 ± .03 | .77 | .70 |
+| race | .74 ± .27 | .12 ± .05 | .14 ± .03 | .73 | .67 |
+| gender×race | .16 ± .13 | .09 ± .04 | .06 ± .02 | .67 | .58 |
+| gender×race, age 75/25 | .15 | .09 | .06 | .66 | .58 |
+"""
+AXES = ("gender", "race", "age", "gender×race")
+
+
+def write_page(runs: list[Run], root: Path, page: Path) -> None:
+    """The page of the audits that exist; rows without one are named as not measured."""
+    audits = {run: json.loads(run.audit(root).read_text()) for run in runs if run.audit(root).exists()}
+    parts = [HEAD]
+    for group, title in GROUPS.items():
+        names = list(dict.fromkeys(run.name for run in runs if run.group == group))
+        found = {name: [a for r, a in audits.items() if (r.group, r.name) == (group, name)] for name in names}
+        planned = {name: sum((r.group, r.name) == (group, name) for r in runs) for name in names}
+        parts.append(f"\n## {title}\n")
+        measured = {name: those for name, those in found.items() if those}
+        if measured:
+            parts += _figure(measured, page) if group == "frontier" else _table(measured, planned)
+            parts.append(_commands([run for run in runs if run.group == group and run.name in measured]))
+        missing = [name for name in names if name not in measured]
+        if missing:
+            parts.append(f"\nNot measured yet: {'; '.join(missing)}.\n")
+        if group == "experiments":
+            parts.append(PAPER)
+    write_text(page, "".join(parts))
+
+
+def _table(found: dict[str, list[dict]], planned: dict[str, int]) -> list[str]:
+    head = ["run", "seeds", "prompts × pictures", *(f"{axis} bias" for axis in AXES)]
+    head += ["old", "no face", "CLIP-T", "CLIP-I", "DINO", "moved"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    lines += ["| " + " | ".join(_row(name, audits, planned[name])) + " |" for name, audits in found.items()]
+    floors = _entry(next(iter(found.values()))[0], "before")
+    sizes = {a["images_per_prompt"] for audits in found.values() for a in audits}
+    if len(sizes) == 1:
+        shown = [f"{axis} {_number(floors[axis]['bias']['floor'])}" for axis in AXES if axis in floors]
+        lines.append(f"\nFloors: {', '.join(shown)}.")
+    return ["\n", "\n".join(lines), "\n"]
+
+
+def _commands(runs: list[Run]) -> str:
+    """The overrides of every run that has been measured."""
+    lines = {f"- {run.name}: `python {' '.join([run.script, *run.overrides])}`" for run in runs}
+    return "\n" + "\n".join(sorted(lines)) + "\n"
+
+
+def _row(name: str, audits: list[dict], planned: int) -> list[str]:
+    first = audits[0]
+    cells = [name, f"{len(audits)} of {planned}", f"{first['prompts']} × {first['images_per_prompt']}"]
+    before, after = (_entry(first, model) for model in ("before", "after"))
+    for axis in AXES:
+        if axis not in after:
+            cells.append("–")
+            continue
+        each = [_entry(a, "after")[axis] for a in audits]
+        per_prompt = np.mean([[p["bias"]["value"] for p in e["per_prompt"]] for e in each], 0)
+        cells.append(
+            f"{_number(before[axis]['bias']['mean'])} → {_spread([e['bias']['mean'] for e in each], per_prompt)}"
+        )
+    old = [_entry(a, "after")["age"]["shares"]["old"]["share"] for a in audits if "age" in _entry(a, "after")]
+    cells.append(_mean(old))
+    cells.append(f"{np.mean([a['models']['after']['no_face']['rate'] for a in audits]):.1%}")
+    cells.append(_mean([a["paired"]["clip_t"]["difference"] for a in audits], sign=True))
+    cells += [_mean([a["models"]["after"][key]["mean"] for a in audits]) for key in ("clip_i", "dino")]
+    cells.append(_mean([a["unrelated"]["ratio"]["value"] for a in audits]))
+    return cells
+
+
+def _entry(audit: dict, model: str) -> dict:
+    """Every attribute and combination of one model."""
+    return audit["models"][model]["attributes"] | audit["models"][model]["joint"]
+
+
+def _number(value: float, sign: bool = False) -> str:
+    text = f"{value:+.3f}" if sign else f"{value:.3f}"
+    return text.replace("0.", ".", 1).replace("-", "−")
+
+
+def _mean(values: list[float | None], sign: bool = False) -> str:
+    """Mean over seeds ± their standard deviation."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "–"
+    spread = f" ± {_number(float(np.std(known, ddof=1)))}" if len(known) > 1 else ""
+    return _number(float(np.mean(known)), sign) + spread
+
+
+def _spread(means: list[float], per_prompt: np.ndarray) -> str:
+    low, high = mean_interval(per_prompt)
+    return f"{_mean(means)} [{_number(low)}, {_number(high)}]"
+
+
+def _figure(found: dict[str, list[dict]], page: Path) -> list[str]:
+    """Gender bias against DINO similarity: one line a kind of adapter over image weights, one over scales."""
+    path = page.parent / "images" / "frontier.png"
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    kinds = list(dict.fromkeys(name.split(",")[0] for name in found))
+    for color, kind in enumerate(kinds):
+        for what, style in (("image weight", "o-"), ("scale", "s--")):
+            points = [(name.split()[-1], a[0]) for name, a in found.items() if name.startswith(f"{kind}, {what}")]
+            points.sort(key=lambda point: float(point[0]))
+            if not points:
+                continue
+            x = [a["models"]["after"]["dino"]["mean"] for _, a in points]
+            y = [a["models"]["after"]["attributes"]["gender"]["bias"]["mean"] for _, a in points]
+            axes.plot(x, y, style, color=f"C{color}", label=f"{kind}: {what}", markersize=4)
+            for label, *place in zip((p[0] for p in points), x, y, strict=True):
+                axes.annotate(label, place, fontsize=6, xytext=(3, 3), textcoords="offset points")
+    before = next(iter(found.values()))[0]["models"]["before"]["attributes"]["gender"]["bias"]
+    axes.axhline(before["mean"], color="0.6", linewidth=0.8)
+    axes.axhline(before["floor"], color="0.6", linewidth=0.8, linestyle=":")
+    axes.set(xlabel="DINO-place similarity to the picture before (same noise)", ylabel="gender bias after")
+    axes.legend(fontsize=7)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+    return [f"\n![bias against semantics](images/{path.name})\n\n*Lines above and below: before, and the floor.*\n"]

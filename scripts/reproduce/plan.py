@@ -1,0 +1,71 @@
+"""Which commands make docs/results.md."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+EXPERIMENTS = ("gender", "gender_tokens", "race", "gender_race", "gender_race_age", "multi_concept")
+ADAPTERS = ("soft_tokens", "lora_text", "lora_unet", "lora_both")
+IMAGE_WEIGHTS = (0, 2, 8, 32)
+SCALES = (0.25, 0.5, 0.75, 1.25)
+GROUPS = {
+    "adapters": "The main job with each adapter",
+    "experiments": "The paper's experiments",
+    "targets": "Other targets",
+    "frontier": "Bias against semantics",
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One command: its group, its name in the table, its overrides, its seed; `of`: the run whose adapter it audits."""
+
+    group: str
+    name: str
+    overrides: tuple[str, ...]
+    seed: int
+    of: "Run | None" = None
+
+    def folder(self, root: Path) -> Path:
+        return root / self.group / self.name.replace(",", "").replace(" ", "_") / f"seed{self.seed}"
+
+    def audit(self, root: Path) -> Path:
+        return self.folder(root) / "audit.json"
+
+    @property
+    def script(self) -> str:
+        return "train.py" if self.of is None else "scripts/audit.py"
+
+    def command(self, root: Path) -> list[str]:
+        """The arguments after `python`."""
+        own = [self.script, *self.overrides, f"seed={self.seed}", f"hydra.run.dir={self.folder(root)}"]
+        return own if self.of is None else [*own, f"adapter.path={self.of.folder(root) / 'adapter'}"]
+
+
+def plan(seeds: list[int], images: int) -> list[Run]:
+    """All runs, the cheap and telling ones first."""
+    first, runs = seeds[0], []
+    for adapter in ADAPTERS:
+        runs.append(Run("adapters", adapter, (f"adapter={adapter}", "audit=full"), first))
+    both = ("attribute=[gender,race]", "adapter=lora_text", "audit=full")
+    runs.append(Run("adapters", "lora_text, gender and race", both, first))
+    full = ("audit=full", f"audit.images_per_prompt={images}")
+    for seed in seeds:
+        for experiment in EXPERIMENTS:
+            runs.append(Run("experiments", experiment, (f"experiment={experiment}", *full), seed))
+    labour = ("experiment=gender_race", "target.file=labour", *full)
+    runs.append(Run("targets", "labour statistics", labour, first))
+    return runs + frontier(first)
+
+
+def frontier(seed: int) -> list[Run]:
+    """Image weights trained anew and scales of the default adapter, for each kind of adapter, on 12 test prompts."""
+    runs = []
+    for adapter in ADAPTERS:
+        kind = (f"adapter={adapter}", "audit.prompts=12")
+        trained = Run("frontier", f"{adapter}, scale 1", kind, seed)
+        runs.append(trained)
+        for weight in IMAGE_WEIGHTS:
+            runs.append(Run("frontier", f"{adapter}, image weight {weight}", (*kind, f"loss.image={weight}"), seed))
+        for scale in SCALES:
+            runs.append(Run("frontier", f"{adapter}, scale {scale}", (*kind, f"adapter.scale={scale}"), seed, trained))
+    return runs

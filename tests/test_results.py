@@ -1,0 +1,67 @@
+"""Laws of docs/results.md: every planned command composes, and the page shows what the audits hold, by hand count."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from fairdiff.cli import CONF, to_config
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "scripts"))
+
+from reproduce.page import write_page  # noqa: E402
+from reproduce.plan import GROUPS, Run, plan  # noqa: E402
+
+RUNS = plan([0, 1, 2], 160)
+
+
+def test_every_planned_run_has_a_folder_of_its_own_and_follows_what_it_needs():
+    assert len({run.folder(Path("x")) for run in RUNS}) == len(RUNS)
+    assert {run.group for run in RUNS} == set(GROUPS)
+    for place, run in enumerate(RUNS):
+        assert run.of is None or run.of in RUNS[:place]
+
+
+@pytest.mark.parametrize("run", [r for r in RUNS if r.seed == 0], ids=lambda r: f"{r.group}: {r.name}")
+def test_every_planned_command_composes(run):
+    script, *overrides = run.command(Path("outputs/results"))
+    name = {"train.py": "config", "scripts/audit.py": "measure"}[script]
+    with initialize_config_dir(CONF, version_base="1.3"):
+        config = to_config(compose(name, [o for o in overrides if not o.startswith("hydra.")]))
+    assert config.seed == 0 and (config.adapter.path is None) == (run.of is None)
+    if run.group == "experiments":
+        assert config.audit.images_per_prompt == 160 and config.audit.prompts is None
+
+
+def audit(values: list[float]) -> dict:
+    """An audit of prompts with these biases after the adapter, 1 before."""
+
+    def model(biases):
+        mean = sum(biases) / len(biases)
+        gender = {"bias": {"mean": mean, "floor": 0.1}, "per_prompt": [{"bias": {"value": b}} for b in biases]}
+        scalars = {"no_face": {"rate": 0.25}, "clip_i": {"mean": 0.9}, "dino": {"mean": None}}
+        return {"attributes": {"gender": gender}, "joint": {}} | scalars
+
+    return {
+        "prompts": len(values), "images_per_prompt": 60,
+        "models": {"before": model([1.0] * len(values)), "after": model(values)},
+        "paired": {"clip_t": {"difference": -0.0125}}, "unrelated": {"ratio": {"value": 0.2}},
+    }  # fmt: skip
+
+
+def test_the_page_averages_seeds_and_says_what_is_missing(tmp_path):
+    runs = [Run("experiments", "gender", ("experiment=gender",), seed) for seed in (0, 1, 2)]
+    runs.append(Run("experiments", "race", (), 0))
+    for run, values in zip(runs, ([0.2, 0.4], [0.4, 0.6]), strict=False):
+        run.audit(tmp_path).parent.mkdir(parents=True)
+        run.audit(tmp_path).write_text(json.dumps(audit(values)))
+    write_page(runs, tmp_path, tmp_path / "results.md")
+    text = (tmp_path / "results.md").read_text()
+    row = next(line for line in text.splitlines() if line.startswith("| gender | 2 of 3"))
+    assert "1.000 → .400 ± .141 [" in row  # means .3 and .5
+    assert "| 25.0% | −.013 ± .000 | .900 ± .000 | – | .200 ± .000 |" in row
+    assert "Not measured yet: race." in text and "`python train.py experiment=gender`" in text
+    assert "Floors: gender .100" in text
