@@ -8,6 +8,7 @@ python train.py audit=full seed=1                  every test occupation
 from pathlib import Path
 
 from fairdiff import build, run
+from fairdiff.build_audit import build_audit
 from fairdiff.cli import main
 from fairdiff.config import Config
 from fairdiff.tracking import make_console
@@ -19,7 +20,7 @@ def job(config: Config, folder: Path) -> None:
     prompts = build.build_prompts(config, "train")
     model, judges = build.build_model(config), build.build_judges(config)
     training = build.training_fingerprint(config, model, judges, prompts)
-    audit = build.build_audit(config, model, training, judges.classifier)
+    audit = build_audit(config, model, training, judges.classifier)
     run.check(folder, config, training)
 
     if run.finished(folder, config, training, audit):

@@ -20,6 +20,7 @@ from fairdiff.audit.generate import run_audit
 from fairdiff.audit.metrics import compute_metrics
 from fairdiff.audit.records import load_records
 from fairdiff.audit.report import render_report, summary_table
+from fairdiff.build_audit import Audit
 from fairdiff.config import Config
 from fairdiff.errors import FairDiffError
 from fairdiff.files import write_json, write_text
@@ -68,13 +69,13 @@ def read_state(folder: Path) -> dict:
         raise FairDiffError(f"{path}: is not JSON; start over with resume=false") from error
 
 
-def finished(folder: Path, config: Config, training: str, setup: build.Audit) -> bool:
+def finished(folder: Path, config: Config, training: str, setup: Audit) -> bool:
     """Whether exactly this training and this audit have been completed."""
     done = read_state(folder).get("finished") == [training, config.steps, setup.fingerprint]
     return config.resume and done and (folder / "report.html").exists()
 
 
-def print_budget(config: Config, trainee: Trainee, prompts: list[Prompt], audit: build.Audit, console: Console) -> None:
+def print_budget(config: Config, trainee: Trainee, prompts: list[Prompt], audit: Audit, console: Console) -> None:
     """What is about to be done, in pictures and steps."""
     visited = min(config.steps, len(prompts))
     parameters = sum(p.numel() for p in trainee.adapter.parameters())
@@ -124,7 +125,7 @@ def painters(config: Config, model: DiffusionModel, adapter: Adapter | None) -> 
 
 
 def audit(
-    folder: Path, config: Config, training: str, generators: dict[str, Generate], setup: build.Audit, console: Console
+    folder: Path, config: Config, training: str, generators: dict[str, Generate], setup: Audit, console: Console
 ) -> None:
     """Paint the same prompts and noise with each model, measure, and write records, audit.json and report.html."""
     with progress(console) as bar:

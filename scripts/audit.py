@@ -7,6 +7,7 @@ python scripts/audit.py adapter.path=outputs/debias/default/seed0/adapter     be
 from pathlib import Path
 
 from fairdiff import build, run
+from fairdiff.build_audit import build_audit
 from fairdiff.cli import main
 from fairdiff.config import Config
 from fairdiff.tracking import make_console
@@ -16,7 +17,7 @@ def job(config: Config, folder: Path) -> None:
     console = make_console()
     model = build.build_model(config)
     adapter_hash = build.adapter_fingerprint(config)
-    audit = build.build_audit(config, model, adapter_hash, None)
+    audit = build_audit(config, model, adapter_hash, None)
     measured = model.fingerprint() + str(adapter_hash)
     run.check(folder, config, measured)
 

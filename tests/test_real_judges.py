@@ -8,6 +8,7 @@ from tiny_judges import save_dinov2, save_open_clip, save_vit
 from classifiers.hub import HubClassifier
 from classifiers.zeroshot import ZeroShotClassifier
 from fairdiff import build
+from fairdiff.build_audit import build_audit
 from fairdiff.cli import CONF, to_config
 from fairdiff.errors import FairDiffError
 from fairdiff.features import ClipEncoder, HubEncoder
@@ -75,7 +76,7 @@ def test_who_looks_is_part_of_the_key_of_the_audit(configure, folders, other):
     config, changed = configure(), configure(*overrides)
     model = build.build_model(config)
     judge = build.build_judges(config).classifier
-    audits = [build.build_audit(c, model, None, judge) for c in (config, changed)]
+    audits = [build_audit(c, model, None, judge) for c in (config, changed)]
     assert audits[0].plan.hashes["judge"] != audits[1].plan.hashes["judge"]
     assert isinstance(audits[0].measurer.judge, ZeroShotClassifier)
     assert [a.spec.judge["same_as_training_judge"] for a in audits] == [False, other == "audit/judge=hf"]
