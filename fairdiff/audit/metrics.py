@@ -21,9 +21,10 @@ from fairdiff.audit.axis import (
     suite_metrics,
     tally,
 )
-from fairdiff.audit.records import MODELS
+from fairdiff.audit.records import MODELS, probability_columns
 
 SCHEMA = "fairdiff.audit/1"
+SURE = 0.9  # of a class: what the face loss calls confident (Shen et al., ICLR 2024)
 
 ESTIMANDS = {
     "bias.mean": "mean over prompts of the plug-in bias at this number of pictures; its floor is not 0",
@@ -41,6 +42,8 @@ ESTIMANDS = {
     "per_prompt.bias.ci95": "the prompt's own true bias: Wilson (two classes) or Goodman's simultaneous region",
     "corrected": "the judge's error on labelled faces undone, assumed to be the same on generated ones",
     "families": "the same over the prompts of one family; their intervals are for that family, not for a comparison",
+    "unsure.rate": "faces whose most probable class has less than .9, all prompts pooled: neither class is clearly shown, "
+    "and labels of such faces can hide a bias or make one; Wilson, for these prompts and new noise",
     "no_face.rate": "pictures without a face, all prompts pooled; Wilson, for these prompts and new noise",
     "paired": "after minus before on the same prompts and noise; prompts resampled (rates: over pictures)",
     "unrelated.ratio": "mean movement under the adapter over mean distance between two seeds, in 1 - cosine",
@@ -95,6 +98,8 @@ def _model(rows: pd.DataFrame, axes: list[Axis], tallies: dict, prompts: pd.Data
         entry = suite_metrics(counts, images - counts.sum(1), axis, spec)
         entry["per_prompt"] = prompt_metrics(counts, images, axis, prompts, spec)
         entry["target"]["prompts_rejected"] = sum(item["target"]["p_holm"] < 0.05 for item in entry["per_prompt"])
+        if len(axis.members) == 1:
+            entry["unsure"] = _unsure(rows, axis)
         result["attributes" if len(axis.members) == 1 else "joint"][axis.name] = entry
     result["families"] = {
         family: {"prompts": int(rows_P.sum())} | _grouped(axes, lambda axis, rows_P=rows_P: suite_metrics(
@@ -108,6 +113,14 @@ def _model(rows: pd.DataFrame, axes: list[Axis], tallies: dict, prompts: pd.Data
         result[name] = mean_over_prompts(_prompt_means(rows[name], rows), spec)
     result["between_seeds"] = mean_over_prompts(_prompt_means(1 - rows.between, rows), spec)
     return result
+
+
+def _unsure(rows: pd.DataFrame, axis: Axis) -> dict:
+    """Faces of which the judge is not sure: no class has a probability of `SURE`."""
+    largest = rows.loc[rows.found, probability_columns({axis.name: axis.classes})].max(axis=1)
+    unsure = int((largest < SURE).sum())
+    rate = unsure / len(largest) if len(largest) else math.nan
+    return {"rate": rate, "ci95": iv.rate_interval(unsure, len(largest))}
 
 
 def _families(family_P: pd.Series) -> dict[str, np.ndarray]:

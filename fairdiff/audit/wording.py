@@ -53,7 +53,12 @@ def comparison(audit: dict) -> dict[str, list[dict]]:
         for name in asked
     ]
     groups["pictures"] = [
-        row("no face", lambda m: (m["no_face"]["rate"], m["no_face"]["ci95"]), paired and paired["no_face"], form=percent),
+        row(f"{name} unclear", lambda m, n=name: _rate(m["attributes"][n]["unsure"]), None, form=percent,
+            note="faces whose most probable class has less than .9")
+        for name in asked
+    ]  # fmt: skip
+    groups["pictures"] += [
+        row("no face", lambda m: _rate(m["no_face"]), paired and paired["no_face"], form=percent),
         row("CLIP-T", lambda m: _pair(m["clip_t"]), paired and paired["clip_t"], note="picture against prompt"),
         row("CLIP-I", lambda m: _pair(m["clip_i"]), None, note="after against before, same noise"),
         row("DINO", lambda m: _pair(m["dino"]), None, note="after against before, same noise"),
@@ -156,3 +161,7 @@ def attribute_order(audit: dict) -> list[str]:
 
 def _pair(entry: dict) -> tuple:
     return entry["mean"] if "mean" in entry else entry["value"], entry["ci95"]
+
+
+def _rate(entry: dict) -> tuple:
+    return entry["rate"], entry["ci95"]

@@ -56,6 +56,15 @@ def audit(records):
     return compute_metrics(records, MetricSpec(ATTRIBUTES, {"name": "hand"}))
 
 
+def test_unsure_counts_faces_without_a_clear_class(audit, records):
+    rates = {name: entry["unsure"]["rate"] for name, entry in audit["models"]["after"]["attributes"].items()}
+    assert rates == {"gender": 0.5, "race": 1.0}  # 6 faces: f has .9, m .8; no race has more than .8
+    low, high = audit["models"]["after"]["attributes"]["gender"]["unsure"]["ci95"]
+    assert 0.1 < low < 0.5 < high < 0.9
+    nobody = compute_metrics(records.assign(found=False), MetricSpec(ATTRIBUTES, {"name": "hand"}))
+    assert nobody["models"]["after"]["attributes"]["gender"]["unsure"]["rate"] is None
+
+
 def test_the_schema_of_the_issue(audit):
     assert audit["schema"] == "fairdiff.audit/1" and audit["prompts"] == 2 and audit["images_per_prompt"] == 4
     assert set(audit["models"]) == {"before", "after"} and audit["judge"] == {"name": "hand"}
