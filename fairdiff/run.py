@@ -77,14 +77,16 @@ def finished(folder: Path, config: Config, training: str, setup: Audit) -> bool:
 
 def print_budget(config: Config, trainee: Trainee, prompts: list[Prompt], audit: Audit, console: Console) -> None:
     """What is about to be done, in pictures and steps."""
-    visited = min(config.steps, len(prompts))
+    each = config.prompts.per_step
+    visited = min(config.steps * each, len(prompts))
     parameters = sum(p.numel() for p in trainee.adapter.parameters())
     console.print(f"target: {'; '.join(build.target_lines(config))}")
     console.print(
         f"adapter: {trainee.adapter.kind}, {parameters:,} parameters, learning rate {config.adapter.learning_rate:g}"
     )
     console.print(
-        f"budget: {config.steps} steps of {config.global_batch} pictures on {visited} of {len(prompts)} training prompts, "
+        f"budget: {config.steps} steps of {each} prompts with {config.global_batch} pictures each, "
+        f"{visited} of {len(prompts)} training prompts, "
         f"at most {visited * config.noise_pool} originals (cached), "
         f"audit of {2 * audit.plan.images_per_model} pictures ({len(audit.plan.prompts)} prompts, before and after)"
     )
