@@ -1,7 +1,7 @@
 """The gradient of one update: the mean over the steps of several prompts, without those that went wrong.
 
 Prompts pull in opposite directions: what makes carpenters more female does so to nurses. Their disagreement is most of
-the noise of an update, and more pictures of one prompt do not lessen it (docs/portraits.md has the numbers); pictures
+the noise of an update, and more pictures of one prompt do not lessen it (docs/performance.md has the numbers); pictures
 divided among several prompts do.
 """
 

@@ -137,6 +137,7 @@ def ablation(result: dict, title: str = "validation bias") -> list[str]:
 
 
 def variance(result: dict) -> list[str]:
+    p = result["prompts"]
     ks = sorted({r["K"] for r in result["rows"]})
     cells = {(r["choice"], r["K"]): r for r in result["rows"]}
     names = list(dict.fromkeys(r["choice"] for r in result["rows"]))
@@ -157,6 +158,11 @@ def variance(result: dict) -> list[str]:
         f"Variance of the full gradient over {result['batches']} batches of one prompt, on the same scale:",
         "",
         *table(["B", "relative variance"], sizes),
+        "",
+        f"Do prompts agree? Cosines of full gradients of B = {p['B']} pictures, {p['prompts']} prompts: of two batches of "
+        f"one prompt {interval(p['own'])}, of two prompts {interval(p['other'])}, {p['opposed']:.0%} of them below 0; "
+        f"{p['first']:.0%} of the sum of |g|² over prompts lies in one direction. Several prompts a step "
+        "(`prompts.per_step`) lessen this noise, more pictures of one prompt do not.",
     ]
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from benchmark.config import BenchConfig
-from benchmark.instruments import captured_replay
+from benchmark.instruments import captured_replay, spread
 from benchmark.world import draw, make_trainee, sampler_steps
 from fairdiff.sampling import Guidance, Upstream, choose_steps, replay
 from fairdiff.step import Batch, Trainee, embed_prompt, training_step
@@ -110,6 +110,25 @@ def estimator_error(pairs_BTP: Tensor, k: int, choose: Callable, draws: int) -> 
     return float(error), float(mean @ gram @ mean), float(error) / draws
 
 
+def disagreement(trainee: Trainee, config: BenchConfig) -> dict:
+    """Do prompts agree? Cosines of full gradients: of two batches of one prompt, and of batches of different prompts.
+
+    first: the share of sum |g|^2 over prompts that lies in a single direction. Batches of the smallest size.
+    """
+    size, count = min(config.sizes), config.batches
+    batches = [[draw(config, n, size), draw(config, n, 2 * size)] for n in range(count)]
+    for one, two in batches:
+        two.indices[:] = two.indices[size:]
+    grads = torch.stack([torch.stack([total_gradient(trainee, b) for b in pair]) for pair in batches]).double()
+    unit = torch.nn.functional.normalize(grads, dim=-1)
+    own = (unit[:, 0] * unit[:, 1]).sum(-1)
+    cosines = unit[:, 0] @ unit[:, 0].T
+    other = cosines[~torch.eye(count, dtype=torch.bool)]
+    energy = torch.linalg.eigvalsh(grads[:, 0] @ grads[:, 0].T)
+    return {"B": size, "prompts": count, "own": spread(own.tolist()), "other": spread(other.tolist()),
+            "opposed": float((other < 0).double().mean()), "first": float(energy[-1] / energy.sum())}  # fmt: skip
+
+
 def measure_variance(config: BenchConfig) -> dict:
     """Relative variance against K and choice, given the batch; of the full gradient against B; and the bias."""
     trainee = make_trainee(config)
@@ -142,7 +161,8 @@ def measure_variance(config: BenchConfig) -> dict:
         {"B": size, "variance": float(total.var(0).sum()) / scale if len(total) > 1 else None}
         for size, total in by_size.items()
     ]
-    return {"rows": rows, "sizes": sizes, "batches": config.batches, "draws": config.draws, "T": steps}
+    return {"rows": rows, "sizes": sizes, "batches": config.batches, "draws": config.draws, "T": steps,
+            "prompts": disagreement(trainee, config)}  # fmt: skip
 
 
 def same_prompt(config: BenchConfig, number: int, size: int) -> Batch:
