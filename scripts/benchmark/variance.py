@@ -116,9 +116,8 @@ def disagreement(trainee: Trainee, config: BenchConfig) -> dict:
     first: the share of sum |g|^2 over prompts that lies in a single direction. Batches of the smallest size.
     """
     size, count = min(config.sizes), config.batches
-    batches = [[draw(config, n, size), draw(config, n, 2 * size)] for n in range(count)]
-    for one, two in batches:
-        two.indices[:] = two.indices[size:]
+    later = list(range(size, 2 * size))
+    batches = [[draw(config, n, size), replace(draw(config, n, size), indices=later)] for n in range(count)]
     grads = torch.stack([torch.stack([total_gradient(trainee, b) for b in pair]) for pair in batches]).double()
     unit = torch.nn.functional.normalize(grads, dim=-1)
     own = (unit[:, 0] * unit[:, 1]).sum(-1)
