@@ -1,8 +1,7 @@
 """The gradient of one update: the mean over the steps of several prompts, without those that went wrong.
 
-Prompts pull in opposite directions: what makes carpenters more female does so to nurses. Their disagreement is most of
-the noise of an update, and more pictures of one prompt do not lessen it (docs/performance.md has the numbers); pictures
-divided among several prompts do.
+Prompts pull in opposite directions: what makes carpenters more female does so to nurses. More pictures of one prompt do
+not lessen this noise, pictures divided among several prompts do (docs/performance.md has the numbers).
 """
 
 from collections.abc import Callable

@@ -161,8 +161,8 @@ def variance(result: dict) -> list[str]:
         "",
         f"Do prompts agree? Cosines of full gradients of B = {p['B']} pictures, {p['prompts']} prompts: of two batches of "
         f"one prompt {interval(p['own'])}, of two prompts {interval(p['other'])}, {p['opposed']:.0%} of them below 0; "
-        f"{p['first']:.0%} of the sum of |g|² over prompts lies in one direction. Several prompts a step "
-        "(`prompts.per_step`) lessen this noise, more pictures of one prompt do not.",
+        f"{p['first']:.0%} of the sum of |g|² over prompts lies in one direction. More pictures of one prompt "
+        "lessen the noise of pictures only, several prompts a step (`prompts.per_step`) also that of prompts.",
     ]
 
 
