@@ -46,7 +46,7 @@ def audit(values: list[float]) -> dict:
         return {"attributes": {"gender": gender}, "joint": {}} | scalars
 
     return {
-        "prompts": len(values), "images_per_prompt": 60,
+        "prompts": len(values), "images_per_prompt": 60, "provenance": {"seed": 1},
         "models": {"before": model([1.0] * len(values)), "after": model(values)},
         "paired": {"clip_t": {"difference": -0.0125}}, "unrelated": {"ratio": {"value": 0.2}},
     }  # fmt: skip

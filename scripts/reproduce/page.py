@@ -1,6 +1,7 @@
 """docs/results.md and its pictures, from the audits that there are."""
 
 import json
+import shlex
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -51,7 +52,7 @@ def write_page(runs: list[Run], root: Path, page: Path) -> None:
             parts.append(_commands([run for run in runs if run.group == group and run.name in measured]))
         missing = [name for name in names if name not in measured]
         if missing:
-            parts.append(f"\nNot measured yet: {'; '.join(missing)}.\n")
+            parts.append(f"\nNot measured yet: {_brief(missing)}.\n")
         if group == "experiments":
             parts.append(PAPER)
     write_text(page, "".join(parts))
@@ -70,9 +71,13 @@ def _table(found: dict[str, list[dict]], planned: dict[str, int]) -> list[str]:
     return ["\n", "\n".join(lines), "\n"]
 
 
+def _brief(names: list[str], most: int = 8) -> str:
+    return "; ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
 def _commands(runs: list[Run]) -> str:
     """The overrides of every run that has been measured."""
-    lines = {f"- {run.name}: `python {' '.join([run.script, *run.overrides])}`" for run in runs}
+    lines = {f"- {run.name}: `{shlex.join(['python', run.script, *run.overrides])}`" for run in runs}
     return "\n" + "\n".join(sorted(lines)) + "\n"
 
 
@@ -86,9 +91,8 @@ def _row(name: str, audits: list[dict], planned: int) -> list[str]:
             continue
         each = [_entry(a, "after")[axis] for a in audits]
         per_prompt = np.mean([[p["bias"]["value"] for p in e["per_prompt"]] for e in each], 0)
-        cells.append(
-            f"{_number(before[axis]['bias']['mean'])} → {_spread([e['bias']['mean'] for e in each], per_prompt)}"
-        )
+        spread = _spread([e["bias"]["mean"] for e in each], per_prompt, first["provenance"]["seed"])
+        cells.append(f"{_number(before[axis]['bias']['mean'])} → {spread}")
     old = [_entry(a, "after")["age"]["shares"]["old"]["share"] for a in audits if "age" in _entry(a, "after")]
     cells.append(_mean(old))
     cells.append(f"{np.mean([a['models']['after']['no_face']['rate'] for a in audits]):.1%}")
@@ -117,8 +121,9 @@ def _mean(values: list[float | None], sign: bool = False) -> str:
     return _number(float(np.mean(known)), sign) + spread
 
 
-def _spread(means: list[float], per_prompt: np.ndarray) -> str:
-    low, high = mean_interval(per_prompt)
+def _spread(means: list[float], per_prompt: np.ndarray, seed: int) -> str:
+    """Mean over seeds, its interval over prompts; with the audit's own seed one run's interval is its report's."""
+    low, high = mean_interval(per_prompt, seed=seed)
     return f"{_mean(means)} [{_number(low)}, {_number(high)}]"
 
 
