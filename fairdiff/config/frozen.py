@@ -1,0 +1,122 @@
+"""Configuration of what stays as it is: model, sampler, attributes, detector, judges, encoders."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+from fairdiff.config.laws import between, one_of, positive
+from fairdiff.errors import FairDiffError
+
+
+@dataclass
+class ModelConfig:
+    """path: null for the embedded Portraits model, else a diffusers folder or hub id.
+
+    dtype: of the frozen U-Net and VAE; adapters, text encoder, latents and losses are float32 whatever it says.
+    """
+
+    path: str | None = None
+    padding: str = "max_length"
+    device: str = "cpu"
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        one_of("model.padding", self.padding, ["max_length", "longest"])
+        one_of("model.dtype", self.dtype, ["float32", "bfloat16"])
+
+
+@dataclass
+class SamplerConfig:
+    """T is uniform on {train_steps[0] .. train_steps[1]} in training and audit_steps in the audit."""
+
+    scheduler: str = MISSING
+    final_sigmas: str = MISSING
+    guidance: float = MISSING
+    train_steps: list[int] = MISSING
+    audit_steps: int = MISSING
+
+    def __post_init__(self):
+        one_of("sampler.scheduler", self.scheduler, ["dpm", "ddim", "euler", "unipc"])
+        one_of("sampler.final_sigmas", self.final_sigmas, ["zero", "sigma_min"])
+        between("sampler.audit_steps", self.audit_steps, 1, 1000)
+        between("sampler.guidance", self.guidance, 0, 100)
+        if len(self.train_steps) != 2 or not 0 < self.train_steps[0] <= self.train_steps[1]:
+            raise FairDiffError(
+                f"sampler.train_steps: found {self.train_steps}, allowed: [low, high] with 0 < low <= high"
+            )
+
+
+@dataclass
+class AttributeConfig:
+    """Classes in the judge's order and the damping factors of section A.2 of the paper."""
+
+    classes: list[str] = MISSING
+    keep_outside: float = MISSING
+    keep_face: float = MISSING
+
+    def __post_init__(self):
+        between("attributes.keep_outside", self.keep_outside, 0, 1)
+        between("attributes.keep_face", self.keep_face, 0, 1)
+        if len(self.classes) < 2 or len(set(self.classes)) != len(self.classes):
+            raise FairDiffError(f"attributes.classes: found {self.classes}, allowed: two or more different names")
+
+
+@dataclass
+class DetectorConfig:
+    """type mtcnn and insightface resize the shorter side to input_size; whole takes the whole picture as the face.
+
+    root: the folder of insightface's models, which are for non-commercial research and do not come with this project.
+    """
+
+    type: str = MISSING
+    input_size: int = 64
+    crop_size: int = 64
+    expand: float = 1.6
+    root: str | None = None
+
+    def __post_init__(self):
+        one_of("detector.type", self.type, ["mtcnn", "whole", "insightface"])
+        for key in ("input_size", "crop_size", "expand"):
+            positive(f"detector.{key}", asdict(self)[key])
+        if self.type == "insightface" and not self.root:
+            raise FairDiffError("detector.root: found null, allowed: the folder of insightface's models")
+
+
+@dataclass
+class JudgeConfig:
+    """A classifier of perceived presentation.
+
+    type net: a folder as classifiers/attributes.py writes it, null for the embedded one. hf: Hugging Face image
+    classifiers. open_clip: zero-shot, a folder or "architecture/pretrained tag". paths: attribute -> its own hf model.
+    mapping: attribute -> class -> the model's labels (hf), or prompts (open_clip), that together are this class.
+    """
+
+    type: str = "net"
+    path: str | None = None
+    paths: dict[str, str] = field(default_factory=dict)
+    mapping: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        one_of("judge.type", self.type, ["net", "hf", "open_clip"])
+        for key, given, users in (("paths", self.paths, ["hf"]), ("mapping", self.mapping, ["hf", "open_clip"])):
+            if given and self.type not in users:
+                raise FairDiffError(
+                    f"judge.{key}: only {' and '.join(users)} judges have it, judge.type is {self.type}"
+                )
+        for name, classes in self.mapping.items():
+            if not isinstance(classes, dict) or not all(isinstance(words, list) for words in classes.values()):
+                raise FairDiffError(f"judge.mapping.{name}: found {classes}, allowed: class: [label or prompt, ...]")
+
+
+@dataclass
+class FeaturesConfig:
+    """What compares pictures and faces; "embedded" is for Portraits.
+
+    clip: an open_clip folder or "architecture/pretrained tag". encoder: a folder or hub id of a Hugging Face image
+    encoder, in DINO's place. identity: a folder of a face embedder and its bank of real faces, null if there is none.
+    """
+
+    clip: str = "embedded"
+    encoder: str = "embedded"
+    identity: str | None = "embedded"
