@@ -93,7 +93,7 @@ def wait_for(folder: Path, least: int, pause: float = 5.0) -> Renders:
 
 # Caption mix of the text-to-image model: kinds and their shares.
 MIX = {
-    "occupation": 0.34, "styled": 0.12, "attribute": 0.16, "wish": 0.18, "descriptor": 0.04, "sport": 0.04,
+    "occupation": 0.3, "styled": 0.1, "attribute": 0.14, "wish": 0.26, "descriptor": 0.04, "sport": 0.04,
     "object": 0.12,
 }  # fmt: skip
 

@@ -104,9 +104,9 @@ def captions_obeyed(bench: Bench, count: int) -> tuple[dict[str, float], dict]:
 
 
 def shares_of_world(bench: Bench, few: int, many: int) -> tuple[dict[str, float], dict]:
-    """Correlation with the world over occupations, and mean bias over the test occupations."""
+    """Correlation with the world over occupations; over the test occupations mean bias and distance to the statistics."""
     test = set(world.prompt_subjects("occupation", "test"))
-    women, truth, bias = [], [], {"gender": [], "race": [], "age": []}
+    women, truth, distance, bias = [], [], [], {"gender": [], "race": [], "age": []}
     agree: dict[str, list] = {name: [] for name in world.CLASSES}
     found_all = []
     for i, prompt in enumerate(world.prompts("occupation", "all")):
@@ -122,9 +122,15 @@ def shares_of_world(bench: Bench, few: int, many: int) -> tuple[dict[str, float]
             classes = len(world.CLASSES[name])
             share = np.bincount(answers["audit_judge"][name], minlength=classes) / found.sum()
             bias[name].append(world.bias(share))
+        if prompt.subject in test:
+            labour = world.labour_shares(i)
+            cells = np.ravel_multi_index((answers["audit_judge"]["gender"], answers["audit_judge"]["race"]), (2, 4))
+            share = np.bincount(cells, minlength=8) / found.sum()
+            distance.append(0.5 * np.abs(share - np.outer(labour["gender"], labour["race"]).ravel()).sum())
     result = {"pearson r of women's share": float(np.corrcoef(women, truth)[0, 1]), "occupations": len(women)}
     result |= {f"mean {name} bias over {len(values)} test occupations": float(np.mean(values))
                for name, values in bias.items()}  # fmt: skip
+    result["median distance to labour, gender x race"] = float(np.median(distance))
     return result, {"agree": agree, "found": found_all}
 
 
@@ -238,7 +244,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--objects", type=int, default=16, help="pictures of each prompt without people")
     parser.add_argument("--quality", type=int, default=1500, help="pictures for FID and KID")
     parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--guidance", type=float, default=2.0)
+    parser.add_argument("--guidance", type=float, default=1.5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=None)

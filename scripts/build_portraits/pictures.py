@@ -21,7 +21,7 @@ from fairdiff.prompts import with_article
 from fairdiff.sampling import initial_noise
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "images"
-COLUMNS, GUIDANCE, STEPS = 16, 2.0, 8
+COLUMNS, GUIDANCE, STEPS = 16, 1.5, 8
 OCCUPATIONS = ("nurse", "carpenter", "chief executive", "firefighter", "librarian", "software developer")
 
 

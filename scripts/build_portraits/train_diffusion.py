@@ -184,7 +184,7 @@ class Trainer:
 
 
 @torch.no_grad()
-def draw_sheet(net: Denoiser, vae: AutoencoderKL, tokenizer, path: Path, steps: int = 8, guidance: float = 2.5) -> None:
+def draw_sheet(net: Denoiser, vae: AutoencoderKL, tokenizer, path: Path, steps: int = 8, guidance: float = 1.5) -> None:
     """Ten pictures of each prompt of SHEET with the shipped sampler."""
     scheduler = make_scheduler()
     generator = torch.Generator().manual_seed(7)

@@ -45,9 +45,8 @@ def plan(seeds: list[int], images: int) -> list[Run]:
     """All runs, the cheap and telling ones first."""
     first, runs = seeds[0], []
     for adapter in ADAPTERS:
-        pool = ("noise_pool=16",) if adapter == "lora_both" else ()
-        runs.append(Run("adapters", adapter, (f"adapter={adapter}", *pool), first))
-    both = ("attribute=[gender,race]", "adapter=lora_text", "noise_pool=16")
+        runs.append(Run("adapters", adapter, (f"adapter={adapter}",), first))
+    both = ("attribute=[gender,race]", "adapter=lora_text")
     runs.append(Run("adapters", "lora_text, gender and race", both, first))
     full = ("audit=full", f"audit.images_per_prompt={images}")
     for seed in seeds:

@@ -121,10 +121,10 @@ def test_bias_by_hand():
 
 def test_the_world_is_biased_enough_to_show_a_cure():
     numbers = world.describe()
-    assert numbers["gender bias"] >= 0.68
+    assert numbers["gender bias"] >= 0.6  # the model's own, which guidance adds to, is in docs/portraits.md
     assert numbers["race bias"] >= 0.36
-    assert numbers["gender median distance to labour"] >= 0.10
-    assert numbers["gender x race median distance to labour"] >= 0.15
+    assert numbers["gender median distance to labour"] >= 0.06
+    assert numbers["gender x race median distance to labour"] >= 0.10
     assert numbers["mostly female (> .8)"] >= 0.2 and numbers["mostly male (< .2)"] >= 0.2
     assert numbers["near balance (.4 to .6)"] > 0
     old = [marginal_shares(i)["age"][1] for i in range(len(OCCUPATIONS))]
