@@ -55,17 +55,23 @@ class SoftTokens:
     kind = "soft_tokens"
 
     def __init__(self, model: DiffusionModel, tokens: int, initial_text: str):
-        known = model.tokenizer(initial_text, add_special_tokens=False).input_ids
-        if not known:
-            raise FairDiffError(f"adapter.initial_text: found '{initial_text}', allowed: at least one word")
+        self.tokenizer, self.count = model.tokenizer, tokens
         self.names = [TOKEN] + [f"{TOKEN}_{i}" for i in range(1, tokens)]
         base = model.text_encoder.get_input_embeddings()
         if model.tokenizer.add_tokens(self.names) != tokens or len(model.tokenizer) != base.num_embeddings + tokens:
             raise FairDiffError(f"adapter: the tokenizer already knows {TOKEN} or does not match the text encoder")
-        self.start = base.weight[[known[i % len(known)] for i in range(tokens)]].detach().clone()
+        self.start_from(initial_text, base)
         self.embedding = SoftTokenEmbedding(base, self.start.clone())
         model.text_encoder.set_input_embeddings(self.embedding)
         self.enabled = True
+
+    def start_from(self, text: str, base: nn.Embedding) -> None:
+        """Take the embeddings of these words for where the tokens started."""
+        known = self.tokenizer(text, add_special_tokens=False).input_ids
+        if not known:
+            raise FairDiffError(f"adapter.initial_text: found '{text}', allowed: at least one word")
+        self.initial_text = text
+        self.start = base.weight[[known[i % len(known)] for i in range(self.count)]].detach().clone()
 
     @property
     def prefix(self) -> str:
@@ -89,10 +95,11 @@ class SoftTokens:
 
     def save(self, folder: Path) -> None:
         """Write `soft_tokens.safetensors`: one tensor [N, D] under the token's name."""
-        save_file({TOKEN: self.embedding.soft.detach().cpu().contiguous()}, folder / SOFT_TOKENS_FILE)
+        state = {TOKEN: self.embedding.soft.detach().cpu().contiguous()}
+        save_file(state, folder / SOFT_TOKENS_FILE, {"initial_text": self.initial_text})
 
     def load(self, folder: Path) -> None:
-        """Read what `save` wrote; another shape or key is an error."""
+        """Read what `save` wrote, the words they started from too; another shape or key is an error."""
         state = _read(folder / SOFT_TOKENS_FILE)
         soft = self.embedding.soft
         if set(state) != {TOKEN} or state[TOKEN].shape != soft.shape:
@@ -100,6 +107,9 @@ class SoftTokens:
             raise FairDiffError(
                 f"{folder / SOFT_TOKENS_FILE}: found {found}, expected {{'{TOKEN}': {tuple(soft.shape)}}}"
             )
+        with safe_open(folder / SOFT_TOKENS_FILE, "pt") as file:
+            text = (file.metadata() or {}).get("initial_text", self.initial_text)
+        self.start_from(text, self.embedding.base)  # `rescale` measures from there
         soft.data.copy_(state[TOKEN])
 
 

@@ -214,11 +214,16 @@ def frozen_key(config: Config, model: DiffusionModel, judges: Judges) -> str:
         parts += [fingerprint(encoder.model), encoder.config]
     if judges.embedder is not None:
         parts += [fingerprint(judges.embedder), judges.embedder.config]
+    if judges.bank is not None:
+        parts.append(judges.bank.embedding_ND.tolist())
     return digest(parts, config.seed, config.sampler.guidance, asdict(config.detector))
 
 
 def build_trainee(config: Config, model: DiffusionModel, judges: Judges) -> Trainee:
-    folder = Path(config.cache) / "originals" / frozen_key(config, model, judges) if config.cache else None
+    block = config.global_batch  # pictures made together agree with those made otherwise to rounding only
+    folder = None
+    if config.cache:
+        folder = Path(config.cache) / "originals" / digest(frozen_key(config, model, judges), block)
     adapter = build_adapter(config, model)
 
     def original(prompt: str, indices: list[int], steps: int) -> torch.Tensor:
@@ -231,7 +236,7 @@ def build_trainee(config: Config, model: DiffusionModel, judges: Judges) -> Trai
         config.sampler.guidance, gradient.type, gradient.evaluations, gradient.detach, config.decode_batch,
         config.replay_batch, gradient.last,
     )  # fmt: skip
-    originals = Originals(judges, original, folder, block=config.global_batch, device=config.model.device)
+    originals = Originals(judges, original, folder, block=block, device=config.model.device)
 
     @cache
     def own(prompt: str) -> np.ndarray | None:

@@ -85,7 +85,9 @@ def build_audit(config: Config, model: DiffusionModel, after: str | None, traini
     crop = config.detector
     prompts = build_prompts(config, "test")
     groups = groups_of([name for name in attributes if name in config.attributes])
-    same = training_judge is not None and fingerprint(judge) == fingerprint(training_judge)
+    about_judge: dict = {"path": _name(config.audit.judge)}
+    if training_judge is not None:  # else nobody knows here what trained the adapter, if there is one
+        about_judge["same_as_training_judge"] = fingerprint(judge) == fingerprint(training_judge)
     frozen = digest(model.fingerprint(), config.sampler.guidance, config.sampler.audit_steps)
     confusion = build_confusion(config, attributes)
     looking = [fingerprint(judge), judge.config]
@@ -105,7 +107,7 @@ def build_audit(config: Config, model: DiffusionModel, after: str | None, traini
     )
     spec = MetricSpec(
         attributes=attributes,
-        judge={"path": _name(config.audit.judge), "same_as_training_judge": same},
+        judge=about_judge,
         targets=build_targets(config, prompts).audited(groups, [p.text for p in prompts]),
         confusion=confusion,
         delta=config.audit.equivalence,

@@ -79,6 +79,8 @@ def print_budget(config: Config, trainee: Trainee, prompts: list[Prompt], audit:
     """What is about to be done, in pictures and steps."""
     each = config.prompts.per_step
     visited = min(config.steps * each, len(prompts))
+    low, high = config.sampler.train_steps
+    lengths = min(high - low + 1, config.steps)
     parameters = sum(p.numel() for p in trainee.adapter.parameters())
     console.print(f"target: {'; '.join(build.target_lines(config))}")
     console.print(
@@ -87,7 +89,7 @@ def print_budget(config: Config, trainee: Trainee, prompts: list[Prompt], audit:
     console.print(
         f"budget: {config.steps} steps of {each} prompts with {config.global_batch} pictures each, "
         f"{visited} of {len(prompts)} training prompts, "
-        f"at most {visited * config.noise_pool} originals (cached), "
+        f"at most {visited * config.noise_pool * lengths} originals (cached), "
         f"audit of {2 * audit.plan.images_per_model} pictures ({len(audit.plan.prompts)} prompts, before and after)"
     )
 

@@ -125,7 +125,7 @@ def train(
                 ema.update(step)
             row = {"step": step} | update.row() | {"learning_rate": rate}
             row["seconds"] = time.perf_counter() - began
-            due = validation is not None and validation.due(step + 1)
+            due = validation is not None and (validation.due(step + 1) or step + 1 == schedule.steps)
             if due:
                 with ema.in_place():
                     row |= validate(trainee, validation, schedule.seed)

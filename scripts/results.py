@@ -4,7 +4,8 @@ python scripts/results.py                        all groups, about six hours on 
 python scripts/results.py adapters --seeds 0     one group
 python scripts/results.py --render               only write the page anew
 
-Each run is one `train.py` or `scripts/audit.py` command, which resumes by itself; they lie under outputs/results.
+Each run is one `train.py` or `scripts/audit.py` command, which resumes by itself; they lie under outputs/results. A run
+whose audit is there is not looked at again: delete its folder to measure it anew, all of them after the model changed.
 """
 
 import argparse
@@ -42,14 +43,15 @@ def main(argv: list[str] | None = None) -> None:
     if unknown:
         parser.error(f"groups: found {', '.join(unknown)}, allowed: {', '.join(GROUPS)}")
     runs = plan(args.seeds, args.images)
+    shown = plan(list(dict.fromkeys([*args.seeds, 0, 1, 2])), args.images)
     for run in [] if args.render else runs:
         if not args.groups or run.group in args.groups:
             try:
                 carry_out(run, args.folder)
             except subprocess.CalledProcessError as error:
                 parser.exit(error.returncode, f"{run.group}/{run.name}, seed {run.seed}: the command above failed\n")
-            write_page(runs, args.folder, args.page)
-    write_page(runs, args.folder, args.page)
+            write_page(shown, args.folder, args.page)
+    write_page(shown, args.folder, args.page)
     print(f"report: {args.page}")
 
 

@@ -188,3 +188,13 @@ def test_a_lora_for_more_parts_than_the_adapter_is_refused(tiny_folder, tmp_path
     make(load_model(tiny_folder), "lora_both").save(tmp_path)
     with pytest.raises(FairDiffError, match="no part of this adapter"):
         make(load_model(tiny_folder), "lora_text").load(tmp_path)
+
+
+def test_soft_tokens_remember_the_words_they_started_from(tiny_folder, tmp_path):
+    SoftTokens(load_model(tiny_folder), 3, "chef").save(tmp_path)
+    other = SoftTokens(load_model(tiny_folder), 3, "nurse")
+    nurse = other.start.clone()
+    other.load(tmp_path)
+    assert other.initial_text == "chef" and not torch.equal(other.start, nurse)
+    other.rescale(0.0)
+    assert torch.equal(other.embedding.soft, other.start)

@@ -35,6 +35,8 @@ CASES = {
     "starting adapter does not exist": (["adapter.path=./no/such"], ["adapter.path", "no/such", "no such file"]),
     "scale of no adapter": (["adapter.scale=.5"], ["adapter.scale", "0.5", "adapter.path"]),
     "zero prompts a step": (["prompts.per_step=0"], ["prompts.per_step", "greater than 0"]),
+    "negative audit seed": (["audit.seed=-1"], ["audit.seed", "0 to"]),
+    "no margin of equivalence": (["audit.equivalence=0"], ["audit.equivalence", "0.001 to 1"]),
     "zero steps": (["steps=0"], ["steps", "greater than 0"]),
     "pool smaller than the batch": (["noise_pool=3"], ["noise_pool", "global_batch = 8"]),
     "unknown gradient": (["gradient.type=magic"], ["gradient.type", "unit, reference, solver, autograd"]),

@@ -40,7 +40,7 @@ def audit(values: list[float]) -> dict:
     """An audit of prompts with these biases after the adapter, 1 before."""
 
     def model(biases):
-        mean = sum(biases) / len(biases)
+        mean = sum(b for b in biases if b is not None) / sum(b is not None for b in biases)
         gender = {"bias": {"mean": mean, "floor": 0.1}, "per_prompt": [{"bias": {"value": b}} for b in biases]}
         scalars = {"no_face": {"rate": 0.25}, "clip_i": {"mean": 0.9}, "dino": {"mean": None}}
         return {"attributes": {"gender": gender}, "joint": {}} | scalars
@@ -55,7 +55,8 @@ def audit(values: list[float]) -> dict:
 def test_the_page_averages_seeds_and_says_what_is_missing(tmp_path):
     runs = [Run("experiments", "gender", ("experiment=gender",), seed) for seed in (0, 1, 2)]
     runs.append(Run("experiments", "race", (), 0))
-    for run, values in zip(runs, ([0.2, 0.4], [0.4, 0.6]), strict=False):
+    none = None  # a prompt without any face has no bias
+    for run, values in zip(runs, ([0.2, 0.4, none], [0.4, 0.6, none]), strict=False):
         run.audit(tmp_path).parent.mkdir(parents=True)
         run.audit(tmp_path).write_text(json.dumps(audit(values)))
     write_page(runs, tmp_path, tmp_path / "results.md")

@@ -10,7 +10,7 @@ from fairdiff.models import fingerprint, load_model
 from fairdiff.prompts import Prompt
 from fairdiff.step import Batch, training_step
 from fairdiff.tracking import read_metrics
-from fairdiff.trainer import Schedule, draw_batches, train
+from fairdiff.trainer import Schedule, draw_batches, require_effect, train
 
 PROMPTS = [Prompt(f"a photo of the face of a {s}", "occupation", s) for s in ("nurse", "chef", "carpenter")]
 QUIET = Console(quiet=True)
@@ -151,10 +151,13 @@ def test_a_gradient_of_exactly_zero_is_an_error(tiny_model, tmp_path):
         train(trainee, PROMPTS, schedule(), tmp_path, "key", QUIET)
 
 
-def test_an_adapter_that_changes_nothing_is_an_error(tiny_model, tmp_path):
-    trainee = make_trainee(tiny_model, "lora_text", detector=NoFaces())  # every step skipped: LoRA stays at zero
-    with pytest.warns(UserWarning), pytest.raises(FairDiffError, match="every step was skipped"):
-        train(trainee, PROMPTS, schedule(steps=2), tmp_path, "key", QUIET)
+def test_an_adapter_that_changes_nothing_is_an_error(tiny_model):
+    trainee = make_trainee(tiny_model, "lora_text")  # its second factor starts at zero
+    with pytest.raises(FairDiffError, match="changes nothing in the pictures"):
+        require_effect(trainee, PROMPTS[0].text)
+    for parameter in trainee.adapter.parameters():
+        parameter.data += 0.1
+    require_effect(trainee, PROMPTS[0].text)
 
 
 def test_nan_is_skipped_not_applied(tiny_model, tmp_path):

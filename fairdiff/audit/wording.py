@@ -105,13 +105,13 @@ def not_measured(audit: dict) -> list[str]:
         "Whether people of different groups are shown alike in dress, pose, setting, dignity or picture quality.",
         "Realism of the pictures (FID or human ratings).",
     ]
-    if audit["judge"].get("same_as_training_judge"):
+    same = audit["judge"].get("same_as_training_judge")
+    if same:
         lines.insert(0, "An independent opinion: the judge of this audit is the one that trained the adapter, and an "
                         "optimised loss flatters itself on its own judge.")  # fmt: skip
     else:
-        lines.append(
-            "Disagreement between judges: one audit judge, other than the training one, labelled every picture."
-        )
+        known = "other than the training one" if same is False else "perhaps the one that trained the adapter"
+        lines.append(f"Disagreement between judges: one audit judge, {known}, labelled every picture.")
     raw = [name for name, entry in last["attributes"].items() if "corrected" not in entry]
     if raw:
         lines.append(

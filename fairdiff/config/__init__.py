@@ -41,6 +41,8 @@ class AuditConfig:
     def __post_init__(self):
         for key in ("prompts", "images_per_prompt", "unrelated_prompts", "unrelated_images", "batch_size"):
             positive(f"audit.{key}", asdict(self)[key])
+        between("audit.seed", self.seed, 0, 2**31 - 1)
+        between("audit.equivalence", self.equivalence, 0.001, 1)
 
 
 @dataclass

@@ -14,7 +14,8 @@ FAMILIES = ["occupation", "styled", "descriptor", "sport"]
 class AdapterConfig:
     """type soft_tokens uses `tokens` and `initial_text`, the words they start from; lora `parts`, `rank` and `alpha`.
 
-    path: a saved adapter to start from, or to audit. scale: how much of it, 0 none, 1 as saved; more exaggerates.
+    path: a saved adapter to start from, or to audit. scale: how much of what it learnt, 0 none (soft
+    tokens: the initial words), 1 as saved; more exaggerates.
     """
 
     type: str = MISSING

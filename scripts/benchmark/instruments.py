@@ -118,6 +118,8 @@ def staged(trainee: Trainee, synchronise: Callable[[], None]) -> Iterator[Stopwa
         (judges, "embedder", "face embedder"),
         (step, "label_faces", "transport"),
         (step, "batch_terms", "losses"),
+        (step, "gradient_at", "losses backward"),
+        (step, "gradient_weights", "weights of the steps"),
         (step, "replay", "replay"),
     ]
     places += [(e, "image", f"encoder {i}") for i, e in enumerate(judges.encoders)]

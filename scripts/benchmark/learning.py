@@ -22,7 +22,7 @@ from fairdiff.prompts import Prompt
 from fairdiff.sampling import initial_noise
 from fairdiff.step import Trainee, training_step
 from fairdiff.tracking import Metrics, bias_of, read_metrics
-from fairdiff.trainer import Schedule, draw_batches
+from fairdiff.trainer import Schedule, draw_batches, learning_rate
 from fairdiff.update import gather
 
 
@@ -69,6 +69,8 @@ class Learner:
             began = time.perf_counter()
             update = gather(self.trainee, batches, self.schedule.max_grad_norm, self.gradient)
             if update.good:
+                for group in self.optimizer.param_groups:
+                    group["lr"] = learning_rate(self.schedule, self.step)
                 self.optimizer.step()
                 self.ema.update(self.step)
                 norms.append(update.norm)

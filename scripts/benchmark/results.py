@@ -1,6 +1,7 @@
 """One JSON a part: what was measured, with which settings, when and on what; measured again only if asked."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +12,7 @@ from benchmark.config import BenchConfig
 from benchmark.learning import measure_learning
 from benchmark.steps import measure_memory, measure_profile, measure_steps, measure_throughput
 from benchmark.variance import measure_variance
-from benchmark.world import conditions, describe, finish
+from benchmark.world import conditions, describe, finish, weights_digest
 from fairdiff.errors import FairDiffError
 from fairdiff.files import write_json
 from fairdiff.models import digest
@@ -32,11 +33,13 @@ def measure(part: str, config: BenchConfig, folder: Path, console: Console) -> N
     config = finish(config)
     path = folder / f"{part}.json"
     settings = {k: v for k, v in asdict(config).items() if k not in ELSEWHERE}
-    key = digest(settings)
+    key = digest(settings, weights_digest(config), config.audit.seed)  # the learners' validation noise has that seed
     known = read(path) if config.resume else None
+    if not config.resume:
+        shutil.rmtree(folder / part / key, ignore_errors=True)
     if known and known["key"] != key:
         raise FairDiffError(
-            f"{path}: holds a measurement with other settings; choose another hydra.run.dir or measure anew with "
+            f"{path}: holds a measurement with other settings or weights; choose another hydra.run.dir or measure anew with "
             "resume=false"
         )
     if known and known["complete"]:

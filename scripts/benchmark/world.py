@@ -46,6 +46,11 @@ def make_world(config: BenchConfig) -> tuple[DiffusionModel, Judges]:
     return model, judges
 
 
+def weights_digest(config: BenchConfig) -> str:
+    """A short hash of the frozen weights; random ones follow from the configuration."""
+    return "random" if config.random is not None else build.frozen_key(config, *make_world(config))
+
+
 def finish(config: BenchConfig) -> BenchConfig:
     """Give a random model the sampler that its shapes stand for."""
     if config.random is None:

@@ -77,7 +77,10 @@ def _brief(names: list[str], most: int = 8) -> str:
 
 def _commands(runs: list[Run]) -> str:
     """The overrides of every run that has been measured."""
-    lines = {f"- {run.name}: `{shlex.join(['python', run.script, *run.overrides])}`" for run in runs}
+    lines = set()
+    for run in runs:
+        start = f" adapter.path=<{run.of.name}>/adapter" if run.of else ""
+        lines.add(f"- {run.name}: `{shlex.join(['python', run.script, *run.overrides])}{start}`")
     return "\n" + "\n".join(sorted(lines)) + "\n"
 
 
@@ -90,7 +93,9 @@ def _row(name: str, audits: list[dict], planned: int) -> list[str]:
             cells.append("–")
             continue
         each = [_entry(a, "after")[axis] for a in audits]
-        per_prompt = np.mean([[p["bias"]["value"] for p in e["per_prompt"]] for e in each], 0)
+        # a prompt without a face has no bias
+        values = np.array([[p["bias"]["value"] for p in e["per_prompt"]] for e in each], float)
+        per_prompt = np.nanmean(values[:, ~np.isnan(values).all(0)], 0)
         spread = _spread([e["bias"]["mean"] for e in each], per_prompt, first["provenance"]["seed"])
         cells.append(f"{_number(before[axis]['bias']['mean'])} → {spread}")
     old = [_entry(a, "after")["age"]["shares"]["old"]["share"] for a in audits if "age" in _entry(a, "after")]
