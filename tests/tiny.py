@@ -6,6 +6,7 @@ from hydra import compose, initialize_config_dir
 from torch import nn
 
 from classifiers.detect import WholeImage
+from classifiers.identity import Bank
 from fairdiff.adapters import Lora, SoftTokens
 from fairdiff.cli import CONF, to_config
 from fairdiff.config import Config
@@ -46,9 +47,9 @@ class TinyEmbedder(nn.Module):
         return F.normalize(F.avg_pool2d(aligned_FCHW - 0.4, 8).flatten(1), dim=1)
 
 
-class TinyBank:
-    def nearest(self, embedding_FD):
-        return F.normalize(embedding_FD.roll(1, 1), dim=1)
+def tiny_bank() -> Bank:
+    """Six faces of random embeddings, of no known attribute."""
+    return Bank(F.normalize(torch.randn(6, 12, generator=torch.Generator().manual_seed(5)), dim=1), {}, {})
 
 
 class NoFaces(WholeImage):
@@ -74,7 +75,7 @@ def make_trainee(model, kind="soft_tokens", attributes=("gender",), **changes) -
         parts = {"lora_text": ["text_encoder"], "lora_unet": ["unet"], "lora_both": ["text_encoder", "unet"]}[kind]
         adapter = Lora(model, parts, 4, 4, generator)
     judges = Judges(
-        changes.get("detector", WholeImage()), TinyClassifier(), [TinyEncoder()], TinyEmbedder(), TinyBank(), 16, 1.0
+        changes.get("detector", WholeImage()), TinyClassifier(), [TinyEncoder()], TinyEmbedder(), tiny_bank(), 16, 1.0
     )
 
     def original(prompt, indices, steps):
