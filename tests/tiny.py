@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
 from torch import nn
 
+from classifiers.attributes import MEAN, STD
 from classifiers.detect import WholeImage
 from classifiers.identity import Bank
 from fairdiff.adapters import Lora, SoftTokens
@@ -17,6 +18,13 @@ from fairdiff.sampling import initial_noise
 from fairdiff.step import Method, Objective, Trainee
 from fairdiff.targets import Target, Targets
 
+CONVNEXT = {
+    "architecture": "convnext_atto",
+    "kwargs": {"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8], "kernel_sizes": 3},
+    "image_size": 32,
+    "mean": list(MEAN),
+    "std": list(STD),
+}  # of a judge or an embedder, less its outputs
 CLASSES = {"gender": ("female", "male"), "race": ("White", "Black", "Indian", "Asian")}
 
 

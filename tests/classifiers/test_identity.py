@@ -1,18 +1,11 @@
 import pytest
 import torch
+from tiny import CONVNEXT
 from torch.nn import functional as F
 
-from classifiers.attributes import MEAN, STD
 from classifiers.identity import Bank, FaceEmbedder, load_bank, load_face_embedder, save_bank, save_face_embedder
 
-CONFIG = {
-    "architecture": "convnext_atto",
-    "kwargs": {"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8], "kernel_sizes": 3},
-    "image_size": 32,
-    "mean": list(MEAN),
-    "std": list(STD),
-    "dim": 6,
-}
+CONFIG = {**CONVNEXT, "dim": 6}
 
 
 @pytest.fixture

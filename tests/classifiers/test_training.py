@@ -1,17 +1,14 @@
 import numpy as np
 import pytest
 import torch
+from tiny import CONVNEXT
 
-from classifiers.attributes import MEAN, STD, AttributeNet
+from classifiers.attributes import AttributeNet
 from classifiers.data import cut
 from classifiers.training import FitPlan, augment, blur, fit, jitter_boxes, label_loss, one_cycle, predict
 
 CONFIG = {
-    "architecture": "convnext_atto",
-    "kwargs": {"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8], "kernel_sizes": 3},
-    "image_size": 32,
-    "mean": list(MEAN),
-    "std": list(STD),
+    **CONVNEXT,
     "attributes": {"gender": ["female", "male"], "age": ["young", "old"]},
 }
 
