@@ -78,9 +78,13 @@ def finished(folder: Path, config: Config, training: str, setup: Audit) -> bool:
 def print_budget(config: Config, trainee: Trainee, prompts: list[Prompt], audit: Audit, console: Console) -> None:
     """What is about to be done, in pictures and steps."""
     each = config.prompts.per_step
-    visited = min(config.steps * each, len(prompts))
+    visits = config.steps * each
+    visited = min(visits, len(prompts))
     low, high = config.sampler.train_steps
     lengths = min(high - low + 1, config.steps)
+    originals = visited * config.noise_pool * lengths
+    if not config.target["relaxation"] and visits <= len(prompts) * (config.noise_pool // config.global_batch):
+        originals = visits * config.global_batch  # pools are not yet through: a slice a visit
     parameters = sum(p.numel() for p in trainee.adapter.parameters())
     console.print(f"target: {'; '.join(build.target_lines(config))}")
     console.print(
@@ -89,7 +93,7 @@ def print_budget(config: Config, trainee: Trainee, prompts: list[Prompt], audit:
     console.print(
         f"budget: {config.steps} steps of {each} prompts with {config.global_batch} pictures each, "
         f"{visited} of {len(prompts)} training prompts, "
-        f"at most {visited * config.noise_pool * lengths} originals (cached), "
+        f"at most {originals} originals (cached), "
         f"audit of {2 * audit.plan.images_per_model} pictures ({len(audit.plan.prompts)} prompts, before and after)"
     )
 

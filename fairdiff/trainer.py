@@ -65,19 +65,24 @@ def learning_rate(schedule: Schedule, step: int) -> float:
 def draw_batches(prompts: list[Prompt], schedule: Schedule, step: int) -> list[Batch]:
     """A batch of each prompt of one step, a function of (seed, step) only.
 
-    Prompts go round in a new order each epoch; images are drawn without replacement from the prompt's noise pool.
+    Prompts go round in a new order each epoch. Each prompt's noise pool goes round too: its batches are slices of the
+    pool, at first as it stands (whole blocks of the cache of originals), then in a new order each time.
     """
     return [_draw(prompts, schedule, step * schedule.prompts + place) for place in range(schedule.prompts)]
 
 
 def _draw(prompts: list[Prompt], schedule: Schedule, visit: int) -> Batch:
     epoch, position = divmod(visit, len(prompts))
-    order = torch.randperm(len(prompts), generator=_generator(schedule.seed, 1, epoch))
+    which = int(torch.randperm(len(prompts), generator=_generator(schedule.seed, 1, epoch))[position])
     generator = _generator(schedule.seed, 2, visit)
-    indices = torch.randperm(schedule.noise_pool, generator=generator)[: schedule.batch].tolist()
+    turn, part = divmod(epoch, schedule.noise_pool // schedule.batch)
+    pool = torch.arange(schedule.noise_pool)
+    if turn:
+        pool = pool[torch.randperm(len(pool), generator=_generator(schedule.seed, 3, turn * len(prompts) + which))]
+    indices = pool[part * schedule.batch :][: schedule.batch].tolist()
     low, high = schedule.sampler_steps
     sampler_steps = int(torch.randint(low, high + 1, (), generator=generator))
-    return Batch(prompts[order[position]].text, indices, sampler_steps, schedule.seed, generator)
+    return Batch(prompts[which].text, indices, sampler_steps, schedule.seed, generator)
 
 
 def _generator(seed: int, stream: int, index: int) -> torch.Generator:

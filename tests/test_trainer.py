@@ -173,3 +173,19 @@ def test_every_epoch_visits_every_prompt_once(per_step):
     texts = [batch.prompt for step in range(9 // per_step) for batch in draw_batches(PROMPTS, plan, step)]
     for epoch in range(len(texts) // 3):
         assert sorted(texts[3 * epoch : 3 * epoch + 3]) == sorted(p.text for p in PROMPTS)
+
+
+def test_a_prompts_noise_pool_goes_round_in_slices_first_as_the_cache_holds_it():
+    plan = schedule(
+        batch=3, noise_pool=7, prompts=3
+    )  # 7 = 2 x 3 + 1: one is left over in each round, not always the same
+    met = {p.text: [] for p in PROMPTS}
+    for step in range(40):
+        for batch in draw_batches(PROMPTS, plan, step):
+            met[batch.prompt].append(batch.indices)
+    for visits in met.values():
+        assert visits[:2] == [[0, 1, 2], [3, 4, 5]]
+        rounds = [a + b for a, b in zip(visits[::2], visits[1::2], strict=True)]
+        assert all(len(set(r)) == 6 for r in rounds) and len({tuple(r) for r in rounds}) == 20
+        assert {i for r in rounds for i in r} == set(range(7))
+    assert len({tuple(map(tuple, visits)) for visits in met.values()}) == 3  # each prompt in its own order
