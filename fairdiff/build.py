@@ -49,14 +49,15 @@ def blame(key: str, joint: str = ": "):
 
 
 def training_fingerprint(config: Config, model: DiffusionModel, judges: Judges, prompts: list[Prompt]) -> str:
-    """A short hash of all that changes the result of training: keys, weights, prompts, targets, a starting adapter."""
+    """A short hash of all that changes the result of training: keys, weights, bank, prompts, targets, starting adapter."""
     kept = {k: v for k, v in asdict(config).items() if k not in NOT_TRAINING}
     if config.optimizer.schedule != "constant":  # the learning rate of every step depends on how many there are
         kept["steps"] = config.steps
     watched = build_prompts(config, "validation") if config.validation.every else []
     texts = [[p.text for p in some] for some in (prompts, watched)]
     tables = [target.table.tolist() for target in build_targets(config, prompts + watched).known()]
-    return digest(kept, frozen_key(config, model, judges), texts, tables, adapter_fingerprint(config))
+    bank = None if judges.bank is None else judges.bank.embedding_ND.tolist()
+    return digest(kept, frozen_key(config, model, judges), bank, texts, tables, adapter_fingerprint(config))
 
 
 def adapter_fingerprint(config: Config) -> str | None:
@@ -214,8 +215,6 @@ def frozen_key(config: Config, model: DiffusionModel, judges: Judges) -> str:
         parts += [fingerprint(encoder.model), encoder.config]
     if judges.embedder is not None:
         parts += [fingerprint(judges.embedder), judges.embedder.config]
-    if judges.bank is not None:
-        parts.append(judges.bank.embedding_ND.tolist())
     return digest(parts, config.seed, config.sampler.guidance, asdict(config.detector))
 
 

@@ -75,10 +75,11 @@ def _draw(prompts: list[Prompt], schedule: Schedule, visit: int) -> Batch:
     epoch, position = divmod(visit, len(prompts))
     which = int(torch.randperm(len(prompts), generator=_generator(schedule.seed, 1, epoch))[position])
     generator = _generator(schedule.seed, 2, visit)
-    turn, part = divmod(epoch, schedule.noise_pool // schedule.batch)
+    copies = [i for i, prompt in enumerate(prompts) if prompt.text == prompts[which].text]  # `prompts.families` repeats
+    turn, part = divmod(epoch * len(copies) + copies.index(which), schedule.noise_pool // schedule.batch)
     pool = torch.arange(schedule.noise_pool)
     if turn:
-        pool = pool[torch.randperm(len(pool), generator=_generator(schedule.seed, 3, turn * len(prompts) + which))]
+        pool = pool[torch.randperm(len(pool), generator=_generator(schedule.seed, 3, turn * len(prompts) + copies[0]))]
     indices = pool[part * schedule.batch :][: schedule.batch].tolist()
     low, high = schedule.sampler_steps
     sampler_steps = int(torch.randint(low, high + 1, (), generator=generator))

@@ -176,9 +176,7 @@ def test_every_epoch_visits_every_prompt_once(per_step):
 
 
 def test_a_prompts_noise_pool_goes_round_in_slices_first_as_the_cache_holds_it():
-    plan = schedule(
-        batch=3, noise_pool=7, prompts=3
-    )  # 7 = 2 x 3 + 1: one is left over in each round, not always the same
+    plan = schedule(batch=3, noise_pool=7, prompts=3)  # 7 = 2 x 3 + 1: a round leaves one out, not always the same
     met = {p.text: [] for p in PROMPTS}
     for step in range(40):
         for batch in draw_batches(PROMPTS, plan, step):
@@ -189,3 +187,10 @@ def test_a_prompts_noise_pool_goes_round_in_slices_first_as_the_cache_holds_it()
         assert all(len(set(r)) == 6 for r in rounds) and len({tuple(r) for r in rounds}) == 20
         assert {i for r in rounds for i in r} == set(range(7))
     assert len({tuple(map(tuple, visits)) for visits in met.values()}) == 3  # each prompt in its own order
+
+
+def test_a_prompt_that_stands_twice_meets_other_noise_the_second_time():
+    prompts = [*PROMPTS, PROMPTS[0]]
+    plan = schedule(batch=3, noise_pool=6, prompts=4)
+    met = [b.indices for step in range(2) for b in draw_batches(prompts, plan, step) if b.prompt == PROMPTS[0].text]
+    assert sorted(met[:2]) == [[0, 1, 2], [3, 4, 5]] and sorted(met[2] + met[3]) == list(range(6))
