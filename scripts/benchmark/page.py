@@ -17,7 +17,7 @@ COMMANDS = {
     "steps": ("One step", "python scripts/bench.py 'part=[steps]'"),
     "time_to_bias": ("To the same bias", "python scripts/bench.py 'part=[time_to_bias]' steps=240"),
     "variance": ("Noise of the gradient", "python scripts/bench.py 'part=[variance]'"),
-    "memory": ("Memory", "python scripts/bench.py 'part=[memory]'"),
+    "memory": ("Memory", "python scripts/bench.py 'part=[memory]' replay_batch=8 decode_batch=8"),
     "ablation": ("Which gradient learns", "python scripts/bench.py 'part=[ablation]' steps=240"),
     "profile": ("What a step's time is made of", "python scripts/bench.py 'part=[profile]'"),
     "throughput": ("Seconds a step on a GPU", "python scripts/bench.py device=cuda model=sd15_random"),
