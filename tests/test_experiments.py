@@ -30,7 +30,7 @@ EXPERIMENTS = {  # images a step, image weight, face weight, attributes, adapter
 }
 FORCED = {  # keys a model may set; its judges and encoders come with it
     "model", "sampler", "judge", "features", "adapter", "detector", "audit", "steps", "noise_pool", "decode_batch",
-    "replay_batch",
+    "replay_batch", "gradient",  # how the steps weigh depends on how many the sampler has
 }  # fmt: skip
 
 
@@ -81,6 +81,18 @@ def test_sd15_is_what_the_paper_says():
     labels = [label for labels in config.judge.mapping["race"].values() for label in labels]
     assert len(labels) == 7 and len(config.judge.mapping["race"]) == 4
     assert configure("model=sd15", "sampler=portraits").sampler.audit_steps == 8  # what the user asks for wins
+
+
+def test_the_gradient_is_the_users_then_the_models_then_the_adapters():
+    def found(*overrides):
+        return configure(*overrides).gradient.type
+
+    assert found() == found("adapter=lora_unet") == "unit"
+    assert found("adapter=lora_text") == found("experiment=gender") == "solver"
+    assert found("model=sd15", "adapter=lora_text") == found("model=sd15", "experiment=gender") == "unit"
+    for own in (["adapter=lora_text"], ["experiment=gender"], ["model=sd15", "adapter=lora_text"]):
+        assert found(*own, "gradient=reference") == "reference"
+        assert configure(*own, "gradient=autograd").gradient.evaluations is None
 
 
 @pytest.mark.parametrize("detector", ["mtcnn", "whole", "insightface"])
