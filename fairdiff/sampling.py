@@ -185,56 +185,26 @@ def gradient_weights(mode: str, scheduler, steps: int) -> Tensor:
     raise ValueError(f"gradient.type: found {mode}, allowed: unit, reference, solver")
 
 
-def inclusion(weights: Tensor, evaluations: int | None) -> Tensor:
-    """With which probability [T] an image replays step t: in proportion to |w_t|, none above 1, their sum K.
+def choose_steps(batch: int, steps: int, evaluations: int | None, generator: torch.Generator) -> Tensor:
+    """Which of T steps each image replays: long [B, K], by systematic sampling with inclusion probability K/T.
 
-    Equal weights give K/T. The estimate sum over chosen t of w_t / p_t J_t^T g (Horvitz and Thompson, 1952) then has no
-    weight of its own left to vary: every chosen step below p = 1 counts by the same magnitude. None: all steps, p = 1.
+    Offsets are stratified over the batch, so the whole batch covers the steps evenly. K = T (or None) takes all.
     """
-    if evaluations is None or evaluations >= len(weights):
-        return torch.ones_like(weights)
-    sure, size = torch.zeros_like(weights, dtype=torch.bool), weights.abs()
-    while True:  # what would exceed 1 is certain, the others share the rest
-        p = (evaluations - sure.sum()) * size / size[~sure].sum()
-        p[sure] = 1
-        if (p <= 1).all():
-            return p
-        sure |= p > 1
-
-
-def choose_steps(batch: int, probability: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Which of T steps each image replays: long [B, K], by systematic sampling with these inclusion probabilities [T].
-
-    K = their sum. Offsets are stratified over the batch, so that it covers the steps evenly. All ones take all.
-    """
-    steps, count = len(probability), round(float(probability.sum()))
-    if count >= steps:
+    if evaluations is None or evaluations >= steps:
         return torch.arange(steps).expand(batch, steps)
     shift = torch.rand((), generator=generator)
     offset = (shift + torch.randperm(batch, generator=generator) / batch) % 1
-    points = offset[:, None].double() + torch.arange(count)
-    return torch.searchsorted(probability.double().cumsum(0), points, right=True).clamp(max=steps - 1)
+    points = (offset[:, None] + torch.arange(evaluations)) * (steps / evaluations)
+    return points.floor().long().clamp(max=steps - 1)
 
 
 @dataclass(frozen=True)
 class Upstream:
-    """What flows into `replay`: dL/dz_0 [B, C, H, W], the chosen steps and their factors, both [B, K].
-
-    factor: w_t / p_t with the step's inclusion probability p_t, which makes the estimate unbiased.
-    """
+    """What flows into `replay`: dL/dz_0 [B, C, H, W], step weights w_t [T] and the chosen steps [B, K]."""
 
     grad: Tensor
+    weights: Tensor
     chosen: Tensor
-    factor: Tensor
-
-
-def draw_upstream(
-    grad: Tensor, weights: Tensor, evaluations: int | None, generator: torch.Generator | None
-) -> Upstream:
-    """K of T steps of each image, by the size of their weights w_t [T]."""
-    probability = inclusion(weights, evaluations)
-    chosen = choose_steps(len(grad), probability, generator)
-    return Upstream(grad, chosen, (weights / probability)[chosen])
 
 
 def replay(unet, trajectory: Trajectory, guidance: Guidance, upstream: Upstream, micro_batch: int) -> None:
@@ -242,12 +212,13 @@ def replay(unet, trajectory: Trajectory, guidance: Guidance, upstream: Upstream,
 
     One forward and backward per chosen (image, step) pair, in micro-batches of any size: memory is constant in T.
     `guidance.cond` and `.uncond` are [1, L, D] leaves or constants; the unconditional half runs only if something
-    in it needs a gradient.
+    in it needs a gradient. The factor T/K makes the estimate unbiased.
     """
     batch, count = upstream.chosen.shape
+    steps = len(trajectory.timesteps)
     image = torch.arange(batch).repeat_interleave(count)
     step = upstream.chosen.reshape(-1)
-    weight = upstream.factor.to(upstream.grad).reshape(-1)
+    weight = upstream.weights.to(upstream.grad)[step] * (steps / count)
     unet_learns = any(p.requires_grad for p in unet.parameters())
     halves = [(guidance.cond, guidance.scale), (guidance.uncond, 1 - guidance.scale)]
     for text, factor in halves:

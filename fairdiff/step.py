@@ -4,8 +4,7 @@
     2  look at them: detect faces, classify; optimal transport to the target labels each face
     3  the terms' gradients at the pictures x, in micro-batches: L = L_align + w_img m L_img + w_face L_face;
        balance them, add them up, and pull the sum through the decoder once: g = dL/dz_0 = (dx/dz_0)^T sum_k f_k dL_k/dx
-    4  replay chosen (image, t) pairs: dL/dtheta += (w_t / p_t) J_theta(eps_t; sg(z_t))^T g,
-       each drawn with probability p_t ~ |w_t|
+    4  replay chosen (image, t) pairs: dL/dtheta += w_t J_theta(eps_t; sg(z_t))^T g
     5  one text-encoder backward with the accumulated gradient of the prompt embedding
 
 Source: Shen et al., ICLR 2024; the factorised form is stated in fairdiff/sampling.py.
@@ -26,7 +25,8 @@ from fairdiff.models import DiffusionModel
 from fairdiff.originals import Originals
 from fairdiff.sampling import (
     Guidance,
-    draw_upstream,
+    Upstream,
+    choose_steps,
     gradient_weights,
     initial_noise,
     replay,
@@ -154,8 +154,8 @@ def training_step(trainee: Trainee, batch: Batch) -> StepResult:
         final.backward(grad)
         return result
     weights = gradient_weights(method.gradient, model.scheduler, batch.steps)  # 4
-    upstream = draw_upstream(grad, weights, method.evaluations, batch.generator)
-    replay(model.unet, trajectory, guidance, upstream, method.replay_batch)
+    chosen = choose_steps(len(final), batch.steps, method.evaluations, batch.generator)
+    replay(model.unet, trajectory, guidance, Upstream(grad, weights, chosen), method.replay_batch)
     pairs = [(t, leaf.grad) for t, leaf in zip(text, leaves, strict=True) if leaf.grad is not None]
     if pairs:  # 5
         torch.autograd.backward([t for t, _ in pairs], [g for _, g in pairs])

@@ -1,7 +1,5 @@
 """Laws of sampling and of the factorised gradient, each held against literal autograd or finite differences."""
 
-from itertools import pairwise
-
 import pytest
 import torch
 from diffusers import (
@@ -19,9 +17,7 @@ from fairdiff.sampling import (
     Guidance,
     Upstream,
     choose_steps,
-    draw_upstream,
     gradient_weights,
-    inclusion,
     initial_noise,
     make_solver,
     replay,
@@ -57,7 +53,7 @@ def guidance_of(model, adapter, scale=3.0):
     return Guidance(*model.encode_pair(adapter.prefix + PROMPT), scale)
 
 
-def factorised(model, adapter, scheduler, mode, steps, chosen=None, probability=None, micro_batch=3):
+def factorised(model, adapter, scheduler, mode, steps, chosen=None, micro_batch=3):
     live = guidance_of(model, adapter)
     leaves = [t.detach().requires_grad_(t.requires_grad) for t in (live.cond, live.uncond)]
     noise = initial_noise(PROMPT, 0, range(2), model.latent_shape)
@@ -66,12 +62,10 @@ def factorised(model, adapter, scheduler, mode, steps, chosen=None, probability=
     final = trajectory.final.requires_grad_()
     (grad,) = torch.autograd.grad(loss_of(final), final)
     weights = gradient_weights(mode, scheduler, steps)
+    chosen = choose_steps(2, steps, None, None) if chosen is None else chosen
     for p in adapter.parameters():
         p.grad = None
-    upstream = draw_upstream(grad, weights, None, None)
-    if chosen is not None:
-        upstream = Upstream(grad, chosen, (weights / probability)[chosen])
-    replay(model.unet, trajectory, guidance, upstream, micro_batch)
+    replay(model.unet, trajectory, guidance, Upstream(grad, weights, chosen), micro_batch)
     pairs = [(t, leaf.grad) for t, leaf in zip((live.cond, live.uncond), leaves, strict=True) if leaf.grad is not None]
     torch.autograd.backward([t for t, _ in pairs], [g for _, g in pairs])
     return torch.cat([p.grad.flatten() for p in adapter.parameters()])
@@ -182,43 +176,24 @@ def test_micro_batches_of_replay_add_up(tiny_model):
     assert torch.allclose(whole, parts, rtol=1e-4, atol=1e-7)
 
 
-def test_inclusion_follows_the_weights_up_to_certainty():
-    assert torch.allclose(inclusion(torch.full((21,), -0.7), 7), torch.full((21,), 1 / 3))
-    weights = torch.tensor([-7.2, -3.8, 1.6, -0.8, -0.7, -0.5])
-    assert torch.allclose(inclusion(weights, 1), weights.abs() / weights.abs().sum())
-    p = inclusion(weights, 3)
-    assert p[0] == 1 and p[1] == 1 and torch.allclose(p[2:], weights[2:].abs() / weights[2:].abs().sum())
-    assert torch.equal(inclusion(weights, None), torch.ones(6)) and torch.equal(inclusion(weights, 6), torch.ones(6))
-
-
-@pytest.mark.parametrize("steps,count", [(21, 7), (19, 4), (23, 6), (8, 3), (6, 1)])
-@pytest.mark.parametrize("decay", [1.0, 0.6])
-def test_every_step_is_replayed_with_its_inclusion_probability(steps, count, decay):
-    probability = inclusion(-(decay ** torch.arange(steps)), count)
+@pytest.mark.parametrize("steps,count", [(21, 7), (19, 4), (23, 6), (8, 3)])
+def test_every_step_is_replayed_with_probability_k_over_t(steps, count):
     generator = torch.Generator().manual_seed(0)
     rounds, batch = 4000, 4
-    chosen = torch.stack([choose_steps(batch, probability, generator) for _ in range(rounds)])
-    assert all(len(set(row.tolist())) == count for row in chosen.flatten(0, 1))
+    chosen = torch.stack([choose_steps(batch, steps, count, generator) for _ in range(rounds)])
+    assert all(len(set(row.tolist())) == count for row in chosen[0])
     share = torch.bincount(chosen.flatten(), minlength=steps) / (rounds * batch)
-    assert (share - probability).abs().max() < 0.02
+    assert (share - count / steps).abs().max() < 0.02
 
 
-@pytest.mark.parametrize("mode", ["unit", "solver"])
-def test_truncated_replay_is_unbiased(tiny_model, mode):
-    """The mean over systematic samples equals the full gradient, also where K does not divide T or steps differ."""
+def test_truncated_replay_is_unbiased(tiny_model):
+    """The mean over all equally likely systematic samples equals the full gradient, also where K does not divide T."""
     adapter = make_adapter(tiny_model, "soft_tokens")
-    steps, count = 5, 2
-    full = factorised(tiny_model, adapter, SOLVERS["dpm"], mode, steps)
-    probability = inclusion(gradient_weights(mode, SOLVERS["dpm"], steps), count).double()
-    edges = torch.cat([torch.zeros(1), probability.cumsum(0)]) % 1  # the sample changes only there
-    edges = torch.cat([edges, torch.ones(1)]).sort().values
-    mean = 0
-    for low, high in pairwise(edges.tolist()):
-        if high - low > 1e-6:
-            points = (low + high) / 2 + torch.arange(count)
-            chosen = torch.searchsorted(probability.cumsum(0), points.double()).expand(2, count)
-            one = factorised(tiny_model, adapter, SOLVERS["dpm"], mode, steps, chosen, probability)
-            mean = mean + (high - low) * one
+    steps, count, cells = 5, 2, 10
+    full = factorised(tiny_model, adapter, SOLVERS["dpm"], "unit", steps)
+    offsets = (torch.arange(cells) + 0.5) / cells  # the sample changes only at multiples of 1/cells
+    samples = [((o + torch.arange(count)) * steps / count).floor().long().expand(2, count) for o in offsets]
+    mean = sum(factorised(tiny_model, adapter, SOLVERS["dpm"], "unit", steps, c) for c in samples) / cells
     assert (mean - full).norm() / full.norm() < 1e-4
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from benchmark.config import BenchConfig
 from benchmark.instruments import captured_replay, spread
 from benchmark.world import draw, make_trainee, sampler_steps
-from fairdiff.sampling import Guidance, Upstream, choose_steps, inclusion, replay
+from fairdiff.sampling import Guidance, Upstream, choose_steps, replay
 from fairdiff.step import Batch, Trainee, embed_prompt, training_step
 
 
@@ -41,12 +41,12 @@ def pair_gradients(trainee: Trainee, batch: Batch) -> Tensor:
                 p.grad = None
             text = embed_prompt(trainee, batch.prompt)
             leaves = [t.detach().requires_grad_(t.requires_grad) for t in text]
-            one = Upstream(upstream.grad[rows], torch.tensor([[step]]), upstream.factor[rows, step : step + 1])
+            one = Upstream(upstream.grad[rows], upstream.weights, torch.tensor([[step]]))
             replay(unet, own, Guidance(*leaves, guidance.scale), one, 1)
             pairs = [(t, leaf.grad) for t, leaf in zip(text, leaves, strict=True) if leaf.grad is not None]
             if pairs:
                 torch.autograd.backward([t for t, _ in pairs], [g for _, g in pairs])
-            out[image, step] = _flat(parameters)
+            out[image, step] = _flat(parameters) / steps  # replay weighs one step of T by T
     return out
 
 
@@ -66,12 +66,12 @@ def _flat(parameters: list[torch.nn.Parameter]) -> Tensor:
 
 def stratified(batch: int, steps: int, k: int, generator: torch.Generator) -> Tensor:
     """Ours: systematic over the steps, offsets spread over the batch."""
-    return choose_steps(batch, inclusion(torch.ones(steps), k), generator)
+    return choose_steps(batch, steps, k, generator)
 
 
 def systematic(batch: int, steps: int, k: int, generator: torch.Generator) -> Tensor:
     """A random offset and stride T/K for each image by itself."""
-    return torch.cat([stratified(1, steps, k, generator) for _ in range(batch)])
+    return torch.cat([choose_steps(1, steps, k, generator) for _ in range(batch)])
 
 
 def uniform(batch: int, steps: int, k: int, generator: torch.Generator) -> Tensor:
