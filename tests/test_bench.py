@@ -23,7 +23,7 @@ from benchmark.config import use_schema  # noqa: E402
 from benchmark.instruments import captured_replay, counted, staged  # noqa: E402
 from benchmark.learning import Learner, first_below, summary  # noqa: E402
 from benchmark.literal import literal_step  # noqa: E402
-from benchmark.variance import CHOICES, estimator_error, pair_gradients, total_gradient  # noqa: E402
+from benchmark.variance import CHOICES, by_step, estimator_error, pair_gradients, total_gradient  # noqa: E402
 
 PROMPT = "a photo of the face of a nurse"
 TINY = [
@@ -96,6 +96,15 @@ def test_pairs_add_up_and_choices_are_unbiased(tiny_folder):
     smooth = torch.linspace(1, 2, 8).view(1, 8, 1).expand(4, 8, 3)  # where it is smooth in t, spreading out pays
     ours, theirs = (estimator_error(smooth, 2, CHOICES[c], 400)[0] for c in ("stratified", "shared"))
     assert ours < theirs / 10
+
+
+def test_what_drawing_in_proportion_would_save_is_the_ratio_of_second_moments():
+    square = torch.tensor([4.0, 1.0, 0.25], dtype=torch.float64)
+    found = by_step(square)
+    best = square.sqrt() / square.sqrt().sum()
+    assert found["even_over_best"] == pytest.approx(float((square / (1 / 3)).sum() / (square / best).sum()))
+    assert found["norms"] == pytest.approx([12 / 7, 6 / 7, 3 / 7])
+    assert by_step(torch.ones(4))["even_over_best"] == pytest.approx(1)
 
 
 def test_the_stopwatch_leaves_the_step_as_it_is(tiny_folder):

@@ -155,6 +155,10 @@ def variance(result: dict) -> list[str]:
         "",
         *table(["choice of steps", *(f"K = {k}" for k in ks)], bias),
         "",
+        "Contribution of each step, first to last, root mean square over images, relative to their mean: "
+        f"{', '.join(number(n) for n in result['by_step']['norms'])}. Drawing steps in proportion to it, and not evenly, "
+        f"would make the second moment {number(result['by_step']['even_over_best'])} times smaller.",
+        "",
         f"Variance of the full gradient over {result['batches']} batches of one prompt, on the same scale:",
         "",
         *table(["B", "relative variance"], sizes),

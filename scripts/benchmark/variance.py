@@ -133,6 +133,7 @@ def measure_variance(config: BenchConfig) -> dict:
     trainee = make_trainee(config)
     steps = sampler_steps(config)
     full = {size: [] for size in config.sizes}
+    squares = []
     found: dict[tuple[str, int], list[tuple]] = {}
     for number in range(config.batches):
         for size in config.sizes:
@@ -141,6 +142,7 @@ def measure_variance(config: BenchConfig) -> dict:
                 continue
             pairs = pair_gradients(trainee, same_prompt(config, number, size))
             full[size].append(pairs.sum((0, 1)))
+            squares.append(pairs.double().square().sum(2).mean(0))
             for name, choose in CHOICES.items():
                 for k in config.evaluations:
                     if k <= steps:
@@ -161,7 +163,19 @@ def measure_variance(config: BenchConfig) -> dict:
         for size, total in by_size.items()
     ]
     return {"rows": rows, "sizes": sizes, "batches": config.batches, "draws": config.draws, "T": steps,
-            "prompts": disagreement(trainee, config)}  # fmt: skip
+            "by_step": by_step(torch.stack(squares).mean(0)), "prompts": disagreement(trainee, config)}  # fmt: skip
+
+
+def by_step(square_T: Tensor) -> dict:
+    """How much each step contributes, sqrt(E |G[b, t]|^2) over its mean over t, and what drawing in proportion would save.
+
+    even_over_best: sum_t p_t^-1 E|G_t|^2 for p = K/T over the same for p_t ~ |G_t|: T sum |G_t|^2 / (sum |G_t|)^2 >= 1.
+    """
+    norm = square_T.sqrt()
+    return {
+        "norms": (norm / norm.mean()).tolist(),
+        "even_over_best": float(len(norm) * square_T.sum() / norm.sum() ** 2),
+    }
 
 
 def same_prompt(config: BenchConfig, number: int, size: int) -> Batch:
