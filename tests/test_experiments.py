@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, PNDMScheduler, StableDiffusionPipeline
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from fairdiff import build
 from fairdiff.cli import CONF, to_config
@@ -31,6 +32,8 @@ EXPERIMENTS = {  # images a step, image weight, face weight, attributes, adapter
 FORCED = {  # keys a model may set; its judges and encoders come with it
     "model", "sampler", "judge", "features", "adapter", "detector", "audit", "steps", "noise_pool", "decode_batch",
     "replay_batch", "gradient",  # how the steps weigh depends on how many the sampler has
+    "loss",  # what the losses weigh, on the encoders: conf/tuning
+    "optimizer",  # how the rate falls depends on the number of steps
 }  # fmt: skip
 
 
@@ -44,7 +47,9 @@ def configure(*overrides: str) -> Config:
 def test_every_experiment_composes_with_every_model(name, model):
     config = configure(f"model={model}", f"experiment={name}", *(["judge.path=x"] if model == "sd15" else []))
     batch, image, face, attributes, adapter = EXPERIMENTS[name]
-    assert (config.global_batch, config.loss.image, config.loss.face) == (batch, image, face)
+    assert config.global_batch == batch
+    if model == "sd15":
+        assert (config.loss.image, config.loss.face) == (image, face)
     assert list(config.attributes) == attributes and config.adapter.type == adapter
     assert config.noise_pool >= batch
     if adapter == "soft_tokens":
@@ -93,6 +98,18 @@ def test_the_gradient_is_the_users_then_the_models_then_the_adapters():
     for own in (["adapter=lora_text"], ["experiment=gender"], ["model=sd15", "adapter=lora_text"]):
         assert found(*own, "gradient=reference") == "reference"
         assert configure(*own, "gradient=autograd").gradient.evaluations is None
+
+
+def test_loss_weights_are_the_users_then_the_tuning_of_model_and_adapter_then_the_experiments():
+    def image(*overrides):
+        return configure(*overrides).loss.image
+
+    for adapter in ("soft_tokens", "lora_text", "lora_unet", "lora_both"):
+        tuned = OmegaConf.load(Path(CONF) / "tuning" / f"portraits_{adapter}.yaml").loss.image
+        assert image(f"adapter={adapter}") == image("experiment=race", f"adapter={adapter}") == tuned
+        assert image("model=sd15", f"adapter={adapter}") == 8
+        assert image("model=sd15", "experiment=race", f"adapter={adapter}") == 6
+        assert image("experiment=race", f"adapter={adapter}", "loss.image=.5") == 0.5
 
 
 @pytest.mark.parametrize("detector", ["mtcnn", "whole", "insightface"])
