@@ -32,7 +32,7 @@ EXPERIMENTS = {  # images a step, image weight, face weight, attributes, adapter
 FORCED = {  # keys a model may set; its judges and encoders come with it
     "model", "sampler", "judge", "features", "adapter", "detector", "audit", "steps", "noise_pool", "decode_batch",
     "replay_batch", "gradient",  # how the steps weigh depends on how many the sampler has
-    "loss",  # what the losses weigh, on the encoders: conf/tuning
+    "loss",  # what the losses weigh, on the encoders
     "optimizer",  # how the rate falls depends on the number of steps
 }  # fmt: skip
 
@@ -105,11 +105,22 @@ def test_loss_weights_are_the_users_then_the_tuning_of_model_and_adapter_then_th
         return configure(*overrides).loss.image
 
     for adapter in ("soft_tokens", "lora_text", "lora_unet", "lora_both"):
-        tuned = OmegaConf.load(Path(CONF) / "tuning" / f"portraits_{adapter}.yaml").loss.image
+        tuned = OmegaConf.load(Path(CONF) / "tuning" / "loss" / f"portraits_{adapter}.yaml").loss.image
         assert image(f"adapter={adapter}") == image("experiment=race", f"adapter={adapter}") == tuned
         assert image("model=sd15", f"adapter={adapter}") == 8
         assert image("model=sd15", "experiment=race", f"adapter={adapter}") == 6
         assert image("experiment=race", f"adapter={adapter}", "loss.image=.5") == 0.5
+
+
+def test_batches_are_the_users_then_the_main_jobs_for_its_adapter_and_no_other_experiments():
+    def batch(*overrides):
+        config = configure(*overrides)
+        return config.prompts.per_step, config.global_batch
+
+    assert batch() == batch("adapter=lora_unet") == (3, 8)
+    assert batch("adapter=lora_text") == batch("model=sd15", "adapter=lora_text") == (1, 24)
+    assert batch("experiment=gender_race") == batch("experiment=gender_race", "adapter=soft_tokens") == (1, 32)
+    assert batch("adapter=lora_text", "prompts.per_step=2", "global_batch=12") == (2, 12)
 
 
 @pytest.mark.parametrize("detector", ["mtcnn", "whole", "insightface"])
