@@ -33,20 +33,27 @@ def test_every_planned_command_composes(run):
         config = to_config(compose(name, [o for o in overrides if not o.startswith("hydra.")]))
     assert config.seed == 0 and (config.adapter.path is None) == (run.of is None)
     if run.group == "experiments":
-        assert config.audit.images_per_prompt == 160 and config.audit.prompts is None
+        assert config.audit.images_per_prompt == 160
+        assert config.audit.prompts is None or len(config.prompts.families) > 1
 
 
-def audit(values: list[float]) -> dict:
-    """An audit of prompts with these biases after the adapter, 1 before."""
+def audit(values: list[float], families: list[str] | None = None) -> dict:
+    """An audit of prompts with these biases and half of them as total variations after the adapter, 1 before."""
+    families = families or ["occupation"] * len(values)
 
     def model(biases):
         mean = sum(b for b in biases if b is not None) / sum(b is not None for b in biases)
-        gender = {"bias": {"mean": mean, "floor": 0.1}, "per_prompt": [{"bias": {"value": b}} for b in biases]}
+        per_prompt = [
+            {"family": f, "bias": {"value": b, "floor": 0.1}, "target": {"total_variation": b and b / 2, "floor": 0.05}}
+            for b, f in zip(biases, families, strict=True)
+        ]
+        axis = {"bias": {"mean": mean, "floor": 0.1}, "target": {"asked": True}, "per_prompt": per_prompt}
         scalars = {"no_face": {"rate": 0.25}, "clip_i": {"mean": 0.9}, "dino": {"mean": None}}
-        return {"attributes": {"gender": gender}, "joint": {}} | scalars
+        return {"attributes": {"gender": axis, "race": axis | {"target": {"asked": False}}}, "joint": {}} | scalars
 
     return {
         "prompts": len(values), "images_per_prompt": 60, "provenance": {"seed": 1},
+        "families": {family: families.count(family) for family in families},
         "models": {"before": model([1.0] * len(values)), "after": model(values)},
         "paired": {"clip_t": {"difference": -0.0125}}, "unrelated": {"ratio": {"value": 0.2}},
     }  # fmt: skip
@@ -66,3 +73,20 @@ def test_the_page_averages_seeds_and_says_what_is_missing(tmp_path):
     assert "| 25.0% | −.013 ± .000 | .900 ± .000 | – | .200 ± .000 |" in row
     assert "Not measured yet: race." in text and "`python train.py experiment=gender`" in text
     assert "Floors: gender .100" in text
+
+
+def test_the_page_says_what_is_left_of_each_kind_of_prompt_and_of_the_distance_to_a_target(tmp_path):
+    several, labour = Run("experiments", "several", (), 0), Run("targets", "labour", (), 0)
+    values, families = [0.1, 0.3, 0.55, 0.55, None], ["sport", "sport", "styled", "styled", "styled"]
+    for run in (several, labour):
+        run.audit(tmp_path).parent.mkdir(parents=True)
+        run.audit(tmp_path).write_text(json.dumps(audit(values, families)))
+    write_page([several, labour], tmp_path, tmp_path / "results.md")
+    lines = (tmp_path / "results.md").read_text().splitlines()
+    # excess over the floor: 0 and .2 of .9 in sports, .45 of .9 in both styled ones that have faces
+    sport, styled = ("1.000 → .200, floor .100: 11% left", "1.000 → .550, floor .100: 50% left [50%, 50%]")
+    assert any(line.startswith("| several: sport | 2 | " + sport) for line in lines)
+    assert any(line.startswith("| several: styled | 3 | " + styled) for line in lines)
+    # over all four: (0 + .2 + .45 + .45) / 4 of .9; race was not asked for
+    shown = [line for line in lines if line.startswith("| labour | ") and " left " in line]
+    assert len(shown) == 1 and shown[0].startswith("| labour | gender | .500 → .188, floor .050: 31% left [")

@@ -7,7 +7,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
-from fairdiff.audit.intervals import mean_interval
+from fairdiff.audit.intervals import mean_interval, percentile_interval, resampled_prompts
 from fairdiff.files import write_text
 from reproduce.plan import GROUPS, Run
 
@@ -49,6 +49,7 @@ def write_page(runs: list[Run], root: Path, page: Path) -> None:
         measured = {name: those for name, those in found.items() if those}
         if measured:
             parts += _figure(measured, page) if group == "frontier" else _table(measured, planned)
+            parts += _families(measured) if group == "experiments" else _targets(measured) if group == "targets" else []
             parts.append(_commands([run for run in runs if run.group == group and run.name in measured]))
         missing = [name for name in names if name not in measured]
         if missing:
@@ -69,6 +70,47 @@ def _table(found: dict[str, list[dict]], planned: dict[str, int]) -> list[str]:
         shown = [f"{axis} {_number(floors[axis]['bias']['floor'])}" for axis in AXES if axis in floors]
         lines.append(f"\nFloors: {', '.join(shown)}.")
     return ["\n", "\n".join(lines), "\n"]
+
+
+def _families(found: dict[str, list[dict]]) -> list[str]:
+    """Every kind of prompt by itself, of the runs that asked several."""
+    lines = []
+    for name, audits in found.items():
+        for family, prompts in audits[0]["families"].items() if len(audits[0]["families"]) > 1 else ():
+            cells = [_excess(audits, axis, "bias", "value", family) for axis in ("gender", "race")]
+            lines.append(f"| {name}: {family} | {prompts} | " + " | ".join(cells) + " |")
+    head = "| run: kind of prompt | prompts | gender bias | race bias |\n|---|---|---|---|\n"
+    said = "\nLeft: of what bias before had in excess of its floor, with its interval over prompts.\n"
+    return ["\n", head, "\n".join(lines), "\n", said] if lines else []
+
+
+def _targets(found: dict[str, list[dict]]) -> list[str]:
+    """Distance to targets that are not uniform."""
+    lines = []
+    for name, audits in found.items():
+        asked = [axis for axis in AXES if axis in (e := _entry(audits[0], "after")) and e[axis]["target"]["asked"]]
+        lines += [f"| {name} | {axis} | {_excess(audits, axis, 'target', 'total_variation')} |" for axis in asked]
+    said = "\nTotal variation: half the sum of absolute differences to the prompt's own target, mean over prompts. Left: of "
+    said += "what it had before in excess of its floor (a generator exactly on target), with its interval over prompts.\n"
+    return ["\n| run | | total variation to the target |\n|---|---|---|\n", "\n".join(lines), "\n", said]
+
+
+def _excess(audits: list[dict], axis: str, part: str, key: str, family: str | None = None) -> str:
+    """Mean over prompts (and seeds) before and after, and which part of the excess over the floor is left."""
+
+    def values(model: str, what: str) -> np.ndarray:
+        rows = [_entry(a, model)[axis]["per_prompt"] for a in audits]
+        return np.array([[p[part][what] for p in each if family in (None, p["family"])] for each in rows], float).mean(0)
+
+    before, after = (values(model, key) for model in ("before", "after"))
+    floors = [values(model, "floor") for model in ("before", "after")]
+    seen = ~np.isnan(before + after)  # a prompt without a face says nothing
+    was, now = (before - floors[0])[seen], (after - floors[1])[seen]
+    draws = resampled_prompts(len(was), 2000, audits[0]["provenance"]["seed"])
+    low, high = percentile_interval(now[draws].mean(1) / was[draws].mean(1), len(was))
+    left = f"{now.mean() / was.mean():.0%} left [{low:.0%}, {high:.0%}]".replace("-", "−")
+    means = [_number(v[seen].mean()) for v in (before, after, floors[1])]
+    return f"{means[0]} → {means[1]}, floor {means[2]}: {left}"
 
 
 def _brief(names: list[str], most: int = 8) -> str:

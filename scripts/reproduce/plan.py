@@ -6,7 +6,8 @@ from pathlib import Path
 EXPERIMENTS = ("gender", "gender_tokens", "race", "gender_race", "gender_race_age", "multi_concept")
 ADAPTERS = ("soft_tokens", "lora_text", "lora_unet", "lora_both")
 IMAGE_WEIGHTS = (0, 2, 8, 32)
-SCALES = (0.25, 0.5, 0.75, 1.25)
+SCALES = (0.25, 0.5, 0.75, 1, 1.25)
+SOME = {"multi_concept": ("audit.prompts=24",)}  # of each family: there are 440 test prompts of styled occupations alone
 GROUPS = {
     "adapters": "The main job with each adapter",
     "experiments": "The paper's experiments",
@@ -51,21 +52,21 @@ def plan(seeds: list[int], images: int) -> list[Run]:
     full = ("audit=full", f"audit.images_per_prompt={images}")
     for seed in seeds:
         for experiment in EXPERIMENTS:
-            runs.append(Run("experiments", experiment, (f"experiment={experiment}", *full), seed))
+            own = (f"experiment={experiment}", *full, *SOME.get(experiment, ()))
+            runs.append(Run("experiments", experiment, own, seed))
     labour = ("experiment=gender_race", "target.file=labour", *full)
     runs.append(Run("targets", "labour statistics", labour, first))
     return runs + frontier(first)
 
 
 def frontier(seed: int) -> list[Run]:
-    """Image weights trained anew and scales of the default adapter, for each kind of adapter, on 12 test prompts."""
+    """Image weights trained anew and scales of the main job's adapter, for each kind of adapter, on 12 test prompts."""
     runs = []
     for adapter in ADAPTERS:
-        kind = (f"adapter={adapter}", "audit.prompts=12")
-        trained = Run("frontier", f"{adapter}, scale 1", kind, seed)
-        runs.append(trained)
-        for weight in IMAGE_WEIGHTS:
-            runs.append(Run("frontier", f"{adapter}, image weight {weight}", (*kind, f"loss.image={weight}"), seed))
+        trained = Run("adapters", adapter, (f"adapter={adapter}",), seed)
+        kind = (*trained.overrides, "audit.prompts=12")
         for scale in SCALES:
             runs.append(Run("frontier", f"{adapter}, scale {scale}", (*kind, f"adapter.scale={scale}"), seed, trained))
+        for weight in IMAGE_WEIGHTS:
+            runs.append(Run("frontier", f"{adapter}, image weight {weight}", (*kind, f"loss.image={weight}"), seed))
     return runs
