@@ -130,8 +130,10 @@ class InsightFaceDetector:
     def __init__(self, root: Path, name: str = "buffalo_l", input_size: int = 640):
         from insightface.app import FaceAnalysis  # optional package
 
-        if not (Path(root) / "models" / name).is_dir():
-            raise ValueError(f"{Path(root) / 'models' / name}: no insightface model folder here")
+        folder = Path(root) / "models" / name
+        if not folder.is_dir():
+            raise ValueError(f"{folder}: no insightface model folder here")
+        self.files = sorted(folder.glob("*.onnx"))
         self.app = FaceAnalysis(name=name, root=str(root), allowed_modules=["detection"])
         self.app.prepare(ctx_id=-1, det_size=(input_size, input_size))
 

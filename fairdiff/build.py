@@ -51,7 +51,8 @@ def blame(key: str, joint: str = ": "):
 def training_fingerprint(config: Config, model: DiffusionModel, judges: Judges, prompts: list[Prompt]) -> str:
     """A short hash of all that changes the result of training: keys, weights, bank, prompts, targets, starting adapter."""
     kept = {k: v for k, v in asdict(config).items() if k not in NOT_TRAINING}
-    if config.optimizer.schedule != "constant":  # the learning rate of every step depends on how many there are
+    # how many steps there are changes them: the learning rate of each, and the last is always a validation
+    if config.optimizer.schedule != "constant" or config.validation.every:
         kept["steps"] = config.steps
     watched = build_prompts(config, "validation") if config.validation.every else []
     texts = [[p.text for p in some] for some in (prompts, watched)]
@@ -103,6 +104,16 @@ def build_detector(config: Config) -> Detector:
             with blame("detector.root"):
                 return InsightFaceDetector(Path(config.detector.root), input_size=config.detector.input_size)
     return MTCNNDetector(input_size=config.detector.input_size).to(config.model.device)
+
+
+def eyes_key(config: Config, detector: Detector) -> str:
+    """A short hash of what finds faces: its options and its weights."""
+    if isinstance(detector, InsightFaceDetector):
+        weights_key = digest([hashlib.sha256(file.read_bytes()).hexdigest() for file in detector.files])
+    else:
+        weights_key = fingerprint(detector) if isinstance(detector, MTCNNDetector) else None
+    options = {key: value for key, value in asdict(config.detector).items() if key != "root"}
+    return digest(options, weights_key)
 
 
 def build_classifier(judge: JudgeConfig, key: str, embedded: str, config: Config) -> Judge:
@@ -215,7 +226,7 @@ def frozen_key(config: Config, model: DiffusionModel, judges: Judges) -> str:
         parts += [fingerprint(encoder.model), encoder.config]
     if judges.embedder is not None:
         parts += [fingerprint(judges.embedder), judges.embedder.config]
-    return digest(parts, config.seed, config.sampler.guidance, asdict(config.detector))
+    return digest(parts, config.seed, config.sampler.guidance, eyes_key(config, judges.detector))
 
 
 def build_trainee(config: Config, model: DiffusionModel, judges: Judges) -> Trainee:

@@ -1,12 +1,13 @@
 """From the configuration to an audit: what is painted, who looks, and what is asked of the counts."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from classifiers.calibration import CALIBRATION_FILE, load_calibration
 from fairdiff.audit.axis import MetricSpec, groups_of, software_versions
+from fairdiff.audit.correction import check_confusion
 from fairdiff.audit.generate import AuditPlan
 from fairdiff.audit.measure import Measurer
 from fairdiff.build import (
@@ -17,6 +18,7 @@ from fairdiff.build import (
     build_encoders,
     build_prompts,
     build_targets,
+    eyes_key,
     target_lines,
 )
 from fairdiff.config import Config, JudgeConfig
@@ -39,6 +41,8 @@ def build_confusion(config: Config, attributes: dict[str, tuple[str, ...]]) -> d
             raise FairDiffError(
                 f"audit.judge.path: {file}: {name} has the classes {calibration.classes}, the judge {attributes.get(name)}"
             )
+        with blame("audit.judge.path", f": {file}: {name}: "):
+            check_confusion(calibration.counts, len(calibration.classes))
     return {name: calibration.counts for name, calibration in calibrations.items()}
 
 
@@ -92,7 +96,11 @@ def build_audit(config: Config, model: DiffusionModel, after: str | None, traini
     confusion = build_confusion(config, attributes)
     looking = [fingerprint(judge), judge.config]
     looking += [item for e in (clip, encoder) for item in (fingerprint(e.model), e.config)]
-    hashes = {"before": frozen, "after": digest(frozen, after, config.steps), "judge": digest(looking, asdict(crop))}
+    hashes = {
+        "before": frozen,
+        "after": digest(frozen, after, config.steps),
+        "judge": digest(looking, eyes_key(config, detector)),
+    }
     plan = AuditPlan(
         prompts=prompts,
         unrelated=build_unrelated(config),

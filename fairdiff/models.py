@@ -63,14 +63,11 @@ class DiffusionModel:
 
     def fingerprint(self) -> str:
         """A short hash of everything that makes its pictures: weights, configurations, solver, vocabulary, negative."""
-        about = [dict(m.config if isinstance(m.config, dict) else m.config.to_dict()) for m in self._configured()]
+        about = [architecture(m) for m in (self.text_encoder, self.unet, self.vae, self.scheduler)]
         return digest(
             fingerprint(self.text_encoder, self.unet, self.vae), about, self.padding, self.tokenizer.get_vocab(),
             self.negative,
         )  # fmt: skip
-
-    def _configured(self) -> list:
-        return [self.text_encoder, self.unet, self.vae, self.scheduler]
 
     def decode(self, latent_BCHW: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [0, 1] from scaled latents, in the latents' precision whatever the VAE's is."""
@@ -119,6 +116,17 @@ def load_model(path: str | Path, padding: str = "max_length", device: str = "cpu
         if any(not p.isfinite().all() for p in module.parameters()):
             raise FairDiffError(f"model.path: {path} holds weights that are not finite in {type(module).__name__}")
     return model
+
+
+def architecture(component) -> dict:
+    """What besides the weights makes a component's answers: its class and configuration.
+
+    Without the keys that begin with an underscore: where the files lie, which version wrote them and which values were
+    defaults (in an order that changes from process to process).
+    """
+    config = component.config if isinstance(component.config, dict) else component.config.to_dict()
+    kept = {k: v for k, v in config.items() if not k.startswith("_") and k != "transformers_version"}
+    return {"class": type(component).__name__} | kept
 
 
 def digest(*parts) -> str:

@@ -118,8 +118,8 @@ def call_unet(unet, latent: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
 def sample(unet, scheduler, guidance: Guidance, noise: Tensor, steps: int) -> Trajectory:
     """Sample z_0 from noise [B, C, H, W] in T = steps solver steps without a graph, keeping every U-Net input."""
     scheduler = copy.deepcopy(scheduler)
-    latent, inputs = noise * scheduler.init_noise_sigma, []
     timesteps = _timesteps(scheduler, steps, noise.device)
+    latent, inputs = noise * scheduler.init_noise_sigma, []  # of these timesteps: Euler's depends on them
     for t in timesteps:
         inputs.append(scheduler.scale_model_input(latent, t))
         latent = scheduler.step(predict(unet, inputs[-1], t, guidance), t, latent).prev_sample
@@ -136,8 +136,9 @@ def sample_with_graph(
     last = k what flows through the last k steps only (DRaFT-K: Clark et al., ICLR 2024, arXiv 2309.17400).
     """
     scheduler = copy.deepcopy(scheduler)
+    timesteps = _timesteps(scheduler, steps, noise.device)
     latent = noise * scheduler.init_noise_sigma
-    for i, t in enumerate(_timesteps(scheduler, steps, noise.device)):
+    for i, t in enumerate(timesteps):
         with torch.set_grad_enabled(last is None or i >= steps - last):
             model_input = scheduler.scale_model_input(latent, t)
             if detach:

@@ -41,10 +41,11 @@ class Target:
         return cls(tuple(marginals), table)
 
     def marginal(self, *attributes: str) -> np.ndarray:
-        """Shares of these attributes' classes, one axis each, in the order asked for."""
+        """Shares of these attributes' classes, one axis each, in the order asked for; none is above 1 by rounding."""
         rest = tuple(i for i, name in enumerate(self.attributes) if name not in attributes)
         kept = [name for name in self.attributes if name in attributes]
-        return self.table.sum(rest).transpose([kept.index(name) for name in attributes])
+        shares = self.table.sum(rest).transpose([kept.index(name) for name in attributes])
+        return shares / shares.sum()
 
     def times(self, other: "Target", *attributes: str) -> "Target":
         """The product with a target of other, independent attributes, its axes in the order asked for."""

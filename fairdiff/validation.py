@@ -39,9 +39,10 @@ class Validation:
 def validate(trainee: Trainee, validation: Validation, noise_seed: int) -> dict[str, float]:
     """One row of `validation.*`: means over prompts, by the training judge, of the model as it stands.
 
-    bias.<a>: 2/(K(K-1)) sum_{i<j} |f_i - f_j| of the shares of predicted classes; distance.<a>: total variation
-    between the shares and the prompt's target, which means the same for every target; clip_i, dino: cosine to the
-    frozen model's picture of the same noise; no_face: share of pictures. Prompts without any face have no shares.
+    bias.<a>: 2/(K(K-1)) sum_{i<j} |f_i - f_j| of the shares of predicted classes, of prompts with a face;
+    distance.<a>: total variation between the shares and the prompt's target, which means the same for every target,
+    pictures without a face all counted as the class that makes it largest (faces that vanish are no fairness);
+    clip_i, dino: cosine to the frozen model's picture of the same noise; no_face: share of pictures.
     """
     rows: dict[str, list[float]] = {}
     for prompt in validation.prompts:
@@ -69,11 +70,22 @@ def _one_prompt(trainee: Trainee, validation: Validation, prompt: str, noise_see
     faces = sum(len(c) for c in classes[target.attributes[0]])
     row = dict(zip(SIMILARITIES, similarity, strict=False))
     row |= {"semantics": sum(similarity) / len(similarity), "no_face": 1 - faces / validation.images}
-    for a in classes if faces else ():
+    for a in classes:
         asked = torch.from_numpy(target.marginal(a))
-        shares = torch.bincount(torch.cat(classes[a]), minlength=len(asked)) / faces
-        row |= {f"bias.{a}": bias_of(shares.tolist()), f"distance.{a}": float((shares - asked).abs().sum() / 2)}
+        counts = torch.bincount(torch.cat(classes[a]), minlength=len(asked))
+        row[f"distance.{a}"] = worst_distance(counts, validation.images - faces, asked)
+        if faces:
+            row[f"bias.{a}"] = bias_of((counts / faces).tolist())
     return row
+
+
+def worst_distance(counts_K: torch.Tensor, missing: int, target_K: torch.Tensor) -> float:
+    """Greatest total variation to the target over the classes that all `missing` pictures may belong to, in [0, 1].
+
+    It is convex in how they are shared out, so the greatest is at a single class.
+    """
+    shares_KK = (counts_K + missing * torch.eye(len(counts_K))) / (counts_K.sum() + missing)
+    return float((shares_KK - target_K).abs().sum(1).max() / 2)
 
 
 @dataclass
@@ -87,7 +99,7 @@ class Best:
     def update(self, finished_steps: int, row: dict[str, float], floor: float) -> bool:
         """Take in one validation; True if it is a new best: a smaller mean distance, with semantics kept."""
         distances = [value for name, value in row.items() if name.startswith("validation.distance.")]
-        score = sum(distances) / len(distances) if distances else math.inf
+        score = sum(distances) / len(distances)
         if score < self.score and row["validation.semantics"] >= floor:
             self.step, self.score, self.misses = finished_steps, score, 0
             return True

@@ -1,5 +1,7 @@
 """Laws of sampling and of the factorised gradient, each held against literal autograd or finite differences."""
 
+import shutil
+
 import pytest
 import torch
 from diffusers import (
@@ -278,3 +280,30 @@ def test_noise_and_pictures_do_not_depend_on_the_batch(tiny_model):
     alone = torch.cat([generate(PROMPT, initial_noise(PROMPT, 7, [i], shape)) for i in range(4)])
     assert torch.allclose(together, alone, atol=1e-5)
     assert not torch.equal(initial_noise(PROMPT, 7, [0], shape), initial_noise(PROMPT, 8, [0], shape))
+
+
+def test_the_fingerprint_knows_the_model_and_not_where_it_lies_or_who_asks(tiny_folder, tmp_path):
+    """diffusers notes which values were defaults in an order that changes from process to process."""
+    moved = shutil.copytree(tiny_folder, tmp_path / "moved")
+    here, there = load_model(tiny_folder), load_model(moved)
+    assert here.fingerprint() == there.fingerprint()
+    for kind in ("euler", "unipc"):
+        solver = make_solver(kind, here.scheduler.config, "zero")
+        noted = solver.config["_use_default_values"]
+        assert len(noted) > 1
+        here.scheduler, key = solver, here.fingerprint()
+        there.scheduler = make_solver(kind, here.scheduler.config, "zero")
+        solver._internal_dict = type(solver.config)(dict(solver.config) | {"_use_default_values": noted[::-1]})
+        assert there.fingerprint() == here.fingerprint() != key
+        there.scheduler = make_solver(kind, dict(there.scheduler.config) | {"beta_end": 0.02}, "zero")
+        assert there.fingerprint() != here.fingerprint()
+
+
+@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
+@pytest.mark.parametrize("kind", ["dpm", "ddim", "euler", "unipc"])
+def test_the_first_input_has_unit_variance_for_every_solver_and_spacing(tiny_model, kind, spacing):
+    """What the U-Net was trained on at the noisiest step."""
+    solver = make_solver(kind, BETAS | {"timestep_spacing": spacing}, "zero")
+    noise = torch.randn(8, *tiny_model.latent_shape, generator=torch.Generator().manual_seed(0))
+    trajectory = sample(tiny_model.unet, solver, Guidance(*tiny_model.encode_pair(PROMPT), 1.0), noise, 6)
+    assert trajectory.inputs[0].std() / noise.std() == pytest.approx(1, abs=0.06)

@@ -185,6 +185,32 @@ def test_the_content_of_a_target_file_is_part_of_the_runs_fingerprint(tmp_path, 
 
 
 @pytest.mark.parametrize(
+    "overrides,matter",
+    [
+        ([], False),
+        (["optimizer.schedule=linear"], True),  # the learning rate of every step
+        (["validation.every=2"], True),  # the last step is a validation, wherever it lies
+    ],
+)
+def test_how_many_steps_there_are_counts_where_it_changes_them(tiny_model, overrides, matter):
+    judges = make_trainee(tiny_model).judges
+    judges.classifier.config, judges.encoders, judges.embedder = {}, [], None
+    configs = [composed("optimizer.schedule=constant", *overrides, f"steps={n}") for n in (4, 8)]
+    keys = [build.training_fingerprint(c, tiny_model, judges, build.build_prompts(c, "train")) for c in configs]
+    assert (keys[0] != keys[1]) == matter
+
+
+def test_the_detectors_weights_count_and_not_their_place(tmp_path):
+    config = composed()
+    detector = build.build_detector(config)
+    key = build.eyes_key(config, detector)
+    assert build.eyes_key(composed("detector.root=elsewhere"), detector) == key
+    assert build.eyes_key(composed("detector.expand=2"), detector) != key
+    next(detector.parameters()).data[0] += 1e-3
+    assert build.eyes_key(config, detector) != key
+
+
+@pytest.mark.parametrize(
     "overrides,says",
     [
         (["target.file=labour", "target.gender.female=.7", "target.gender.male=.3"], "labour.csv sets its shares too"),

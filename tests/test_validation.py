@@ -16,7 +16,7 @@ from fairdiff.models import load_model
 from fairdiff.prompts import Prompt
 from fairdiff.tracking import read_metrics
 from fairdiff.trainer import learning_rate, train
-from fairdiff.validation import Best, Validation, validate
+from fairdiff.validation import Best, Validation, validate, worst_distance
 
 QUIET = Console(quiet=True)
 HELD_OUT = [Prompt(f"a photo of the face of a {s}", "occupation", s) for s in ("person",)]
@@ -128,7 +128,6 @@ def test_the_best_is_the_least_distance_that_keeps_semantics():
     assert seen == [True, False, True, False, False]
     assert (best.step, best.score, best.misses) == (3, 0.4, 2)
     assert best.exhausted(2) and not best.exhausted(3) and not best.exhausted(None)
-    assert not best.update(6, {"validation.semantics": 1.0}, 0.7)  # no face at all is no good result
 
 
 def test_validation_measures_by_hand_what_it_says(tiny_model):
@@ -141,9 +140,22 @@ def test_validation_measures_by_hand_what_it_says(tiny_model):
     assert row == validate(trainee, validation(images=7), 0)
 
 
-def test_validation_without_any_face_has_no_shares(tiny_model):
+def test_validation_without_any_face_has_no_shares_and_the_greatest_distance(tiny_model):
     row = validate(make_trainee(tiny_model, detector=NoFaces()), validation(), 0)
-    assert row["validation.no_face"] == 1 and not [k for k in row if "bias" in k or "distance" in k]
+    assert row["validation.no_face"] == 1 and not [k for k in row if "bias" in k]
+    assert row["validation.distance.gender"] == pytest.approx(0.5)  # all of one class, half of either asked for
+
+
+def test_the_distance_takes_missing_faces_for_the_worst_class():
+    half = torch.tensor([0.5, 0.5])
+    assert worst_distance(torch.tensor([6, 4]), 0, half) == pytest.approx(0.1)
+    assert worst_distance(torch.tensor([3, 2]), 5, half) == pytest.approx(0.3)  # 8 of 10 of the first class
+    every = [worst_distance(torch.tensor([4, 4]), missing, half) for missing in range(9)]
+    assert every == sorted(every) and every[0] == 0
+    counts, target, missing = torch.tensor([5, 1, 2]), torch.tensor([0.2, 0.5, 0.3]), 4
+    split = [torch.tensor([a, b, missing - a - b]) for a in range(5) for b in range(5 - a)]
+    by_hand = max(float((((counts + m) / 12) - target).abs().sum() / 2) for m in split)
+    assert worst_distance(counts, missing, target) == pytest.approx(by_hand)
 
 
 def test_it_is_the_averages_that_are_validated(tiny_folder, tmp_path):

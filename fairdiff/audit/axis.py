@@ -191,7 +191,8 @@ def _corrected(counts: np.ndarray, axis: Axis, spec: MetricSpec, target: np.ndar
 
 def prompt_metrics(counts, images, axis: Axis, prompts: pd.DataFrame, spec: MetricSpec) -> list[dict]:
     """Every prompt's own numbers with intervals for its own shares (no prompt borrows from another)."""
-    p_values = [iv.target_p_value(c, t, seed=spec.seed) for c, t in zip(counts, axis.target_PK, strict=True)]
+    draws = iv.draws_for(len(counts))
+    p_values = [iv.target_p_value(c, t, draws, spec.seed) for c, t in zip(counts, axis.target_PK, strict=True)]
     holm = iv.holm(p_values)
     confusions = None
     if axis.name in spec.confusion:

@@ -32,11 +32,15 @@ def rates(confusion) -> np.ndarray:
     return confusion / total
 
 
-def check_confusion(confusion) -> None:
-    """ValueError if the judge is no better than chance: the smallest singular value of C is below .05.
+def check_confusion(confusion, classes: int | None = None) -> None:
+    """ValueError if the counts are not [classes, classes] or the judge is no better than chance.
 
-    Undoing the error would then multiply the sampling noise more than twentyfold.
+    That is, the smallest singular value of C is below .05: undoing the error would multiply the sampling noise more
+    than twentyfold.
     """
+    shape = np.shape(confusion)
+    if classes is not None and shape != (classes, classes):
+        raise ValueError(f"confusion matrix: found the shape {shape}, allowed: {(classes, classes)}")
     if np.linalg.svd(rates(confusion), compute_uv=False).min() < 0.05:
         raise ValueError("confusion matrix: the judge cannot tell its classes apart, so its error cannot be undone")
 

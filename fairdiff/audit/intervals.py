@@ -218,7 +218,8 @@ def _g_under_target(n: int, target: tuple[float, ...], draws: int, seed: int) ->
 def target_p_value(counts, target, draws: int = 20_000, seed: int = 0) -> float:
     """p-value of "this prompt's shares are the target": exact binomial for K = 2, Monte Carlo G test for K > 2.
 
-    (1 + #{G* >= G}) / (1 + draws) (Davison & Hinkley 1997, 4.2.3). 1 without a face, 0 for a class of target 0.
+    (1 + #{G* >= G}) / (1 + draws) (Davison & Hinkley 1997, 4.2.3), so never below 1 / (1 + draws): `draws_for` says
+    how many a suite needs. 1 without a face, 0 for a class of target 0.
     """
     counts, target = np.asarray(counts), np.asarray(target, float)
     n = int(counts.sum())
@@ -231,6 +232,11 @@ def target_p_value(counts, target, draws: int = 20_000, seed: int = 0) -> float:
     null = _g_under_target(n, tuple(target / target.sum()), draws, seed)
     at_least = draws - np.searchsorted(null, _g_statistic(counts.astype(float), target) - 1e-9)
     return float((1 + at_least) / (1 + draws))
+
+
+def draws_for(prompts: int) -> int:
+    """Draws of the Monte Carlo test that let one of so many prompts be rejected at .05 after Holm, with 5 to spare."""
+    return max(20_000, 100 * prompts)
 
 
 def holm(p_values) -> np.ndarray:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from classifiers.crop import crop
 from classifiers.types import Classifier, Detector
+from fairdiff.errors import FairDiffError
 
 
 class ImageEncoder(Protocol):
@@ -58,7 +59,7 @@ def _array(tensor: Tensor) -> np.ndarray:
 
 @torch.no_grad()
 def measure(measurer: Measurer, image_BCHW: Tensor, prompt: str) -> Measured:
-    """Detect, judge and embed one batch of pictures of one prompt."""
+    """Detect, judge and embed one batch of pictures of one prompt; FairDiffError if the judge gives no numbers."""
     batch = len(image_BCHW)
     boxes = measurer.detector(image_BCHW)
     row_F = boxes.row_F.cpu().numpy()
@@ -68,6 +69,10 @@ def measure(measurer: Measurer, image_BCHW: Tensor, prompt: str) -> Measured:
         box_B4[row_F] = _array(boxes.box_F4)
         logits = measurer.judge(crop(image_BCHW, boxes, measurer.crop_size, measurer.expand))
         for name, logits_FK in logits.items():
+            bad = int((~logits_FK.isfinite().all(1)).sum())
+            if bad:  # an argmax would count them as some class
+                where = f"{bad} of {len(row_F)} faces of '{prompt}'"
+                raise FairDiffError(f"audit.judge: {name}: logits that are not finite for {where}, allowed: finite ones")
             probs[name][row_F] = _array(logits_FK.float().softmax(1))
     features, clip_t_B = {}, np.full(batch, np.nan, np.float32)
     if measurer.clip is not None:

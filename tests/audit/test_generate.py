@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from tiny_world import Asked, Painter
+from tiny_world import Asked, ColourJudge, Painter
 
 from classifiers.detect import WholeImage
 from fairdiff.audit.generate import run_audit
@@ -118,7 +118,17 @@ def test_bad_input_is_one_clear_error(plan, measurer, noise, tmp_path):
         audit(generators={"after": Painter(0)})
     with pytest.raises(FairDiffError, match="values nan to nan"):
         audit(generators={"before": lambda prompt, latent: torch.full((len(latent), 3, 16, 16), torch.nan)})
+    with pytest.raises(FairDiffError, match=r"audit.judge: age: logits that are not finite for \d+ of \d+ faces of 'a"):
+        audit(measurer=replace(measurer, judge=HalfBlind()))
     assert not list(tmp_path.rglob("*.parquet")) and not list(tmp_path.rglob("*.png"))
+
+
+class HalfBlind(ColourJudge):
+    """Gives no number for the age of some faces."""
+
+    def __call__(self, crop_FCHW):
+        logits = super().__call__(crop_FCHW)
+        return logits | {"age": logits["age"].where(logits["gender"][:, :1] > 0, torch.nan)}
 
 
 def test_encoders_may_be_absent(plan, measurer, noise, tmp_path):

@@ -13,6 +13,7 @@ from fairdiff.audit.intervals import (
     bias,
     bias_interval,
     bias_range,
+    draws_for,
     gap_of_share,
     holm,
     images_for_equivalence,
@@ -199,6 +200,12 @@ def test_binary_target_test_and_an_impossible_class():
 def test_holm_agrees_with_statsmodels():
     p = np.random.default_rng(0).uniform(0, 0.2, 12) ** 2
     assert holm(p) == pytest.approx(multipletests(p, method="holm")[1])
+
+
+@pytest.mark.parametrize("prompts", [44, 1001, 5000])
+def test_one_prompt_far_off_its_target_can_be_rejected_in_any_suite(prompts):
+    least = target_p_value([40, 0, 0], [1 / 3] * 3, draws_for(prompts))
+    assert holm([least] + [1.0] * (prompts - 1))[0] < 0.05
 
 
 def test_rates_of_zero_are_no_certainty():
