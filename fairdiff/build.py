@@ -1,6 +1,7 @@
 """From configuration to live objects, one build function a group; with its audit half the only module that imports all."""
 
 import hashlib
+import json
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -91,9 +92,28 @@ def build_adapter(config: Config, model: DiffusionModel) -> Adapter:
         try:
             adapter.load(Path(options.path))
         except FairDiffError as error:
-            raise FairDiffError(f"adapter.path: {error}") from error
+            made = read_about(Path(options.path)).get("options")
+            hint = f"; it was made with {made}" if made else ""
+            raise FairDiffError(f"adapter.path: {error}{hint}") from error
         adapter.rescale(options.scale)
     return adapter
+
+
+def read_about(adapter: Path) -> dict:
+    """adapter.json beside the weights of a saved adapter, {} if there is none."""
+    path = adapter / "adapter.json"
+    try:
+        about = json.loads(path.read_text()) if path.exists() else {}
+    except ValueError as error:
+        raise FairDiffError(f"adapter.path: {path}: is not JSON") from error
+    return about if isinstance(about, dict) else {}
+
+
+def adapter_options(config: Config) -> list[str]:
+    """The keys of `adapter` that its kind has, as overrides."""
+    own = {"soft_tokens": ("type", "tokens", "initial_text"), "lora": ("type", "parts", "rank", "alpha")}
+    kept = (*own[config.adapter.type], "learning_rate", *(("path", "scale") if config.adapter.path else ()))
+    return [f"adapter.{key}={value}" for key, value in asdict(config.adapter).items() if key in kept]
 
 
 def build_detector(config: Config) -> Detector:

@@ -129,6 +129,8 @@ def build_audit(config: Config, model: DiffusionModel, after: str | None, traini
             "padding": config.model.padding,
             "negative_prompt": config.prompts.negative or "none",
             "target": "; ".join(target_lines(config)),
+            "CLIP": config.features.clip,
+            "image encoder": config.features.encoder,
             "detector": f"{config.detector.type}, the largest face of a picture counts",
             "sha256": plan.hashes,
         },

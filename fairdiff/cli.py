@@ -8,6 +8,8 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
 from functools import wraps
 from pathlib import Path
 
@@ -58,6 +60,9 @@ def main(task: Callable[[Config, Path], None], name: str = "config") -> Callable
             hydra.main(config_path=CONF, config_name=name, version_base="1.3")(job)()
         except (FairDiffError, HydraException, OmegaConfBaseException, OSError) as error:
             fail(error)
+        except KeyboardInterrupt:
+            print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+            sys.exit(130)
 
     return run
 
@@ -66,6 +71,20 @@ def fail(error: Exception) -> None:
     """Print one line on stderr and exit with code 2."""
     print(f"error: {one_line(error)}", file=sys.stderr)
     sys.exit(2)
+
+
+def _like(key: str) -> str:
+    """"; allowed: ..." for a key that is unknown: what stands in its place, the alike first."""
+    *path, last = key.split(".")
+    if path[:1] == ["target"]:
+        return "; allowed: target.<attribute>.<class> of the attributes in attribute=[...], relaxation, file, joint"
+    here: type = Config
+    for name in path:
+        kinds = {f.name: f.type for f in fields(here)} if is_dataclass(here) else {}
+        here = kinds.get(name, type(None))
+    names = [f.name for f in fields(here)] if is_dataclass(here) else []
+    close = get_close_matches(last, names, 3, 0.6) or names
+    return f"; allowed: {', '.join('.'.join([*path, name]) for name in close)}" if names else ""
 
 
 def one_line(error: Exception) -> str:
@@ -77,6 +96,10 @@ def one_line(error: Exception) -> str:
     lines = [line.strip() for text in texts for line in text.splitlines()]
     noise = ("Set the environment", "object_type=", "reference_type=", "To append", "provider=", "Config search path")
     keep = [s for s in lines if s and not s.startswith(noise)]
+    if key := re.search(r"Could not override '([\w.]+)'", keep[0] if keep else ""):
+        return f"{key[1]}: there is no such key{_like(key[1])}"
+    if kind := re.search(r"not a subclass of (\w+)Config", "".join(keep)):
+        keep.append(f"a file of conf is chosen with a slash, as in audit/{kind[1].lower()}=hf")
     if group := re.search(r"Could not load '(\w+)/", keep[0] if keep else ""):  # Hydra lists no options for lists
         keep.append("allowed: " + ", ".join(sorted(p.stem for p in Path(CONF, group[1]).glob("*.yaml"))))
     return "; ".join(keep)

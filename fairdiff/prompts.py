@@ -96,7 +96,13 @@ def read_prompts(
 
 def _from_lines(where: str, text: str, template: str | None, family: str) -> list[Prompt]:
     lines = [line.strip() for line in text.splitlines()]
-    return [_prompt(template, line, family) for line in lines if line and not line.startswith("#")]
+    kept = [line for line in lines if line and not line.startswith("#")]
+    opening = " ".join(_GAP.split(template)[0].split()[:3]) if template else ""
+    for line in kept:
+        if " " in opening and line.startswith(opening):
+            whole = "for whole prompts 'prompts.template=\"{}\"'"
+            raise FairDiffError(f"{where}: {line!r} begins as prompts.template {template!r} does; {whole}")
+    return [_prompt(template, line, family) for line in kept]
 
 
 def _from_csv(where: str, text: str, template: str | None, family: str) -> list[Prompt]:

@@ -46,8 +46,39 @@ def check(folder: Path, config: Config, training: str) -> None:
     """Refuse a folder that holds a run of other settings; touches nothing."""
     if config.resume and read_state(folder).get("training", training) != training:
         raise FairDiffError(
-            f"{folder}: holds a run with other settings; choose another hydra.run.dir or start over with resume=false"
+            f"{folder}: holds a run with other settings{differences(folder, config)}; choose another hydra.run.dir or "
+            "start over with resume=false"
         )
+
+
+def differences(folder: Path, config: Config, most: int = 4) -> str:
+    """" (steps: 45 there, 60 asked for)": the keys in which config.yaml differs; "" where it is missing or agrees."""
+    path = folder / "config.yaml"
+    there = flat(yaml.safe_load(path.read_text())) if path.exists() else {}
+    asked = flat(yaml.safe_load(yaml.safe_dump(asdict(config))))  # tuples and the like as they come back from a file
+    keys = [k for k in there | asked if k == "steps" or k.split(".")[0] not in build.NOT_TRAINING]
+    found = [k for k in keys if there.get(k) != asked.get(k)]
+    if not there or not found:
+        return ""
+    shown = [f"{key}: {there.get(key)} there, {asked.get(key)} asked for" for key in found[:most]]
+    return f" ({'; '.join(shown)}{f' and {len(found) - most} more' if len(found) > most else ''})"
+
+
+def flat(tree, prefix: str = "") -> dict:
+    """{"a.b": value} of nested mappings."""
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    return {k: v for key, item in tree.items() for k, v in flat(item, f"{prefix}.{key}" if prefix else str(key)).items()}
+
+
+def warn_about_adapter(config: Config, console: Console) -> None:
+    """Say where an audit asks for something else than the adapter was trained for."""
+    about = build.read_about(Path(config.adapter.path))
+    asked = {"guidance": config.sampler.guidance, "negative_prompt": config.prompts.negative}
+    asked["target"] = build.target_lines(config)
+    for key, value in asked.items():
+        if key in about and about[key] != value:
+            console.print(f"warning: adapter.path: trained with {key} {about[key]!r}, audited with {value!r}", markup=False)
 
 
 def begin(folder: Path, config: Config, training: str) -> None:
@@ -64,9 +95,12 @@ def read_state(folder: Path) -> dict:
     """run.json, {} if there is none."""
     path = folder / "run.json"
     try:
-        return json.loads(path.read_text()) if path.exists() else {}
-    except ValueError as error:
-        raise FairDiffError(f"{path}: is not JSON; start over with resume=false") from error
+        state = json.loads(path.read_text()) if path.exists() else {}
+    except ValueError:
+        state = None
+    if not isinstance(state, dict):
+        raise FairDiffError(f"{path}: is no state of a run; start over with resume=false")
+    return state
 
 
 def finished(folder: Path, config: Config, training: str, setup: Audit) -> bool:
@@ -106,6 +140,7 @@ def save_adapter(folder: Path, config: Config, training: str, trainee: Trainee) 
     trainee.adapter.save(temporary)
     about = {
         "type": trainee.adapter.kind,
+        "options": " ".join(build.adapter_options(config)),
         "load_with": "load_textual_inversion" if trainee.adapter.kind == "soft_tokens" else "load_lora_weights",
         "prompt_prefix": "<fairdiff> " if trainee.adapter.kind == "soft_tokens" else "",
         "guidance": config.sampler.guidance,
@@ -141,18 +176,23 @@ def audit(
         run_audit(setup.plan, generators, setup.measurer, initial_noise, folder, lambda n: bar.update(task, advance=n))
     metrics = compute_metrics(load_records(folder / "records.parquet"), setup.spec)
     write_json(folder / "audit.json", metrics)
-    render_report(folder, metrics, about(config), read_metrics(folder / "metrics.jsonl"))
+    history = read_metrics(folder / "metrics.jsonl")
+    render_report(folder, metrics, about(config, generators, bool(history)), history)
     done = {"finished": [training, config.steps, setup.fingerprint], "at": time.strftime("%F %T")}
     write_json(folder / "run.json", read_state(folder) | done)
 
 
-def about(config: Config) -> dict[str, list[str]]:
-    """What was asked, as lines for the report."""
-    return {
-        "target": build.target_lines(config),
-        "adapter": [f"{k}: {v}" for k, v in asdict(config.adapter).items()],
-        "sampler": [f"{k}: {v}" for k, v in asdict(config.sampler).items()],
-    }
+def about(config: Config, generators: dict[str, Generate], trained: bool) -> dict[str, list[str]]:
+    """What was asked, as lines for the report: of the adapter where there is one, of its training where it was here."""
+    lines = {"target": build.target_lines(config)}
+    if "after" in generators:
+        lines["adapter"] = [option.removeprefix("adapter.").replace("=", ": ", 1) for option in build.adapter_options(config)]
+    if trained:
+        keys = ("steps", "global_batch", "noise_pool", "seed", "prompts", "loss", "gradient", "optimizer", "validation")
+        settings = flat({key: value for key, value in asdict(config).items() if key in keys})
+        lines["training"] = [f"{key}: {value}" for key, value in settings.items() if value not in (None, "")]
+    lines["sampler"] = [f"{key}: {value}" for key, value in asdict(config.sampler).items()]
+    return lines
 
 
 def conclude(folder: Path, console: Console) -> None:

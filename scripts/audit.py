@@ -1,7 +1,7 @@
 """Measure a model, or a model and a saved adapter, without training: pictures -> records -> audit.json -> report.
 
 python scripts/audit.py audit=full                                            the embedded model
-python scripts/audit.py adapter.path=outputs/debias/default/seed0/adapter     before and after an adapter
+python scripts/audit.py adapter.path=outputs/debias/default/seed0/adapter     before and after (LoRA: adapter=lora_...)
 """
 
 from pathlib import Path
@@ -25,6 +25,8 @@ def job(config: Config, folder: Path) -> None:
         console.print(f"this audit is finished; resume=false starts over ({folder})")
     else:
         adapter = build.build_adapter(config, model) if config.adapter.path else None
+        if adapter:
+            run.warn_about_adapter(config, console)
         run.begin(folder, config, measured)
         run.audit(folder, config, measured, run.painters(config, model, adapter), audit, console)
     run.conclude(folder, console)

@@ -13,6 +13,7 @@ from fairdiff import build
 from fairdiff.adapters import LORA_FILE, SOFT_TOKENS_FILE, TOKEN, Lora, SoftTokens
 from fairdiff.errors import FairDiffError
 from fairdiff.models import load_model
+from fairdiff.portraits import weights
 from fairdiff.sampling import initial_noise
 from fairdiff.step import Batch, training_step
 
@@ -133,6 +134,13 @@ def test_plain_diffusers_loads_the_adapter_and_paints_the_same_picture(tiny_fold
         prompt, guidance_scale=3.0, num_inference_steps=3, latents=noise, output_type="pt"
     ).images  # fmt: skip
     assert torch.allclose(ours, theirs, atol=1e-4)
+
+
+def test_plain_diffusers_paints_with_the_shipped_model_as_the_readme_says():
+    pipeline = StableDiffusionPipeline.from_pretrained(weights("model"))
+    pipeline.set_progress_bar_config(disable=True)
+    picture = pipeline(PROMPT, guidance_scale=1.5, num_inference_steps=2, output_type="np").images[0]
+    assert picture.shape == (64, 64, 3) and picture.std() > 0.05
 
 
 @pytest.mark.parametrize("kind,file", [("soft_tokens", SOFT_TOKENS_FILE), ("lora_unet", LORA_FILE)])

@@ -1,22 +1,26 @@
 """Bad input gets one clear line on stderr, exit code 2, no traceback, and leaves nothing half-written."""
 
+import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import train  # noqa: E402  (the entry script is no package)
+from fairdiff.cli import main  # noqa: E402
 from fairdiff.portraits import weights  # noqa: E402
 
 # (override, what the line must name)
 CASES = {
-    "unknown key": (["model.pth=x"], ["model.pth", "ModelConfig"]),
-    "unknown top key": (["stepz=3"], ["stepz"]),
+    "unknown key": (["model.pth=x"], ["model.pth", "allowed: model.path"]),
+    "unknown top key": (["stepz=3"], ["stepz", "allowed: steps"]),
     "wrong type": (["steps=many"], ["steps", "Integer"]),
     "null where a value is needed": (["steps=null"], ["steps"]),
     "unknown group choice": (["adapter=loha"], ["adapter", "lora_text"]),
@@ -25,6 +29,8 @@ CASES = {
     "bad syntax": (["steps"], ["steps"]),
     "shares do not sum to 1": (["target.gender.female=.9"], ["target.gender", "sum to 1.4"]),
     "unknown class": (["+target.gender.other=.1"], ["target.gender", "other", "female, male"]),
+    "class in other letters": (["target.gender.Female=.7"], ["target.gender.Female", "target.<attribute>.<class>"]),
+    "a group written with a dot": (["audit.judge=hf"], ["audit/judge=hf"]),
     "negative share": (["target.gender.female=-1", "target.gender.male=2"], ["target.gender.female", "[0, 1]"]),
     "target of an attribute that is not trained": (["+target.race.White=1"], ["target", "race", "gender"]),
     "target is no table": (["target.gender=half"], ["target.gender", "half"]),
@@ -130,6 +136,26 @@ def test_empty_prompt_list(tmp_path, monkeypatch, capsys):
     assert "prompts.txt" in line
 
 
+def test_whole_prompts_are_not_put_into_the_template_unseen(tmp_path, monkeypatch, capsys):
+    (tmp_path / "prompts.txt").write_text("nurse\na photo of the face of a nurse, a person\n")
+    line = call([f"prompts.train={tmp_path / 'prompts.txt'}"], tmp_path / "run", monkeypatch, capsys)
+    assert "prompts.txt" in line and 'prompts.template="{}"' in line
+
+
+def test_a_state_that_is_none(tmp_path, monkeypatch, capsys):
+    (tmp_path / "run.json").write_text("[]")
+    line = call([], tmp_path, monkeypatch, capsys)
+    assert "run.json" in line and "resume=false" in line
+
+
+def test_an_adapter_of_another_kind_names_what_made_it(tmp_path, monkeypatch, capsys):
+    save_file({"unet.x": torch.zeros(2)}, tmp_path / "pytorch_lora_weights.safetensors")
+    made = {"options": "adapter.type=lora adapter.parts=['unet'] adapter.rank=8"}
+    (tmp_path / "adapter.json").write_text(json.dumps(made))
+    line = call([f"adapter.path={tmp_path}"], tmp_path / "run", monkeypatch, capsys)
+    assert "soft_tokens.safetensors" in line and made["options"] in line
+
+
 @pytest.mark.parametrize("damage", ["truncated", "missing"])
 def test_damaged_weights(damage, tmp_path, monkeypatch, capsys):
     model = tmp_path / "model"
@@ -165,3 +191,14 @@ def test_the_command_itself_prints_no_traceback(tmp_path):
     assert [line for line in result.stderr.splitlines() if line.strip()] == [
         "error: target.gender: shares sum to 1.4, allowed: 1"
     ]
+
+
+def test_an_interrupt_is_one_line(monkeypatch, capsys, tmp_path):
+    def interrupted(config, folder):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "argv", ["train.py", f"hydra.run.dir={tmp_path / 'run'}"])
+    with pytest.raises(SystemExit) as exit_info:
+        main(interrupted)()
+    assert exit_info.value.code == 130
+    assert capsys.readouterr().err == "interrupted; the same command goes on from the last checkpoint\n"

@@ -1,6 +1,7 @@
 """The main job end to end on the embedded model, small: every file, the schema, resuming, and the last line."""
 
 import json
+import runpy
 import sys
 from pathlib import Path
 
@@ -11,6 +12,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import train  # noqa: E402
+from fairdiff.cli import main  # noqa: E402
+
+measure = main(runpy.run_path(str(ROOT / "scripts" / "audit.py"))["job"], "measure")
 
 SMALL = [
     "steps=2", "global_batch=8", "noise_pool=8", "sampler.train_steps=[3,3]", "sampler.audit_steps=3", "cache=null",
@@ -72,7 +76,8 @@ def test_the_same_command_again_says_so_and_changes_nothing(finished, capsys):
 def test_another_configuration_never_lands_on_a_finished_run(finished, capsys):
     with pytest.raises(SystemExit) as exit_info:
         launch(finished, "adapter=lora_text")
-    assert exit_info.value.code == 2 and "other settings" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert exit_info.value.code == 2 and "other settings" in said and "adapter.type: soft_tokens there, lora asked" in said
 
 
 @pytest.mark.slow
@@ -80,3 +85,29 @@ def test_the_report_is_one_file_without_requests(finished):
     page = (finished / "report.html").read_text()
     assert "perceived presentation" in page
     assert 'src="http' not in page and 'href="http' not in page
+    assert "adapter: " not in page and "type: soft_tokens" in page and "global_batch: 8" in page  # what was asked
+
+
+AUDIT = [o for o in SMALL if o.startswith(("audit.", "sampler.", "cache"))]
+
+
+@pytest.mark.slow
+def test_an_audit_of_a_saved_adapter_says_where_it_asks_for_something_else(finished, tmp_path, capsys):
+    """The adapter was made for half and half; its numbers before and after are those of its own run's audit."""
+    sys.argv = ["audit.py", *AUDIT, f"adapter.path={finished / 'adapter'}", f"hydra.run.dir={tmp_path}"]
+    sys.argv += ["target.gender.female=.7", "target.gender.male=.3"]
+    measure()
+    out = " ".join(capsys.readouterr().out.split())
+    assert "warning: adapter.path: trained with target ['gender: female 0.5, male 0.5']" in out
+    own, again = (json.loads((folder / "audit.json").read_text()) for folder in (finished, tmp_path))
+    for model in ("before", "after"):
+        assert own["models"][model]["attributes"]["gender"]["bias"] == again["models"][model]["attributes"]["gender"]["bias"]
+
+
+@pytest.mark.slow
+def test_an_audit_without_an_adapter_shows_none(tmp_path, capsys):
+    sys.argv = ["audit.py", *AUDIT, f"hydra.run.dir={tmp_path}"]
+    measure()
+    out = capsys.readouterr().out
+    assert "before and after" not in out and "warning" not in out
+    assert "soft_tokens" not in (tmp_path / "report.html").read_text()

@@ -161,7 +161,7 @@ def suite_metrics(counts: np.ndarray, missing: np.ndarray, axis: Axis, spec: Met
             },
             "unbiased_rms": on_target,
             "delta": spec.delta,
-            "verdict": iv.verdict(on_target["ci95"], spec.delta),
+            "verdict": iv.verdict(on_target["ci95"], spec.delta, int(faces.sum()), K),
         },
     }  # fmt: skip
     if axis.name in spec.confusion and two.any():
@@ -183,7 +183,7 @@ def _corrected(counts: np.ndarray, axis: Axis, spec: MetricSpec, target: np.ndar
         },
         "target": {
             "unbiased_rms": {"value": aimed.rms, "ci95": aimed.rms_interval},
-            "verdict": iv.verdict(aimed.rms_interval, spec.delta),
+            "verdict": iv.verdict(aimed.rms_interval, spec.delta, int(counts.sum()), counts.shape[1]),
         },
         "confusion": confusion,
     }  # fmt: skip

@@ -176,9 +176,14 @@ def rms_interval(squared_gaps, draws: int = 2000, seed: int = 0) -> tuple[float,
     return float(root(np.mean(squared_gaps))), (float(root(low)), float(root(high)))
 
 
-def verdict(interval: Interval, delta: float) -> str:
-    """ "within" when the whole interval lies below delta (equivalence), "beyond" when above it, else "undecided"."""
-    return "within" if interval[1] < delta else "beyond" if interval[0] > delta else "undecided"
+def verdict(interval: Interval, delta: float, faces: int, K: int) -> str:
+    """ "within" when the whole interval lies below delta (equivalence), "beyond" when above it, else "undecided".
+
+    Never "within" for fewer faces in all than one prompt would need to show it (`images_for_equivalence`): the root of
+    an unbiased estimate is then 0 by chance, for every resample of the prompts alike.
+    """
+    enough = faces >= images_for_equivalence(delta, K)
+    return "within" if interval[1] < delta and enough else "beyond" if interval[0] > delta else "undecided"
 
 
 def rate_interval(count: int, n: int) -> Interval:

@@ -37,7 +37,8 @@ ESTIMANDS = {
     "target.total_variation": "mean over prompts of half the absolute differences to the prompt's target; its floor, "
     "the mean of what a generator exactly on each target shows at the same numbers of faces, is not 0",
     "target.unbiased_rms": "root of the unbiased mean squared gap between deviations from the target; its floor is 0",
-    "target.verdict": "within: the whole interval of target.unbiased_rms lies below delta; beyond: above; else undecided",
+    "target.verdict": "within: the whole interval of target.unbiased_rms lies below delta, from at "
+    "least the faces that would show it of one prompt; beyond: above; else undecided",
     "target.p_holm": "exact binomial (two classes) or Monte Carlo G test of the prompt's target, Holm over prompts",
     "per_prompt.bias.ci95": "the prompt's own true bias: Wilson (two classes) or Goodman's simultaneous region",
     "corrected": "the judge's error on labelled faces undone, assumed to be the same on generated ones",

@@ -57,7 +57,8 @@ def render_report(folder: Path, audit: dict, asked: dict[str, list[str]], histor
 def summary_table(audit: dict) -> Table:
     """Before, after, change and floor of every headline number, for the terminal."""
     table = Table(
-        title=f"{audit['prompts']} prompts × {audit['images_per_prompt']} pictures, same noise before and after",
+        title=f"{audit['prompts']} prompts × {audit['images_per_prompt']} pictures"
+        + (", same noise before and after" if audit["paired"] else ""),
         title_justify="left",
         caption=r"\[low, high]: 95 % interval; floor: what a perfectly fair (or on-target) generator shows",
         caption_justify="left",

@@ -3,7 +3,7 @@
 VERDICTS = {
     "within": "the whole interval lies below {delta:.2f}",
     "beyond": "the whole interval lies above {delta:.2f}",
-    "undecided": "the interval reaches across {delta:.2f}, so more prompts or pictures are needed",
+    "undecided": "more prompts or pictures are needed to tell on which side of {delta:.2f} it lies",
 }
 
 
@@ -49,9 +49,11 @@ def comparison(audit: dict) -> dict[str, list[dict]]:
                 paired and paired["families"][family]["attributes"][name][distance["key"]], distance["floor"],
             ))  # fmt: skip
     groups["gap to the target, noise removed"] = [
-        row(f"{name} gap", lambda model, n=name: _pair(model["attributes"][n]["target"]["unbiased_rms"]), None, 0.0)
+        row(f"{name} gap", lambda model, n=name: _pair(model["attributes"][n]["target"]["unbiased_rms"]), None, 0.0,
+            note="root mean square over prompts of how far the difference of two classes' shares is from what was asked; "
+            "of two classes twice the share that is off")
         for name in asked
-    ]
+    ]  # fmt: skip
     groups["pictures"] = [
         row(f"{name} unclear", lambda m, n=name: _rate(m["attributes"][n]["unsure"]), None, form=percent,
             note="faces whose most probable class has less than .9")
@@ -61,7 +63,7 @@ def comparison(audit: dict) -> dict[str, list[dict]]:
         row("no face", lambda m: _rate(m["no_face"]), paired and paired["no_face"], form=percent),
         row("CLIP-T", lambda m: _pair(m["clip_t"]), paired and paired["clip_t"], note="picture against prompt"),
         row("CLIP-I", lambda m: _pair(m["clip_i"]), None, note="after against before, same noise"),
-        row("DINO", lambda m: _pair(m["dino"]), None, note="after against before, same noise"),
+        row("image encoder", lambda m: _pair(m["dino"]), None, note="in DINO's place: after against before, same noise"),
         row("between seeds", lambda m: _pair(m["between_seeds"]), paired and paired["between_seeds"],
             note="1 − cosine of two pictures of one prompt: variety"),
     ]  # fmt: skip

@@ -14,6 +14,8 @@ from train_clip import export_clip
 from train_diffusion import load_denoiser, make_scheduler
 from train_vae import load_vae
 
+from fairdiff.files import write_json
+
 LIMIT = 40_000_000  # bytes, all parts together
 STAGED = ("judge", "audit_judge", "encoder", "identity")  # stages that already write the shipped folder format
 
@@ -27,6 +29,8 @@ def export_model(folder: Path, out: Path) -> None:
             make_scheduler(), None, None, requires_safety_checker=False,
         )  # fmt: skip
     pipeline.save_pretrained(out, safe_serialization=True)
+    about = out / "text_encoder" / "config.json"  # else transformers loads it in half precision, diffusers the rest in full
+    write_json(about, json.loads(about.read_text()) | {"dtype": "float32"})
     (out / "tokenizer" / "tokenizer.json").unlink()  # 3.6 MB; the two files below are 1.5 and load to the same ids
     for name in ("vocab.json", "merges.txt"):
         shutil.copy(folder / "tokenizer" / name, out / "tokenizer" / name)

@@ -174,7 +174,7 @@ def test_mean_interval_is_wider_than_percentiles_and_undefined_for_one_prompt():
     low, high = mean_interval(values)
     assert low < values.mean() < high
     assert all(map(math.isnan, mean_interval(values[:1])))
-    assert verdict(mean_interval(values[:1]), 0.1) == "undecided"
+    assert verdict(mean_interval(values[:1]), 0.1, 10**6, 2) == "undecided"
 
 
 def test_monte_carlo_test_agrees_with_the_exact_one_and_keeps_its_size():
@@ -225,4 +225,15 @@ def test_planner():
 
 
 def test_verdict():
-    assert [verdict(i, 0.1) for i in ((0, 0.09), (0.12, 0.3), (0.05, 0.2))] == ["within", "beyond", "undecided"]
+    assert [verdict(i, 0.1, 10**6, 2) for i in ((0, 0.09), (0.12, 0.3), (0.05, 0.2))] == ["within", "beyond", "undecided"]
+
+
+def test_few_faces_never_show_equivalence():
+    """Two prompts of four pictures with true gaps of .4 look like zero in every resample more often than not."""
+    rng = np.random.default_rng(0)
+    counts = rng.binomial(4, 0.7, (400, 2))
+    intervals = [rms_interval(unbiased_squared_gap(np.stack([c, 4 - c], 1)), 100)[1] for c in counts]
+    assert sum(ends[1] < 0.1 for ends in intervals) > 100
+    assert all(verdict(ends, 0.1, 8, 2) != "within" for ends in intervals)
+    least = images_for_equivalence(0.1)
+    assert [verdict((0.0, 0.05), 0.1, n, 2) for n in (least - 1, least)] == ["undecided", "within"]

@@ -172,8 +172,10 @@ def test_targets_by_hand(records):
 
 def test_verdict_needs_the_whole_interval(records):
     many = pd.concat([records.assign(prompt_index=records.prompt_index + 10 * i) for i in range(12)])
-    entry = compute_metrics(many, MetricSpec(ATTRIBUTES, {}, draws=400))["models"]["after"]["attributes"]["gender"]
-    assert entry["target"]["verdict"] == "within"  # every prompt at 1:1
+    for delta, word in ((0.4, "within"), (0.1, "undecided")):  # every prompt at 1:1, but too few faces for .1
+        spec = MetricSpec(ATTRIBUTES, {}, draws=400, delta=delta)
+        entry = compute_metrics(many, spec)["models"]["after"]["attributes"]["gender"]
+        assert entry["target"]["verdict"] == word
     entry = compute_metrics(many, MetricSpec(ATTRIBUTES, {}, draws=400))["models"]["before"]["attributes"]["gender"]
     assert entry["target"]["verdict"] == "beyond"
 
