@@ -17,6 +17,7 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -49,8 +50,11 @@ def main(task: Callable[[Config, Path], None], name: str = "config") -> Callable
 
     @wraps(task)
     def job(cfg: DictConfig) -> None:
+        hydra_config = HydraConfig.get()
+        if hydra_config.mode == RunMode.MULTIRUN:  # else nobody knows which of a sweep's runs this is
+            print(f"run {hydra_config.job.num}: {' '.join(hydra_config.overrides.task) or 'defaults'}", flush=True)
         try:
-            task(to_config(cfg), Path(HydraConfig.get().runtime.output_dir))
+            task(to_config(cfg), Path(hydra_config.runtime.output_dir))
         except (FairDiffError, OSError) as error:  # before Hydra adds lines of its own
             fail(error)
 

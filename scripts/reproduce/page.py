@@ -35,6 +35,7 @@ error; 10,000 steps and more, LoRA of rank 50; its CLIP and DINO are other netwo
 | gender×race | .16 ± .13 | .09 ± .04 | .06 ± .02 | .67 | .58 |
 | gender×race, age 75/25 | .15 | .09 | .06 | .66 | .58 |
 """
+REMARKS = Path(__file__).parent / "remarks.md"  # what the numbers say, by hand
 AXES = ("gender", "race", "age", "gender×race")
 
 
@@ -57,7 +58,7 @@ def write_page(runs: list[Run], root: Path, page: Path) -> None:
             parts.append(f"\nNot measured yet: {_brief(missing)}.\n")
         if group == "experiments":
             parts.append(PAPER)
-    write_text(page, "".join(parts))
+    write_text(page, "".join(parts) + "\n" + REMARKS.read_text())
 
 
 def _table(found: dict[str, list[dict]], planned: dict[str, int]) -> list[str]:
