@@ -188,8 +188,9 @@ def about(config: Config, generators: dict[str, Generate], trained: bool) -> dic
     if "after" in generators:
         lines["adapter"] = [option.removeprefix("adapter.").replace("=", ": ", 1) for option in build.adapter_options(config)]
     if trained:
-        keys = ("steps", "global_batch", "noise_pool", "seed", "prompts", "loss", "gradient", "optimizer", "validation")
-        settings = flat({key: value for key, value in asdict(config).items() if key in keys})
+        keys = ["steps", "global_batch", "noise_pool", "seed", "prompts", "loss", "gradient", "optimizer"]
+        keys += ["validation"] if config.validation.every else []
+        settings = flat({key: asdict(config)[key] for key in keys})
         lines["training"] = [f"{key}: {value}" for key, value in settings.items() if value not in (None, "")]
     lines["sampler"] = [f"{key}: {value}" for key, value in asdict(config.sampler).items()]
     return lines
