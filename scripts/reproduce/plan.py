@@ -7,7 +7,7 @@ EXPERIMENTS = ("gender", "gender_tokens", "race", "gender_race", "gender_race_ag
 ADAPTERS = ("soft_tokens", "lora_text", "lora_unet", "lora_both")
 IMAGE_WEIGHTS = (0, 2, 8, 32)
 SCALES = (0.25, 0.5, 0.75, 1, 1.25)
-SOME = {"multi_concept": ("audit.prompts=24",)}  # of each family: there are 440 test prompts of styled occupations alone
+SOME = {"multi_concept": ("audit.prompts=12",)}  # of each family: there are 440 test prompts of styled occupations alone
 GROUPS = {
     "adapters": "The main job with each adapter",
     "experiments": "The paper's experiments",
