@@ -110,9 +110,9 @@ def _excess(audits: list[dict], axis: str, part: str, key: str, family: str | No
     was, now = (before - floors[0])[seen], (after - floors[1])[seen]
     draws = resampled_prompts(len(was), 2000, audits[0]["provenance"]["seed"])
     low, high = percentile_interval(now[draws].mean(1) / was[draws].mean(1), len(was))
-    left = f"{now.mean() / was.mean():.0%} left [{low:.0%}, {high:.0%}]".replace("-", "−")
+    part, low, high = (f"{round(x, 2) + 0.0:.0%}".replace("-", "−") for x in (now.mean() / was.mean(), low, high))
     means = [_number(v[seen].mean()) for v in (before, after, floors[1])]
-    return f"{means[0]} → {means[1]}, floor {means[2]}: {left}"
+    return f"{means[0]} → {means[1]}, floor {means[2]}: {part} left [{low}, {high}]"
 
 
 def _brief(names: list[str], most: int = 8) -> str:
