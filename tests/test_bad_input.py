@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import train  # noqa: E402  (the entry script is no package)
+from classifiers.calibration import CALIBRATION_FILE  # noqa: E402
 from fairdiff.cli import main  # noqa: E402
 from fairdiff.portraits import weights  # noqa: E402
 
@@ -178,6 +179,18 @@ def test_a_judge_with_other_classes(tmp_path, monkeypatch, capsys):
     (judge / "config.json").write_text(config.replace('"female"', '"woman"'))
     line = call([f"judge.path={judge}"], tmp_path / "run", monkeypatch, capsys)
     assert "judge.path" in line and "woman" in line and "female" in line
+
+
+@pytest.mark.parametrize("counts,says", [([[60, 40], [58, 42]], "cannot tell its classes apart"), ([[9, 1]], "(1, 2)")])
+def test_a_judge_whose_error_cannot_be_undone_is_refused_before_training(counts, says, tmp_path, monkeypatch, capsys):
+    judge = tmp_path / "judge"
+    shutil.copytree(weights("audit_judge"), judge)
+    known = json.loads((judge / CALIBRATION_FILE).read_text())
+    known["gender"]["counts"] = counts
+    (judge / CALIBRATION_FILE).write_text(json.dumps(known))
+    line = call([f"audit.judge.path={judge}"], tmp_path / "run", monkeypatch, capsys)
+    assert "audit.judge.path" in line and "gender" in line and says in line
+    assert_nothing_half_written(tmp_path / "run")
 
 
 def test_the_command_itself_prints_no_traceback(tmp_path):
