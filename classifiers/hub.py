@@ -36,7 +36,7 @@ class HubClassifier(nn.Module):
             self.columns[name] = [[place[str(label)] for label in mapping[name][c]] for c in classes]
         self.config = {
             "pixels": [p.about() for p in pixels], "source": source, "columns": self.columns,
-            "nets": [_architecture(net) for net in nets], "attributes": self.attributes,
+            "nets": [architecture(net) for net in nets], "attributes": self.attributes,
         }  # fmt: skip
         self.eval()
 
@@ -108,10 +108,17 @@ def labels_of(net: nn.Module) -> dict[int, str]:
     return {int(i): str(label) for i, label in net.config.id2label.items()}
 
 
-def _architecture(net: nn.Module) -> dict:
-    """What besides the weights makes a net's answers, without where it came from."""
-    config = net.config.to_dict()
-    return {k: v for k, v in config.items() if k not in ("_name_or_path", "transformers_version", "architectures")}
+def architecture(component) -> dict:
+    """What besides the weights makes a component's answers: its class and configuration.
+
+    Without the keys that begin with an underscore (where the files lie, which version wrote them and which values were
+    defaults, in an order that changes from process to process) and the precision of the files, which is not the one
+    used here.
+    """
+    left_out = ("transformers_version", "architectures", "dtype", "torch_dtype")
+    config = component.config if isinstance(component.config, dict) else component.config.to_dict()
+    kept = {k: v for k, v in config.items() if not k.startswith("_") and k not in left_out}
+    return {"class": type(component).__name__} | kept
 
 
 def _load(place: str) -> tuple[nn.Module, Pixels]:

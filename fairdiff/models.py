@@ -11,6 +11,7 @@ import transformers
 from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 
+from classifiers.hub import architecture
 from fairdiff.errors import FairDiffError
 from fairdiff.sampling import Generate, Guidance, sample
 
@@ -116,19 +117,6 @@ def load_model(path: str | Path, padding: str = "max_length", device: str = "cpu
         if any(not p.isfinite().all() for p in module.parameters()):
             raise FairDiffError(f"model.path: {path} holds weights that are not finite in {type(module).__name__}")
     return model
-
-
-def architecture(component) -> dict:
-    """What besides the weights makes a component's answers: its class and configuration.
-
-    Without the keys that begin with an underscore (where the files lie, which version wrote them and which values were
-    defaults, in an order that changes from process to process) and the precision of the files, which is not the one
-    used here.
-    """
-    left_out = ("transformers_version", "dtype", "torch_dtype")
-    config = component.config if isinstance(component.config, dict) else component.config.to_dict()
-    kept = {k: v for k, v in config.items() if not k.startswith("_") and k not in left_out}
-    return {"class": type(component).__name__} | kept
 
 
 def digest(*parts) -> str:
