@@ -109,11 +109,11 @@ def read_about(adapter: Path) -> dict:
     return about if isinstance(about, dict) else {}
 
 
-def adapter_options(config: Config) -> list[str]:
-    """The keys of `adapter` that its kind has, as overrides."""
+def adapter_options(config: Config) -> dict[str, object]:
+    """The keys of `adapter` that its kind has."""
     own = {"soft_tokens": ("type", "tokens", "initial_text"), "lora": ("type", "parts", "rank", "alpha")}
     kept = (*own[config.adapter.type], "learning_rate", *(("path", "scale") if config.adapter.path else ()))
-    return [f"adapter.{key}={value}" for key, value in asdict(config.adapter).items() if key in kept]
+    return {key: value for key, value in asdict(config.adapter).items() if key in kept}
 
 
 def build_detector(config: Config) -> Detector:

@@ -140,7 +140,7 @@ def save_adapter(folder: Path, config: Config, training: str, trainee: Trainee) 
     trainee.adapter.save(temporary)
     about = {
         "type": trainee.adapter.kind,
-        "options": " ".join(build.adapter_options(config)),
+        "options": " ".join(f"adapter.{key}={value}" for key, value in build.adapter_options(config).items()),
         "load_with": "load_textual_inversion" if trainee.adapter.kind == "soft_tokens" else "load_lora_weights",
         "prompt_prefix": "<fairdiff> " if trainee.adapter.kind == "soft_tokens" else "",
         "guidance": config.sampler.guidance,
@@ -186,7 +186,7 @@ def about(config: Config, generators: dict[str, Generate], trained: bool) -> dic
     """What was asked, as lines for the report: of the adapter where there is one, of its training where it was here."""
     lines = {"target": build.target_lines(config)}
     if "after" in generators:
-        lines["adapter"] = [option.removeprefix("adapter.").replace("=", ": ", 1) for option in build.adapter_options(config)]
+        lines["adapter"] = [f"{key}: {value}" for key, value in build.adapter_options(config).items()]
     if trained:
         keys = ["steps", "global_batch", "noise_pool", "seed", "prompts", "loss", "gradient", "optimizer"]
         keys += ["validation"] if config.validation.every else []
