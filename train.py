@@ -7,7 +7,7 @@ python train.py audit=full seed=1                  every test occupation
 
 from pathlib import Path
 
-from fairdiff import build, run
+from fairdiff import asked, build, run
 from fairdiff.build_audit import build_audit
 from fairdiff.cli import main
 from fairdiff.config import Config
@@ -17,7 +17,7 @@ from fairdiff.trainer import train
 
 def job(config: Config, folder: Path) -> None:
     console = make_console()
-    prompts = build.build_prompts(config, "train")
+    prompts = asked.prompts(config, "train")
     model, judges = build.build_model(config), build.build_judges(config)
     training = build.training_fingerprint(config, model, judges, prompts)
     audit = build_audit(config, model, training, judges.classifier)

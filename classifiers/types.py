@@ -33,6 +33,13 @@ class Boxes:
         found_B[self.row_F] = True
         return found_B
 
+    @classmethod
+    def none(cls, image_BCHW: Tensor) -> "Boxes":
+        """No face in any image of the batch."""
+        batch, _, height, width = image_BCHW.shape
+        nobody = image_BCHW.new_zeros(0, 4)
+        return cls(torch.zeros(0, dtype=torch.long, device=nobody.device), nobody, None, (batch, height, width))
+
     def select(self, keep_F: Tensor) -> "Boxes":
         """The faces a bool mask [F] keeps; the batch stays B images."""
         landmark_F52 = None if self.landmark_F52 is None else self.landmark_F52[keep_F]

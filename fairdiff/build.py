@@ -1,9 +1,7 @@
-"""From configuration to live objects, one build function a group; with its audit half the only module that imports all."""
+"""From configuration to live objects, one build function a group; with its audit half the only modules that import all."""
 
 import hashlib
 import json
-from collections import Counter
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import cache, lru_cache
 from pathlib import Path
@@ -17,21 +15,21 @@ from classifiers.hub import HubClassifier, load_hub_classifier
 from classifiers.identity import Bank, load_bank, load_face_embedder
 from classifiers.types import Detector
 from classifiers.zeroshot import ZeroShotClassifier, load_zero_shot
+from fairdiff import asked
 from fairdiff.adapters import Adapter, Lora, SoftTokens
 from fairdiff.balance import Balance
 from fairdiff.config import Config, JudgeConfig
-from fairdiff.errors import FairDiffError
+from fairdiff.errors import FairDiffError, blame
 from fairdiff.features import ClipEncoder, HubEncoder, ImageEncoder
 from fairdiff.judges import Judges
 from fairdiff.losses import Damping
 from fairdiff.models import DiffusionModel, digest, fingerprint, load_model
 from fairdiff.originals import Originals
-from fairdiff.portraits import labour, weights, world
-from fairdiff.prompts import Prompt, fill, read_prompts
+from fairdiff.portraits import weights
+from fairdiff.prompts import Prompt
 from fairdiff.sampling import initial_noise, make_solver
 from fairdiff.step import Method, Objective, Trainee
-from fairdiff.target_files import WrittenTarget, inline_target, read_target
-from fairdiff.targets import Target, Targets
+from fairdiff.targets import Targets
 from fairdiff.trainer import Schedule
 from fairdiff.validation import Validation
 
@@ -40,24 +38,15 @@ NOT_TRAINING = ("audit", "resume", "cache", "checkpoint_every", "steps", "decode
 Judge = AttributeNet | HubClassifier | ZeroShotClassifier
 
 
-@contextmanager
-def blame(key: str, joint: str = ": "):
-    """Turn a library's ValueError or OSError into one line that names the configuration key."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        raise FairDiffError(f"{key}{joint}{' '.join(str(error).split())}") from error
-
-
 def training_fingerprint(config: Config, model: DiffusionModel, judges: Judges, prompts: list[Prompt]) -> str:
     """A short hash of all that changes the result of training: keys, weights, bank, prompts, targets, starting adapter."""
     kept = {k: v for k, v in asdict(config).items() if k not in NOT_TRAINING}
     # how many steps there are changes them: the learning rate of each, and the last is always a validation
     if config.optimizer.schedule != "constant" or config.validation.every:
         kept["steps"] = config.steps
-    watched = build_prompts(config, "validation") if config.validation.every else []
-    texts = [[p.text for p in some] for some in (prompts, watched)]
-    tables = [target.table.tolist() for target in build_targets(config, prompts + watched).known()]
+    watched = asked.prompts(config, "validation") if config.validation.every else []
+    texts = [[p.text if p.people else (p.text, p.family) for p in some] for some in (prompts, watched)]
+    tables = [target.table.tolist() for target in asked.targets(config, prompts + watched).known()]
     bank = None if judges.bank is None else judges.bank.embedding_ND.tolist()
     return digest(kept, frozen_key(config, model, judges), bank, texts, tables, adapter_fingerprint(config))
 
@@ -138,17 +127,17 @@ def eyes_key(config: Config, detector: Detector) -> str:
 
 def build_classifier(judge: JudgeConfig, key: str, embedded: str, config: Config) -> Judge:
     """A frozen judge that knows every asked attribute with exactly the asked classes in the asked order."""
-    asked = {name: tuple(attribute.classes) for name, attribute in config.attributes.items()}
+    classes = {name: tuple(attribute.classes) for name, attribute in config.attributes.items()}
     match judge.type:
         case "hf":
             with blame(key, "."):
-                classifier = load_hub_classifier(judge.path, judge.paths, judge.mapping, asked)
+                classifier = load_hub_classifier(judge.path, judge.paths, judge.mapping, classes)
         case "open_clip":
             with blame(key, "."):
-                classifier = load_zero_shot(judge.path, judge.mapping, asked)
+                classifier = load_zero_shot(judge.path, judge.mapping, classes)
         case _:
             with blame(f"{key}.path"):
-                classifier = load_attribute_net(Path(judge.path) if judge.path else weights(embedded), asked)
+                classifier = load_attribute_net(Path(judge.path) if judge.path else weights(embedded), classes)
     return classifier.to(config.model.device)
 
 
@@ -180,55 +169,6 @@ def build_judges(config: Config) -> Judges:
     classifier = build_classifier(config.judge, "judge", "judge", config)
     crop = config.detector
     return Judges(build_detector(config), classifier, encoders, embedder, bank, crop.crop_size, crop.expand)
-
-
-def written_target(config: Config) -> WrittenTarget | None:
-    """The content of `target.file` or `target.joint`; FairDiffError if `target.<attribute>` is set for what it covers."""
-    file, joint = config.target["file"], config.target["joint"]
-    classes = {name: list(attribute.classes) for name, attribute in config.attributes.items()}
-    if file is None and joint is None:
-        return None
-    if file == "labour":
-        written = read_target(labour.FILE, classes, set(world.CLASSES) - set(classes))
-    else:
-        written = inline_target(joint, classes) if file is None else read_target(file, classes)
-    for name in written.attributes:
-        if len(set(config.target[name].values())) > 1:
-            raise FairDiffError(
-                f"target.{name}: found {config.target[name]}, but {written.source} sets its shares too; allowed: one of them"
-            )
-    return written
-
-
-def build_targets(config: Config, prompts: list[Prompt]) -> Targets:
-    """The target of every given prompt, without relaxation; attributes that no file covers are independent of the rest."""
-    written = written_target(config)
-    covered = () if written is None else written.attributes
-    rest = [name for name in config.attributes if name not in covered]
-    marginals = {name: [float(config.target[name][c]) for c in config.attributes[name].classes] for name in rest}
-    with blame("target"):
-        free = Target.from_marginals(marginals)
-    if written is None:
-        return Targets(free)
-    if written.key is None:
-        return Targets(written.targets[""].times(free, *config.attributes))
-    return Targets(None, {p.text: written.of(p).times(free, *config.attributes) for p in prompts})
-
-
-def target_lines(config: Config) -> list[str]:
-    """The target asked for, in words."""
-    written = written_target(config)
-    covered = () if written is None else written.attributes
-    lines = [] if written is None else [f"{', '.join(covered)}: as in {config.target['file'] or 'target.joint'}"]
-    for name in config.attributes:
-        if name not in covered:
-            lines.append(f"{name}: " + ", ".join(f"{cls} {share:g}" for cls, share in config.target[name].items()))
-    mixed = config.target["relaxation"]
-    if mixed:
-        lines.append(
-            f"trained towards {mixed:g} of the model's own shares and {1 - mixed:g} of these; audited against these"
-        )
-    return lines
 
 
 def build_objective(config: Config, targets: Targets) -> Objective:
@@ -273,8 +213,8 @@ def build_trainee(config: Config, model: DiffusionModel, judges: Judges) -> Trai
         steps = sum(config.sampler.train_steps) // 2
         return originals.shares(prompt, config.noise_pool, steps, tuple(config.attributes))
 
-    watched = build_prompts(config, "validation") if config.validation.every else []
-    targets = build_targets(config, build_prompts(config, "train") + watched)
+    watched = asked.prompts(config, "validation") if config.validation.every else []
+    targets = asked.targets(config, asked.prompts(config, "train") + watched)
     targets = replace(targets, relaxation=float(config.target["relaxation"]), own=own)
     balance = Balance(config.loss.balance.shares) if config.loss.balance.shares else None
     return Trainee(model, adapter, judges, originals, build_objective(config, targets), method, balance)
@@ -295,38 +235,6 @@ def build_validation(config: Config) -> Validation | None:
     if options.every is None:
         return None
     return Validation(
-        options.every, build_prompts(config, "validation"), options.images,
+        options.every, asked.prompts(config, "validation"), options.images,
         options.sampler_steps or config.sampler.audit_steps, options.floor, options.patience,
     )  # fmt: skip
-
-
-def build_prompts(config: Config, which: str) -> list[Prompt]:
-    """Training, validation or test prompts in a fixed shuffle: the user's file, or families of the embedded world.
-
-    In training a family's prompts stand as often as `prompts.families` says; else each stands once, family by family.
-    """
-    asked, template = config.prompts, config.prompts.template
-    path = {"train": asked.train, "validation": asked.validation, "test": asked.test}[which]
-    limits = {"train": asked.train_limit, "validation": config.validation.prompts, "test": config.audit.prompts}
-    limit = limits[which]
-    if path:
-        return shuffled(read_prompts(path, template, key=f"prompts.{which}"))[:limit]
-    families = {}
-    for family in asked.families:
-        families[family] = world.prompts(family, which)
-        if family == "occupation" and template != world.TEMPLATES[family]:
-            families[family] = [Prompt(fill(template, p.subject), p.family, p.subject) for p in families[family]]
-    if which == "train":
-        return shuffled([p for f, n in asked.families.items() for p in families[f] * n])[:limit]
-    return [prompt for prompts in families.values() for prompt in shuffled(prompts)[:limit]]
-
-
-def shuffled(prompts: list[Prompt]) -> list[Prompt]:
-    """A fixed order that looks random; copies of one prompt (`prompts.families`) are spread over it."""
-    copies: Counter[str] = Counter()
-    keys = []
-    for prompt in prompts:
-        copy = f" #{copies[prompt.text]}" if copies[prompt.text] else ""
-        copies[prompt.text] += 1
-        keys.append(hashlib.sha256((prompt.text + copy).encode()).hexdigest())
-    return [prompt for _, prompt in sorted(zip(keys, prompts, strict=True), key=lambda pair: pair[0])]

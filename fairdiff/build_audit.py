@@ -6,26 +6,22 @@ from pathlib import Path
 import numpy as np
 
 from classifiers.calibration import CALIBRATION_FILE, load_calibration
+from fairdiff import asked
 from fairdiff.audit.axis import MetricSpec, groups_of, software_versions
 from fairdiff.audit.correction import check_confusion
 from fairdiff.audit.generate import AuditPlan
 from fairdiff.audit.measure import Measurer
 from fairdiff.build import (
     Judge,
-    blame,
     build_classifier,
     build_detector,
     build_encoders,
-    build_prompts,
-    build_targets,
     eyes_key,
-    target_lines,
 )
 from fairdiff.config import Config, JudgeConfig
-from fairdiff.errors import FairDiffError
+from fairdiff.errors import FairDiffError, blame
 from fairdiff.models import DiffusionModel, digest, fingerprint
-from fairdiff.portraits import weights, world
-from fairdiff.prompts import Prompt
+from fairdiff.portraits import weights
 
 
 def build_confusion(config: Config, attributes: dict[str, tuple[str, ...]]) -> dict[str, np.ndarray]:
@@ -44,11 +40,6 @@ def build_confusion(config: Config, attributes: dict[str, tuple[str, ...]]) -> d
         with blame("audit.judge.path", f": {file}: {name}: "):
             check_confusion(calibration.counts, len(calibration.classes))
     return {name: calibration.counts for name, calibration in calibrations.items()}
-
-
-def build_unrelated(config: Config) -> list[Prompt]:
-    """Prompts without people, which an adapter must leave as they are."""
-    return world.prompts("object", "all")[: config.audit.unrelated_prompts]
 
 
 @dataclass(frozen=True)
@@ -87,7 +78,7 @@ def build_audit(config: Config, model: DiffusionModel, after: str | None, traini
     attributes = {name: judge.attributes[name] for name in judge.attributes}
     detector = build_detector(config)
     crop = config.detector
-    prompts = build_prompts(config, "test")
+    prompts = asked.prompts(config, "test")
     groups = groups_of([name for name in attributes if name in config.attributes])
     about_judge: dict = {"path": _name(config.audit.judge)}
     if training_judge is not None:  # else nobody knows here what trained the adapter, if there is one
@@ -103,7 +94,7 @@ def build_audit(config: Config, model: DiffusionModel, after: str | None, traini
     }
     plan = AuditPlan(
         prompts=prompts,
-        unrelated=build_unrelated(config),
+        unrelated=asked.unrelated(config),
         attributes=attributes,
         images_per_prompt=config.audit.images_per_prompt,
         unrelated_images=config.audit.unrelated_images,
@@ -116,7 +107,7 @@ def build_audit(config: Config, model: DiffusionModel, after: str | None, traini
     spec = MetricSpec(
         attributes=attributes,
         judge=about_judge,
-        targets=build_targets(config, prompts).audited(groups, [p.text for p in prompts]),
+        targets=asked.targets(config, prompts).audited(groups, [p.text for p in prompts]),
         confusion=confusion,
         delta=config.audit.equivalence,
         seed=config.audit.seed,
@@ -128,7 +119,7 @@ def build_audit(config: Config, model: DiffusionModel, after: str | None, traini
             "scheduler": type(model.scheduler).__name__,
             "padding": config.model.padding,
             "negative_prompt": config.prompts.negative or "none",
-            "target": "; ".join(target_lines(config)),
+            "target": "; ".join(asked.target_lines(config)),
             "CLIP": config.features.clip,
             "image encoder": config.features.encoder,
             "detector": f"{config.detector.type}, the largest face of a picture counts",

@@ -23,6 +23,11 @@ class Prompt:
     family: str
     subject: str
 
+    @property
+    def people(self) -> bool:
+        """Whether its pictures show people: all families but "object". Without people nothing is asked but to stay."""
+        return self.family != "object"
+
 
 def article(noun: str) -> str:
     """The indefinite article of a noun phrase by sound, up to a short list of exceptions: "a" or "an"."""

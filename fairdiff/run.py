@@ -14,7 +14,7 @@ import torch
 import yaml
 from rich.console import Console
 
-from fairdiff import build
+from fairdiff import asked, build
 from fairdiff.adapters import Adapter
 from fairdiff.audit.generate import run_audit
 from fairdiff.audit.metrics import compute_metrics
@@ -55,12 +55,12 @@ def differences(folder: Path, config: Config, most: int = 4) -> str:
     """" (steps: 45 there, 60 asked for)": the keys in which config.yaml differs; "" where it is missing or agrees."""
     path = folder / "config.yaml"
     there = flat(yaml.safe_load(path.read_text())) if path.exists() else {}
-    asked = flat(yaml.safe_load(yaml.safe_dump(asdict(config))))  # tuples and the like as they come back from a file
-    keys = [k for k in there | asked if k == "steps" or k.split(".")[0] not in build.NOT_TRAINING]
-    found = [k for k in keys if there.get(k) != asked.get(k)]
+    wanted = flat(yaml.safe_load(yaml.safe_dump(asdict(config))))  # tuples and the like as they come back from a file
+    keys = [k for k in there | wanted if k == "steps" or k.split(".")[0] not in build.NOT_TRAINING]
+    found = [k for k in keys if there.get(k) != wanted.get(k)]
     if not there or not found:
         return ""
-    shown = [f"{key}: {there.get(key)} there, {asked.get(key)} asked for" for key in found[:most]]
+    shown = [f"{key}: {there.get(key)} there, {wanted.get(key)} asked for" for key in found[:most]]
     return f" ({'; '.join(shown)}{f' and {len(found) - most} more' if len(found) > most else ''})"
 
 
@@ -74,9 +74,9 @@ def flat(tree, prefix: str = "") -> dict:
 def warn_about_adapter(config: Config, console: Console) -> None:
     """Say where an audit asks for something else than the adapter was trained for."""
     about = build.read_about(Path(config.adapter.path))
-    asked = {"guidance": config.sampler.guidance, "negative_prompt": config.prompts.negative}
-    asked["target"] = build.target_lines(config)
-    for key, value in asked.items():
+    wanted = {"guidance": config.sampler.guidance, "negative_prompt": config.prompts.negative}
+    wanted["target"] = asked.target_lines(config)
+    for key, value in wanted.items():
         if key in about and about[key] != value:
             console.print(f"warning: adapter.path: trained with {key} {about[key]!r}, audited with {value!r}", markup=False)
 
@@ -120,7 +120,7 @@ def print_budget(config: Config, trainee: Trainee, prompts: list[Prompt], audit:
     if not config.target["relaxation"] and visits <= len(prompts) * (config.noise_pool // config.global_batch):
         originals = visits * config.global_batch  # pools are not yet through: a slice a visit
     parameters = sum(p.numel() for p in trainee.adapter.parameters())
-    console.print(f"target: {'; '.join(build.target_lines(config))}")
+    console.print(f"target: {'; '.join(asked.target_lines(config))}")
     console.print(
         f"adapter: {trainee.adapter.kind}, {parameters:,} parameters, learning rate {config.adapter.learning_rate:g}"
     )
@@ -145,7 +145,7 @@ def save_adapter(folder: Path, config: Config, training: str, trainee: Trainee) 
         "prompt_prefix": "<fairdiff> " if trainee.adapter.kind == "soft_tokens" else "",
         "guidance": config.sampler.guidance,
         "negative_prompt": config.prompts.negative,
-        "target": build.target_lines(config),
+        "target": asked.target_lines(config),
         "training": training,
     }
     write_json(temporary / "adapter.json", about)
@@ -184,7 +184,7 @@ def audit(
 
 def about(config: Config, generators: dict[str, Generate], trained: bool) -> dict[str, list[str]]:
     """What was asked, as lines for the report: of the adapter where there is one, of its training where it was here."""
-    lines = {"target": build.target_lines(config)}
+    lines = {"target": asked.target_lines(config)}
     if "after" in generators:
         lines["adapter"] = [f"{key}: {value}" for key, value in build.adapter_options(config).items()]
     if trained:

@@ -10,13 +10,14 @@
 Source: Shen et al., ICLR 2024; the factorised form is stated in fairdiff/sampling.py.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from classifiers.types import Boxes
 from fairdiff.adapters import Adapter
 from fairdiff.balance import Balance, shares_of
 from fairdiff.judges import Judges, Seen
@@ -45,7 +46,7 @@ class Objective:
     damping: dict[str, Damping]
     confidence: float
     draws: int
-    align: float
+    align: float | None
     image: float | None
     face: float | None
     confident_class: float
@@ -69,13 +70,17 @@ class Method:
 
 @dataclass(frozen=True)
 class Batch:
-    """One prompt, B indices into its noise pool, the number T of sampler steps, and a generator for this step."""
+    """One prompt, B indices into its noise pool, the number T of sampler steps, and a generator for this step.
+
+    people: whether its pictures are to show people, see `Prompt.people`.
+    """
 
     prompt: str
     indices: list[int]
     steps: int
     noise_seed: int
     generator: torch.Generator
+    people: bool = True
 
 
 @dataclass
@@ -105,9 +110,17 @@ class Trainee:
     method: Method
     balance: Balance | None = None
 
+    def without_people(self) -> "Trainee":
+        """The same for a prompt that shows nobody: its pictures shall stay what they are, nothing else is asked."""
+        return replace(self, objective=replace(self.objective, align=None, face=None), balance=None)
+
 
 def training_step(trainee: Trainee, batch: Batch) -> StepResult:
-    """Accumulate the adapter's gradient of one batch; without any kept label nothing is accumulated (kept = 0)."""
+    """Accumulate the adapter's gradient of one batch; without any kept label nothing is accumulated (no terms).
+
+    Of a prompt without people only the preservation term counts; whatever face is seen there is none.
+    """
+    trainee = trainee if batch.people else trainee.without_people()
     model, method, objective = trainee.model, trainee.method, trainee.objective
     noise = initial_noise(batch.prompt, batch.noise_seed, batch.indices, model.latent_shape).to(model.unet.device)
     originals = trainee.originals.get(batch.prompt, batch.indices, batch.steps)
@@ -127,10 +140,14 @@ def training_step(trainee: Trainee, batch: Batch) -> StepResult:
 
     latents = final.detach().split(method.decode_batch)  # 2
     with torch.no_grad():
-        seen = [trainee.judges.see(model.decode(z)) for z in latents]
+        pictures = [model.decode(z) for z in latents]
+        seen = [trainee.judges.see(x, None if batch.people else Boxes.none(x)) for x in pictures]
     if not all(s.logits[a].isfinite().all() for s in seen for a in objective.target.attributes):
         return StepResult({}, {}, sum(len(s.faces.row_F) for s in seen), 0, "the judge's logits are not finite")
-    labels, shares = label_faces(seen, objective.target.of(batch.prompt), objective.draws, batch.generator)
+    if batch.people:
+        labels, shares = label_faces(seen, objective.target.of(batch.prompt), objective.draws, batch.generator)
+    else:
+        labels, shares = Labels.none(objective.target.attributes), {}
     device = final.device
     whole = Part(
         originals,
@@ -140,7 +157,7 @@ def training_step(trainee: Trainee, batch: Batch) -> StepResult:
     faces = sum(len(s.faces.row_F) for s in seen)
     counts = Counts(len(final), faces, {a: int(k.sum()) for a, k in whole.kept.items()})
     result = StepResult({}, shares, faces, sum(counts.kept.values()))
-    if result.kept == 0:
+    if batch.people and result.kept == 0:
         return result
 
     result.terms, parts = term_gradients(trainee, seen, whole, counts)  # 3

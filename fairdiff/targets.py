@@ -5,7 +5,7 @@ Shapes: F faces, K classes of one attribute, C = K1*K2*... corners of the joint 
 This module loads no model and knows no image.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import combinations
@@ -106,6 +106,11 @@ class Labels:
     classes: dict[str, np.ndarray]
     confidence: dict[str, np.ndarray]
 
+    @classmethod
+    def none(cls, attributes: Iterable[str]) -> "Labels":
+        """The labels of no face."""
+        return cls({a: np.zeros(0, int) for a in attributes}, {a: np.zeros(0) for a in attributes})
+
     def kept(self, attribute: str, confidence: float) -> np.ndarray:
         """Which faces (bool [F]) have a label sure enough to be trained on: c_f >= confidence."""
         return self.confidence[attribute] >= confidence
@@ -123,8 +128,7 @@ def assign(probs: dict[str, np.ndarray], target: Target, rng: np.random.Generato
         raise ValueError(f"probabilities of {tuple(probs)} do not match the target's {target.attributes}")
     faces = len(next(iter(probs.values())))
     if faces == 0:
-        empty = {a: np.zeros(0) for a in probs}
-        return Labels({a: v.astype(int) for a, v in empty.items()}, empty)
+        return Labels.none(probs)
     if target.table.shape == (2,):
         name = target.attributes[0]
         expected = {name: expected_binary(probs[name][:, 1], float(target.table[1]))}

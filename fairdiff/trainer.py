@@ -83,7 +83,7 @@ def _draw(prompts: list[Prompt], schedule: Schedule, visit: int) -> Batch:
     indices = pool[part * schedule.batch :][: schedule.batch].tolist()
     low, high = schedule.sampler_steps
     sampler_steps = int(torch.randint(low, high + 1, (), generator=generator))
-    return Batch(prompts[which].text, indices, sampler_steps, schedule.seed, generator)
+    return Batch(prompts[which].text, indices, sampler_steps, schedule.seed, generator, prompts[which].people)
 
 
 def _generator(seed: int, stream: int, index: int) -> torch.Generator:
@@ -138,7 +138,7 @@ def train(
                 if best.update(step + 1, row, validation.floor):
                     checkpoint.save_best(checkpoints, step + 1, ema)
             metrics.write(row)
-            running = {a: 0.9 * running.get(a, b) + 0.1 * b for a, b in update.biases().items()}
+            running |= {a: 0.9 * running.get(a, b) + 0.1 * b for a, b in update.biases().items()}
             bar.update(task, advance=1, note=_note(update, running))
             if due or (step + 1) % schedule.checkpoint_every == 0 or step + 1 == schedule.steps:
                 checkpoint.save(checkpoints, step + 1, fingerprint, parts)

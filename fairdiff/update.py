@@ -73,10 +73,9 @@ def trouble_of(result: StepResult, parameters: list[torch.nn.Parameter]) -> str:
     """What is wrong with a step, or "". A gradient of exactly zero is an error: nothing is being trained."""
     if result.trouble:
         return result.trouble
-    if result.faces == 0:
-        return "no face was found in any picture of the batch"
-    if result.kept == 0:
-        return "no face got a label of enough confidence"
+    if not result.terms:
+        nobody = result.faces == 0
+        return "no face was found in any picture of the batch" if nobody else "no face got a label of enough confidence"
     grads = [p.grad for p in parameters if p.grad is not None]
     norm = float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0
     if norm == 0:

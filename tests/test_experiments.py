@@ -11,7 +11,7 @@ from diffusers import DPMSolverMultistepScheduler, PNDMScheduler, StableDiffusio
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from fairdiff import build
+from fairdiff import asked, build
 from fairdiff.cli import CONF, to_config
 from fairdiff.config import Config
 from fairdiff.portraits import world
@@ -133,7 +133,7 @@ def test_every_judge_and_detector_can_be_chosen_for_training_and_audit(judge, de
 
 def test_families_stand_in_training_as_often_as_asked_and_once_in_the_audit():
     config = configure("experiment=multi_concept", "audit=full")
-    train_prompts, test = build.build_prompts(config, "train"), build.build_prompts(config, "test")
+    train_prompts, test = asked.prompts(config, "train"), asked.prompts(config, "test")
     for family, repeats in config.prompts.families.items():
         texts = [p.text for p in train_prompts if p.family == family]
         assert len(texts) == repeats * len(set(texts)) == repeats * len(world.prompts(family, "train"))
@@ -141,16 +141,32 @@ def test_families_stand_in_training_as_often_as_asked_and_once_in_the_audit():
         assert [p.family for p in test].count(family) == len(world.prompts(family, "test"))
     assert len({p.text for p in test}) == len(test)
     assert {p.family for p in train_prompts[:40]} == set(config.prompts.families)  # copies are spread
-    few = build.build_prompts(configure("experiment=multi_concept", "audit.prompts=3"), "test")
+    few = asked.prompts(configure("experiment=multi_concept", "audit.prompts=3"), "test")
     assert [p.family for p in few] == [f for f in config.prompts.families for _ in range(3)]
 
 
+def test_prompts_without_people_are_trained_on_and_audited_apart_and_never_the_same_ones(tmp_path):
+    config = configure("+prompts.families.object=2")
+    trained = [p for p in asked.prompts(config, "train") if not p.people]
+    assert len(trained) == 2 * len(world.prompts("object", "train"))
+    for which in ("validation", "test"):
+        assert all(p.people for p in asked.prompts(config, which))
+    audited = asked.unrelated(config)
+    assert len(audited) == 6 and not {p.text for p in audited} & {p.text for p in trained}
+    file = tmp_path / "own.csv"
+    file.write_text("prompt,family\na photo of a baker,occupation\na photo of a red teapot,object\n")
+    own = configure(f"prompts.test={file}", f"prompts.train={file}")
+    assert [p.text for p in asked.prompts(own, "test")] == ["a photo of a baker"]
+    assert [p.text for p in asked.unrelated(own)] == ["a photo of a red teapot"]
+    assert sorted(p.people for p in asked.prompts(own, "train")) == [False, True]
+
+
 def test_one_family_stays_in_the_order_it_always_had():
-    plain = build.build_prompts(configure("prompts.train_limit=null"), "train")
+    plain = asked.prompts(configure("prompts.train_limit=null"), "train")
     assert [p.subject for p in plain[:3]] == [
-        p.subject for p in build.shuffled(world.prompts("occupation", "train"))[:3]
+        p.subject for p in asked.shuffled(world.prompts("occupation", "train"))[:3]
     ]
-    again = build.build_prompts(configure("prompts.families.occupation=3", "prompts.train_limit=null"), "train")
+    again = asked.prompts(configure("prompts.families.occupation=3", "prompts.train_limit=null"), "train")
     firsts = list(dict.fromkeys(p.text for p in again))
     assert len(again) == 3 * len(plain) and set(firsts) == {p.text for p in plain}
 

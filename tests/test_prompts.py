@@ -7,7 +7,7 @@ import pytest
 from tiny import composed
 
 import fairdiff.prompts
-from fairdiff.build import build_prompts
+from fairdiff import asked
 from fairdiff.errors import FairDiffError
 from fairdiff.prompts import Prompt, fill, from_template, read_prompts, with_article
 
@@ -97,7 +97,7 @@ def test_own_prompts_reach_training_and_audit(tmp_path):
     (tmp_path / "mine.csv").write_text('prompt,family\n"two nurses, smiling",pair\na chef,\n')
     (tmp_path / "held_out.txt").write_text("astronaut\n")
     config = composed(f"prompts.train={tmp_path / 'mine.csv'}", f"prompts.test={tmp_path / 'held_out.txt'}")
-    train, test = (build_prompts(config, which) for which in ("train", "test"))
+    train, test = (asked.prompts(config, which) for which in ("train", "test"))
     assert {(p.text, p.family) for p in train} == {("two nurses, smiling", "pair"), ("a chef", "custom")}
     assert [(p.text, p.subject) for p in test] == [("a photo of the face of an astronaut, a person", "astronaut")]
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from tiny import NoFaces, composed, make_trainee
 
-from fairdiff import build
+from fairdiff import asked, build
 from fairdiff.errors import FairDiffError
 from fairdiff.portraits import labour, world
 from fairdiff.prompts import Prompt
@@ -124,10 +124,10 @@ def test_a_row_reaches_the_labels_of_its_prompt(tmp_path, tiny_model):
     (tmp_path / "people.txt").write_text("nurse\nchef\n")
     (tmp_path / "t.csv").write_text("subject,female,male\nchef,0,1\nnurse,1,0\n")
     config = composed(f"target.file={tmp_path / 't.csv'}", *(f"prompts.{w}={tmp_path / 'people.txt'}" for w in WHICH))
-    targets = build.build_targets(config, build.build_prompts(config, "train"))
+    targets = asked.targets(config, asked.prompts(config, "train"))
     trainee = make_trainee(tiny_model)
     trainee.objective = build.build_objective(config, targets)
-    for prompt in build.build_prompts(config, "train"):
+    for prompt in asked.prompts(config, "train"):
         images = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
         target = trainee.objective.target.of(prompt.text)
         labels, _ = label_faces([trainee.judges.see(images)], target, 64, torch.Generator().manual_seed(0))
@@ -136,10 +136,10 @@ def test_a_row_reaches_the_labels_of_its_prompt(tmp_path, tiny_model):
 
 def test_the_labour_target_leaves_age_to_its_own_shares():
     config = composed("attribute=[race,age,gender]", "target.file=labour", "target.age={young:.75,old:.25}")
-    assert build.target_lines(config) == ["race, gender: as in labour", "age: young 0.75, old 0.25"]
+    assert asked.target_lines(config) == ["race, gender: as in labour", "age: young 0.75, old 0.25"]
     for which in WHICH:
-        prompts = build.build_prompts(config, which)
-        targets = build.build_targets(config, prompts)
+        prompts = asked.prompts(config, which)
+        targets = asked.targets(config, prompts)
         assert targets.attributes == ("race", "age", "gender")
         for prompt in prompts:
             shares = world.labour_shares(world.OCCUPATIONS.index(prompt.subject))
@@ -165,7 +165,7 @@ def test_a_trainee_relaxes_towards_what_its_own_originals_show(tiny_model, relax
         "global_batch=4", "noise_pool=8", "sampler.train_steps=[2,5]",
     )  # fmt: skip
     trainee = build.build_trainee(config, tiny_model, make_trainee(tiny_model, "lora_text").judges)
-    prompt = build.build_prompts(config, "train")[0].text
+    prompt = asked.prompts(config, "train")[0].text
     got = trainee.objective.target.of(prompt).table
     assert trainee.originals.sampled == (8 if relaxation else 0)  # nothing is painted for relaxation 0
     own = trainee.originals.shares(prompt, 8, 3, ("gender",))  # at the middle of the range of steps
@@ -178,7 +178,7 @@ def test_the_content_of_a_target_file_is_part_of_the_runs_fingerprint(tmp_path, 
     for female in (0.3, 0.4, 0.3):
         file.write_text(f"gender,share\nfemale,{female}\nmale,{1 - female}\n")
         config = composed(f"target.file={file}")
-        prompts = build.build_prompts(config, "train")
+        prompts = asked.prompts(config, "train")
         judges.classifier.config, judges.encoders, judges.embedder = {}, [], None
         found.append(build.training_fingerprint(config, tiny_model, judges, prompts))
     assert found[0] == found[2] != found[1]
@@ -196,7 +196,7 @@ def test_how_many_steps_there_are_counts_where_it_changes_them(tiny_model, overr
     judges = make_trainee(tiny_model).judges
     judges.classifier.config, judges.encoders, judges.embedder = {}, [], None
     configs = [composed("optimizer.schedule=constant", *overrides, f"steps={n}") for n in (4, 8)]
-    keys = [build.training_fingerprint(c, tiny_model, judges, build.build_prompts(c, "train")) for c in configs]
+    keys = [build.training_fingerprint(c, tiny_model, judges, asked.prompts(c, "train")) for c in configs]
     assert (keys[0] != keys[1]) == matter
 
 
@@ -224,12 +224,12 @@ def test_targets_that_do_not_fit_the_run_are_one_line(tmp_path, overrides, says)
     (tmp_path / "people.txt").write_text("astronaut\nnurse\n")
     config = composed(*(o.replace("FILE", str(tmp_path / "people.txt")) for o in overrides))
     with pytest.raises(FairDiffError) as caught:
-        build.build_targets(config, build.build_prompts(config, "train"))
+        asked.targets(config, asked.prompts(config, "train"))
     assert says in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_an_inline_joint_reaches_training_and_audit():
     config = composed("attribute=[gender,age]", "target.joint={female:{young:.4,old:.1},male:{young:.2,old:.3}}")
-    targets = build.build_targets(config, build.build_prompts(config, "train"))
+    targets = asked.targets(config, asked.prompts(config, "train"))
     assert np.allclose(targets.of("anything").table, [[0.4, 0.1], [0.2, 0.3]])
     assert np.allclose(targets.audited({"gender×age": ("gender", "age")}, [])["gender×age"], [0.4, 0.1, 0.2, 0.3])

@@ -11,6 +11,7 @@ from fairdiff.prompts import Prompt
 from fairdiff.step import Batch, training_step
 from fairdiff.tracking import read_metrics
 from fairdiff.trainer import Schedule, draw_batches, require_effect, train
+from fairdiff.update import trouble_of
 
 PROMPTS = [Prompt(f"a photo of the face of a {s}", "occupation", s) for s in ("nurse", "chef", "carpenter")]
 QUIET = Console(quiet=True)
@@ -55,6 +56,38 @@ def test_weight_zero_measures_and_none_leaves_out(tiny_folder):
     absent, without = gradient(load_model(tiny_folder), "soft_tokens", image=None, face=None)
     assert set(result.terms) == {"align", "image", "face"} and set(without.terms) == {"align"}
     assert torch.allclose(both, absent)
+
+
+def test_a_prompt_without_people_is_only_asked_to_stay_as_it_is(tiny_model):
+    trainee = make_trainee(tiny_model, "lora_text", image=5.0)  # its detector sees a face in every picture
+    optimizer = torch.optim.Adam(trainee.adapter.parameters(), 3e-3)
+
+    def step():
+        optimizer.zero_grad()
+        return training_step(
+            trainee, Batch("a tree", [0, 1, 2, 3], 3, 0, torch.Generator().manual_seed(0), people=False)
+        )
+
+    assert step().terms["image"] == pytest.approx(0, abs=1e-6)  # the pictures are the originals
+    for p in trainee.adapter.parameters():
+        p.data.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(5)))
+    moved = step()
+    assert set(moved.terms) == set(moved.grad_share) == {"image"} and moved.terms["image"] > 0
+    assert moved.faces == 0 and moved.shares == {} and not trouble_of(moved, trainee.adapter.parameters())
+    for _ in range(15):
+        optimizer.step()
+        last = step()
+    assert last.terms["image"] < 0.5 * moved.terms["image"]
+
+
+def test_prompts_without_people_are_trained_among_the_others(tiny_folder, tmp_path):
+    trainee = make_trainee(load_model(tiny_folder), "lora_text")
+    prompts = [*PROMPTS, Prompt("a tree", "object", "tree")]
+    train(trainee, prompts, schedule(steps=4), tmp_path, "key", QUIET)
+    rows = {row["prompts"][0]: row for row in read_metrics(tmp_path / "metrics.jsonl")}
+    assert set(rows) == {p.text for p in prompts}
+    assert "loss.align" not in rows["a tree"] and "bias.gender" not in rows["a tree"]
+    assert all("loss.align" in rows[p.text] for p in PROMPTS)
 
 
 def test_a_step_touches_nothing_but_the_adapter(tiny_model):

@@ -7,7 +7,7 @@ from omegaconf import MISSING
 from fairdiff.config.laws import between, one_of, positive
 from fairdiff.errors import FairDiffError
 
-FAMILIES = ["occupation", "styled", "descriptor", "sport"]
+FAMILIES = ["occupation", "styled", "descriptor", "sport", "object"]
 
 
 @dataclass
@@ -46,7 +46,8 @@ class AdapterConfig:
 class PromptsConfig:
     """train/test: null for the embedded world's `families`, else a file as fairdiff/prompts.py reads it.
 
-    families: family -> how often each of its prompts stands in one round of training (the audit asks each once).
+    families: family -> how often each of its prompts stands in one round of training (the audit asks each once). The
+    family object shows no people: nothing is asked of its pictures but to stay what they are.
     per_step: prompts whose mean gradient makes one step, `global_batch` images each (the paper: 1).
 
     train_limit takes the first n of a fixed shuffle; null takes all (the audit's number is audit.prompts, the
@@ -68,8 +69,9 @@ class PromptsConfig:
         for family, repeats in self.families.items():
             one_of("prompts.families", family, FAMILIES)
             positive(f"prompts.families.{family}", repeats)
-        if not self.families:
-            raise FairDiffError(f"prompts.families: found none, allowed: {', '.join(FAMILIES)}")
+        if not set(self.families) - {"object"}:
+            found = ", ".join(self.families) or "none"
+            raise FairDiffError(f"prompts.families: found {found}, allowed: one or more of {', '.join(FAMILIES[:-1])}")
 
 
 @dataclass

@@ -16,7 +16,7 @@ from benchmark.config import BenchConfig
 from benchmark.instruments import spread
 from benchmark.literal import literal_step
 from benchmark.world import make_trainee, synchronise
-from fairdiff import build, checkpoint
+from fairdiff import asked, build, checkpoint
 from fairdiff.models import digest
 from fairdiff.prompts import Prompt
 from fairdiff.sampling import initial_noise
@@ -45,7 +45,7 @@ class Learner:
         self.trainee: Trainee = make_trainee(config, gradient)
         self.config, self.folder = config, folder
         self.schedule: Schedule = build.build_schedule(config)
-        prompts = build.build_prompts(config, "train")
+        prompts = asked.prompts(config, "train")
         held = config.watch.prompts
         self.prompts, self.validation = prompts[:-held], prompts[-held:]
         self.parameters = self.trainee.adapter.parameters()

@@ -13,7 +13,7 @@ import torch
 from benchmark import random_sd
 from benchmark.config import BenchConfig
 from benchmark.literal import literal_step
-from fairdiff import build
+from fairdiff import asked, build
 from fairdiff.config import GradientConfig
 from fairdiff.judges import Judges
 from fairdiff.models import DiffusionModel
@@ -81,7 +81,7 @@ def fractions(steps: int) -> list[int]:
 
 def draw(config: BenchConfig, number: int, size: int | None = None, steps: int | None = None) -> Batch:
     """Batch `number` of one prompt; images 0..size-1 of its pool."""
-    prompts = build.build_prompts(config, "train")
+    prompts = asked.prompts(config, "train")
     generator = torch.Generator().manual_seed(config.seed + number)
     indices = list(range(size or config.global_batch))
     steps = steps or sampler_steps(config)

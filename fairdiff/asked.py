@@ -1,0 +1,114 @@
+"""What is asked of a run, read off its configuration: the prompts of each split and the target of every prompt."""
+
+import hashlib
+from collections import Counter
+
+from fairdiff.config import Config
+from fairdiff.errors import FairDiffError, blame
+from fairdiff.portraits import labour, world
+from fairdiff.prompts import Prompt, fill, read_prompts
+from fairdiff.target_files import WrittenTarget, inline_target, read_target
+from fairdiff.targets import Target, Targets
+
+
+def prompts(config: Config, which: str) -> list[Prompt]:
+    """Training, validation or test prompts in a fixed shuffle: the user's file, or families of the embedded world.
+
+    In training a family's prompts stand as often as `prompts.families` says; else each stands once, family by family.
+    Validation and test are of people: prompts without people are `unrelated`.
+    """
+    if which != "train":
+        return [prompt for prompt in _of_split(config, which) if prompt.people]
+    found = _of_split(config, which)
+    if not config.loss.image and not all(prompt.people for prompt in found):
+        raise FairDiffError(
+            f"loss.image: found {config.loss.image}, allowed: more than 0 with prompts of the family object, which "
+            "learn nothing else"
+        )
+    return found
+
+
+def unrelated(config: Config) -> list[Prompt]:
+    """Test prompts without people, which an adapter must leave as they are: those of prompts.test, or the world's."""
+    own = [prompt for prompt in _of_split(config, "test") if not prompt.people] if config.prompts.test else []
+    return (own or world.prompts("object", "test"))[: config.audit.unrelated_prompts]
+
+
+def _of_split(config: Config, which: str) -> list[Prompt]:
+    wanted, template = config.prompts, config.prompts.template
+    path = {"train": wanted.train, "validation": wanted.validation, "test": wanted.test}[which]
+    limits = {"train": wanted.train_limit, "validation": config.validation.prompts, "test": config.audit.prompts}
+    limit = limits[which]
+    if path:
+        return shuffled(read_prompts(path, template, key=f"prompts.{which}"))[:limit]
+    families = {}
+    for family in wanted.families:
+        families[family] = world.prompts(family, which)
+        if family == "occupation" and template != world.TEMPLATES[family]:
+            families[family] = [Prompt(fill(template, p.subject), p.family, p.subject) for p in families[family]]
+    if which == "train":
+        return shuffled([p for f, n in wanted.families.items() for p in families[f] * n])[:limit]
+    return [prompt for some in families.values() for prompt in shuffled(some)[:limit]]
+
+
+def shuffled(prompts: list[Prompt]) -> list[Prompt]:
+    """A fixed order that looks random; copies of one prompt (`prompts.families`) are spread over it."""
+    copies: Counter[str] = Counter()
+    keys = []
+    for prompt in prompts:
+        copy = f" #{copies[prompt.text]}" if copies[prompt.text] else ""
+        copies[prompt.text] += 1
+        keys.append(hashlib.sha256((prompt.text + copy).encode()).hexdigest())
+    return [prompt for _, prompt in sorted(zip(keys, prompts, strict=True), key=lambda pair: pair[0])]
+
+
+def written_target(config: Config) -> WrittenTarget | None:
+    """The content of `target.file` or `target.joint`; FairDiffError if `target.<attribute>` is set for what it covers."""
+    file, joint = config.target["file"], config.target["joint"]
+    classes = {name: list(attribute.classes) for name, attribute in config.attributes.items()}
+    if file is None and joint is None:
+        return None
+    if file == "labour":
+        written = read_target(labour.FILE, classes, set(world.CLASSES) - set(classes))
+    else:
+        written = inline_target(joint, classes) if file is None else read_target(file, classes)
+    for name in written.attributes:
+        if len(set(config.target[name].values())) > 1:
+            raise FairDiffError(
+                f"target.{name}: found {config.target[name]}, but {written.source} sets its shares too; allowed: one of them"
+            )
+    return written
+
+
+def targets(config: Config, some: list[Prompt]) -> Targets:
+    """The target of every given prompt of people, without relaxation.
+
+    Attributes that no file covers are independent of the rest.
+    """
+    written = written_target(config)
+    covered = () if written is None else written.attributes
+    rest = [name for name in config.attributes if name not in covered]
+    marginals = {name: [float(config.target[name][c]) for c in config.attributes[name].classes] for name in rest}
+    with blame("target"):
+        free = Target.from_marginals(marginals)
+    if written is None:
+        return Targets(free)
+    if written.key is None:
+        return Targets(written.targets[""].times(free, *config.attributes))
+    return Targets(None, {p.text: written.of(p).times(free, *config.attributes) for p in some if p.people})
+
+
+def target_lines(config: Config) -> list[str]:
+    """The target asked for, in words."""
+    written = written_target(config)
+    covered = () if written is None else written.attributes
+    lines = [] if written is None else [f"{', '.join(covered)}: as in {config.target['file'] or 'target.joint'}"]
+    for name in config.attributes:
+        if name not in covered:
+            lines.append(f"{name}: " + ", ".join(f"{cls} {share:g}" for cls, share in config.target[name].items()))
+    mixed = config.target["relaxation"]
+    if mixed:
+        lines.append(
+            f"trained towards {mixed:g} of the model's own shares and {1 - mixed:g} of these; audited against these"
+        )
+    return lines
