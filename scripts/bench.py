@@ -4,6 +4,8 @@ python scripts/bench.py                                              steps, vari
 python scripts/bench.py 'part=[time_to_bias,ablation]'               the long ones; the same command goes on with them
 python scripts/bench.py device=cuda model=sd15_random                seconds a step at the size of SD 1.5
 python scripts/bench.py 'part=[]'                                    only writes the page anew
+
+Measurements are kept beside the page, in docs/measurements/bench, each with its command.
 """
 
 from pathlib import Path
@@ -13,15 +15,20 @@ from benchmark.page import write_page
 from benchmark.results import measure
 
 from fairdiff.cli import main
+from fairdiff.files import write_bytes
 from fairdiff.tracking import make_console
 
 
 def job(config: BenchConfig, folder: Path) -> None:
-    console = make_console()
+    console, report = make_console(), Path(config.report)
+    kept = report.parent / "measurements" / "bench"  # of everything measured so far, on whatever model and machine
     for part in config.part:
         measure(part, config, folder, console)
-    write_page(folder.parent, Path(config.report))  # of everything measured so far, on whatever model and machine
-    print(f"report: {config.report}")
+        measured = folder / f"{part}.json"
+        write_bytes(kept / folder.name / measured.name, measured.read_bytes())
+        write_page(kept, report)
+    write_page(kept, report)
+    print(f"report: {report}")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ python scripts/results.py --render               only write the page anew
 
 Each run is one `train.py` or `scripts/audit.py` command, which resumes by itself; they lie under outputs/results. A run
 whose audit is there is not looked at again: delete its folder to measure it anew, all of them after the model changed.
+What the page needs of each audit is kept in docs/measurements/results, so a clone goes on from what others measured.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from reproduce.page import write_page
 from reproduce.plan import GROUPS, Run, plan
+from reproduce.records import keep_records
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -26,6 +28,13 @@ def carry_out(run: Run, folder: Path) -> None:
     command = [sys.executable, *run.command(folder)]
     print("$ python", " ".join(command[1:]), flush=True)
     subprocess.run(command, cwd=ROOT, check=True)
+
+
+def render(runs: list[Run], folder: Path, page: Path) -> None:
+    """Keep what the page needs of the audits there are, and write the page of all that is kept."""
+    records = page.parent / "measurements" / "results"
+    keep_records(runs, folder, records)
+    write_page(runs, records, page)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -50,8 +59,8 @@ def main(argv: list[str] | None = None) -> None:
                 carry_out(run, args.folder)
             except subprocess.CalledProcessError as error:
                 parser.exit(error.returncode, f"{run.group}/{run.name}, seed {run.seed}: the command above failed\n")
-            write_page(shown, args.folder, args.page)
-    write_page(shown, args.folder, args.page)
+            render(shown, args.folder, args.page)
+    render(shown, args.folder, args.page)
     print(f"report: {args.page}")
 
 

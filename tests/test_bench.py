@@ -236,7 +236,7 @@ def test_the_page_says_what_was_measured_and_what_was_not(tiny_config):
         for name, cost in (("reference, literally", 3.0), ("unit K=3", 1.0))
     }
     measured = {
-        "part": "time_to_bias", "complete": False, "settings": world.describe(config),
+        "part": "time_to_bias", "complete": False, "command": "python scripts/bench.py", "settings": world.describe(config),
         "conditions": world.conditions(config), "result": summary(runs, config),
     }  # fmt: skip
     text = page.render([measured])

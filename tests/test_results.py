@@ -1,6 +1,7 @@
 """Laws of docs/results.md: every planned command composes, and the page shows what the audits hold, by hand count."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -12,8 +13,8 @@ from fairdiff.cli import CONF, to_config
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from reproduce.page import write_page  # noqa: E402
 from reproduce.plan import GROUPS, Run, plan  # noqa: E402
+from results import render  # noqa: E402
 
 RUNS = plan([0, 1, 2], 160)
 
@@ -47,15 +48,17 @@ def audit(values: list[float], families: list[str] | None = None) -> dict:
             {"family": f, "bias": {"value": b, "floor": 0.1}, "target": {"total_variation": b and b / 2, "floor": 0.05}}
             for b, f in zip(biases, families, strict=True)
         ]
-        axis = {"bias": {"mean": mean, "floor": 0.1}, "target": {"asked": True}, "per_prompt": per_prompt}
+        axis = {"bias": {"mean": mean, "floor": 0.1}, "target": {"asked": True}, "shares": {}, "per_prompt": per_prompt}
         scalars = {"no_face": {"rate": 0.25}, "clip_i": {"mean": 0.9}, "dino": {"mean": None}}
         return {"attributes": {"gender": axis, "race": axis | {"target": {"asked": False}}}, "joint": {}} | scalars
 
     return {
-        "prompts": len(values), "images_per_prompt": 60, "provenance": {"seed": 1},
+        "prompts": len(values), "images_per_prompt": 60,
+        "provenance": {"seed": 1, "target": "gender: female 0.5, male 0.5", "sha256": {}},
         "families": {family: families.count(family) for family in families},
         "models": {"before": model([1.0] * len(values)), "after": model(values)},
-        "paired": {"clip_t": {"difference": -0.0125}}, "unrelated": {"ratio": {"value": 0.2}},
+        "paired": {"clip_t": {"difference": -0.0125}},
+        "unrelated": {"ratio": {"value": 0.2}, "false_face": {}}, "records": "much more",
     }  # fmt: skip
 
 
@@ -64,24 +67,27 @@ def test_the_page_averages_seeds_and_says_what_is_missing(tmp_path):
     runs.append(Run("experiments", "race", (), 0))
     none = None  # a prompt without any face has no bias
     for run, values in zip(runs, ([0.2, 0.4, none], [0.4, 0.6, none]), strict=False):
-        run.audit(tmp_path).parent.mkdir(parents=True)
-        run.audit(tmp_path).write_text(json.dumps(audit(values)))
-    write_page(runs, tmp_path, tmp_path / "results.md")
+        run.audit(tmp_path / "runs").parent.mkdir(parents=True)
+        run.audit(tmp_path / "runs").write_text(json.dumps(audit(values)))
+    render(runs, tmp_path / "runs", tmp_path / "results.md")
     text = (tmp_path / "results.md").read_text()
     row = next(line for line in text.splitlines() if line.startswith("| gender | 2 of 3"))
     assert "1.000 → .400 ± .141 [" in row  # means .3 and .5
     assert "| 25.0% | −.013 ± .000 | .900 ± .000 | – | .200 ± .000 |" in row
     assert "Not measured yet: race." in text and "`python train.py experiment=gender`" in text
     assert "Floors: gender .100" in text
+    shutil.rmtree(tmp_path / "runs")  # as in a clone: the kept records make the same page
+    render(runs, tmp_path / "runs", tmp_path / "results.md")
+    assert (tmp_path / "results.md").read_text() == text
 
 
 def test_the_page_says_what_is_left_of_each_kind_of_prompt_and_of_the_distance_to_a_target(tmp_path):
     several, labour = Run("experiments", "several", (), 0), Run("targets", "labour", (), 0)
     values, families = [0.1, 0.3, 0.55, 0.55, None], ["sport", "sport", "styled", "styled", "styled"]
     for run in (several, labour):
-        run.audit(tmp_path).parent.mkdir(parents=True)
-        run.audit(tmp_path).write_text(json.dumps(audit(values, families)))
-    write_page([several, labour], tmp_path, tmp_path / "results.md")
+        run.audit(tmp_path / "runs").parent.mkdir(parents=True)
+        run.audit(tmp_path / "runs").write_text(json.dumps(audit(values, families)))
+    render([several, labour], tmp_path / "runs", tmp_path / "results.md")
     lines = (tmp_path / "results.md").read_text().splitlines()
     # excess over the floor: 0 and .2 of .9 in sports, .45 of .9 in both styled ones that have faces
     sport, styled = ("1.000 → .200, floor .100: 11% left", "1.000 → .550, floor .100: 50% left [50%, 50%]")

@@ -53,7 +53,7 @@ def about(m: dict) -> str:
         f"replayed, {s['literal_batch']} in the reference. Measured {c['date']} on {c['device']}, {c['threads']} of "
         f"{c['cores']} cores, load {c['load']:g} at the start, torch {c['torch']}, diffusers {c['diffusers']}."
     )
-    return text + ("" if m["complete"] else " **Not finished.**") + "\n"
+    return text + ("" if m["complete"] else " **Not finished.**") + f"\n\n`{m['command']}`\n"
 
 
 def number(value: float | None, digits: int = 3) -> str:

@@ -1,7 +1,9 @@
 """One JSON a part: what was measured, with which settings, when and on what; measured again only if asked."""
 
 import json
+import shlex
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -46,7 +48,8 @@ def measure(part: str, config: BenchConfig, folder: Path, console: Console) -> N
         console.print(f"{part}: measured {known['conditions']['date']}; resume=false measures anew ({path})")
         return
     console.print(f"{part}: {describe(config)}")
-    about = {"part": part, "key": key, "settings": describe(config), "conditions": conditions(config)}
+    command = shlex.join(["python", *sys.argv])
+    about = {"part": part, "key": key, "command": command, "settings": describe(config), "conditions": conditions(config)}
 
     def keep(result: dict, complete: bool) -> None:
         write_json(path, about | {"complete": complete, "result": result})

@@ -10,6 +10,7 @@ import numpy as np
 from fairdiff.audit.intervals import mean_interval, percentile_interval, resampled_prompts
 from fairdiff.files import write_text
 from reproduce.plan import GROUPS, Run
+from reproduce.records import AXES
 
 HEAD = """# Results
 
@@ -36,12 +37,11 @@ error; 10,000 steps and more, LoRA of rank 50; its CLIP and DINO are other netwo
 | gender×race, age 75/25 | .15 | .09 | .06 | .66 | .58 |
 """
 REMARKS = Path(__file__).parent / "remarks.md"  # what the numbers say, by hand
-AXES = ("gender", "race", "age", "gender×race")
 
 
-def write_page(runs: list[Run], root: Path, page: Path) -> None:
-    """The page of the audits that exist; rows without one are named as not measured."""
-    audits = {run: json.loads(run.audit(root).read_text()) for run in runs if run.audit(root).exists()}
+def write_page(runs: list[Run], records: Path, page: Path) -> None:
+    """The page of the records that exist; rows without one are named as not measured."""
+    audits = {run: json.loads(run.record(records).read_text()) for run in runs if run.record(records).exists()}
     parts = [HEAD]
     for group, title in GROUPS.items():
         names = list(dict.fromkeys(run.name for run in runs if run.group == group))

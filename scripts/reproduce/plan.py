@@ -32,6 +32,10 @@ class Run:
     def audit(self, root: Path) -> Path:
         return self.folder(root) / "audit.json"
 
+    def record(self, records: Path) -> Path:
+        """What the page keeps of the audit."""
+        return self.folder(records).with_suffix(".json")
+
     @property
     def script(self) -> str:
         return "train.py" if self.of is None else "scripts/audit.py"

@@ -1,0 +1,59 @@
+"""What docs/results.md needs of an audit, small enough to be kept beside the page: a clone can render it and add to it."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from fairdiff.files import write_text
+from reproduce.plan import Run
+
+AXES = ("gender", "race", "age", "gender×race")
+
+
+def keep_records(runs: Iterable[Run], root: Path, records: Path) -> None:
+    """Write the record of every run whose audit lies under `root`; records of other runs stay."""
+    for run in runs:
+        if run.audit(root).exists():
+            kept = record(json.loads(run.audit(root).read_text()))
+            text = json.dumps(kept, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+            write_text(run.record(records), text + "\n")
+
+
+def record(audit: dict) -> dict:
+    """The part of audit.json that the page shows, in its shape; numbers to six decimals."""
+    kept = {key: audit[key] for key in ("prompts", "images_per_prompt", "families")}
+    kept["provenance"] = {key: audit["provenance"][key] for key in ("seed", "target", "sha256")}
+    kept["models"] = {name: _model(model) for name, model in audit["models"].items()}
+    kept["paired"] = {"clip_t": {"difference": audit["paired"]["clip_t"]["difference"]}}
+    kept["unrelated"] = {key: audit["unrelated"][key] for key in ("ratio", "false_face")}
+    return _rounded(kept)
+
+
+def _model(model: dict) -> dict:
+    kept = {group: {a: _axis(model[group][a]) for a in model[group] if a in AXES} for group in ("attributes", "joint")}
+    return kept | {"no_face": model["no_face"], "clip_i": model["clip_i"], "dino": model["dino"]}
+
+
+def _axis(axis: dict) -> dict:
+    rows = [
+        {
+            "family": p["family"],
+            "bias": {key: p["bias"][key] for key in ("value", "floor")},
+            "target": {key: p["target"][key] for key in ("total_variation", "floor")},
+        }
+        for p in axis["per_prompt"]
+    ]
+    return {
+        "bias": {key: axis["bias"][key] for key in ("mean", "floor")},
+        "target": {"asked": axis["target"]["asked"]},
+        "shares": {cls: {"share": entry["share"]} for cls, entry in axis["shares"].items()},
+        "per_prompt": rows,
+    }
+
+
+def _rounded(value):
+    if isinstance(value, float):
+        return round(value, 6)
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return [_rounded(item) for item in value] if isinstance(value, list) else value
