@@ -74,8 +74,9 @@ def read_prompts(
     """Read prompts from a text file (one a line; blank lines and lines that begin with # are skipped) or a CSV.
 
     A CSV has a column `prompt` (whole prompts) or a column `subject` put into `template` (or into its own column
-    `template`); a column `family` overrides `family`. With a template, the lines of a text file are subjects (the
-    template "{}" takes them as whole prompts). key: what errors call the file.
+    `template`); a column `family` overrides `family`, and "object" says that no people are shown (`Prompt.people`). With
+    a template, the lines of a text file are subjects (the template "{}" takes them as whole prompts). key: what errors
+    call the file.
     Raises FairDiffError, in one line that names the file and the key, for a file that is missing, unreadable, of
     another kind or empty, for a missing column, for an empty cell and for a prompt that occurs twice: images are
     drawn by (seed, prompt), so a second copy would count the same pictures again.

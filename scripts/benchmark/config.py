@@ -78,6 +78,9 @@ class BenchConfig(Config):
             {"type": "reference", "evaluations": 3},
             {"type": "solver", "evaluations": 3},
             {"type": "autograd"},
+            {"type": "truncated", "last": 1},
+            {"type": "truncated", "last": 2},
+            {"type": "truncated", "last": 4},
         ]
     )
     watch: WatchConfig = field(default_factory=WatchConfig)
