@@ -5,7 +5,6 @@ Resumes bit-exactly on a CPU: whatever is not in the checkpoint is a function of
 
 import math
 import time
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -122,7 +121,7 @@ def train(
                 break
             began = time.perf_counter()
             update = gather(trainee, draw_batches(prompts, schedule, step), schedule.max_grad_norm)
-            bad = count_bad(bad, step, update)
+            bad = count_bad(bad, step, update, console)
             rate = learning_rate(schedule, step)
             if update.good:
                 for group in optimizer.param_groups:
@@ -163,11 +162,11 @@ def finish(
     ema.copy_to_parameters()
 
 
-def count_bad(bad: int, step: int, update: Update) -> int:
+def count_bad(bad: int, step: int, update: Update, console: Console) -> int:
     """Skipped steps in a row after this one, with a warning for each prompt's trouble; raises FairDiffError at PATIENCE."""
     for prompt, trouble in update.troubles:
         what = "left out" if update.good else "step skipped"
-        warnings.warn(f"step {step}, prompt '{prompt}': {trouble}; {what}", stacklevel=1)
+        console.print(f"warning: step {step}, prompt '{prompt}': {trouble}; {what}", markup=False)
     if update.good:
         return 0
     if bad + 1 >= PATIENCE:
