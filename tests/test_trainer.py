@@ -201,7 +201,7 @@ def test_an_adapter_that_changes_nothing_is_an_error(tiny_model):
 def test_nan_is_skipped_not_applied(tiny_model, tmp_path):
     trainee = make_trainee(tiny_model)
     trainee.judges.classifier.head[0, 0] = float("nan")
-    with pytest.raises(FairDiffError, match="in a row, the last because.*not finite"):
+    with pytest.raises(FairDiffError, match="in a row were skipped, the last because: .*not finite"):
         train(trainee, PROMPTS, schedule(steps=9), tmp_path, "key", QUIET)
 
 
