@@ -107,10 +107,8 @@ def target_lines(config: Config) -> list[str]:
         if name not in covered:
             lines.append(f"{name}: " + ", ".join(f"{cls} {share:g}" for cls, share in config.target[name].items()))
     mixed = config.target["relaxation"]
-    if mixed > 0:
+    if mixed:
         lines.append(
             f"trained towards {mixed:g} of the model's own shares and {1 - mixed:g} of these; audited against these"
         )
-    if mixed < 0:
-        lines.append(f"trained beyond these by {-mixed:g} of their distance to the model's own shares; audited against these")
     return lines

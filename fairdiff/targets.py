@@ -57,11 +57,9 @@ class Target:
 class Targets:
     """The target of each prompt: one in `common` or, where that is None, each prompt's own in `rows` (by its text).
 
-    relaxation: lambda in [-1, 1]. What is trained towards is lambda own(prompt) + (1 - lambda) asked(prompt), so 0 is
-    the target asked for and 1 what the model draws by itself. Below 0 it lies beyond the target as seen from the model
-    (shares that would be negative are 0, the rest sums to 1): it makes up for what training leaves of the distance.
-    own: the frozen model's joint shares for a prompt, a table of the target's shape, or None if no picture shows a face
-    (then the target stays); not called when lambda = 0.
+    relaxation: lambda in [0, 1]. What is trained towards is lambda own(prompt) + (1 - lambda) asked(prompt), so 0 is
+    the target asked for and 1 what the model draws by itself. own: the frozen model's joint shares for a prompt, a
+    table of the target's shape, or None if no picture shows a face (then the target stays); not called when lambda = 0.
     """
 
     common: Target | None
@@ -95,11 +93,10 @@ class Targets:
     def of(self, prompt: str) -> Target:
         """The target a training step of this prompt aims at."""
         asked = self.asked(prompt)
-        own = self.own(prompt) if self.relaxation else None
+        own = self.own(prompt) if self.relaxation > 0 else None
         if own is None:
             return asked
-        table = np.maximum(self.relaxation * own + (1 - self.relaxation) * asked.table, 0)
-        return Target(asked.attributes, table / table.sum())
+        return Target(asked.attributes, self.relaxation * own + (1 - self.relaxation) * asked.table)
 
 
 @dataclass(frozen=True)

@@ -173,11 +173,6 @@ def test_relaxation_goes_from_the_target_to_the_models_own_shares():
     assert np.allclose(Targets(asked, relaxation=1.0, own=measure).of("a nurse").table, own)
     assert np.allclose(Targets(asked, relaxation=0.25, own=measure).of("a nurse").table, [0.4, 0.6])
     assert Targets(asked, relaxation=1.0, own=measure).of("no faces") is asked
-    # beyond the target: as far on the other side of it, and no share below 0
-    beyond = Targets(asked, relaxation=-0.25, own=measure).of("a nurse").table
-    assert np.allclose(beyond - asked.table, 0.25 * (asked.table - own))
-    far = Targets(Target(("gender",), np.array([0.1, 0.9])), relaxation=-1, own=lambda _: np.array([0.5, 0.5]))
-    assert np.allclose(far.of("a nurse").table, [0, 1])
 
 
 def test_the_audit_gets_joints_only_where_they_are_no_product():

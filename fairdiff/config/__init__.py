@@ -50,7 +50,7 @@ class Config:
     """The whole configuration.
 
     target: attribute -> class -> share, any shares that sum to 1 per attribute; or `file` ("labour" or a path) or
-    `joint`, as fairdiff/target_files.py reads them. `relaxation`: how much of the model's own shares is mixed in, [-1, 1].
+    `joint`, as fairdiff/target_files.py reads them. `relaxation`: how much of the model's own shares is mixed in, [0, 1].
     """
 
     model: ModelConfig = MISSING
@@ -115,8 +115,8 @@ def _check_target(attributes: dict[str, AttributeConfig], target: dict[str, Any]
     if file is not None and (joint is not None or not isinstance(file, str)):
         raise FairDiffError(f"target.file: found {file}, allowed: a path or labour, and no target.joint beside it")
     if isinstance(relaxation, bool) or not isinstance(relaxation, int | float):
-        raise FairDiffError(f"target.relaxation: found {relaxation}, allowed: -1 to 1")
-    between("target.relaxation", relaxation, -1, 1)
+        raise FairDiffError(f"target.relaxation: found {relaxation}, allowed: 0 to 1")
+    between("target.relaxation", relaxation, 0, 1)
     for name, attribute in attributes.items():
         shares = target.get(name)
         if not isinstance(shares, dict):
