@@ -14,12 +14,18 @@ from fairdiff.targets import Target, Targets
 def prompts(config: Config, which: str) -> list[Prompt]:
     """Training, validation or test prompts in a fixed shuffle: the user's file, or families of the embedded world.
 
-    In training a family's prompts stand as often as `prompts.families` says; else each stands once, family by family.
-    Validation and test are of people: prompts without people are `unrelated`.
+    In training a family's prompts stand as often as `prompts.families` says, those without people also beside a file;
+    else each stands once, family by family. Validation and test are of people: prompts without people are `unrelated`.
     """
-    if which != "train":
-        return [prompt for prompt in _of_split(config, which) if prompt.people]
-    found = _of_split(config, which)
+    families = _families(config, which)
+    limits = {"validation": config.validation.prompts, "test": config.audit.prompts}
+    if which == "train":
+        found = shuffled([prompt for some in families.values() for prompt in some])[: config.prompts.train_limit]
+    else:
+        people = [[prompt for prompt in some if prompt.people] for some in families.values()]
+        found = [prompt for some in people for prompt in shuffled(some)[: limits[which]]]
+    if not any(prompt.people for prompt in found):
+        raise FairDiffError(f"prompts.{which}: found {_file(config, which)} with no prompt of people, allowed: one or more")
     if not config.loss.image and not all(prompt.people for prompt in found):
         raise FairDiffError(
             f"loss.image: found {config.loss.image}, allowed: more than 0 with prompts of the family object, which "
@@ -30,25 +36,29 @@ def prompts(config: Config, which: str) -> list[Prompt]:
 
 def unrelated(config: Config) -> list[Prompt]:
     """Test prompts without people, which an adapter must leave as they are: those of prompts.test, or the world's."""
-    own = [prompt for prompt in _of_split(config, "test") if not prompt.people] if config.prompts.test else []
+    own = _families(config, "test").get("object", []) if config.prompts.test else []
     return (own or world.prompts("object", "test"))[: config.audit.unrelated_prompts]
 
 
-def _of_split(config: Config, which: str) -> list[Prompt]:
-    wanted, template = config.prompts, config.prompts.template
-    path = {"train": wanted.train, "validation": wanted.validation, "test": wanted.test}[which]
-    limits = {"train": wanted.train_limit, "validation": config.validation.prompts, "test": config.audit.prompts}
-    limit = limits[which]
+def _file(config: Config, which: str) -> str | None:
+    return {"train": config.prompts.train, "validation": config.prompts.validation, "test": config.prompts.test}[which]
+
+
+def _families(config: Config, which: str) -> dict[str, list[Prompt]]:
+    """The prompts of a split by family; in training each as often as asked."""
+    path, template = _file(config, which), config.prompts.template
+    repeats = config.prompts.families if which == "train" else dict.fromkeys(config.prompts.families, 1)
+    families: dict[str, list[Prompt]] = {}
     if path:
-        return shuffled(read_prompts(path, template, key=f"prompts.{which}"))[:limit]
-    families = {}
-    for family in wanted.families:
-        families[family] = world.prompts(family, which)
-        if family == "occupation" and template != world.TEMPLATES[family]:
-            families[family] = [Prompt(fill(template, p.subject), p.family, p.subject) for p in families[family]]
-    if which == "train":
-        return shuffled([p for f, n in wanted.families.items() for p in families[f] * n])[:limit]
-    return [prompt for some in families.values() for prompt in shuffled(some)[:limit]]
+        for prompt in read_prompts(path, template, key=f"prompts.{which}"):
+            families.setdefault(prompt.family, []).append(prompt)
+        repeats = {family: n for family, n in repeats.items() if family == "object" and which == "train"}
+    for family, n in repeats.items():
+        some = world.prompts(family, which)
+        if family == "occupation" and template not in (world.TEMPLATES[family], "{}"):  # "{}" says: my lines are prompts
+            some = [Prompt(fill(template, p.subject), p.family, p.subject) for p in some]
+        families[family] = families.get(family, []) + some * n
+    return families
 
 
 def shuffled(prompts: list[Prompt]) -> list[Prompt]:

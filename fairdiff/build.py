@@ -60,14 +60,22 @@ def adapter_fingerprint(config: Config) -> str | None:
 
 
 def build_model(config: Config) -> DiffusionModel:
-    if config.model.device != "cpu" and not torch.cuda.is_available():
-        raise FairDiffError(f"model.device: found {config.model.device}, but this machine has none; allowed: cpu")
+    check_device(config.model.device)
     model = load_model(config.model.path or weights("model"), config.model.padding, config.model.device)
     model.scheduler = make_solver(config.sampler.scheduler, model.scheduler.config, config.sampler.final_sigmas)
     model.decode_batch = config.decode_batch
     model.negative = config.prompts.negative
     model.lower_precision(getattr(torch, config.model.dtype))
     return model
+
+
+def check_device(name: str) -> None:
+    """FairDiffError for a device that this machine has not."""
+    allowed = ["cpu"]
+    if torch.cuda.is_available():
+        allowed += ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    if name not in allowed:
+        raise FairDiffError(f"model.device: found {name}, but this machine has none; allowed: {', '.join(allowed)}")
 
 
 def build_adapter(config: Config, model: DiffusionModel) -> Adapter:

@@ -54,7 +54,7 @@ class Audit:
     def fingerprint(self) -> str:
         """A short hash of what is painted, who looks and what is asked of the counts."""
         plan, spec = self.plan, self.spec
-        texts = [p.text for p in (*plan.prompts, *plan.unrelated)]
+        texts = [[(p.text, p.family, p.subject) for p in some] for some in (plan.prompts, plan.unrelated)]
         sizes = [plan.images_per_prompt, plan.unrelated_images, plan.seed, spec.delta]
         tables = [{k: v.tolist() for k, v in table.items()} for table in (spec.targets, spec.confusion)]
         return digest(plan.hashes, texts, sizes, tables)

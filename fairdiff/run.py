@@ -75,7 +75,7 @@ def warn_about_adapter(config: Config, console: Console) -> None:
     """Say where an audit asks for something else than the adapter was trained for."""
     about = build.read_about(Path(config.adapter.path))
     wanted = {"guidance": config.sampler.guidance, "negative_prompt": config.prompts.negative}
-    wanted["target"] = asked.target_lines(config)
+    wanted |= {"padding": config.model.padding, "target": asked.target_lines(config)}
     for key, value in wanted.items():
         if key in about and about[key] != value:
             console.print(f"warning: adapter.path: trained with {key} {about[key]!r}, audited with {value!r}", markup=False)
@@ -145,6 +145,7 @@ def save_adapter(folder: Path, config: Config, training: str, trainee: Trainee) 
         "prompt_prefix": "<fairdiff> " if trainee.adapter.kind == "soft_tokens" else "",
         "guidance": config.sampler.guidance,
         "negative_prompt": config.prompts.negative,
+        "padding": config.model.padding,
         "target": asked.target_lines(config),
         "training": training,
     }

@@ -18,7 +18,7 @@ from fairdiff.prompts import Prompt
 from fairdiff.sampling import initial_noise
 from fairdiff.step import Batch, Trainee
 from fairdiff.targets import smallest_batch
-from fairdiff.tracking import Metrics, progress
+from fairdiff.tracking import Metrics, progress, read_metrics
 from fairdiff.update import Update, gather
 from fairdiff.validation import Best, Validation, validate
 
@@ -142,7 +142,8 @@ def train(
             if due or (step + 1) % schedule.checkpoint_every == 0 or step + 1 == schedule.steps:
                 checkpoint.save(checkpoints, step + 1, fingerprint, parts)
     finish(trainee, schedule, checkpoints, (ema, best), console)
-    if all(torch.equal(p, q) for p, q in zip(parameters, untrained, strict=True)):
+    idle = not any(row["kept"] for row in read_metrics(folder / "metrics.jsonl"))
+    if idle or all(torch.equal(p, q) for p, q in zip(parameters, untrained, strict=True)):
         raise FairDiffError("training: the adapter is what it was before training, every step was skipped")
     require_effect(trainee, prompts[0].text)
 
@@ -163,12 +164,17 @@ def finish(
 
 
 def count_bad(bad: int, step: int, update: Update, console: Console) -> int:
-    """Skipped steps in a row after this one, with a warning for each prompt's trouble; raises FairDiffError at PATIENCE."""
+    """Steps in a row after this one in which no prompt of people taught anything, those without any left out.
+
+    Prints a warning for each prompt's trouble; raises FairDiffError at PATIENCE.
+    """
     for prompt, trouble in update.troubles:
         what = "left out" if update.good else "step skipped"
         console.print(f"warning: step {step}, prompt '{prompt}': {trouble}; {what}", markup=False)
-    if update.good:
+    if update.aligned:
         return 0
+    if not update.troubles:
+        return bad
     if bad + 1 >= PATIENCE:
         trouble = update.troubles[-1][1]
         raise FairDiffError(f"training: {PATIENCE} steps in a row were skipped, the last because: {trouble}")

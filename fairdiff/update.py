@@ -31,13 +31,19 @@ class Update:
         results = [result for _, result in self.good]
         row = {"prompts": [prompt for prompt, _ in self.good], "grad_norm": self.norm}
         row |= {"faces": sum(r.faces for r in results), "kept": sum(r.kept for r in results)}
-        row |= {f"loss.{k}": v for k, v in _means([r.terms for r in results]).items()}
-        row |= {f"grad_share.{k}": v for k, v in _means([r.grad_share for r in results]).items()}
+        row |= {f"loss.{k}": v for k, v in self.terms().items()}
+        row |= {f"grad_share.{k}": v for k, v in _means([r.grad_share for r in results if r.kept]).items()}
         return row | {f"bias.{k}": v for k, v in self.biases().items()}
 
+    @property
+    def aligned(self) -> bool:
+        """Whether any prompt of people taught something (prompts without people keep no label)."""
+        return any(result.kept for _, result in self.good)
+
     def terms(self) -> dict[str, float]:
-        """Mean of each loss term over prompts."""
-        return _means([result.terms for _, result in self.good])
+        """Mean of each loss term over prompts of people, and of what prompts without people lost of their pictures."""
+        others = [{"without_people": r.terms["image"]} for _, r in self.good if not r.kept]
+        return _means([r.terms for _, r in self.good if r.kept] + others)
 
     def biases(self) -> dict[str, float]:
         """Mean over prompts of the bias of each attribute in a prompt's pictures, by the training judge."""
@@ -70,7 +76,10 @@ def gather(trainee: Trainee, batches: list[Batch], max_norm: float | None, step:
 
 
 def trouble_of(result: StepResult, parameters: list[torch.nn.Parameter]) -> str:
-    """What is wrong with a step, or "". A gradient of exactly zero is an error: nothing is being trained."""
+    """What is wrong with a step, or "". A gradient of exactly zero is an error: nothing is being trained.
+
+    But for a prompt without people, which asks for nothing as long as its pictures are what they were.
+    """
     if result.trouble:
         return result.trouble
     if not result.terms:
@@ -78,7 +87,7 @@ def trouble_of(result: StepResult, parameters: list[torch.nn.Parameter]) -> str:
         return "no face was found in any picture of the batch" if nobody else "no face got a label of enough confidence"
     grads = [p.grad for p in parameters if p.grad is not None]
     norm = float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0
-    if norm == 0:
+    if norm == 0 and result.kept:
         raise FairDiffError("training: the adapter's gradient is exactly zero, so nothing is being trained")
     return "" if torch.isfinite(torch.tensor(norm)) else f"the gradient norm is {norm}"
 

@@ -23,10 +23,12 @@ def job(config: BenchConfig, folder: Path) -> None:
     console, report = make_console(), Path(config.report)
     kept = report.parent / "measurements" / "bench"  # of everything measured so far, on whatever model and machine
     for part in config.part:
-        measure(part, config, folder, console)
-        measured = folder / f"{part}.json"
-        write_bytes(kept / folder.name / measured.name, measured.read_bytes())
-        write_page(kept, report)
+        try:
+            measure(part, config, folder, console)
+        finally:  # a long part that was interrupted has its first runs
+            measured = folder / f"{part}.json"
+            if measured.exists():
+                write_bytes(kept / folder.name / measured.name, measured.read_bytes())
     write_page(kept, report)
     print(f"report: {report}")
 

@@ -6,7 +6,8 @@ python scripts/results.py --render               only write the page anew
 
 Each run is one `train.py` or `scripts/audit.py` command, which resumes by itself; they lie under outputs/results. A run
 whose audit is there is not looked at again: delete its folder to measure it anew, all of them after the model changed.
-What the page needs of each audit is kept in docs/measurements/results, so a clone goes on from what others measured.
+What the page needs of each audit is kept in docs/measurements/results, so that one's own runs join or replace those of
+others there.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from reproduce.page import write_page
 from reproduce.plan import GROUPS, Run, plan
-from reproduce.records import keep_records
+from reproduce.records import keep_record
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -28,13 +29,6 @@ def carry_out(run: Run, folder: Path) -> None:
     command = [sys.executable, *run.command(folder)]
     print("$ python", " ".join(command[1:]), flush=True)
     subprocess.run(command, cwd=ROOT, check=True)
-
-
-def render(runs: list[Run], folder: Path, page: Path) -> None:
-    """Keep what the page needs of the audits there are, and write the page of all that is kept."""
-    records = page.parent / "measurements" / "results"
-    keep_records(runs, folder, records)
-    write_page(runs, records, page)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -53,14 +47,16 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"groups: found {', '.join(unknown)}, allowed: {', '.join(GROUPS)}")
     runs = plan(args.seeds, args.images)
     shown = plan(list(dict.fromkeys([*args.seeds, 0, 1, 2])), args.images)
+    records = args.page.parent / "measurements" / "results"
     for run in [] if args.render else runs:
         if not args.groups or run.group in args.groups:
             try:
                 carry_out(run, args.folder)
             except subprocess.CalledProcessError as error:
                 parser.exit(error.returncode, f"{run.group}/{run.name}, seed {run.seed}: the command above failed\n")
-            render(shown, args.folder, args.page)
-    render(shown, args.folder, args.page)
+            keep_record(run, args.folder, records)
+            write_page(shown, records, args.page)
+    write_page(shown, records, args.page)
     print(f"report: {args.page}")
 
 

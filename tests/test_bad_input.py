@@ -76,6 +76,7 @@ CASES = {
     "unknown family": (["+prompts.families.animal=1"], ["prompts.families", "animal", "occupation, styled"]),
     "only things": (["~prompts.families.occupation", "+prompts.families.object=1"], ["prompts.families", "object"]),
     "things and no image loss": (["+prompts.families.object=1", "loss.image=0"], ["loss.image", "family object"]),
+    "no such device": (["model.device=gpu"], ["model.device", "found gpu", "cpu"]),
     "zero repeats": (["prompts.families.occupation=0"], ["prompts.families.occupation", "greater than 0"]),
     "sd15 without a GPU": (["model=sd15", "model.device=cuda"], ["model.device", "cuda", "cpu"]),
     "negative weight decay": (["optimizer.weight_decay=-1"], ["optimizer.weight_decay"]),

@@ -159,6 +159,25 @@ def test_prompts_without_people_are_trained_on_and_audited_apart_and_never_the_s
     assert [p.text for p in asked.prompts(own, "test")] == ["a photo of a baker"]
     assert [p.text for p in asked.unrelated(own)] == ["a photo of a red teapot"]
     assert sorted(p.people for p in asked.prompts(own, "train")) == [False, True]
+    more = asked.prompts(configure(f"prompts.train={file}", "+prompts.families.object=2"), "train")
+    assert [p.people for p in more].count(False) == 1 + len(trained)  # the world's join a file
+
+
+def test_limits_count_people_of_each_family(tmp_path):
+    file = tmp_path / "own.csv"
+    things = [f"a photo of thing {i},object" for i in range(40)]
+    people = [f"a photo of {kind} {i},{kind}" for kind in ("baker", "sport") for i in range(4)]
+    file.write_text("\n".join(["prompt,family", *things, *people]) + "\n")
+    found = asked.prompts(configure(f"prompts.test={file}", "audit.prompts=3"), "test")
+    assert [p.family for p in found] == ["baker"] * 3 + ["sport"] * 3
+
+
+def test_whole_prompts_of_ones_own_leave_the_worlds_as_they_are(tmp_path):
+    file = tmp_path / "own.txt"
+    file.write_text("a photo of a baker in Paris\n")
+    config = configure(f"prompts.train={file}", 'prompts.template="{}"')
+    assert [p.text for p in asked.prompts(config, "train")] == ["a photo of a baker in Paris"]
+    assert asked.prompts(config, "test") == asked.prompts(configure(), "test")
 
 
 def test_one_family_stays_in_the_order_it_always_had():

@@ -1,7 +1,6 @@
 """Laws of docs/results.md: every planned command composes, and the page shows what the audits hold, by hand count."""
 
 import json
-import shutil
 import sys
 from pathlib import Path
 
@@ -13,8 +12,10 @@ from fairdiff.cli import CONF, to_config
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
+from benchmark.page import write_page as write_performance  # noqa: E402
+from reproduce.page import write_page  # noqa: E402
 from reproduce.plan import GROUPS, Run, plan  # noqa: E402
-from results import render  # noqa: E402
+from reproduce.records import keep_record  # noqa: E402
 
 RUNS = plan([0, 1, 2], 160)
 
@@ -69,16 +70,25 @@ def test_the_page_averages_seeds_and_says_what_is_missing(tmp_path):
     for run, values in zip(runs, ([0.2, 0.4, none], [0.4, 0.6, none]), strict=False):
         run.audit(tmp_path / "runs").parent.mkdir(parents=True)
         run.audit(tmp_path / "runs").write_text(json.dumps(audit(values)))
-    render(runs, tmp_path / "runs", tmp_path / "results.md")
+        keep_record(run, tmp_path / "runs", tmp_path / "records")
+    write_page(runs, tmp_path / "records", tmp_path / "results.md")
     text = (tmp_path / "results.md").read_text()
     row = next(line for line in text.splitlines() if line.startswith("| gender | 2 of 3"))
     assert "1.000 → .400 ± .141 [" in row  # means .3 and .5
     assert "| 25.0% | −.013 ± .000 | .900 ± .000 | – | .200 ± .000 |" in row
     assert "Not measured yet: race." in text and "`python train.py experiment=gender`" in text
     assert "Floors: gender .100" in text
-    shutil.rmtree(tmp_path / "runs")  # as in a clone: the kept records make the same page
-    render(runs, tmp_path / "runs", tmp_path / "results.md")
-    assert (tmp_path / "results.md").read_text() == text
+    other = [Run("experiments", "gender", ("experiment=gender", "audit.prompts=3"), 0)]
+    write_page(other, tmp_path / "records", tmp_path / "results.md")
+    assert "Not measured yet: gender." in (tmp_path / "results.md").read_text()  # measured, but with other overrides
+
+
+def test_the_committed_pages_are_what_the_committed_measurements_make(tmp_path):
+    docs = ROOT / "docs"
+    write_page(RUNS, docs / "measurements" / "results", tmp_path / "results.md")
+    assert (tmp_path / "results.md").read_text() == (docs / "results.md").read_text()
+    write_performance(docs / "measurements" / "bench", tmp_path / "performance.md")
+    assert (tmp_path / "performance.md").read_text() == (docs / "performance.md").read_text()
 
 
 def test_the_page_says_what_is_left_of_each_kind_of_prompt_and_of_the_distance_to_a_target(tmp_path):
@@ -87,7 +97,8 @@ def test_the_page_says_what_is_left_of_each_kind_of_prompt_and_of_the_distance_t
     for run in (several, labour):
         run.audit(tmp_path / "runs").parent.mkdir(parents=True)
         run.audit(tmp_path / "runs").write_text(json.dumps(audit(values, families)))
-    render([several, labour], tmp_path / "runs", tmp_path / "results.md")
+        keep_record(run, tmp_path / "runs", tmp_path / "records")
+    write_page([several, labour], tmp_path / "records", tmp_path / "results.md")
     lines = (tmp_path / "results.md").read_text().splitlines()
     # excess over the floor: 0 and .2 of .9 in sports, .45 of .9 in both styled ones that have faces
     sport, styled = ("1.000 → .200, floor .100: 11% left", "1.000 → .550, floor .100: 50% left [50%, 50%]")

@@ -88,8 +88,16 @@ def test_prompts_without_people_are_trained_among_the_others(tiny_folder, tmp_pa
     train(trainee, prompts, schedule(steps=4), tmp_path, "key", QUIET)
     rows = {row["prompts"][0]: row for row in read_metrics(tmp_path / "metrics.jsonl")}
     assert set(rows) == {p.text for p in prompts}
-    assert "loss.align" not in rows["a tree"] and "bias.gender" not in rows["a tree"]
-    assert all("loss.align" in rows[p.text] for p in PROMPTS)
+    shown = {key for key in rows["a tree"] if key.startswith(("loss.", "bias.", "grad_share."))}
+    assert shown == {"loss.without_people"} and all("loss.align" in rows[p.text] for p in PROMPTS)
+
+
+def test_prompts_without_people_do_not_hide_that_nothing_else_is_learnt(tiny_folder, tmp_path):
+    prompts = [Prompt("a tree", "object", "tree"), PROMPTS[0]]
+    for name, steps, says in (("long", 12, "5 steps in a row"), ("short", 4, "every step was skipped")):
+        trainee = make_trainee(load_model(tiny_folder), "lora_text", detector=NoFaces())
+        with pytest.raises(FairDiffError, match=says):
+            train(trainee, prompts, schedule(steps=steps), tmp_path / name, "key", QUIET)
 
 
 def test_a_step_touches_nothing_but_the_adapter(tiny_model):

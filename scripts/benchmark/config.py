@@ -92,6 +92,8 @@ class BenchConfig(Config):
         for part in self.part:
             if part not in PARTS:
                 raise FairDiffError(f"part: found {part}, allowed: {', '.join(PARTS)}; an empty list only renders")
+        if "object" in self.prompts.families:
+            raise FairDiffError("prompts.families: found object, allowed: families of people")
         for key in ("repeats", "literal_batch", "batches", "draws"):
             if asdict(self)[key] < 1:
                 raise FairDiffError(f"{key}: found {asdict(self)[key]}, allowed: 1 or more")

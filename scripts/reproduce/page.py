@@ -1,6 +1,5 @@
 """docs/results.md and its pictures, from the audits that there are."""
 
-import json
 import shlex
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import numpy as np
 from fairdiff.audit.intervals import mean_interval, percentile_interval, resampled_prompts
 from fairdiff.files import write_text
 from reproduce.plan import GROUPS, Run
-from reproduce.records import AXES
+from reproduce.records import AXES, read_records
 
 HEAD = """# Results
 
@@ -41,7 +40,7 @@ REMARKS = Path(__file__).parent / "remarks.md"  # what the numbers say, by hand
 
 def write_page(runs: list[Run], records: Path, page: Path) -> None:
     """The page of the records that exist; rows without one are named as not measured."""
-    audits = {run: json.loads(run.record(records).read_text()) for run in runs if run.record(records).exists()}
+    audits = read_records(runs, records)
     parts = [HEAD]
     for group, title in GROUPS.items():
         names = list(dict.fromkeys(run.name for run in runs if run.group == group))

@@ -1,4 +1,4 @@
-"""What docs/results.md needs of an audit, small enough to be kept beside the page: a clone can render it and add to it."""
+"""What docs/results.md needs of an audit, small enough to be kept beside the page: a clone adds its own runs to it."""
 
 import json
 from collections.abc import Iterable
@@ -10,13 +10,17 @@ from reproduce.plan import Run
 AXES = ("gender", "race", "age", "gender×race")
 
 
-def keep_records(runs: Iterable[Run], root: Path, records: Path) -> None:
-    """Write the record of every run whose audit lies under `root`; records of other runs stay."""
-    for run in runs:
-        if run.audit(root).exists():
-            kept = record(json.loads(run.audit(root).read_text()))
-            text = json.dumps(kept, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-            write_text(run.record(records), text + "\n")
+def keep_record(run: Run, root: Path, records: Path) -> None:
+    """Write the record of a run whose audit lies under `root`."""
+    kept = record(json.loads(run.audit(root).read_text())) | {"overrides": run.overrides}
+    text = json.dumps(kept, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    write_text(run.record(records), text + "\n")
+
+
+def read_records(runs: Iterable[Run], records: Path) -> dict[Run, dict]:
+    """The records there are, without those of other overrides, such as another number of pictures."""
+    found = {run: json.loads(run.record(records).read_text()) for run in runs if run.record(records).exists()}
+    return {run: kept for run, kept in found.items() if tuple(kept["overrides"]) == run.overrides}
 
 
 def record(audit: dict) -> dict:
