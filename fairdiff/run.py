@@ -112,13 +112,6 @@ def finished(folder: Path, config: Config, training: str, setup: Audit) -> bool:
 def print_budget(config: Config, trainee: Trainee, prompts: list[Prompt], audit: Audit, console: Console) -> None:
     """What is about to be done, in pictures and steps."""
     each = config.prompts.per_step
-    visits = config.steps * each
-    visited = min(visits, len(prompts))
-    low, high = config.sampler.train_steps
-    lengths = min(high - low + 1, config.steps)
-    originals = visited * config.noise_pool * lengths
-    if not config.target["relaxation"] and visits <= len(prompts) * (config.noise_pool // config.global_batch):
-        originals = visits * config.global_batch  # pools are not yet through: a slice a visit
     parameters = sum(p.numel() for p in trainee.adapter.parameters())
     console.print(f"target: {'; '.join(asked.target_lines(config))}")
     console.print(
@@ -126,10 +119,23 @@ def print_budget(config: Config, trainee: Trainee, prompts: list[Prompt], audit:
     )
     console.print(
         f"budget: {config.steps} steps of {each} prompts with {config.global_batch} pictures each, "
-        f"{visited} of {len(prompts)} training prompts, "
-        f"at most {originals} originals (cached), "
+        f"{min(config.steps * each, len(prompts))} of {len(prompts)} training prompts, "
+        f"at most {most_originals(config, len(prompts))} originals (cached), "
         f"audit of {2 * audit.plan.images_per_model} pictures ({len(audit.plan.prompts)} prompts, before and after)"
     )
+
+
+def most_originals(config: Config, prompts: int) -> int:
+    """How many originals a run of so many training prompts can paint: whole blocks of a batch, validation included."""
+    block, visits = config.global_batch, config.steps * config.prompts.per_step
+    low, high = config.sampler.train_steps
+    pool = -(-config.noise_pool // block) * block
+    found = min(visits, prompts) * pool * min(high - low + 1, config.steps)
+    if not config.target["relaxation"] and visits <= prompts * (config.noise_pool // block):
+        found = visits * block  # pools are not yet through: a slice a visit
+    if config.validation.every:
+        found += len(asked.prompts(config, "validation")) * -(-config.validation.images // block) * block
+    return found
 
 
 def save_adapter(folder: Path, config: Config, training: str, trainee: Trainee) -> None:

@@ -11,7 +11,7 @@ from diffusers import DPMSolverMultistepScheduler, PNDMScheduler, StableDiffusio
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from fairdiff import asked, build
+from fairdiff import asked, build, run
 from fairdiff.cli import CONF, to_config
 from fairdiff.config import Config
 from fairdiff.portraits import world
@@ -161,6 +161,14 @@ def test_prompts_without_people_are_trained_on_and_audited_apart_and_never_the_s
     assert sorted(p.people for p in asked.prompts(own, "train")) == [False, True]
     more = asked.prompts(configure(f"prompts.train={file}", "+prompts.families.object=2"), "train")
     assert [p.people for p in more].count(False) == 1 + len(trained)  # the world's join a file
+
+
+def test_the_budget_counts_whole_blocks_of_originals_and_those_of_the_validation():
+    few = ["prompts.per_step=2", "steps=5", "global_batch=8", "sampler.train_steps=[6,7]"]
+    assert run.most_originals(configure(*few, "noise_pool=16"), 100) == 5 * 2 * 8  # a slice a visit
+    assert run.most_originals(configure(*few, "noise_pool=12"), 4) == 4 * 16 * 2  # all pools, twice 8 for 12, both lengths
+    watch = ["validation.every=5", "validation.prompts=3", "validation.images=20"]
+    assert run.most_originals(configure(*few, *watch, "noise_pool=16"), 100) == 80 + 3 * 24
 
 
 def test_limits_count_people_of_each_family(tmp_path):

@@ -37,8 +37,8 @@ def make_world(config: BenchConfig) -> tuple[DiffusionModel, Judges]:
     else:
         dtype = getattr(torch, config.model.dtype)
         model = random_sd.make_model(config.random, dtype, config.device)
-        asked = {name: tuple(a.classes) for name, a in config.attributes.items()}
-        judges = random_sd.make_judges(config.random, asked, dtype, config.device)
+        classes = {name: tuple(a.classes) for name, a in config.attributes.items()}
+        judges = random_sd.make_judges(config.random, classes, dtype, config.device)
         model.decode_batch = config.decode_batch
     if config.channels_last:
         for module in (model.unet, model.vae):
