@@ -76,11 +76,11 @@ def test_the_page_averages_seeds_and_says_what_is_missing(tmp_path):
     row = next(line for line in text.splitlines() if line.startswith("| gender | 2 of 3"))
     assert "1.000 → .400 ± .141 [" in row  # means .3 and .5
     assert "| 25.0% | −.013 ± .000 | .900 ± .000 | – | .200 ± .000 |" in row
-    assert "Not measured yet: race." in text and "`python train.py experiment=gender`" in text
+    assert "No record: race." in text and "`python train.py experiment=gender`" in text
     assert "Floors: gender .100" in text
     other = [Run("experiments", "gender", ("experiment=gender", "audit.prompts=3"), 0)]
     write_page(other, tmp_path / "records", tmp_path / "results.md")
-    assert "Not measured yet: gender." in (tmp_path / "results.md").read_text()  # measured, but with other overrides
+    assert "No record: gender." in (tmp_path / "results.md").read_text()  # measured, but with other overrides
 
 
 def test_the_committed_pages_are_what_the_committed_measurements_make(tmp_path):

@@ -21,7 +21,8 @@ the weights of the losses that belong to this model's own encoders (`conf/tuning
 Bias is the paper's: 2 / (K (K - 1)) sum |f_i - f_j| per prompt, then the mean over prompts. Its floor is what a perfectly
 fair generator shows at that number of pictures. [low, high]: 95 % interval over prompts, of each prompt's mean over
 seeds; ±: standard deviation over seeds. "Moved": how far pictures without people moved, as a part of the distance
-between two seeds. CLIP-T is a difference, after minus before.
+between two seeds. CLIP-T is a difference, after minus before. No record: not measured yet, or before records were kept
+([at the end](#measured-before)).
 """
 PAPER = """
 Beside it the paper's table for Stable Diffusion 1.5 (Shen et al., ICLR 2024; ± is its spread over prompts, not an
@@ -54,7 +55,7 @@ def write_page(runs: list[Run], records: Path, page: Path) -> None:
             parts.append(_commands([run for run in runs if run.group == group and run.name in measured]))
         missing = [name for name in names if name not in measured]
         if missing:
-            parts.append(f"\nNot measured yet: {_brief(missing)}.\n")
+            parts.append(f"\nNo record: {_brief(missing)}.\n")
         if group == "experiments":
             parts.append(PAPER)
     write_text(page, "".join(parts) + "\n" + REMARKS.read_text())

@@ -53,6 +53,8 @@ def plan(seeds: list[int], images: int) -> list[Run]:
         runs.append(Run("adapters", adapter, (f"adapter={adapter}",), first))
     both = ("attribute=[gender,race]", "adapter=lora_text")
     runs.append(Run("adapters", "lora_text, gender and race", both, first))
+    things = (*both, "+prompts.families.object=1")
+    runs.append(Run("adapters", "lora_text, gender and race, also without people", things, first))
     full = ("audit=full", f"audit.images_per_prompt={images}")
     for seed in seeds:
         for experiment in EXPERIMENTS:
