@@ -122,8 +122,7 @@ def build_audit(config: Config, model: DiffusionModel, after: str | None, traini
             "target": "; ".join(asked.target_lines(config)),
             "CLIP": config.features.clip,
             "image encoder": config.features.encoder,
-            "detector": f"{config.detector.type}, the largest face of a picture counts",
-            "sha256": plan.hashes,
+            "detector": config.detector.type,
         },
     )
     return Audit(plan, Measurer(detector, judge, clip, encoder, crop.crop_size, crop.expand), spec)

@@ -55,7 +55,7 @@ def audit(values: list[float], families: list[str] | None = None) -> dict:
 
     return {
         "prompts": len(values), "images_per_prompt": 60,
-        "provenance": {"seed": 1, "target": "gender: female 0.5, male 0.5", "sha256": {}},
+        "provenance": {"seed": 1, "target": "gender: female 0.5, male 0.5", "hashes": {}},
         "families": {family: families.count(family) for family in families},
         "models": {"before": model([1.0] * len(values)), "after": model(values)},
         "paired": {"clip_t": {"difference": -0.0125}},
