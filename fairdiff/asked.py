@@ -25,7 +25,8 @@ def prompts(config: Config, which: str) -> list[Prompt]:
         people = [[prompt for prompt in some if prompt.people] for some in families.values()]
         found = [prompt for some in people for prompt in shuffled(some)[: limits[which]]]
     if not any(prompt.people for prompt in found):
-        raise FairDiffError(f"prompts.{which}: found {_file(config, which)} with no prompt of people, allowed: one or more")
+        file = getattr(config.prompts, which)
+        raise FairDiffError(f"prompts.{which}: found {file} with no prompt of people, allowed: one or more")
     if not config.loss.image and not all(prompt.people for prompt in found):
         raise FairDiffError(
             f"loss.image: found {config.loss.image}, allowed: more than 0 with prompts of the family object, which "
@@ -40,13 +41,9 @@ def unrelated(config: Config) -> list[Prompt]:
     return (own or world.prompts("object", "test"))[: config.audit.unrelated_prompts]
 
 
-def _file(config: Config, which: str) -> str | None:
-    return {"train": config.prompts.train, "validation": config.prompts.validation, "test": config.prompts.test}[which]
-
-
 def _families(config: Config, which: str) -> dict[str, list[Prompt]]:
     """The prompts of a split by family; in training each as often as asked."""
-    path, template = _file(config, which), config.prompts.template
+    path, template = getattr(config.prompts, which), config.prompts.template
     repeats = config.prompts.families if which == "train" else dict.fromkeys(config.prompts.families, 1)
     families: dict[str, list[Prompt]] = {}
     if path:

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from fairdiff import asked, build, run
 from fairdiff.cli import CONF, to_config
 from fairdiff.config import Config
+from fairdiff.errors import FairDiffError
 from fairdiff.portraits import world
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -178,6 +179,14 @@ def test_limits_count_people_of_each_family(tmp_path):
     file.write_text("\n".join(["prompt,family", *things, *people]) + "\n")
     found = asked.prompts(configure(f"prompts.test={file}", "audit.prompts=3"), "test")
     assert [p.family for p in found] == ["baker"] * 3 + ["sport"] * 3
+
+
+@pytest.mark.parametrize("which", ["train", "validation", "test"])
+def test_a_split_without_people_is_refused(tmp_path, which):
+    file = tmp_path / "own.csv"
+    file.write_text("prompt,family\na photo of a red teapot,object\n")
+    with pytest.raises(FairDiffError, match=f"prompts.{which}: found .*own.csv with no prompt of people"):
+        asked.prompts(configure(f"prompts.{which}={file}"), which)
 
 
 def test_whole_prompts_of_ones_own_leave_the_worlds_as_they_are(tmp_path):
