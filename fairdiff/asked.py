@@ -6,7 +6,7 @@ from collections import Counter
 from fairdiff.config import Config
 from fairdiff.errors import FairDiffError, blame
 from fairdiff.portraits import labour, world
-from fairdiff.prompts import Prompt, fill, read_prompts
+from fairdiff.prompts import Prompt, fill, read_prompts, takes_whole
 from fairdiff.target_files import WrittenTarget, inline_target, read_target
 from fairdiff.targets import Target, Targets
 
@@ -52,7 +52,7 @@ def _families(config: Config, which: str) -> dict[str, list[Prompt]]:
         repeats = {family: n for family, n in repeats.items() if family == "object" and which == "train"}
     for family, n in repeats.items():
         some = world.prompts(family, which)
-        if family == "occupation" and template not in (world.TEMPLATES[family], "{}"):  # "{}" says: my lines are prompts
+        if family == "occupation" and template != world.TEMPLATES[family] and not takes_whole(template):
             some = [Prompt(fill(template, p.subject), p.family, p.subject) for p in some]
         families[family] = families.get(family, []) + some * n
     return families

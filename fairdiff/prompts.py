@@ -2,7 +2,6 @@
 
 import csv
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,11 +60,9 @@ def fill(template: str, subject: str) -> str:
     return _GAP.sub(put, template)
 
 
-def from_template(template: str, subjects: Sequence[str], family: str) -> list[Prompt]:
-    """One prompt for each subject, in order; raises FairDiffError for no subjects or a template without gap."""
-    if not subjects:
-        raise FairDiffError(f"prompts.subjects: the list of the family {family!r} is empty")
-    return [Prompt(fill(template, subject), family, subject) for subject in subjects]
+def takes_whole(template: str) -> bool:
+    """Whether a template is nothing but its gap, so that the lines of a file are whole prompts."""
+    return _GAP.fullmatch(template) is not None
 
 
 def read_prompts(

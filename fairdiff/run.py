@@ -52,9 +52,15 @@ def check(folder: Path, config: Config, training: str) -> None:
 
 
 def differences(folder: Path, config: Config, most: int = 4) -> str:
-    """" (steps: 45 there, 60 asked for)": the keys in which config.yaml differs; "" where it is missing or agrees."""
+    """" (steps: 45 there, 60 asked for)": the keys in which config.yaml differs; "" where none are known.
+
+    A config.yaml that is missing or damaged only costs the message its detail: run.json says whether settings agree.
+    """
     path = folder / "config.yaml"
-    there = flat(yaml.safe_load(path.read_text())) if path.exists() else {}
+    try:
+        there = flat(yaml.safe_load(path.read_text())) if path.exists() else {}
+    except (yaml.YAMLError, UnicodeDecodeError):
+        there = {}
     wanted = flat(yaml.safe_load(yaml.safe_dump(asdict(config))))  # tuples and the like as they come back from a file
     keys = [k for k in there | wanted if k == "steps" or k.split(".")[0] not in build.NOT_TRAINING]
     found = [k for k in keys if there.get(k) != wanted.get(k)]

@@ -152,6 +152,12 @@ def test_a_state_that_is_none(tmp_path, monkeypatch, capsys):
     assert "run.json" in line and "resume=false" in line
 
 
+def test_a_damaged_configuration_costs_the_refusal_only_its_detail(tmp_path, monkeypatch, capsys):
+    (tmp_path / "run.json").write_text('{"training": "another"}')
+    (tmp_path / "config.yaml").write_text("steps: [1\n")
+    assert "holds a run with other settings; choose another" in call([], tmp_path, monkeypatch, capsys)
+
+
 def test_an_adapter_of_another_kind_names_what_made_it(tmp_path, monkeypatch, capsys):
     save_file({"unet.x": torch.zeros(2)}, tmp_path / "pytorch_lora_weights.safetensors")
     made = {"options": "adapter.type=lora adapter.parts=['unet'] adapter.rank=8"}

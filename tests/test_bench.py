@@ -1,6 +1,7 @@
 """Laws of the benchmark: what is counted is what is computed, the literal reference has our gradient, pages render."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -181,6 +182,11 @@ def test_a_learner_goes_on_where_it_stopped(tiny_config, tiny_folder, tmp_path, 
         assert torch.equal(p, q)
     rows = [[(r["step"], r["bias"]) for r in own.history()] for own in (unbroken, resumed)]
     assert rows[0] == rows[1] and [step for step, _ in rows[0]] == [0, 1, 2]
+
+
+def test_a_random_model_too_needs_a_device_there_is(tiny_config):
+    with pytest.raises(FairDiffError, match=r"model\.device: found cuda:99"):
+        world.make_world(replace(tiny_config(), device="cuda:99"))
 
 
 def test_a_measurement_is_kept_and_never_mixed_with_another(tiny_config, tiny_folder, tmp_path, monkeypatch, capsys):

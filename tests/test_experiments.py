@@ -135,15 +135,18 @@ def test_every_judge_and_detector_can_be_chosen_for_training_and_audit(judge, de
 def test_families_stand_in_training_as_often_as_asked_and_once_in_the_audit():
     config = configure("experiment=multi_concept", "audit=full")
     train_prompts, test = asked.prompts(config, "train"), asked.prompts(config, "test")
+    people = [family for family in config.prompts.families if family != "object"]
     for family, repeats in config.prompts.families.items():
         texts = [p.text for p in train_prompts if p.family == family]
         assert len(texts) == repeats * len(set(texts)) == repeats * len(world.prompts(family, "train"))
-        assert 0.95 <= len(texts) / 1350 <= 1.05  # equally often
-        assert [p.family for p in test].count(family) == len(world.prompts(family, "test"))
+        assert family == "object" or 0.95 <= len(texts) / 1350 <= 1.05  # equally often
+        audited = len(world.prompts(family, "test")) if family in people else 0
+        assert [p.family for p in test].count(family) == audited
+    assert sum(not p.people for p in train_prompts) / len(train_prompts) == pytest.approx(0.1, abs=0.01)
     assert len({p.text for p in test}) == len(test)
     assert {p.family for p in train_prompts[:40]} == set(config.prompts.families)  # copies are spread
     few = asked.prompts(configure("experiment=multi_concept", "audit.prompts=3"), "test")
-    assert [p.family for p in few] == [f for f in config.prompts.families for _ in range(3)]
+    assert [p.family for p in few] == [f for f in people for _ in range(3)]
 
 
 def test_prompts_without_people_are_trained_on_and_audited_apart_and_never_the_same_ones(tmp_path):
@@ -189,10 +192,11 @@ def test_a_split_without_people_is_refused(tmp_path, which):
         asked.prompts(configure(f"prompts.{which}={file}"), which)
 
 
-def test_whole_prompts_of_ones_own_leave_the_worlds_as_they_are(tmp_path):
+@pytest.mark.parametrize("gap", ["{}", "{subject}"])
+def test_whole_prompts_of_ones_own_leave_the_worlds_as_they_are(tmp_path, gap):
     file = tmp_path / "own.txt"
     file.write_text("a photo of a baker in Paris\n")
-    config = configure(f"prompts.train={file}", 'prompts.template="{}"')
+    config = configure(f"prompts.train={file}", f'prompts.template="{gap}"')
     assert [p.text for p in asked.prompts(config, "train")] == ["a photo of a baker in Paris"]
     assert asked.prompts(config, "test") == asked.prompts(configure(), "test")
 

@@ -9,7 +9,7 @@ from tiny import composed
 import fairdiff.prompts
 from fairdiff import asked
 from fairdiff.errors import FairDiffError
-from fairdiff.prompts import Prompt, fill, from_template, read_prompts, with_article
+from fairdiff.prompts import Prompt, fill, read_prompts, with_article
 
 
 @pytest.mark.parametrize(
@@ -61,23 +61,16 @@ def test_templates_without_a_plain_gap_are_refused(template):
     assert "\n" not in str(caught.value)
 
 
-def test_from_template_keeps_order_and_subject():
-    assert from_template("a {}", ["nurse", "actor"], "occupation") == [
-        Prompt("a nurse", "occupation", "nurse"),
-        Prompt("an actor", "occupation", "actor"),
-    ]
-    with pytest.raises(FairDiffError, match="'occupation' is empty"):
-        from_template("a {}", [], "occupation")
-
-
 def test_text_file_with_and_without_template(tmp_path):
     path = tmp_path / "list.txt"
     path.write_text("\ufeff# people\n\n  a nurse \r\nan actor\n", encoding="utf-8")
     assert [prompt.text for prompt in read_prompts(path)] == ["a nurse", "an actor"]
     path.write_text("nurse\nactor\n")
     assert read_prompts(path, "{}") == read_prompts(path)  # a bare gap takes whole prompts
-    read = read_prompts(path, "a photo of a {}", "work")
-    assert read == from_template("a photo of a {}", ["nurse", "actor"], "work")
+    assert read_prompts(path, "a photo of a {}", "work") == [
+        Prompt("a photo of a nurse", "work", "nurse"),
+        Prompt("a photo of an actor", "work", "actor"),
+    ]
 
 
 def test_csv_columns(tmp_path):

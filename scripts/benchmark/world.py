@@ -35,6 +35,7 @@ def make_world(config: BenchConfig) -> tuple[DiffusionModel, Judges]:
     if config.random is None:
         model, judges = build.build_model(config), build.build_judges(config)
     else:
+        build.check_device(config.device)
         dtype = getattr(torch, config.model.dtype)
         model = random_sd.make_model(config.random, dtype, config.device)
         classes = {name: tuple(a.classes) for name, a in config.attributes.items()}
