@@ -100,12 +100,10 @@ def align(image_BCHW: Tensor, boxes: Boxes, size: int) -> Tensor:
     return F.grid_sample(upright_FCHW, grid_FHW2, align_corners=False)
 
 
-def extract(
-    image_BCHW: Tensor, boxes: Boxes, crop_size: int, expand: float = EXPAND, aligned_size: int | None = None
-) -> Faces:
-    """Crops and aligned crops of all faces found; `aligned_size` is `crop_size` unless given."""
+def extract(image_BCHW: Tensor, boxes: Boxes, crop_size: int, expand: float = EXPAND) -> Faces:
+    """Crops and aligned crops of all faces found, both of one size."""
     crop_FCHW = crop(image_BCHW, boxes, crop_size, expand)
-    return Faces(boxes, crop_FCHW, align(image_BCHW, boxes, aligned_size or crop_size))
+    return Faces(boxes, crop_FCHW, align(image_BCHW, boxes, crop_size))
 
 
 def check_size(image_BCHW: Tensor, boxes: Boxes) -> None:

@@ -30,10 +30,10 @@ class Part(Protocol):
 
 
 class Ema:
-    """Exponential moving average of the parameters with diffusers' warm-up: decay_i = min(decay, (1 + i) / (10 + i)).
+    """Exponential moving average of the parameters with a warm-up: decay_i = min(decay, (1 + i) / (10 + i)).
 
-    i is the training step, counted from 0. The warm-up lasts long: the decay is .1 at the first step, .87 at the
-    60th and the paper's .996 only after 2,240.
+    i is the training step, counted from 0; diffusers' warm-up is the same but for a decay of 0 at its first step. It
+    lasts long: the decay is .1 at the first step, .87 at the 60th and the paper's .996 only after 2,240.
     """
 
     def __init__(self, parameters: list[Tensor], decay: float):

@@ -12,6 +12,7 @@ from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from functools import wraps
 from pathlib import Path
+from typing import get_origin
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -83,10 +84,13 @@ def _like(key: str) -> str:
     if path[:1] == ["target"]:
         return "; allowed: target.<attribute>.<class> of the attributes in attribute=[...], relaxation, file, joint"
     here: type = Config
-    for name in path:
+    for i, name in enumerate([*path, last]):
         kinds = {f.name: f.type for f in fields(here)} if is_dataclass(here) else {}
-        here = kinds.get(name, type(None))
-    names = [f.name for f in fields(here)] if is_dataclass(here) else []
+        if get_origin(kinds.get(name)) is dict:  # new keys of a mapping are Hydra's to append
+            rest = [*path, last][i + 1 :] or ["<key>"]
+            return f"; a new one is written with a plus, as in +{'.'.join([*path[:i], name, *rest])}=<value>"
+        parent, here = here, kinds.get(name, type(None))
+    names = [f.name for f in fields(parent)] if is_dataclass(parent) else []
     close = get_close_matches(last, names, 3, 0.6) or names
     return f"; allowed: {', '.join('.'.join([*path, name]) for name in close)}" if names else ""
 

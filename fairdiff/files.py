@@ -1,10 +1,13 @@
-"""Files that are either whole or absent: written under a temporary name beside the target, then renamed."""
+"""Files: what is written is whole or absent (a temporary name, then renamed), and tables are read without guessing."""
 
+import csv
 import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from fairdiff.errors import FairDiffError
 
 
 @contextmanager
@@ -37,3 +40,25 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value) -> None:
     """Write strict JSON atomically (ValueError on NaN or infinity: RFC 8259 has neither)."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_table(text: str, where: str) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    """The columns of a CSV and its rows with their line numbers; a short row's missing cells are "".
+
+    FairDiffError, beginning with `where`: a quotation mark left open or out of place, a cell over several lines (a mark
+    left open swallows what follows), more cells than columns.
+    """
+    # universal newlines inside quoted cells are csv's own business, hence keepends
+    table = csv.DictReader(text.splitlines(keepends=True), skipinitialspace=True, strict=True)
+    rows = []
+    try:
+        for row in table:
+            if None in row:  # where csv puts the cells beyond the last column
+                raise FairDiffError(f"{where}, line {table.line_num}: found more cells than columns")
+            cells = {column: (cell or "").strip() for column, cell in row.items()}
+            if any("\n" in cell or "\r" in cell for cell in cells.values()):
+                raise FairDiffError(f"{where}, line {table.line_num}: a cell goes over several lines; a quotation mark?")
+            rows.append((table.line_num, cells))
+    except csv.Error as error:
+        raise FairDiffError(f"{where}, line {table.line_num}: is no CSV: {error}") from error
+    return list(table.fieldnames or []), rows

@@ -1,11 +1,11 @@
 """Prompts: what is asked of the model, which family it belongs to and what it is about."""
 
-import csv
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from fairdiff.errors import FairDiffError
+from fairdiff.files import read_table
 
 # "a {}" or "{subject}": the optional article before the gap is set to suit the subject
 _GAP = re.compile(r"(?:\b(?P<article>an?|An?)\s+)?\{(?:subject)?\}")
@@ -109,21 +109,17 @@ def _from_lines(where: str, text: str, template: str | None, family: str) -> lis
 
 
 def _from_csv(where: str, text: str, template: str | None, family: str) -> list[Prompt]:
-    # universal newlines inside quoted cells are csv's own business, hence keepends
-    table = csv.DictReader(text.splitlines(keepends=True), skipinitialspace=True)
-    columns = set(table.fieldnames or ())
-    if not columns & {"prompt", "subject"}:
+    columns, rows = read_table(text, where)
+    if not {*columns} & {"prompt", "subject"}:
         raise FairDiffError(f"{where}: needs a column prompt or subject, found {sorted(columns)}")
     whole = "prompt" in columns
     if not whole and template is None and "template" not in columns:
         raise FairDiffError(f"{where}: prompts.template: a column subject needs a template (a setting or a column)")
     prompts = []
-    for row in table:
-        # short rows give None, so a cell is either text or missing
-        cells = {key: (value or "").strip() for key, value in row.items() if key in columns}
+    for number, cells in rows:
         for key in ("prompt",) if whole else ("subject",) if "template" not in columns else ("subject", "template"):
             if not cells[key]:
-                raise FairDiffError(f"{where}, line {table.line_num}: the cell {key} is empty")
+                raise FairDiffError(f"{where}, line {number}: the cell {key} is empty")
         kind = cells.get("family") or family
         if whole:
             prompts.append(Prompt(cells["prompt"], kind, cells.get("subject") or cells["prompt"]))

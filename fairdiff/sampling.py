@@ -163,6 +163,7 @@ def solver_coefficients(scheduler, steps: int) -> Tensor:
         eps = [torch.zeros(1, 1, 1, 1, requires_grad=True) for _ in timesteps]
         latent = torch.zeros(1, 1, 1, 1)
         for e, t in zip(eps, timesteps, strict=True):
+            scheduler.scale_model_input(latent, t)  # euler warns without; its inputs do not matter here
             latent = scheduler.step(e, t, latent).prev_sample
         return torch.stack([g.reshape(()) for g in torch.autograd.grad(latent, eps)])
 

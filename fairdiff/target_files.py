@@ -19,7 +19,6 @@ Columns `family` and `template` may stand there too. Shares lie in [0, 1] and su
 than 0.002, as rounded statistics are, is scaled to 1.
 """
 
-import csv
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ import numpy as np
 import yaml
 
 from fairdiff.errors import FairDiffError
+from fairdiff.files import read_table
 from fairdiff.prompts import Prompt
 from fairdiff.targets import Target
 
@@ -85,13 +85,9 @@ def read_target(path: str | Path, classes: Classes, unasked: Iterable[str] = ())
             return inline_target(yaml.safe_load(text), classes, where)
         except yaml.YAMLError as error:
             raise FairDiffError(f"{where}: is not YAML: {' '.join(str(error).split())}") from error
-    table = csv.DictReader(text.splitlines(keepends=True), skipinitialspace=True)
-    columns = [column for column in table.fieldnames or [] if column.split(".")[0] not in unasked or "." not in column]
-    rows: Rows = []
-    for row in table:
-        if None in row:  # where csv puts the cells beyond the last column
-            raise FairDiffError(f"{where}, line {table.line_num}: found more cells than columns")
-        rows.append((f"line {table.line_num}", {c: (row[c] or "").strip() for c in columns}))
+    found, table = read_table(text, where)
+    columns = [column for column in found if column.split(".")[0] not in unasked or "." not in column]
+    rows: Rows = [(f"line {number}", {c: cells[c] for c in columns}) for number, cells in table]
     return _written(where, columns, rows, classes)
 
 

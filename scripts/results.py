@@ -4,8 +4,8 @@ python scripts/results.py                        all groups, about six hours on 
 python scripts/results.py adapters --seeds 0     one group
 python scripts/results.py --render               only write the page anew
 
-Each run is one `train.py` or `scripts/audit.py` command, which resumes by itself; they lie under outputs/results. A run
-whose audit is there is not looked at again: delete its folder to measure it anew, all of them after the model changed.
+Each run is one `train.py` or `scripts/audit.py` command, which resumes by itself, reprints what is finished and refuses a
+folder of other settings (or of another model): delete that folder to measure anew. They lie under outputs/results.
 What the page needs of each audit is kept in docs/measurements/results, so that one's own runs join or replace those of
 others there.
 """
@@ -22,10 +22,13 @@ from reproduce.records import keep_record
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def with_needed(runs: list[Run]) -> list[Run]:
+    """These runs, each after the one whose adapter it audits."""
+    return list(dict.fromkeys(one for run in runs for one in (run.of, run) if one is not None))
+
+
 def carry_out(run: Run, folder: Path) -> None:
-    """Run one command, unless its audit is there already."""
-    if run.audit(folder).exists():
-        return
+    """Run one command."""
     command = [sys.executable, *run.command(folder)]
     print("$ python", " ".join(command[1:]), flush=True)
     subprocess.run(command, cwd=ROOT, check=True)
@@ -48,14 +51,14 @@ def main(argv: list[str] | None = None) -> None:
     runs = plan(args.seeds, args.images)
     shown = plan(list(dict.fromkeys([*args.seeds, 0, 1, 2])), args.images)
     records = args.page.parent / "measurements" / "results"
-    for run in [] if args.render else runs:
-        if not args.groups or run.group in args.groups:
-            try:
-                carry_out(run, args.folder)
-            except subprocess.CalledProcessError as error:
-                parser.exit(error.returncode, f"{run.group}/{run.name}, seed {run.seed}: the command above failed\n")
-            keep_record(run, args.folder, records)
-            write_page(shown, records, args.page)
+    chosen = [run for run in runs if not args.groups or run.group in args.groups]
+    for run in [] if args.render else with_needed(chosen):
+        try:
+            carry_out(run, args.folder)
+        except subprocess.CalledProcessError as error:
+            parser.exit(error.returncode, f"{run.group}/{run.name}, seed {run.seed}: the command above failed\n")
+        keep_record(run, args.folder, records)
+        write_page(shown, records, args.page)
     write_page(shown, records, args.page)
     print(f"report: {args.page}")
 

@@ -82,7 +82,8 @@ def test_sd15_is_what_the_paper_says():
     sampler = config.sampler
     assert (sampler.train_steps, sampler.audit_steps, sampler.guidance) == ([19, 23], 30, 7.5)
     assert config.adapter.learning_rate == 5e-5 and config.adapter.rank == config.adapter.alpha == 50
-    assert config.model.padding == "longest" and config.detector.crop_size == 224
+    assert config.model.padding == "longest"
+    assert (config.detector.type, config.detector.input_size, config.detector.crop_size) == ("mtcnn", 256, 224)
     assert config.judge.type == "hf" and config.judge.path == "x" and config.features.clip.startswith("ViT-H-14/")
     labels = [label for labels in config.judge.mapping["race"].values() for label in labels]
     assert len(labels) == 7 and len(config.judge.mapping["race"]) == 4
@@ -129,6 +130,9 @@ def test_batches_are_the_users_then_the_main_jobs_for_its_adapter_and_no_other_e
 def test_every_judge_and_detector_can_be_chosen_for_training_and_audit(judge, detector):
     config = configure(f"judge={judge}", f"audit/judge={judge}", f"detector={detector}", "detector.root=x")
     assert config.judge == config.audit.judge and config.detector.type == detector
+    photos = configure("model=sd15", "judge.path=x", f"detector={detector}", "detector.root=x").detector
+    assert photos.crop_size == 224  # as its judges read, whoever finds the faces
+    assert photos.input_size == {"mtcnn": 256, "insightface": 640, "whole": 64}[detector]
     assert configure("audit.judge.path=x").audit.judge.path == "x"
 
 

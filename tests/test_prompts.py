@@ -134,4 +134,4 @@ def test_prompts_import_nothing_heavy():
     tree = ast.parse(Path(fairdiff.prompts.__file__).read_text(encoding="utf-8"))
     found = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     found |= {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
-    assert found <= {"csv", "re", "collections.abc", "dataclasses", "pathlib", "fairdiff.errors"}
+    assert found <= {"re", "dataclasses", "pathlib", "fairdiff.errors", "fairdiff.files"}

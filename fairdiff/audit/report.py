@@ -91,7 +91,8 @@ def _card(audit: dict, name: str) -> dict:
     distances = {model: distance_of(entry) for model, entry in entries.items()}
     marks = {model: _mark(d["mean"], d["ci95"]) for model, d in distances.items()}
     last, distance = last_model(audit)["attributes"][name], distance_of(last_model(audit)["attributes"][name])
-    chart = bias_chart(marks.get("before"), marks.get("after"), distance["floor"], distance["maximum"], name)
+    limit = max((d["maximum"] for d in distances.values() if d["maximum"] is not None), default=1.0)  # none: no face
+    chart = bias_chart(marks.get("before"), marks.get("after"), distance["floor"], limit, name)
     paired = audit["paired"] and audit["paired"]["attributes"][name]
     return {
         "name": name, "entries": entries, "last": last, "target": last["target"], "chart": Markup(chart),

@@ -28,7 +28,10 @@ class ModelConfig:
 
 @dataclass
 class SamplerConfig:
-    """T is uniform on {train_steps[0] .. train_steps[1]} in training and audit_steps in the audit."""
+    """T is uniform on {train_steps[0] .. train_steps[1]} in training and audit_steps in the audit.
+
+    final_sigmas: where dpm and unipc end, "zero" or "sigma_min"; ddim and euler end where they do.
+    """
 
     scheduler: str = MISSING
     final_sigmas: str = MISSING

@@ -44,7 +44,7 @@ class AdapterConfig:
 
 @dataclass
 class PromptsConfig:
-    """train/test: null for the embedded world's `families`, else a file as fairdiff/prompts.py reads it.
+    """train/validation/test: null for the embedded world's `families`, else a file as fairdiff/prompts.py reads it.
 
     families: family -> how often each of its prompts stands in one round of training (the audit asks each once). The
     family object shows no people: nothing is asked of its pictures but to stay what they are.
@@ -176,9 +176,9 @@ class OptimizerConfig:
 class ValidationConfig:
     """every: steps between validations of the averaged adapter, null for none; the best one is then what is saved.
 
-    prompts: how many (null: all), images: of each, sampler_steps: null for sampler.audit_steps. floor: least mean
-    cosine to the originals over CLIP-I and the image encoder (the paper's adapters keep .62 to .74). patience:
-    validations in a row without a new best after which training stops, null for never.
+    prompts: how many of each family (null: all), images: of each prompt, sampler_steps: null for sampler.audit_steps.
+    floor: least mean cosine to the originals over CLIP-I and the image encoder (the paper's adapters keep .62 to .74).
+    patience: validations in a row without a new best after which training stops, null for never.
     """
 
     every: int | None = None

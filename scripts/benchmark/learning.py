@@ -42,6 +42,7 @@ class Learner:
         literal = learner["type"] == "literal"
         gradient = {"type": "reference"} if literal else learner
         self.gradient = partial(literal_step, micro_batch=config.literal_batch) if literal else training_step
+        config = replace(config, cache=str(folder / "originals"))  # a resumed run paints none again
         self.trainee: Trainee = make_trainee(config, gradient)
         self.config, self.folder = config, folder
         self.schedule: Schedule = build.build_schedule(config)
@@ -85,11 +86,8 @@ class Learner:
 
     def validate(self) -> float:
         """Mean over validation prompts and attributes of the bias of the averaged adapter, by the training judge."""
-        live = [p.detach().clone() for p in self.parameters]
-        self.ema.copy_to_parameters()
-        biases = [b for prompt in self.validation for b in self.look(prompt)]
-        for parameter, value in zip(self.parameters, live, strict=True):
-            parameter.data.copy_(value)
+        with self.ema.in_place():
+            biases = [b for prompt in self.validation for b in self.look(prompt)]
         return sum(biases) / len(biases)
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""docs/performance.md from the JSON of the measurements: nothing on the page is written by hand but its words."""
+"""docs/performance.md from the JSON of the measurements: nothing on the page is written by hand but its words and what they say."""
 
 from pathlib import Path
 
@@ -7,12 +7,13 @@ from fairdiff.files import write_text
 
 INTRO = """# Performance
 
-Written by `scripts/bench.py` from its measurements; do not edit. "Reference, literally" is the published algorithm
-(Shen et al., ICLR 2024) retold in [`scripts/benchmark/literal.py`](../scripts/benchmark/literal.py): three sampling
-passes, originals sampled again at every step, the prompt encoded in every micro-batch, a graph over time with gradient
-checkpointing. Its gradient equals ours at K = T with the step weights `reference` to 1e-4 (`tests/test_bench.py`).
+Written by `scripts/bench.py` from its measurements and `scripts/benchmark/remarks.md`; do not edit. "Reference,
+literally" is the published algorithm (Shen et al., ICLR 2024) retold in
+[`scripts/benchmark/literal.py`](../scripts/benchmark/literal.py): three sampling passes, originals sampled again at every
+step, the prompt encoded in every micro-batch, a graph over time with gradient checkpointing. Its gradient equals ours at K = T with the step weights `reference` to 1e-4 (`tests/test_bench.py`).
 Variants take turns in one process; [brackets] hold the smallest and the largest of the rounds around the median.
 """
+REMARKS = Path(__file__).parent / "remarks.md"  # what the numbers say, by hand
 COMMANDS = {
     "steps": ("One step", "python scripts/bench.py 'part=[steps]'"),
     "time_to_bias": ("To the same bias", "python scripts/bench.py 'part=[time_to_bias]' steps=240"),
@@ -32,7 +33,7 @@ def write_page(results: Path, page: Path) -> None:
 
 def render(measurements: list[dict]) -> str:
     """The page as Markdown; a part that was never measured names its command."""
-    lines = [INTRO]
+    lines = [INTRO, REMARKS.read_text()]
     for part, (title, command) in COMMANDS.items():
         lines.append(f"## {title}\n")
         own = [m for m in measurements if m["part"] == part]

@@ -56,9 +56,10 @@ def judge():
 
 @pytest.fixture
 def make(plan, measurer, noise, tmp_path, judge, history):
-    def make(generators=("before", "after"), unrelated=True, **spec):
+    def make(generators=("before", "after"), unrelated=True, nobody=(), **spec):
         asked = replace(plan, unrelated=plan.unrelated if unrelated else [])
-        painters = {"before": Painter(2.0), "after": Painter(0.1)}
+        leans = {"before": 2.0, "after": 0.1}
+        painters = {model: Painter(lean, faceless=float(model in nobody)) for model, lean in leans.items()}
         records = run_audit(asked, {m: painters[m] for m in generators}, measurer, noise, tmp_path, lambda n: None)
         audit = compute_metrics(records, MetricSpec(plan.attributes, **{"judge": judge, "draws": 200} | spec))
         audit = json.loads(json.dumps(audit, allow_nan=False))
@@ -123,6 +124,17 @@ def test_one_model_and_no_unrelated_prompts(make):
     assert Page(html).open == [] and headline(audit).startswith("Gender bias is ")
     assert "Prompts without people" not in html
     summary_table(audit)
+
+
+@pytest.mark.parametrize("nobody", [("before",), ("after",), ("before", "after")])
+@pytest.mark.parametrize("shares", [[0.5, 0.5], [0.75, 0.25]])
+def test_a_model_that_shows_no_face_still_gets_its_report(make, nobody, shares):
+    confusion = {"gender": [[95, 5], [10, 90]]}
+    audit, html = make(nobody=nobody, targets={"gender": shares}, confusion=confusion)
+    assert Page(html).open == [] and headline(audit)
+    summary_table(audit)
+    for model in ("before", "after"):
+        assert audit["models"][model]["no_face"]["rate"] == (model in nobody)
 
 
 def test_names_from_outside_are_escaped(plan, make):

@@ -109,8 +109,8 @@ def test_a_large_face_is_antialiased():
 def test_no_faces_give_empty_crops():
     image = image_of(16, 16)
     boxes = Boxes(torch.zeros(0, dtype=torch.long), torch.zeros(0, 4), torch.zeros(0, 5, 2), (2, 16, 16))
-    faces = extract(image, boxes, 8, aligned_size=12)
-    assert faces.crop_FCHW.shape == (0, 3, 8, 8) and faces.aligned_FCHW.shape == (0, 3, 12, 12)
+    faces = extract(image, boxes, 8)
+    assert faces.crop_FCHW.shape == faces.aligned_FCHW.shape == (0, 3, 8, 8)
     assert not faces.found_B.any()
 
 
