@@ -4,7 +4,6 @@ Shen et al. (arXiv 2311.07604), section 4.2: when a face has to change its class
 face instead of its own original. D dimensions, N faces in the bank.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,40 +46,29 @@ def load_face_embedder(folder: Path) -> FaceEmbedder:
 
 @dataclass(frozen=True)
 class Bank:
-    """Embeddings of N real faces and what they look like.
-
-    `embedding_ND` rows of length 1; `label_N[a]` long class indices of attribute a; `attributes[a]` its class names.
-    """
+    """Embeddings of N real faces: `embedding_ND` rows of length 1."""
 
     embedding_ND: Tensor
-    label_N: dict[str, Tensor]
-    attributes: dict[str, tuple[str, ...]]
 
     def nearest(self, embedding_FD: Tensor) -> Tensor:
         """The most similar bank embedding (largest cosine) of each face, [F, D], without gradient."""
         return self.embedding_ND[(embedding_FD.detach() @ self.embedding_ND.T).argmax(1)]
 
     def to(self, device: torch.device | str) -> "Bank":
-        label_N = {name: label.to(device) for name, label in self.label_N.items()}
-        return Bank(self.embedding_ND.to(device), label_N, self.attributes)
+        return Bank(self.embedding_ND.to(device))
 
 
 def save_bank(bank: Bank, file: Path) -> None:
-    """One safetensors file: `embedding` fp16, `label.<attribute>` int8, class names in the header."""
-    tensors = {f"label.{name}": label.cpu().to(torch.int8) for name, label in bank.label_N.items()}
-    tensors["embedding"] = bank.embedding_ND.detach().cpu().half().contiguous()
-    save_file(tensors, file, {"attributes": json.dumps(bank.attributes)})
+    """One safetensors file: `embedding` fp16."""
+    save_file({"embedding": bank.embedding_ND.detach().cpu().half().contiguous()}, file)
 
 
 def load_bank(file: Path) -> Bank:
     """Inverse of `save_bank`, as float32 rows of length 1; a truncated or foreign file is a ValueError."""
     try:
         with safe_open(file, "pt") as store:
-            names = json.loads((store.metadata() or {})["attributes"])
-            embedding_ND = F.normalize(store.get_tensor("embedding").float(), dim=1)
-            label_N = {name: store.get_tensor(f"label.{name}").long() for name in names}
+            return Bank(F.normalize(store.get_tensor("embedding").float(), dim=1))
     except FileNotFoundError:
         raise ValueError(f"{file}: no such file") from None
-    except (SafetensorError, KeyError) as error:
+    except SafetensorError as error:
         raise ValueError(f"{file}: truncated or not a bank of faces ({first_line(error)})") from None
-    return Bank(embedding_ND, label_N, {name: tuple(classes) for name, classes in names.items()})

@@ -57,7 +57,7 @@ class TinyEmbedder(nn.Module):
 
 def tiny_bank() -> Bank:
     """Six faces of random embeddings, of no known attribute."""
-    return Bank(F.normalize(torch.randn(6, 12, generator=torch.Generator().manual_seed(5)), dim=1), {}, {})
+    return Bank(F.normalize(torch.randn(6, 12, generator=torch.Generator().manual_seed(5)), dim=1))
 
 
 class NoFaces(WholeImage):

@@ -1,4 +1,4 @@
-"""docs/performance.md from the JSON of the measurements: nothing on the page is written by hand but its words and what they say."""
+"""docs/performance.md from the JSON of the measurements; by hand are only its words and remarks.md beside this file."""
 
 from pathlib import Path
 
@@ -10,8 +10,9 @@ INTRO = """# Performance
 Written by `scripts/bench.py` from its measurements and `scripts/benchmark/remarks.md`; do not edit. "Reference,
 literally" is the published algorithm (Shen et al., ICLR 2024) retold in
 [`scripts/benchmark/literal.py`](../scripts/benchmark/literal.py): three sampling passes, originals sampled again at every
-step, the prompt encoded in every micro-batch, a graph over time with gradient checkpointing. Its gradient equals ours at K = T with the step weights `reference` to 1e-4 (`tests/test_bench.py`).
-Variants take turns in one process; [brackets] hold the smallest and the largest of the rounds around the median.
+step, the prompt encoded in every micro-batch, a graph over time with gradient checkpointing. Its gradient equals ours at
+K = T with the step weights `reference` to 1e-4 (`tests/test_bench.py`). Variants take turns in one process; [brackets]
+hold the smallest and the largest of the rounds around the median.
 """
 REMARKS = Path(__file__).parent / "remarks.md"  # what the numbers say, by hand
 COMMANDS = {

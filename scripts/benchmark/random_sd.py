@@ -123,6 +123,6 @@ def make_judges(
     classifier = frozen(AttributeNet(judge | {"attributes": attributes}), dtype, device)
     encoders = [RandomEncoder(a, shapes.encoder_size, dtype, device) for a in (shapes.clip, shapes.dino)]
     embedder = frozen(FaceEmbedder(face), dtype, device)
-    bank = Bank(nn.functional.normalize(torch.randn(1000, 512, device=device), dim=1), {}, {})
+    bank = Bank(nn.functional.normalize(torch.randn(1000, 512, device=device), dim=1))
     detector = MiddleDetector(shapes.detect_size, device)
     return Judges(detector, classifier, encoders, embedder, bank, shapes.judge_size, 1.6)

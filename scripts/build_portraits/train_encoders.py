@@ -21,7 +21,6 @@ from classifiers.attributes import MEAN, STD
 from classifiers.crop import EXPAND, extract
 from classifiers.detect import MTCNNDetector
 from classifiers.identity import Bank, FaceEmbedder, save_bank, save_face_embedder
-from fairdiff.portraits import world
 
 CONFIG = {
     "architecture": "resnet10t", "kwargs": {"channels": (16, 32, 64, 112), "stem_width": 16}, "image_size": CROP,
@@ -182,10 +181,9 @@ def train(views: Pictures | People, args: argparse.Namespace, folder: Path) -> F
 def make_bank(net: FaceEmbedder, renders: Renders, folder: Path, count: int = 1600) -> None:
     """Embeddings of `count` rendered faces, even over gender, race and age."""
     rows = balanced(renders, renders.rows(0, people=True), count, np.random.default_rng(5))
-    faces, rows = aligned_faces(renders, rows)
+    faces, _ = aligned_faces(renders, rows)
     parts = [net(to_tensor(faces[i : i + 200]) / 2 + 0.5) for i in range(0, len(faces), 200)]
-    label_N = {name: torch.from_numpy(values) for name, values in renders.labels(rows).items()}
-    save_bank(Bank(torch.cat(parts), label_N, world.CLASSES), folder / "bank.safetensors")
+    save_bank(Bank(torch.cat(parts)), folder / "bank.safetensors")
 
 
 def main(argv: list[str] | None = None) -> None:
