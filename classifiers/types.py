@@ -40,11 +40,6 @@ class Boxes:
         nobody = image_BCHW.new_zeros(0, 4)
         return cls(torch.zeros(0, dtype=torch.long, device=nobody.device), nobody, None, (batch, height, width))
 
-    def select(self, keep_F: Tensor) -> "Boxes":
-        """The faces a bool mask [F] keeps; the batch stays B images."""
-        landmark_F52 = None if self.landmark_F52 is None else self.landmark_F52[keep_F]
-        return Boxes(self.row_F[keep_F], self.box_F4[keep_F], landmark_F52, self.size)
-
 
 @dataclass(frozen=True)
 class Faces:

@@ -8,6 +8,7 @@ from torch import nn
 from classifiers.attributes import MEAN, STD
 from classifiers.detect import WholeImage
 from classifiers.identity import Bank
+from classifiers.types import Boxes
 from fairdiff.adapters import Lora, SoftTokens
 from fairdiff.cli import CONF, to_config
 from fairdiff.config import Config
@@ -56,7 +57,7 @@ class TinyEmbedder(nn.Module):
 
 
 def tiny_bank() -> Bank:
-    """Six faces of random embeddings, of no known attribute."""
+    """Six faces of random embeddings."""
     return Bank(F.normalize(torch.randn(6, 12, generator=torch.Generator().manual_seed(5)), dim=1))
 
 
@@ -64,8 +65,7 @@ class NoFaces(WholeImage):
     """Finds no face in any picture."""
 
     def __call__(self, image_BCHW):
-        boxes = super().__call__(image_BCHW)
-        return boxes.select(torch.zeros(len(boxes.row_F), dtype=torch.bool))
+        return Boxes.none(image_BCHW)
 
 
 def composed(*overrides: str) -> Config:
