@@ -1,10 +1,18 @@
-"""A sweep puts each of its runs where the same run lands by itself."""
+"""Command lines: those of the README are understood, and a sweep puts each run where the same run lands by itself."""
 
+import re
+import shlex
 import sys
+from pathlib import Path
 
 import pytest
 
 from fairdiff.cli import main
+
+ROOT = Path(__file__).resolve().parent.parent
+NAMES = {"train.py": "config", "scripts/audit.py": "measure"}
+LINES = [line.strip() for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines()]
+COMMANDS = [line for line in LINES if re.match(r"python (train|scripts/audit)\.py\b", line)]
 
 
 def folders(name: str, overrides: list[str], monkeypatch) -> list[str]:
@@ -13,6 +21,13 @@ def folders(name: str, overrides: list[str], monkeypatch) -> list[str]:
     monkeypatch.setattr(sys, "argv", ["x.py", *overrides])
     main(lambda config, folder: found.append(folder.relative_to(folder.cwd()).as_posix()), name)()
     return found
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_commands_of_the_readme_are_understood(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _, script, *overrides = shlex.split(re.sub(r"<[\w ]+>", "x", command), comments=True)
+    assert folders(NAMES[script], overrides, monkeypatch)
 
 
 @pytest.mark.parametrize(
