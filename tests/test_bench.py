@@ -184,6 +184,15 @@ def test_a_learner_goes_on_where_it_stopped(tiny_config, tiny_folder, tmp_path, 
     assert rows[0] == rows[1] and [step for step, _ in rows[0]] == [0, 1, 2]
 
 
+@pytest.mark.parametrize("literal", [True, False])
+def test_a_step_of_which_nothing_is_learnt_is_not_measured(tiny_folder, literal):
+    """Of two faces each has either class with .75 under transport to halves, which is no confident label."""
+    variant = world.Variant("one", evaluations=1, literal=literal)
+    assert world.run_variant(trainee_of(tiny_folder, "lora_text"), variant, batch(4), 2).terms
+    with pytest.raises(FairDiffError, match=r"global_batch: found 2 pictures"):
+        world.run_variant(trainee_of(tiny_folder, "lora_text"), variant, batch(2), 2)
+
+
 def test_a_random_model_too_needs_a_device_there_is(tiny_config):
     with pytest.raises(FairDiffError, match=r"model\.device: found cuda:99"):
         world.make_world(replace(tiny_config(), device="cuda:99"))

@@ -15,6 +15,7 @@ from benchmark.config import BenchConfig
 from benchmark.literal import literal_step
 from fairdiff import asked, build
 from fairdiff.config import GradientConfig
+from fairdiff.errors import FairDiffError
 from fairdiff.judges import Judges
 from fairdiff.models import DiffusionModel
 from fairdiff.step import Batch, StepResult, Trainee, training_step
@@ -90,13 +91,20 @@ def draw(config: BenchConfig, number: int, size: int | None = None, steps: int |
 
 
 def run_variant(trainee: Trainee, variant: Variant, batch: Batch, literal_batch: int) -> StepResult:
-    """Accumulate the gradient of one batch the variant's way."""
+    """Accumulate the gradient of one batch the variant's way; FairDiffError for a batch of which nothing is learnt."""
     if variant.literal:
-        return literal_step(trainee, batch, literal_batch)
-    method = replace(trainee.method, gradient="unit", evaluations=variant.evaluations, detach=False)
-    if variant.cold:
-        trainee.originals.rows.clear()
-    return training_step(replace(trainee, method=method), batch)
+        result = literal_step(trainee, batch, literal_batch)
+    else:
+        method = replace(trainee.method, gradient="unit", evaluations=variant.evaluations, detach=False)
+        if variant.cold:
+            trainee.originals.rows.clear()
+        result = training_step(replace(trainee, method=method), batch)
+    if not result.terms:  # of two pictures no label ever is confident: such a step is sampling and nothing else
+        raise FairDiffError(
+            f"global_batch: found {len(batch.indices)} pictures of which no face has a label, so that nothing is "
+            "measured; allowed: more of them"
+        )
+    return result
 
 
 def warm_up(trainee: Trainee, batch: Batch) -> None:
