@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from benchmark.instruments import spread
 from benchmark.results import read
 from fairdiff.files import write_text
 
@@ -123,7 +124,7 @@ def time_to_bias(result: dict) -> list[str]:
 
 
 def ablation(result: dict, title: str = "validation bias") -> list[str]:
-    """Bias against steps, mean over seeds [smallest, largest], at up to eight looks."""
+    """Bias against steps, mean over seeds [smallest, largest], at up to eight looks, and the seconds of all steps."""
     at = sorted({row["step"] for seeds in result["runs"].values() for h in seeds.values() for row in h})
     at = at[:: max(1, -(-len(at) // 8))] + at[-1:] * (len(at) > 8)
     at = sorted(set(at))
@@ -134,8 +135,9 @@ def ablation(result: dict, title: str = "validation bias") -> list[str]:
             values = [r["bias"] for h in seeds.values() for r in h if r["step"] == step]
             mean = sum(values) / max(len(values), 1)
             row.append(f"{mean:.2f} [{min(values):.2f}, {max(values):.2f}]" if values else "–")
-        rows.append(row)
-    return table([f"{title} after step", *map(str, at)], rows)
+        seconds = [h[-1]["seconds"] for h in seeds.values() if "seconds" in h[-1]]
+        rows.append([*row, interval(spread(seconds) if seconds else None)])
+    return table([f"{title} after step", *map(str, at), "seconds"], rows)
 
 
 def variance(result: dict) -> list[str]:
