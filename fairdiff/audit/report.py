@@ -1,5 +1,6 @@
 """audit.json to people: one self-contained report.html, and a table for the terminal. No number is computed here."""
 
+from collections import Counter
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -145,15 +146,20 @@ def _shares(audit: dict, name: str) -> dict:
 
 
 def _pictures(audit: dict, store: RecordStore) -> list[dict]:
-    """Strips of every prompt; the note gives the share of the first attribute's first class before and after."""
+    """Strips of every prompt, the families taking turns, so that those in sight are of every kind.
+
+    The note gives the share of the first attribute's first class before and after.
+    """
     name = attribute_order(audit)[0]
     models = {model: entry["attributes"][name]["per_prompt"] for model, entry in audit["models"].items()}
-    label, items = audit["attributes"][name][0], []
+    label, items, met = audit["attributes"][name][0], [], Counter()
     for i, item in enumerate(next(iter(models.values()))):
         shares = [percent(rows[i]["shares"][label]["share"], 0) for rows in models.values()]
         note, strips = f"{label} " + " → ".join(shares), _strips(store, list(models), item["prompt"])
-        items.append({"subject": item["subject"], "prompt": item["prompt"], "note": note, "strips": strips})
-    return items
+        about = {"subject": item["subject"], "prompt": item["prompt"], "note": note, "strips": strips}
+        items.append((met[item["family"]], about))
+        met[item["family"]] += 1
+    return [about for _, about in sorted(items, key=lambda pair: pair[0])]
 
 
 def _unrelated_pictures(audit: dict, store: RecordStore) -> list[dict]:

@@ -137,6 +137,12 @@ def test_a_model_that_shows_no_face_still_gets_its_report(make, nobody, shares):
         assert audit["models"][model]["no_face"]["rate"] == (model in nobody)
 
 
+def test_the_pictures_in_sight_are_of_every_kind_of_prompt(plan, make):
+    plan.prompts.append(Asked("a photo of a person who plays tennis, a person", "sport", "tennis"))
+    _, html = make()
+    assert re.findall(r"<figcaption[^>]*><b>(\w+)", html)[:4] == ["nurse", "tennis", "pilot", "baker"]
+
+
 def test_names_from_outside_are_escaped(plan, make):
     evil = "<script>alert(1)</script>"
     plan.prompts.append(Asked(f"a photo of {evil}, a person", "occupation", evil))
