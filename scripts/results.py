@@ -1,6 +1,6 @@
 """Every result of docs/results.md: train, audit, and write the page of whatever has been measured so far.
 
-python scripts/results.py                        all groups, about nine hours on two cores; the same command goes on
+python scripts/results.py                        all groups, by estimate nine hours on two cores; the same goes on
 python scripts/results.py adapters --seeds 0     one group
 python scripts/results.py --render               only write the page anew
 

@@ -14,8 +14,9 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 from benchmark.page import write_page as write_performance  # noqa: E402
 from reproduce.page import write_page  # noqa: E402
-from reproduce.plan import GROUPS, Run, plan  # noqa: E402
+from reproduce.plan import ADAPTERS, GROUPS, Run, plan  # noqa: E402
 from reproduce.records import keep_record  # noqa: E402
+from results import with_needed  # noqa: E402
 
 RUNS = plan([0, 1, 2], 160)
 
@@ -25,6 +26,14 @@ def test_every_planned_run_has_a_folder_of_its_own_and_follows_what_it_needs():
     assert {run.group for run in RUNS} == set(GROUPS)
     for place, run in enumerate(RUNS):
         assert run.of is None or run.of in RUNS[:place]
+
+
+def test_a_group_by_itself_first_makes_the_adapters_it_audits():
+    chosen = [run for run in RUNS if run.group == "frontier"]
+    made = with_needed(chosen)
+    assert len(set(made)) == len(made) and set(made) >= set(chosen)
+    assert all(run.of is None or made.index(run.of) < made.index(run) for run in made)
+    assert {run.name for run in made if run.group == "adapters"} == set(ADAPTERS)
 
 
 @pytest.mark.parametrize("run", [r for r in RUNS if r.seed == 0], ids=lambda r: f"{r.group}: {r.name}")
