@@ -1,0 +1,116 @@
+"""Finished audits beside each other, for the terminal: what a sweep, several seeds or several adapters came to.
+
+Every number is an audit's own (`wording.comparison`); only means over seeds are made here.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import fmean, stdev
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from fairdiff.audit.metrics import SCHEMA
+from fairdiff.audit.wording import comparison, interval, last_model, number, signed
+from fairdiff.errors import FairDiffError
+
+_SEED = re.compile(r"/?seed\d+$")
+
+
+def find_audits(folders: Iterable[str | Path]) -> dict[str, dict]:
+    """The audits at or below `folders`: {run folder below what all have in common: audit.json}, in order of names.
+
+    Raises FairDiffError for a folder without any and for a file that is no audit of this version.
+    """
+    found = {}
+    for folder in folders:
+        paths = sorted(Path(folder).rglob("audit.json"))
+        if not paths:
+            raise FairDiffError(f"{folder}: found no finished run (audit.json) in it or below")
+        for path in paths:
+            try:
+                audit = json.loads(path.read_text(encoding="utf-8"))
+            except ValueError:
+                audit = None
+            schema = audit.get("schema") if isinstance(audit, dict) else None
+            if schema != SCHEMA:
+                raise FairDiffError(f"{path}: is no audit: found schema {schema}, allowed: {SCHEMA}")
+            found[path.parent.resolve().as_posix()] = audit
+    if len(found) == 1:
+        return {Path(name).name: audit for name, audit in found.items()}
+    start = len(os.path.commonpath(list(found))) + 1
+    return {name[start:] or ".": audit for name, audit in found.items()}
+
+
+def comparison_tables(audits: dict[str, dict]) -> list[Table]:
+    """A table for each set of prompts, number of pictures and judge: others do not compare, their floors differ.
+
+    Every number has a line a run; where runs differ in their last folder seed<n> only, their mean ± standard deviation
+    over seeds follows.
+    """
+    suites: dict[tuple, dict[str, dict]] = {}
+    for name, audit in audits.items():
+        suites.setdefault(_suite(audit), {})[name] = audit
+    return [_table(some) for some in suites.values()]
+
+
+def _suite(audit: dict) -> tuple:
+    first = next(iter(last_model(audit)["attributes"].values()))
+    return audit["judge"]["path"], audit["images_per_prompt"], tuple(p["prompt"] for p in first["per_prompt"])
+
+
+def _table(audits: dict[str, dict]) -> Table:
+    judge, pictures, prompts = _suite(next(iter(audits.values())))
+    table = Table(
+        title=f"{len(prompts)} prompts × {pictures} pictures, judge: {escape(judge)}", title_justify="left",
+        caption=r"\[low, high]: 95 % interval; ±: standard deviation over seeds; floor: what a perfectly fair "
+        "(or on-target) generator shows",
+        caption_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False,
+    )  # fmt: skip
+    for name in ("", "before", "after", "", "change", "", "floor"):
+        table.add_column(name, justify="right" if name else "left", overflow="fold")
+    rows: dict[str, dict[str, dict]] = {}
+    for run, audit in audits.items():
+        for row in (row for group in comparison(audit).values() for row in group):
+            rows.setdefault(row["name"], {})[run] = row
+    for name, runs in rows.items():
+        table.add_row(name, style="bold")
+        for group, some in _by_seed(runs).items():
+            for run, row in some.items():
+                table.add_row(f"  {escape(run)}", *_cells(row))
+            if len(some) > 1:
+                name = f"{escape(group)}: " if group else ""
+                table.add_row(f"  {name}mean of {len(some)} seeds", *_mean_cells(list(some.values())))
+        table.add_section()
+    return table
+
+
+def _by_seed(runs: dict[str, dict]) -> dict[str, dict[str, dict]]:
+    groups: dict[str, dict[str, dict]] = {}
+    for run, row in runs.items():
+        groups.setdefault(_SEED.sub("", run), {})[run] = row
+    return groups
+
+
+def _cells(row: dict) -> list[str]:
+    form = row["format"]
+    cells = [form(row["before"][0])]
+    for key, shown in (("after", form(row["after"][0])), ("change", signed(row["change"][0], form))):
+        cells += [shown, interval(row[key][1], form)]
+    return [*cells, number(row["floor"])]
+
+
+def _mean_cells(rows: list[dict]) -> list[str]:
+    form, cells = rows[0]["format"], []
+    for key in ("before", "after", "change"):
+        values = [row[key][0] for row in rows if row[key][0] is not None]
+        mean = fmean(values) if values else None
+        cells.append(signed(mean, form) if key == "change" else form(mean))
+        if key != "before":
+            cells.append(f"± {form(stdev(values))}" if len(values) > 1 else "")
+    floors = [row["floor"] for row in rows if row["floor"] is not None]
+    return [*cells, number(fmean(floors) if floors else None)]

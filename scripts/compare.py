@@ -1,0 +1,30 @@
+"""Finished runs beside each other: a line for each with its intervals, and means over seeds.
+
+python scripts/compare.py outputs/debias                    every run below a folder, such as a sweep's
+python scripts/compare.py outputs/a/seed0 outputs/b/seed0   some runs
+"""
+
+import argparse
+
+from fairdiff.audit.compare import comparison_tables, find_audits
+from fairdiff.cli import fail
+from fairdiff.errors import FairDiffError
+from fairdiff.tracking import make_console
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folders", nargs="+", metavar="folder", help="a run's folder, or one with runs below it")
+    args = parser.parse_args(argv)
+    try:
+        tables = comparison_tables(find_audits(args.folders))
+    except (FairDiffError, OSError) as error:
+        fail(error)
+    console = make_console()
+    for table in tables:
+        console.print(table)
+    console.print("Labels are perceived presentation in pictures, never identity.")
+
+
+if __name__ == "__main__":
+    main()
