@@ -22,9 +22,9 @@ class Damping:
     keep_face: float
 
 
-def alignment_loss(logits_FK: Tensor, label_F: Tensor, kept_F: Tensor) -> Tensor:
-    """Cross-entropy CE(h(x_f), y_f) [F], 0 where the label is not confident enough to be kept."""
-    return F.cross_entropy(logits_FK, label_F, reduction="none") * kept_F
+def alignment_loss(logits_FK: Tensor, label_F: Tensor, kept_F: Tensor, weight_K: Tensor) -> Tensor:
+    """w_y CE(h(x_f), y_f) [F] with a weight for each class, 0 where the label is not confident enough to be kept."""
+    return F.cross_entropy(logits_FK, label_F, weight_K.to(logits_FK), reduction="none") * kept_F
 
 
 def preservation_loss(features: list[Tensor], originals: list[Tensor]) -> Tensor:

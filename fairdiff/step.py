@@ -144,15 +144,17 @@ def training_step(trainee: Trainee, batch: Batch) -> StepResult:
         seen = [trainee.judges.see(x, None if batch.people else Boxes.none(x)) for x in pictures]
     if not all(s.logits[a].isfinite().all() for s in seen for a in objective.target.attributes):
         return StepResult({}, {}, sum(len(s.faces.row_F) for s in seen), 0, "the judge's logits are not finite")
+    labels, shares, weights = Labels.none(objective.target.attributes), {}, {}
     if batch.people:
-        labels, shares = label_faces(seen, objective.target.of(batch.prompt), objective.draws, batch.generator)
-    else:
-        labels, shares = Labels.none(objective.target.attributes), {}
+        target = objective.target.of(batch.prompt)
+        labels, shares = label_faces(seen, target, objective.draws, batch.generator)
+        weights = {a: target.class_weights(a) for a in target.attributes}
     device = final.device
     whole = Part(
         originals,
         {a: torch.from_numpy(c).to(device) for a, c in labels.classes.items()},
         {a: torch.from_numpy(labels.kept(a, objective.confidence)).to(device) for a in labels.classes},
+        {a: torch.from_numpy(w).to(device) for a, w in weights.items()},
     )
     faces = sum(len(s.faces.row_F) for s in seen)
     counts = Counts(len(final), faces, {a: int(k.sum()) for a, k in whole.kept.items()})

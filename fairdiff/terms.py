@@ -32,11 +32,15 @@ class Counts:
 
 @dataclass(frozen=True)
 class Part:
-    """What some pictures are compared with: originals [b, ...], labels and kept flags of their faces per attribute."""
+    """What some pictures are compared with: originals [b, ...], labels and kept flags of their faces per attribute.
+
+    weights: of each attribute's classes [K], see `Target.class_weights`.
+    """
 
     originals: dict[str, Tensor]
     labels: dict[str, Tensor]
     kept: dict[str, Tensor]
+    weights: dict[str, Tensor]
 
     def rows(self, images: slice, faces: slice) -> "Part":
         """The part of one micro-batch."""
@@ -44,13 +48,15 @@ class Part:
             {name: tensor[images] for name, tensor in self.originals.items()},
             {a: label[faces] for a, label in self.labels.items()},
             {a: kept[faces] for a, kept in self.kept.items()},
+            self.weights,
         )
 
 
 def align_term(now: Seen, part: Part, counts: Counts) -> Tensor:
-    """Sum over attributes of CE over this part's kept faces / kept faces of that attribute in the whole batch."""
+    """Sum over attributes of w_y CE over this part's kept faces / kept faces of that attribute in the whole batch."""
     return sum(
-        alignment_loss(now.logits[a], part.labels[a], part.kept[a]).sum() / max(n, 1) for a, n in counts.kept.items()
+        alignment_loss(now.logits[a], part.labels[a], part.kept[a], part.weights[a]).sum() / max(n, 1)
+        for a, n in counts.kept.items()
     )
 
 

@@ -15,9 +15,13 @@ from fairdiff.losses import (
 def test_faces_without_a_confident_label_have_neither_loss_nor_gradient():
     logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(0), requires_grad=True)
     kept = torch.tensor([True, False, True, False])
-    loss = alignment_loss(logits, torch.tensor([0, 1, 2, 0]), kept)
+    loss = alignment_loss(logits, torch.tensor([0, 1, 2, 0]), kept, torch.tensor([1.0, 2.0, 0.5]))
     loss.sum().backward()
     assert (loss[~kept] == 0).all() and (loss[kept] > 0).all()
+    plain = -logits.detach().log_softmax(1)
+    assert torch.allclose(
+        loss.detach(), torch.stack([plain[0, 0], torch.tensor(0.0), 0.5 * plain[2, 2], torch.tensor(0.0)])
+    )
     assert (logits.grad[~kept] == 0).all() and (logits.grad[kept] != 0).all()
 
 

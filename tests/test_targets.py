@@ -5,7 +5,9 @@ from itertools import permutations
 
 import numpy as np
 import pytest
+import torch
 
+from fairdiff.losses import alignment_loss
 from fairdiff.targets import (
     Target,
     Targets,
@@ -191,3 +193,45 @@ def test_no_marginal_is_above_one_by_rounding():
     assert target.table.sum(1)[0] > 1
     assert target.marginal("gender").tolist() == [1.0, 0.0]
     assert np.allclose(target.marginal("race", "gender"), target.table.T, rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("shares", [[0.9, 0.1], [0.5, 0.5], [0.7, 0.2, 0.06, 0.04]])
+def test_pushes_of_faces_that_meet_the_target_cancel(shares):
+    """Each face is pushed into its own class by what is left to 1, the same for all, and away from the others alike."""
+    k, faces = len(shares), 100
+    target = Target.from_marginals({"other": [0.3, 0.7], "a": shares})
+    label = torch.repeat_interleave(torch.arange(k), torch.tensor([round(s * faces) for s in shares]))
+    logits = (4.0 * torch.eye(k)[label]).requires_grad_()
+    weights = torch.from_numpy(target.class_weights("a"))
+    alignment_loss(logits, label, torch.ones(faces, dtype=torch.bool), weights).sum().backward()
+    assert torch.allclose(logits.grad.sum(0), torch.zeros(k), atol=1e-5)
+    assert weights[label].mean().item() == pytest.approx(1)
+
+
+def test_a_class_that_nobody_shall_have_weighs_nothing():
+    weights = Target.from_marginals({"a": [0.0, 0.5, 0.5]}).class_weights("a")
+    assert weights.tolist() == pytest.approx([0, 2 / 3, 2 / 3])
+
+
+@pytest.mark.parametrize("faces,share", [(40, 0.25), (24, 0.1)])
+def test_batches_are_pushed_back_to_the_target_from_both_sides(faces, share):
+    """Unweighted, confident labels push away from the rarer class where there is too little of it already."""
+    target = Target.from_marginals({"a": [1 - share, share]})
+    weight = target.class_weights("a")
+
+    def push(seen: float) -> np.ndarray:
+        """Mean push towards the rarer class, unweighted and weighted, and five standard errors of each."""
+        rng, pushes = np.random.default_rng(0), []
+        for _ in range(1000):
+            logit = np.where(rng.random(faces) < seen, 1, -1) * np.abs(rng.normal(4, 2, faces))
+            probs = np.stack([1 / (1 + np.exp(logit)), 1 / (1 + np.exp(-logit))], 1)
+            labels = assign({"a": probs}, target, rng)
+            y = labels.classes["a"]
+            each = np.where(y == 1, 1, -1) * (1 - probs[np.arange(faces), y]) * labels.kept("a", 0.8)
+            pushes.append([each.sum(), (weight[y] * each).sum()])
+        return np.array([np.mean(pushes, 0), 5 * np.std(pushes, 0) / len(pushes) ** 0.5])
+
+    (plain, below), error = push(share - 0.03)
+    assert plain < -error[0] and below > error[1]
+    (_, above), error = push(share + 0.03)
+    assert above < -error[1]
