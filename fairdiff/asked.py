@@ -41,6 +41,12 @@ def unrelated(config: Config) -> list[Prompt]:
     return (own or world.prompts("object", "test"))[: config.audit.unrelated_prompts]
 
 
+def not_held_out(trained: list[Prompt], audited: list[Prompt]) -> list[str]:
+    """The subjects of audited prompts that are also trained on, in whatever words around them."""
+    subjects = {prompt.subject.casefold() for prompt in trained}
+    return [prompt.subject for prompt in audited if prompt.subject.casefold() in subjects]
+
+
 def _families(config: Config, which: str) -> dict[str, list[Prompt]]:
     """The prompts of a split by family; in training each as often as asked."""
     path, template = getattr(config.prompts, which), config.prompts.template

@@ -129,6 +129,11 @@ def print_budget(config: Config, trainee: Trainee, prompts: list[Prompt], audit:
         f"at most {most_originals(config, len(prompts))} originals (cached), "
         f"audit of {2 * audit.plan.images_per_model} pictures ({len(audit.plan.prompts)} prompts, before and after)"
     )
+    known = asked.not_held_out(prompts, audit.plan.prompts)
+    if known:
+        some = ", ".join(known[:3]) + (", ..." if len(known) > 3 else "")
+        line = f"warning: {len(known)} of {len(audit.plan.prompts)} audited prompts are trained on ({some})"
+        console.print(f"{line}; they say nothing about others", markup=False)
 
 
 def most_originals(config: Config, prompts: int) -> int:

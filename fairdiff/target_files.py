@@ -15,6 +15,8 @@ Row per prompt    CSV: a column `prompt` (the whole text) or `subject`, and marg
                       nurse,0.9,0.1
 Joint per prompt  the joint table's columns beside `prompt` or `subject`: a whole table for each.
 
+Every prompt of people that is trained on, validated or audited needs its row; rows of others do no harm.
+
 Columns `family` and `template` may stand there too. Shares lie in [0, 1] and sum to 1; a sum that is off by no more
 than 0.002, as rounded statistics are, is scaled to 1.
 """

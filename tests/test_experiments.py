@@ -244,3 +244,13 @@ def test_one_step_on_several_families_with_an_audit_of_each(tmp_path, monkeypatc
     assert all(torch.isfinite(torch.tensor(entry["attributes"]["gender"]["bias"]["mean"]))
                for entry in audit["models"]["before"]["families"].values())  # fmt: skip
     assert "descriptor: gender bias" in (tmp_path / "report.html").read_text()
+
+
+def test_audited_prompts_that_are_trained_on_are_known_whatever_stands_around_them(tmp_path):
+    for config in (configure("experiment=multi_concept"), configure()):
+        assert asked.not_held_out(asked.prompts(config, "train"), asked.prompts(config, "test")) == []
+    held_out = asked.prompts(configure(), "test")[0].subject
+    (tmp_path / "own.txt").write_text(f"{held_out.title()}\nastronaut\n")
+    own = configure(f"prompts.train={tmp_path / 'own.txt'}", 'prompts.template="a portrait of a {}"')
+    train, test = asked.prompts(own, "train"), asked.prompts(configure(), "test")
+    assert asked.not_held_out(train, test) == [held_out]

@@ -27,7 +27,11 @@ from fairdiff.errors import FairDiffError
 
 @dataclass
 class AuditConfig:
-    """prompts: how many test prompts of each family (null: all). judge: configured apart from the training one."""
+    """prompts: how many test prompts of each family (null: all), images_per_prompt: of each; judge: apart from training's.
+
+    unrelated_prompts, unrelated_images: the same of prompts without people. batch_size: pictures painted at once.
+    seed: of the noise and the resampling. equivalence: the gap below which the whole interval must lie for "on target".
+    """
 
     prompts: int | None = None
     images_per_prompt: int = 60
@@ -47,7 +51,13 @@ class AuditConfig:
 
 @dataclass
 class Config:
-    """The whole configuration.
+    """The whole configuration. The run folder and what resumes there: fairdiff/run.py.
+
+    steps: updates of the adapter. global_batch: pictures of each prompt in one of them. noise_pool: noises that each
+    prompt has in training, met slice by slice; their originals are cached. decode_batch, replay_batch: pictures, or
+    (picture, step) pairs, at once, which set the memory and not the result. seed: of everything random in training.
+    resume: the same command goes on where it stopped, false starts over. checkpoint_every: steps. cache: a folder for
+    what the frozen model painted and measured, null for none.
 
     target: attribute -> class -> share, any shares that sum to 1 per attribute; or `file` ("labour" or a path) or
     `joint`, as fairdiff/target_files.py reads them. `relaxation`: how much of the model's own shares is mixed in, [0, 1].

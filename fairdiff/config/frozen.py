@@ -13,6 +13,7 @@ from fairdiff.errors import FairDiffError
 class ModelConfig:
     """path: null for the embedded Portraits model, else a diffusers folder or hub id.
 
+    padding: of prompts, "max_length" as pipelines do or "longest" as the released adapters were trained.
     dtype: of the frozen U-Net and VAE; adapters, text encoder, latents and losses are float32 whatever it says.
     """
 
@@ -30,6 +31,8 @@ class ModelConfig:
 class SamplerConfig:
     """T is uniform on {train_steps[0] .. train_steps[1]} in training and audit_steps in the audit.
 
+    scheduler: dpm (DPM-Solver++), ddim, euler or unipc, on the model's own noise schedule. guidance: the scale of
+    classifier-free guidance, 1 for none.
     final_sigmas: where dpm and unipc end, "zero" or "sigma_min"; ddim and euler end where they do.
     """
 
@@ -69,6 +72,7 @@ class AttributeConfig:
 class DetectorConfig:
     """type mtcnn and insightface resize the shorter side to input_size; whole takes the whole picture as the face.
 
+    crop_size: side of what the judges see, of a square box `expand` times the face.
     root: the folder of insightface's models, which are for non-commercial research and do not come with this project.
     """
 

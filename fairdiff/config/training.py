@@ -14,6 +14,7 @@ FAMILIES = ["occupation", "styled", "descriptor", "sport", "object"]
 class AdapterConfig:
     """type soft_tokens uses `tokens` and `initial_text`, the words they start from; lora `parts`, `rank` and `alpha`.
 
+    learning_rate: of AdamW, before `optimizer.schedule`.
     path: a saved adapter to start from, or to audit. scale: how much of what it learnt, 0 none (soft
     tokens: the initial words), 1 as saved; more exaggerates.
     """
@@ -46,6 +47,7 @@ class AdapterConfig:
 class PromptsConfig:
     """train/validation/test: null for the embedded world's `families`, else a file as fairdiff/prompts.py reads it.
 
+    template: what subjects are put into, "a photo of a {}"; "{}" takes the lines of a file as whole prompts.
     families: family -> how often each of its prompts stands in one round of training (the audit asks each once). The
     family object shows no people: nothing is asked of its pictures but to stay what they are.
     per_step: prompts whose mean gradient makes one step, `global_batch` images each (the paper: 1).
@@ -76,7 +78,11 @@ class PromptsConfig:
 
 @dataclass
 class GradientConfig:
-    """evaluations: replayed sampler steps K of T, null for all. detach: of the literal `autograd` loop only.
+    """type: what each sampler step's part of the gradient is multiplied by, see `sampling.gradient_weights`.
+
+    unit (the paper's: all the same), reference (of its published code), solver (the solver's own); autograd and
+    truncated go through the sampler literally. evaluations: replayed sampler steps K of T, null for all. detach: of
+    `autograd` only, leaves out what flows through the U-Net's inputs.
 
     last: of `truncated` only, the number k of sampler steps, counted from the end, that autograd goes through.
     """
@@ -125,6 +131,8 @@ class BalanceConfig:
 class LossConfig:
     """Weights of the terms: 0 measures only, null leaves the term out.
 
+    confidence: least confidence of a transport label that is trained on. draws: samples of the target where transport
+    is not exact. confident_class: how sure of the original's class the judge must be for its face to be kept as it is.
     balance: the share of the gradient that each weighted term shall hold; the weights then only set the size of the
     whole.
     """

@@ -15,9 +15,10 @@ HEAD = """# Results
 
 Written by `python scripts/results.py` from the audits it has made so far: the embedded Portraits model
 ([portraits.md](portraits.md)), held-out test prompts, the same noise before and after, the audit judge, which training
-never saw. Labels are perceived presentation in pictures, never identity. The experiments are the paper's, but for
-the weights of the losses that belong to this model's own encoders (`conf/tuning`) and, among several kinds of prompts,
-those without people.
+never saw. Labels are perceived presentation in pictures, never identity. The experiments have the paper's attributes,
+targets and batches; sampler, rank, learning rate, steps, their weights (`gradient=solver` of the text adapter) and the
+weights of the losses are this model's (`conf/adapter`, `conf/model/portraits.yaml`, `conf/tuning`), and so are prompts
+without people among several kinds.
 
 Bias is the paper's: 2 / (K (K - 1)) sum |f_i - f_j| per prompt, then the mean over prompts. Its floor is what a perfectly
 fair generator shows at that number of pictures. [low, high]: 95 % interval over prompts, of each prompt's mean over
