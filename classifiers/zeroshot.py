@@ -71,7 +71,9 @@ def load_open_clip(path: str | Path) -> tuple[nn.Module, Callable, Pixels]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # open_clip warns of the activation of models it does not know
             logging.disable(logging.ERROR)  # and logs the error it also raises
-            model = open_clip.create_model(name, pretrained=tag, require_pretrained=True)
+            # weights such as OpenAI's want another activation than the architecture of their name
+            quick = bool(tag) and bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu"))
+            model = open_clip.create_model(name, pretrained=tag, require_pretrained=True, force_quick_gelu=quick)
             tokenizer = open_clip.get_tokenizer(name)
     except Exception as error:
         raise ValueError(f"path: {path}: cannot load an open_clip model ({first_words(error)})") from None

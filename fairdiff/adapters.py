@@ -186,7 +186,9 @@ class Lora:
         with safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
         for name in self.modules:
-            found = about.get(f"{name}.lora_alpha", self.alpha), about.get(f"{name}.r", self.rank)
+            ranks = [len(v) for k, v in state.items() if k.startswith(f"{name}.") and ".lora_A." in k]
+            rank = about.get(f"{name}.r", min(ranks, default=self.rank))
+            found = about.get(f"{name}.lora_alpha", rank), rank  # as diffusers takes it where the file does not say
             if found != (self.alpha, self.rank):
                 raise FairDiffError(
                     f"{path}: (alpha, rank) of {name} is {found}, this adapter has {(self.alpha, self.rank)}"

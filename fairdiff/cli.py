@@ -60,6 +60,8 @@ def main(task: Callable[[Config, Path], None], name: str = "config") -> Callable
             fail(error)
 
     def run() -> None:
+        if os.environ.get("WORLD_SIZE", "1") != "1":  # of torchrun and accelerate: each would write the same folder
+            fail(FairDiffError(f"WORLD_SIZE: found {os.environ['WORLD_SIZE']}, allowed: 1, a run is one process"))
         os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors reach us instead of a printed traceback
         try:
             hydra.main(config_path=CONF, config_name=name, version_base="1.3")(job)()

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoModel
 
+from classifiers.hub import architecture
 from classifiers.identity import FaceEmbedder, load_face_embedder
 from classifiers.pixels import first_words, freeze, processor_pixels, quiet
 from classifiers.zeroshot import load_open_clip
@@ -27,7 +28,7 @@ class ClipEncoder:
             raise FairDiffError(f"features.clip: {error}") from error
         self.model.to(device)
         self.device = device
-        self.config = self.pixels.about()
+        self.config = self.pixels.about() | {"net": str(self.model)}  # which names the activations
 
     def image(self, image_BCHW: Tensor) -> Tensor:
         """Features [B, D] of images in [0, 1] of any size (resized as a whole, antialiased)."""
@@ -76,7 +77,7 @@ class HubEncoder:
         if lost := sorted(k for k in found["missing_keys"] if not k.startswith("pooler.")):  # the pooler is not used
             raise FairDiffError(f"features.encoder: {path} has no weights for {lost[0]}; allowed: a whole model")
         self.model = freeze(model).to(device)
-        self.config = self.pixels.about()
+        self.config = self.pixels.about() | {"net": architecture(model)}
 
     def image(self, image_BCHW: Tensor) -> Tensor:
         """Features [B, D] of images in [0, 1] of any size."""

@@ -71,8 +71,9 @@ def share_chart(panels: Sequence[tuple[str, Sequence[Row]]], title: str) -> str:
 
     All panels have the same rows in the same order.
     """
-    rows = panels[0][1]
-    gutter = max(170, 24 + 6.8 * max(len(row.label) for row in rows))
+    rows, most = panels[0][1], 48
+    names = [row.label if len(row.label) <= most else row.label[: most - 2].rstrip() + " …" for row in rows]
+    gutter = max(170, 24 + 6.8 * max(map(len, names)))
     width = 860 if len(panels) == 1 else 1072
     step, top, bottom = 24, 30, 24
     height = top + step * len(rows) + bottom
@@ -81,7 +82,7 @@ def share_chart(panels: Sequence[tuple[str, Sequence[Row]]], title: str) -> str:
     ticks = (0, 0.25, 0.5, 0.75, 1) if each > 250 else (0, 0.5, 1)
     for i in range(0, len(rows), 2):
         body.append(f'<rect x="0" y="{top + step * i}" width="{width}" height="{step}" class="stripe"/>')
-    body += [_text(gutter - 12, top + step * (i + 0.5) + 4, row.label, "name", "end") for i, row in enumerate(rows)]
+    body += [_text(gutter - 12, top + step * (i + 0.5) + 4, name, "name", "end") for i, name in enumerate(names)]
     for column, (name, lines) in enumerate(panels):
         left = gutter + column * (each + 14)
 

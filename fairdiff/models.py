@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,6 +63,15 @@ class DiffusionModel:
         cond = self.text_encoder(both.input_ids[:1])[0]
         return cond, self.text_encoder(both.input_ids[1:], attention_mask=both.attention_mask[1:])[0]
 
+    def overlong(self, prefix: str, prompts: Iterable[str]) -> list[str]:
+        """The prompts whose end the text encoder does not see behind `prefix`."""
+        most = self.tokenizer.model_max_length
+
+        def length(text: str) -> int:  # one more than it reads is enough to know, and nothing warns
+            return len(self.tokenizer(prefix + text, truncation=True, max_length=most + 1).input_ids)
+
+        return [text for text in prompts if length(text) > most]
+
     def fingerprint(self) -> str:
         """A short hash of everything that makes its pictures: weights, configurations, solver, vocabulary, negative."""
         about = [architecture(m) for m in (self.text_encoder, self.unet, self.vae, self.scheduler)]
@@ -116,7 +126,22 @@ def load_model(path: str | Path, padding: str = "max_length", device: str = "cpu
         module.requires_grad_(False).eval().float().to(device)
         if any(not p.isfinite().all() for p in module.parameters()):
             raise FairDiffError(f"model.path: {path} holds weights that are not finite in {type(module).__name__}")
+    if why := _unlike_stable_diffusion(model):
+        raise FairDiffError(f"model.path: {path}: {why}; allowed: a text-to-image model of Stable Diffusion 1.x's kind")
     return model
+
+
+def _unlike_stable_diffusion(model: DiffusionModel) -> str:
+    """Why a model that loads cannot be sampled from a prompt alone, "" if it can."""
+    unet, channels = model.unet.config, model.vae.config.latent_channels
+    width = model.text_encoder.config.hidden_size
+    if (unet.in_channels, unet.out_channels) != (channels, channels):
+        return f"its U-Net has {unet.in_channels} channels in and {unet.out_channels} out, its VAE {channels}"
+    if unet.addition_embed_type or unet.class_embed_type:
+        return f"its U-Net is conditioned on more than text ({unet.addition_embed_type or unet.class_embed_type})"
+    if unet.cross_attention_dim != width:
+        return f"its U-Net reads texts of width {unet.cross_attention_dim}, its text encoder writes {width}"
+    return ""
 
 
 def digest(*parts) -> str:

@@ -6,6 +6,7 @@ config.yaml  metrics.jsonl  checkpoints/  adapter/  records/  records.parquet  a
 import json
 import shutil
 import time
+from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -52,7 +53,7 @@ def check(folder: Path, config: Config, training: str) -> None:
 
 
 def differences(folder: Path, config: Config, most: int = 4) -> str:
-    """" (steps: 45 there, 60 asked for)": the keys in which config.yaml differs; "" where none are known.
+    """ " (steps: 45 there, 60 asked for)": the keys in which config.yaml differs; "" where none are known.
 
     A config.yaml that is missing or damaged only costs the message its detail: run.json says whether settings agree.
     """
@@ -74,7 +75,9 @@ def flat(tree, prefix: str = "") -> dict:
     """{"a.b": value} of nested mappings."""
     if not isinstance(tree, dict):
         return {prefix: tree}
-    return {k: v for key, item in tree.items() for k, v in flat(item, f"{prefix}.{key}" if prefix else str(key)).items()}
+    return {
+        k: v for key, item in tree.items() for k, v in flat(item, f"{prefix}.{key}" if prefix else str(key)).items()
+    }
 
 
 def warn_about_adapter(config: Config, console: Console) -> None:
@@ -84,7 +87,18 @@ def warn_about_adapter(config: Config, console: Console) -> None:
     wanted |= {"padding": config.model.padding, "target": asked.target_lines(config)}
     for key, value in wanted.items():
         if key in about and about[key] != value:
-            console.print(f"warning: adapter.path: trained with {key} {about[key]!r}, audited with {value!r}", markup=False)
+            console.print(
+                f"warning: adapter.path: trained with {key} {about[key]!r}, audited with {value!r}", markup=False
+            )
+
+
+def warn_about_length(model: DiffusionModel, prefix: str, prompts: Iterable[Prompt], console: Console) -> None:
+    """Say which prompts lose their end: behind soft tokens sooner than without them, which would pass for their doing."""
+    cut = model.overlong(prefix, dict.fromkeys(prompt.text for prompt in prompts))
+    if cut:
+        most = model.tokenizer.model_max_length
+        line = f"warning: the end of {len(cut)} prompts lies beyond the {most} tokens that are read, as of {cut[0]!r}"
+        console.print(line, markup=False)
 
 
 def begin(folder: Path, config: Config, training: str) -> None:
@@ -134,6 +148,7 @@ def print_budget(config: Config, trainee: Trainee, prompts: list[Prompt], audit:
         some = ", ".join(known[:3]) + (", ..." if len(known) > 3 else "")
         line = f"warning: {len(known)} of {len(audit.plan.prompts)} audited prompts are trained on ({some})"
         console.print(f"{line}; they say nothing about others", markup=False)
+    warn_about_length(trainee.model, trainee.adapter.prefix, [*prompts, *audit.plan.prompts], console)
 
 
 def most_originals(config: Config, prompts: int) -> int:

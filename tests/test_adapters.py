@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny import composed, make_trainee
 
@@ -151,7 +152,9 @@ def test_strict_loading_names_the_file_and_the_key(tiny_model, tmp_path, kind, f
     adapter.save(tmp_path)
     state = load_file(tmp_path / file)
     name = next(iter(state))
-    save_file({f"{k}.wrong" if k == name else k: v for k, v in state.items()}, tmp_path / file)
+    with safe_open(tmp_path / file, "pt") as saved:
+        about = saved.metadata()
+    save_file({f"{k}.wrong" if k == name else k: v for k, v in state.items()}, tmp_path / file, about)
     with pytest.raises(FairDiffError, match=re.escape(name.removeprefix("unet."))):
         adapter.load(tmp_path)
     adapter.save(tmp_path)
@@ -196,6 +199,15 @@ def test_a_lora_for_more_parts_than_the_adapter_is_refused(tiny_folder, tmp_path
     make(load_model(tiny_folder), "lora_both").save(tmp_path)
     with pytest.raises(FairDiffError, match="no part of this adapter"):
         make(load_model(tiny_folder), "lora_text").load(tmp_path)
+
+
+def test_a_lora_that_does_not_say_its_alpha_has_the_one_diffusers_takes(tiny_folder, tmp_path):
+    made = Lora(load_model(tiny_folder), ["unet"], 4, 4, torch.Generator().manual_seed(0))
+    made.save(tmp_path)
+    save_file(load_file(tmp_path / LORA_FILE), tmp_path / LORA_FILE)  # without metadata, as many scripts write it
+    Lora(load_model(tiny_folder), ["unet"], 4, 4, torch.Generator()).load(tmp_path)
+    with pytest.raises(FairDiffError, match=r"\(alpha, rank\) of unet is \(4, 4\), this adapter has \(8, 4\)"):
+        Lora(load_model(tiny_folder), ["unet"], 4, 8, torch.Generator()).load(tmp_path)
 
 
 def test_soft_tokens_remember_the_words_they_started_from(tiny_folder, tmp_path):

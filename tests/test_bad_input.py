@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -180,6 +181,36 @@ def test_damaged_weights(damage, tmp_path, monkeypatch, capsys):
         file.write_bytes(file.read_bytes()[:1000])
     line = call([f"model.path={model}"], tmp_path / "run", monkeypatch, capsys)
     assert "model.path" in line and str(model) in line
+    assert_nothing_half_written(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "changes,says",
+    [
+        ({"in_channels": 9}, "9 channels in and 4 out, its VAE 4"),
+        ({"cross_attention_dim": 24}, "reads texts of width 24, its text encoder writes 16"),
+        (
+            {
+                "addition_embed_type": "text_time",
+                "addition_time_embed_dim": 4,
+                "projection_class_embeddings_input_dim": 32,
+            },
+            "conditioned on more than text (text_time)",
+        ),
+    ],
+)
+def test_a_model_that_paints_from_more_than_a_prompt(changes, says, tiny_folder, tmp_path, monkeypatch, capsys):
+    model = tmp_path / "model"
+    shutil.copytree(tiny_folder, model)
+    config = UNet2DConditionModel.load_config(model / "unet")
+    UNet2DConditionModel.from_config({**config, **changes}).save_pretrained(model / "unet")
+    line = call([f"model.path={model}"], tmp_path / "run", monkeypatch, capsys)
+    assert f"model.path: {model}: its U-Net" in line and says in line
+
+
+def test_several_processes_are_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "WORLD_SIZE: found 2, allowed: 1" in call([], tmp_path / "run", monkeypatch, capsys)
     assert_nothing_half_written(tmp_path / "run")
 
 

@@ -254,3 +254,9 @@ def test_audited_prompts_that_are_trained_on_are_known_whatever_stands_around_th
     own = configure(f"prompts.train={tmp_path / 'own.txt'}", 'prompts.template="a portrait of a {}"')
     train, test = asked.prompts(own, "train"), asked.prompts(configure(), "test")
     assert asked.not_held_out(train, test) == [held_out]
+
+
+def test_prompts_that_lose_their_end_behind_the_soft_tokens_are_known(tiny_model):
+    short, long = " ".join("a" * 33), " ".join("a" * 38)  # and a token at either end, of 40 that the tiny model reads
+    assert tiny_model.overlong("", [short, long]) == []
+    assert tiny_model.overlong("a a a ", ["a", short, long]) == [long]

@@ -102,3 +102,33 @@ def test_clip_and_encoder_paths_that_are_none_are_one_line(tmp_path):
     ) as error:
         HubEncoder(str(tmp_path / "nowhere"))
     assert "\n" not in str(error.value)
+
+
+def test_what_else_makes_an_encoder_is_part_of_its_key(tmp_path):
+    """The same weights with another activation are another encoder."""
+    for name in ("clip", "other clip"):
+        (tmp_path / name).mkdir()
+        save_open_clip(tmp_path / name)
+    about = tmp_path / "other clip" / "open_clip_config.json"
+    about.write_text(about.read_text().replace('"embed_dim"', '"quick_gelu": true, "embed_dim"'))
+    clips = [ClipEncoder(tmp_path / name) for name in ("clip", "clip", "other clip")]
+    assert clips[0].config == clips[1].config != clips[2].config
+    save_dinov2(tmp_path / "dino")
+    one = HubEncoder(str(tmp_path / "dino"))
+    about = tmp_path / "dino" / "config.json"
+    about.write_text(about.read_text().replace('"gelu"', '"relu"'))
+    assert one.config != HubEncoder(str(tmp_path / "dino")).config
+
+
+@pytest.mark.parametrize("path,quick", [("ViT-B-32/openai", True), ("ViT-B-32/laion2b_s34b_b79k", False)])
+def test_weights_get_the_activation_they_were_trained_with(path, quick, monkeypatch):
+    asked = {}
+
+    def instead_of_a_download(name, **options):
+        asked.update(options)
+        raise OSError("no network here")
+
+    monkeypatch.setattr("open_clip.create_model", instead_of_a_download)
+    with pytest.raises(FairDiffError, match="no network here"):
+        ClipEncoder(path)
+    assert asked["force_quick_gelu"] is quick

@@ -18,7 +18,7 @@ from fairdiff.audit.metrics import SCHEMA
 from fairdiff.audit.wording import comparison, interval, last_model, number, signed
 from fairdiff.errors import FairDiffError
 
-_SEED = re.compile(r"/?seed\d+$")
+_SEED = re.compile(r"(^|/)seed\d+$")
 
 
 def find_audits(folders: Iterable[str | Path]) -> dict[str, dict]:
@@ -40,14 +40,12 @@ def find_audits(folders: Iterable[str | Path]) -> dict[str, dict]:
             if schema != SCHEMA:
                 raise FairDiffError(f"{path}: is no audit: found schema {schema}, allowed: {SCHEMA}")
             found[path.parent.resolve().as_posix()] = audit
-    if len(found) == 1:
-        return {Path(name).name: audit for name, audit in found.items()}
-    start = len(os.path.commonpath(list(found))) + 1
-    return {name[start:] or ".": audit for name, audit in found.items()}
+    common = os.path.commonpath(list(found)) if len(found) > 1 else Path(next(iter(found))).parent
+    return {os.path.relpath(name, common): audit for name, audit in found.items()}
 
 
 def comparison_tables(audits: dict[str, dict]) -> list[Table]:
-    """A table for each set of prompts, number of pictures and judge: others do not compare, their floors differ.
+    """A table for each set of prompts with their targets, number of pictures and judge: others do not compare.
 
     Every number has a line a run; where runs differ in their last folder seed<n> only, their mean ± standard deviation
     over seeds follows.
@@ -59,14 +57,20 @@ def comparison_tables(audits: dict[str, dict]) -> list[Table]:
 
 
 def _suite(audit: dict) -> tuple:
-    first = next(iter(last_model(audit)["attributes"].values()))
-    return audit["judge"]["path"], audit["images_per_prompt"], tuple(p["prompt"] for p in first["per_prompt"])
+    """What two audits must share for their numbers to compare; the last is a hash of judge, detector and encoders."""
+    entries = last_model(audit)["attributes"]
+    prompts = [
+        (p["prompt"], *p["target"]["shares"].values()) for entry in entries.values() for p in entry["per_prompt"]
+    ]
+    return tuple(entries), tuple(prompts), audit["images_per_prompt"], audit["provenance"]["hashes"]["judge"]
 
 
 def _table(audits: dict[str, dict]) -> Table:
-    judge, pictures, prompts = _suite(next(iter(audits.values())))
+    first = next(iter(audits.values()))
+    about = f"{first['prompts']} prompts × {first['images_per_prompt']} pictures, judge: {first['judge']['path']}"
+    targets = {audit["provenance"].get("target") for audit in audits.values()} - {None}
     table = Table(
-        title=f"{len(prompts)} prompts × {pictures} pictures, judge: {escape(judge)}", title_justify="left",
+        title=escape(", target: ".join([about, *targets]) if len(targets) == 1 else about), title_justify="left",
         caption=r"\[low, high]: 95 % interval; ±: standard deviation over seeds; floor: what a perfectly fair "
         "(or on-target) generator shows",
         caption_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False,
@@ -90,9 +94,10 @@ def _table(audits: dict[str, dict]) -> Table:
 
 
 def _by_seed(runs: dict[str, dict]) -> dict[str, dict[str, dict]]:
+    """The runs that differ in their seed only together, under their common folder; any other by itself."""
     groups: dict[str, dict[str, dict]] = {}
     for run, row in runs.items():
-        groups.setdefault(_SEED.sub("", run), {})[run] = row
+        groups.setdefault(_SEED.sub("", run) if _SEED.search(run) else f"{run}/", {})[run] = row
     return groups
 
 

@@ -141,11 +141,17 @@ def root(value):
 def percentile_interval(draws, size: int, level: float = 0.95) -> Interval:
     """Bootstrap percentiles widened for small samples: alpha/2 -> Phi(sqrt(n/(n-1)) t_{n-1}(alpha/2)) (Hesterberg 2015).
 
-    `size` is the number n of resampled units (prompts); NaN for n < 2. Draws [D].
+    `size` is the number n of resampled units (prompts); NaN for n < 2. Draws [D]. For n < 6 Student's interval, mean
+    -+ t_{n-1}(alpha/2) sqrt(n/(n-1)) sd of the draws: no resample lies beyond the units themselves, so that percentiles
+    would cover .5 to .92 (n = 2 to 5). It may leave the range of what it is about.
     """
     if size < 2:
         return math.nan, math.nan
-    tail = norm.cdf(math.sqrt(size / (size - 1)) * student.ppf((1 - level) / 2, size - 1))
+    quantile = math.sqrt(size / (size - 1)) * student.ppf((1 - level) / 2, size - 1)
+    if size < 6:
+        centre, half = np.mean(draws), -quantile * np.std(draws)
+        return float(centre - half), float(centre + half)
+    tail = norm.cdf(quantile)
     low, high = np.quantile(draws, [tail, 1 - tail])
     return float(low), float(high)
 

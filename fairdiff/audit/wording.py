@@ -123,6 +123,13 @@ def not_measured(audit: dict) -> list[str]:
         lines.append(
             "Whether the judge errs on generated faces as it does on the labelled ones: the correction assumes so."
         )
+    if "after" in audit["models"]:
+        lines.append("Semantics by encoders other than those that the preservation loss of training uses.")
+    if audit["provenance"].get("CLIP", "embedded") != "embedded":
+        lines.append(
+            "Whether CLIP-T falls because pictures got worse or because they got fairer: CLIP learnt from captions of "
+            "people who are as unevenly spread as what is to be mended."
+        )
     if any(last[key]["mean"] is None for key in ("clip_t", "dino")):
         lines.append("What an absent encoder would have measured (shown as –).")
     bystanders = [name for name, entry in last["attributes"].items() if not entry["target"]["asked"]]

@@ -71,11 +71,29 @@ def test_every_run_has_its_own_numbers_and_seeds_their_mean(audited, tmp_path):
     assert "skewed: mean" not in shown(tables)
 
 
-def test_runs_of_other_prompts_have_a_table_of_their_own(audited, tmp_path):
+def test_runs_of_other_prompts_judges_or_targets_have_a_table_of_their_own(audited, tmp_path):
     audited("all/seed7", 0.1)
     audited("some/seed7", 0.1, prompts=2)
     tables = comparison_tables(find_audits([tmp_path / "runs" / "all", tmp_path / "runs" / "some"]))
     assert [table.title.split(",")[0] for table in tables] == ["3 prompts × 24 pictures", "2 prompts × 24 pictures"]
+    path = tmp_path / "runs" / "all" / "seed7" / "audit.json"
+    for part, key, value in (("hashes", "judge", "other"), ("target", "female", 0.7)):
+        other = json.loads(path.read_text())
+        if part == "hashes":
+            other["provenance"]["hashes"][key] = value
+        else:
+            for prompt in other["models"]["after"]["attributes"]["gender"]["per_prompt"]:
+                prompt["target"]["shares"][key] = value
+        assert len(comparison_tables({"a": json.loads(path.read_text()), "b": other})) == 2
+
+
+def test_runs_from_anywhere_keep_their_names_and_only_seeds_are_averaged(audited, tmp_path):
+    for name in ("a/run", "b/run", "b/run/seed7", "b/run/seed8"):
+        audited(name, 0.1)
+    found = find_audits([tmp_path / "runs" / "a", tmp_path / "runs" / "b"])
+    assert list(found) == ["a/run", "b/run", "b/run/seed7", "b/run/seed8"]
+    names = [row[0] for row in rows(shown(comparison_tables(found)), "gender bias")]
+    assert names == ["a/run", "b/run", "b/run/seed7", "b/run/seed8", "b/run:"]  # the last is the mean of two
 
 
 def test_seeds_of_one_run_by_themselves(audited, tmp_path):

@@ -177,6 +177,16 @@ def test_mean_interval_is_wider_than_percentiles_and_undefined_for_one_prompt():
     assert verdict(mean_interval(values[:1]), 0.1, 10**6, 2) == "undecided"
 
 
+@pytest.mark.parametrize("prompts", [2, 3, 4, 5, 6, 8])
+def test_intervals_of_few_prompts_cover_too(prompts):
+    rng = np.random.default_rng(3)
+    hits = 0
+    for _ in range(400):
+        low, high = mean_interval(0.4 + 0.1 * rng.standard_normal(prompts), draws=500)
+        hits += low <= 0.4 <= high
+    assert hits / 400 >= 0.92  # nominal .95, less nearly three standard errors
+
+
 def test_monte_carlo_test_agrees_with_the_exact_one_and_keeps_its_size():
     p = np.array([0.5, 0.3, 0.2])
     null = [(c, multinomial.pmf(c, 12, p)) for c in compositions(12, 3)]

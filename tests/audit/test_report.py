@@ -15,6 +15,7 @@ from fairdiff.audit.generate import run_audit
 from fairdiff.audit.metrics import compute_metrics
 from fairdiff.audit.report import render_report, summary_table
 from fairdiff.audit.wording import comparison, distance_of, headline, interval, not_measured, signed
+from fairdiff.figures import Mark, Row, share_chart
 
 VOID = {"meta", "br", "img"}
 
@@ -164,3 +165,13 @@ def test_the_terminal_table_fits_80_columns_and_names_every_number(make):
 def test_figures_of_change_have_signs():
     assert [signed(v) for v in (0.5, -0.25, 0.0, None)] == ["+0.500", "−0.250", "+0.000", "–"]
     assert interval([None, None]) == "" and interval([-0.1, 0.2]) == "[−0.100, 0.200]"
+
+
+def test_labels_of_any_length_leave_the_chart_its_place():
+    rows = [Row("a photo of " + "very " * 40 + "long prompts", Mark(0.2, 0.1, 0.3), Mark(0.5, 0.4, 0.6))]
+    for classes in (1, 2, 4):
+        svg = share_chart([(f"class {i}", rows) for i in range(classes)], "shares")
+        places = [float(x) for x in re.findall(r'circle cx="([-\d.]+)"', svg)]
+        width = float(re.search(r'viewBox="0 0 (\d+)', svg)[1])
+        assert places == sorted(places) and 0 < places[0] and places[-1] < width
+        assert all(after - before > 20 for before, after in zip(places[::2], places[1::2], strict=True))
