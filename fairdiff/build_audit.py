@@ -92,6 +92,8 @@ def build_audit(config: Config, model: DiffusionModel, after: str | None, traini
         "after": digest(frozen, after, config.steps),
         "judge": digest(looking, eyes_key(config, detector)),
     }
+    sizes = (config.audit.images_per_prompt, config.audit.unrelated_images, config.audit.seed)
+    shared = digest(hashes["before"], hashes["judge"], *sizes)  # else audits of two sizes would overwrite each other
     plan = AuditPlan(
         prompts=prompts,
         unrelated=asked.unrelated(config),
@@ -102,7 +104,7 @@ def build_audit(config: Config, model: DiffusionModel, after: str | None, traini
         seed=config.audit.seed,
         latent_shape=model.latent_shape,
         hashes=hashes,
-        shared=Path(config.cache) / "audits" / digest(hashes["before"], hashes["judge"]) if config.cache else None,
+        shared=Path(config.cache) / "audits" / shared if config.cache else None,
     )
     spec = MetricSpec(
         attributes=attributes,

@@ -132,3 +132,12 @@ def test_weights_get_the_activation_they_were_trained_with(path, quick, monkeypa
     with pytest.raises(FairDiffError, match="no network here"):
         ClipEncoder(path)
     assert asked["force_quick_gelu"] is quick
+
+
+def test_audits_of_another_size_never_overwrite_what_others_share(configure):
+    def shared(*overrides):
+        config = configure(*overrides)
+        return build_audit(config, build.build_model(config), None, None).plan.shared
+
+    assert shared() == shared("audit.prompts=3", "audit.batch_size=5")
+    assert len({shared(), shared("audit.images_per_prompt=160"), shared("audit.seed=1")}) == 3
