@@ -52,8 +52,8 @@ class Target:
 
         A face is pushed into its own class by 1 - p, whichever that is, and at the target t_k F faces have class k. Without
         weights, as in the paper, the frequent classes outweigh the rare ones and shares end beyond the target: simulated
-        at F = 40 at .21 where .25 is asked for, at .03 where .10 is. 1 where the target is uniform. Of marginal
-        shares: what a joint table asks beyond those is not balanced so.
+        at F = 40 at .20 where .25 is asked for, at .01 where .10 is (weighted: .25, .08). 1 where the target is uniform. Of
+        marginal shares: what a joint table asks beyond those is not balanced so.
         """
         shares = self.marginal(attribute)
         return np.divide(1 / len(shares), shares, out=np.zeros_like(shares), where=shares > 0)

@@ -213,9 +213,12 @@ def test_a_class_that_nobody_shall_have_weighs_nothing():
     assert weights.tolist() == pytest.approx([0, 2 / 3, 2 / 3])
 
 
-@pytest.mark.parametrize("faces,share", [(40, 0.25), (24, 0.1)])
-def test_batches_are_pushed_back_to_the_target_from_both_sides(faces, share):
-    """Unweighted, confident labels push away from the rarer class where there is too little of it already."""
+@pytest.mark.parametrize("faces,share,unweighted", [(40, 0.25, 0.2), (40, 0.1, 0.014), (24, 0.1, 0.009)])
+def test_batches_are_pushed_back_to_the_target_from_both_sides(faces, share, unweighted):
+    """Unweighted, confident labels push away from the rarer class where there is too little of it already.
+
+    unweighted: the share at which they would come to rest.
+    """
     target = Target.from_marginals({"a": [1 - share, share]})
     weight = target.class_weights("a")
 
@@ -231,6 +234,8 @@ def test_batches_are_pushed_back_to_the_target_from_both_sides(faces, share):
             pushes.append([each.sum(), (weight[y] * each).sum()])
         return np.array([np.mean(pushes, 0), 5 * np.std(pushes, 0) / len(pushes) ** 0.5])
 
+    (plain, _), error = push(unweighted)
+    assert abs(plain) < error[0]
     (plain, below), error = push(share - 0.03)
     assert plain < -error[0] and below > error[1]
     (_, above), error = push(share + 0.03)
