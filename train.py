@@ -29,6 +29,7 @@ def job(config: Config, folder: Path) -> None:
         trainee = build.build_trainee(config, model, judges)
         run.begin(folder, config, training)
         run.print_budget(config, trainee, prompts, audit, console)
+        run.warn_about_prompts(model, trainee.adapter.prefix, prompts, audit.plan.prompts, console)
         train(trainee, prompts, build.build_schedule(config), folder, training, console)
         run.save_adapter(folder, config, training, trainee)
         run.audit(folder, config, training, run.painters(config, model, trainee.adapter), audit, console)

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,14 +62,11 @@ class DiffusionModel:
         cond = self.text_encoder(both.input_ids[:1])[0]
         return cond, self.text_encoder(both.input_ids[1:], attention_mask=both.attention_mask[1:])[0]
 
-    def overlong(self, prefix: str, prompts: Iterable[str]) -> list[str]:
+    def overlong(self, prefix: str, prompts: list[str]) -> list[str]:
         """The prompts whose end the text encoder does not see behind `prefix`."""
-        most = self.tokenizer.model_max_length
-
-        def length(text: str) -> int:  # one more than it reads is enough to know, and nothing warns
-            return len(self.tokenizer(prefix + text, truncation=True, max_length=most + 1).input_ids)
-
-        return [text for text in prompts if length(text) > most]
+        most = self.tokenizer.model_max_length  # one token more is enough to know, and nothing warns
+        ids = self.tokenizer([prefix + text for text in prompts], truncation=True, max_length=most + 1).input_ids
+        return [text for text, tokens in zip(prompts, ids, strict=True) if len(tokens) > most]
 
     def fingerprint(self) -> str:
         """A short hash of everything that makes its pictures: weights, configurations, solver, vocabulary, negative."""

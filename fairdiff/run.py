@@ -6,7 +6,6 @@ config.yaml  metrics.jsonl  checkpoints/  adapter/  records/  records.parquet  a
 import json
 import shutil
 import time
-from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -53,7 +52,7 @@ def check(folder: Path, config: Config, training: str) -> None:
 
 
 def differences(folder: Path, config: Config, most: int = 4) -> str:
-    """ " (steps: 45 there, 60 asked for)": the keys in which config.yaml differs; "" where none are known.
+    """" (steps: 45 there, 60 asked for)": the keys in which config.yaml differs; "" where none are known.
 
     A config.yaml that is missing or damaged only costs the message its detail: run.json says whether settings agree.
     """
@@ -75,9 +74,7 @@ def flat(tree, prefix: str = "") -> dict:
     """{"a.b": value} of nested mappings."""
     if not isinstance(tree, dict):
         return {prefix: tree}
-    return {
-        k: v for key, item in tree.items() for k, v in flat(item, f"{prefix}.{key}" if prefix else str(key)).items()
-    }
+    return {k: v for key, item in tree.items() for k, v in flat(item, f"{prefix}.{key}" if prefix else str(key)).items()}
 
 
 def warn_about_adapter(config: Config, console: Console) -> None:
@@ -87,15 +84,21 @@ def warn_about_adapter(config: Config, console: Console) -> None:
     wanted |= {"padding": config.model.padding, "target": asked.target_lines(config)}
     for key, value in wanted.items():
         if key in about and about[key] != value:
-            console.print(
-                f"warning: adapter.path: trained with {key} {about[key]!r}, audited with {value!r}", markup=False
-            )
+            console.print(f"warning: adapter.path: trained with {key} {about[key]!r}, audited with {value!r}", markup=False)
 
 
-def warn_about_length(model: DiffusionModel, prefix: str, prompts: Iterable[Prompt], console: Console) -> None:
-    """Say which prompts lose their end: behind soft tokens sooner than without them, which would pass for their doing."""
-    cut = model.overlong(prefix, dict.fromkeys(prompt.text for prompt in prompts))
-    if cut:
+def warn_about_prompts(
+    model: DiffusionModel, prefix: str, trained: list[Prompt], audited: list[Prompt], console: Console
+) -> None:
+    """Say which audited prompts are trained on, and which prompts lose their end.
+
+    Behind soft tokens they lose it sooner than without, which would pass for the adapter's doing.
+    """
+    if known := asked.not_held_out(trained, audited):
+        some = ", ".join(known[:3]) + (", ..." if len(known) > 3 else "")
+        line = f"warning: {len(known)} of {len(audited)} audited prompts are trained on ({some})"
+        console.print(f"{line}; they say nothing about others", markup=False)
+    if cut := model.overlong(prefix, list(dict.fromkeys(prompt.text for prompt in [*trained, *audited]))):
         most = model.tokenizer.model_max_length
         line = f"warning: the end of {len(cut)} prompts lies beyond the {most} tokens that are read, as of {cut[0]!r}"
         console.print(line, markup=False)
@@ -143,12 +146,6 @@ def print_budget(config: Config, trainee: Trainee, prompts: list[Prompt], audit:
         f"at most {most_originals(config, len(prompts))} originals (cached), "
         f"audit of {2 * audit.plan.images_per_model} pictures ({len(audit.plan.prompts)} prompts, before and after)"
     )
-    known = asked.not_held_out(prompts, audit.plan.prompts)
-    if known:
-        some = ", ".join(known[:3]) + (", ..." if len(known) > 3 else "")
-        line = f"warning: {len(known)} of {len(audit.plan.prompts)} audited prompts are trained on ({some})"
-        console.print(f"{line}; they say nothing about others", markup=False)
-    warn_about_length(trainee.model, trainee.adapter.prefix, [*prompts, *audit.plan.prompts], console)
 
 
 def most_originals(config: Config, prompts: int) -> int:

@@ -27,7 +27,7 @@ def job(config: Config, folder: Path) -> None:
         adapter = build.build_adapter(config, model) if config.adapter.path else None
         if adapter:
             run.warn_about_adapter(config, console)
-        run.warn_about_length(model, adapter.prefix if adapter else "", audit.plan.prompts, console)
+        run.warn_about_prompts(model, adapter.prefix if adapter else "", [], audit.plan.prompts, console)
         run.begin(folder, config, measured)
         run.audit(folder, config, measured, run.painters(config, model, adapter), audit, console)
     run.conclude(folder, console)

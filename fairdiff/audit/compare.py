@@ -87,8 +87,8 @@ def _table(audits: dict[str, dict]) -> Table:
             for run, row in some.items():
                 table.add_row(f"  {escape(run)}", *_cells(row))
             if len(some) > 1:
-                name = f"{escape(group)}: " if group else ""
-                table.add_row(f"  {name}mean of {len(some)} seeds", *_mean_cells(list(some.values())))
+                where = f"{escape(group)}: " if group else ""
+                table.add_row(f"  {where}mean of {len(some)} seeds", *_mean_cells(list(some.values())))
         table.add_section()
     return table
 

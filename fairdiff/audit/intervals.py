@@ -142,8 +142,8 @@ def percentile_interval(draws, size: int, level: float = 0.95) -> Interval:
     """Bootstrap percentiles widened for small samples: alpha/2 -> Phi(sqrt(n/(n-1)) t_{n-1}(alpha/2)) (Hesterberg 2015).
 
     `size` is the number n of resampled units (prompts); NaN for n < 2. Draws [D]. For n < 6 Student's interval, mean
-    -+ t_{n-1}(alpha/2) sqrt(n/(n-1)) sd of the draws: no resample lies beyond the units themselves, so that percentiles
-    would cover .5 to .92 (n = 2 to 5). It may leave the range of what it is about.
+    -+ t_{n-1}(alpha/2) sqrt(n/(n-1)) sd of the draws: no resample lies beyond the units themselves, and [min, max] of n
+    covers a symmetric mean with 1 - 2^(1-n) only. It may leave the range of what it is about.
     """
     if size < 2:
         return math.nan, math.nan

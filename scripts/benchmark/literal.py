@@ -37,6 +37,7 @@ def literal_step(trainee: Trainee, batch: Batch, micro_batch: int) -> StepResult
     target = objective.target.of(batch.prompt)
     labels, shares = label_faces(seen, target, objective.draws, batch.generator)
     kept = {a: labels.kept(a, objective.confidence) for a in labels.classes}
+    weights = {a: torch.from_numpy(target.class_weights(a)).to(noise.device) for a in kept}
     counts = Counts(len(noise), sum(len(s.faces.row_F) for s in seen), {a: int(k.sum()) for a, k in kept.items()})
     result = StepResult({}, shares, counts.faces, sum(counts.kept.values()))
     if result.kept == 0:
@@ -62,7 +63,7 @@ def literal_step(trainee: Trainee, batch: Batch, micro_batch: int) -> StepResult
             original,
             {a: torch.from_numpy(labels.classes[a][faces]).to(z.device) for a in labels.classes},
             {a: torch.from_numpy(kept[a][faces]).to(z.device) for a in kept},
-            {a: torch.from_numpy(target.class_weights(a)).to(z.device) for a in kept},
+            weights,
         )
         terms = batch_terms(trainee, now, part, counts)
         weighted = [weight * terms[name] for name, weight in active_terms(objective) if weight and name in terms]

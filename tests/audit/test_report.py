@@ -167,6 +167,15 @@ def test_figures_of_change_have_signs():
     assert interval([None, None]) == "" and interval([-0.1, 0.2]) == "[−0.100, 0.200]"
 
 
+def test_what_judges_semantics_is_said(make):
+    audit, _ = make()
+    assert "preservation loss" in " ".join(not_measured(audit)) and "captions" not in " ".join(not_measured(audit))
+    audit["provenance"]["CLIP"] = "ViT-H-14/laion2b_s32b_b79k"
+    assert "captions" in " ".join(not_measured(audit))
+    del audit["models"]["after"]
+    assert "preservation loss" not in " ".join(not_measured(audit))
+
+
 def test_labels_of_any_length_leave_the_chart_its_place():
     rows = [Row("a photo of " + "very " * 40 + "long prompts", Mark(0.2, 0.1, 0.3), Mark(0.5, 0.4, 0.6))]
     for classes in (1, 2, 4):
