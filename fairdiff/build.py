@@ -183,7 +183,15 @@ def build_objective(config: Config, targets: Targets) -> Objective:
     damping = {name: Damping(a.keep_outside, a.keep_face) for name, a in config.attributes.items()}
     loss = config.loss
     return Objective(
-        targets, damping, loss.confidence, loss.draws, loss.align, loss.image, loss.face, loss.confident_class
+        target=targets,
+        damping=damping,
+        confidence=loss.confidence,
+        draws=loss.draws,
+        weigh_classes=loss.class_weights,
+        align=loss.align,
+        image=loss.image,
+        face=loss.face,
+        confident_class=loss.confident_class,
     )
 
 

@@ -46,10 +46,16 @@ class Objective:
     damping: dict[str, Damping]
     confidence: float
     draws: int
+    weigh_classes: bool
     align: float | None
     image: float | None
     face: float | None
     confident_class: float
+
+    def class_weights(self, target: Target) -> dict[str, Tensor]:
+        """What each class of a label [K] weighs in the alignment loss: all 1 for the paper's plain cross-entropy."""
+        weights = {a: torch.from_numpy(target.class_weights(a)) for a in target.attributes}
+        return weights if self.weigh_classes else {a: torch.ones_like(w) for a, w in weights.items()}
 
 
 @dataclass(frozen=True)
@@ -144,17 +150,17 @@ def training_step(trainee: Trainee, batch: Batch) -> StepResult:
         seen = [trainee.judges.see(x, None if batch.people else Boxes.none(x)) for x in pictures]
     if not all(s.logits[a].isfinite().all() for s in seen for a in objective.target.attributes):
         return StepResult({}, {}, sum(len(s.faces.row_F) for s in seen), 0, "the judge's logits are not finite")
-    labels, shares, weights = Labels.none(objective.target.attributes), {}, {}
+    labels, shares, class_weights = Labels.none(objective.target.attributes), {}, {}
     if batch.people:
         target = objective.target.of(batch.prompt)
         labels, shares = label_faces(seen, target, objective.draws, batch.generator)
-        weights = {a: target.class_weights(a) for a in target.attributes}
+        class_weights = objective.class_weights(target)
     device = final.device
     whole = Part(
         originals,
         {a: torch.from_numpy(c).to(device) for a, c in labels.classes.items()},
         {a: torch.from_numpy(labels.kept(a, objective.confidence)).to(device) for a in labels.classes},
-        {a: torch.from_numpy(w).to(device) for a, w in weights.items()},
+        {a: w.to(device) for a, w in class_weights.items()},
     )
     faces = sum(len(s.faces.row_F) for s in seen)
     counts = Counts(len(final), faces, {a: int(k.sum()) for a, k in whole.kept.items()})

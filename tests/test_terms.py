@@ -10,8 +10,9 @@ from fairdiff import step
 from fairdiff.balance import Balance
 from fairdiff.losses import Damping, preservation_loss
 from fairdiff.models import load_model
-from fairdiff.sampling import initial_noise
+from fairdiff.sampling import Guidance, initial_noise, sample
 from fairdiff.step import Batch, training_step
+from fairdiff.targets import Target
 from fairdiff.terms import Counts, Part
 
 PROMPT = "a photo of the face of a nurse"
@@ -55,6 +56,25 @@ def test_terms_taken_apart_at_the_pictures_are_one_gradient_at_the_latents(tiny_
     (whole,) = torch.autograd.grad(total, z)
     assert values == pytest.approx({k: v.item() for k, v in terms.items()}, rel=1e-4)
     assert (ours - whole).norm() / whole.norm() < 1e-5
+
+
+@pytest.mark.parametrize("weigh_classes", [True, False])
+def test_labels_weigh_by_their_class_unless_the_papers_cross_entropy_is_asked_for(tiny_model, weigh_classes):
+    target = Target.from_marginals({"gender": [0.3, 0.7]})
+    trainee = make_trainee(tiny_model, target=target, weigh_classes=weigh_classes)
+    terms = training_step(trainee, batch()).terms
+
+    guidance = Guidance(*step.embed_prompt(trainee, PROMPT), trainee.method.guidance)
+    noise = initial_noise(PROMPT, 0, range(6), tiny_model.latent_shape)
+    with torch.no_grad():
+        final = sample(tiny_model.unet, tiny_model.scheduler, guidance, noise, 3).final
+        seen = trainee.judges.see(tiny_model.decode(final))
+    labels, _ = step.label_faces([seen], target, trainee.objective.draws, torch.Generator().manual_seed(0))
+    label, kept = torch.from_numpy(labels.classes["gender"]), torch.from_numpy(labels.kept("gender", 0.8))
+    assert len(label[kept].unique()) == 2
+    each = torch.nn.functional.cross_entropy(seen.logits["gender"], label, reduction="none")
+    by_hand = (torch.tensor([1 / 0.6, 1 / 1.4])[label] if weigh_classes else 1) * each
+    assert terms["align"] == pytest.approx(by_hand[kept].mean().item(), rel=1e-4)
 
 
 def test_shares_of_the_gradient_sum_to_one_and_follow_the_weights(tiny_folder):

@@ -75,7 +75,7 @@ def composed(*overrides: str) -> Config:
 
 
 def make_trainee(model, kind="soft_tokens", attributes=("gender",), **changes) -> Trainee:
-    """A trainee on a tiny model; `changes` overrides detector, image, face, evaluations, gradient, decode_batch."""
+    """A trainee on a tiny model; `changes` overrides what the objective and the method say."""
     generator = torch.Generator().manual_seed(3)
     if kind == "soft_tokens":
         adapter = SoftTokens(model, 3, "a photo")
@@ -90,12 +90,13 @@ def make_trainee(model, kind="soft_tokens", attributes=("gender",), **changes) -
         with adapter.off():
             return model.generator(2.0, steps)(prompt, initial_noise(prompt, 0, indices, model.latent_shape))
 
-    target = Targets(Target.from_marginals({a: [1 / len(CLASSES[a])] * len(CLASSES[a]) for a in attributes}))
+    uniform = Target.from_marginals({a: [1 / len(CLASSES[a])] * len(CLASSES[a]) for a in attributes})
     objective = Objective(
-        target,
+        Targets(changes.get("target", uniform)),
         {a: Damping(0.2, 0.3) for a in attributes},
         confidence=0.8,
         draws=64,
+        weigh_classes=changes.get("weigh_classes", True),
         align=changes.get("align", 1.0),
         image=changes.get("image", 2.0),
         face=changes.get("face", 0.5),

@@ -132,7 +132,9 @@ class LossConfig:
     """Weights of the terms: 0 measures only, null leaves the term out.
 
     confidence: least confidence of a transport label that is trained on. draws: samples of the target where transport
-    is not exact. confident_class: how sure of the original's class the judge must be for its face to be kept as it is.
+    is not exact. class_weights: whether a label weighs in align by how rare its class shall be, see
+    `Target.class_weights`; false is the paper's plain cross-entropy, which passes targets that are not uniform.
+    confident_class: how sure of the original's class the judge must be for its face to be kept as it is.
     balance: the share of the gradient that each weighted term shall hold; the weights then only set the size of the
     whole.
     """
@@ -142,6 +144,7 @@ class LossConfig:
     face: float | None = 1.0
     balance: BalanceConfig = field(default_factory=BalanceConfig)
     confidence: float = 0.8
+    class_weights: bool = True
     confident_class: float = 0.9
     draws: int = 256
 

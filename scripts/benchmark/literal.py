@@ -37,7 +37,7 @@ def literal_step(trainee: Trainee, batch: Batch, micro_batch: int) -> StepResult
     target = objective.target.of(batch.prompt)
     labels, shares = label_faces(seen, target, objective.draws, batch.generator)
     kept = {a: labels.kept(a, objective.confidence) for a in labels.classes}
-    weights = {a: torch.from_numpy(target.class_weights(a)).to(noise.device) for a in kept}
+    weights = {a: w.to(noise.device) for a, w in objective.class_weights(target).items()}
     counts = Counts(len(noise), sum(len(s.faces.row_F) for s in seen), {a: int(k.sum()) for a, k in kept.items()})
     result = StepResult({}, shares, counts.faces, sum(counts.kept.values()))
     if result.kept == 0:
