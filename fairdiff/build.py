@@ -66,6 +66,7 @@ def build_model(config: Config) -> DiffusionModel:
     model.decode_batch = config.decode_batch
     model.negative = config.prompts.negative
     model.lower_precision(getattr(torch, config.model.dtype))
+    model.sampling_dtype = getattr(torch, config.model.sampling_dtype)
     return model
 
 

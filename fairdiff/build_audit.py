@@ -116,6 +116,7 @@ def build_audit(config: Config, model: DiffusionModel, after: str | None, traini
         provenance={
             "software": software_versions(),
             "model": config.model.path or "embedded Portraits model",
+            "sampling_dtype": config.model.sampling_dtype,
             "guidance": config.sampler.guidance,
             "sampler_steps": config.sampler.audit_steps,
             "scheduler": type(model.scheduler).__name__,

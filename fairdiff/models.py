@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from classifiers.hub import architecture
 from fairdiff.errors import FairDiffError
-from fairdiff.sampling import Generate, Guidance, sample
+from fairdiff.sampling import Generate, Guidance, Trajectory, sample
 
 
 @dataclass
@@ -21,7 +21,8 @@ class DiffusionModel:
     """Frozen components, and the two functions that touch them: text to embedding, latents to image.
 
     padding: "max_length" pads prompts as a plain diffusers pipeline does, "longest" not at all for one prompt.
-    negative: the text of the unconditional branch.
+    negative: the text of the unconditional branch. sampling_dtype: in which the U-Net and the VAE multiply where no
+    gradient is taken (by autocast: the rest of their operations, and all gradients, are in the precision they are held in).
     """
 
     tokenizer: object
@@ -32,6 +33,7 @@ class DiffusionModel:
     padding: str = "max_length"
     decode_batch: int = 64
     negative: str = ""
+    sampling_dtype: torch.dtype = torch.float32
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -73,14 +75,24 @@ class DiffusionModel:
         about = [architecture(m) for m in (self.text_encoder, self.unet, self.vae, self.scheduler)]
         return digest(
             fingerprint(self.text_encoder, self.unet, self.vae), about, self.padding, self.tokenizer.get_vocab(),
-            self.negative,
+            self.negative, self.sampling_dtype,
         )  # fmt: skip
 
     def decode(self, latent_BCHW: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [0, 1] from scaled latents, in the latents' precision whatever the VAE's is."""
         scaled = latent_BCHW / self.vae.config.scaling_factor
-        image = self.vae.decode(scaled.to(self.vae.dtype)).sample.to(latent_BCHW.dtype)
+        with self._cast(not torch.is_grad_enabled()):
+            image = self.vae.decode(scaled.to(self.vae.dtype)).sample.to(latent_BCHW.dtype)
         return (image / 2 + 0.5).clamp(0, 1)
+
+    def sample(self, guidance: Guidance, noise: Tensor, steps: int) -> Trajectory:
+        """`sampling.sample` of this model, in `sampling_dtype`; latents stay in the noise's precision."""
+        with self._cast(True):
+            return sample(self.unet, self.scheduler, guidance, noise, steps)
+
+    def _cast(self, on: bool) -> torch.autocast:
+        lower = self.sampling_dtype != torch.float32
+        return torch.autocast(self.unet.device.type, torch.bfloat16, enabled=on and lower)
 
     def lower_precision(self, dtype: torch.dtype) -> None:
         """Hold the frozen U-Net and VAE in another precision; the text encoder, run once a step, stays as it is."""
@@ -95,7 +107,7 @@ class DiffusionModel:
         @torch.no_grad()
         def generate(prompt: str, noise: Tensor) -> Tensor:
             guidance = Guidance(*self.encode_pair(prefix + prompt), guidance_scale)
-            final = sample(self.unet, self.scheduler, guidance, noise, steps).final
+            final = self.sample(guidance, noise, steps).final
             return torch.cat([self.decode(latent) for latent in final.split(self.decode_batch)])
 
         return generate

@@ -31,7 +31,6 @@ from fairdiff.sampling import (
     gradient_weights,
     initial_noise,
     replay,
-    sample,
     sample_with_graph,
 )
 from fairdiff.targets import Labels, Target, Targets, assign
@@ -141,7 +140,7 @@ def training_step(trainee: Trainee, batch: Batch) -> StepResult:
     else:
         leaves = [t.detach().requires_grad_(t.requires_grad) for t in text]
         guidance = Guidance(*leaves, method.guidance)
-        trajectory = sample(model.unet, model.scheduler, guidance, noise, batch.steps)
+        trajectory = model.sample(guidance, noise, batch.steps)
         final = trajectory.final
 
     latents = final.detach().split(method.decode_batch)  # 2

@@ -2,11 +2,13 @@
 
 import pytest
 import torch
-from tiny import make_trainee
+from tiny import composed, make_trainee
 
+from fairdiff import build
 from fairdiff.adapters import CastLinear
+from fairdiff.config.frozen import fast_dtype
 from fairdiff.models import fingerprint, load_model
-from fairdiff.sampling import call_unet, initial_noise
+from fairdiff.sampling import Guidance, call_unet, initial_noise
 from fairdiff.step import Batch, training_step
 
 
@@ -39,3 +41,54 @@ def test_a_step_in_bfloat16_has_about_the_same_gradient(tiny_folder, kind):
     model, rough = gradient(tiny_folder, kind, torch.bfloat16)
     assert model.unet.dtype == model.vae.dtype == torch.bfloat16 and model.text_encoder.dtype == torch.float32
     assert 0 < (exact - rough).norm() / exact.norm() < 0.3
+
+
+@pytest.mark.parametrize(
+    "able,wanted",
+    [
+        ({"avx2": True, "avx512_bf16": False, "l1d_cache_size": 32768}, "float32"),
+        ({"avx512_bf16": True}, "bfloat16"),
+        ({"amx_bf16": True}, "bfloat16"),
+        ({"architecture": "arm64", "bf16": True}, "float32"),  # nobody has measured it there
+    ],
+)
+def test_auto_is_bfloat16_only_where_the_processor_has_it(monkeypatch, able, wanted):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+    assert fast_dtype("cpu") == wanted
+    assert composed().model.sampling_dtype == composed("model.sampling_dtype=auto").model.sampling_dtype == wanted
+    for asked in ("float32", "bfloat16"):
+        assert composed(f"model.sampling_dtype={asked}").model.sampling_dtype == asked
+
+
+def test_pictures_sampled_in_bfloat16_are_those_in_float32_whatever_the_batch():
+    """Of the embedded model, root mean square over a picture in grey levels."""
+    prompt, pictures = "a photo of the face of a nurse, a person", {}
+    for dtype in ("float32", "bfloat16"):
+        model = build.build_model(composed(f"model.sampling_dtype={dtype}"))
+        noise = initial_noise(prompt, 0, range(6), model.latent_shape)
+        for batch in (6, 2):
+            generate = model.generator(1.5, 8)
+            pictures[dtype, batch] = torch.cat([generate(prompt, part) for part in noise.split(batch)])
+
+    def levels(a, b):
+        return 255 * (pictures[a] - pictures[b]).square().flatten(1).mean(1).sqrt()
+
+    between = levels(("float32", 6), ("bfloat16", 6))
+    assert between.min() > 0 and between.median() < 1 and between.max() < 3
+    assert levels(("float32", 6), ("float32", 2)).max() < 0.01
+    assert levels(("bfloat16", 6), ("bfloat16", 2)).max() < 1
+
+
+@pytest.mark.parametrize("kind", ["soft_tokens", "lora_both"])
+def test_only_what_has_no_gradient_is_sampled_in_bfloat16(tiny_folder, kind):
+    model = load_model(tiny_folder)
+    model.sampling_dtype = torch.bfloat16
+    trainee, seen = make_trainee(model, kind), []
+    for module in (model.unet.conv_out, model.vae.decoder.conv_out):
+        module.register_forward_hook(lambda _, args, out: seen.append((torch.is_grad_enabled(), out.dtype)))
+    result = training_step(trainee, Batch("a nurse", list(range(4)), 3, 0, torch.Generator().manual_seed(0)))
+    assert result.kept > 0
+    assert set(seen) == {(False, torch.bfloat16), (True, torch.float32)}
+    noise = initial_noise("a", 0, range(2), model.latent_shape)
+    trajectory = model.sample(Guidance(*trainee.model.encode_pair("a"), 2.0), noise, 3)
+    assert {z.dtype for z in [*trajectory.inputs, trajectory.final]} == {torch.float32}

@@ -48,7 +48,7 @@ def test_every_planned_command_composes(run):
         assert config.audit.prompts is None or len(config.prompts.families) > 1
 
 
-def audit(values: list[float], families: list[str] | None = None) -> dict:
+def audit(values: list[float], families: list[str] | None = None, dtype: str = "bfloat16") -> dict:
     """An audit of prompts with these biases and half of them as total variations after the adapter, 1 before."""
     families = families or ["occupation"] * len(values)
 
@@ -64,7 +64,7 @@ def audit(values: list[float], families: list[str] | None = None) -> dict:
 
     return {
         "prompts": len(values), "images_per_prompt": 60,
-        "provenance": {"seed": 1, "target": "gender: female 0.5, male 0.5", "hashes": {}},
+        "provenance": {"seed": 1, "sampling_dtype": dtype, "target": "gender: female 0.5, male 0.5", "hashes": {}},
         "families": {family: families.count(family) for family in families},
         "models": {"before": model([1.0] * len(values)), "after": model(values)},
         "paired": {"clip_t": {"difference": -0.0125}},
@@ -87,6 +87,11 @@ def test_the_page_averages_seeds_and_says_what_is_missing(tmp_path):
     assert "| 25.0% | −.013 ± .000 | .900 ± .000 | – | .200 ± .000 |" in row
     assert "No record: race." in text and "`python train.py experiment=gender`" in text
     assert "Floors: gender .100" in text
+    runs[0].audit(tmp_path / "runs").write_text(json.dumps(audit([0.2, 0.4, none], dtype="float32")))
+    keep_record(runs[0], tmp_path / "runs", tmp_path / "records")
+    write_page(runs, tmp_path / "records", tmp_path / "results.md")
+    for more in ("", " model.sampling_dtype=float32"):  # the second seed is as it was
+        assert f"`python train.py experiment=gender{more}`" in (tmp_path / "results.md").read_text()
     other = [Run("experiments", "gender", ("experiment=gender", "audit.prompts=3"), 0)]
     write_page(other, tmp_path / "records", tmp_path / "results.md")
     assert "No record: gender." in (tmp_path / "results.md").read_text()  # measured, but with other overrides

@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import torch
 from omegaconf import MISSING
 
 from fairdiff.config.laws import between, one_of, positive
@@ -15,16 +16,31 @@ class ModelConfig:
 
     padding: of prompts, "max_length" as pipelines do or "longest" as the released adapters were trained.
     dtype: of the frozen U-Net and VAE; adapters, text encoder, latents and losses are float32 whatever it says.
+    sampling_dtype: in which these two multiply where no gradient is taken, that is in all sampling but that of gradients
+    `autograd` and `truncated`; "auto" is what `fast_dtype` says of the device.
     """
 
     path: str | None = None
     padding: str = "max_length"
     device: str = "cpu"
     dtype: str = "float32"
+    sampling_dtype: str = "auto"
 
     def __post_init__(self):
         one_of("model.padding", self.padding, ["max_length", "longest"])
         one_of("model.dtype", self.dtype, ["float32", "bfloat16"])
+        one_of("model.sampling_dtype", self.sampling_dtype, ["auto", "float32", "bfloat16"])
+        if self.sampling_dtype == "auto":  # here, so that a run's config.yaml and fingerprint say what it was
+            self.sampling_dtype = fast_dtype(self.device)
+
+
+def fast_dtype(device: str) -> str:
+    """"bfloat16" where the device has instructions for it, else "float32", which is faster than emulating them."""
+    if device.startswith("cuda"):
+        able = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        able = any(torch.cpu.get_capabilities().get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+    return "bfloat16" if able else "float32"
 
 
 @dataclass

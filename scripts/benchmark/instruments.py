@@ -110,7 +110,7 @@ def staged(trainee: Trainee, synchronise: Callable[[], None]) -> Iterator[Stopwa
     places = [
         (step, "initial_noise", "noise"),
         (step, "embed_prompt", "text forward"),
-        (step, "sample", "sampling"),
+        (trainee.model, "sample", "sampling"),
         (type(trainee.originals), "get", "originals"),
         (trainee.model, "decode", "decode forward"),
         (judges, "detector", "detect"),

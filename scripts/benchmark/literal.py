@@ -14,7 +14,6 @@ from fairdiff.sampling import (
     Guidance,
     gradient_weights,
     initial_noise,
-    sample,
     sample_with_graph,
     solver_coefficients,
 )
@@ -32,7 +31,7 @@ def literal_step(trainee: Trainee, batch: Batch, micro_batch: int) -> StepResult
         seen = []
         for z in noises:
             guidance = Guidance(*embed_prompt(trainee, batch.prompt), trainee.method.guidance)
-            final = sample(model.unet, model.scheduler, guidance, z, batch.steps).final
+            final = model.sample(guidance, z, batch.steps).final
             seen.append(trainee.judges.see(model.decode(final)))
     target = objective.target.of(batch.prompt)
     labels, shares = label_faces(seen, target, objective.draws, batch.generator)

@@ -42,6 +42,7 @@ def make_world(config: BenchConfig) -> tuple[DiffusionModel, Judges]:
         classes = {name: tuple(a.classes) for name, a in config.attributes.items()}
         judges = random_sd.make_judges(config.random, classes, dtype, config.device)
         model.decode_batch = config.decode_batch
+        model.sampling_dtype = getattr(torch, config.model.sampling_dtype)
     if config.channels_last:
         for module in (model.unet, model.vae):
             module.to(memory_format=torch.channels_last)
@@ -150,9 +151,12 @@ def describe(config: BenchConfig) -> dict:
     kind = (
         adapter.type if adapter.type == "soft_tokens" else f"LoRA rank {adapter.rank} on {' and '.join(adapter.parts)}"
     )
+    dtype = config.model.dtype
+    if config.model.sampling_dtype != dtype == "float32":
+        dtype += f", sampled in {config.model.sampling_dtype}"
     return {
         "model": model, "adapter": kind, "B": config.global_batch, "T": sampler_steps(config),
-        "guidance": config.sampler.guidance, "dtype": config.model.dtype, "replay_batch": config.replay_batch,
+        "guidance": config.sampler.guidance, "dtype": dtype, "replay_batch": config.replay_batch,
         "decode_batch": config.decode_batch, "literal_batch": config.literal_batch,
         "channels_last": config.channels_last, "compile": config.compile,
     }  # fmt: skip

@@ -23,7 +23,8 @@ without people among several kinds.
 Bias is the paper's: 2 / (K (K - 1)) sum |f_i - f_j| per prompt, then the mean over prompts. Its floor is what a perfectly
 fair generator shows at that number of pictures. [low, high]: 95 % interval over prompts, of each prompt's mean over
 seeds; ±: standard deviation over seeds. "Moved": how far pictures without people moved, as a part of the distance
-between two seeds. CLIP-T is a difference, after minus before. No record: not measured yet, or before records were kept
+between two seeds. CLIP-T is a difference, after minus before. Without `model.sampling_dtype=float32` a command sampled in
+bfloat16, as it does by itself on processors that have it. No record: not measured yet, or before records were kept
 ([at the end](#measured-before)).
 """
 PAPER = """
@@ -54,7 +55,7 @@ def write_page(runs: list[Run], records: Path, page: Path) -> None:
         if measured:
             parts += _figure(measured, page) if group == "frontier" else _table(measured, planned)
             parts += _families(measured) if group == "experiments" else _targets(measured) if group == "targets" else []
-            parts.append(_commands([run for run in runs if run.group == group and run.name in measured]))
+            parts.append(_commands({run: audit for run, audit in audits.items() if run.group == group}))
         missing = [name for name in names if name not in measured]
         if missing:
             parts.append(f"\nNo record: {_brief(missing)}.\n")
@@ -121,12 +122,13 @@ def _brief(names: list[str], most: int = 8) -> str:
     return "; ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def _commands(runs: list[Run]) -> str:
-    """The overrides of every run that has been measured."""
+def _commands(audits: dict[Run, dict]) -> str:
+    """The command of every run that has been measured; in bfloat16 is what runs do by themselves, if they can."""
     lines = set()
-    for run in runs:
-        start = f" adapter.path=<{run.of.name}>/adapter" if run.of else ""
-        lines.add(f"- {run.name}: `{shlex.join(['python', run.script, *run.overrides])}{start}`")
+    for run, audit in audits.items():
+        more = f" adapter.path=<{run.of.name}>/adapter" if run.of else ""
+        more += " model.sampling_dtype=float32" if audit["provenance"]["sampling_dtype"] == "float32" else ""
+        lines.add(f"- {run.name}: `{shlex.join(['python', run.script, *run.overrides])}{more}`")
     return "\n" + "\n".join(sorted(lines)) + "\n"
 
 

@@ -26,7 +26,7 @@ def read_records(runs: Iterable[Run], records: Path) -> dict[Run, dict]:
 def record(audit: dict) -> dict:
     """The part of audit.json that the page shows, in its shape; numbers to six decimals."""
     kept = {key: audit[key] for key in ("prompts", "images_per_prompt", "families")}
-    kept["provenance"] = {key: audit["provenance"][key] for key in ("seed", "target", "hashes")}
+    kept["provenance"] = {key: audit["provenance"][key] for key in ("seed", "sampling_dtype", "target", "hashes")}
     kept["models"] = {name: _model(model) for name, model in audit["models"].items()}
     kept["paired"] = {"clip_t": {"difference": audit["paired"]["clip_t"]["difference"]}}
     kept["unrelated"] = {key: audit["unrelated"][key] for key in ("ratio", "false_face")}
