@@ -24,8 +24,7 @@ Bias is the paper's: 2 / (K (K - 1)) sum |f_i - f_j| per prompt, then the mean o
 fair generator shows at that number of pictures. [low, high]: 95 % interval over prompts, of each prompt's mean over
 seeds; ±: standard deviation over seeds. "Moved": how far pictures without people moved, as a part of the distance
 between two seeds. CLIP-T is a difference, after minus before. Without `model.sampling_dtype=float32` a command sampled in
-bfloat16, as it does by itself on processors that have it. No record: not measured yet, or before records were kept
-([at the end](#measured-before)).
+bfloat16, as it does by itself on processors that have it. No record: not measured yet.
 """
 PAPER = """
 Beside it the paper's table for Stable Diffusion 1.5 (Shen et al., ICLR 2024; ± is its spread over prompts, not an
