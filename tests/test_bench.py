@@ -213,6 +213,11 @@ def test_a_measurement_is_kept_and_never_mixed_with_another(tiny_config, tiny_fo
     text = (tmp_path / "page.md").read_text()
     assert "| reference, literally | 1 | 1 of 1 | 0 [0, 0] |" in text and "| unit K=1 | 1 |" in text
     assert "Not finished" not in text
+    runs = {path: path.read_text() for path in (tmp_path / "m").rglob("metrics.jsonl")}
+    results.measure("time_to_bias", tiny_config(*sizes[:-1], "thresholds=[.9,2]"), tmp_path / "m", make_console())
+    measured = results.read(tmp_path / "m" / "time_to_bias.json")["result"]
+    assert {row["threshold"] for row in measured["rows"]} == {0.9, 2} and len(runs) == 2
+    assert runs == {path: path.read_text() for path in (tmp_path / "m").rglob("metrics.jsonl")}  # none was trained again
 
 
 def test_every_short_part_measures_and_renders(tiny_config, tiny_folder, tmp_path, monkeypatch):

@@ -26,8 +26,8 @@ SHORT: dict[str, Callable[[BenchConfig], dict]] = {
     "profile": measure_profile,
     "throughput": measure_throughput,
 }
-# What says which parts to measure, or where to write, and changes no number.
-ELSEWHERE = ("part", "resume", "report", "checkpoint_every", "audit")
+# What says which parts to measure, where to write, or what to read off finished runs, and changes no run.
+ELSEWHERE = ("part", "resume", "report", "checkpoint_every", "audit", "thresholds")
 
 
 def measure(part: str, config: BenchConfig, folder: Path, console: Console) -> None:
@@ -44,12 +44,13 @@ def measure(part: str, config: BenchConfig, folder: Path, console: Console) -> N
             f"{path}: holds a measurement with other settings or weights; choose another hydra.run.dir or measure anew with "
             "resume=false"
         )
-    if known and known["complete"]:
+    if known and known["complete"] and known["thresholds"] == config.thresholds:
         console.print(f"{part}: measured {known['conditions']['date']}; resume=false measures anew ({path})")
         return
     console.print(f"{part}: {describe(config)}")
     command = shlex.join(["python", *sys.argv])
-    about = {"part": part, "key": key, "command": command, "settings": describe(config), "conditions": conditions(config)}
+    about = {"part": part, "key": key, "command": command, "thresholds": config.thresholds}
+    about |= {"settings": describe(config), "conditions": known["conditions"] if known else conditions(config)}
 
     def keep(result: dict, complete: bool) -> None:
         write_json(path, about | {"complete": complete, "result": result})
