@@ -1,7 +1,8 @@
 """Every result of docs/results.md: train, audit, and write the page of whatever has been measured so far.
 
-python scripts/results.py                        all groups, by estimate nine hours on two cores; the same goes on
+python scripts/results.py                        all groups; the same command goes on
 python scripts/results.py adapters --seeds 0     one group
+python scripts/results.py --jobs 2               two runs at a time, sooner on two cores: nine hours, by estimate
 python scripts/results.py --render               only write the page anew
 
 Each run is one `train.py` or `scripts/audit.py` command, which resumes by itself, reprints what is finished and refuses a
@@ -11,8 +12,12 @@ others there.
 """
 
 import argparse
+import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import ExitStack
 from pathlib import Path
 
 from reproduce.page import write_page
@@ -27,11 +32,50 @@ def with_needed(runs: list[Run]) -> list[Run]:
     return list(dict.fromkeys(one for run in runs for one in (run.of, run) if one is not None))
 
 
-def carry_out(run: Run, folder: Path) -> None:
-    """Run one command."""
+class Failed(Exception):
+    """A run whose command ended with an error: its exit code and a line about it."""
+
+
+def carry_out(run: Run, folder: Path, jobs: int) -> None:
+    """Run one command; where several run at a time each has its share of the cores and writes its output to a file."""
     command = [sys.executable, *run.command(folder)]
     print("$ python", " ".join(command[1:]), flush=True)
-    subprocess.run(command, cwd=ROOT, check=True)
+    with ExitStack() as stack:
+        options: dict = {}
+        where = "the command above failed"
+        if jobs > 1:
+            log = run.folder(folder).with_suffix(".log")
+            log.parent.mkdir(parents=True, exist_ok=True)
+            threads = str(max(1, (os.cpu_count() or 1) // jobs))
+            options["env"] = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+            options |= {"stdout": stack.enter_context(log.open("a")), "stderr": subprocess.STDOUT}
+            where = f"failed, see {log}"
+        code = subprocess.run(command, cwd=ROOT, **options).returncode
+    if code:
+        raise Failed(code, f"{run.group}/{run.name}, seed {run.seed}: {where}")
+
+
+def each_done(runs: list[Run], jobs: int, task: Callable[[Run], None]) -> Iterator[Run]:
+    """Do the task of every run, `jobs` at a time and in order, and give each run when it is done.
+
+    What a run needs stands before it, so it has begun, and is waited for. After an error no other run is begun.
+    """
+    begun: dict[Run, Future] = {}
+
+    def after_needed(run: Run) -> Run:
+        if run.of in begun:
+            begun[run.of].result()
+        task(run)
+        return run
+
+    with ThreadPoolExecutor(jobs) as pool:
+        for run in runs:
+            begun[run] = pool.submit(after_needed, run)
+        try:
+            for future in as_completed(begun.values()):
+                yield future.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -41,6 +85,7 @@ def main(argv: list[str] | None = None) -> None:
         "--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the experiments (others: the first)"
     )
     parser.add_argument("--images", type=int, default=160, help="pictures a prompt in the experiments")
+    parser.add_argument("--jobs", type=int, choices=range(1, 65), default=1, metavar="N", help="runs at a time")
     parser.add_argument("--folder", type=Path, default=ROOT / "outputs" / "results")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "results.md")
     parser.add_argument("--render", action="store_true", help="run nothing")
@@ -52,13 +97,16 @@ def main(argv: list[str] | None = None) -> None:
     shown = plan(list(dict.fromkeys([*args.seeds, 0, 1, 2])), args.images)
     records = args.page.parent / "measurements" / "results"
     chosen = [run for run in runs if not args.groups or run.group in args.groups]
-    for run in [] if args.render else with_needed(chosen):
-        try:
-            carry_out(run, args.folder)
-        except subprocess.CalledProcessError as error:
-            parser.exit(error.returncode, f"{run.group}/{run.name}, seed {run.seed}: the command above failed\n")
-        keep_record(run, args.folder, records)
-        write_page(shown, records, args.page)
+    needed = [] if args.render else with_needed(chosen)
+    try:
+        for run in each_done(needed, args.jobs, lambda run: carry_out(run, args.folder, args.jobs)):
+            keep_record(run, args.folder, records)
+            write_page(shown, records, args.page)
+    except Failed as failure:
+        code, line = failure.args
+        parser.exit(code, f"{line}\n")
+    except OSError as error:
+        parser.exit(2, f"error: {error}\n")
     write_page(shown, records, args.page)
     print(f"report: {args.page}")
 

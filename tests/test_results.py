@@ -3,6 +3,8 @@
 import json
 import sys
 from pathlib import Path
+from threading import Lock
+from time import sleep
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -16,9 +18,45 @@ from benchmark.page import write_page as write_performance  # noqa: E402
 from reproduce.page import write_page  # noqa: E402
 from reproduce.plan import ADAPTERS, GROUPS, Run, plan  # noqa: E402
 from reproduce.records import keep_record  # noqa: E402
-from results import with_needed  # noqa: E402
+from results import Failed, each_done, with_needed  # noqa: E402
 
 RUNS = plan([0, 1, 2], 160)
+
+
+@pytest.mark.parametrize("jobs", [1, 2, 5])
+def test_runs_are_done_several_at_a_time_each_after_the_one_it_needs(jobs):
+    trained = [Run("adapters", name, (), 0) for name in "abc"]
+    runs = with_needed([Run("frontier", f"{t.name}, {n}", (), 0, t) for t in trained for n in range(4)])
+    now, most, done, lock = set(), [0], [], Lock()
+
+    def task(run):
+        with lock:
+            assert run.of is None or run.of in done
+            now.add(run)
+            most[0] = max(most[0], len(now))
+        sleep(0.02)
+        with lock:
+            now.remove(run)
+            done.append(run)
+
+    assert set(each_done(runs, jobs, task)) == set(done) == set(runs) and len(done) == len(runs)
+    assert most[0] <= jobs and (jobs == 1 or most[0] > 1)
+    assert jobs > 1 or done == runs
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_after_a_run_that_failed_no_other_is_begun(jobs):
+    runs, begun = [Run("adapters", str(i), (), 0) for i in range(20)], []
+
+    def task(run):
+        begun.append(run)
+        sleep(0.02)
+        if run == runs[1]:
+            raise Failed(3, "the second")
+
+    with pytest.raises(Failed, match="the second"):
+        list(each_done(runs, jobs, task))
+    assert len(begun) <= 3 * jobs
 
 
 def test_every_planned_run_has_a_folder_of_its_own_and_follows_what_it_needs():
