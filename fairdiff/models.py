@@ -86,7 +86,7 @@ class DiffusionModel:
         return (image / 2 + 0.5).clamp(0, 1)
 
     def sample(self, guidance: Guidance, noise: Tensor, steps: int) -> Trajectory:
-        """`sampling.sample` of this model, in `sampling_dtype`; latents stay in the noise's precision."""
+        """`sampling.sample` from noise [B, C, H, W] in `sampling_dtype`; latents stay in the noise's precision."""
         with self._cast(True):
             return sample(self.unet, self.scheduler, guidance, noise, steps)
 

@@ -17,7 +17,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from contextlib import ExitStack
 from pathlib import Path
 
 from reproduce.page import write_page
@@ -40,17 +39,16 @@ def carry_out(run: Run, folder: Path, jobs: int) -> None:
     """Run one command; where several run at a time each has its share of the cores and writes its output to a file."""
     command = [sys.executable, *run.command(folder)]
     print("$ python", " ".join(command[1:]), flush=True)
-    with ExitStack() as stack:
-        options: dict = {}
-        where = "the command above failed"
-        if jobs > 1:
-            log = run.folder(folder).with_suffix(".log")
-            log.parent.mkdir(parents=True, exist_ok=True)
-            threads = str(max(1, (os.cpu_count() or 1) // jobs))
-            options["env"] = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-            options |= {"stdout": stack.enter_context(log.open("a")), "stderr": subprocess.STDOUT}
-            where = f"failed, see {log}"
-        code = subprocess.run(command, cwd=ROOT, **options).returncode
+    if jobs == 1:
+        where, code = "the command above failed", subprocess.run(command, cwd=ROOT).returncode
+    else:
+        log = run.folder(folder).with_suffix(".log")
+        log.parent.mkdir(parents=True, exist_ok=True)
+        threads = str(max(1, (os.cpu_count() or 1) // jobs))
+        env = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+        with log.open("a") as out:
+            code = subprocess.run(command, cwd=ROOT, env=env, stdout=out, stderr=subprocess.STDOUT).returncode
+        where = f"failed, see {log}"
     if code:
         raise Failed(code, f"{run.group}/{run.name}, seed {run.seed}: {where}")
 

@@ -152,7 +152,7 @@ def describe(config: BenchConfig) -> dict:
         adapter.type if adapter.type == "soft_tokens" else f"LoRA rank {adapter.rank} on {' and '.join(adapter.parts)}"
     )
     dtype = config.model.dtype
-    if config.model.sampling_dtype != dtype == "float32":
+    if dtype == "float32" and config.model.sampling_dtype != "float32":
         dtype += f", sampled in {config.model.sampling_dtype}"
     return {
         "model": model, "adapter": kind, "B": config.global_batch, "T": sampler_steps(config),
