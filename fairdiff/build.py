@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, replace
 from functools import cache, lru_cache
 from pathlib import Path
@@ -206,11 +207,17 @@ def frozen_key(config: Config, model: DiffusionModel, judges: Judges) -> str:
     return digest(parts, config.seed, config.sampler.guidance, eyes_key(config, judges.detector))
 
 
+def compared_pictures(config: Config) -> int:
+    """How many pictures of a batch have an original to be compared with."""
+    return math.ceil(config.loss.originals * config.global_batch)
+
+
 def build_trainee(config: Config, model: DiffusionModel, judges: Judges) -> Trainee:
     block = config.global_batch  # pictures made together agree with those made otherwise to rounding only
+    compared = compared_pictures(config)
     folder = None
     if config.cache:
-        folder = Path(config.cache) / "originals" / digest(frozen_key(config, model, judges), block)
+        folder = Path(config.cache) / "originals" / digest(frozen_key(config, model, judges), block, compared)
     adapter = build_adapter(config, model)
 
     def original(prompt: str, indices: list[int], steps: int) -> torch.Tensor:
@@ -223,7 +230,7 @@ def build_trainee(config: Config, model: DiffusionModel, judges: Judges) -> Trai
         config.sampler.guidance, gradient.type, gradient.evaluations, gradient.detach, config.decode_batch,
         config.replay_batch, gradient.last,
     )  # fmt: skip
-    originals = Originals(judges, original, folder, block=block, device=config.model.device)
+    originals = Originals(judges, original, folder, block, compared, device=config.model.device)
 
     @cache
     def own(prompt: str) -> np.ndarray | None:

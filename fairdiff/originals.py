@@ -24,13 +24,15 @@ class Originals:
     """A store of rows `name -> [pool, ...]` per (prompt, steps); missing rows are made by `generate` and kept.
 
     generate: (prompt, indices, steps) -> images of the model with the adapter off. folder: None keeps them in memory.
-    block: how many pool indices are made at once.
+    block: how many pool indices are made at once. compared: of how many of each block, its first, a training batch is
+    told, None for all; they are made apart from the rest.
     """
 
     judges: Judges
     generate: Callable[[str, list[int], int], Tensor]
     folder: Path | None
     block: int = 24
+    compared: int | None = None
     rows: dict[str, dict[int, dict[str, Tensor]]] = field(default_factory=dict)
     sampled: int = 0
     device: str = "cpu"
@@ -42,15 +44,34 @@ class Originals:
         if key not in self.rows:
             self.rows[key] = _read(path)
         known = self.rows[key]
-        missing = sorted({i // self.block for i in indices if i not in known})
-        for number in missing:  # whole aligned blocks: a row never depends on what was asked before
-            block = list(range(number * self.block, (number + 1) * self.block))
+        missing = sorted({self.made_with(i) for i in indices if i not in known}, key=lambda block: block[0])
+        for block in map(list, missing):
             made = self.measure(self.generate(prompt, block, steps))
             known.update({i: {n: t[row].cpu().clone() for n, t in made.items()} for row, i in enumerate(block)})
             self.sampled += len(block)
         if missing:
             _write(path, known)
         return {name: torch.stack([known[i][name] for i in indices]).to(self.device) for name in known[indices[0]]}
+
+    def made_with(self, index: int) -> range:
+        """Which pool indices are made at once with this one: always the same, so no row depends on what was asked before."""
+        start = index // self.block * self.block
+        first, end = start + (self.compared or self.block), start + self.block
+        return range(start, first) if index < first else range(first, end)
+
+    def sampled_rows(self, prompt: str, indices: list[int], steps: int) -> tuple[dict[str, Tensor], Tensor]:
+        """`get` for those indices that are compared, zeros for others; and what each weighs [B]: 1 / their share, or 0.
+
+        Indices are exchangeable, so that a sum over the compared with these weights is an unbiased estimate of the sum
+        over all (Horvitz and Thompson 1952), and a fixed part of the pool is all that is ever painted.
+        """
+        first = self.compared or self.block
+        has_B = torch.tensor([i % self.block < first for i in indices])
+        rows = self.get(prompt, [i for i in indices if i % self.block < first] or [0], steps)
+        spread = {name: t.new_zeros(len(indices), *t.shape[1:]) for name, t in rows.items()}
+        for name, table in spread.items():
+            table[has_B.to(table.device)] = rows[name][: int(has_B.sum())]
+        return spread, (has_B * (self.block / first)).to(self.device)
 
     def shares(self, prompt: str, pool: int, steps: int, attributes: tuple[str, ...]) -> np.ndarray | None:
         """The frozen model's own joint shares [K1, K2, ...] for a prompt; None if no picture of the pool shows a face.

@@ -151,11 +151,12 @@ def print_budget(config: Config, trainee: Trainee, prompts: list[Prompt], audit:
 def most_originals(config: Config, prompts: int) -> int:
     """How many originals a run of so many training prompts can paint: whole blocks of a batch, validation included."""
     block, visits = config.global_batch, config.steps * config.prompts.per_step
+    each = block if config.target["relaxation"] else build.compared_pictures(config)  # of a block
     low, high = config.sampler.train_steps
-    pool = -(-config.noise_pool // block) * block
+    pool = -(-config.noise_pool // block) * each
     found = min(visits, prompts) * pool * min(high - low + 1, config.steps)
     if not config.target["relaxation"] and visits <= prompts * (config.noise_pool // block):
-        found = visits * block  # pools are not yet through: a slice a visit
+        found = visits * each  # pools are not yet through: a slice a visit
     if config.validation.every:
         found += len(asked.prompts(config, "validation")) * -(-config.validation.images // block) * block
     return found

@@ -128,7 +128,7 @@ def training_step(trainee: Trainee, batch: Batch) -> StepResult:
     trainee = trainee if batch.people else trainee.without_people()
     model, method, objective = trainee.model, trainee.method, trainee.objective
     noise = initial_noise(batch.prompt, batch.noise_seed, batch.indices, model.latent_shape).to(model.unet.device)
-    originals = trainee.originals.get(batch.prompt, batch.indices, batch.steps)
+    originals = trainee.originals.sampled_rows(batch.prompt, batch.indices, batch.steps)
 
     text = embed_prompt(trainee, batch.prompt)  # 1
     literal = method.gradient in ("autograd", "truncated")
@@ -156,7 +156,7 @@ def training_step(trainee: Trainee, batch: Batch) -> StepResult:
         class_weights = objective.class_weights(target)
     device = final.device
     whole = Part(
-        originals,
+        *originals,
         {a: torch.from_numpy(c).to(device) for a, c in labels.classes.items()},
         {a: torch.from_numpy(labels.kept(a, objective.confidence)).to(device) for a in labels.classes},
         {a: w.to(device) for a, w in class_weights.items()},

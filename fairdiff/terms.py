@@ -34,10 +34,12 @@ class Counts:
 class Part:
     """What some pictures are compared with: originals [b, ...], labels and kept flags of their faces per attribute.
 
-    weights: of each attribute's classes [K], see `Target.class_weights`.
+    compared: what each picture weighs in the terms that need its original [b], 0 where it has none, see
+    `Originals.sampled_rows`. weights: of each attribute's classes [K], see `Target.class_weights`.
     """
 
     originals: dict[str, Tensor]
+    compared: Tensor
     labels: dict[str, Tensor]
     kept: dict[str, Tensor]
     weights: dict[str, Tensor]
@@ -46,6 +48,7 @@ class Part:
         """The part of one micro-batch."""
         return Part(
             {name: tensor[images] for name, tensor in self.originals.items()},
+            self.compared[images],
             {a: label[faces] for a, label in self.labels.items()},
             {a: kept[faces] for a, kept in self.kept.items()},
             self.weights,
@@ -61,12 +64,12 @@ def align_term(now: Seen, part: Part, counts: Counts) -> Tensor:
 
 
 def image_term(judges: Judges, damping: dict[str, Damping], now: Seen, part: Part, counts: Counts) -> Tensor:
-    """Sum of m_i L_img,i / images, its gradient damped inside the intersection of the face boxes of x and o."""
+    """Sum of m_i L_img,i / images over compared pictures, its gradient damped where the face boxes of x and o overlap."""
     row_F = now.faces.row_F
     both_F = part.originals["found"][row_F]
-    weight = torch.ones(len(now.image_BCHW), device=row_F.device)
+    weight = part.compared.clone()
     keep_outside = torch.tensor([damping[a].keep_outside for a in part.labels], device=row_F.device)
-    weight[row_F[both_F]] = preservation_weight(*_stack(part, row_F), keep_outside)[both_F]
+    weight[row_F[both_F]] *= preservation_weight(*_stack(part, row_F), keep_outside)[both_F]
     keep_face = min(damping[a].keep_face for a in part.labels)
     image = damp_gradient(now.image_BCHW, intersect(now.box_B4(), part.originals["box"]), keep_face)
     features = [part.originals[f"feature.{i}"] for i in range(len(judges.encoders))]
@@ -74,8 +77,8 @@ def image_term(judges: Judges, damping: dict[str, Damping], now: Seen, part: Par
 
 
 def face_term(judges: Judges, confident_class: float, now: Seen, part: Part, counts: Counts) -> Tensor:
-    """Sum of L_face / faces; the target is o's own face where every label is o's confident class, else the nearest
-    of the bank."""
+    """Sum of L_face / faces over compared pictures; the target is o's own face where every label is o's confident
+    class, else the nearest of the bank."""
     row_F = now.faces.row_F
     if not len(row_F):
         return now.image_BCHW.new_zeros(())
@@ -87,7 +90,7 @@ def face_term(judges: Judges, confident_class: float, now: Seen, part: Part, cou
     same = (kept & (labels == original) & (sure >= confident_class)).all(0)
     same &= part.originals["found"][row_F]
     target = torch.where(same[:, None], part.originals["face"][row_F], judges.bank.nearest(embedding.detach()))
-    return realism_loss(embedding, mirrored, target).sum() / counts.faces
+    return (part.compared[row_F] * realism_loss(embedding, mirrored, target)).sum() / counts.faces
 
 
 def _stack(part: Part, row_F: Tensor) -> tuple[Tensor, Tensor, Tensor]:

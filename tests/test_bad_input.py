@@ -53,6 +53,7 @@ CASES = {
     "unknown gradient": (["gradient.type=magic"], ["gradient.type", "unit, reference, solver, autograd"]),
     "negative weight": (["loss.image=-1"], ["loss.image"]),
     "confidence out of range": (["loss.confidence=1.5"], ["loss.confidence"]),
+    "share of originals out of range": (["loss.originals=0"], ["loss.originals", "(0, 1]"]),
     "bad sampler range": (["sampler.train_steps=[9,3]"], ["sampler.train_steps", "[9, 3]"]),
     "template without a gap": (["prompts.template=a photo"], ["prompts.template", "{}"]),
     "missing prompt file": (["prompts.train=nowhere.txt"], ["prompts.train", "nowhere.txt"]),

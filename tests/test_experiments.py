@@ -177,6 +177,9 @@ def test_the_budget_counts_whole_blocks_of_originals_and_those_of_the_validation
     assert run.most_originals(configure(*few, "noise_pool=12"), 4) == 4 * 16 * 2  # all pools, twice 8 for 12, both lengths
     watch = ["validation.every=5", "validation.prompts=3", "validation.images=20"]
     assert run.most_originals(configure(*few, *watch, "noise_pool=16"), 100) == 80 + 3 * 24
+    third = (*few, "noise_pool=16", "loss.originals=.3")  # of 8: 3
+    assert run.most_originals(configure(*third), 100) == 5 * 2 * 3
+    assert run.most_originals(configure(*third, "target.relaxation=.5"), 100) == 10 * 16 * 2  # shares need them all
 
 
 def test_limits_count_people_of_each_family(tmp_path):

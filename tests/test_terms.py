@@ -39,7 +39,8 @@ def test_terms_taken_apart_at_the_pictures_are_one_gradient_at_the_latents(tiny_
     labels = {"gender": torch.tensor([0, 1, 0, 1, 0, 1]), "race": torch.tensor([0, 1, 2, 3, 0, 1])}
     originals = trainee.originals.get(PROMPT, list(range(6)), 3)
     weights = {"gender": torch.tensor([0.5, 2.0]), "race": torch.tensor([1.0, 0.5, 2.0, 1.5])}
-    part = Part(originals, labels, {"gender": keep, "race": ~keep}, weights)
+    compared = torch.tensor([1.0, 2.0, 0.0, 1.0, 3.0, 0.5])
+    part = Part(originals, compared, labels, {"gender": keep, "race": ~keep}, weights)
     counts = Counts(6, 6, {"gender": 5, "race": 1})
     values, grads = step.term_gradients(trainee, seen, part, counts)
     total = sum(grads.values()).split(4)
@@ -114,10 +115,11 @@ def test_image_term_by_hand_where_faces_are_missing_in_x_or_in_o(tiny_model):
     yes, no = True, False
     labels = {"gender": torch.tensor([1, 0, 1, 1, 0]), "race": torch.tensor([1, 1, 2, 2, 3])}
     kept = {"gender": torch.tensor([yes, yes, no, yes, yes]), "race": torch.tensor([no, yes, no, yes, yes])}
-    part = Part(original, labels, kept, {})
+    compared = torch.tensor([1.0, 2.0, 0.5, 1.0, 3.0, 1.5])
+    part = Part(original, compared, labels, kept, {})
     term = step.image_term(trainee.judges, trainee.objective.damping, now, part, Counts(6, 5, {}))
     distance = preservation_loss(trainee.judges.features(pixels), [original["feature.0"]])
-    weight = torch.tensor([0.2, 1.0, 0.2, 1.0, 1.0, 0.6])
+    weight = torch.tensor([0.2, 1.0, 0.2, 1.0, 1.0, 0.6]) * compared
     assert term.item() == pytest.approx((weight * distance).sum().item() / 6)
     (damped,) = torch.autograd.grad(term, pixels, retain_graph=True)
     (plain,) = torch.autograd.grad((weight * distance).sum() / 6, pixels)
@@ -140,12 +142,14 @@ def test_a_face_is_pulled_to_its_original_only_where_every_label_is_surely_its_c
     original = {"probs.gender": gender, "probs.race": race, "found": found, "face": own}
     labels = {"gender": torch.tensor([0, 1, 0, 0, 0]), "race": torch.ones(5, dtype=torch.long)}
     kept = {"gender": torch.ones(5, dtype=torch.bool), "race": torch.tensor([True, True, True, False, True])}
-    term = step.face_term(judges, 0.9, now, Part(original, labels, kept, {}), Counts(6, 5, {}))
+    compared = torch.tensor([1.0, 0.0, 2.0, 3.0, 9.0, 0.5])  # of the pictures; that of the fifth has no face
+    term = step.face_term(judges, 0.9, now, Part(original, compared, labels, kept, {}), Counts(6, 5, {}))
     face = judges.embedder(now.faces.aligned_FCHW)
     mirrored = judges.embedder(now.faces.aligned_FCHW.flip(-1))
     target = judges.bank.nearest(face)
     target[0] = own[0]
-    assert term.item() == pytest.approx((1 - ((face + mirrored) / 2 * target).sum(1)).mean().item())
+    each = 1 - ((face + mirrored) / 2 * target).sum(1)
+    assert term.item() == pytest.approx((compared[[0, 1, 2, 3, 5]] * each).sum().item() / 5)
 
 
 class NoGraph(TinyEncoder):

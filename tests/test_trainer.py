@@ -159,6 +159,43 @@ def test_fewer_steps_than_the_checkpoint_holds_are_refused(tiny_folder, tmp_path
         run(tiny_folder, tmp_path, 2)
 
 
+def test_a_share_of_the_originals_is_painted_and_weighs_for_all(tiny_folder):
+    """Of blocks of 4 the first 3: the others are never painted, and the sum over a pool is estimated without bias."""
+    part, whole = (make_trainee(load_model(tiny_folder)).originals for _ in range(2))
+    part.compared = 3
+    pool = [6, 1, 0, 7, 3, 2, 5, 4]
+    rows, weight_B = part.sampled_rows(PROMPTS[0].text, pool, 3)
+    assert part.sampled == 6 and weight_B.tolist() == pytest.approx([4 / 3, 4 / 3, 4 / 3, 0, 0, 4 / 3, 4 / 3, 4 / 3])
+    known, has_B = whole.get(PROMPTS[0].text, pool, 3), weight_B > 0
+    for name, table in rows.items():
+        assert torch.allclose(table[has_B].float(), known[name][has_B].float(), atol=1e-5)
+        assert not table[~has_B].any()
+    everything, ones = whole.sampled_rows(PROMPTS[0].text, pool, 3)
+    assert ones.tolist() == [1] * 8 and all(torch.equal(everything[name], known[name]) for name in known)
+    nothing, zeros = part.sampled_rows(PROMPTS[0].text, [3, 7], 3)
+    assert zeros.tolist() == [0, 0] and nothing["found"].shape == (2,) and part.sampled == 6
+    later = part.get(PROMPTS[0].text, [7, 6], 3)  # what validations and shares of the model's own ask for
+    assert part.sampled == 7 and torch.allclose(later["feature.0"], known["feature.0"][[3, 0]], atol=1e-5)
+
+
+def test_a_step_compares_a_share_and_aligns_all(tiny_folder):
+    """Its image and face terms are those of the compared pictures, the alignment term that of the whole batch."""
+
+    def step(compared, indices):
+        trainee = make_trainee(load_model(tiny_folder))
+        for p in trainee.adapter.parameters():
+            p.data.add_(0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(5)))
+        trainee.originals.compared = compared
+        return training_step(trainee, Batch(PROMPTS[0].text, indices, 3, 0, torch.Generator().manual_seed(0))).terms
+
+    whole, part = step(None, [0, 1, 2, 3]), step(2, [0, 1, 2, 3])
+    rest = step(2, [2, 3, 0, 1])  # the same batch in another order
+    assert part["align"] == pytest.approx(whole["align"], rel=1e-4)
+    assert part["image"] != pytest.approx(whole["image"], rel=1e-2)
+    assert rest["image"] == pytest.approx(part["image"], rel=1e-3)
+    assert rest["face"] == pytest.approx(part["face"], rel=1e-3)
+
+
 def test_originals_do_not_depend_on_what_was_asked_before(tiny_folder):
     one, two = make_trainee(load_model(tiny_folder)), make_trainee(load_model(tiny_folder))
     two.originals.get(PROMPTS[0].text, [5], 3)

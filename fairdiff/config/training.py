@@ -134,6 +134,8 @@ class LossConfig:
     confidence: least confidence of a transport label that is trained on. draws: samples of the target where transport
     is not exact. class_weights: whether a label weighs in align by how rare its class shall be, see
     `Target.class_weights`; false is the paper's plain cross-entropy, which passes targets that are not uniform.
+    originals: the share of a batch whose pictures are compared with the frozen model's, in image and face; what is not
+    compared need not be painted, which is most of a step's cost where prompts are met once.
     confident_class: how sure of the original's class the judge must be for its face to be kept as it is.
     balance: the share of the gradient that each weighted term shall hold; the weights then only set the size of the
     whole.
@@ -145,6 +147,7 @@ class LossConfig:
     balance: BalanceConfig = field(default_factory=BalanceConfig)
     confidence: float = 0.8
     class_weights: bool = True
+    originals: float = 1.0
     confident_class: float = 0.9
     draws: int = 256
 
@@ -155,6 +158,8 @@ class LossConfig:
                 raise FairDiffError(f"loss.{name}: found {value}, allowed: 0 or more, or null")
         if not 0.5 <= self.confidence < 1:
             raise FairDiffError(f"loss.confidence: found {self.confidence}, allowed: [0.5, 1)")
+        if not 0 < self.originals <= 1:
+            raise FairDiffError(f"loss.originals: found {self.originals}, allowed: (0, 1]")
         positive("loss.draws", self.draws)
         shares, weighted = self.balance.shares, [name for name in ("align", "image", "face") if asdict(self)[name]]
         if shares and set(shares) != set(weighted):

@@ -60,6 +60,7 @@ def literal_step(trainee: Trainee, batch: Batch, micro_batch: int) -> StepResult
         now = trainee.judges.see(image, before.faces.boxes)
         part = Part(
             original,
+            torch.ones(len(z), device=z.device),
             {a: torch.from_numpy(labels.classes[a][faces]).to(z.device) for a in labels.classes},
             {a: torch.from_numpy(kept[a][faces]).to(z.device) for a in kept},
             weights,

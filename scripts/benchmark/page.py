@@ -50,6 +50,8 @@ def about(m: dict) -> str:
     """Settings and conditions of a measurement in two sentences."""
     s, c = m["settings"], m["conditions"]
     extras = [name for name in ("channels_last", "compile") if s[name]]
+    if s["originals"] < 1:
+        extras.insert(0, f"ours with originals of {s['originals']:.0%} of the pictures")
     text = (
         f"**{s['model']}**, {s['adapter']}, B = {s['B']}, T = {s['T']}, guidance {s['guidance']:g}, {s['dtype']}"
         f"{', ' + ', '.join(extras) if extras else ''}; batches of {s['decode_batch']} decoded, {s['replay_batch']} "

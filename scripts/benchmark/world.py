@@ -158,5 +158,5 @@ def describe(config: BenchConfig) -> dict:
         "model": model, "adapter": kind, "B": config.global_batch, "T": sampler_steps(config),
         "guidance": config.sampler.guidance, "dtype": dtype, "replay_batch": config.replay_batch,
         "decode_batch": config.decode_batch, "literal_batch": config.literal_batch,
-        "channels_last": config.channels_last, "compile": config.compile,
+        "originals": config.loss.originals, "channels_last": config.channels_last, "compile": config.compile,
     }  # fmt: skip
