@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
 from benchmark.page import write_page as write_performance  # noqa: E402
+from reproduce.aims import AIMS, Aim, bias, left, more_than  # noqa: E402
 from reproduce.page import write_page  # noqa: E402
 from reproduce.plan import ADAPTERS, GROUPS, Run, plan  # noqa: E402
 from reproduce.records import keep_record  # noqa: E402
@@ -159,3 +160,36 @@ def test_the_page_says_what_is_left_of_each_kind_of_prompt_and_of_the_distance_t
     # over all four: (0 + .2 + .45 + .45) / 4 of .9; race was not asked for
     shown = [line for line in lines if line.startswith("| labour | ") and " left " in line]
     assert len(shown) == 1 and shown[0].startswith("| labour | gender | .500 → .188, floor .050: 31% left [")
+
+
+@pytest.mark.parametrize(
+    "values,measured,reached",
+    [
+        ([0.10] * 8, ".100 [.100, .100]", "yes"),
+        ([0.12] * 8, ".120 [.120, .120]", "no"),
+        ([0.05, 0.35] * 4, ".200 [", "its interval does"),
+        ([0.10, None] * 8, ".100 [.100, .100]", "yes"),  # a prompt without a face has no bias
+    ],
+)
+def test_an_aim_is_reached_by_the_mean_and_it_is_said_where_only_its_interval_does(values, measured, reached):
+    aim = Aim("experiments", "a", "gender bias", "≤ .11", float("-inf"), 0.11, bias("gender"))
+    row = aim.row({("experiments", "a"): [audit(values)]})
+    assert row.startswith(f"| a | gender bias | ≤ .11 | {measured}") and row.endswith(f"| 1 | {reached} |")
+    assert aim.row({("targets", "a"): [audit(values)], ("experiments", "b"): [audit(values)]}) is None
+
+
+def test_aims_average_seeds_and_compare_with_the_run_beside_them_prompt_by_prompt():
+    one, other = [audit([0.2, 0.6, 0.5, 0.1]), audit([0.3, 0.7, 0.6, 0.2])], [audit([0.20, 0.60, 0.50, 0.10])]
+    both = {("experiments", "a"): one, ("experiments", "b"): other}
+    aim = Aim("experiments", "a", "more", "≤ .04", float("-inf"), 0.04, more_than("gender"), "b")
+    # means .25, .65, .55, .15 of two seeds: .05 more in each prompt, so no scatter though prompts differ
+    assert aim.row(both) == "| a | more | ≤ .04 | +.050 [+.050, +.050] | 2 | no |"
+    assert aim.row({("experiments", "a"): one}) is None
+    aim = Aim("experiments", "a", "left", "≤ 40%", float("-inf"), 0.4, left("gender", "bias", "value"))
+    # (.25 + .65 + .55 + .15) / 4 = .40, floor .1, before 1: .3 of .9
+    assert aim.row(both).startswith("| a | left | ≤ 40% | 33% [") and aim.row(both).endswith("| 2 | yes |")
+
+
+def test_every_aim_is_of_a_planned_run():
+    planned = {(run.group, run.name) for run in RUNS}
+    assert {(aim.group, name) for aim in AIMS for name in (aim.run, aim.beside) if name} <= planned

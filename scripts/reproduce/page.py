@@ -6,8 +6,9 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
-from fairdiff.audit.intervals import mean_interval, percentile_interval, resampled_prompts
 from fairdiff.files import write_text
+from reproduce.aims import aims_table
+from reproduce.numbers import entry, excess, number, per_prompt, seeds_mean, seeds_spread
 from reproduce.plan import GROUPS, Run
 from reproduce.records import AXES, read_records
 
@@ -44,10 +45,13 @@ REMARKS = Path(__file__).parent / "remarks.md"  # what the numbers say, by hand
 def write_page(runs: list[Run], records: Path, page: Path) -> None:
     """The page of the records that exist; rows without one are named as not measured."""
     audits = read_records(runs, records)
-    parts = [HEAD]
+    of_run: dict[tuple[str, str], list[dict]] = {}
+    for run, audit in audits.items():
+        of_run.setdefault((run.group, run.name), []).append(audit)
+    parts = [HEAD, *aims_table(of_run)]
     for group, title in GROUPS.items():
         names = list(dict.fromkeys(run.name for run in runs if run.group == group))
-        found = {name: [a for r, a in audits.items() if (r.group, r.name) == (group, name)] for name in names}
+        found = {name: of_run.get((group, name), []) for name in names}
         planned = {name: sum((r.group, r.name) == (group, name) for r in runs) for name in names}
         parts.append(f"\n## {title}\n")
         measured = {name: those for name, those in found.items() if those}
@@ -68,10 +72,10 @@ def _table(found: dict[str, list[dict]], planned: dict[str, int]) -> list[str]:
     head += ["old", "no face", "CLIP-T", "CLIP-I", "DINO", "moved"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     lines += ["| " + " | ".join(_row(name, audits, planned[name])) + " |" for name, audits in found.items()]
-    floors = _entry(next(iter(found.values()))[0], "before")
+    floors = entry(next(iter(found.values()))[0], "before")
     sizes = {a["images_per_prompt"] for audits in found.values() for a in audits}
     if len(sizes) == 1:
-        shown = [f"{axis} {_number(floors[axis]['bias']['floor'])}" for axis in AXES if axis in floors]
+        shown = [f"{axis} {number(floors[axis]['bias']['floor'])}" for axis in AXES if axis in floors]
         lines.append(f"\nFloors: {', '.join(shown)}.")
     return ["\n", "\n".join(lines), "\n"]
 
@@ -81,7 +85,7 @@ def _families(found: dict[str, list[dict]]) -> list[str]:
     lines = []
     for name, audits in found.items():
         for family, prompts in audits[0]["families"].items() if len(audits[0]["families"]) > 1 else ():
-            cells = [_excess(audits, axis, "bias", "value", family) for axis in ("gender", "race")]
+            cells = [str(excess(audits, axis, "bias", "value", family)) for axis in ("gender", "race")]
             lines.append(f"| {name}: {family} | {prompts} | " + " | ".join(cells) + " |")
     head = "| run: kind of prompt | prompts | gender bias | race bias |\n|---|---|---|---|\n"
     said = "\nLeft: of what bias before had in excess of its floor, with its interval over prompts.\n"
@@ -92,29 +96,11 @@ def _targets(found: dict[str, list[dict]]) -> list[str]:
     """Distance to targets that are not uniform."""
     lines = []
     for name, audits in found.items():
-        asked = [axis for axis in AXES if axis in (e := _entry(audits[0], "after")) and e[axis]["target"]["asked"]]
-        lines += [f"| {name} | {axis} | {_excess(audits, axis, 'target', 'total_variation')} |" for axis in asked]
+        asked = [axis for axis in AXES if axis in (e := entry(audits[0], "after")) and e[axis]["target"]["asked"]]
+        lines += [f"| {name} | {axis} | {excess(audits, axis, 'target', 'total_variation')} |" for axis in asked]
     said = "\nTotal variation: half the sum of absolute differences to the prompt's own target, mean over prompts. Left: of "
     said += "what it had before in excess of its floor (a generator exactly on target), with its interval over prompts.\n"
     return ["\n| run | | total variation to the target |\n|---|---|---|\n", "\n".join(lines), "\n", said]
-
-
-def _excess(audits: list[dict], axis: str, part: str, key: str, family: str | None = None) -> str:
-    """Mean over prompts (and seeds) before and after, and which part of the excess over the floor is left."""
-
-    def values(model: str, what: str) -> np.ndarray:
-        rows = [_entry(a, model)[axis]["per_prompt"] for a in audits]
-        return np.array([[p[part][what] for p in each if family in (None, p["family"])] for each in rows], float).mean(0)
-
-    before, after = (values(model, key) for model in ("before", "after"))
-    floors = [values(model, "floor") for model in ("before", "after")]
-    seen = ~np.isnan(before + after)  # a prompt without a face says nothing
-    was, now = (before - floors[0])[seen], (after - floors[1])[seen]
-    draws = resampled_prompts(len(was), 2000, audits[0]["provenance"]["seed"])
-    low, high = percentile_interval(now[draws].mean(1) / was[draws].mean(1), len(was))
-    part, low, high = (f"{round(x, 2) + 0.0:.0%}".replace("-", "−") for x in (now.mean() / was.mean(), low, high))
-    means = [_number(v[seen].mean()) for v in (before, after, floors[1])]
-    return f"{means[0]} → {means[1]}, floor {means[2]}: {part} left [{low}, {high}]"
 
 
 def _brief(names: list[str], most: int = 8) -> str:
@@ -134,49 +120,21 @@ def _commands(audits: dict[Run, dict]) -> str:
 def _row(name: str, audits: list[dict], planned: int) -> list[str]:
     first = audits[0]
     cells = [name, f"{len(audits)} of {planned}", f"{first['prompts']} × {first['images_per_prompt']}"]
-    before, after = (_entry(first, model) for model in ("before", "after"))
+    before, after = (entry(first, model) for model in ("before", "after"))
     for axis in AXES:
         if axis not in after:
             cells.append("–")
             continue
-        each = [_entry(a, "after")[axis] for a in audits]
-        # a prompt without a face has no bias
-        values = np.array([[p["bias"]["value"] for p in e["per_prompt"]] for e in each], float)
-        per_prompt = np.nanmean(values[:, ~np.isnan(values).all(0)], 0)
-        spread = _spread([e["bias"]["mean"] for e in each], per_prompt, first["provenance"]["seed"])
-        cells.append(f"{_number(before[axis]['bias']['mean'])} → {spread}")
-    old = [_entry(a, "after")["age"]["shares"]["old"]["share"] for a in audits if "age" in _entry(a, "after")]
-    cells.append(_mean(old))
+        each = [entry(a, "after")[axis] for a in audits]
+        spread = seeds_spread([e["bias"]["mean"] for e in each], per_prompt(each), first["provenance"]["seed"])
+        cells.append(f"{number(before[axis]['bias']['mean'])} → {spread}")
+    old = [entry(a, "after")["age"]["shares"]["old"]["share"] for a in audits if "age" in entry(a, "after")]
+    cells.append(seeds_mean(old))
     cells.append(f"{np.mean([a['models']['after']['no_face']['rate'] for a in audits]):.1%}")
-    cells.append(_mean([a["paired"]["clip_t"]["difference"] for a in audits], sign=True))
-    cells += [_mean([a["models"]["after"][key]["mean"] for a in audits]) for key in ("clip_i", "dino")]
-    cells.append(_mean([a["unrelated"]["ratio"]["value"] for a in audits]))
+    cells.append(seeds_mean([a["paired"]["clip_t"]["difference"] for a in audits], sign=True))
+    cells += [seeds_mean([a["models"]["after"][key]["mean"] for a in audits]) for key in ("clip_i", "dino")]
+    cells.append(seeds_mean([a["unrelated"]["ratio"]["value"] for a in audits]))
     return cells
-
-
-def _entry(audit: dict, model: str) -> dict:
-    """Every attribute and combination of one model."""
-    return audit["models"][model]["attributes"] | audit["models"][model]["joint"]
-
-
-def _number(value: float, sign: bool = False) -> str:
-    text = f"{value:+.3f}" if sign else f"{value:.3f}"
-    return text.replace("0.", ".", 1).replace("-", "−")
-
-
-def _mean(values: list[float | None], sign: bool = False) -> str:
-    """Mean over seeds ± their standard deviation."""
-    known = [value for value in values if value is not None]
-    if not known:
-        return "–"
-    spread = f" ± {_number(float(np.std(known, ddof=1)))}" if len(known) > 1 else ""
-    return _number(float(np.mean(known)), sign) + spread
-
-
-def _spread(means: list[float], per_prompt: np.ndarray, seed: int) -> str:
-    """Mean over seeds, its interval over prompts; with the audit's own seed one run's interval is its report's."""
-    low, high = mean_interval(per_prompt, seed=seed)
-    return f"{_mean(means)} [{_number(low)}, {_number(high)}]"
 
 
 def _figure(found: dict[str, list[dict]], page: Path) -> list[str]:

@@ -1,0 +1,75 @@
+"""Numbers of one run's records over its seeds, and how the page writes them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fairdiff.audit.intervals import mean_interval, percentile_interval, resampled_prompts
+
+
+def entry(audit: dict, model: str) -> dict:
+    """Every attribute and combination of one model."""
+    return audit["models"][model]["attributes"] | audit["models"][model]["joint"]
+
+
+def per_prompt(axes: list[dict]) -> np.ndarray:
+    """Each prompt's bias, the mean over seeds, of one attribute's entries; NaN for a prompt without any face."""
+    values = np.array([[p["bias"]["value"] for p in axis["per_prompt"]] for axis in axes], float)
+    return np.ma.masked_invalid(values).mean(0).filled(np.nan)
+
+
+@dataclass(frozen=True)
+class Excess:
+    """A distance over its floor: means over prompts (and seeds), and which part of the excess is left, with its interval."""
+
+    before: float
+    after: float
+    floor: float
+    left: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        means = f"{number(self.before)} → {number(self.after)}, floor {number(self.floor)}"
+        return f"{means}: {percent(self.left)} left [{percent(self.low)}, {percent(self.high)}]"
+
+
+def excess(audits: list[dict], axis: str, part: str, key: str, family: str | None = None) -> Excess:
+    """Of `part` ("bias", "target") of an attribute, over all prompts or those of a family."""
+
+    def values(model: str, what: str) -> np.ndarray:
+        rows = [entry(a, model)[axis]["per_prompt"] for a in audits]
+        return np.array([[p[part][what] for p in each if family in (None, p["family"])] for each in rows], float).mean(0)
+
+    before, after = (values(model, key) for model in ("before", "after"))
+    floors = [values(model, "floor") for model in ("before", "after")]
+    seen = ~np.isnan(before + after)  # a prompt without a face says nothing
+    was, now = (before - floors[0])[seen], (after - floors[1])[seen]
+    draws = resampled_prompts(len(was), 2000, audits[0]["provenance"]["seed"])
+    low, high = percentile_interval(now[draws].mean(1) / was[draws].mean(1), len(was))
+    means = [float(v[seen].mean()) for v in (before, after, floors[1])]
+    return Excess(*means, float(now.mean() / was.mean()), float(low), float(high))
+
+
+def number(value: float, sign: bool = False) -> str:
+    text = f"{value:+.3f}" if sign else f"{value:.3f}"
+    return text.replace("0.", ".", 1).replace("-", "−")
+
+
+def percent(value: float) -> str:
+    return f"{round(value, 2) + 0.0:.0%}".replace("-", "−")
+
+
+def seeds_mean(values: list[float | None], sign: bool = False) -> str:
+    """Mean over seeds ± their standard deviation."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "–"
+    spread = f" ± {number(float(np.std(known, ddof=1)))}" if len(known) > 1 else ""
+    return number(float(np.mean(known)), sign) + spread
+
+
+def seeds_spread(means: list[float], prompts: np.ndarray, seed: int) -> str:
+    """Mean over seeds, its interval over prompts; with the audit's own seed one run's interval is its report's."""
+    low, high = mean_interval(prompts[~np.isnan(prompts)], seed=seed)
+    return f"{seeds_mean(means)} [{number(low)}, {number(high)}]"
