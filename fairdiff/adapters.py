@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
@@ -25,6 +25,7 @@ SOFT_TOKENS_FILE = "soft_tokens.safetensors"
 LORA_FILE = "pytorch_lora_weights.safetensors"
 TEXT_LAYERS = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]  # section 5 of the paper
 UNET_LAYERS = ["to_q", "to_k", "to_v", "to_out.0"]
+MODULES = {"text_encoder": ["text_encoder", "text_encoder_2"], "unet": ["unet"]}  # of each of `adapter.parts`
 
 
 class SoftTokenEmbedding(nn.Module):
@@ -55,6 +56,8 @@ class SoftTokens:
     kind = "soft_tokens"
 
     def __init__(self, model: DiffusionModel, tokens: int, initial_text: str):
+        if model.text_encoder_2:  # which takes the token of highest id for the end of the text that it pools there
+            raise FairDiffError("adapter.type: found soft_tokens, allowed with Stable Diffusion XL: lora")
         self.tokenizer, self.count = model.tokenizer, tokens
         self.names = [TOKEN] + [f"{TOKEN}_{i}" for i in range(1, tokens)]
         base = model.text_encoder.get_input_embeddings()
@@ -114,18 +117,21 @@ class SoftTokens:
 
 
 class Lora:
-    """LoRA of one rank on attention and feed-forward layers of the text encoder, the U-Net or both; scale alpha/rank."""
+    """LoRA of one rank on attention and feed-forward layers of the text encoder, the U-Net or both; scale alpha/rank.
+
+    The text encoder of Stable Diffusion XL is two.
+    """
 
     kind = "lora"
     prefix = ""
 
     def __init__(self, model: DiffusionModel, parts: list[str], rank: int, alpha: float, generator: torch.Generator):
-        self.modules = {"text_encoder": model.text_encoder, "unet": model.unet}
-        self.modules = {name: self.modules[name] for name in parts}
+        names = [name for part in parts for name in MODULES[part]]
+        self.modules = {name: module for name in names if (module := getattr(model, name)) is not None}
+        self.pipeline = StableDiffusionXLPipeline if model.text_encoder_2 else StableDiffusionPipeline
         self.rank, self.alpha = rank, alpha
-        layers = {"text_encoder": TEXT_LAYERS, "unet": UNET_LAYERS}
         for name, module in self.modules.items():
-            config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=layers[name], init_lora_weights="gaussian")
+            config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=_layers(name), init_lora_weights="gaussian")
             module.add_adapter(config)
             keep_in_float32(module)
         for parameter in self.parameters():
@@ -158,23 +164,14 @@ class Lora:
                 if ".lora_B." in name:
                     parameter.data.mul_(scale)
 
-    def _metadata(self, name: str) -> dict | None:
-        if name not in self.modules:
-            return None
-        layers = {"text_encoder": TEXT_LAYERS, "unet": UNET_LAYERS}[name]
-        return {"r": self.rank, "lora_alpha": self.alpha, "target_modules": layers}
-
     def save(self, folder: Path) -> None:
-        """Write `pytorch_lora_weights.safetensors` as `StableDiffusionPipeline.load_lora_weights` reads it."""
-        state = {name: get_peft_model_state_dict(module) for name, module in self.modules.items()}
-        StableDiffusionPipeline.save_lora_weights(
-            folder,
-            unet_lora_layers=state.get("unet"),
-            text_encoder_lora_layers=state.get("text_encoder"),
-            # without it diffusers takes alpha = rank
-            unet_lora_adapter_metadata=self._metadata("unet"),
-            text_encoder_lora_adapter_metadata=self._metadata("text_encoder"),
-        )
+        """Write `pytorch_lora_weights.safetensors` as the `load_lora_weights` of the model's pipeline reads it."""
+        given: dict[str, dict] = {}
+        for name, module in self.modules.items():
+            given[f"{name}_lora_layers"] = get_peft_model_state_dict(module)
+            about = {"r": self.rank, "lora_alpha": self.alpha, "target_modules": _layers(name)}
+            given[f"{name}_lora_adapter_metadata"] = about  # without it diffusers takes alpha = rank
+        self.pipeline.save_lora_weights(folder, **given)
 
     def load(self, folder: Path) -> None:
         """Read what `save` wrote; a missing, extra or misshapen key is an error naming it."""
@@ -221,6 +218,10 @@ def keep_in_float32(module: nn.Module) -> None:
                 cast = CastLinear(linear.in_features, linear.out_features, bias=False, device=linear.weight.device)
                 cast.weight.data.copy_(linear.weight)
                 factors[name] = cast
+
+
+def _layers(name: str) -> list[str]:
+    return UNET_LAYERS if name == "unet" else TEXT_LAYERS
 
 
 Adapter = SoftTokens | Lora

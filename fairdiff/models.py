@@ -8,12 +8,12 @@ from pathlib import Path
 import diffusers
 import torch
 import transformers
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from torch import Tensor, nn
 
 from classifiers.hub import architecture
 from fairdiff.errors import FairDiffError
-from fairdiff.sampling import Generate, Guidance, Trajectory, sample
+from fairdiff.sampling import Generate, Guidance, Trajectory, pooled_width, sample, with_pooled
 
 
 @dataclass
@@ -23,6 +23,8 @@ class DiffusionModel:
     padding: "max_length" pads prompts as a plain diffusers pipeline does, "longest" not at all for one prompt.
     negative: the text of the unconditional branch. sampling_dtype: in which the U-Net and the VAE multiply where no
     gradient is taken (by autocast: the rest of their operations, and all gradients, are in the precision they are held in).
+    Stable Diffusion XL has a second tokenizer and text encoder; empty_is_zero: without a negative text its unconditional
+    embeddings are zeros.
     """
 
     tokenizer: object
@@ -34,6 +36,14 @@ class DiffusionModel:
     decode_batch: int = 64
     negative: str = ""
     sampling_dtype: torch.dtype = torch.float32
+    tokenizer_2: object | None = None
+    text_encoder_2: nn.Module | None = None
+    empty_is_zero: bool = False
+
+    @property
+    def text_encoders(self) -> list[nn.Module]:
+        """The one of Stable Diffusion, the two of SDXL."""
+        return [encoder for encoder in (self.text_encoder, self.text_encoder_2) if encoder is not None]
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -42,12 +52,28 @@ class DiffusionModel:
         return self.unet.config.in_channels, size, size
 
     def encode(self, prompt: str) -> Tensor:
-        """Text embedding [1, L, D] of one prompt; carries a graph where the text side has something to learn."""
-        return self.text_encoder(self._tokens(prompt).input_ids)[0]
+        """Text embedding [1, L, D] of one prompt; carries a graph where the text side has something to learn.
 
-    def _tokens(self, *prompts: str):
-        return self.tokenizer(
-            list(prompts), padding=self.padding, max_length=self.tokenizer.model_max_length, truncation=True,
+        Of SDXL: both encoders' last but one layer side by side, and a row more, see `sampling.with_pooled`.
+        """
+        if self.text_encoder_2 is None:
+            return self.text_encoder(self._tokens(prompt).input_ids)[0]
+        one, two = (
+            encoder(self._tokens(prompt, tokenizer=tokenizer).input_ids, output_hidden_states=True)
+            for tokenizer, encoder in zip((self.tokenizer, self.tokenizer_2), self.text_encoders, strict=True)
+        )
+        words = torch.cat([one.hidden_states[-2], two.hidden_states[-2]], 2)
+        return with_pooled(words, two.text_embeds, self._side)
+
+    @property
+    def _side(self) -> int:
+        """Of the pictures, in pixels."""
+        return self.latent_shape[-1] * 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    def _tokens(self, *prompts: str, tokenizer=None):
+        tokenizer = tokenizer or self.tokenizer
+        return tokenizer(
+            list(prompts), padding=self.padding, max_length=tokenizer.model_max_length, truncation=True,
             return_tensors="pt",
         ).to(self.unet.device)  # fmt: skip
 
@@ -58,6 +84,10 @@ class DiffusionModel:
         prompt as it is, the empty prompt padded to its length *with* its mask, as the released adapters were trained;
         a negative prompt that is longer pads the prompt (without a mask).
         """
+        if self.empty_is_zero and not self.negative:
+            cond = self.encode(prompt)
+            width = pooled_width(self.unet)
+            return cond, with_pooled(torch.zeros_like(cond[:, :-1]), cond.new_zeros(1, width), self._side)
         if self.padding == "max_length":
             return self.encode(prompt), self.encode(self.negative)
         both = self._tokens(prompt, self.negative)
@@ -72,10 +102,10 @@ class DiffusionModel:
 
     def fingerprint(self) -> str:
         """A short hash of everything that makes its pictures: weights, configurations, solver, vocabulary, negative."""
-        about = [architecture(m) for m in (self.text_encoder, self.unet, self.vae, self.scheduler)]
+        about = [architecture(m) for m in (*self.text_encoders, self.unet, self.vae, self.scheduler)]
         return digest(
-            fingerprint(self.text_encoder, self.unet, self.vae), about, self.padding, self.tokenizer.get_vocab(),
-            self.negative, self.sampling_dtype,
+            fingerprint(*self.text_encoders, self.unet, self.vae), about, self.padding, self.tokenizer.get_vocab(),
+            self.negative, self.sampling_dtype, *([True] if self.empty_is_zero else []),
         )  # fmt: skip
 
     def decode(self, latent_BCHW: Tensor) -> Tensor:
@@ -114,14 +144,20 @@ class DiffusionModel:
 
 
 def load_model(path: str | Path, padding: str = "max_length", device: str = "cpu") -> DiffusionModel:
-    """Load a diffusers folder or hub id, frozen and in fp32; raises FairDiffError naming what is missing."""
+    """Load a diffusers folder or hub id of Stable Diffusion 1.x's or XL's kind, frozen and in fp32.
+
+    Raises FairDiffError naming what is missing.
+    """
     diffusers.utils.logging.disable_progress_bar()  # seconds of loading need no bars, and tests no noise
     transformers.utils.logging.disable_progress_bar()
+    where = {"pretrained_model_name_or_path": str(path), "local_files_only": Path(path).exists()}
     try:
-        pipeline = StableDiffusionPipeline.from_pretrained(
-            str(path), safety_checker=None, feature_extractor=None,
-            requires_safety_checker=False, use_safetensors=True, local_files_only=Path(path).exists(),
-        )  # fmt: skip
+        if DiffusionPipeline.load_config(**where).get("_class_name") == "StableDiffusionXLPipeline":
+            pipeline = StableDiffusionXLPipeline.from_pretrained(**where, use_safetensors=True, add_watermarker=False)
+        else:
+            pipeline = StableDiffusionPipeline.from_pretrained(
+                **where, use_safetensors=True, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+            )
     except Exception as error:  # diffusers, safetensors and the hub each have their own kinds
         reason = " ".join(str(error).split())[:300]
         raise FairDiffError(
@@ -130,25 +166,35 @@ def load_model(path: str | Path, padding: str = "max_length", device: str = "cpu
     model = DiffusionModel(
         pipeline.tokenizer, pipeline.text_encoder, pipeline.unet, pipeline.vae, pipeline.scheduler, padding
     )
-    for module in (model.text_encoder, model.unet, model.vae):
+    if isinstance(pipeline, StableDiffusionXLPipeline):
+        model.tokenizer_2, model.text_encoder_2 = pipeline.tokenizer_2, pipeline.text_encoder_2
+        model.empty_is_zero = pipeline.config.force_zeros_for_empty_prompt
+        if padding != "max_length":
+            raise FairDiffError(f"model.padding: found {padding}, allowed with Stable Diffusion XL ({path}): max_length")
+    for module in (*model.text_encoders, model.unet, model.vae):
         module.requires_grad_(False).eval().float().to(device)
         if any(not p.isfinite().all() for p in module.parameters()):
             raise FairDiffError(f"model.path: {path} holds weights that are not finite in {type(module).__name__}")
     if why := _unlike_stable_diffusion(model):
-        raise FairDiffError(f"model.path: {path}: {why}; allowed: a text-to-image model of Stable Diffusion 1.x's kind")
+        raise FairDiffError(
+            f"model.path: {path}: {why}; allowed: a text-to-image model of Stable Diffusion 1.x's or XL's kind"
+        )
     return model
 
 
 def _unlike_stable_diffusion(model: DiffusionModel) -> str:
     """Why a model that loads cannot be sampled from a prompt alone, "" if it can."""
     unet, channels = model.unet.config, model.vae.config.latent_channels
-    width = model.text_encoder.config.hidden_size
+    width = sum(encoder.config.hidden_size for encoder in model.text_encoders)
     if (unet.in_channels, unet.out_channels) != (channels, channels):
         return f"its U-Net has {unet.in_channels} channels in and {unet.out_channels} out, its VAE {channels}"
-    if unet.addition_embed_type or unet.class_embed_type:
+    if unet.class_embed_type or unet.addition_embed_type != ("text_time" if model.text_encoder_2 else None):
         return f"its U-Net is conditioned on more than text ({unet.addition_embed_type or unet.class_embed_type})"
     if unet.cross_attention_dim != width:
         return f"its U-Net reads texts of width {unet.cross_attention_dim}, its text encoder writes {width}"
+    if model.text_encoder_2 and pooled_width(model.unet) != model.text_encoder_2.config.projection_dim:
+        pooled = model.text_encoder_2.config.projection_dim
+        return f"its U-Net reads pooled texts of width {pooled_width(model.unet)}, its text encoder writes {pooled}"
     return ""
 
 

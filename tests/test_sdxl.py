@@ -1,0 +1,209 @@
+"""Stable Diffusion XL by the same code: held against diffusers' own pipeline and against literal autograd."""
+
+import json
+import shutil
+import sys
+
+import pytest
+import torch
+from conftest import tiny_tokenizer
+from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from test_main_job import launch
+from test_sampling import factorised, literal
+from tiny import composed, make_trainee
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from fairdiff import build
+from fairdiff.adapters import Lora
+from fairdiff.errors import FairDiffError
+from fairdiff.models import load_model
+from fairdiff.sampling import initial_noise
+from fairdiff.step import Batch, training_step
+
+PROMPT = "a photo of the face of a nurse"
+PARTS = {"lora_text": ["text_encoder"], "lora_unet": ["unet"], "lora_both": ["text_encoder", "unet"]}
+
+
+@pytest.fixture(scope="session")
+def xl_folder(tmp_path_factory):
+    """A tiny SDXL: two text encoders of unlike widths, a U-Net that also reads pooled text and sizes, random weights."""
+    torch.manual_seed(1)
+    folder = tmp_path_factory.mktemp("xl")
+    tokenizer = tiny_tokenizer(folder)
+    size = len(tokenizer)
+
+    def text(width, eos):
+        return CLIPTextConfig(
+            vocab_size=size, hidden_size=width, intermediate_size=24, num_hidden_layers=3, num_attention_heads=2,
+            max_position_embeddings=40, projection_dim=12, bos_token_id=size - 2, eos_token_id=eos,
+            pad_token_id=size - 1,
+        )  # fmt: skip
+
+    unet = UNet2DConditionModel(
+        sample_size=4, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(16, 16),
+        down_block_types=("CrossAttnDownBlock2D",) * 2, up_block_types=("CrossAttnUpBlock2D",) * 2,
+        cross_attention_dim=24, attention_head_dim=2, norm_num_groups=4, use_linear_projection=True,
+        addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=12 + 6 * 8,
+    )  # fmt: skip
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8, 8), down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3, layers_per_block=1, norm_num_groups=4, sample_size=16,
+    )  # fmt: skip
+    scheduler = DPMSolverMultistepScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1
+    )
+    StableDiffusionXLPipeline(
+        vae, CLIPTextModel(text(8, size - 1)), CLIPTextModelWithProjection(text(16, 2)),  # 2: as the released one says
+        tokenizer, tokenizer, unet, scheduler, add_watermarker=False,
+    ).save_pretrained(folder / "model")  # fmt: skip
+    return folder / "model"
+
+
+def lora(model, kind, perturb=True):
+    generator = torch.Generator().manual_seed(1)
+    adapter = Lora(model, PARTS[kind], 4, 8, generator)
+    for p in adapter.parameters() if perturb else ():
+        p.data.add_(0.1 * torch.randn(p.shape, generator=generator))
+    return adapter
+
+
+def noise_of(model, count=1):
+    return initial_noise(PROMPT, 0, range(count), model.latent_shape)
+
+
+def plain(folder):
+    pipeline = StableDiffusionXLPipeline.from_pretrained(folder, add_watermarker=False)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def paint(pipeline, noise, **more):
+    return pipeline(
+        PROMPT, guidance_scale=3.0, num_inference_steps=3, latents=noise, output_type="pt", **more
+    ).images  # fmt: skip
+
+
+@pytest.mark.parametrize("negative", ["", "a woman"])
+@pytest.mark.parametrize("zeros", [True, False])
+def test_pictures_are_those_of_the_plain_pipeline(xl_folder, tmp_path, negative, zeros):
+    shutil.copytree(xl_folder, tmp_path / "model")
+    index = json.loads((xl_folder / "model_index.json").read_text()) | {"force_zeros_for_empty_prompt": zeros}
+    (tmp_path / "model" / "model_index.json").write_text(json.dumps(index))
+    model = load_model(tmp_path / "model")
+    model.negative = negative
+    noise = noise_of(model)
+    theirs = paint(plain(tmp_path / "model"), noise, **({"negative_prompt": negative} if negative else {}))
+    assert theirs.shape[-1] == 16 and theirs.std() > 0.01
+    assert torch.allclose(model.generator(3.0, 3)(PROMPT, noise), theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", PARTS)
+def test_plain_diffusers_loads_the_adapter_and_paints_the_same_picture(xl_folder, tmp_path, kind):
+    model = load_model(xl_folder)
+    noise = noise_of(model)
+    bare = model.generator(3.0, 3)(PROMPT, noise)
+    adapter = lora(model, kind)
+    ours = model.generator(3.0, 3)(PROMPT, noise)
+    with adapter.off():
+        assert torch.allclose(model.generator(3.0, 3)(PROMPT, noise), bare, atol=1e-6)
+    assert not torch.allclose(ours, bare, atol=1e-3)
+    adapter.save(tmp_path)
+    pipeline = plain(xl_folder)
+    pipeline.load_lora_weights(tmp_path)
+    assert torch.allclose(ours, paint(pipeline, noise), atol=1e-4)
+    other = load_model(xl_folder)
+    lora(other, kind, perturb=False).load(tmp_path)
+    assert torch.equal(ours, other.generator(3.0, 3)(PROMPT, noise))
+
+
+@pytest.mark.parametrize("kind", PARTS)
+def test_factorised_gradient_equals_literal_autograd(xl_folder, kind):
+    """Through both text encoders, the pooled embedding too: without its part the text encoders' gradient is another."""
+    model = load_model(xl_folder)
+    adapter = lora(model, kind)
+    used = [p for n, m in adapter.modules.items() for k, p in m.named_parameters() if ".lora_" in k and reached(n, k)]
+    adapter.parameters = lambda: used
+    ours = factorised(model, adapter, model.scheduler, "unit", steps=5)
+    oracle = literal(model, adapter, model.scheduler, "unit", steps=5)
+    assert oracle.norm() > 0 and (ours - oracle).norm() / oracle.norm() <= 1e-5
+
+
+def reached(module: str, name: str) -> bool:
+    """Whether pictures depend on a factor: the last layer of the first text encoder is not read."""
+    return not (module == "text_encoder" and ".layers.2." in name)
+
+
+def test_the_pooled_embedding_is_trained_through(xl_folder):
+    model = load_model(xl_folder)
+    lora(model, "lora_text")
+    cond, _ = model.encode_pair(PROMPT)
+    (grad,) = torch.autograd.grad(
+        model.unet(
+            torch.ones(1, *model.latent_shape), torch.tensor(500), encoder_hidden_states=cond[:, :-1].detach(),
+            added_cond_kwargs={"text_embeds": cond[:, -1, :12], "time_ids": cond[:, -1, 12:18]},
+        ).sample.sum(),
+        cond,
+    )  # fmt: skip
+    assert grad[:, -1, :12].norm() > 0 and not grad[:, :-1].any()
+    assert cond[0, -1, 12:].tolist() == [16, 16, 0, 0, 16, 16] + [0] * 6
+
+
+def test_a_step_trains_every_factor_that_pictures_depend_on(xl_folder):
+    trainee = make_trainee(load_model(xl_folder), "lora_both")
+    for p in trainee.adapter.parameters():
+        p.data.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(2)))
+    result = training_step(trainee, Batch(PROMPT, [0, 1, 2, 3], 3, 0, torch.Generator().manual_seed(0)))
+    assert result.kept > 0
+    for name, module in trainee.adapter.modules.items():
+        for key, p in module.named_parameters():
+            if ".lora_" in key:
+                assert (p.grad is not None and p.grad.norm() > 0) == reached(name, key), (name, key)
+
+
+def test_what_makes_its_pictures_is_in_its_fingerprint(xl_folder):
+    one, two, three = (load_model(xl_folder) for _ in range(3))
+    next(two.text_encoder_2.parameters()).data.add_(1)
+    three.empty_is_zero = not three.empty_is_zero
+    assert len({m.fingerprint() for m in (one, two, three, load_model(xl_folder))}) == 3
+
+
+@pytest.mark.parametrize(
+    "overrides,says",
+    [
+        (["model.padding=longest", "adapter=lora_text"], "model.padding: found longest, .*max_length"),
+        (["adapter=soft_tokens"], "adapter.type: found soft_tokens, allowed with Stable Diffusion XL: lora"),
+    ],
+)
+def test_what_it_cannot_do_is_one_line(xl_folder, overrides, says):
+    config = composed(*overrides, f"model.path={xl_folder}", "cache=null")
+    with pytest.raises(FairDiffError, match=says) as caught:
+        build.build_adapter(config, build.build_model(config))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_u_net_that_reads_another_pooled_text_is_refused(xl_folder, tmp_path):
+    shutil.copytree(xl_folder, tmp_path / "model")
+    path = tmp_path / "model" / "unet"
+    unet = UNet2DConditionModel.from_pretrained(path)
+    unet = UNet2DConditionModel.from_config(dict(unet.config) | {"projection_class_embeddings_input_dim": 10 + 6 * 8})
+    unet.save_pretrained(path)
+    with pytest.raises(FairDiffError, match="reads pooled texts of width 10, its text encoder writes 12"):
+        load_model(tmp_path / "model")
+
+
+def test_train_py_trains_audits_and_saves_what_the_plain_pipeline_loads(xl_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    launch(
+        tmp_path / "run", "model=sdxl", f"model.path={xl_folder}", "model.device=cpu", "adapter=lora_both",
+        "adapter.learning_rate=1e-2", "judge=embedded", "audit/judge=embedded", "features=portraits", "detector=whole",
+        "loss.confidence=.5", "prompts.template='a photo of the face of a {}'",
+    )  # fmt: skip
+    assert (tmp_path / "run" / "report.html").exists()
+    audit = json.loads((tmp_path / "run" / "audit.json").read_text())
+    assert audit["models"]["after"]["dino"]["mean"] < 1 and audit["images_per_prompt"] == 6
+    pipeline = plain(xl_folder)
+    noise = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    bare = paint(pipeline, noise)
+    pipeline.load_lora_weights(tmp_path / "run" / "adapter")
+    assert set(pipeline.get_list_adapters()) == {"text_encoder", "text_encoder_2", "unet"}
+    assert not torch.allclose(bare, paint(pipeline, noise), atol=1e-6)
