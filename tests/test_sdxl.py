@@ -17,7 +17,7 @@ from fairdiff import build
 from fairdiff.adapters import Lora
 from fairdiff.errors import FairDiffError
 from fairdiff.models import load_model
-from fairdiff.sampling import initial_noise
+from fairdiff.sampling import call_unet, initial_noise, with_pooled
 from fairdiff.step import Batch, training_step
 
 PROMPT = "a photo of the face of a nurse"
@@ -207,3 +207,18 @@ def test_train_py_trains_audits_and_saves_what_the_plain_pipeline_loads(xl_folde
     pipeline.load_lora_weights(tmp_path / "run" / "adapter")
     assert set(pipeline.get_list_adapters()) == {"text_encoder", "text_encoder_2", "unet"}
     assert not torch.allclose(bare, paint(pipeline, noise), atol=1e-6)
+
+
+def test_the_shapes_of_the_released_model_fit():
+    """Its U-Net's configuration (stabilityai/stable-diffusion-xl-base-1.0, unet/config.json), on no device."""
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(
+            sample_size=128, block_out_channels=(320, 640, 1280), layers_per_block=2, cross_attention_dim=2048,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), attention_head_dim=(5, 10, 20),
+            transformer_layers_per_block=(1, 2, 10), use_linear_projection=True, addition_embed_type="text_time",
+            addition_time_embed_dim=256, projection_class_embeddings_input_dim=2816,
+        )  # fmt: skip
+        text = with_pooled(torch.empty(1, 77, 2048), torch.empty(1, 1280), 1024)
+        eps = call_unet(unet, torch.empty(2, 4, 128, 128), torch.tensor(500), text.expand(2, -1, -1))
+    assert sum(p.numel() for p in unet.parameters()) == 2_567_463_684 and eps.shape == (2, 4, 128, 128)
