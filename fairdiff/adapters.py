@@ -25,6 +25,7 @@ SOFT_TOKENS_FILE = "soft_tokens.safetensors"
 LORA_FILE = "pytorch_lora_weights.safetensors"
 TEXT_LAYERS = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]  # section 5 of the paper
 UNET_LAYERS = ["to_q", "to_k", "to_v", "to_out.0"]
+TEXT_ROOT = "text_model."  # in files; transformers 5 dropped it from the names inside Stable Diffusion's text encoder
 MODULES = {"text_encoder": ["text_encoder", "text_encoder_2"], "unet": ["unet"]}  # of each of `adapter.parts`
 
 
@@ -166,12 +167,8 @@ class Lora:
 
     def save(self, folder: Path) -> None:
         """Write `pytorch_lora_weights.safetensors` as the `load_lora_weights` of the model's pipeline reads it."""
-        given: dict[str, dict] = {}
-        for name, module in self.modules.items():
-            given[f"{name}_lora_layers"] = get_peft_model_state_dict(module)
-            about = {"r": self.rank, "lora_alpha": self.alpha, "target_modules": _layers(name)}
-            given[f"{name}_lora_adapter_metadata"] = about  # without it diffusers takes alpha = rank
-        self.pipeline.save_lora_weights(folder, **given)
+        state = {name: get_peft_model_state_dict(module) for name, module in self.modules.items()}
+        save_lora(folder, state, self.rank, self.alpha, self.pipeline)
 
     def load(self, folder: Path) -> None:
         """Read what `save` wrote; a missing, extra or misshapen key is an error naming it."""
@@ -191,13 +188,16 @@ class Lora:
                     f"{path}: (alpha, rank) of {name} is {found}, this adapter has {(self.alpha, self.rank)}"
                 )
         for name, module in self.modules.items():
-            own = get_peft_model_state_dict(module)
+            current = get_peft_model_state_dict(module)
+            names = {k.removeprefix(TEXT_ROOT): k for k in current}
+            own = {k: current[inner] for k, inner in names.items()}
             part = {k.removeprefix(f"{name}."): v for k, v in state.items() if k.startswith(f"{name}.")}
+            part = {k.removeprefix(TEXT_ROOT): v for k, v in part.items()}
             if own.keys() != part.keys() or any(own[k].shape != v.shape for k, v in part.items()):
                 wrong = sorted(own.keys() ^ part.keys())
                 wrong += [k for k in own.keys() & part.keys() if own[k].shape != part[k].shape]
                 raise FairDiffError(f"{path}: {len(wrong)} keys of {name} do not match, the first is {wrong[0]}")
-            set_peft_model_state_dict(module, part)
+            set_peft_model_state_dict(module, {names[k]: v for k, v in part.items()})
 
 
 class CastLinear(nn.Linear):
@@ -222,6 +222,17 @@ def keep_in_float32(module: nn.Module) -> None:
 
 def _layers(name: str) -> list[str]:
     return UNET_LAYERS if name == "unet" else TEXT_LAYERS
+
+
+def save_lora(folder: Path, state: dict[str, dict[str, Tensor]], rank: int, alpha: float, pipeline: type) -> None:
+    """Write the LoRA factors of each module, named as peft does, as `load_lora_weights` of a pipeline's class reads them."""
+    given: dict[str, dict] = {}
+    for name, factors in state.items():
+        root = "" if name == "unet" else TEXT_ROOT
+        given[f"{name}_lora_layers"] = {root + key.removeprefix(root): value for key, value in factors.items()}
+        about = {"r": rank, "lora_alpha": alpha, "target_modules": _layers(name)}
+        given[f"{name}_lora_adapter_metadata"] = about  # without it diffusers takes alpha = rank
+    pipeline.save_lora_weights(folder, **given)
 
 
 Adapter = SoftTokens | Lora

@@ -1,0 +1,29 @@
+"""The released adapters of the paper (Shen et al., ICLR 2024) as a folder that this project and plain diffusers load.
+
+python scripts/convert.py text_encoder_lora_EMA.pth outputs/released            also with unet_lora_EMA.pth, or
+                                                                                prefix_embedding_EMA.pth alone
+python scripts/audit.py model=sd15 adapter=lora_text adapter.path=outputs/released
+"""
+
+import argparse
+from pathlib import Path
+
+from fairdiff.cli import fail
+from fairdiff.errors import FairDiffError
+from fairdiff.released import convert
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("files", nargs="+", type=Path, metavar="file", help="*.pth as released")
+    parser.add_argument("folder", type=Path, help="to be made")
+    args = parser.parse_args(argv)
+    try:
+        about = convert(args.files, args.folder)
+    except (FairDiffError, OSError) as error:
+        fail(error)
+    print(f"{args.folder}: {about['options']}")
+
+
+if __name__ == "__main__":
+    main()
