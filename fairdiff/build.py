@@ -209,7 +209,7 @@ def frozen_key(config: Config, model: DiffusionModel, judges: Judges) -> str:
 
 def compared_pictures(config: Config) -> int:
     """How many pictures of a batch have an original to be compared with."""
-    return math.ceil(config.loss.originals * config.global_batch)
+    return math.ceil(round(config.loss.originals * config.global_batch, 9))
 
 
 def build_trainee(config: Config, model: DiffusionModel, judges: Judges) -> Trainee:

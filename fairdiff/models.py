@@ -185,6 +185,12 @@ def load_model(path: str | Path, padding: str = "max_length", device: str = "cpu
 def _unlike_stable_diffusion(model: DiffusionModel) -> str:
     """Why a model that loads cannot be sampled from a prompt alone, "" if it can."""
     unet, channels = model.unet.config, model.vae.config.latent_channels
+    if model.vae.config.latents_mean is not None or model.vae.config.latents_std is not None:
+        return "its VAE shifts and scales each latent channel by itself (latents_mean, latents_std)"
+    if unet.time_cond_proj_dim:
+        return "its U-Net is conditioned on the guidance scale (time_cond_proj_dim)"
+    if not model.scheduler.config.get("beta_schedule"):
+        return f"its scheduler {type(model.scheduler).__name__} names no beta_schedule"
     width = sum(encoder.config.hidden_size for encoder in model.text_encoders)
     if (unet.in_channels, unet.out_channels) != (channels, channels):
         return f"its U-Net has {unet.in_channels} channels in and {unet.out_channels} out, its VAE {channels}"

@@ -39,11 +39,7 @@ class Originals:
 
     def get(self, prompt: str, indices: list[int], steps: int) -> dict[str, Tensor]:
         """Features `feature.<i>`, `box` [B, 4], `found`, `probs.<attribute>` and `face` of the given pool indices."""
-        key = hashlib.sha256(f"{steps}|{prompt}".encode()).hexdigest()[:24]
-        path = self.folder / f"{key}.safetensors" if self.folder else None
-        if key not in self.rows:
-            self.rows[key] = _read(path)
-        known = self.rows[key]
+        known, path = self._known(prompt, steps)
         missing = sorted({self.made_with(i) for i in indices if i not in known}, key=lambda block: block[0])
         for block in map(list, missing):
             made = self.measure(self.generate(prompt, block, steps))
@@ -52,6 +48,19 @@ class Originals:
         if missing:
             _write(path, known)
         return {name: torch.stack([known[i][name] for i in indices]).to(self.device) for name in known[indices[0]]}
+
+    def _known(self, prompt: str, steps: int) -> tuple[dict[int, dict[str, Tensor]], Path | None]:
+        """The rows there are of a prompt, and where they are kept."""
+        key = hashlib.sha256(f"{steps}|{prompt}".encode()).hexdigest()[:24]
+        path = self.folder / f"{key}.safetensors" if self.folder else None
+        if key not in self.rows:
+            self.rows[key] = _read(path)
+        return self.rows[key], path
+
+    @property
+    def share(self) -> float:
+        """Of a block, that is compared."""
+        return (self.compared or self.block) / self.block
 
     def made_with(self, index: int) -> range:
         """Which pool indices are made at once with this one: always the same, so no row depends on what was asked before."""
@@ -66,12 +75,13 @@ class Originals:
         over all (Horvitz and Thompson 1952), and a fixed part of the pool is all that is ever painted.
         """
         first = self.compared or self.block
-        has_B = torch.tensor([i % self.block < first for i in indices])
-        rows = self.get(prompt, [i for i in indices if i % self.block < first] or [0], steps)
+        inside = [i for i in indices if i % self.block < first]
+        has_B = torch.tensor([i in inside for i in indices])
+        rows = self.get(prompt, inside or [next(iter(self._known(prompt, steps)[0]), 0)], steps)
         spread = {name: t.new_zeros(len(indices), *t.shape[1:]) for name, t in rows.items()}
         for name, table in spread.items():
             table[has_B.to(table.device)] = rows[name][: int(has_B.sum())]
-        return spread, (has_B * (self.block / first)).to(self.device)
+        return spread, (has_B / self.share).to(self.device)
 
     def shares(self, prompt: str, pool: int, steps: int, attributes: tuple[str, ...]) -> np.ndarray | None:
         """The frozen model's own joint shares [K1, K2, ...] for a prompt; None if no picture of the pool shows a face.

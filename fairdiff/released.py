@@ -2,7 +2,8 @@
 
 Their files are flat dicts of float32 tensors (github.com/sail-sg/finetune-fair-diffusion, Shen et al., ICLR 2024):
 LoRA of the text encoder or the U-Net without an alpha, so of scale 1, or the soft tokens beside a copy of the model's
-position embeddings. They stand for Stable Diffusion 1.5 with prompts that are not padded and guidance 7.5.
+position embeddings. They stand for Stable Diffusion 1.5 with prompts that are not padded and guidance 7.5. (The soft
+tokens were trained beside an unconditional text without a mask, which `model.padding=longest` masks, as LoRA was.)
 """
 
 import re
@@ -68,6 +69,9 @@ def read_released(file: Path) -> tuple[str, dict[str, Tensor]]:
         raise FairDiffError(f"{file}: cannot read it without running code: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise FairDiffError(f"{file}: holds no flat dict of tensors")
+    for key, value in state.items():
+        if not isinstance(key, str) or not value.isfinite().all():
+            raise FairDiffError(f"{file}: {key!r} is no name, or what it names is not finite")
     if "token_embedding.weight" in state and set(state) <= PREFIX_KEYS:
         rows = state["token_embedding.weight"]
         if rows.ndim != 2 or len(rows) < 2:
@@ -77,6 +81,7 @@ def read_released(file: Path) -> tuple[str, dict[str, Tensor]]:
         found = {key: pattern.fullmatch(key) for key in state}
         if any(found.values()):
             other = [key for key, match in found.items() if match is None]
+            other += [key for key, match in found.items() if match and state[key].ndim != 2]
             if other:
                 raise FairDiffError(f"{file}: {len(other)} keys are none of {name}'s LoRA, the first is {other[0]}")
             return name, {rename(match): state[key].float().contiguous() for key, match in found.items()}

@@ -168,7 +168,7 @@ def training_step(trainee: Trainee, batch: Batch) -> StepResult:
         return result
 
     result.terms, parts = term_gradients(trainee, seen, whole, counts)  # 3
-    total = add_up(parts, trainee.balance, result)
+    total = add_up(parts, trainee.balance, result, trainee.originals.share)
     if total is None:
         return result
     pairs = zip(latents, total.split(method.decode_batch), strict=True)
@@ -237,9 +237,16 @@ def batch_terms(trainee: Trainee, now: Seen, part: Part, counts: Counts) -> dict
     return values
 
 
-def add_up(parts: dict[str, Tensor], balance: Balance | None, result: StepResult) -> Tensor | None:
-    """sum_k f_k w_k dL_k/dx, its shares noted in `result`; None if there is nothing to learn or it is not finite."""
-    norms = {name: float(part.norm()) for name, part in parts.items()}
+def add_up(
+    parts: dict[str, Tensor], balance: Balance | None, result: StepResult, compared: float = 1.0
+) -> Tensor | None:
+    """sum_k f_k w_k dL_k/dx, its shares noted in `result`; None if there is nothing to learn or it is not finite.
+
+    compared: the share s of pictures that have an original. Weighed by 1 / s, the gradients of so many pictures have a norm
+    larger by 1 / sqrt(s) than all of them would have, which is taken out of the norms.
+    """
+    factor = {"align": 1.0, "image": compared**0.5, "face": compared**0.5}
+    norms = {name: factor[name] * float(part.norm()) for name, part in parts.items()}
     if not np.isfinite(list(norms.values())).all():
         result.trouble = "the gradient at the pictures is not finite"
     if not parts or result.trouble:

@@ -93,7 +93,7 @@ def test_released_soft_tokens_lose_their_dummy_row(tiny_folder, tmp_path):
 
 
 def test_the_released_names_are_the_layers_of_stable_diffusion(tmp_path):
-    """144 and 256 tensors, each of them a factor of a layer that LoRA is on here, at SD 1.5's size."""
+    """144 and 256 tensors, each a factor of a layer that LoRA is on here, at SD 1.5's size."""
     with torch.device("meta"):
         modules = {"text_encoder": CLIPTextModel(CLIPTextConfig(**TEXT)), "unet": UNet2DConditionModel(**UNET)}
     blocks = [f"text_model.encoder.layers.{i}" for i in range(12)]
@@ -108,7 +108,7 @@ def test_the_released_names_are_the_layers_of_stable_diffusion(tmp_path):
     }
     assert [len(names[part]) for part in FILES] == [144, 256]
     for part, ends in (("text_encoder", TEXT_LAYERS), ("unet", UNET_LAYERS)):
-        torch.save({name: torch.zeros(1) for name in names[part]}, tmp_path / FILES[part])
+        torch.save({name: torch.zeros(1, 1) for name in names[part]}, tmp_path / FILES[part])
         found, factors = read_released(tmp_path / FILES[part])
         layers = {name for name, _ in modules[part].named_modules() if name.endswith(tuple(f".{e}" for e in ends))}
         wanted = {f"{layer}.{f}.weight" for layer in layers for f in ("lora_A", "lora_B")}
@@ -132,6 +132,9 @@ LAYER = "text_model.encoder.layers.0.mlp.fc1.lora_linear_layer"
         ({f"{LAYER}.up.weight": torch.zeros(4, 2), "x": torch.zeros(1)}, "1 keys are none of text_encoder's LoRA, .* x$"),
         ({f"{LAYER}.up.weight": torch.zeros(4, 2)}, "fc1.lora_B.weight has no .*fc1.lora_A.weight"),
         ({f"{LAYER}.up.weight": torch.zeros(4, 2), f"{LAYER}.down.weight": torch.zeros(3, 4)}, r"ranks \[2, 3\]"),
+        ({f"{LAYER}.up.weight": torch.zeros(4)}, f"1 keys are none of text_encoder's LoRA, the first is {LAYER}"),
+        ({f"{LAYER}.up.weight": torch.full((4, 2), torch.nan)}, "is not finite"),
+        ({3: torch.zeros(1)}, "3 is no name"),
         ({"token_embedding.weight": torch.zeros(1, 4)}, r"is \(1, 4\), allowed: a dummy row and tokens"),
     ],
 )

@@ -7,7 +7,13 @@ import sys
 import pytest
 import torch
 from conftest import tiny_tokenizer
-from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    EDMDPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from test_main_job import launch
 from test_sampling import factorised, literal
 from tiny import composed, make_trainee
@@ -49,8 +55,8 @@ def xl_folder(tmp_path_factory):
         block_out_channels=(8, 8, 8), down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3, layers_per_block=1, norm_num_groups=4, sample_size=16,
     )  # fmt: skip
-    scheduler = DPMSolverMultistepScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1
+    scheduler = EulerDiscreteScheduler(  # as released
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, timestep_spacing="leading"
     )
     StableDiffusionXLPipeline(
         vae, CLIPTextModel(text(8, size - 1)), CLIPTextModelWithProjection(text(16, 2)),  # 2: as the released one says
@@ -181,14 +187,31 @@ def test_what_it_cannot_do_is_one_line(xl_folder, overrides, says):
     assert "\n" not in str(caught.value)
 
 
-def test_a_u_net_that_reads_another_pooled_text_is_refused(xl_folder, tmp_path):
+@pytest.mark.parametrize(
+    "component,changes,says",
+    [
+        ("unet", {"projection_class_embeddings_input_dim": 58}, "reads pooled texts of width 10, its text encoder writes 12"),
+        ("unet", {"time_cond_proj_dim": 8}, "guidance scale"),
+        ("vae", {"latents_mean": [0.1] * 4, "latents_std": [2.0] * 4}, "latents_mean"),
+        ("scheduler", {}, "EDMDPMSolverMultistepScheduler names no beta_schedule"),
+    ],
+)
+def test_others_of_its_kind_that_would_be_painted_wrongly_are_refused(xl_folder, tmp_path, component, changes, says):
     shutil.copytree(xl_folder, tmp_path / "model")
-    path = tmp_path / "model" / "unet"
-    unet = UNet2DConditionModel.from_pretrained(path)
-    unet = UNet2DConditionModel.from_config(dict(unet.config) | {"projection_class_embeddings_input_dim": 10 + 6 * 8})
-    unet.save_pretrained(path)
-    with pytest.raises(FairDiffError, match="reads pooled texts of width 10, its text encoder writes 12"):
+    if component == "unet":
+        config = UNet2DConditionModel.load_config(xl_folder / "unet")
+        UNet2DConditionModel.from_config({**config, **changes}).save_pretrained(tmp_path / "model" / "unet")
+    elif component == "vae":
+        file = tmp_path / "model" / "vae" / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    else:
+        EDMDPMSolverMultistepScheduler().save_pretrained(tmp_path / "model" / "scheduler")
+        index = json.loads((xl_folder / "model_index.json").read_text())
+        index["scheduler"] = ["diffusers", "EDMDPMSolverMultistepScheduler"]
+        (tmp_path / "model" / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(FairDiffError, match=says) as caught:
         load_model(tmp_path / "model")
+    assert "\n" not in str(caught.value)
 
 
 def test_train_py_trains_audits_and_saves_what_the_plain_pipeline_loads(xl_folder, tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
 """Laws of the terms in a step: apart at the pictures they are the whole loss's gradient, shares, weight 0, balance."""
 
+import copy
+
 import pytest
 import torch
 from tiny import TinyEncoder, make_trainee
@@ -11,7 +13,7 @@ from fairdiff.balance import Balance
 from fairdiff.losses import Damping, preservation_loss
 from fairdiff.models import load_model
 from fairdiff.sampling import Guidance, initial_noise, sample
-from fairdiff.step import Batch, training_step
+from fairdiff.step import Batch, StepResult, training_step
 from fairdiff.targets import Target
 from fairdiff.terms import Counts, Part
 
@@ -86,6 +88,24 @@ def test_shares_of_the_gradient_sum_to_one_and_follow_the_weights(tiny_folder):
     assert sum(one.values()) == pytest.approx(1) and min(one.values()) > 0
     assert three["image"] / three["align"] == pytest.approx(3 * one["image"] / one["align"], rel=1e-4)
     assert three["face"] / three["align"] == pytest.approx(one["face"] / one["align"], rel=1e-4)
+
+
+@pytest.mark.parametrize("balance", [None, Balance({"align": 0.6, "image": 0.4})])
+def test_a_share_of_the_pictures_stands_for_all_in_shares_and_balance(balance):
+    """Eight pictures of gradient norm 1: two of them weighed four times have a norm twice that of all eight."""
+    align = torch.zeros(8, 12)  # apart from the other term, so that what each adds to the sum is its own
+    align[:, 0] = 1
+    whole = torch.randn(8, 12, generator=torch.Generator().manual_seed(0))
+    whole[:, 0] = 0
+    whole = torch.nn.functional.normalize(whole)
+    part = torch.cat([4 * whole[:2], torch.zeros(6, 12)])
+    shares, added = [], []
+    for image, compared in ((whole, 1.0), (part, 0.25)):
+        result = StepResult({}, {}, 0, 0)
+        total = step.add_up({"align": align, "image": image}, copy.deepcopy(balance), result, compared)
+        shares.append(result.grad_share)
+        added.append([(total[:, 0] / align[:, 0])[0].item(), (total[:2, 1:].norm() / image[:2].norm()).item()])
+    assert shares[0] == pytest.approx(shares[1]) and added[0] == pytest.approx(added[1])
 
 
 class Finds(WholeImage):

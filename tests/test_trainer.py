@@ -172,6 +172,7 @@ def test_a_share_of_the_originals_is_painted_and_weighs_for_all(tiny_folder):
         assert not table[~has_B].any()
     everything, ones = whole.sampled_rows(PROMPTS[0].text, pool, 3)
     assert ones.tolist() == [1] * 8 and all(torch.equal(everything[name], known[name]) for name in known)
+    assert part.share == 0.75 and whole.share == 1
     nothing, zeros = part.sampled_rows(PROMPTS[0].text, [3, 7], 3)
     assert zeros.tolist() == [0, 0] and nothing["found"].shape == (2,) and part.sampled == 6
     later = part.get(PROMPTS[0].text, [7, 6], 3)  # what validations and shares of the model's own ask for

@@ -95,6 +95,11 @@ class Config:
             raise FairDiffError(
                 f"noise_pool: found {self.noise_pool}, allowed: at least global_batch = {self.global_batch}"
             )
+        if self.loss.originals < 1 and self.noise_pool % self.global_batch:  # the rest would not have this share
+            raise FairDiffError(
+                f"noise_pool: found {self.noise_pool}, allowed with loss.originals = {self.loss.originals:g}: "
+                f"a multiple of global_batch = {self.global_batch}"
+            )
         _check_lengths(self)
         if not self.attributes:
             raise FairDiffError("attribute: found [], allowed: one or more of gender, race, age or your own")

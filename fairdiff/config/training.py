@@ -135,7 +135,7 @@ class LossConfig:
     is not exact. class_weights: whether a label weighs in align by how rare its class shall be, see
     `Target.class_weights`; false is the paper's plain cross-entropy, which passes targets that are not uniform.
     originals: the share of a batch whose pictures are compared with the frozen model's, in image and face; what is not
-    compared need not be painted, a third and more of a step's cost where prompts are met once.
+    compared need not be painted, a third of a step's U-Net evaluations where prompts are met once.
     confident_class: how sure of the original's class the judge must be for its face to be kept as it is.
     balance: the share of the gradient that each weighted term shall hold; the weights then only set the size of the
     whole.
@@ -160,6 +160,8 @@ class LossConfig:
             raise FairDiffError(f"loss.confidence: found {self.confidence}, allowed: [0.5, 1)")
         if not 0 < self.originals <= 1:
             raise FairDiffError(f"loss.originals: found {self.originals}, allowed: (0, 1]")
+        if self.originals < 1 and not self.align:  # a batch may have none that is compared, and then has nothing to learn
+            raise FairDiffError(f"loss.originals: found {self.originals:g} without loss.align, allowed: 1")
         positive("loss.draws", self.draws)
         shares, weighted = self.balance.shares, [name for name in ("align", "image", "face") if asdict(self)[name]]
         if shares and set(shares) != set(weighted):
