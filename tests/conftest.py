@@ -1,6 +1,5 @@
 """A real, tiny Stable Diffusion with random weights: the same classes as any other, small enough for the laws."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -11,24 +10,15 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from tiny import tiny_tokenizer
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from fairdiff.models import DiffusionModel, load_model
-
-WORDS = "a photo of the face nurse carpenter person chef , woman man".split()
 
 
 @pytest.fixture(autouse=True)
 def one_thread():
     torch.set_num_threads(1)
-
-
-def tiny_tokenizer(folder: Path) -> CLIPTokenizer:
-    letters = sorted({c for w in WORDS for c in w} | set("abcdefghijklmnopqrstuvwxyz"))
-    vocab = letters + [c + "</w>" for c in letters] + ["<|startoftext|>", "<|endoftext|>"]
-    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(vocab)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=40)
 
 
 @pytest.fixture(scope="session")

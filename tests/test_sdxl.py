@@ -6,7 +6,6 @@ import sys
 
 import pytest
 import torch
-from conftest import tiny_tokenizer
 from diffusers import (
     AutoencoderKL,
     EDMDPMSolverMultistepScheduler,
@@ -16,7 +15,7 @@ from diffusers import (
 )
 from test_main_job import launch
 from test_sampling import factorised, literal
-from tiny import composed, make_trainee
+from tiny import composed, make_trainee, tiny_tokenizer
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from fairdiff import build

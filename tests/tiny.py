@@ -1,9 +1,13 @@
 """Tiny real judges for the training tests: a convolutional classifier and a pixel encoder, both differentiable."""
 
+import json
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
 from torch import nn
+from transformers import CLIPTokenizer
 
 from classifiers.attributes import MEAN, STD
 from classifiers.detect import WholeImage
@@ -26,6 +30,7 @@ CONVNEXT = {
     "mean": list(MEAN),
     "std": list(STD),
 }  # of a judge or an embedder, less its outputs
+WORDS = "a photo of the face nurse carpenter person chef , woman man".split()
 CLASSES = {"gender": ("female", "male"), "race": ("White", "Black", "Indian", "Asian")}
 
 
@@ -66,6 +71,15 @@ class NoFaces(WholeImage):
 
     def __call__(self, image_BCHW):
         return Boxes.none(image_BCHW)
+
+
+def tiny_tokenizer(folder: Path) -> CLIPTokenizer:
+    """Byte pairs without merges: every letter is a token."""
+    letters = sorted({c for w in WORDS for c in w} | set("abcdefghijklmnopqrstuvwxyz"))
+    vocab = letters + [c + "</w>" for c in letters] + ["<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(vocab)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=40)
 
 
 def composed(*overrides: str) -> Config:
