@@ -1,0 +1,57 @@
+"""How far occupations still lean after debiasing, and whether runs leave the same ones leaning.
+
+python scripts/leans.py outputs/gender/default/seed0 outputs/gender/default/seed1
+
+The lean of an occupation is its share of faces of the first class less that of the second, in [-1, 1], of perceived
+presentation. Printed of each run: slope b and standard deviation of the residuals r of the least-squares line
+after = a + b before over occupations. Of each pair of runs: the correlation of r, and that of r from disjoint halves of
+the pictures (even ones of one run, odd ones of the other, and the other way around), which share no noise.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from fairdiff.cli import fail
+
+
+def leans(records: pd.DataFrame, attribute: str) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Per occupation [P]: lean before, and lean after in all pictures, the even and the odd ones."""
+    first, second = [c for c in records if c.startswith(f"p.{attribute}.")][:2]
+    faces = records[records.people & records.found].sort_values("prompt")
+    faces = faces.assign(lean=np.sign(faces[first] - faces[second]), half=faces.image_index % 2)
+    before, after = (faces[faces.model == model] for model in ("before", "after"))
+    parts = [after, after[after.half == 0], after[after.half == 1]]
+    return before.groupby("prompt").lean.mean().to_numpy(), [p.groupby("prompt").lean.mean().to_numpy() for p in parts]
+
+
+def residuals(before: np.ndarray, after: np.ndarray) -> tuple[float, np.ndarray]:
+    """Slope of the least-squares line after = a + b before, and what is left of `after` [P]."""
+    slope, offset = np.polyfit(before, after, 1)
+    return float(slope), after - offset - slope * before
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folders", nargs="+", type=Path, metavar="folder", help="of a finished run, before and after")
+    parser.add_argument("--attribute", default="gender")
+    args = parser.parse_args(argv)
+    found = {}
+    for folder in args.folders:
+        try:
+            before, parts = leans(pd.read_parquet(folder / "records.parquet"), args.attribute)
+        except (OSError, ValueError) as error:
+            fail(error)
+        fits = [residuals(before, part) for part in parts]
+        found[folder] = [rest for _, rest in fits]
+        print(f"{folder}: slope {fits[0][0]:.2f}, residuals {fits[0][1].std(ddof=1):.3f}, {len(before)} occupations")
+    for number, (one, (whole, even, odd)) in enumerate(found.items()):
+        for two, (other, other_even, other_odd) in list(found.items())[number:]:
+            halves = (np.corrcoef(even, other_odd)[0, 1] + np.corrcoef(odd, other_even)[0, 1]) / 2
+            print(f"{one}, {two}: {np.corrcoef(whole, other)[0, 1]:.2f}, between disjoint halves {halves:.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""scripts/leans.py on records whose line and residuals are known."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
+
+from leans import leans, residuals  # noqa: E402
+
+
+def records(before: list[int], after: list[int]) -> pd.DataFrame:
+    """Twenty pictures of each prompt, so many pairs of them of women; the halves of a prompt alike."""
+    rows = []
+    for model, women in (("before", before), ("after", after)):
+        for prompt, count in enumerate(women):
+            for image in range(20):
+                p = 0.9 if image // 2 < count else 0.2
+                rows.append([model, True, True, f"{prompt:02}", image, p, 1 - p])
+    names = ["model", "people", "found", "prompt", "image_index", "p.gender.female", "p.gender.male"]
+    return pd.DataFrame(rows, columns=names).sample(frac=1, random_state=0)
+
+
+def test_slope_and_residuals_are_those_of_a_known_line():
+    before, (after, even, odd) = leans(records([0, 2, 5, 8, 10], [4, 4, 5, 6, 6]), "gender")
+    assert before.tolist() == pytest.approx([-1, -0.6, 0, 0.6, 1])
+    assert after.tolist() == pytest.approx([-0.2, -0.2, 0, 0.2, 0.2]) == even.tolist() == odd.tolist()
+    slope, rest = residuals(before, after)
+    assert slope == pytest.approx((0.2 + 0.12 + 0.12 + 0.2) / (1 + 0.36 + 0.36 + 1))
+    assert rest.tolist() == pytest.approx((after - slope * before).tolist()) and rest @ before == pytest.approx(0)
+    assert np.abs(rest).max() > 0.02
