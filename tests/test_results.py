@@ -97,8 +97,10 @@ def audit(values: list[float], families: list[str] | None = None, dtype: str = "
             {"family": f, "bias": {"value": b, "floor": 0.1}, "target": {"total_variation": b and b / 2, "floor": 0.05}}
             for b, f in zip(biases, families, strict=True)
         ]
-        axis = {"bias": {"mean": mean, "floor": 0.1}, "target": {"asked": True}, "shares": {}, "per_prompt": per_prompt}
-        scalars = {"no_face": {"rate": 0.25}, "clip_i": {"mean": 0.9}, "dino": {"mean": None}}
+        bias = {"mean": mean, "ci95": [0, 1], "floor": 0.1}
+        axis = {"bias": bias, "target": {"asked": True}, "shares": {}, "per_prompt": per_prompt}
+        scalars = {"no_face": {"rate": 0.25, "ci95": [0.2, 0.3]}, "dino": {"mean": None, "ci95": None}}
+        scalars["clip_i"] = {"mean": 0.9, "ci95": [0.8, 0.8 + mean / 4]}
         return {"attributes": {"gender": axis, "race": axis | {"target": {"asked": False}}}, "joint": {}} | scalars
 
     return {
@@ -106,8 +108,8 @@ def audit(values: list[float], families: list[str] | None = None, dtype: str = "
         "provenance": {"seed": 1, "sampling_dtype": dtype, "target": "gender: female 0.5, male 0.5", "hashes": {}},
         "families": {family: families.count(family) for family in families},
         "models": {"before": model([1.0] * len(values)), "after": model(values)},
-        "paired": {"clip_t": {"difference": -0.0125}},
-        "unrelated": {"ratio": {"value": 0.2}, "false_face": {}}, "records": "much more",
+        "paired": {"clip_t": {"difference": -0.0125, "ci95": [-0.02, 0.001]}},
+        "unrelated": {"ratio": {"value": 0.2, "ci95": [0.1, 1.5]}, "false_face": {}}, "records": "much more",
     }  # fmt: skip
 
 
@@ -121,9 +123,11 @@ def test_the_page_averages_seeds_and_says_what_is_missing(tmp_path):
         keep_record(run, tmp_path / "runs", tmp_path / "records")
     write_page(runs, tmp_path / "records", tmp_path / "results.md")
     text = (tmp_path / "results.md").read_text()
-    row = next(line for line in text.splitlines() if line.startswith("| gender | 2 of 3"))
-    assert "1.000 → .400 ± .141 [" in row  # means .3 and .5
-    assert "| 25.0% | −.013 ± .000 | .900 ± .000 | – | .200 ± .000 |" in row
+    row, kept = (line for line in text.splitlines() if line.startswith("| gender | 2"))
+    assert row.startswith("| gender | 2 of 3 | 3 × 60 | 1.000 → .400 ± .141 [")  # means .3 and .5
+    # CLIP-I: intervals to .875 and .925
+    held = ["25.0% ± 0.0% [20.0%, 30.0%]", "−.013 ± .000 [−.020, +.001]", ".900 ± .000 [.800, .900]", "–"]
+    assert kept == f"| gender | {' | '.join(held)} | .200 ± .000 [.100, 1.500] |"
     assert "No record: race." in text and "`python train.py experiment=gender`" in text
     assert "Floors: gender .100" in text
     runs[0].audit(tmp_path / "runs").write_text(json.dumps(audit([0.2, 0.4, none], dtype="float32")))

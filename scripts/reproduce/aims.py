@@ -6,22 +6,21 @@ from dataclasses import dataclass
 import numpy as np
 
 from fairdiff.audit.intervals import mean_interval
-from reproduce.numbers import entry, excess, number, per_prompt, percent
+from reproduce.numbers import entry, excess, mean_interval_of, number, per_prompt, percent, signed
 
 Audits = dict[tuple[str, str], list[dict]]  # of (group, run), one a seed
 
 
 @dataclass(frozen=True)
 class Found:
-    """A measured number with its interval over prompts where there is one, and how it is written."""
+    """A measured number with its interval over prompts, and how it is written."""
 
     value: float
-    interval: tuple[float, float] | None
+    interval: tuple[float, float]
     show: Callable[[float], str] = number
 
     def __str__(self) -> str:
-        interval = f" [{', '.join(map(self.show, self.interval))}]" if self.interval else ""
-        return self.show(self.value) + interval
+        return f"{self.show(self.value)} [{', '.join(map(self.show, self.interval))}]"
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Aim:
             return None
         found = self.find(*needed)
         verdict = "yes" if self.low <= found.value <= self.high else "no"
-        if verdict == "no" and found.interval and found.interval[0] <= self.high and found.interval[1] >= self.low:
+        if verdict == "no" and found.interval[0] <= self.high and found.interval[1] >= self.low:
             verdict = "its interval does"
         return f"| {self.run} | {self.what} | {self.says} | {found} | {len(needed[0])} | {verdict} |"
 
@@ -68,14 +67,15 @@ def more_than(axis: str) -> Callable[[list[dict], list[dict]], Found]:
     def find(audits: list[dict], others: list[dict]) -> Found:
         mine, theirs = (per_prompt([entry(a, "after")[axis] for a in some]) for some in (audits, others))
         difference = mine - theirs
-        return _with_interval(float(np.nanmean(difference)), difference, audits, lambda x: number(x, sign=True))
+        return _with_interval(float(np.nanmean(difference)), difference, audits, signed)
 
     return find
 
 
 def share(axis: str, cls: str) -> Callable[[list[dict]], Found]:
     def find(audits: list[dict]) -> Found:
-        return Found(float(np.mean([entry(a, "after")[axis]["shares"][cls]["share"] for a in audits])), None)
+        shares = [entry(a, "after")[axis]["shares"][cls] for a in audits]
+        return Found(float(np.mean([s["share"] for s in shares])), mean_interval_of(shares))
 
     return find
 

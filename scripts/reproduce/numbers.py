@@ -1,5 +1,6 @@
 """Numbers of one run's records over its seeds, and how the page writes them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,20 +57,39 @@ def number(value: float, sign: bool = False) -> str:
     return text.replace("0.", ".", 1).replace("-", "−")
 
 
-def percent(value: float) -> str:
-    return f"{round(value, 2) + 0.0:.0%}".replace("-", "−")
+def signed(value: float) -> str:
+    return number(value, sign=True)
 
 
-def seeds_mean(values: list[float | None], sign: bool = False) -> str:
+def percent(value: float, digits: int = 0) -> str:
+    return f"{round(value, 2 + digits) + 0.0:.{digits}%}".replace("-", "−")
+
+
+def seeds_mean(values: list[float], write: Callable[[float], str] = number) -> str:
     """Mean over seeds ± their standard deviation."""
-    known = [value for value in values if value is not None]
-    if not known:
-        return "–"
-    spread = f" ± {number(float(np.std(known, ddof=1)))}" if len(known) > 1 else ""
-    return number(float(np.mean(known)), sign) + spread
+    spread = f" ± {write(float(np.std(values, ddof=1))).lstrip('+')}" if len(values) > 1 else ""
+    return write(float(np.mean(values))) + spread
 
 
 def seeds_spread(means: list[float], prompts: np.ndarray, seed: int) -> str:
     """Mean over seeds, its interval over prompts; with the audit's own seed one run's interval is its report's."""
     low, high = mean_interval(prompts[~np.isnan(prompts)], seed=seed)
     return f"{seeds_mean(means)} [{number(low)}, {number(high)}]"
+
+
+def mean_interval_of(entries: list[dict]) -> tuple[float, float]:
+    """The mean of the intervals `ci95` of several seeds.
+
+    Audits of several seeds ask the same prompts, so their intervals share the scatter between prompts, and each has its
+    own scatter of pictures: their mean is no narrower than an interval of the mean over seeds.
+    """
+    low, high = np.mean([e["ci95"] for e in entries], axis=0)
+    return float(low), float(high)
+
+
+def seeds_interval(entries: list[dict], key: str, write: Callable[[float], str] = number) -> str:
+    """Mean over seeds of entries {key, ci95} ± their spread, and the mean of their intervals."""
+    known = [e for e in entries if e[key] is not None]
+    if not known:
+        return "–"
+    return f"{seeds_mean([e[key] for e in known], write)} [{', '.join(map(write, mean_interval_of(known)))}]"

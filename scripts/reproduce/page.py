@@ -4,11 +4,10 @@ import shlex
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import numpy as np
 
 from fairdiff.files import write_text
 from reproduce.aims import aims_table
-from reproduce.numbers import entry, excess, number, per_prompt, seeds_mean, seeds_spread
+from reproduce.numbers import entry, excess, number, per_prompt, percent, seeds_interval, seeds_spread, signed
 from reproduce.plan import GROUPS, Run
 from reproduce.records import AXES, read_records
 
@@ -22,8 +21,9 @@ weights of the losses are this model's (`conf/adapter`, `conf/model/portraits.ya
 without people among several kinds.
 
 Bias is the paper's: 2 / (K (K - 1)) sum |f_i - f_j| per prompt, then the mean over prompts. Its floor is what a perfectly
-fair generator shows at that number of pictures. [low, high]: 95 % interval over prompts, of each prompt's mean over
-seeds; ±: standard deviation over seeds. "Moved": how far pictures without people moved, as a part of the distance
+fair generator shows at that number of pictures. [low, high]: 95 % interval over prompts (no face: Wilson's over all
+pictures), of biases that of each prompt's mean over seeds, of others the mean of the seeds' intervals; ±: standard
+deviation over seeds. "Old": mean share. "Moved": how far six pictures without people moved, as a part of the distance
 between two seeds. CLIP-T is a difference, after minus before. Without `model.sampling_dtype=float32` a command sampled in
 bfloat16, as it does by itself on processors that have it. No record: not measured yet.
 """
@@ -68,16 +68,22 @@ def write_page(runs: list[Run], records: Path, page: Path) -> None:
 
 
 def _table(found: dict[str, list[dict]], planned: dict[str, int]) -> list[str]:
-    head = ["run", "seeds", "prompts × pictures", *(f"{axis} bias" for axis in AXES)]
-    head += ["old", "no face", "CLIP-T", "CLIP-I", "DINO", "moved"]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    lines += ["| " + " | ".join(_row(name, audits, planned[name])) + " |" for name, audits in found.items()]
+    head = ["run", "seeds", "prompts × pictures", *(f"{axis} bias" for axis in AXES), "old"]
+    lines = [_cells(head), "|" + "---|" * len(head)]
+    lines += [_cells(_row(name, audits, planned[name])) for name, audits in found.items()]
     floors = entry(next(iter(found.values()))[0], "before")
     sizes = {a["images_per_prompt"] for audits in found.values() for a in audits}
     if len(sizes) == 1:
         shown = [f"{axis} {number(floors[axis]['bias']['floor'])}" for axis in AXES if axis in floors]
         lines.append(f"\nFloors: {', '.join(shown)}.")
+    head = ["run", "no face", "CLIP-T", "CLIP-I", "DINO", "moved"]
+    lines += ["", _cells(head), "|" + "---|" * len(head)]
+    lines += [_cells(_kept(name, audits)) for name, audits in found.items()]
     return ["\n", "\n".join(lines), "\n"]
+
+
+def _cells(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def _families(found: dict[str, list[dict]]) -> list[str]:
@@ -128,13 +134,21 @@ def _row(name: str, audits: list[dict], planned: int) -> list[str]:
         each = [entry(a, "after")[axis] for a in audits]
         spread = seeds_spread([e["bias"]["mean"] for e in each], per_prompt(each), first["provenance"]["seed"])
         cells.append(f"{number(before[axis]['bias']['mean'])} → {spread}")
-    old = [entry(a, "after")["age"]["shares"]["old"]["share"] for a in audits if "age" in entry(a, "after")]
-    cells.append(seeds_mean(old))
-    cells.append(f"{np.mean([a['models']['after']['no_face']['rate'] for a in audits]):.1%}")
-    cells.append(seeds_mean([a["paired"]["clip_t"]["difference"] for a in audits], sign=True))
-    cells += [seeds_mean([a["models"]["after"][key]["mean"] for a in audits]) for key in ("clip_i", "dino")]
-    cells.append(seeds_mean([a["unrelated"]["ratio"]["value"] for a in audits]))
+    ages = [entry(a, "after").get("age") for a in audits]
+    cells.append(seeds_interval([age["shares"]["old"] for age in ages if age], "share"))
     return cells
+
+
+def _kept(name: str, audits: list[dict]) -> list[str]:
+    """What else may have changed: faces, the match with the prompt, semantics, pictures without people."""
+    after = [a["models"]["after"] for a in audits]
+    return [
+        name,
+        seeds_interval([m["no_face"] for m in after], "rate", lambda rate: percent(rate, digits=1)),
+        seeds_interval([a["paired"]["clip_t"] for a in audits], "difference", signed),
+        *(seeds_interval([m[key] for m in after], "mean") for key in ("clip_i", "dino")),
+        seeds_interval([a["unrelated"]["ratio"] for a in audits], "value"),
+    ]
 
 
 def _figure(found: dict[str, list[dict]], page: Path) -> list[str]:
@@ -142,23 +156,28 @@ def _figure(found: dict[str, list[dict]], page: Path) -> list[str]:
     path = page.parent / "images" / "frontier.png"
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     kinds = list(dict.fromkeys(name.split(",")[0] for name in found))
-    for color, kind in enumerate(kinds):
+    for place, kind in enumerate(kinds):
         for what, style in (("image weight", "o-"), ("scale", "s--")):
-            points = [(name.split()[-1], a[0]) for name, a in found.items() if name.startswith(f"{kind}, {what}")]
-            points.sort(key=lambda point: float(point[0]))
+            points = [(name, a[0]) for name, a in found.items() if name.startswith(f"{kind}, {what}")]
+            points.sort(key=lambda point: float(point[0].split()[-1]))
             if not points:
                 continue
-            x = [a["models"]["after"]["dino"]["mean"] for _, a in points]
-            y = [a["models"]["after"]["attributes"]["gender"]["bias"]["mean"] for _, a in points]
-            axes.plot(x, y, style, color=f"C{color}", label=f"{kind}: {what}", markersize=4)
-            for label, *place in zip((p[0] for p in points), x, y, strict=True):
-                axes.annotate(label, place, fontsize=6, xytext=(3, 3), textcoords="offset points")
+            after = [audit["models"]["after"] for _, audit in points]
+            bias = [entry["attributes"]["gender"]["bias"] for entry in after]
+            x, y = [entry["dino"]["mean"] for entry in after], [b["mean"] for b in bias]
+            color = f"C{place}"
+            axes.vlines(x, *zip(*(b["ci95"] for b in bias), strict=True), color=color, alpha=0.25, linewidth=1)
+            axes.plot(x, y, style, color=color, label=f"{kind}: {what}", markersize=4)
+            for (name, _), *point in zip(points, x, y, strict=True):
+                label = ("×" if what == "scale" else "") + name.split()[-1]
+                axes.annotate(label, point, fontsize=6, xytext=(3, 3), textcoords="offset points")
     before = next(iter(found.values()))[0]["models"]["before"]["attributes"]["gender"]["bias"]
     axes.axhline(before["mean"], color="0.6", linewidth=0.8)
     axes.axhline(before["floor"], color="0.6", linewidth=0.8, linestyle=":")
     axes.set(xlabel="DINO-place similarity to the picture before (same noise)", ylabel="gender bias after")
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(0, 0.93))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     plt.close(figure)
-    return [f"\n![bias against semantics](images/{path.name})\n\n*Lines above and below: before, and the floor.*\n"]
+    said = "*12 test occupations; bars: 95 % intervals over them; lines above and below: before, and the floor.*"
+    return [f"\n![bias against semantics](images/{path.name})\n\n{said}\n"]
