@@ -2,7 +2,7 @@
 
 python scripts/results.py                        all groups; the same command goes on
 python scripts/results.py adapters --seeds 0     one group
-python scripts/results.py --jobs 2               two runs at a time, sooner on two cores: nine hours, by estimate
+python scripts/results.py --jobs 2               two runs at a time, sooner on two cores: eight hours, by estimate
 python scripts/results.py --render               only write the page anew
 
 Each run is one `train.py` or `scripts/audit.py` command, which resumes by itself, reprints what is finished and refuses a
