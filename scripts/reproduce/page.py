@@ -163,8 +163,8 @@ def _figure(found: dict[str, list[dict]], page: Path) -> list[str]:
             if not points:
                 continue
             after = [audit["models"]["after"] for _, audit in points]
-            bias = [entry["attributes"]["gender"]["bias"] for entry in after]
-            x, y = [entry["dino"]["mean"] for entry in after], [b["mean"] for b in bias]
+            bias = [m["attributes"]["gender"]["bias"] for m in after]
+            x, y = [m["dino"]["mean"] for m in after], [b["mean"] for b in bias]
             color = f"C{place}"
             axes.vlines(x, *zip(*(b["ci95"] for b in bias), strict=True), color=color, alpha=0.25, linewidth=1)
             axes.plot(x, y, style, color=color, label=f"{kind}: {what}", markersize=4)
