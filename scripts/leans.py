@@ -9,6 +9,7 @@ the pictures (even ones of one run, odd ones of the other, and the other way aro
 """
 
 import argparse
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,15 @@ from fairdiff.cli import fail
 
 
 def leans(records: pd.DataFrame, attribute: str) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Per occupation [P]: lean before, and lean after in all pictures, the even and the odd ones."""
-    first, second = [c for c in records if c.startswith(f"p.{attribute}.")][:2]
+    """Per occupation [P]: lean before, and lean after in all pictures, the even and the odd ones.
+
+    ValueError unless `attribute` has two classes.
+    """
+    classes = Counter(c.split(".")[1] for c in records if c.startswith("p."))
+    if classes[attribute] != 2:
+        two = ", ".join(a for a, k in classes.items() if k == 2) or "none here"
+        raise ValueError(f"--attribute {attribute}: has {classes[attribute]} classes; allowed, with two: {two}")
+    first, second = (c for c in records if c.startswith(f"p.{attribute}."))
     faces = records[records.people & records.found].sort_values("prompt")
     faces = faces.assign(lean=np.sign(faces[first] - faces[second]), half=faces.image_index % 2)
     before, after = (faces[faces.model == model] for model in ("before", "after"))

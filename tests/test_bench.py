@@ -1,5 +1,6 @@
 """Laws of the benchmark: what is counted is what is computed, the literal reference has our gradient, pages render."""
 
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -245,6 +246,15 @@ def test_time_to_a_bias_is_linear_between_looks():
     assert first_below(history, 0.2, "step") == pytest.approx(18)
     assert first_below(history, 0.2, "seconds") == pytest.approx(36)
     assert first_below(history, 0.05, "step") is None and first_below(history, 0.9, "step") == 0
+
+
+def test_the_command_of_a_measurement_is_the_same_wherever_it_was_written():
+    asked = ["adapter=lora_unet", "part=[ablation]", "ablation=[{type: unit}]"]
+    here, there = ([*asked, f"hydra.run.dir={d}/few", f"report={d}/page.md", f"cache={d}/c"] for d in ("/a", "/b/c"))
+    told = results.command_of(here, "few")
+    assert told == results.command_of(there, "few")
+    assert shlex.split(told) == ["python", "scripts/bench.py", *asked, "hydra.run.dir=outputs/bench/few"]
+    assert results.command_of(asked, "portraits-lora_unet-cpu") == shlex.join(["python", "scripts/bench.py", *asked])
 
 
 def test_the_page_says_what_was_measured_and_what_was_not(tiny_config):

@@ -32,3 +32,10 @@ def test_slope_and_residuals_are_those_of_a_known_line():
     assert slope == pytest.approx((0.2 + 0.12 + 0.12 + 0.2) / (1 + 0.36 + 0.36 + 1))
     assert rest.tolist() == pytest.approx((after - slope * before).tolist()) and rest @ before == pytest.approx(0)
     assert np.abs(rest).max() > 0.02
+
+
+@pytest.mark.parametrize("attribute,found", [("race", "has 3 classes"), ("gneder", "has 0 classes")])
+def test_an_attribute_without_two_classes_is_named_with_those_that_have_them(attribute, found):
+    three = records([1], [1]).assign(**{f"p.race.{k}": 1 / 3 for k in "abc"})
+    with pytest.raises(ValueError, match=f"--attribute {attribute}: {found}; allowed, with two: gender$"):
+        leans(three, attribute)

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
 from benchmark.page import write_page as write_performance  # noqa: E402
-from reproduce.aims import AIMS, Aim, bias, left, more_than  # noqa: E402
+from reproduce.aims import AIMS, Aim, bias, left, more_than, share  # noqa: E402
 from reproduce.page import write_page  # noqa: E402
 from reproduce.plan import ADAPTERS, GROUPS, Run, plan  # noqa: E402
 from reproduce.records import keep_record  # noqa: E402
@@ -192,6 +192,15 @@ def test_aims_average_seeds_and_compare_with_the_run_beside_them_prompt_by_promp
     aim = Aim("experiments", "a", "left", "≤ 40%", float("-inf"), 0.4, left("gender", "bias", "value"))
     # (.25 + .65 + .55 + .15) / 4 = .40, floor .1, before 1: .3 of .9
     assert aim.row(both).startswith("| a | left | ≤ 40% | 33% [") and aim.row(both).endswith("| 2 | yes |")
+
+
+def test_a_share_is_the_mean_of_seeds_and_of_their_intervals():
+    def seed(value, ci):
+        return {"models": {"after": {"attributes": {"age": {"shares": {"old": {"share": value, "ci95": ci}}}}, "joint": {}}}}
+
+    audits = {("experiments", "a"): [seed(0.20, [0.15, 0.25]), seed(0.30, [0.21, 0.37])]}
+    aim = Aim("experiments", "a", "old", ".20 to .24", 0.20, 0.24, share("age", "old"))
+    assert aim.row(audits) == "| a | old | .20 to .24 | .250 [.180, .310] | 2 | its interval does |"
 
 
 def test_every_aim_is_of_a_planned_run():

@@ -48,8 +48,7 @@ def measure(part: str, config: BenchConfig, folder: Path, console: Console) -> N
         console.print(f"{part}: measured {known['conditions']['date']}; resume=false measures anew ({path})")
         return
     console.print(f"{part}: {describe(config)}")
-    command = shlex.join(["python", *sys.argv])
-    about = {"part": part, "key": key, "command": command, "thresholds": config.thresholds}
+    about = {"part": part, "key": key, "command": command_of(sys.argv[1:], folder.name), "thresholds": config.thresholds}
     about |= {"settings": describe(config), "conditions": known["conditions"] if known else conditions(config)}
 
     def keep(result: dict, complete: bool) -> None:
@@ -59,6 +58,13 @@ def measure(part: str, config: BenchConfig, folder: Path, console: Console) -> N
         keep(SHORT[part](config), True)
     else:
         measure_learning(part, config, folder / part / key, keep)
+
+
+def command_of(overrides: list[str], name: str) -> str:
+    """The command of the measurement kept under this name: the same wherever this machine wrote and kept its page."""
+    asked = [o for o in overrides if o.partition("=")[0] not in ("hydra.run.dir", "report", "cache")]
+    placed = [f"hydra.run.dir=outputs/bench/{name}"] if len(asked) < len(overrides) else []
+    return shlex.join(["python", "scripts/bench.py", *asked, *placed])
 
 
 def read(path: Path) -> dict | None:

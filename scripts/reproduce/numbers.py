@@ -52,13 +52,16 @@ def excess(audits: list[dict], axis: str, part: str, key: str, family: str | Non
     return Excess(*means, float(now.mean() / was.mean()), float(low), float(high))
 
 
-def number(value: float, sign: bool = False) -> str:
-    text = f"{value:+.3f}" if sign else f"{value:.3f}"
-    return text.replace("0.", ".", 1).replace("-", "−")
+def number(value: float) -> str:
+    return _short(f"{value:.3f}")
 
 
 def signed(value: float) -> str:
-    return number(value, sign=True)
+    return _short(f"{value:+.3f}")
+
+
+def _short(text: str) -> str:
+    return text.replace("0.", ".", 1).replace("-", "−")
 
 
 def percent(value: float, digits: int = 0) -> str:
