@@ -15,7 +15,10 @@ from classifiers.types import Boxes, Classifier, Detector, Faces
 
 @dataclass
 class Judges:
-    """The frozen networks of training. `encoders` preserve semantics; `embedder` and `bank` serve face realism."""
+    """The frozen networks of training. `encoders` preserve semantics; `embedder` and `bank` serve face realism.
+
+    dtype: in which they multiply, the detector apart; weights, pictures and answers are float32 whatever it says.
+    """
 
     detector: Detector
     classifier: Classifier
@@ -24,16 +27,28 @@ class Judges:
     bank: Bank | None
     crop_size: int
     expand: float
+    dtype: torch.dtype = torch.float32
 
     def see(self, image_BCHW: Tensor, boxes: Boxes | None = None) -> "Seen":
         """Detect (unless boxes are given), crop, classify and encode; gradients pass to the image where enabled."""
         boxes = self.detector(image_BCHW) if boxes is None else boxes
         faces = extract(image_BCHW, boxes, self.crop_size, self.expand)
-        return Seen(image_BCHW, faces, self.classifier(faces.crop_FCHW))
+        with self._cast(image_BCHW):
+            logits = self.classifier(faces.crop_FCHW)
+        return Seen(image_BCHW, faces, {name: logits_FK.float() for name, logits_FK in logits.items()})
 
     def features(self, image_BCHW: Tensor) -> list[Tensor]:
         """One L2-normalised [B, D] per preservation encoder."""
-        return [encoder.image(image_BCHW) for encoder in self.encoders]
+        with self._cast(image_BCHW):
+            return [encoder.image(image_BCHW).float() for encoder in self.encoders]
+
+    def embed(self, aligned_FCHW: Tensor) -> Tensor:
+        """L2-normalised [F, D] of aligned faces; there is an embedder."""
+        with self._cast(aligned_FCHW):
+            return self.embedder(aligned_FCHW).float()
+
+    def _cast(self, image_BCHW: Tensor) -> torch.autocast:
+        return torch.autocast(image_BCHW.device.type, torch.bfloat16, enabled=self.dtype != torch.float32)
 
 
 @dataclass

@@ -42,8 +42,8 @@ class Originals:
         known, path = self._known(prompt, steps)
         missing = sorted({self.made_with(i) for i in indices if i not in known}, key=lambda block: block[0])
         for block in map(list, missing):
-            made = self.measure(self.generate(prompt, block, steps))
-            known.update({i: {n: t[row].cpu().clone() for n, t in made.items()} for row, i in enumerate(block)})
+            made = {n: t.cpu() for n, t in self.measure(self.generate(prompt, block, steps)).items()}
+            known.update({i: {n: t[row].clone() for n, t in made.items()} for row, i in enumerate(block)})
             self.sampled += len(block)
         if missing:
             _write(path, known)
@@ -84,9 +84,9 @@ class Originals:
         return spread, (has_B / self.share).to(self.device)
 
     def shares(self, prompt: str, pool: int, steps: int, attributes: tuple[str, ...]) -> np.ndarray | None:
-        """The frozen model's own joint shares [K1, K2, ...] for a prompt; None if no picture of the pool shows a face.
+        """The frozen model's own joint shares [K1, K2, ...] for a prompt; None if none of the first `pool` shows a face.
 
-        The mean over the whole pool of the products of the judge's probabilities, faces only.
+        The mean over these pictures of the products of the judge's probabilities, faces only.
         """
         rows = self.get(prompt, list(range(pool)), steps)
         if not rows["found"].any():
@@ -105,7 +105,7 @@ class Originals:
         out |= {f"probs.{a}": seen.probs_BK(a) for a in seen.logits}
         out |= {"box": seen.box_B4(), "found": seen.faces.found_B}
         if self.judges.embedder is not None:
-            embedding = self.judges.embedder(seen.faces.aligned_FCHW)
+            embedding = self.judges.embed(seen.faces.aligned_FCHW)
             out["face"] = embedding.new_zeros(len(image_BCHW), embedding.shape[1])
             out["face"][seen.faces.row_F] = embedding
         return out

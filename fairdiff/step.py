@@ -219,6 +219,7 @@ def term_gradients(
             values[name] = values.get(name, 0.0) + terms[name].item()
             if weight:
                 grads.setdefault(name, []).append(gradient_at(weight * terms[name], pixels))
+        del now, terms  # else this graph lives until the next one is built
     return values, {name: torch.cat(parts) for name, parts in grads.items()}
 
 

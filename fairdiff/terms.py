@@ -83,8 +83,8 @@ def face_term(judges: Judges, confident_class: float, now: Seen, part: Part, cou
     if not len(row_F):
         return now.image_BCHW.new_zeros(())
     aligned = now.faces.aligned_FCHW
-    embedding = judges.embedder(aligned)
-    mirrored = judges.embedder(aligned.flip(-1))
+    embedding = judges.embed(aligned)
+    mirrored = judges.embed(aligned.flip(-1))
     labels, kept, original = _stack(part, row_F)
     sure = torch.stack([part.originals[f"probs.{a}"][row_F].amax(1) for a in part.labels])
     same = (kept & (labels == original) & (sure >= confident_class)).all(0)

@@ -43,6 +43,31 @@ def test_a_step_in_bfloat16_has_about_the_same_gradient(tiny_folder, kind):
     assert 0 < (exact - rough).norm() / exact.norm() < 0.3
 
 
+def test_judges_multiply_in_the_models_precision_and_answer_in_float32():
+    """Of the embedded ones, with a gradient of its pictures that is about the same."""
+    image = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    found = {}
+    for dtype in ("float32", "bfloat16"):
+        judges = build.build_judges(composed(f"model.dtype={dtype}", "detector=whole"))
+        assert judges.dtype == getattr(torch, dtype)
+        pixels = image.clone().requires_grad_()
+        seen = judges.see(pixels)
+        answers = [seen.logits["gender"], *judges.features(pixels), judges.embed(seen.faces.aligned_FCHW)]
+        assert {a.dtype for a in answers} == {torch.float32}
+        (grad,) = torch.autograd.grad(answers[0][:, 0].sum(), pixels)
+        found[dtype] = [*(a.detach() for a in answers), grad]
+    for exact, rough in zip(found["float32"], found["bfloat16"], strict=True):
+        assert 0 < (exact - rough).norm() / exact.norm() < 0.3
+
+
+def test_photographs_are_trained_on_in_half_precision_where_the_device_has_it(monkeypatch):
+    for able, wanted in (({"avx512_bf16": True}, "bfloat16"), ({}, "float32")):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: able)
+        assert composed("model=sd15", "model.device=cpu").model.dtype == wanted
+        assert composed("model=sdxl", "model.device=cpu", "model.dtype=float32").model.dtype == "float32"
+        assert composed().model.dtype == "float32"
+
+
 @pytest.mark.parametrize(
     "able,wanted",
     [

@@ -1,6 +1,7 @@
 """Laws of the terms in a step: apart at the pictures they are the whole loss's gradient, shares, weight 0, balance."""
 
 import copy
+import weakref
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from fairdiff.balance import Balance
 from fairdiff.losses import Damping, preservation_loss
 from fairdiff.models import load_model
 from fairdiff.sampling import Guidance, initial_noise, sample
-from fairdiff.step import Batch, StepResult, training_step
+from fairdiff.step import Batch, StepResult, batch_terms, training_step
 from fairdiff.targets import Target
 from fairdiff.terms import Counts, Part
 
@@ -164,8 +165,8 @@ def test_a_face_is_pulled_to_its_original_only_where_every_label_is_surely_its_c
     kept = {"gender": torch.ones(5, dtype=torch.bool), "race": torch.tensor([True, True, True, False, True])}
     compared = torch.tensor([1.0, 0.0, 2.0, 3.0, 9.0, 0.5])  # of the pictures; that of the fifth has no face
     term = step.face_term(judges, 0.9, now, Part(original, compared, labels, kept, {}), Counts(6, 5, {}))
-    face = judges.embedder(now.faces.aligned_FCHW)
-    mirrored = judges.embedder(now.faces.aligned_FCHW.flip(-1))
+    face = judges.embed(now.faces.aligned_FCHW)
+    mirrored = judges.embed(now.faces.aligned_FCHW.flip(-1))
     target = judges.bank.nearest(face)
     target[0] = own[0]
     each = 1 - ((face + mirrored) / 2 * target).sum(1)
@@ -204,3 +205,18 @@ def test_a_gradient_that_is_not_finite_is_refused_before_the_replay(tiny_model):
     result = training_step(trainee, batch())
     assert "not finite" in result.trouble and trainee.balance.mass == 0
     assert trainee.adapter.parameters()[0].grad is None
+
+
+def test_one_micro_batchs_graph_is_alive_at_a_time(tiny_model, monkeypatch):
+    alive, made = [], []
+
+    def counted(*args):
+        alive.append(sum(ref() is not None for ref in made))
+        terms = batch_terms(*args)
+        made.extend(weakref.ref(term) for term in terms.values() if term.requires_grad)
+        return terms
+
+    monkeypatch.setattr(step, "batch_terms", counted)
+    trainee = make_trainee(tiny_model, decode_batch=2)
+    assert training_step(trainee, Batch("a nurse", list(range(8)), 3, 0, torch.Generator().manual_seed(0))).kept
+    assert alive == [0, 0, 0, 0] and made

@@ -94,7 +94,7 @@ def test_prompts_without_people_are_trained_among_the_others(tiny_folder, tmp_pa
 
 def test_prompts_without_people_do_not_hide_that_nothing_else_is_learnt(tiny_folder, tmp_path):
     prompts = [Prompt("a tree", "object", "tree"), PROMPTS[0]]
-    for name, steps, says in (("long", 12, "5 steps in a row"), ("short", 4, "every step was skipped")):
+    for name, steps, says in (("long", 12, "5 steps in a row"), ("short", 4, "no step had a face with a label")):
         trainee = make_trainee(load_model(tiny_folder), "lora_text", detector=NoFaces())
         with pytest.raises(FairDiffError, match=says):
             train(trainee, prompts, schedule(steps=steps), tmp_path / name, "key", QUIET)
@@ -122,6 +122,17 @@ def test_originals_are_sampled_once_and_survive_on_disk(tiny_folder, tmp_path):
     assert second.originals.sampled == 0
     fresh = make_trainee(load_model(tiny_folder)).originals.get(PROMPTS[0].text, [3, 1], 3)
     assert all(torch.allclose(again[k].float(), fresh[k].float(), atol=1e-5) for k in fresh)
+
+
+def test_what_is_measured_on_originals_leaves_the_device_once_however_many_there_are(tiny_folder, monkeypatch):
+    counts, cpu = [], torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: counts.append(1) or cpu(self))
+    for block in (4, 12):
+        trainee = make_trainee(load_model(tiny_folder))
+        trainee.originals.block = block
+        counts.clear()
+        trainee.originals.get(PROMPTS[0].text, list(range(block)), 3)
+        assert len(counts) <= 6, block  # once each of a feature, the box, found, two attributes and the face
 
 
 def run(folder, out, steps=4, **changes):
@@ -224,7 +235,7 @@ def test_batches_without_faces_are_skipped_with_a_warning_then_given_up(tiny_mod
 def test_a_run_of_skipped_steps_leaves_the_adapter_alone(tiny_model, tmp_path):
     trainee = make_trainee(tiny_model, detector=NoFaces())
     start = trainee.adapter.parameters()[0].clone()
-    with pytest.raises(FairDiffError, match="every step was skipped"):
+    with pytest.raises(FairDiffError, match="no step had a face with a label"):
         train(trainee, PROMPTS, schedule(steps=2), tmp_path, "key", QUIET)
     assert torch.equal(start, trainee.adapter.parameters()[0])
 

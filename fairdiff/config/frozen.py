@@ -9,15 +9,18 @@ from omegaconf import MISSING
 from fairdiff.config.laws import between, one_of, positive
 from fairdiff.errors import FairDiffError
 
+MOST_STEPS = 999  # of a noise schedule of 1,000: with all of them multistep solvers divide by zero
+
 
 @dataclass
 class ModelConfig:
     """path: null for the embedded Portraits model, else a diffusers folder or hub id.
 
     padding: of prompts, "max_length" as pipelines do or "longest" as the released adapters were trained.
-    dtype: of the frozen U-Net and VAE; adapters, text encoder, latents and losses are float32 whatever it says.
-    sampling_dtype: in which these two multiply where no gradient is taken, that is in all sampling but that of gradients
-    `autograd` and `truncated`; "auto" is what `fast_dtype` says of the device.
+    dtype: of the frozen U-Net and VAE, and in which training's judges and encoders multiply; adapters, text encoder,
+    latents, losses and what measures the audit are float32 whatever it says.
+    sampling_dtype: in which U-Net and VAE multiply where no gradient is taken, that is in all sampling but that of
+    gradients `autograd` and `truncated`. Of both "auto" is what `fast_dtype` says of the device.
     """
 
     path: str | None = None
@@ -28,10 +31,10 @@ class ModelConfig:
 
     def __post_init__(self):
         one_of("model.padding", self.padding, ["max_length", "longest"])
-        one_of("model.dtype", self.dtype, ["float32", "bfloat16"])
-        one_of("model.sampling_dtype", self.sampling_dtype, ["auto", "float32", "bfloat16"])
-        if self.sampling_dtype == "auto":  # here, so that a run's config.yaml and fingerprint say what it was
-            self.sampling_dtype = fast_dtype(self.device)
+        for key in ("dtype", "sampling_dtype"):
+            one_of(f"model.{key}", asdict(self)[key], ["auto", "float32", "bfloat16"])
+            if asdict(self)[key] == "auto":  # here, so that a run's config.yaml and fingerprint say what it was
+                setattr(self, key, fast_dtype(self.device))
 
 
 def fast_dtype(device: str) -> str:
@@ -61,12 +64,13 @@ class SamplerConfig:
     def __post_init__(self):
         one_of("sampler.scheduler", self.scheduler, ["dpm", "ddim", "euler", "unipc"])
         one_of("sampler.final_sigmas", self.final_sigmas, ["zero", "sigma_min"])
-        between("sampler.audit_steps", self.audit_steps, 1, 1000)
+        between("sampler.audit_steps", self.audit_steps, 1, MOST_STEPS)
         between("sampler.guidance", self.guidance, 0, 100)
         if len(self.train_steps) != 2 or not 0 < self.train_steps[0] <= self.train_steps[1]:
             raise FairDiffError(
                 f"sampler.train_steps: found {self.train_steps}, allowed: [low, high] with 0 < low <= high"
             )
+        between("sampler.train_steps", self.train_steps[1], 1, MOST_STEPS)
 
 
 @dataclass

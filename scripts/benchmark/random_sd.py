@@ -70,25 +70,14 @@ def make_tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocabulary, merges=[tuple(m.split()) for m in merges], model_max_length=77)
 
 
-class InPrecision(nn.Module):
-    """A network computed in `dtype` between float32 pictures and float32 answers."""
-
-    def __init__(self, net: nn.Module, dtype: torch.dtype):
-        super().__init__()
-        self.net, self.dtype = net.to(dtype), dtype
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x.to(self.dtype)).float()
-
-
 class RandomEncoder:
     """A timm network of random weights in the place of CLIP or DINOv2."""
 
-    def __init__(self, architecture: str, size: int, dtype: torch.dtype, device: str):
+    def __init__(self, architecture: str, size: int, device: str):
         kwargs = {"img_size": size} if architecture.startswith("vit") else {}
         config = {"architecture": architecture, "kwargs": kwargs, "image_size": size, "dim": 512, **NORMALISE}
         with torch.device(device):
-            self.model = frozen(FaceEmbedder(config), dtype, device)
+            self.model = frozen(FaceEmbedder(config), device)
 
     def image(self, image_BCHW: Tensor) -> Tensor:
         return self.model(image_BCHW)
@@ -108,8 +97,7 @@ class MiddleDetector:
         return Boxes(rows, box_4.repeat(batch, 1), None, (batch, height, width))
 
 
-def frozen(net: AttributeNet | FaceEmbedder, dtype: torch.dtype, device: str):
-    net.trunk = InPrecision(net.trunk, dtype)
+def frozen(net: AttributeNet | FaceEmbedder, device: str):
     return net.eval().requires_grad_(False).to(device)
 
 
@@ -120,9 +108,9 @@ def make_judges(
     torch.manual_seed(1)
     judge = {"architecture": shapes.judge, "kwargs": {}, "image_size": shapes.judge_size, **NORMALISE}
     face = {"architecture": shapes.identity, "kwargs": {}, "image_size": shapes.identity_size, **NORMALISE, "dim": 512}
-    classifier = frozen(AttributeNet(judge | {"attributes": attributes}), dtype, device)
-    encoders = [RandomEncoder(a, shapes.encoder_size, dtype, device) for a in (shapes.clip, shapes.dino)]
-    embedder = frozen(FaceEmbedder(face), dtype, device)
+    classifier = frozen(AttributeNet(judge | {"attributes": attributes}), device)
+    encoders = [RandomEncoder(a, shapes.encoder_size, device) for a in (shapes.clip, shapes.dino)]
+    embedder = frozen(FaceEmbedder(face), device)
     bank = Bank(nn.functional.normalize(torch.randn(1000, 512, device=device), dim=1))
     detector = MiddleDetector(shapes.detect_size, device)
-    return Judges(detector, classifier, encoders, embedder, bank, shapes.judge_size, 1.6)
+    return Judges(detector, classifier, encoders, embedder, bank, shapes.judge_size, 1.6, dtype)
