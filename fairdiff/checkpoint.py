@@ -1,6 +1,6 @@
-"""Checkpoints that describe themselves: step, fingerprint and the state of every part that learns or remembers.
+"""A checkpoint that describes itself: step, fingerprint and the state of every part that learns or remembers.
 
-checkpoint.pt  written atomically, never unpickled        best.safetensors  the averages of the best validation
+One file, written atomically and never unpickled: parts of it cannot be of different steps.
 Randomness needs no state: every step draws from its own generator, seeded by (seed, step).
 """
 
@@ -10,15 +10,12 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from fairdiff.errors import FairDiffError
 from fairdiff.files import atomic_path
 
 NAME = "checkpoint.pt"
-BEST = "best.safetensors"
 
 
 class Part(Protocol):
@@ -96,25 +93,3 @@ def load(folder: Path, fingerprint: str, parts: dict[str, Part]) -> int:
     for name, part in parts.items():
         part.load_state_dict(state[name])
     return state["step"]
-
-
-def save_best(folder: Path, step: int, ema: Ema) -> None:
-    """Keep the averages after `step` steps as the best so far; written before the checkpoint that names this step."""
-    tensors = {str(i): shadow.detach().cpu().contiguous() for i, shadow in enumerate(ema.shadow)}
-    with atomic_path(folder / BEST) as temporary:
-        save_file(tensors, temporary, {"step": str(step)})
-
-
-def load_best(folder: Path, step: int, ema: Ema) -> None:
-    """Put the best averages, those after `step` steps, in the place of the current ones."""
-    path = folder / BEST
-    try:
-        with safe_open(path, "pt") as file:
-            found = int((file.metadata() or {}).get("step", -1))
-            tensors = [file.get_tensor(str(i)) for i in range(len(ema.shadow))]
-    except (OSError, SafetensorError, ValueError) as error:
-        raise FairDiffError(f"{path}: cannot be read ({type(error).__name__}); start over with resume=false") from error
-    if found != step:
-        raise FairDiffError(f"{path}: found the weights of step {found}, the run's best is {step}; use resume=false")
-    for shadow, tensor in zip(ema.shadow, tensors, strict=True):
-        shadow.copy_(tensor)

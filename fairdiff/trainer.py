@@ -133,27 +133,27 @@ def train(
             if due:
                 with ema.in_place():
                     row |= validate(trainee, validation, schedule.seed)
-                if best.update(step + 1, row, validation.floor):
-                    checkpoint.save_best(checkpoints, step + 1, ema)
+                best.update(step + 1, row, validation.floor, ema.shadow)
             metrics.write(row)
             running |= {a: 0.9 * running.get(a, b) + 0.1 * b for a, b in update.biases().items()}
             bar.update(task, advance=1, note=_note(update, running))
             if due or (step + 1) % schedule.checkpoint_every == 0 or step + 1 == schedule.steps:
                 checkpoint.save(checkpoints, step + 1, fingerprint, parts)
-    finish(trainee, schedule, checkpoints, (ema, best), console)
+    finish(schedule, ema, best, console)
     rows = read_metrics(folder / "metrics.jsonl")
     if rows and not any(row["kept"] for row in rows):
-        raise FairDiffError("training: nothing was learnt about people, every step was skipped")
+        raise FairDiffError(
+            "training: nothing was learnt about people: no step had a face with a label (loss.confidence, global_batch), "
+            "or all were of prompts without people"
+        )
     require_effect(trainee, prompts[0].text)
 
 
-def finish(
-    trainee: Trainee, schedule: Schedule, checkpoints: Path, state: tuple[checkpoint.Ema, Best], console: Console
-) -> None:
+def finish(schedule: Schedule, ema: checkpoint.Ema, best: Best, console: Console) -> None:
     """Leave the chosen averages in the adapter, and say which they are where there was a choice."""
-    ema, best = state
     if best.step is not None:
-        checkpoint.load_best(checkpoints, best.step, ema)
+        for shadow, average in zip(ema.shadow, best.averages, strict=True):
+            shadow.copy_(average)
         console.print(f"best validation: after {best.step} steps, distance to the target {best.score:.3f}")
     elif schedule.validation:
         console.print(

@@ -4,9 +4,10 @@ Everything painted here is a function of (prompt, seed, index), as in training; 
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from fairdiff.prompts import Prompt
 from fairdiff.sampling import initial_noise
@@ -90,18 +91,20 @@ def worst_distance(counts_K: torch.Tensor, missing: int, target_K: torch.Tensor)
 
 @dataclass
 class Best:
-    """The best validation so far: after how many steps, its score, and how many validations have followed it."""
+    """The best validation so far: after how many steps, its score and averages, and how many have followed it."""
 
     step: int | None = None
     score: float = math.inf
     misses: int = 0
+    averages: list[Tensor] = field(default_factory=list)
 
-    def update(self, finished_steps: int, row: dict[str, float], floor: float) -> bool:
-        """Take in one validation; True if it is a new best: a smaller mean distance, with semantics kept."""
+    def update(self, finished_steps: int, row: dict[str, float], floor: float, averages: list[Tensor]) -> bool:
+        """Take in one validation of these averages; True if a new best: a smaller mean distance, with semantics kept."""
         distances = [value for name, value in row.items() if name.startswith("validation.distance.")]
         score = sum(distances) / len(distances)
         if score < self.score and row["validation.semantics"] >= floor:
             self.step, self.score, self.misses = finished_steps, score, 0
+            self.averages = [average.detach().clone() for average in averages]
             return True
         self.misses += 1
         return False
@@ -111,7 +114,7 @@ class Best:
         return patience is not None and self.misses >= patience
 
     def state_dict(self) -> dict:
-        return {"step": self.step, "score": self.score, "misses": self.misses}
+        return dict(vars(self))
 
     def load_state_dict(self, state: dict) -> None:
-        self.step, self.score, self.misses = state["step"], state["score"], state["misses"]
+        vars(self).update(state)

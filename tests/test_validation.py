@@ -1,17 +1,17 @@
 """Laws of what surrounds the step: learning rate, clipping, averages, validation, the best kept, stopping, resuming."""
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from rich.console import Console
-from safetensors.torch import load_file
 from test_trainer import PROMPTS, schedule
-from tiny import NoFaces, make_trainee
+from tiny import NoFaces, composed, make_trainee
 
 from fairdiff.balance import Balance
-from fairdiff.checkpoint import Ema, load_best, save_best
-from fairdiff.errors import FairDiffError
+from fairdiff.checkpoint import Ema
 from fairdiff.models import load_model
 from fairdiff.prompts import Prompt
 from fairdiff.tracking import read_metrics
@@ -124,8 +124,9 @@ def scored(distance, semantics):
 def test_the_best_is_the_least_distance_that_keeps_semantics():
     best, seen = Best(), []
     for step, (distance, semantics) in enumerate([(0.5, 0.9), (0.2, 0.6), (0.4, 0.8), (0.4, 0.9), (0.1, 0.69)], 1):
-        seen.append(best.update(step, scored(distance, semantics), 0.7))
+        seen.append(best.update(step, scored(distance, semantics), 0.7, [torch.full((2,), float(step))]))
     assert seen == [True, False, True, False, False]
+    assert [average.tolist() for average in best.averages] == [[3, 3]]
     assert (best.step, best.score, best.misses) == (3, 0.4, 2)
     assert best.exhausted(2) and not best.exhausted(3) and not best.exhausted(None)
 
@@ -176,8 +177,8 @@ def test_validation_never_touches_training_and_the_best_remains(tiny_folder, tmp
     best = scores.index(min(scores))
     expected = plain if best == 2 else run(tiny_folder, tmp_path / "short", steps=best + 1)
     assert torch.equal(watched, expected)
-    kept = load_file(tmp_path / "watched/checkpoints/best.safetensors")
-    assert torch.equal(torch.cat([kept[str(i)].flatten() for i in range(len(kept))]), watched)
+    kept = torch.load(tmp_path / "watched/checkpoints/checkpoint.pt", weights_only=True)["best"]
+    assert kept["step"] == best + 1 and torch.equal(torch.cat([t.flatten() for t in kept["averages"]]), watched)
 
 
 def test_training_stops_after_patience_and_stays_stopped(tiny_folder, tmp_path):
@@ -185,7 +186,7 @@ def test_training_stops_after_patience_and_stays_stopped(tiny_folder, tmp_path):
     stopped = run(tiny_folder, tmp_path, steps=9, validation=hopeless)
     assert len(rows(tmp_path)) == 2
     assert torch.equal(stopped, run(tiny_folder, tmp_path, steps=9, validation=hopeless))
-    assert len(rows(tmp_path)) == 2 and not (tmp_path / "checkpoints/best.safetensors").exists()
+    assert len(rows(tmp_path)) == 2
 
 
 def test_an_interrupted_run_with_everything_on_ends_bit_equal(tiny_folder, tmp_path):
@@ -199,14 +200,20 @@ def test_an_interrupted_run_with_everything_on_ends_bit_equal(tiny_folder, tmp_p
     assert torch.equal(run(tiny_folder, tmp_path / "b", **everything), unbroken)
     assert rows(tmp_path / "a") == rows(tmp_path / "b")
     a, b = (torch.load(tmp_path / n / "checkpoints/checkpoint.pt", weights_only=True) for n in "ab")
+    averages = [state["best"].pop("averages") for state in (a, b)]
+    assert averages[0] and all(map(torch.equal, *averages))
     assert a["best"] == b["best"] and a["balance"] == b["balance"] and a["balance"]["mass"] > 0
 
 
-def test_best_weights_of_another_step_are_refused(tmp_path):
-    ema = Ema([torch.ones(2)], 0.9)
-    save_best(tmp_path, 20, ema)
-    with pytest.raises(FairDiffError, match="step 20, the run's best is 10"):
-        load_best(tmp_path, 10, ema)
-    (tmp_path / "best.safetensors").write_bytes(b"short")
-    with pytest.raises(FairDiffError, match="best.safetensors: cannot be read"):
-        load_best(tmp_path, 20, ema)
+def test_the_floor_of_portraits_is_between_pictures_that_broke_and_those_that_did_not():
+    """Of the committed records: without an image loss the text adapter breaks pictures, the experiments do not."""
+    root = Path(__file__).resolve().parent.parent / "docs" / "measurements" / "results"
+
+    def semantics(record):
+        after = json.loads((root / record).read_text())["models"]["after"]
+        return (after["clip_i"]["mean"] + after["dino"]["mean"]) / 2
+
+    whole = [semantics(path.relative_to(root)) for path in root.glob("experiments/*/seed*.json")]
+    assert len(whole) >= 6
+    assert semantics("frontier/lora_text_image_weight_0/seed0.json") < composed().validation.floor < min(whole)
+    assert composed("model=sd15").validation.floor == 0.5  # the paper's .62 to .74 of photographs pass
