@@ -102,6 +102,8 @@ def read_config(folder: Path, extra: str) -> dict:
         raise ValueError(f"{file}: no such file") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"{file}: not JSON ({error})") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{file}: found a {type(config).__name__}, allowed: a mapping")
     keys = {*KEYS, extra}
     if wrong := sorted(keys ^ config.keys()):
         raise ValueError(f"{file}: key {wrong[0]!r} is {'absent' if wrong[0] in keys else 'unknown'}")

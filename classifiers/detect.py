@@ -128,13 +128,17 @@ class InsightFaceDetector:
     """insightface's detector, one image at a time; its model files (`root/models/<name>/*.onnx`) are non-commercial."""
 
     def __init__(self, root: Path, name: str = "buffalo_l", input_size: int = 640):
-        from insightface.app import FaceAnalysis  # optional package
+        from insightface.app import FaceAnalysis  # slow to import
 
         folder = Path(root) / "models" / name
-        if not folder.is_dir():
-            raise ValueError(f"{folder}: no insightface model folder here")
         self.files = sorted(folder.glob("*.onnx"))
-        self.app = FaceAnalysis(name=name, root=str(root), allowed_modules=["detection"])
+        if not self.files:
+            raise ValueError(f"{folder}: no insightface models (*.onnx) here")
+        try:
+            self.app = FaceAnalysis(name=name, root=str(root), allowed_modules=["detection"])
+        except Exception as error:  # AssertionError without a detector, onnxruntime's own for a file that is none
+            words = " ".join(str(error).split())[:200] or "no detector among them"
+            raise ValueError(f"{folder}: insightface cannot read these models ({words})") from error
         self.app.prepare(ctx_id=-1, det_size=(input_size, input_size))
 
     @torch.no_grad()

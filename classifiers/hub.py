@@ -60,6 +60,9 @@ def load_hub_classifier(
     Every label of a model must belong to a class of some attribute, so that none is forgotten. ValueErrors name the key.
     """
     check_mapping(mapping, asked)
+    for name in paths:
+        if name not in mapping:
+            raise ValueError(f"paths: found {name}, allowed: {', '.join(mapping)}")
     where = {name: paths.get(name) or path for name in asked}
     for name, place in where.items():
         if not place:

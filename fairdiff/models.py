@@ -101,11 +101,12 @@ class DiffusionModel:
         return [text for text, tokens in zip(prompts, ids, strict=True) if len(tokens) > most]
 
     def fingerprint(self) -> str:
-        """A short hash of everything that makes its pictures: weights, configurations, solver, vocabulary, negative."""
+        """A short hash of everything that makes its pictures: weights, configurations, solver, tokenizers, negative."""
         about = [architecture(m) for m in (*self.text_encoders, self.unet, self.vae, self.scheduler)]
         return digest(
-            fingerprint(*self.text_encoders, self.unet, self.vae), about, self.padding, self.tokenizer.get_vocab(),
-            self.negative, self.sampling_dtype, *([True] if self.empty_is_zero else []),
+            fingerprint(*self.text_encoders, self.unet, self.vae), about, self.padding,
+            [reads(t) for t in (self.tokenizer, self.tokenizer_2) if t is not None], self.negative, self.sampling_dtype,
+            *([True] if self.empty_is_zero else []),
         )  # fmt: skip
 
     def decode(self, latent_BCHW: Tensor) -> Tensor:
@@ -202,6 +203,13 @@ def _unlike_stable_diffusion(model: DiffusionModel) -> str:
         pooled = model.text_encoder_2.config.projection_dim
         return f"its U-Net reads pooled texts of width {pooled_width(model.unet)}, its text encoder writes {pooled}"
     return ""
+
+
+def reads(tokenizer) -> list:
+    """All that decides which numbers a text becomes; without padding and truncation, which calls set."""
+    rules = json.loads(tokenizer.backend_tokenizer.to_str())
+    rules = {key: value for key, value in rules.items() if key not in ("padding", "truncation")}
+    return [rules, tokenizer.special_tokens_map, tokenizer.model_max_length, tokenizer.padding_side]
 
 
 def digest(*parts) -> str:

@@ -61,8 +61,9 @@ def fill(template: str, subject: str) -> str:
 
 
 def takes_whole(template: str) -> bool:
-    """Whether a template is nothing but its gap, so that the lines of a file are whole prompts."""
-    return _GAP.fullmatch(template) is not None
+    """Whether a template is nothing but its gap, without an article, so that the lines of a file are whole prompts."""
+    found = _GAP.fullmatch(template)
+    return found is not None and found["article"] is None
 
 
 def read_prompts(

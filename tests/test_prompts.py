@@ -67,6 +67,7 @@ def test_text_file_with_and_without_template(tmp_path):
     assert [prompt.text for prompt in read_prompts(path)] == ["a nurse", "an actor"]
     path.write_text("nurse\nactor\n")
     assert read_prompts(path, "{}") == read_prompts(path)  # a bare gap takes whole prompts
+    assert [p.text for p in read_prompts(path, "a {}")] == ["a nurse", "an actor"]  # one with an article does not
     assert read_prompts(path, "a photo of a {}", "work") == [
         Prompt("a photo of a nurse", "work", "nurse"),
         Prompt("a photo of an actor", "work", "actor"),

@@ -12,6 +12,7 @@ from diffusers import (
     StableDiffusionPipeline,
 )
 from diffusers.utils import logging as diffusers_logging
+from transformers import CLIPTokenizer
 
 from fairdiff.adapters import Lora, SoftTokens
 from fairdiff.errors import FairDiffError
@@ -303,6 +304,21 @@ def test_the_fingerprint_knows_the_model_and_not_where_it_lies_or_who_asks(tiny_
         assert there.fingerprint() == here.fingerprint() != key
         there.scheduler = make_solver(kind, dict(there.scheduler.config) | {"beta_end": 0.02}, "zero")
         assert there.fingerprint() != here.fingerprint()
+
+
+def test_the_fingerprint_knows_what_a_tokenizer_makes_of_a_text_and_not_what_was_asked_of_it(tiny_folder, tmp_path):
+    """Without a mask what pads a prompt reaches the pictures."""
+    model, key = load_model(tiny_folder), load_model(tiny_folder).fingerprint()
+    model.encode_pair(PROMPT)
+    model.overlong("", [PROMPT] * 2)  # padding and truncation are set by calls
+    assert model.fingerprint() == key
+    folder = shutil.copytree(tiny_folder, tmp_path / "padded")
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    tokenizer.pad_token = "!" if "!" in tokenizer.get_vocab() else tokenizer.convert_ids_to_tokens(1)
+    tokenizer.save_pretrained(folder / "tokenizer")
+    other, noise = load_model(folder), initial_noise(PROMPT, 0, range(1), model.latent_shape)
+    assert not torch.equal(*(m.generator(3.0, 3)(PROMPT, noise) for m in (model, other)))
+    assert other.fingerprint() != key
 
 
 @pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])

@@ -1,3 +1,6 @@
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 from photos import photo
@@ -97,5 +100,35 @@ def test_whole_image_is_one_face_each():
 
 def test_insightface_without_its_models_says_which_folder(tmp_path):
     pytest.importorskip("insightface")
-    with pytest.raises(ValueError, match="models/buffalo_l"):
-        InsightFaceDetector(tmp_path)
+    for content in (None, b"no model"):
+        if content:
+            (tmp_path / "models/buffalo_l").mkdir(parents=True)
+            (tmp_path / "models/buffalo_l/det_10g.onnx").write_bytes(content)
+        with pytest.raises(ValueError, match="models/buffalo_l") as error:
+            InsightFaceDetector(tmp_path)
+        assert "\n" not in str(error.value)
+
+
+def test_insightface_sees_each_picture_in_its_colours_and_answers_with_the_largest_face():
+    """All that lies around insightface's own network, whose weights are not to be had here."""
+    seen = []
+
+    def face(left, side):
+        kps = np.array([[left + k, 2 * k] for k in range(5)], np.float32)
+        return SimpleNamespace(bbox=np.array([left, 1, left + side, 1 + side], np.float32), kps=kps)
+
+    def get(picture):
+        seen.append(picture)
+        return [face(2, 5), face(3, 9), face(8, 4)] if picture[0, 0, 2] > 0 else []
+
+    detector = InsightFaceDetector.__new__(InsightFaceDetector)
+    detector.app = SimpleNamespace(get=get)
+    image = torch.zeros(3, 3, 12, 16)
+    image[1, 0], image[2, 0], image[2, 2] = 1.0, 0.5, 0.25  # red; and half of it with a quarter of blue
+    boxes = detector(image)
+    assert [p.shape for p in seen] == [(12, 16, 3)] * 3 and seen[2][5, 5].tolist() == [64, 0, 128]  # blue, green, red
+    assert boxes.row_F.tolist() == [1, 2] and boxes.size == (3, 12, 16)
+    assert boxes.box_F4.tolist() == [[3, 1, 12, 10]] * 2
+    assert boxes.landmark_F52[0].tolist() == [[3 + k, 2 * k] for k in range(5)]
+    nobody = detector(torch.zeros(2, 3, 12, 16))
+    assert nobody.row_F.tolist() == [] and nobody.landmark_F52.shape == (0, 5, 2)
