@@ -14,8 +14,9 @@ from fairdiff.targets import Target, Targets
 def prompts(config: Config, which: str) -> list[Prompt]:
     """Training, validation or test prompts in a fixed shuffle: the user's file, or families of the embedded world.
 
-    In training a family's prompts stand as often as `prompts.families` says, those without people also beside a file;
-    else each stands once, family by family. Validation and test are of people: prompts without people are `unrelated`.
+    In training a family's prompts stand as often as `prompts.families` says, a file's too; the world's without people
+    (`object`) also beside a file. Else each stands once, family by family. Validation and test are of people: prompts
+    without people are `unrelated`.
     """
     families = _families(config, which)
     limits = {"validation": config.validation.prompts, "test": config.audit.prompts}
@@ -50,18 +51,52 @@ def not_held_out(trained: list[Prompt], audited: list[Prompt]) -> list[str]:
 def _families(config: Config, which: str) -> dict[str, list[Prompt]]:
     """The prompts of a split by family; in training each as often as asked."""
     path, template = getattr(config.prompts, which), config.prompts.template
-    repeats = config.prompts.families if which == "train" else dict.fromkeys(config.prompts.families, 1)
+    _check_template(config)
     families: dict[str, list[Prompt]] = {}
     if path:
         for prompt in read_prompts(path, template, key=f"prompts.{which}"):
             families.setdefault(prompt.family, []).append(prompt)
-        repeats = {family: n for family, n in repeats.items() if family == "object" and which == "train"}
-    for family, n in repeats.items():
-        some = world.prompts(family, which)
-        if family == "occupation" and template != world.TEMPLATES[family] and not takes_whole(template):
-            some = [Prompt(fill(template, p.subject), p.family, p.subject) for p in some]
-        families[family] = families.get(family, []) + some * n
+    for family in config.prompts.families:
+        if not path or (family == "object" and which == "train"):
+            families[family] = families.get(family, []) + _of_world(family, which, template)
+    if which != "train":
+        return families
+    families = {family: some * config.prompts.families.get(family, 1) for family, some in families.items()}
+    if path and "object" in config.prompts.families:
+        _check_things(config, families)
     return families
+
+
+def _check_template(config: Config) -> None:
+    """FairDiffError for a template into which nothing is put."""
+    own, template = config.prompts, config.prompts.template
+    if template != world.TEMPLATES["occupation"] and not (own.train or own.validation or own.test):
+        if "occupation" not in own.families:
+            raise FairDiffError(
+                f"prompts.template: found {template!r}, but {', '.join(own.families)} have words of their own; allowed: "
+                "with the family occupation, or a file of subjects"
+            )
+
+
+def _of_world(family: str, which: str, template: str) -> list[Prompt]:
+    """The embedded world's prompts; occupations in the user's template."""
+    some = world.prompts(family, which)
+    if family == "occupation" and template != world.TEMPLATES[family] and not takes_whole(template):
+        return [Prompt(fill(template, p.subject), p.family, p.subject) for p in some]
+    return some
+
+
+def _check_things(config: Config, families: dict[str, list[Prompt]]) -> None:
+    """FairDiffError if the world's prompts without people outnumber a file's: an experiment's share is for its own."""
+    things, repeats = len(families["object"]), config.prompts.families["object"]
+    people = sum(map(len, families.values())) - things
+    if people and things > people:
+        most = people * repeats // things
+        allowed = f"prompts.families.object={most}" if most else "none of them (~prompts.families.object)"
+        raise FairDiffError(
+            f"prompts.families.object: found {repeats}, so that {things} of {things + people} training prompts are without "
+            f"people beside {config.prompts.train}; allowed: at most half, as with {allowed}"
+        )
 
 
 def shuffled(prompts: list[Prompt]) -> list[Prompt]:
@@ -86,9 +121,12 @@ def written_target(config: Config) -> WrittenTarget | None:
     else:
         written = inline_target(joint, classes) if file is None else read_target(file, classes)
     for name in written.attributes:
-        if len(set(config.target[name].values())) > 1:
+        shares = config.target[name]
+        if max(shares.values()) - min(shares.values()) > 0.01:  # .333, .333, .334 are equal shares
+            equal = " ".join(f"target.{name}.{cls}={1 / len(shares):.6g}" for cls in shares)
             raise FairDiffError(
-                f"target.{name}: found {config.target[name]}, but {written.source} sets its shares too; allowed: one of them"
+                f"target.{name}: found {config.target[name]} (yours or the experiment's), but {written.source} sets its "
+                f"shares too; allowed: one of them, or equal shares here: {equal}"
             )
     return written
 

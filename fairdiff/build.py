@@ -177,8 +177,8 @@ def build_judges(config: Config) -> Judges:
     if config.loss.image is not None:
         encoders = list(build_encoders(features.clip, features.encoder, device))
     classifier = build_classifier(config.judge, "judge", "judge", config)
-    crop = config.detector
-    return Judges(build_detector(config), classifier, encoders, embedder, bank, crop.crop_size, crop.expand)
+    crop, dtype = config.detector, getattr(torch, config.model.dtype)
+    return Judges(build_detector(config), classifier, encoders, embedder, bank, crop.crop_size, crop.expand, dtype)
 
 
 def build_objective(config: Config, targets: Targets) -> Objective:
@@ -204,12 +204,19 @@ def frozen_key(config: Config, model: DiffusionModel, judges: Judges) -> str:
         parts += [fingerprint(encoder.model), encoder.config]
     if judges.embedder is not None:
         parts += [fingerprint(judges.embedder), judges.embedder.config]
+    if judges.dtype != torch.float32:
+        parts.append(judges.dtype)
     return digest(parts, config.seed, config.sampler.guidance, eyes_key(config, judges.detector))
 
 
 def compared_pictures(config: Config) -> int:
     """How many pictures of a batch have an original to be compared with."""
     return math.ceil(round(config.loss.originals * config.global_batch, 9))
+
+
+def own_pictures(config: Config) -> int:
+    """Of how many pictures the model's own shares of a prompt are taken, for `target.relaxation`."""
+    return min(config.noise_pool, 48)
 
 
 def build_trainee(config: Config, model: DiffusionModel, judges: Judges) -> Trainee:
@@ -235,7 +242,7 @@ def build_trainee(config: Config, model: DiffusionModel, judges: Judges) -> Trai
     @cache
     def own(prompt: str) -> np.ndarray | None:
         steps = sum(config.sampler.train_steps) // 2
-        return originals.shares(prompt, config.noise_pool, steps, tuple(config.attributes))
+        return originals.shares(prompt, own_pictures(config), steps, tuple(config.attributes))
 
     watched = asked.prompts(config, "validation") if config.validation.every else []
     targets = asked.targets(config, asked.prompts(config, "train") + watched)

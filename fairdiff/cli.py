@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import get_origin
 
 import hydra
+import torch
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
@@ -26,6 +27,10 @@ from fairdiff.config import Config
 from fairdiff.errors import FairDiffError
 
 CONF = str(Path(__file__).resolve().parent.parent / "conf")
+OWN_ATTRIBUTE = (
+    "; an attribute of one's own is a file like conf/attribute/gender.yaml in a folder `attribute` of one's own folder, "
+    "asked for with --config-dir <that folder> 'attribute=[<its name>]'"
+)
 
 
 def _run_name(overrides: str) -> str:
@@ -58,6 +63,8 @@ def main(task: Callable[[Config, Path], None], name: str = "config") -> Callable
             task(to_config(cfg), Path(hydra_config.runtime.output_dir))
         except (FairDiffError, OSError) as error:  # before Hydra adds lines of its own
             fail(error)
+        except torch.OutOfMemoryError as error:
+            fail(FairDiffError(f"{one_line(error)}; less of it with decode_batch, replay_batch or audit.batch_size"))
 
     def run() -> None:
         if os.environ.get("WORLD_SIZE", "1") != "1":  # of torchrun and accelerate: each would write the same folder
@@ -67,8 +74,13 @@ def main(task: Callable[[Config, Path], None], name: str = "config") -> Callable
             hydra.main(config_path=CONF, config_name=name, version_base="1.3")(job)()
         except (FairDiffError, HydraException, OmegaConfBaseException, OSError) as error:
             fail(error)
+        except ValueError as error:
+            if "Config group override" not in str(error):  # Hydra's, of loss=null
+                raise
+            fail(FairDiffError(f"{one_line(error)}; a group is chosen, not set: null is for its keys"))
         except KeyboardInterrupt:
-            print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+            over = " without resume=false" if "resume=false" in [o.lower() for o in sys.argv] else ""
+            print(f"interrupted; the same command{over} goes on from the last checkpoint", file=sys.stderr)
             sys.exit(130)
 
     return run
@@ -85,6 +97,8 @@ def _like(key: str) -> str:
     *path, last = key.split(".")
     if path[:1] == ["target"]:
         return "; allowed: target.<attribute>.<class> of the attributes in attribute=[...], relaxation, file, joint"
+    if path[:1] == ["attributes"]:
+        return OWN_ATTRIBUTE
     here: type = Config
     for i, name in enumerate([*path, last]):
         kinds = {f.name: f.type for f in fields(here)} if is_dataclass(here) else {}
@@ -108,6 +122,8 @@ def one_line(error: Exception) -> str:
     keep = [s for s in lines if s and not s.startswith(noise)]
     if key := re.search(r"Could not override '([\w.]+)'", keep[0] if keep else ""):
         return f"{key[1]}: there is no such key{_like(key[1])}"
+    if "not a subclass of AttributeConfig" in "".join(keep):
+        return keep[0].split(";")[0] + OWN_ATTRIBUTE
     if kind := re.search(r"not a subclass of (\w+)Config", "".join(keep)):
         keep.append(f"a file of conf is chosen with a slash, as in audit/{kind[1].lower()}=hf")
     if group := re.search(r"Could not load '(\w+)/", keep[0] if keep else ""):  # Hydra lists no options for lists

@@ -111,7 +111,8 @@ def begin(folder: Path, config: Config, training: str) -> None:
             path = folder / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     write_text(folder / "config.yaml", yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True))
-    write_json(folder / "run.json", read_state(folder) | {"training": training})
+    state = {key: value for key, value in read_state(folder).items() if key != "finished"}  # it is not, until its end
+    write_json(folder / "run.json", state | {"training": training})
 
 
 def read_state(folder: Path) -> dict:
@@ -128,8 +129,10 @@ def read_state(folder: Path) -> dict:
 
 def finished(folder: Path, config: Config, training: str, setup: Audit) -> bool:
     """Whether exactly this training and this audit have been completed."""
+    if not config.resume:
+        return False
     done = read_state(folder).get("finished") == [training, config.steps, setup.fingerprint]
-    return config.resume and done and (folder / "report.html").exists()
+    return done and (folder / "report.html").exists()
 
 
 def print_budget(config: Config, trainee: Trainee, prompts: list[Prompt], audit: Audit, console: Console) -> None:
@@ -151,14 +154,16 @@ def print_budget(config: Config, trainee: Trainee, prompts: list[Prompt], audit:
 def most_originals(config: Config, prompts: int) -> int:
     """How many originals a run of so many training prompts can paint: whole blocks of a batch, validation included."""
     block, visits = config.global_batch, config.steps * config.prompts.per_step
-    each = block if config.target["relaxation"] else build.compared_pictures(config)  # of a block
+    each = build.compared_pictures(config)  # of a block
     low, high = config.sampler.train_steps
     pool = -(-config.noise_pool // block) * each
     found = min(visits, prompts) * pool * min(high - low + 1, config.steps)
-    if not config.target["relaxation"] and visits <= prompts * (config.noise_pool // block):
+    if visits <= prompts * (config.noise_pool // block):
         found = visits * each  # pools are not yet through: a slice a visit
-    if config.validation.every:
-        found += len(asked.prompts(config, "validation")) * -(-config.validation.images // block) * block
+    watched = len(asked.prompts(config, "validation")) if config.validation.every else 0
+    found += watched * -(-config.validation.images // block) * block
+    if config.target["relaxation"]:  # every prompt's own shares, at the middle of the training steps
+        found += (min(visits, prompts) + watched) * -(-build.own_pictures(config) // block) * block
     return found
 
 

@@ -10,12 +10,14 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
+from tiny import composed
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import train  # noqa: E402  (the entry script is no package)
 from classifiers.calibration import CALIBRATION_FILE  # noqa: E402
+from fairdiff import run  # noqa: E402
 from fairdiff.cli import main  # noqa: E402
 from fairdiff.portraits import weights  # noqa: E402
 
@@ -108,6 +110,21 @@ CASES = {
     "validation that never comes": (["steps=9", "validation.every=10"], ["validation.every", "steps = 9"]),
     "validation without encoders": (["validation.every=10", "loss.image=null"], ["validation.every", "loss.image"]),
     "unknown solver": (["sampler.scheduler=pndm"], ["sampler.scheduler", "dpm, ddim, euler, unipc"]),
+    "more steps than a schedule has": (["sampler.audit_steps=1000"], ["sampler.audit_steps", "1 to 999"]),
+    "more training steps than that": (["sampler.train_steps=[6,1000]"], ["sampler.train_steps", "1 to 999"]),
+    "more validation steps than that": (["validation.sampler_steps=1000"], ["validation.sampler_steps", "1 to 999"]),
+    "a class surer than sure": (["loss.confident_class=90"], ["loss.confident_class", "0 to 1"]),
+    "a group set to null": (["loss=null"], ["Config group override", "NoneType", "null is for its keys"]),
+    "judge of an attribute that is none": (
+        ["judge=hf", "judge.path=x", "+judge.paths.rcae=y"],
+        ["judge.paths", "rcae", "gender, race, age"],
+    ),
+    "an attribute of one's own": (["attributes.glasses.classes=[a,b]"], ["attributes.glasses", "--config-dir"]),
+    "an attribute of one's own, appended": (["+attributes.glasses.classes=[a,b]"], ["glasses", "--config-dir"]),
+    "template that nothing is put into": (
+        ["~prompts.families.occupation", "+prompts.families.styled=1", "prompts.template='a {}'"],
+        ["prompts.template", "styled", "occupation"],
+    ),
     "lora without parts": (["adapter=lora_text", "adapter.parts=[]"], ["adapter.parts", "text_encoder"]),
 }
 
@@ -150,6 +167,13 @@ def test_empty_prompt_list(tmp_path, monkeypatch, capsys):
     assert "prompts.txt" in line
 
 
+def test_things_never_outnumber_the_people_of_a_file(tmp_path, monkeypatch, capsys):
+    (tmp_path / "own.txt").write_text("".join(f"potter {n}\n" for n in range(20)))
+    own = ["experiment=multi_concept", f"prompts.train={tmp_path / 'own.txt'}"]
+    line = call(own, tmp_path / "run", monkeypatch, capsys)
+    assert "600 of 620" in line and "prompts.families.object=1" in line
+
+
 def test_whole_prompts_are_not_put_into_the_template_unseen(tmp_path, monkeypatch, capsys):
     (tmp_path / "prompts.txt").write_text("nurse\na photo of the face of a nurse, a person\n")
     line = call([f"prompts.train={tmp_path / 'prompts.txt'}"], tmp_path / "run", monkeypatch, capsys)
@@ -160,6 +184,35 @@ def test_a_state_that_is_none(tmp_path, monkeypatch, capsys):
     (tmp_path / "run.json").write_text("[]")
     line = call([], tmp_path, monkeypatch, capsys)
     assert "run.json" in line and "resume=false" in line
+    assert not run.finished(tmp_path, composed("resume=false"), "training", None)  # so that the advice helps
+
+
+def test_a_run_that_begins_again_is_no_longer_finished(tmp_path):
+    (tmp_path / "run.json").write_text('{"training": "a", "finished": ["a", 100, "audit"]}')
+    run.begin(tmp_path, composed(), "a")
+    assert run.read_state(tmp_path) == {"training": "a"}
+
+
+@pytest.mark.parametrize("overrides,says", [([], "command goes on"), (["resume=False"], "without resume=false goes on")])
+def test_after_an_interruption_the_advice_loses_nothing(overrides, says, tmp_path, monkeypatch, capsys):
+    def interrupted(config, folder):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "argv", ["train.py", *overrides, f"hydra.run.dir={tmp_path}"])
+    with pytest.raises(SystemExit) as exit_info:
+        main(interrupted)()
+    assert exit_info.value.code == 130 and says in capsys.readouterr().err
+
+
+def test_a_full_device_is_one_line_that_says_what_takes_less(tmp_path, monkeypatch, capsys):
+    def full(config, folder):
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
+
+    monkeypatch.setattr(sys, "argv", ["train.py", f"hydra.run.dir={tmp_path}"])
+    with pytest.raises(SystemExit) as exit_info:
+        main(full)()
+    said = capsys.readouterr().err
+    assert exit_info.value.code == 2 and said.count("\n") == 1 and "decode_batch, replay_batch" in said
 
 
 def test_a_damaged_configuration_costs_the_refusal_only_its_detail(tmp_path, monkeypatch, capsys):

@@ -30,12 +30,16 @@ EXPERIMENTS = {  # images a step, image weight, face weight, attributes, adapter
     "gender_race_age": (40, 8, 0.1, ["gender", "race", "age"], "lora"),
     "multi_concept": (40, 8, 0.1, ["gender", "race"], "lora"),
 }
-FORCED = {  # keys a model may set; its judges and encoders come with it
-    "model", "sampler", "judge", "features", "adapter", "detector", "audit", "steps", "noise_pool", "decode_batch",
-    "replay_batch", "gradient",  # how the steps weigh depends on how many the sampler has
-    "loss",  # what the losses weigh, on the encoders
-    "optimizer",  # how the rate falls depends on the number of steps
+FORCED = {  # every key that differs between models, beside those of what looks at the pictures, see LOOKS
+    "model.path", "model.device", "model.padding", "model.dtype", "model.sampling_dtype",
+    "sampler.guidance", "sampler.train_steps", "sampler.audit_steps", "sampler.final_sigmas",
+    "adapter.learning_rate", "adapter.rank", "adapter.alpha", "steps", "noise_pool",
+    "gradient.type",  # how the steps weigh depends on how many the sampler has
+    "loss.image", "loss.face", "validation.floor",  # what is compared, on the encoders
+    "optimizer.schedule",  # how the rate falls depends on the number of steps
+    "detector.input_size", "detector.crop_size", "decode_batch", "replay_batch", "audit.batch_size",  # pixels, memory
 }  # fmt: skip
+LOOKS = ("judge.", "features.", "audit.judge.")
 
 
 def configure(*overrides: str) -> Config:
@@ -67,14 +71,9 @@ def test_every_experiment_composes_with_every_model(name, model):
 def test_an_experiment_is_a_small_delta_and_a_model_changes_only_what_it_forces(name):
     lines = (Path(CONF) / "experiment" / f"{name}.yaml").read_text().splitlines()
     assert len(lines) <= 10 and any("Shen et al." in line for line in lines)
-    here, there = (asdict(configure(f"model={m}", f"experiment={name}")) for m in ("portraits", "sd15"))
-    assert {key for key in here if here[key] != there[key]} <= FORCED
-    assert {k for k in here["adapter"] if here["adapter"][k] != there["adapter"][k]} <= {
-        "learning_rate",
-        "rank",
-        "alpha",
-    }
-    assert {k for k in here["audit"] if here["audit"][k] != there["audit"][k]} == {"batch_size", "judge"}
+    here, there = (run.flat(asdict(configure(f"model={m}", f"experiment={name}"))) for m in ("portraits", "sd15"))
+    differ = {key for key in here | there if here.get(key) != there.get(key)}
+    assert {key for key in differ if not key.startswith(LOOKS)} <= FORCED
 
 
 def test_sd15_is_what_the_paper_says():
@@ -107,7 +106,7 @@ def test_loss_weights_are_the_users_then_the_tuning_of_model_and_adapter_then_th
         return configure(*overrides).loss.image
 
     for adapter in ("soft_tokens", "lora_text", "lora_unet", "lora_both"):
-        tuned = OmegaConf.load(Path(CONF) / "tuning" / "loss" / f"portraits_{adapter}.yaml").loss.image
+        tuned = OmegaConf.load(Path(CONF) / "tuning" / "model" / f"portraits_{adapter}.yaml").loss.image
         assert image(f"adapter={adapter}") == image("experiment=race", f"adapter={adapter}") == tuned
         assert image("model=sd15", f"adapter={adapter}") == 8
         assert image("model=sd15", "experiment=race", f"adapter={adapter}") == 6
@@ -162,13 +161,32 @@ def test_prompts_without_people_are_trained_on_and_audited_apart_and_never_the_s
     audited = asked.unrelated(config)
     assert len(audited) == 6 and not {p.text for p in audited} & {p.text for p in trained}
     file = tmp_path / "own.csv"
-    file.write_text("prompt,family\na photo of a baker,occupation\na photo of a red teapot,object\n")
-    own = configure(f"prompts.test={file}", f"prompts.train={file}")
-    assert [p.text for p in asked.prompts(own, "test")] == ["a photo of a baker"]
+    more = "".join(f"a photo of a baker of {n} cakes,occupation\n" for n in range(40))
+    file.write_text("prompt,family\na photo of a baker,occupation\na photo of a red teapot,object\n" + more)
+    own = configure(f"prompts.test={file}", f"prompts.train={file}", "audit.prompts=null")
+    assert all("baker" in p.text for p in asked.prompts(own, "test")) and len(asked.prompts(own, "test")) == 41
     assert [p.text for p in asked.unrelated(own)] == ["a photo of a red teapot"]
-    assert sorted(p.people for p in asked.prompts(own, "train")) == [False, True]
+    assert [p.people for p in asked.prompts(own, "train")].count(False) == 1
     more = asked.prompts(configure(f"prompts.train={file}", "+prompts.families.object=2"), "train")
-    assert [p.people for p in more].count(False) == 1 + len(trained)  # the world's join a file
+    assert [p.people for p in more].count(False) == 2 * 1 + len(trained)  # the world's join a file, and repeat with its own
+
+
+def test_repeats_are_of_a_files_families_too_and_its_audit_asks_each_once(tmp_path):
+    file = tmp_path / "own.csv"
+    file.write_text("prompt,family\n" + "".join(f"a {f} {n},{f}\n" for f in ("sport", "dance") for n in range(20)))
+    own = configure("experiment=multi_concept", f"prompts.train={file}", f"prompts.test={file}", "prompts.families.object=2")
+    families = [p.family for p in asked.prompts(own, "train")]
+    assert {f: families.count(f) for f in set(families)} == {"sport": 20 * 75, "dance": 20, "object": 2 * 15}
+    assert [p.family for p in asked.prompts(own, "test")].count("sport") == 20
+
+
+def test_no_noise_is_met_so_often_that_few_pictures_are_learnt_by_heart():
+    """Pictures painted of a prompt over those its pool has; the paper draws every noise anew."""
+    for overrides in (["experiment=gender"], ["experiment=gender_race_age"], ["adapter=lora_text"], []):
+        for model in ("portraits", "sd15"):
+            config = configure(f"model={model}", *overrides, "judge.path=x" if model == "sd15" else "judge=embedded")
+            visits = config.steps * config.prompts.per_step / len(asked.prompts(config, "train"))
+            assert visits * config.global_batch / config.noise_pool <= 7
 
 
 def test_the_budget_counts_whole_blocks_of_originals_and_those_of_the_validation():
@@ -179,7 +197,9 @@ def test_the_budget_counts_whole_blocks_of_originals_and_those_of_the_validation
     assert run.most_originals(configure(*few, *watch, "noise_pool=16"), 100) == 80 + 3 * 24
     third = (*few, "noise_pool=16", "loss.originals=.3")  # of 8: 3
     assert run.most_originals(configure(*third), 100) == 5 * 2 * 3
-    assert run.most_originals(configure(*third, "target.relaxation=.5"), 100) == 10 * 16 * 2  # shares need them all
+    assert run.most_originals(configure(*third, "target.relaxation=.5"), 100) == 5 * 2 * 3 + 10 * 16  # whole blocks
+    mixed = configure(*few, *watch, "noise_pool=480", "target.relaxation=.5")
+    assert run.most_originals(mixed, 100) == 80 + 3 * 24 + 13 * 48  # not all of a large pool, validation prompts too
 
 
 def test_limits_count_people_of_each_family(tmp_path):

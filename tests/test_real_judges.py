@@ -1,8 +1,15 @@
 """Judges and encoders for photographs, tiny, through the configuration: they look, they differ, they are known apart."""
 
+import json
+import re
+import sys
+from pathlib import Path
+
+import pandas as pd
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from test_main_job import launch
 from tiny_judges import save_dinov2, save_open_clip, save_vit
 
 from classifiers.hub import HubClassifier
@@ -141,3 +148,68 @@ def test_audits_of_another_size_never_overwrite_what_others_share(configure):
 
     assert shared() == shared("audit.prompts=3", "audit.batch_size=5")
     assert len({shared(), shared("audit.images_per_prompt=160"), shared("audit.seed=1")}) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["experiment=gender_race_age", "loss.face=null"],
+        [
+            "experiment=race", "target.file=labour", "judge=open_clip", "judge.path={clip}", "audit/judge=hf",
+            "audit.judge.path={hf}",
+        ],
+        [
+            "experiment=gender_tokens", "target.relaxation=.3", "validation.every=1", "validation.prompts=2",
+            "prompts.negative=hat",
+        ],
+    ],
+)  # fmt: skip
+def test_the_whole_command_for_photographs_trains_audits_and_saves(overrides, folders, tiny_folder, tmp_path, monkeypatch):
+    """train.py model=sd15 as the README has it, with tiny random weights in the formats of the real ones."""
+    labels = ["Female", "Male"]
+    races = ["White", "Black", "Indian", "East Asian", "Southeast Asian", "Middle Eastern", "Latino_Hispanic"]
+    ages = ["0-2", "3-9", "10-19", "20-29", "30-39", "40-49", "50-59", "60-69", "more than 70"]
+    judges = {name: save_vit(tmp_path / name, own) for name, own in {"gender": labels, "race": races, "age": ages}.items()}
+    names = {"gender_race_age": ("race", "age"), "race": (), "gender_tokens": ()}[overrides[0].split("=")[1]]
+    more = [o.format(clip=folders["clip"], hf=judges["race"]) for o in overrides]
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    launch(
+        tmp_path / "run", "model=sd15", f"model.path={tiny_folder}", "model.device=cpu", "detector=whole",
+        f"judge.path={judges['gender']}", f"audit.judge.path={folders['clip']}", f"features.clip={folders['clip']}",
+        f"features.encoder={folders['encoder']}", f"features.identity={weights('identity')}", "loss.confidence=.5",
+        "adapter.learning_rate=1e-2", "adapter.rank=4", "adapter.alpha=4", "adapter.tokens=2",
+        "adapter.initial_text=a photo", *(f"+judge.paths.{name}={judges[name]}" for name in names), *more,
+    )  # fmt: skip
+    assert (tmp_path / "run" / "report.html").exists() and list((tmp_path / "run" / "adapter").glob("*.safetensors"))
+    audit = json.loads((tmp_path / "run" / "audit.json").read_text())
+    records = pd.read_parquet(tmp_path / "run" / "records.parquet")
+    for name in audit["models"]["after"]["attributes"]:
+        asked = records[[c for c in records if c.startswith(f"p.{name}.")]]
+        assert asked.shape[1] > 1 and (asked.sum(axis=1) - 1).abs().max() < 1e-2
+        entry = audit["models"]["after"]["attributes"][name]
+        assert 0 <= entry["bias"]["ci95"][0] <= entry["bias"]["mean"] <= entry["bias"]["ci95"][1] <= 1
+    before, after = (records[records.model == model] for model in ("before", "after"))
+    assert len(before) == len(after) > 0
+
+
+def test_an_attribute_of_ones_own_is_a_file_in_ones_own_folder(folders, tmp_path, tiny_folder):
+    """As the README writes it down."""
+    text = (Path(CONF).parent / "README.md").read_text()
+    block = re.search(r"```yaml\n# own/attribute/glasses.yaml\n(.*?)```", text, re.S)
+    (tmp_path / "own" / "attribute").mkdir(parents=True)
+    (tmp_path / "own" / "attribute" / "glasses.yaml").write_text(block[1])
+    judge = save_vit(tmp_path / "judge", ["Glasses", "No glasses"])
+    given = [
+        f"hydra.searchpath=[file://{tmp_path / 'own'}]", "model=sd15", "attribute=[gender,glasses]", "model.device=cpu",
+        f"model.path={tiny_folder}", f"judge.path={folders['judge']}", f"+judge.paths.glasses={judge}", "detector=whole",
+        f"audit.judge.path={folders['clip']}", f"features.clip={folders['clip']}", f"features.encoder={folders['encoder']}",
+        "loss.face=null", "adapter.tokens=2", "adapter.initial_text=a photo", "target.glasses={with:.2,without:.8}",
+    ]  # fmt: skip
+    with initialize_config_dir(CONF, version_base="1.3"):
+        config = to_config(compose("config", given))
+    judges = build.build_judges(config)
+    image = torch.rand(3, 3, 40, 40, generator=torch.Generator().manual_seed(0))
+    assert {name: logits.shape for name, logits in judges.see(image).logits.items()} == {"gender": (3, 2), "glasses": (3, 2)}
+    audit = build_audit(config, build.build_model(config), None, judges.classifier)
+    assert audit.measurer.judge.attributes["glasses"] == ("with", "without")
