@@ -9,8 +9,9 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
-from tiny import make_trainee
+from tiny import composed, make_trainee
 
+from fairdiff import asked, build
 from fairdiff.cli import CONF, to_config
 from fairdiff.config import Config
 from fairdiff.errors import FairDiffError
@@ -25,7 +26,7 @@ from benchmark.config import use_schema  # noqa: E402
 from benchmark.instruments import captured_replay, counted, staged  # noqa: E402
 from benchmark.learning import Learner, first_below, summary  # noqa: E402
 from benchmark.literal import literal_step  # noqa: E402
-from benchmark.variance import CHOICES, by_step, estimator_error, pair_gradients, total_gradient  # noqa: E402
+from benchmark.variance import CHOICES, by_step, estimator_error, mean_with_interval, pair_gradients, total_gradient  # noqa: E402
 
 PROMPT = "a photo of the face of a nurse"
 TINY = [
@@ -91,8 +92,11 @@ def test_pairs_add_up_and_choices_are_unbiased(tiny_folder):
     scale = float(total.double().square().sum())
     for name, choose in CHOICES.items():
         whole, _, _ = estimator_error(pairs, 5, choose, 5)
-        error, bias, expected = estimator_error(pairs, 2, choose, 400)
-        assert whole <= 1e-9 * scale < error and bias < 10 * expected, name
+        error, _, _ = estimator_error(pairs, 2, choose, 400)
+        assert whole <= 1e-9 * scale < error, name
+        ratios = [b / e for _, b, e in (estimator_error(pairs, 2, choose, 400, seed) for seed in range(30))]
+        mean, low, high = mean_with_interval(ratios)
+        assert low < mean < high and abs(mean - 1) < 4 * (high - mean) / 2.05, name  # four standard errors
     _, bias, expected = estimator_error(pairs, 2, lambda b, t, k, g: torch.arange(k).expand(b, k), 400)
     assert bias > 100 * expected  # always the same steps: the measure sees it
     smooth = torch.linspace(1, 2, 8).view(1, 8, 1).expand(4, 8, 3)  # where it is smooth in t, spreading out pays
@@ -197,6 +201,23 @@ def test_a_step_of_which_nothing_is_learnt_is_not_measured(tiny_folder, literal)
 def test_a_random_model_too_needs_a_device_there_is(tiny_config):
     with pytest.raises(FairDiffError, match=r"model\.device: found cuda:99"):
         world.make_world(replace(tiny_config(), device="cuda:99"))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_judges_of_random_weights_multiply_as_those_of_a_run_would(tiny_config, dtype):
+    _, judges = world.make_world(tiny_config(f"model.dtype={dtype}"))
+    assert judges.dtype == build.build_judges(composed(f"model.dtype={dtype}")).dtype
+    assert {p.dtype for p in judges.classifier.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_what_a_learner_is_watched_on_it_never_trains_on(repeats, tiny_config):
+    config = tiny_config(f"prompts.families.occupation={repeats}")
+    prompts = asked.prompts(config, "train")
+    train, held = learning.hold_out(prompts, 10)
+    assert len(held) == len({p.text for p in held}) == 10
+    assert not {p.text for p in held} & {p.text for p in train} and len(train) == len(prompts) - 10 * repeats
+    assert learning.hold_out(held, 4) == (held[:6], held[6:])
 
 
 def test_a_measurement_is_kept_and_never_mixed_with_another(tiny_config, tiny_folder, tmp_path, monkeypatch, capsys):

@@ -35,6 +35,12 @@ def name_of(learner: dict) -> str:
     return " ".join([learner["type"], *short, *(f"{k}={v}" for k, v in rest.items())])
 
 
+def hold_out(prompts: list[Prompt], count: int) -> tuple[list[Prompt], list[Prompt]]:
+    """What is left to train on, and the last `count` prompts, once each however often they are repeated."""
+    held = list({p.text: p for p in reversed(prompts)}.values())[:count]
+    return [p for p in prompts if p not in held], held[::-1]
+
+
 class Learner:
     """One gradient's run of one seed: trains to a step, looks at itself, remembers both on disk."""
 
@@ -46,9 +52,7 @@ class Learner:
         self.trainee: Trainee = make_trainee(config, gradient)
         self.config, self.folder = config, folder
         self.schedule: Schedule = build.build_schedule(config)
-        prompts = asked.prompts(config, "train")
-        held = config.watch.prompts
-        self.prompts, self.validation = prompts[:-held], prompts[-held:]
+        self.prompts, self.validation = hold_out(asked.prompts(config, "train"), config.watch.prompts)
         self.parameters = self.trainee.adapter.parameters()
         self.optimizer = torch.optim.AdamW(
             self.parameters, self.schedule.learning_rate, weight_decay=self.schedule.weight_decay

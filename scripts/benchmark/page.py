@@ -52,10 +52,12 @@ def about(m: dict) -> str:
     extras = [name for name in ("channels_last", "compile") if s[name]]
     if s["originals"] < 1:
         extras.insert(0, f"ours with originals of {s['originals']:.0%} of the pictures")
+    batches = f"; batches of {s['decode_batch']} decoded, {s['replay_batch']} replayed, {s['literal_batch']} in the reference"
+    if m["part"] == "throughput":  # each of its rows has batches of its own
+        batches = ""
     text = (
         f"**{s['model']}**, {s['adapter']}, B = {s['B']}, T = {s['T']}, guidance {s['guidance']:g}, {s['dtype']}"
-        f"{', ' + ', '.join(extras) if extras else ''}; batches of {s['decode_batch']} decoded, {s['replay_batch']} "
-        f"replayed, {s['literal_batch']} in the reference. Measured {c['date']} on {c['device']}, {c['threads']} of "
+        f"{', ' + ', '.join(extras) if extras else ''}{batches}. Measured {c['date']} on {c['device']}, {c['threads']} of "
         f"{c['cores']} cores, load {c['load']:g} at the start, torch {c['torch']}, diffusers {c['diffusers']}."
     )
     return text + ("" if m["complete"] else " **Not finished.**") + f"\n\n`{m['command']}`\n"
@@ -148,7 +150,7 @@ def variance(result: dict) -> list[str]:
     cells = {(r["choice"], r["K"]): r for r in result["rows"]}
     names = list(dict.fromkeys(r["choice"] for r in result["rows"]))
     rows = [[n, *(number(cells[n, k]["variance"]) for k in ks)] for n in names]
-    bias = [[n, *(number(cells[n, k]["bias_over_noise"]) for k in ks)] for n in names]
+    bias = [[n, *(interval(cells[n, k]["bias_over_noise"]) for k in ks)] for n in names]
     sizes = [[number(s["B"]), number(s["variance"])] for s in result["sizes"]]
     return [
         "Variance that replaying only K of T steps adds to the gradient of a batch, relative to |E g|²:",
@@ -157,7 +159,8 @@ def variance(result: dict) -> list[str]:
         "",
         "`stratified` is ours (systematic, offsets spread over the batch), `systematic` has a random offset for each image, "
         "`uniform` draws K of T for each image, `shared` K of T for the whole batch. Squared mean error of "
-        f"{result['draws']:,} draws in units of what an unbiased estimate leaves (1 within its own scatter: no bias):",
+        f"{result['draws']:,} draws in units of what an unbiased estimate leaves, its mean over the batches, each with draws "
+        "of its own, and 95 % interval (Student's t; no bias: it holds 1):",
         "",
         *table(["choice of steps", *(f"K = {k}" for k in ks)], bias),
         "",

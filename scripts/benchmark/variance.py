@@ -9,6 +9,8 @@ B images, T steps, P parameters, D draws.
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
+import scipy.stats
 import torch
 from torch import Tensor
 
@@ -92,7 +94,7 @@ CHOICES: dict[str, Callable[[int, int, int, torch.Generator], Tensor]] = {
 }
 
 
-def estimator_error(pairs_BTP: Tensor, k: int, choose: Callable, draws: int) -> tuple[float, float, float]:
+def estimator_error(pairs_BTP: Tensor, k: int, choose: Callable, draws: int, seed: int = 0) -> tuple[float, float, float]:
     """(E |error|^2, |mean error|^2, its expectation if there were no bias) of the estimate of sum_{b,t} G[b, t].
 
     Everything in the space of the Gram matrix of the B T pairs, so that P does not matter.
@@ -100,7 +102,7 @@ def estimator_error(pairs_BTP: Tensor, k: int, choose: Callable, draws: int) -> 
     batch, steps, _ = pairs_BTP.shape
     flat = pairs_BTP.flatten(0, 1).double()
     gram = flat @ flat.T
-    generator = torch.Generator().manual_seed(k)
+    generator = torch.Generator().manual_seed(1000 * seed + k)
     weight = torch.full((draws, batch, steps), -1.0, dtype=torch.float64)  # of each pair in (estimate - truth)
     for row in weight:
         row.scatter_add_(1, choose(batch, steps, k, generator), torch.full((batch, k), steps / k, dtype=torch.float64))
@@ -146,24 +148,34 @@ def measure_variance(config: BenchConfig) -> dict:
             for name, choose in CHOICES.items():
                 for k in config.evaluations:
                     if k <= steps:
-                        entry = estimator_error(pairs, k, choose, config.draws)
+                        entry = estimator_error(pairs, k, choose, config.draws, number)  # draws of its own
                         found.setdefault((name, k), []).append(entry)
     by_size = {size: torch.stack(rows).double() for size, rows in full.items()}
     largest = by_size[max(config.sizes)]
     scale = signal(largest)
     rows = []
     for (name, k), entries in found.items():
-        error, bias, expected = (sum(column) / len(entries) for column in zip(*entries, strict=True))
-        rows.append({
-            "choice": name, "K": k, "variance": error / scale,
-            "bias_over_noise": (bias / expected) if expected > 1e-12 * scale else None,
-        })  # fmt: skip
+        error = sum(entry[0] for entry in entries) / len(entries)
+        # every step replayed leaves rounding only, and no ratio of it
+        ratios = [bias / expected for _, bias, expected in entries if expected > 1e-12 * scale]
+        rows.append(
+            {"choice": name, "K": k, "variance": error / scale, "bias_over_noise": mean_with_interval(ratios)}
+        )
     sizes = [
         {"B": size, "variance": float(total.var(0).sum()) / scale if len(total) > 1 else None}
         for size, total in by_size.items()
     ]
     return {"rows": rows, "sizes": sizes, "batches": config.batches, "draws": config.draws, "T": steps,
             "by_step": by_step(torch.stack(squares).mean(0)), "prompts": disagreement(trainee, config)}  # fmt: skip
+
+
+def mean_with_interval(values: list[float]) -> list[float] | None:
+    """[mean, low, high], 95 %, by Student's t over batches; None for fewer than two."""
+    if len(values) < 2:
+        return None
+    mean, error = float(np.mean(values)), float(scipy.stats.sem(values))
+    low, high = scipy.stats.t.interval(0.95, len(values) - 1, mean, error) if error else (mean, mean)
+    return [mean, float(low), float(high)]
 
 
 def by_step(square_T: Tensor) -> dict:
