@@ -156,10 +156,8 @@ def most_originals(config: Config, prompts: int) -> int:
     block, visits = config.global_batch, config.steps * config.prompts.per_step
     each = build.compared_pictures(config)  # of a block
     low, high = config.sampler.train_steps
-    pool = -(-config.noise_pool // block) * each
-    found = min(visits, prompts) * pool * min(high - low + 1, config.steps)
-    if visits <= prompts * (config.noise_pool // block):
-        found = visits * each  # pools are not yet through: a slice a visit
+    slices = min(visits, prompts) * (config.noise_pool // block) * min(high - low + 1, config.steps)
+    found = min(visits, slices) * each  # a slice a visit, each once for every T
     watched = len(asked.prompts(config, "validation")) if config.validation.every else 0
     found += watched * -(-config.validation.images // block) * block
     if config.target["relaxation"]:  # every prompt's own shares, at the middle of the training steps

@@ -65,7 +65,8 @@ def draw_batches(prompts: list[Prompt], schedule: Schedule, step: int) -> list[B
     """A batch of each prompt of one step, a function of (seed, step) only.
 
     Prompts go round in a new order each epoch. Each prompt's noise pool goes round too: its batches are slices of the
-    pool, at first as it stands (whole blocks of the cache of originals), then in a new order each time.
+    pool, always the same ones, as they are whole blocks of the cache of originals: with new ones a single batch would
+    have several blocks painted where T is new to them. What is beyond the last whole slice is not used.
     """
     return [_draw(prompts, schedule, step * schedule.prompts + place) for place in range(schedule.prompts)]
 
@@ -76,10 +77,10 @@ def _draw(prompts: list[Prompt], schedule: Schedule, visit: int) -> Batch:
     generator = _generator(schedule.seed, 2, visit)
     copies = [i for i, prompt in enumerate(prompts) if prompt.text == prompts[which].text]  # `prompts.families` repeats
     turn, part = divmod(epoch * len(copies) + copies.index(which), schedule.noise_pool // schedule.batch)
-    pool = torch.arange(schedule.noise_pool)
-    if turn:
-        pool = pool[torch.randperm(len(pool), generator=_generator(schedule.seed, 3, turn * len(prompts) + copies[0]))]
-    indices = pool[part * schedule.batch :][: schedule.batch].tolist()
+    place = torch.arange(schedule.batch)
+    if turn:  # which picture is replayed at which steps goes by its place
+        place = torch.randperm(schedule.batch, generator=_generator(schedule.seed, 3, turn * len(prompts) + copies[0]))
+    indices = (part * schedule.batch + place).tolist()
     low, high = schedule.sampler_steps
     sampler_steps = int(torch.randint(low, high + 1, (), generator=generator))
     return Batch(prompts[which].text, indices, sampler_steps, schedule.seed, generator, prompts[which].people)

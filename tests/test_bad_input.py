@@ -55,10 +55,6 @@ CASES = {
     "unknown gradient": (["gradient.type=magic"], ["gradient.type", "unit, reference, solver, autograd"]),
     "negative weight": (["loss.image=-1"], ["loss.image"]),
     "confidence out of range": (["loss.confidence=1.5"], ["loss.confidence"]),
-    "share of originals of a part of a batch": (
-        ["loss.originals=.5", "noise_pool=12"],
-        ["noise_pool: found 12", "loss.originals = 0.5", "multiple of global_batch = 8"],
-    ),
     "share of originals and nothing else to learn": (["loss.originals=.5", "loss.align=0"], ["loss.originals", "loss.align"]),
     "share of originals out of range": (["loss.originals=0"], ["loss.originals", "(0, 1]"]),
     "bad sampler range": (["sampler.train_steps=[9,3]"], ["sampler.train_steps", "[9, 3]"]),

@@ -192,7 +192,8 @@ def test_no_noise_is_met_so_often_that_few_pictures_are_learnt_by_heart():
 def test_the_budget_counts_whole_blocks_of_originals_and_those_of_the_validation():
     few = ["prompts.per_step=2", "steps=5", "global_batch=8", "sampler.train_steps=[6,7]"]
     assert run.most_originals(configure(*few, "noise_pool=16"), 100) == 5 * 2 * 8  # a slice a visit
-    assert run.most_originals(configure(*few, "noise_pool=12"), 4) == 4 * 16 * 2  # all pools, twice 8 for 12, both lengths
+    assert run.most_originals(configure(*few, "noise_pool=12"), 100) == 80  # 8 of 12, never in part
+    assert run.most_originals(configure(*few, "steps=50", "noise_pool=20"), 4) == 4 * 16 * 2  # all pools, both lengths
     watch = ["validation.every=5", "validation.prompts=3", "validation.images=20"]
     assert run.most_originals(configure(*few, *watch, "noise_pool=16"), 100) == 80 + 3 * 24
     third = (*few, "noise_pool=16", "loss.originals=.3")  # of 8: 3

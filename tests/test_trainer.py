@@ -270,18 +270,30 @@ def test_every_epoch_visits_every_prompt_once(per_step):
         assert sorted(texts[3 * epoch : 3 * epoch + 3]) == sorted(p.text for p in PROMPTS)
 
 
-def test_a_prompts_noise_pool_goes_round_in_slices_first_as_the_cache_holds_it():
-    plan = schedule(batch=3, noise_pool=7, prompts=3)  # 7 = 2 x 3 + 1: a round leaves one out, not always the same
+def test_a_prompts_noise_pool_goes_round_in_slices_as_the_cache_holds_it():
+    plan = schedule(batch=3, noise_pool=7, prompts=3)  # 7 = 2 x 3 + 1: no whole third slice
     met = {p.text: [] for p in PROMPTS}
     for step in range(40):
         for batch in draw_batches(PROMPTS, plan, step):
             met[batch.prompt].append(batch.indices)
     for visits in met.values():
         assert visits[:2] == [[0, 1, 2], [3, 4, 5]]
-        rounds = [a + b for a, b in zip(visits[::2], visits[1::2], strict=True)]
-        assert all(len(set(r)) == 6 for r in rounds) and len({tuple(r) for r in rounds}) == 20
-        assert {i for r in rounds for i in r} == set(range(7))
+        assert all(sorted(v) == visits[n % 2] for n, v in enumerate(visits))
+        assert len({tuple(v) for v in visits}) == 2 * 6  # in every order
     assert len({tuple(map(tuple, visits)) for visits in met.values()}) == 3  # each prompt in its own order
+
+
+def test_a_batch_paints_no_more_than_itself_whatever_has_been_painted(tiny_folder):
+    """T changes from batch to batch, and each original is of one T."""
+    trainee = make_trainee(load_model(tiny_folder))
+    trainee.originals.block, made = 4, []
+    plan = schedule(batch=4, noise_pool=12, prompts=3, sampler_steps=(2, 4))
+    for step in range(12):
+        for batch in draw_batches(PROMPTS, plan, step):
+            before = trainee.originals.sampled
+            trainee.originals.get(batch.prompt, batch.indices, batch.steps)
+            made.append(trainee.originals.sampled - before)
+    assert set(made) == {0, 4}
 
 
 def test_a_prompt_that_stands_twice_meets_other_noise_the_second_time():

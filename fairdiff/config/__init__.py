@@ -54,8 +54,9 @@ class Config:
     """The whole configuration. The run folder and what resumes there: fairdiff/run.py.
 
     steps: updates of the adapter. global_batch: pictures of each prompt in one of them. noise_pool: noises that each
-    prompt has in training, met slice by slice; their originals are cached. decode_batch, replay_batch: pictures, or
-    (picture, step) pairs, at once, which set the memory and not the result. seed: of everything random in training.
+    prompt has in training, met in slices of global_batch, whole ones; their originals are cached. decode_batch,
+    replay_batch: pictures, or (picture, step) pairs, at once, which set the memory and not the result. seed: of everything
+    random in training.
     resume: the same command goes on where it stopped, false starts over. checkpoint_every: steps. cache: a folder for
     what the frozen model painted and measured, null for none.
 
@@ -94,11 +95,6 @@ class Config:
         if self.noise_pool < self.global_batch:
             raise FairDiffError(
                 f"noise_pool: found {self.noise_pool}, allowed: at least global_batch = {self.global_batch}"
-            )
-        if self.loss.originals < 1 and self.noise_pool % self.global_batch:  # the rest would not have this share
-            raise FairDiffError(
-                f"noise_pool: found {self.noise_pool}, allowed with loss.originals = {self.loss.originals:g}: "
-                f"a multiple of global_batch = {self.global_batch}"
             )
         _check_lengths(self)
         if not self.attributes:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 EXPERIMENTS = ("gender", "gender_tokens", "race", "gender_race", "gender_race_age", "multi_concept")
 ADAPTERS = ("soft_tokens", "lora_text", "lora_unet", "lora_both")
-IMAGE_WEIGHTS = (0, 8, 32)  # beside that of conf/tuning/loss, 1 to 3, at scale 1
+IMAGE_WEIGHTS = (0, 8, 32)  # beside that of conf/tuning/model, 1 to 3, at scale 1
 SCALES = (0.25, 0.5, 0.75, 1, 1.25)
 SOME = {"multi_concept": ("audit.prompts=12",)}  # of each family: there are 440 test prompts of styled occupations alone
 GROUPS = {
