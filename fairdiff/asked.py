@@ -88,14 +88,13 @@ def _of_world(family: str, which: str, template: str) -> list[Prompt]:
 
 def _check_things(config: Config, families: dict[str, list[Prompt]]) -> None:
     """FairDiffError if the world's prompts without people outnumber a file's: an experiment's share is for its own."""
-    things, repeats = len(families["object"]), config.prompts.families["object"]
-    people = sum(map(len, families.values())) - things
-    if people and things > people:
-        most = people * repeats // things
-        allowed = f"prompts.families.object={most}" if most else "none of them (~prompts.families.object)"
+    once, repeats = len(world.prompts("object", "train")), config.prompts.families["object"]
+    people = sum(len(some) for family, some in families.items() if family != "object")
+    if people and once * repeats > people:
+        allowed = f"prompts.families.object={people // once}" if people >= once else "none (~prompts.families.object)"
         raise FairDiffError(
-            f"prompts.families.object: found {repeats}, so that {things} of {things + people} training prompts are without "
-            f"people beside {config.prompts.train}; allowed: at most half, as with {allowed}"
+            f"prompts.families.object: found {repeats}, which sets {once * repeats} prompts without people beside {people} "
+            f"of {config.prompts.train}; allowed: no more than these, as with {allowed}"
         )
 
 
@@ -123,7 +122,7 @@ def written_target(config: Config) -> WrittenTarget | None:
     for name in written.attributes:
         shares = config.target[name]
         if max(shares.values()) - min(shares.values()) > 0.01:  # .333, .333, .334 are equal shares
-            equal = " ".join(f"target.{name}.{cls}={1 / len(shares):.6g}" for cls in shares)
+            equal = " ".join(f"target.{name}.{cls}={1 / len(shares):.9g}" for cls in shares)
             raise FairDiffError(
                 f"target.{name}: found {config.target[name]} (yours or the experiment's), but {written.source} sets its "
                 f"shares too; allowed: one of them, or equal shares here: {equal}"

@@ -204,8 +204,6 @@ def frozen_key(config: Config, model: DiffusionModel, judges: Judges) -> str:
         parts += [fingerprint(encoder.model), encoder.config]
     if judges.embedder is not None:
         parts += [fingerprint(judges.embedder), judges.embedder.config]
-    if judges.dtype != torch.float32:
-        parts.append(judges.dtype)
     return digest(parts, config.seed, config.sampler.guidance, eyes_key(config, judges.detector))
 
 

@@ -23,7 +23,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fairdiff.config import Config
+from fairdiff.config import AttributeConfig, Config
 from fairdiff.errors import FairDiffError
 
 CONF = str(Path(__file__).resolve().parent.parent / "conf")
@@ -64,7 +64,8 @@ def main(task: Callable[[Config, Path], None], name: str = "config") -> Callable
         except (FairDiffError, OSError) as error:  # before Hydra adds lines of its own
             fail(error)
         except torch.OutOfMemoryError as error:
-            fail(FairDiffError(f"{one_line(error)}; less of it with decode_batch, replay_batch or audit.batch_size"))
+            less = "global_batch, decode_batch, replay_batch or audit.batch_size"
+            fail(FairDiffError(f"{one_line(error)}; it takes less with a smaller {less}"))
 
     def run() -> None:
         if os.environ.get("WORLD_SIZE", "1") != "1":  # of torchrun and accelerate: each would write the same folder
@@ -98,7 +99,9 @@ def _like(key: str) -> str:
     if path[:1] == ["target"]:
         return "; allowed: target.<attribute>.<class> of the attributes in attribute=[...], relaxation, file, joint"
     if path[:1] == ["attributes"]:
-        return OWN_ATTRIBUTE
+        known = [f.name for f in fields(AttributeConfig)]
+        close = [] if last in known else get_close_matches(last, known, 3, 0.6)
+        return f"; allowed: {', '.join('.'.join([*path, name]) for name in close)}" if close else OWN_ATTRIBUTE
     here: type = Config
     for i, name in enumerate([*path, last]):
         kinds = {f.name: f.type for f in fields(here)} if is_dataclass(here) else {}

@@ -17,7 +17,8 @@ from classifiers.types import Boxes, Classifier, Detector, Faces
 class Judges:
     """The frozen networks of training. `encoders` preserve semantics; `embedder` and `bank` serve face realism.
 
-    dtype: in which they multiply, the detector apart; weights, pictures and answers are float32 whatever it says.
+    dtype: in which they multiply, the detector apart; weights, pictures and answers are float32 whatever it says (in
+    bfloat16 features have length 1 to its three digits).
     """
 
     detector: Detector

@@ -98,16 +98,15 @@ class Best:
     misses: int = 0
     averages: list[Tensor] = field(default_factory=list)
 
-    def update(self, finished_steps: int, row: dict[str, float], floor: float, averages: list[Tensor]) -> bool:
-        """Take in one validation of these averages; True if a new best: a smaller mean distance, with semantics kept."""
+    def update(self, finished_steps: int, row: dict[str, float], floor: float, averages: list[Tensor]) -> None:
+        """Take in one validation of these averages; a new best has a smaller mean distance, with semantics kept."""
         distances = [value for name, value in row.items() if name.startswith("validation.distance.")]
         score = sum(distances) / len(distances)
         if score < self.score and row["validation.semantics"] >= floor:
             self.step, self.score, self.misses = finished_steps, score, 0
             self.averages = [average.detach().clone() for average in averages]
-            return True
-        self.misses += 1
-        return False
+        else:
+            self.misses += 1
 
     def exhausted(self, patience: int | None) -> bool:
         """Whether training should stop."""

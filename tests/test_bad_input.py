@@ -115,11 +115,16 @@ CASES = {
         ["judge=hf", "judge.path=x", "+judge.paths.rcae=y"],
         ["judge.paths", "rcae", "gender, race, age"],
     ),
+    "an attribute's key misspelt": (["attributes.gender.keep_outsid=.3"], ["attributes.gender.keep_outside"]),
     "an attribute of one's own": (["attributes.glasses.classes=[a,b]"], ["attributes.glasses", "--config-dir"]),
     "an attribute of one's own, appended": (["+attributes.glasses.classes=[a,b]"], ["glasses", "--config-dir"]),
     "template that nothing is put into": (
         ["~prompts.families.occupation", "+prompts.families.styled=1", "prompts.template='a {}'"],
         ["prompts.template", "styled", "occupation"],
+    ),
+    "float32 of what is held in bfloat16": (
+        ["model.dtype=bfloat16", "model.sampling_dtype=float32"],
+        ["model.sampling_dtype", "float32 for both"],
     ),
     "lora without parts": (["adapter=lora_text", "adapter.parts=[]"], ["adapter.parts", "text_encoder"]),
 }
@@ -167,7 +172,7 @@ def test_things_never_outnumber_the_people_of_a_file(tmp_path, monkeypatch, caps
     (tmp_path / "own.txt").write_text("".join(f"potter {n}\n" for n in range(20)))
     own = ["experiment=multi_concept", f"prompts.train={tmp_path / 'own.txt'}"]
     line = call(own, tmp_path / "run", monkeypatch, capsys)
-    assert "600 of 620" in line and "prompts.families.object=1" in line
+    assert "600 prompts without people beside 20" in line and "prompts.families.object=1" in line
 
 
 def test_whole_prompts_are_not_put_into_the_template_unseen(tmp_path, monkeypatch, capsys):
@@ -208,7 +213,7 @@ def test_a_full_device_is_one_line_that_says_what_takes_less(tmp_path, monkeypat
     with pytest.raises(SystemExit) as exit_info:
         main(full)()
     said = capsys.readouterr().err
-    assert exit_info.value.code == 2 and said.count("\n") == 1 and "decode_batch, replay_batch" in said
+    assert exit_info.value.code == 2 and said.count("\n") == 1 and "global_batch, decode_batch, replay_batch" in said
 
 
 def test_a_damaged_configuration_costs_the_refusal_only_its_detail(tmp_path, monkeypatch, capsys):

@@ -210,13 +210,25 @@ def test_a_gradient_that_is_not_finite_is_refused_before_the_replay(tiny_model):
 def test_one_micro_batchs_graph_is_alive_at_a_time(tiny_model, monkeypatch):
     alive, made = [], []
 
+    trainee = make_trainee(tiny_model, decode_batch=2)
+    see = trainee.judges.see
+
+    def watched(found):
+        made.extend(weakref.ref(value) for value in found.values() if value.requires_grad)
+
+    def seen(pixels, boxes=None):
+        if pixels.requires_grad:
+            alive.append(sum(ref() is not None for ref in made))
+        now = see(pixels, boxes)
+        watched(now.logits)
+        return now
+
     def counted(*args):
-        alive.append(sum(ref() is not None for ref in made))
         terms = batch_terms(*args)
-        made.extend(weakref.ref(term) for term in terms.values() if term.requires_grad)
+        watched(terms)
         return terms
 
     monkeypatch.setattr(step, "batch_terms", counted)
-    trainee = make_trainee(tiny_model, decode_batch=2)
+    trainee.judges.see = seen
     assert training_step(trainee, Batch("a nurse", list(range(8)), 3, 0, torch.Generator().manual_seed(0))).kept
     assert alive == [0, 0, 0, 0] and made

@@ -124,8 +124,9 @@ def scored(distance, semantics):
 def test_the_best_is_the_least_distance_that_keeps_semantics():
     best, seen = Best(), []
     for step, (distance, semantics) in enumerate([(0.5, 0.9), (0.2, 0.6), (0.4, 0.8), (0.4, 0.9), (0.1, 0.69)], 1):
-        seen.append(best.update(step, scored(distance, semantics), 0.7, [torch.full((2,), float(step))]))
-    assert seen == [True, False, True, False, False]
+        best.update(step, scored(distance, semantics), 0.7, [torch.full((2,), float(step))])
+        seen.append(best.step)
+    assert seen == [1, 1, 3, 3, 3]
     assert [average.tolist() for average in best.averages] == [[3, 3]]
     assert (best.step, best.score, best.misses) == (3, 0.4, 2)
     assert best.exhausted(2) and not best.exhausted(3) and not best.exhausted(None)

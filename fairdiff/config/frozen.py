@@ -20,7 +20,8 @@ class ModelConfig:
     dtype: of the frozen U-Net and VAE, and in which training's judges and encoders multiply; adapters, text encoder,
     latents, losses and what measures the audit are float32 whatever it says.
     sampling_dtype: in which U-Net and VAE multiply where no gradient is taken, that is in all sampling but that of
-    gradients `autograd` and `truncated`. Of both "auto" is what `fast_dtype` says of the device.
+    gradients `autograd` and `truncated`; what is held in bfloat16 multiplies in it. Of both "auto" is what `fast_dtype`
+    says of the device.
     """
 
     path: str | None = None
@@ -33,8 +34,14 @@ class ModelConfig:
         one_of("model.padding", self.padding, ["max_length", "longest"])
         for key in ("dtype", "sampling_dtype"):
             one_of(f"model.{key}", asdict(self)[key], ["auto", "float32", "bfloat16"])
-            if asdict(self)[key] == "auto":  # here, so that a run's config.yaml and fingerprint say what it was
-                setattr(self, key, fast_dtype(self.device))
+        if self.dtype == "auto":  # here, so that a run's config.yaml and fingerprint say what it was
+            self.dtype = fast_dtype(self.device)
+        if self.sampling_dtype == "auto":
+            self.sampling_dtype = "bfloat16" if self.dtype == "bfloat16" else fast_dtype(self.device)
+        if self.sampling_dtype == "float32" and self.dtype == "bfloat16":
+            raise FairDiffError(
+                "model.sampling_dtype: found float32, but model.dtype is bfloat16; allowed: bfloat16, or float32 for both"
+            )
 
 
 def fast_dtype(device: str) -> str:

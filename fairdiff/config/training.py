@@ -198,7 +198,7 @@ class ValidationConfig:
 
     prompts: how many of each family (null: all), images: of each prompt, sampler_steps: null for sampler.audit_steps.
     floor: least mean cosine to the originals over CLIP-I and the image encoder. What a picture keeps depends on the
-    encoders: the paper's adapters keep .62 to .74 of photographs, those of Portraits .90 to .98 (conf/model).
+    encoders: the paper's adapters keep .62 to .74 of photographs, those of Portraits .90 to .97 (conf/model).
     patience: validations in a row without a new best after which training stops, null for never.
     """
 
