@@ -150,7 +150,7 @@ def variance(result: dict) -> list[str]:
     cells = {(r["choice"], r["K"]): r for r in result["rows"]}
     names = list(dict.fromkeys(r["choice"] for r in result["rows"]))
     rows = [[n, *(number(cells[n, k]["variance"]) for k in ks)] for n in names]
-    bias = [[n, *(interval(cells[n, k]["bias_over_noise"]) for k in ks)] for n in names]
+    bias = [[n, *(_bias(cells[n, k]["bias_over_noise"]) for k in ks)] for n in names]
     sizes = [[number(s["B"]), number(s["variance"])] for s in result["sizes"]]
     return [
         "Variance that replaying only K of T steps adds to the gradient of a batch, relative to |E g|²:",
@@ -159,8 +159,9 @@ def variance(result: dict) -> list[str]:
         "",
         "`stratified` is ours (systematic, offsets spread over the batch), `systematic` has a random offset for each image, "
         "`uniform` draws K of T for each image, `shared` K of T for the whole batch. Squared mean error of "
-        f"{result['draws']:,} draws in units of what an unbiased estimate leaves, its mean over the batches, each with draws "
-        "of its own, and 95 % interval (Student's t; no bias: it holds 1):",
+        f"{result['draws']:,} draws in units of what an unbiased estimate leaves by chance, the mean over "
+        f"{result['batches']} batches, each with its draws. Without bias it is 1 in the mean, and a bias adds. In brackets "
+        "what 95 of 100 unbiased estimates stay below:",
         "",
         *table(["choice of steps", *(f"K = {k}" for k in ks)], bias),
         "",
@@ -177,6 +178,10 @@ def variance(result: dict) -> list[str]:
         f"{p['first']:.0%} of the sum of |g|² over prompts lies in one direction. More pictures of one prompt "
         "lessen the noise of pictures only, several prompts a step (`prompts.per_step`) also that of prompts.",
     ]
+
+
+def _bias(found: dict | None) -> str:
+    return "–" if found is None else f"{number(found['ratio'])} (< {number(found['limit'])})"
 
 
 def memory(result: dict) -> list[str]:

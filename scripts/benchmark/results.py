@@ -61,8 +61,8 @@ def measure(part: str, config: BenchConfig, folder: Path, console: Console) -> N
 
 
 def command_of(overrides: list[str], name: str) -> str:
-    """The command of the measurement kept under this name: the same wherever this machine wrote and kept its page."""
-    asked = [o for o in overrides if o.partition("=")[0] not in ("hydra.run.dir", "report", "cache")]
+    """The command of the measurement kept under this name: the same wherever it and its page were written."""
+    asked = [o for o in overrides if o.partition("=")[0] not in ("hydra.run.dir", "report")]
     placed = [f"hydra.run.dir=outputs/bench/{name}"] if len(asked) < len(overrides) else []
     return shlex.join(["python", "scripts/bench.py", *asked, *placed])
 

@@ -7,10 +7,8 @@ B images, T steps, P parameters, D draws.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-import numpy as np
-import scipy.stats
 import torch
 from torch import Tensor
 
@@ -94,11 +92,25 @@ CHOICES: dict[str, Callable[[int, int, int, torch.Generator], Tensor]] = {
 }
 
 
-def estimator_error(pairs_BTP: Tensor, k: int, choose: Callable, draws: int, seed: int = 0) -> tuple[float, float, float]:
-    """(E |error|^2, |mean error|^2, its expectation if there were no bias) of the estimate of sum_{b,t} G[b, t].
+@dataclass(frozen=True)
+class EstimatorError:
+    """Of the estimate of sum_{b,t} G[b, t] over some draws: E |error|^2 and |mean error|^2.
 
-    Everything in the space of the Gram matrix of the B T pairs, so that P does not matter.
+    lambda_N: without bias the mean error is normal, so that |mean error|^2 is sum_n lambda_n z_n^2, z_n standard normal.
     """
+
+    square: float
+    bias: float
+    lambda_N: Tensor
+
+    @property
+    def ratio(self) -> float:
+        """|mean error|^2 over its expectation without bias."""
+        return self.bias / float(self.lambda_N.sum())
+
+
+def estimator_error(pairs_BTP: Tensor, k: int, choose: Callable, draws: int, seed: int = 0) -> EstimatorError:
+    """Everything in the space of the Gram matrix of the B T pairs, so that P does not matter."""
     batch, steps, _ = pairs_BTP.shape
     flat = pairs_BTP.flatten(0, 1).double()
     gram = flat @ flat.T
@@ -107,9 +119,11 @@ def estimator_error(pairs_BTP: Tensor, k: int, choose: Callable, draws: int, see
     for row in weight:
         row.scatter_add_(1, choose(batch, steps, k, generator), torch.full((batch, k), steps / k, dtype=torch.float64))
     weight = weight.flatten(1)
-    error = ((weight @ gram) * weight).sum(1).mean()
-    mean = weight.mean(0)
-    return float(error), float(mean @ gram @ mean), float(error) / draws
+    values, vectors = torch.linalg.eigh(gram)
+    error = weight @ (vectors * values.clamp(min=0).sqrt())  # as vectors whose products are those of the gradients
+    mean = error.mean(0)
+    lambda_N = torch.linalg.svdvals(error - mean).square() / (draws - 1) / draws
+    return EstimatorError(float(error.square().sum(1).mean()), float(mean @ mean), lambda_N)
 
 
 def disagreement(trainee: Trainee, config: BenchConfig) -> dict:
@@ -136,7 +150,7 @@ def measure_variance(config: BenchConfig) -> dict:
     steps = sampler_steps(config)
     full = {size: [] for size in config.sizes}
     squares = []
-    found: dict[tuple[str, int], list[tuple]] = {}
+    found: dict[tuple[str, int], list[EstimatorError]] = {}
     for number in range(config.batches):
         for size in config.sizes:
             if size != max(config.sizes):
@@ -155,12 +169,11 @@ def measure_variance(config: BenchConfig) -> dict:
     scale = signal(largest)
     rows = []
     for (name, k), entries in found.items():
-        error = sum(entry[0] for entry in entries) / len(entries)
-        # every step replayed leaves rounding only, and no ratio of it
-        ratios = [bias / expected for _, bias, expected in entries if expected > 1e-12 * scale]
-        rows.append(
-            {"choice": name, "K": k, "variance": error / scale, "bias_over_noise": mean_with_interval(ratios)}
-        )
+        error = sum(entry.square for entry in entries) / len(entries)
+        rows.append({"choice": name, "K": k, "variance": error / scale, "bias_over_noise": None})
+        if error > 1e-9 * scale:  # every step replayed leaves rounding only, and no ratio of it
+            ratio = sum(entry.ratio for entry in entries) / len(entries)
+            rows[-1]["bias_over_noise"] = {"ratio": ratio, "limit": without_bias(entries)}
     sizes = [
         {"B": size, "variance": float(total.var(0).sum()) / scale if len(total) > 1 else None}
         for size, total in by_size.items()
@@ -169,13 +182,14 @@ def measure_variance(config: BenchConfig) -> dict:
             "by_step": by_step(torch.stack(squares).mean(0)), "prompts": disagreement(trainee, config)}  # fmt: skip
 
 
-def mean_with_interval(values: list[float]) -> list[float] | None:
-    """[mean, low, high], 95 %, by Student's t over batches; None for fewer than two."""
-    if len(values) < 2:
-        return None
-    mean, error = float(np.mean(values)), float(scipy.stats.sem(values))
-    low, high = scipy.stats.t.interval(0.95, len(values) - 1, mean, error) if error else (mean, mean)
-    return [mean, float(low), float(high)]
+def without_bias(entries: list[EstimatorError], level: float = 0.95, draws: int = 20_000) -> float:
+    """What the mean of the ratios stays below with this probability if there is no bias."""
+    generator = torch.Generator().manual_seed(0)
+    total = torch.zeros(draws, dtype=torch.float64)
+    for entry in entries:
+        z_DN = torch.randn(draws, len(entry.lambda_N), generator=generator, dtype=torch.float64)
+        total += z_DN.square() @ (entry.lambda_N / entry.lambda_N.sum())
+    return float((total / len(entries)).quantile(level))
 
 
 def by_step(square_T: Tensor) -> dict:
