@@ -111,8 +111,7 @@ def begin(folder: Path, config: Config, training: str) -> None:
             path = folder / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     write_text(folder / "config.yaml", yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True))
-    state = {key: value for key, value in read_state(folder).items() if key != "finished"}  # it is not, until its end
-    write_json(folder / "run.json", state | {"training": training})
+    write_json(folder / "run.json", {"training": training})  # not finished until its end, whatever it said
 
 
 def read_state(folder: Path) -> dict:

@@ -14,6 +14,7 @@ from fairdiff.cli import CONF, to_config
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
+import paired  # noqa: E402
 from benchmark.page import write_page as write_performance  # noqa: E402
 from reproduce.aims import AIMS, Aim, bias, left, more_than, share  # noqa: E402
 from reproduce.page import write_page  # noqa: E402
@@ -201,6 +202,19 @@ def test_a_share_is_the_mean_of_seeds_and_of_their_intervals():
     audits = {("experiments", "a"): [seed(0.20, [0.15, 0.25]), seed(0.30, [0.21, 0.37])]}
     aim = Aim("experiments", "a", "old", ".20 to .24", 0.20, 0.24, share("age", "old"))
     assert aim.row(audits) == "| a | old | .20 to .24 | .250 [.180, .310] | 2 | its interval does |"
+
+
+def test_a_difference_of_two_runs_is_paired_over_their_prompts(tmp_path, capsys):
+    one, other = audit([0.2, 0.6, None, 0.1]), audit([0.3, 0.7, 0.9, 0.2])
+    assert paired.paired(one, other, "gender", "bias") == pytest.approx((0.1, 0.1, 0.1, 3))  # prompts differ, pairs do not
+    assert paired.paired(other, one, "gender", "bias")[0] == pytest.approx(-0.1)
+    for others, attribute, says in ((audit([0.1]), "gender", "other prompts"), (other, "height", "allowed: gender")):
+        with pytest.raises(ValueError, match=says):
+            paired.paired(one, others, attribute, "bias")
+    for name, run in (("one", one), ("other", other)):
+        (tmp_path / name).write_text(json.dumps(run))
+    paired.main([str(tmp_path / "one"), str(tmp_path / "other")])
+    assert capsys.readouterr().out == "gender, bias: +.100 [+.100, +.100] over 3 prompts\n"
 
 
 def test_every_aim_is_of_a_planned_run():

@@ -1,7 +1,5 @@
 """Laws of sampling and of the factorised gradient, each held against literal autograd or finite differences."""
 
-import shutil
-
 import pytest
 import torch
 from diffusers import (
@@ -9,14 +7,11 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     PNDMScheduler,
-    StableDiffusionPipeline,
 )
 from diffusers.utils import logging as diffusers_logging
-from transformers import CLIPTokenizer
 
 from fairdiff.adapters import Lora, SoftTokens
 from fairdiff.errors import FairDiffError
-from fairdiff.models import load_model
 from fairdiff.sampling import (
     Guidance,
     Upstream,
@@ -243,36 +238,6 @@ def test_every_offered_solver_is_linear_on_the_models_own_schedule(kind, caplog)
     assert coefficients.isfinite().all() and len(coefficients) == 6
 
 
-def test_the_empty_prompt_is_padded_to_the_prompts_length_with_its_mask(tiny_folder):
-    model = load_model(tiny_folder, padding="longest")
-    cond, uncond = model.encode_pair(PROMPT)
-    assert cond.shape == uncond.shape and cond.shape[1] < model.tokenizer.model_max_length
-    assert torch.allclose(uncond[:, :2], model.encode(""), atol=1e-5)  # causal: its own two tokens see no padding
-
-
-@pytest.mark.parametrize("negative", ["a chef", "a chef, a carpenter, a woman, a man"])
-@pytest.mark.parametrize("padding", ["max_length", "longest"])
-def test_a_negative_prompt_takes_the_empty_ones_place(tiny_folder, padding, negative):
-    model = load_model(tiny_folder, padding=padding)
-    prompt, noise = "a nurse", initial_noise("a nurse", 0, [0], model.latent_shape)
-    key, plain = model.fingerprint(), model.generator(3.0, 3)(prompt, noise)
-    model.negative = negative
-    cond, uncond = model.encode_pair(prompt)
-    assert cond.shape == uncond.shape and model.fingerprint() != key
-    painted = model.generator(3.0, 3)(prompt, noise)
-    assert not torch.allclose(plain, painted, atol=1e-4)
-    if padding == "max_length":
-        pipeline = StableDiffusionPipeline.from_pretrained(
-            tiny_folder, safety_checker=None, feature_extractor=None, requires_safety_checker=False
-        )
-        pipeline.set_progress_bar_config(disable=True)
-        theirs = pipeline(
-            prompt, negative_prompt=negative, guidance_scale=3.0, num_inference_steps=3, latents=noise,
-            output_type="pt",
-        ).images  # fmt: skip
-        assert torch.allclose(painted, theirs, atol=1e-4)
-
-
 def test_soft_tokens_leave_the_unconditional_branch_without_gradient(tiny_model):
     """Otherwise the replay would run half of its U-Net calls for a gradient that is exactly zero."""
     adapter = make_adapter(tiny_model, "soft_tokens")
@@ -287,38 +252,6 @@ def test_noise_and_pictures_do_not_depend_on_the_batch(tiny_model):
     alone = torch.cat([generate(PROMPT, initial_noise(PROMPT, 7, [i], shape)) for i in range(4)])
     assert torch.allclose(together, alone, atol=1e-5)
     assert not torch.equal(initial_noise(PROMPT, 7, [0], shape), initial_noise(PROMPT, 8, [0], shape))
-
-
-def test_the_fingerprint_knows_the_model_and_not_where_it_lies_or_who_asks(tiny_folder, tmp_path):
-    """diffusers notes which values were defaults in an order that changes from process to process."""
-    moved = shutil.copytree(tiny_folder, tmp_path / "moved")
-    here, there = load_model(tiny_folder), load_model(moved)
-    assert here.fingerprint() == there.fingerprint()
-    for kind in ("euler", "unipc"):
-        solver = make_solver(kind, here.scheduler.config, "zero")
-        noted = solver.config["_use_default_values"]
-        assert len(noted) > 1
-        here.scheduler, key = solver, here.fingerprint()
-        there.scheduler = make_solver(kind, here.scheduler.config, "zero")
-        solver._internal_dict = type(solver.config)(dict(solver.config) | {"_use_default_values": noted[::-1]})
-        assert there.fingerprint() == here.fingerprint() != key
-        there.scheduler = make_solver(kind, dict(there.scheduler.config) | {"beta_end": 0.02}, "zero")
-        assert there.fingerprint() != here.fingerprint()
-
-
-def test_the_fingerprint_knows_what_a_tokenizer_makes_of_a_text_and_not_what_was_asked_of_it(tiny_folder, tmp_path):
-    """Without a mask what pads a prompt reaches the pictures."""
-    model, key = load_model(tiny_folder), load_model(tiny_folder).fingerprint()
-    model.encode_pair(PROMPT)
-    model.overlong("", [PROMPT] * 2)  # padding and truncation are set by calls
-    assert model.fingerprint() == key
-    folder = shutil.copytree(tiny_folder, tmp_path / "padded")
-    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
-    tokenizer.pad_token = "!" if "!" in tokenizer.get_vocab() else tokenizer.convert_ids_to_tokens(1)
-    tokenizer.save_pretrained(folder / "tokenizer")
-    other, noise = load_model(folder), initial_noise(PROMPT, 0, range(1), model.latent_shape)
-    assert not torch.equal(*(m.generator(3.0, 3)(PROMPT, noise) for m in (model, other)))
-    assert other.fingerprint() != key
 
 
 @pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])

@@ -37,8 +37,8 @@ def name_of(learner: dict) -> str:
 
 def hold_out(prompts: list[Prompt], count: int) -> tuple[list[Prompt], list[Prompt]]:
     """What is left to train on, and the last `count` prompts, once each however often they are repeated."""
-    held = list({p.text: p for p in reversed(prompts)}.values())[:count]
-    return [p for p in prompts if p not in held], held[::-1]
+    held = dict(list({p.text: p for p in reversed(prompts)}.items())[:count])
+    return [p for p in prompts if p.text not in held], list(held.values())[::-1]
 
 
 class Learner:

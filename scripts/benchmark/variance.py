@@ -110,7 +110,10 @@ class EstimatorError:
 
 
 def estimator_error(pairs_BTP: Tensor, k: int, choose: Callable, draws: int, seed: int = 0) -> EstimatorError:
-    """Everything in the space of the Gram matrix of the B T pairs, so that P does not matter."""
+    """The error of (T/K) sum over chosen pairs, `choose` (see CHOICES) drawn `draws` times, on G [B, T, P].
+
+    Everything in the space of the Gram matrix of the B T pairs, so that P does not matter.
+    """
     batch, steps, _ = pairs_BTP.shape
     flat = pairs_BTP.flatten(0, 1).double()
     gram = flat @ flat.T
