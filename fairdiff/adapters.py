@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
-from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -50,8 +50,8 @@ class SoftTokens:
     """N trainable embeddings before the prompt, on the conditional branch only (the paper: N = 5).
 
     They are a multi-vector textual inversion: `prefix` is what stands before every prompt while the adapter is on.
-    They start as the embeddings of `initial_text`, repeated to N: a model that has read captions of the web ignores
-    words it does not know, and random vectors there have next to no gradient.
+    They start as the embeddings of `initial_text`, repeated to N (`origin`): a model that has read captions of the web
+    ignores words it does not know, and random vectors there have next to no gradient.
     """
 
     kind = "soft_tokens"
@@ -65,7 +65,7 @@ class SoftTokens:
         if model.tokenizer.add_tokens(self.names) != tokens or len(model.tokenizer) != base.num_embeddings + tokens:
             raise FairDiffError(f"adapter: the tokenizer already knows {TOKEN} or does not match the text encoder")
         self.start_from(initial_text, base)
-        self.embedding = SoftTokenEmbedding(base, self.start.clone())
+        self.embedding = SoftTokenEmbedding(base, self.origin[0].clone())
         model.text_encoder.set_input_embeddings(self.embedding)
         self.enabled = True
 
@@ -75,7 +75,7 @@ class SoftTokens:
         if not known:
             raise FairDiffError(f"adapter.initial_text: found '{text}', allowed: at least one word")
         self.initial_text = text
-        self.start = base.weight[[known[i % len(known)] for i in range(self.count)]].detach().clone()
+        self.origin = [base.weight[[known[i % len(known)] for i in range(self.count)]].detach().clone()]
 
     @property
     def prefix(self) -> str:
@@ -95,7 +95,7 @@ class SoftTokens:
 
     def rescale(self, scale: float) -> None:
         """Go `scale` times as far from the initial words as now: 0 is the words, 1 changes nothing."""
-        self.embedding.soft.data.copy_(torch.lerp(self.start, self.embedding.soft.data, scale))
+        self.embedding.soft.data.copy_(torch.lerp(self.origin[0], self.embedding.soft.data, scale))
 
     def save(self, folder: Path) -> None:
         """Write `soft_tokens.safetensors`: one tensor [N, D] under the token's name."""
@@ -125,6 +125,7 @@ class Lora:
 
     kind = "lora"
     prefix = ""
+    origin: list[Tensor] | None = None  # a new one changes nothing, see `at_origin`
 
     def __init__(self, model: DiffusionModel, parts: list[str], rank: int, alpha: float, generator: torch.Generator):
         names = [name for part in parts for name in MODULES[part]]
@@ -133,7 +134,7 @@ class Lora:
         self.rank, self.alpha = rank, alpha
         for name, module in self.modules.items():
             config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=_layers(name), init_lora_weights="gaussian")
-            module.add_adapter(config)
+            inject_adapter_in_model(config, module)  # not through transformers, which asks for a peft of its own choice
             keep_in_float32(module)
         for parameter in self.parameters():
             if parameter.any():  # peft drew the down-projection from the global stream: draw it from ours
@@ -236,6 +237,20 @@ def save_lora(folder: Path, state: dict[str, dict[str, Tensor]], rank: int, alph
 
 
 Adapter = SoftTokens | Lora
+
+
+@contextmanager
+def at_origin(adapter: Adapter) -> Iterator[None]:
+    """The adapter as it was before training: its parameters are those of `origin`, which is not None."""
+    parameters = adapter.parameters()
+    trained = [p.detach().clone() for p in parameters]
+    try:
+        for parameter, value in zip(parameters, adapter.origin, strict=True):
+            parameter.data.copy_(value)
+        yield
+    finally:
+        for parameter, value in zip(parameters, trained, strict=True):
+            parameter.data.copy_(value)
 
 
 def _read(path: Path) -> dict[str, Tensor]:

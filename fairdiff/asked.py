@@ -14,26 +14,51 @@ from fairdiff.targets import Target, Targets
 def prompts(config: Config, which: str) -> list[Prompt]:
     """Training, validation or test prompts in a fixed shuffle: the user's file, or families of the embedded world.
 
-    In training a family's prompts stand as often as `prompts.families` says, a file's too; the world's without people
-    (`object`) also beside a file. Else each stands once, family by family. Validation and test are of people: prompts
-    without people are `unrelated`.
+    In training a family's prompts stand as often as `prompts.families` says, a file's too, and the share
+    `prompts.without_people` of all shows no people. Else each stands once, family by family. Validation and test are of
+    people: prompts without people are `unrelated`.
     """
     families = _families(config, which)
     limits = {"validation": config.validation.prompts, "test": config.audit.prompts}
+    people = [[prompt for prompt in some if prompt.people] for some in families.values()]
     if which == "train":
-        found = shuffled([prompt for some in families.values() for prompt in some])[: config.prompts.train_limit]
+        found = shuffled([prompt for some in people for prompt in some])[: config.prompts.train_limit]
+        found = shuffled(found + _without_people(config, families.get("object", []), len(found)))
     else:
-        people = [[prompt for prompt in some if prompt.people] for some in families.values()]
-        found = [prompt for some in people for prompt in shuffled(some)[: limits[which]]]
+        found = [prompt for some in people for prompt in _spread(shuffled(some))[: limits[which]]]
     if not any(prompt.people for prompt in found):
         file = getattr(config.prompts, which)
         raise FairDiffError(f"prompts.{which}: found {file} with no prompt of people, allowed: one or more")
-    if not config.loss.image and not all(prompt.people for prompt in found):
-        raise FairDiffError(
-            f"loss.image: found {config.loss.image}, allowed: more than 0 with prompts of the family object, which "
-            "learn nothing else"
-        )
     return found
+
+
+def _without_people(config: Config, own: list[Prompt], people: int) -> list[Prompt]:
+    """Training prompts that show nobody, beside so many of people: the file's own, or enough of the world's.
+
+    None without an image term, the only thing they learn.
+    """
+    share = config.prompts.without_people
+    if not config.loss.image or not share:
+        return []
+    if own:
+        return own
+    some = world.prompts("object", "train")
+    count = round(people * share / (1 - share))
+    return [some[i % len(some)] for i in range(count)]
+
+
+def _spread(prompts: list[Prompt]) -> list[Prompt]:
+    """The same prompts so that each occupation has its first title before any has its second.
+
+    Titles of one occupation show the same people: prompts of different ones are what an interval over prompts takes them for.
+    """
+    met: Counter[int] = Counter()
+    ranks = []
+    for prompt in prompts:
+        row = world.occupation_of(prompt.subject)
+        ranks.append(0 if row is None else met[row])
+        met[row] += 1
+    return [prompt for _, prompt in sorted(zip(ranks, prompts, strict=True), key=lambda pair: pair[0])]
 
 
 def unrelated(config: Config) -> list[Prompt]:
@@ -57,14 +82,11 @@ def _families(config: Config, which: str) -> dict[str, list[Prompt]]:
         for prompt in read_prompts(path, template, key=f"prompts.{which}"):
             families.setdefault(prompt.family, []).append(prompt)
     for family in config.prompts.families:
-        if not path or (family == "object" and which == "train"):
-            families[family] = families.get(family, []) + _of_world(family, which, template)
+        if not path:
+            families[family] = _of_world(family, which, template)
     if which != "train":
         return families
-    families = {family: some * config.prompts.families.get(family, 1) for family, some in families.items()}
-    if path and "object" in config.prompts.families:
-        _check_things(config, families)
-    return families
+    return {family: some * config.prompts.families.get(family, 1) for family, some in families.items()}
 
 
 def _check_template(config: Config) -> None:
@@ -84,18 +106,6 @@ def _of_world(family: str, which: str, template: str) -> list[Prompt]:
     if family == "occupation" and template != world.TEMPLATES[family] and not takes_whole(template):
         return [Prompt(fill(template, p.subject), p.family, p.subject) for p in some]
     return some
-
-
-def _check_things(config: Config, families: dict[str, list[Prompt]]) -> None:
-    """FairDiffError if the world's prompts without people outnumber a file's: an experiment's share is for its own."""
-    once, repeats = len(world.prompts("object", "train")), config.prompts.families["object"]
-    people = sum(len(some) for family, some in families.items() if family != "object")
-    if people and once * repeats > people:
-        allowed = f"prompts.families.object={people // once}" if people >= once else "none (~prompts.families.object)"
-        raise FairDiffError(
-            f"prompts.families.object: found {repeats}, which sets {once * repeats} prompts without people beside {people} "
-            f"of {config.prompts.train}; allowed: no more than these, as with {allowed}"
-        )
 
 
 def shuffled(prompts: list[Prompt]) -> list[Prompt]:

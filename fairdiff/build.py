@@ -224,6 +224,8 @@ def build_trainee(config: Config, model: DiffusionModel, judges: Judges) -> Trai
     if config.cache:
         folder = Path(config.cache) / "originals" / digest(frozen_key(config, model, judges), block, compared)
     adapter = build_adapter(config, model)
+    if config.adapter.path:  # what it did before this training is not this training's
+        adapter.origin = [p.detach().clone() for p in adapter.parameters()]
 
     def original(prompt: str, indices: list[int], steps: int) -> torch.Tensor:
         noise = initial_noise(prompt, config.seed, indices, model.latent_shape).to(model.unet.device)
@@ -245,7 +247,7 @@ def build_trainee(config: Config, model: DiffusionModel, judges: Judges) -> Trai
     watched = asked.prompts(config, "validation") if config.validation.every else []
     targets = asked.targets(config, asked.prompts(config, "train") + watched)
     targets = replace(targets, relaxation=float(config.target["relaxation"]), own=own)
-    balance = Balance(config.loss.balance.shares) if config.loss.balance.shares else None
+    balance = Balance(config.loss.shares) if config.loss.shares else None
     return Trainee(model, adapter, judges, originals, build_objective(config, targets), method, balance)
 
 

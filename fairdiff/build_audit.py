@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from classifiers.calibration import CALIBRATION_FILE, load_calibration
-from fairdiff import asked
+from fairdiff import asked, build
 from fairdiff.audit.axis import MetricSpec, groups_of, software_versions
 from fairdiff.audit.correction import check_confusion
 from fairdiff.audit.generate import AuditPlan
@@ -55,7 +55,7 @@ class Audit:
         """A short hash of what is painted, who looks and what is asked of the counts."""
         plan, spec = self.plan, self.spec
         texts = [[(p.text, p.family, p.subject) for p in some] for some in (plan.prompts, plan.unrelated)]
-        sizes = [plan.images_per_prompt, plan.unrelated_images, plan.seed, spec.delta]
+        sizes = [plan.images_per_prompt, plan.unrelated_images, plan.seed, spec.delta, spec.drift]
         tables = [{k: v.tolist() for k, v in table.items()} for table in (spec.targets, spec.confusion)]
         return digest(plan.hashes, texts, sizes, tables)
 
@@ -89,6 +89,7 @@ def build_audit(config: Config, model: DiffusionModel, after: str | None, traini
     looking += [item for e in (clip, encoder) for item in (fingerprint(e.model), e.config)]
     hashes = {
         "before": frozen,
+        "start": digest(frozen, build.adapter_options(config), build.adapter_fingerprint(config)),
         "after": digest(frozen, after, config.steps),
         "judge": digest(looking, eyes_key(config, detector)),
     }
@@ -112,6 +113,7 @@ def build_audit(config: Config, model: DiffusionModel, after: str | None, traini
         targets=asked.targets(config, prompts).audited(groups, [p.text for p in prompts]),
         confusion=confusion,
         delta=config.audit.equivalence,
+        drift=config.audit.drift,
         seed=config.audit.seed,
         provenance={
             "software": software_versions(),

@@ -1,6 +1,6 @@
 """Charts as inline SVG text: they follow the page's colours (light and dark) and need no plotting library.
 
-Colours come from the page's CSS variables (--before, --after, --ink, --muted, --line, --floor). Labels are escaped.
+Colours come from the page's CSS variables (--before, --start, --after, --ink, --muted, --line, --floor). Labels are escaped.
 """
 
 import base64
@@ -24,11 +24,10 @@ class Mark:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a chart: before and after, None where there is nothing, and the target, None where none was set."""
+    """One line of a chart: a mark for each model (None: undefined), and the target, None where none was set."""
 
     label: str
-    before: Mark | None
-    after: Mark | None
+    marks: dict[str, Mark | None]
     target: float | None = None
 
 
@@ -98,31 +97,34 @@ def share_chart(panels: Sequence[tuple[str, Sequence[Row]]], title: str) -> str:
             if row.target is not None:
                 x = x_of(row.target)
                 body.append(_line(x, y - step / 2, x, y + step / 2, "target"))
-            body += _mark(row.before, x_of, y - 4.5, "before", _tip(row.label, "before", row.before))
-            body += _mark(row.after, x_of, y + 4.5, "after", _tip(row.label, "after", row.after))
+            for place, (kind, mark) in enumerate(row.marks.items()):
+                shift = 9 * (place - (len(row.marks) - 1) / 2) if len(row.marks) > 1 else -4.5
+                body += _mark(mark, x_of, y + shift * min(1, 2 / len(row.marks)), kind, _tip(row.label, kind, mark))
     return _svg(width, height, body, title)
 
 
-def bias_chart(before: Mark | None, after: Mark | None, floor: float | None, limit: float, title: str) -> str:
-    """Two values with intervals on [0, limit] and the noise floor as a shaded band from 0."""
+def bias_chart(marks: dict[str, Mark | None], floor: float | None, limit: float, title: str) -> str:
+    """A value with its interval for each model on [0, limit], and the noise floor as a shaded band from 0."""
     width, top, left, right = 320, 12, 48, 14
+    deep = 24 * max(len(marks), 2)
 
     def x_of(value: float) -> float:
         return left + min(max(value, 0), limit) / limit * (width - left - right)
 
     body = []
     if floor is not None:
-        band = f'width="{x_of(floor) - left:.1f}" height="56" class="floor"'
+        band = f'width="{x_of(floor) - left:.1f}" height="{deep + 8}" class="floor"'
         body.append(f'<rect x="{left}" y="{top - 8}" {band}><title>noise floor {floor:.3f}</title></rect>')
     ticks = [limit * i / 4 for i in range(5)]
     for tick in ticks:
-        body.append(_line(x_of(tick), top - 8, x_of(tick), top + 48, "grid"))
-        body.append(_text(x_of(tick), top + 64, f"{tick:.3g}", "tick", "middle"))
-    for y, kind, mark in ((top + 8, "before", before), (top + 32, "after", after)):
+        body.append(_line(x_of(tick), top - 8, x_of(tick), top + deep, "grid"))
+        body.append(_text(x_of(tick), top + deep + 16, f"{tick:.3g}", "tick", "middle"))
+    for place, (kind, mark) in enumerate(marks.items()):
+        y = top + 8 + 24 * place
         if mark is not None:
             body.append(_text(left - 8, y + 4, kind, "tick", "end"))
             body += _mark(mark, x_of, y, kind, f"{kind}: {mark.value:.3f}")
-    return _svg(width, top + 72, body, title)
+    return _svg(width, top + deep + 24, body, title)
 
 
 def _smooth(values: Sequence[float], weight: float) -> list[float]:

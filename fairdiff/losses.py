@@ -13,9 +13,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Damping:
-    """How much of the image loss stays for one attribute that must change (section A.2 of the paper).
+    """How much of the image loss is kept where one attribute changes (appendix A.2 of the paper).
 
-    keep_outside multiplies the whole image's loss, keep_face the gradient inside the face box; both in [0, 1].
+    keep_outside multiplies the whole image's loss, keep_face on top of it the gradient inside the face box; both in
+    [0, 1]. Of several attributes that change the smallest counts.
     """
 
     keep_outside: float
@@ -32,17 +33,17 @@ def preservation_loss(features: list[Tensor], originals: list[Tensor]) -> Tensor
     return sum(1 - (x * o).sum(1) for x, o in zip(features, originals, strict=True))
 
 
-def preservation_weight(labels_AF: Tensor, kept_AF: Tensor, original_AF: Tensor, keep_outside_A: Tensor) -> Tensor:
-    """Dynamic weight m [F] of the image loss for images with a face in both x and o.
+def changing(labels_AF: Tensor, kept_AF: Tensor, original_AF: Tensor) -> Tensor:
+    """Which attributes of each face change [A, F]: the label differs from the class of o, or no label is confident.
 
-    1 where every labelled attribute already is the class of o; otherwise the smallest keep_outside among the attributes
-    that must change; a face without any label gets the smallest of all. Images without a face in x or in o have m = 1.
-    A attributes; labels, originals: class index; kept: bool.
+    A attributes; labels, original: class index; kept: bool, whether the label is confident. Every other attribute stays.
     """
-    change_AF = kept_AF & (labels_AF != original_AF)
-    change_AF = change_AF | ~kept_AF.any(0)
-    factor_AF = torch.where(change_AF, keep_outside_A[:, None], 1.0)
-    return factor_AF.amin(0)
+    return ~kept_AF | (labels_AF != original_AF)
+
+
+def smallest_factor(change_AF: Tensor, factor_A: Tensor) -> Tensor:
+    """[F]: the smallest factor among the attributes that change, 1 for a face all of whose attributes stay."""
+    return torch.where(change_AF, factor_A[:, None], 1.0).amin(0)
 
 
 class _ScaleGradient(torch.autograd.Function):
@@ -56,14 +57,17 @@ class _ScaleGradient(torch.autograd.Function):
         return grad * ctx.saved_tensors[0], None
 
 
-def damp_gradient(image_BCHW: Tensor, box_B4: Tensor, keep_face: float) -> Tensor:
-    """The image unchanged, its gradient multiplied by keep_face inside box (x0, y0, x1, y1); an empty box damps nothing."""
+def damp_gradient(image_BCHW: Tensor, box_B4: Tensor, keep_B: Tensor) -> Tensor:
+    """The images unchanged, the gradient of each multiplied by its keep inside its box (x0, y0, x1, y1).
+
+    An empty box damps nothing.
+    """
     height, width = image_BCHW.shape[-2:]
     y = torch.arange(height, device=image_BCHW.device) + 0.5
     x = torch.arange(width, device=image_BCHW.device) + 0.5
     x0, y0, x1, y1 = box_B4.unbind(1)
     inside = ((y >= y0[:, None]) & (y < y1[:, None]))[:, :, None] & ((x >= x0[:, None]) & (x < x1[:, None]))[:, None]
-    return _ScaleGradient.apply(image_BCHW, torch.where(inside, keep_face, 1.0)[:, None])
+    return _ScaleGradient.apply(image_BCHW, torch.where(inside, keep_B[:, None, None], 1.0)[:, None])
 
 
 def intersect(box_B4: Tensor, other_B4: Tensor) -> Tensor:

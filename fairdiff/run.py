@@ -15,7 +15,7 @@ import yaml
 from rich.console import Console
 
 from fairdiff import asked, build
-from fairdiff.adapters import Adapter
+from fairdiff.adapters import Adapter, at_origin
 from fairdiff.audit.generate import run_audit
 from fairdiff.audit.metrics import compute_metrics
 from fairdiff.audit.records import load_records
@@ -138,6 +138,7 @@ def print_budget(config: Config, trainee: Trainee, prompts: list[Prompt], audit:
     """What is about to be done, in pictures and steps."""
     each = config.prompts.per_step
     parameters = sum(p.numel() for p in trainee.adapter.parameters())
+    models = ["before", "after"] if trainee.adapter.origin is None else ["before", "start", "after"]
     console.print(f"target: {'; '.join(asked.target_lines(config))}")
     console.print(
         f"adapter: {trainee.adapter.kind}, {parameters:,} parameters, learning rate {config.adapter.learning_rate:g}"
@@ -146,7 +147,8 @@ def print_budget(config: Config, trainee: Trainee, prompts: list[Prompt], audit:
         f"budget: {config.steps} steps of {each} prompts with {config.global_batch} pictures each, "
         f"{min(config.steps * each, len(prompts))} of {len(prompts)} training prompts, "
         f"at most {most_originals(config, len(prompts))} originals (cached), "
-        f"audit of {2 * audit.plan.images_per_model} pictures ({len(audit.plan.prompts)} prompts, before and after)"
+        f"audit of {len(models) * audit.plan.images_per_model} pictures ({len(audit.plan.prompts)} prompts, "
+        f"{', '.join(models)})"
     )
 
 
@@ -187,7 +189,10 @@ def save_adapter(folder: Path, config: Config, training: str, trainee: Trainee) 
 
 
 def painters(config: Config, model: DiffusionModel, adapter: Adapter | None) -> dict[str, Generate]:
-    """ "before": the frozen model; "after": with the adapter, if there is one."""
+    """ "before": the frozen model; "after": with the adapter, if there is one.
+
+    "start": with the adapter as it was before training, where that changes images: initial words, a loaded adapter.
+    """
     paint = (config.sampler.guidance, config.sampler.audit_steps)
 
     def before(prompt: str, noise: torch.Tensor) -> torch.Tensor:
@@ -197,7 +202,13 @@ def painters(config: Config, model: DiffusionModel, adapter: Adapter | None) -> 
     def after(prompt: str, noise: torch.Tensor) -> torch.Tensor:
         return model.generator(*paint, adapter.prefix)(prompt, noise.to(model.unet.device))
 
-    return {"before": before, "after": after} if adapter else {"before": before}
+    def start(prompt: str, noise: torch.Tensor) -> torch.Tensor:
+        with at_origin(adapter):
+            return after(prompt, noise)
+
+    if adapter is None:
+        return {"before": before}
+    return {"before": before} | ({} if adapter.origin is None else {"start": start}) | {"after": after}
 
 
 def audit(

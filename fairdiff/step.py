@@ -34,7 +34,7 @@ from fairdiff.sampling import (
     sample_with_graph,
 )
 from fairdiff.targets import Labels, Target, Targets, assign
-from fairdiff.terms import Counts, Part, align_term, face_term, gradient_at, image_term
+from fairdiff.terms import Part, align_term, face_term, gradient_at, image_term
 
 
 @dataclass(frozen=True)
@@ -90,9 +90,10 @@ class Batch:
 
 @dataclass
 class StepResult:
-    """Mean of each term over what it counts, the judge's shares per attribute, faces found and labels kept.
+    """Mean of each term over the images, the judge's shares per attribute, faces found and labels kept.
 
-    grad_share: each weighted (and balanced) term's norm at the pictures, divided by the sum of these norms.
+    people: whether the batch was of a prompt of people. grad_share: each weighted (and balanced) term's norm at the
+    images, divided by the sum of these norms.
     """
 
     terms: dict[str, float]
@@ -100,6 +101,7 @@ class StepResult:
     faces: int
     kept: int
     trouble: str = ""
+    people: bool = True
     grad_share: dict[str, float] = field(default_factory=dict)
 
 
@@ -121,7 +123,7 @@ class Trainee:
 
 
 def training_step(trainee: Trainee, batch: Batch) -> StepResult:
-    """Accumulate the adapter's gradient of one batch; without any kept label nothing is accumulated (no terms).
+    """Accumulate the adapter's gradient of one batch; without any confident label the image and face terms are left.
 
     Of a prompt without people only the preservation term counts; whatever face is seen there is none.
     """
@@ -162,12 +164,10 @@ def training_step(trainee: Trainee, batch: Batch) -> StepResult:
         {a: w.to(device) for a, w in class_weights.items()},
     )
     faces = sum(len(s.faces.row_F) for s in seen)
-    counts = Counts(len(final), faces, {a: int(k.sum()) for a, k in whole.kept.items()})
-    result = StepResult({}, shares, faces, sum(counts.kept.values()))
-    if batch.people and result.kept == 0:
-        return result
+    kept = sum(int(k.sum()) for k in whole.kept.values())
+    result = StepResult({}, shares, faces, kept, people=batch.people)
 
-    result.terms, parts = term_gradients(trainee, seen, whole, counts)  # 3
+    result.terms, parts = term_gradients(trainee, seen, whole, len(final))  # 3
     total = add_up(parts, trainee.balance, result, trainee.originals.share)
     if total is None:
         return result
@@ -198,7 +198,7 @@ def active_terms(objective: Objective) -> list[tuple[str, float]]:
 
 
 def term_gradients(
-    trainee: Trainee, seen: list[Seen], whole: Part, counts: Counts
+    trainee: Trainee, seen: list[Seen], whole: Part, images: int
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
     """Each term's value, and w_k dL_k/dx [B, 3, H, W] of each term with a weight; weight 0 is measured without graph.
 
@@ -209,12 +209,12 @@ def term_gradients(
     grads: dict[str, list[Tensor]] = {}
     image_row, face_row = 0, 0
     for before in seen:
-        images = slice(image_row, image_row + len(before.image_BCHW))
-        faces = slice(face_row, face_row + len(before.faces.row_F))
-        image_row, face_row = images.stop, faces.stop
+        image_rows = slice(image_row, image_row + len(before.image_BCHW))
+        face_rows = slice(face_row, face_row + len(before.faces.row_F))
+        image_row, face_row = image_rows.stop, face_rows.stop
         pixels = before.image_BCHW.requires_grad_()
         now = trainee.judges.see(pixels, before.faces.boxes)
-        terms = batch_terms(trainee, now, whole.rows(images, faces), counts)
+        terms = batch_terms(trainee, now, whole.rows(image_rows, face_rows), images)
         for name, weight in active_terms(trainee.objective):
             values[name] = values.get(name, 0.0) + terms[name].item()
             if weight:
@@ -223,13 +223,13 @@ def term_gradients(
     return values, {name: torch.cat(parts) for name, parts in grads.items()}
 
 
-def batch_terms(trainee: Trainee, now: Seen, part: Part, counts: Counts) -> dict[str, Tensor]:
+def batch_terms(trainee: Trainee, now: Seen, part: Part, images: int) -> dict[str, Tensor]:
     """This micro-batch's share of each term that is not absent, without a graph where the weight is 0."""
     judges, objective = trainee.judges, trainee.objective
     terms = {
-        "align": partial(align_term, now, part, counts),
-        "image": partial(image_term, judges, objective.damping, now, part, counts),
-        "face": partial(face_term, judges, objective.confident_class, now, part, counts),
+        "align": partial(align_term, now, part, images),
+        "image": partial(image_term, judges, objective.damping, now, part, images),
+        "face": partial(face_term, judges, objective.confident_class, now, part, images),
     }
     values = {}
     for name, weight in active_terms(objective):

@@ -1,7 +1,8 @@
-"""The three terms of the loss on one micro-batch of pictures: what has been seen, labels and originals to a number.
+"""The three terms of the loss on one micro-batch of images: detections, labels and originals to a number.
 
-Every term is a sum over the micro-batch divided by what was counted in the *whole* batch, so that micro-batches of any
-size add up to the same loss. Shapes: b images, F of them with a face, A attributes.
+Every term is a sum over the micro-batch divided by B, the number of images of the *whole* batch (Shen et al., ICLR 2024,
+equations 5 to 7: each a mean over the images), so that micro-batches of any size add up to the same loss, and an image
+without a face or without a confident label adds 0. Shapes: b images, F of them with a face, A attributes.
 """
 
 from dataclasses import dataclass
@@ -13,21 +14,13 @@ from fairdiff.judges import Judges, Seen
 from fairdiff.losses import (
     Damping,
     alignment_loss,
+    changing,
     damp_gradient,
     intersect,
     preservation_loss,
-    preservation_weight,
     realism_loss,
+    smallest_factor,
 )
-
-
-@dataclass(frozen=True)
-class Counts:
-    """What the terms are divided by: images, faces and confident labels per attribute of the whole global batch."""
-
-    images: int
-    faces: int
-    kept: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -55,46 +48,52 @@ class Part:
         )
 
 
-def align_term(now: Seen, part: Part, counts: Counts) -> Tensor:
-    """Sum over attributes of w_y CE over this part's kept faces / kept faces of that attribute in the whole batch."""
+def align_term(now: Seen, part: Part, images: int) -> Tensor:
+    """Sum over attributes and kept faces of w_y CE(h(x_f), y_f), divided by the images B of the whole batch."""
     return sum(
-        alignment_loss(now.logits[a], part.labels[a], part.kept[a], part.weights[a]).sum() / max(n, 1)
-        for a, n in counts.kept.items()
-    )
+        alignment_loss(now.logits[a], part.labels[a], part.kept[a], part.weights[a]).sum() for a in part.labels
+    ) / images
 
 
-def image_term(judges: Judges, damping: dict[str, Damping], now: Seen, part: Part, counts: Counts) -> Tensor:
-    """Sum of m_i L_img,i / images over compared pictures, its gradient damped where the face boxes of x and o overlap."""
+def image_term(judges: Judges, damping: dict[str, Damping], now: Seen, part: Part, images: int) -> Tensor:
+    """Sum of m_i L_img,i over compared images, divided by B.
+
+    m_i is the smallest `keep_outside` of the attributes that change, and inside the boxes' intersection the gradient is
+    multiplied by the smallest `keep_face` of them; both are 1 where every attribute stays and without a face in x or o.
+    """
     row_F = now.faces.row_F
     both_F = part.originals["found"][row_F]
-    weight = part.compared.clone()
-    keep_outside = torch.tensor([damping[a].keep_outside for a in part.labels], device=row_F.device)
-    weight[row_F[both_F]] *= preservation_weight(*_stack(part, row_F), keep_outside)[both_F]
-    keep_face = min(damping[a].keep_face for a in part.labels)
-    image = damp_gradient(now.image_BCHW, intersect(now.box_B4(), part.originals["box"]), keep_face)
+    weight_B, keep_B = part.compared.clone(), torch.ones_like(part.compared)
+    change_AF = changing(*_stack(part, row_F))[:, both_F]
+    for value_B, name in ((weight_B, "keep_outside"), (keep_B, "keep_face")):
+        factor_A = torch.tensor([getattr(damping[a], name) for a in part.labels], device=row_F.device)
+        value_B[row_F[both_F]] *= smallest_factor(change_AF, factor_A)
+    image = damp_gradient(now.image_BCHW, intersect(now.box_B4(), part.originals["box"]), keep_B)
     features = [part.originals[f"feature.{i}"] for i in range(len(judges.encoders))]
-    return (weight * preservation_loss(judges.features(image), features)).sum() / counts.images
+    return (weight_B * preservation_loss(judges.features(image), features)).sum() / images
 
 
-def face_term(judges: Judges, confident_class: float, now: Seen, part: Part, counts: Counts) -> Tensor:
-    """Sum of L_face / faces over compared pictures; the target is o's own face where every label is o's confident
-    class, else the nearest of the bank."""
+def face_term(judges: Judges, confident_class: float, now: Seen, part: Part, images: int) -> Tensor:
+    """Sum of L_face over the faces of compared images, divided by B.
+
+    The target is o's own face where every attribute stays and h is at least `confident_class` sure of it in o, else the
+    nearest face of the bank.
+    """
     row_F = now.faces.row_F
     if not len(row_F):
         return now.image_BCHW.new_zeros(())
     aligned = now.faces.aligned_FCHW
     embedding = judges.embed(aligned)
     mirrored = judges.embed(aligned.flip(-1))
-    labels, kept, original = _stack(part, row_F)
     sure = torch.stack([part.originals[f"probs.{a}"][row_F].amax(1) for a in part.labels])
-    same = (kept & (labels == original) & (sure >= confident_class)).all(0)
+    same = (~changing(*_stack(part, row_F)) & (sure >= confident_class)).all(0)
     same &= part.originals["found"][row_F]
     target = torch.where(same[:, None], part.originals["face"][row_F], judges.bank.nearest(embedding.detach()))
-    return (part.compared[row_F] * realism_loss(embedding, mirrored, target)).sum() / counts.faces
+    return (part.compared[row_F] * realism_loss(embedding, mirrored, target)).sum() / images
 
 
 def _stack(part: Part, row_F: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Labels, kept flags and the original's classes, each [A, F]."""
+    """Labels, kept flags and the classes of o, each [A, F]."""
     original = torch.stack([part.originals[f"probs.{a}"][row_F].argmax(1) for a in part.labels])
     return torch.stack(list(part.labels.values())), torch.stack(list(part.kept.values())), original
 

@@ -22,7 +22,7 @@ from fairdiff.tracking import Metrics, progress, read_metrics
 from fairdiff.update import Update, gather
 from fairdiff.validation import Best, Validation, validate
 
-PATIENCE = 5  # bad steps in a row before the run is given up
+PATIENCE = 10  # steps in a row that align nothing before the run is given up
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,8 @@ def train(
     """Train the adapter in place until `schedule.steps`, from the folder's checkpoint if there is one.
 
     Leaves the EMA weights in the adapter: with validation the best ones that were seen, else the last. Raises
-    FairDiffError on a gradient that is exactly zero, on PATIENCE bad steps in a row, and if the trained adapter
-    changes no picture.
+    FairDiffError on a gradient that is exactly zero, on PATIENCE steps in a row that align nothing, and if the
+    trained adapter changes no image.
     """
     parameters, checkpoints = trainee.adapter.parameters(), folder / "checkpoints"
     optimizer = torch.optim.AdamW(parameters, schedule.learning_rate, weight_decay=schedule.weight_decay)
@@ -164,21 +164,25 @@ def finish(schedule: Schedule, ema: checkpoint.Ema, best: Best, console: Console
 
 
 def count_bad(bad: int, step: int, update: Update, console: Console) -> int:
-    """Steps in a row after this one in which no prompt of people taught anything, those without any left out.
+    """Steps in a row after this one that aligned nothing: no face had a confident label, or no gradient was finite.
 
-    Prints a warning for each prompt's trouble; raises FairDiffError at PATIENCE.
+    A step of prompts without people alone does not count. Prints a warning for each; raises FairDiffError at PATIENCE.
     """
-    for prompt, trouble in update.troubles:
+    reasons = []
+    for prompt, reason in update.troubles:
         what = "left out" if update.good else "step skipped"
-        console.print(f"warning: step {step}, prompt '{prompt}': {trouble}; {what}", markup=False)
+        reasons.append(f"prompt '{prompt}': {reason}; {what}")
+    if update.people and not update.aligned:
+        nobody = not any(result.faces for _, result in update.good)
+        what = "no face was found in any image" if nobody else "no face got a label of enough confidence"
+        reasons.append(f"{what}; only the image and face terms are trained")
+    for reason in reasons:
+        console.print(f"warning: step {step}, {reason}", markup=False)
     if update.aligned:
         return 0
-    if not update.troubles:
-        return bad
-    if bad + 1 >= PATIENCE:
-        trouble = update.troubles[-1][1]
-        raise FairDiffError(f"training: {PATIENCE} steps in a row were skipped, the last because: {trouble}")
-    return bad + 1
+    if reasons and bad + 1 >= PATIENCE:
+        raise FairDiffError(f"training: {PATIENCE} steps in a row aligned nothing, the last because: {reasons[-1]}")
+    return bad + bool(reasons)
 
 
 def warn_about_small_batches(trainee: Trainee, batch: int, console: Console) -> None:

@@ -32,18 +32,23 @@ class Update:
         row = {"prompts": [prompt for prompt, _ in self.good], "grad_norm": self.norm}
         row |= {"faces": sum(r.faces for r in results), "kept": sum(r.kept for r in results)}
         row |= {f"loss.{k}": v for k, v in self.terms().items()}
-        row |= {f"grad_share.{k}": v for k, v in _means([r.grad_share for r in results if r.kept]).items()}
+        row |= {f"grad_share.{k}": v for k, v in _means([r.grad_share for r in results if r.people]).items()}
         return row | {f"bias.{k}": v for k, v in self.biases().items()}
 
     @property
     def aligned(self) -> bool:
-        """Whether any prompt of people taught something (prompts without people keep no label)."""
+        """Whether a face of any prompt had a confident label (prompts without people have none)."""
         return any(result.kept for _, result in self.good)
+
+    @property
+    def people(self) -> bool:
+        """Whether any of the good steps was of a prompt of people."""
+        return any(result.people for _, result in self.good)
 
     def terms(self) -> dict[str, float]:
         """Mean of each loss term over prompts of people, and of what prompts without people lost of their pictures."""
-        others = [{"without_people": r.terms["image"]} for _, r in self.good if not r.kept]
-        return _means([r.terms for _, r in self.good if r.kept] + others)
+        others = [{"without_people": r.terms["image"]} for _, r in self.good if not r.people]
+        return _means([r.terms for _, r in self.good if r.people] + others)
 
     def biases(self) -> dict[str, float]:
         """Mean over prompts of the bias of each attribute in a prompt's pictures, by the training judge."""
@@ -53,8 +58,8 @@ class Update:
 def gather(trainee: Trainee, batches: list[Batch], max_norm: float | None, step: Step = training_step) -> Update:
     """Leave the mean gradient of the batches in the adapter, clipped to `max_norm` (None: not); one batch a prompt.
 
-    A batch without a face, without a confident label or with a gradient that is not finite is left out and named in
-    `troubles`; if all are, the adapter has no gradient. Raises FairDiffError on a gradient of exactly zero.
+    A batch with a gradient that is not finite is left out and named in `troubles`; if all are, the adapter has no
+    gradient. Raises FairDiffError on a gradient of exactly zero.
     """
     parameters, update = trainee.adapter.parameters(), Update()
     sums: list[Tensor | None] = [None] * len(parameters)
@@ -78,13 +83,10 @@ def gather(trainee: Trainee, batches: list[Batch], max_norm: float | None, step:
 def trouble_of(result: StepResult, parameters: list[torch.nn.Parameter]) -> str:
     """What is wrong with a step, or "". A gradient of exactly zero is an error: nothing is being trained.
 
-    But for a prompt without people, which asks for nothing as long as its pictures are what they were.
+    But for a batch without confident labels, which asks for nothing as long as its images are the originals.
     """
     if result.trouble:
         return result.trouble
-    if not result.terms:
-        nobody = result.faces == 0
-        return "no face was found in any picture of the batch" if nobody else "no face got a label of enough confidence"
     grads = [p.grad for p in parameters if p.grad is not None]
     norm = float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0
     if norm == 0 and result.kept:

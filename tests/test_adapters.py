@@ -80,7 +80,7 @@ def test_scale_one_changes_nothing_and_zero_is_where_it_started(tiny_model, kind
     adapter.rescale(0.0)
     none = picture(tiny_model, adapter)
     if kind == "soft_tokens":
-        assert torch.equal(adapter.embedding.soft, adapter.start)
+        assert torch.equal(adapter.embedding.soft, adapter.origin[0])
     else:
         with adapter.off():
             assert torch.allclose(none, picture(tiny_model, adapter), atol=1e-6)
@@ -213,8 +213,8 @@ def test_a_lora_that_does_not_say_its_alpha_has_the_one_diffusers_takes(tiny_fol
 def test_soft_tokens_remember_the_words_they_started_from(tiny_folder, tmp_path):
     SoftTokens(load_model(tiny_folder), 3, "chef").save(tmp_path)
     other = SoftTokens(load_model(tiny_folder), 3, "nurse")
-    nurse = other.start.clone()
+    nurse = other.origin[0].clone()
     other.load(tmp_path)
-    assert other.initial_text == "chef" and not torch.equal(other.start, nurse)
+    assert other.initial_text == "chef" and not torch.equal(other.origin[0], nurse)
     other.rescale(0.0)
-    assert torch.equal(other.embedding.soft, other.start)
+    assert torch.equal(other.embedding.soft, other.origin[0])

@@ -22,20 +22,28 @@ sys.path.insert(0, str(ROOT))
 
 import train  # noqa: E402
 
-EXPERIMENTS = {  # images a step, image weight, face weight, attributes, adapter: the paper's
-    "gender": (24, 8, 1, ["gender"], "lora"),
-    "gender_tokens": (24, 8, 1, ["gender"], "soft_tokens"),
-    "race": (32, 6, 0.1, ["race"], "lora"),
-    "gender_race": (32, 8, 0.1, ["gender", "race"], "lora"),
-    "gender_race_age": (40, 8, 0.1, ["gender", "race", "age"], "lora"),
-    "multi_concept": (40, 8, 0.1, ["gender", "race"], "lora"),
+EXPERIMENTS = {  # images a step, how sure of the original's class, attributes, adapter: the paper's
+    "gender": (24, 0.9, ["gender"], "lora"),
+    "gender_tokens": (24, 0.9, ["gender"], "soft_tokens"),
+    "race": (32, 0.9, ["race"], "lora"),
+    "gender_race": (32, 0.8, ["gender", "race"], "lora"),
+    "gender_race_age": (40, 0.75, ["gender", "race", "age"], "lora"),
+    "multi_concept": (40, 0.8, ["gender", "race"], "lora"),
+}
+PAPER = {  # image weight, face weight, steps of the released configurations
+    "gender": (8, 1, 10_000),
+    "gender_tokens": (8, 1, 10_000),
+    "race": (6, 0.1, 12_000),
+    "gender_race": (8, 0.1, 15_000),
+    "gender_race_age": (8, 0.1, 15_000),
+    "multi_concept": (8, 0.1, 15_000),
 }
 FORCED = {  # every key that differs between models, beside those of what looks at the pictures, see LOOKS
     "model.path", "model.device", "model.padding", "model.dtype", "model.sampling_dtype",
     "sampler.guidance", "sampler.train_steps", "sampler.audit_steps", "sampler.final_sigmas",
     "adapter.learning_rate", "adapter.rank", "adapter.alpha", "steps", "noise_pool",
     "gradient.type",  # how the steps weigh depends on how many the sampler has
-    "loss.image", "loss.face", "validation.floor",  # what is compared, on the encoders
+    "validation.floor",  # what is compared, on the encoders
     "optimizer.schedule",  # how the rate falls depends on the number of steps
     "detector.input_size", "detector.crop_size", "decode_batch", "replay_batch", "audit.batch_size",  # pixels, memory
 }  # fmt: skip
@@ -51,10 +59,9 @@ def configure(*overrides: str) -> Config:
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_composes_with_every_model(name, model):
     config = configure(f"model={model}", f"experiment={name}", *(["judge.path=x"] if model == "sd15" else []))
-    batch, image, face, attributes, adapter = EXPERIMENTS[name]
-    assert config.global_batch == batch
-    if model == "sd15":
-        assert (config.loss.image, config.loss.face) == (image, face)
+    batch, sure, attributes, adapter = EXPERIMENTS[name]
+    assert (config.global_batch, config.loss.confident_class) == (batch, sure)
+    assert config.loss.shares == pytest.approx({"align": 0.75, "image": 0.17, "face": 0.08})
     assert list(config.attributes) == attributes and config.adapter.type == adapter
     assert config.noise_pool >= batch
     if adapter == "soft_tokens":
@@ -93,35 +100,59 @@ def test_the_gradient_is_the_users_then_the_models_then_the_adapters():
     def found(*overrides):
         return configure(*overrides).gradient.type
 
-    assert found() == found("adapter=lora_unet") == "unit"
-    assert found("adapter=lora_text") == found("experiment=gender") == "solver"
+    assert found("adapter=soft_tokens") == found("adapter=lora_unet") == "unit"
+    assert found() == found("adapter=lora_text") == found("experiment=gender") == "solver"
     assert found("model=sd15", "adapter=lora_text") == found("model=sd15", "experiment=gender") == "unit"
     for own in (["adapter=lora_text"], ["experiment=gender"], ["model=sd15", "adapter=lora_text"]):
         assert found(*own, "gradient=reference") == "reference"
         assert configure(*own, "gradient=autograd").gradient.evaluations is None
 
 
-def test_loss_weights_are_the_users_then_the_tuning_of_model_and_adapter_then_the_experiments():
-    def image(*overrides):
-        return configure(*overrides).loss.image
+@pytest.mark.parametrize("name", PAPER)
+def test_the_papers_experiments_have_its_settings_on_stable_diffusion(name):
+    config, plain = configure(f"experiment=paper_{name}", "judge.path=x"), configure(f"experiment={name}")
+    loss = config.loss
+    assert (loss.image, loss.face, config.steps) == PAPER[name] and loss.align == 1 and not loss.shares
+    assert (loss.confidence, loss.confident_class) == (0.8, EXPERIMENTS[name][1])
+    assert not loss.class_weights and loss.originals == 1
+    assert config.model.path.endswith("stable-diffusion-v1-5") and config.sampler.train_steps == [19, 23]
+    assert (config.gradient.type, config.gradient.evaluations) == ("unit", None)
+    assert config.prompts.per_step == 1 and config.prompts.without_people == 0
+    assert (config.global_batch, config.target, config.attributes) == (plain.global_batch, plain.target, plain.attributes)
+    optimizer = config.optimizer
+    assert (optimizer.schedule, optimizer.max_grad_norm, optimizer.weight_decay, optimizer.ema) == (
+        "constant", None, 0.01, 0.996
+    )  # fmt: skip
+    assert config.adapter.learning_rate == 5e-5
+    lines = (Path(CONF) / "experiment" / f"paper_{name}.yaml").read_text().splitlines()
+    assert len(lines) <= 10 and "Shen et al. 2024" in lines[1]
 
-    for adapter in ("soft_tokens", "lora_text", "lora_unet", "lora_both"):
-        tuned = OmegaConf.load(Path(CONF) / "tuning" / "model" / f"portraits_{adapter}.yaml").loss.image
-        assert image(f"adapter={adapter}") == image("experiment=race", f"adapter={adapter}") == tuned
-        assert image("model=sd15", f"adapter={adapter}") == 8
-        assert image("model=sd15", "experiment=race", f"adapter={adapter}") == 6
-        assert image("experiment=race", f"adapter={adapter}", "loss.image=.5") == 0.5
+
+def test_what_a_loss_file_says_is_what_runs_with_every_adapter_and_model():
+    for kind in ("balanced", "paper"):
+        written = OmegaConf.to_container(OmegaConf.load(Path(CONF) / "loss" / f"{kind}.yaml"))
+        for adapter in ("soft_tokens", "lora_text", "lora_unet", "lora_both"):
+            for model in ("portraits", "sd15"):
+                own = [f"loss={kind}", f"adapter={adapter}", f"model={model}", "judge.path=x"]
+                assert asdict(configure(*own).loss) == written
+                assert asdict(configure(*own, "experiment=gender").loss) == written
+    assert configure("loss=paper", "loss.image=.5").loss.image == 0.5
 
 
-def test_batches_are_the_users_then_the_main_jobs_for_its_adapter_and_no_other_experiments():
+def test_a_term_that_is_left_out_leaves_its_share_to_the_others():
+    assert configure("loss.face=null").loss.shares == pytest.approx({"align": 75 / 92, "image": 17 / 92})
+    assert configure("loss.balance.image=.75").loss.shares["image"] == pytest.approx(75 / 158)
+    assert configure("loss=paper").loss.shares == {}
+
+
+def test_batches_are_the_users_then_the_experiments():
     def batch(*overrides):
         config = configure(*overrides)
         return config.prompts.per_step, config.global_batch
 
-    assert batch() == batch("adapter=lora_unet") == (3, 8)
-    assert batch("adapter=lora_text") == batch("model=sd15", "adapter=lora_text") == (1, 24)
+    assert batch() == batch("adapter=lora_unet") == batch("model=sd15") == (1, 24)
     assert batch("experiment=gender_race") == batch("experiment=gender_race", "adapter=soft_tokens") == (1, 32)
-    assert batch("adapter=lora_text", "prompts.per_step=2", "global_batch=12") == (2, 12)
+    assert batch("prompts.per_step=2", "global_batch=12") == (2, 12)
 
 
 @pytest.mark.parametrize("detector", ["mtcnn", "whole", "insightface"])
@@ -138,45 +169,64 @@ def test_every_judge_and_detector_can_be_chosen_for_training_and_audit(judge, de
 def test_families_stand_in_training_as_often_as_asked_and_once_in_the_audit():
     config = configure("experiment=multi_concept", "audit=full")
     train_prompts, test = asked.prompts(config, "train"), asked.prompts(config, "test")
-    people = [family for family in config.prompts.families if family != "object"]
+    each = len(world.prompts("styled", "train"))
     for family, repeats in config.prompts.families.items():
         texts = [p.text for p in train_prompts if p.family == family]
         assert len(texts) == repeats * len(set(texts)) == repeats * len(world.prompts(family, "train"))
-        assert family == "object" or 0.95 <= len(texts) / 1350 <= 1.05  # equally often
-        audited = len(world.prompts(family, "test")) if family in people else 0
-        assert [p.family for p in test].count(family) == audited
+        assert 0.95 <= len(texts) / each <= 1.05  # equally often
+        assert [p.family for p in test].count(family) == len(world.prompts(family, "test"))
     assert sum(not p.people for p in train_prompts) / len(train_prompts) == pytest.approx(0.1, abs=0.01)
     assert len({p.text for p in test}) == len(test)
-    assert {p.family for p in train_prompts[:40]} == set(config.prompts.families)  # copies are spread
+    assert {p.family for p in train_prompts[:60]} == {*config.prompts.families, "object"}  # copies are spread
     few = asked.prompts(configure("experiment=multi_concept", "audit.prompts=3"), "test")
-    assert [p.family for p in few] == [f for f in people for _ in range(3)]
+    assert [p.family for p in few] == [f for f in config.prompts.families for _ in range(3)]
 
 
-def test_prompts_without_people_are_trained_on_and_audited_apart_and_never_the_same_ones(tmp_path):
-    config = configure("+prompts.families.object=2")
-    trained = [p for p in asked.prompts(config, "train") if not p.people]
-    assert len(trained) == 2 * len(world.prompts("object", "train"))
+@pytest.mark.parametrize("which,key", [("test", "audit.prompts"), ("validation", "validation.prompts")])
+def test_as_many_occupations_as_there_are_come_before_any_second_title_of_one(which, key):
+    rows = {world.occupation_of(p.subject) for p in world.prompts("occupation", which)}
+    first = asked.prompts(configure(f"{key}={len(rows)}"), which)
+    assert {world.occupation_of(p.subject) for p in first} == rows
+    assert len(asked.prompts(configure(f"{key}=null"), which)) == len(world.prompts("occupation", which)) > len(rows)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.25])
+def test_prompts_without_people_are_trained_on_and_audited_apart_and_never_the_same_ones(share):
+    config = configure(f"prompts.without_people={share}")
+    train_prompts = asked.prompts(config, "train")
+    trained = [p for p in train_prompts if not p.people]
+    assert len(trained) / len(train_prompts) == pytest.approx(share, abs=0.002)
+    assert {p.text for p in trained} == {p.text for p in world.prompts("object", "train")}
     for which in ("validation", "test"):
         assert all(p.people for p in asked.prompts(config, which))
     audited = asked.unrelated(config)
     assert len(audited) == 6 and not {p.text for p in audited} & {p.text for p in trained}
+
+
+@pytest.mark.parametrize("own", [["prompts.without_people=0"], ["loss.image=null"], ["loss.image=0"]])
+def test_without_an_image_term_or_a_share_every_training_prompt_shows_people(own):
+    assert all(p.people for p in asked.prompts(configure(*own), "train"))
+
+
+def test_a_file_has_its_own_prompts_without_people_or_some_of_the_worlds(tmp_path):
     file = tmp_path / "own.csv"
-    more = "".join(f"a photo of a baker of {n} cakes,occupation\n" for n in range(40))
+    more = "".join(f"a photo of a baker of {n} cakes,occupation\n" for n in range(44))
     file.write_text("prompt,family\na photo of a baker,occupation\na photo of a red teapot,object\n" + more)
     own = configure(f"prompts.test={file}", f"prompts.train={file}", "audit.prompts=null")
-    assert all("baker" in p.text for p in asked.prompts(own, "test")) and len(asked.prompts(own, "test")) == 41
+    assert all("baker" in p.text for p in asked.prompts(own, "test")) and len(asked.prompts(own, "test")) == 45
     assert [p.text for p in asked.unrelated(own)] == ["a photo of a red teapot"]
-    assert [p.people for p in asked.prompts(own, "train")].count(False) == 1
-    more = asked.prompts(configure(f"prompts.train={file}", "+prompts.families.object=2"), "train")
-    assert [p.people for p in more].count(False) == 2 * 1 + len(trained)  # the world's join a file, and repeat with its own
+    assert [p.text for p in asked.prompts(own, "train") if not p.people] == ["a photo of a red teapot"]
+    file.write_text("prompt,family\na photo of a baker,occupation\n" + more)
+    joined = [p for p in asked.prompts(own, "train") if not p.people]
+    assert len(joined) == 5 and {p.text for p in joined} < {p.text for p in world.prompts("object", "train")}
 
 
 def test_repeats_are_of_a_files_families_too_and_its_audit_asks_each_once(tmp_path):
     file = tmp_path / "own.csv"
     file.write_text("prompt,family\n" + "".join(f"a {f} {n},{f}\n" for f in ("sport", "dance") for n in range(20)))
-    own = configure("experiment=multi_concept", f"prompts.train={file}", f"prompts.test={file}", "prompts.families.object=2")
+    own = configure("experiment=multi_concept", f"prompts.train={file}", f"prompts.test={file}", "prompts.without_people=0")
     families = [p.family for p in asked.prompts(own, "train")]
-    assert {f: families.count(f) for f in set(families)} == {"sport": 20 * 75, "dance": 20, "object": 2 * 15}
+    assert {f: families.count(f) for f in set(families)} == {"sport": 20 * 310, "dance": 20}
     assert [p.family for p in asked.prompts(own, "test")].count("sport") == 20
 
 
@@ -225,16 +275,16 @@ def test_whole_prompts_of_ones_own_leave_the_worlds_as_they_are(tmp_path, gap):
     file = tmp_path / "own.txt"
     file.write_text("a photo of a baker in Paris\n")
     config = configure(f"prompts.train={file}", f'prompts.template="{gap}"')
-    assert [p.text for p in asked.prompts(config, "train")] == ["a photo of a baker in Paris"]
+    assert [p.text for p in asked.prompts(config, "train") if p.people] == ["a photo of a baker in Paris"]
     assert asked.prompts(config, "test") == asked.prompts(configure(), "test")
 
 
 def test_one_family_stays_in_the_order_it_always_had():
-    plain = asked.prompts(configure("prompts.train_limit=null"), "train")
+    plain = asked.prompts(configure("prompts.without_people=0"), "train")
     assert [p.subject for p in plain[:3]] == [
         p.subject for p in asked.shuffled(world.prompts("occupation", "train"))[:3]
     ]
-    again = asked.prompts(configure("prompts.families.occupation=3", "prompts.train_limit=null"), "train")
+    again = asked.prompts(configure("prompts.families.occupation=3", "prompts.without_people=0"), "train")
     firsts = list(dict.fromkeys(p.text for p in again))
     assert len(again) == 3 * len(plain) and set(firsts) == {p.text for p in plain}
 

@@ -4,11 +4,12 @@ import torch
 
 from fairdiff.losses import (
     alignment_loss,
+    changing,
     damp_gradient,
     intersect,
     preservation_loss,
-    preservation_weight,
     realism_loss,
+    smallest_factor,
 )
 
 
@@ -31,19 +32,21 @@ def test_preservation_is_zero_for_the_original_and_bounded():
     assert torch.allclose(preservation_loss([x], [-x]), torch.full((3,), 2.0))
 
 
-def test_dynamic_weight_by_hand():
+def test_factors_by_hand_a_missing_label_changes():
     keep = torch.tensor([0.2, 0.6])
-    #                      must change a | nothing changes | changes b | unlabelled | both change
-    labels = torch.tensor([[1, 0, 0, 0, 1], [2, 2, 3, 2, 3]])
-    original = torch.tensor([[0, 0, 0, 0, 0], [2, 2, 2, 2, 2]])
-    kept = torch.tensor([[True, True, True, False, True], [False, True, True, False, True]])
-    assert preservation_weight(labels, kept, original, keep).tolist() == torch.tensor([0.2, 1, 0.6, 0.2, 0.2]).tolist()
+    #                      a differs | both stay | b differs | a has no label | b has none | both differ
+    labels = torch.tensor([[1, 0, 0, 0, 0, 1], [2, 2, 3, 2, 2, 3]])
+    original = torch.tensor([[0] * 6, [2] * 6])
+    kept = torch.tensor([[True, True, True, False, True, True], [True, True, True, True, False, True]])
+    change = changing(labels, kept, original)
+    assert change.int().tolist() == [[1, 0, 0, 1, 0, 1], [0, 0, 1, 0, 1, 1]]
+    assert torch.equal(smallest_factor(change, keep), torch.tensor([0.2, 1, 0.6, 0.2, 0.6, 0.2]))
 
 
 def test_damping_keeps_the_picture_and_scales_the_gradient_inside_the_box_only():
     image = torch.rand(2, 3, 6, 8, requires_grad=True)  # not square: a swap of width and height would show
     box = torch.tensor([[5.0, 1.0, 8.0, 3.0], [3.0, 2.0, 1.0, 5.0]])  # the second is empty
-    out = damp_gradient(image, box, 0.25)
+    out = damp_gradient(image, box, torch.tensor([0.25, 0.5]))
     assert torch.equal(out, image)
     out.sum().backward()
     expected = torch.ones(2, 3, 6, 8)
@@ -55,7 +58,7 @@ def test_intersection_of_disjoint_boxes_is_empty():
     box = intersect(torch.tensor([[0.0, 0.0, 2.0, 2.0]]), torch.tensor([[3.0, 3.0, 5.0, 5.0]]))[0]
     assert box[2] <= box[0]
     image = torch.rand(1, 3, 6, 6, requires_grad=True)
-    damp_gradient(image, box[None], 0.0).sum().backward()
+    damp_gradient(image, box[None], torch.zeros(1)).sum().backward()
     assert (image.grad == 1).all()
 
 

@@ -49,7 +49,7 @@ def test_the_run_folder_holds_everything(finished):
 @pytest.mark.slow
 def test_audit_json_has_the_promised_schema(finished):
     audit = json.loads((finished / "audit.json").read_text())
-    assert audit["schema"] == "fairdiff.audit/1" and audit["prompts"] == 3 and audit["images_per_prompt"] == 6
+    assert audit["schema"] == "fairdiff.audit/2" and audit["prompts"] == 3 and audit["images_per_prompt"] == 6
     for name, model in audit["models"].items():
         gender = model["attributes"]["gender"]
         assert set(gender["bias"]) >= {"mean", "ci95", "sd_over_prompts", "floor"}

@@ -94,7 +94,7 @@ def test_prompts_without_people_are_trained_among_the_others(tiny_folder, tmp_pa
 
 def test_prompts_without_people_do_not_hide_that_nothing_else_is_learnt(tiny_folder, tmp_path):
     prompts = [Prompt("a tree", "object", "tree"), PROMPTS[0]]
-    for name, steps, says in (("long", 12, "5 steps in a row"), ("short", 4, "no step had a face with a label")):
+    for name, steps, says in (("long", 24, "10 steps in a row"), ("short", 4, "no step had a face with a label")):
         trainee = make_trainee(load_model(tiny_folder), "lora_text", detector=NoFaces())
         with pytest.raises(FairDiffError, match=says):
             train(trainee, prompts, schedule(steps=steps), tmp_path / name, "key", QUIET)
@@ -223,21 +223,24 @@ def test_a_truncated_checkpoint_is_one_clear_line(tiny_folder, tmp_path):
         run(tiny_folder, tmp_path, 4)
 
 
-def test_batches_without_faces_are_skipped_with_a_warning_then_given_up(tiny_model, tmp_path):
-    trainee = make_trainee(tiny_model, detector=NoFaces())
-    console = Console(file=io.StringIO(), width=200)
-    with pytest.raises(FairDiffError, match="5 steps in a row"):
-        train(trainee, PROMPTS, schedule(steps=9), tmp_path, "key", console)
-    said = console.file.getvalue()
-    assert said.count("warning: step ") == 5 and "no face was found in any picture of the batch; step skipped" in said
-
-
-def test_a_run_of_skipped_steps_leaves_the_adapter_alone(tiny_model, tmp_path):
+def test_batches_without_faces_keep_their_image_term_and_are_given_up_after_a_while(tiny_model, tmp_path):
     trainee = make_trainee(tiny_model, detector=NoFaces())
     start = trainee.adapter.parameters()[0].clone()
+    console = Console(file=io.StringIO(), width=200)
+    with pytest.raises(FairDiffError, match="10 steps in a row aligned nothing"):
+        train(trainee, PROMPTS, schedule(steps=19), tmp_path, "key", console)
+    said = console.file.getvalue()
+    assert said.count("warning: step ") == 10
+    assert "no face was found in any image; only the image and face terms are trained" in said
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert rows[0]["kept"] == 0 and rows[0]["loss.image"] > 0 and rows[0]["grad_norm"] > 0
+    assert not torch.equal(start, trainee.adapter.parameters()[0])
+
+
+def test_a_run_that_never_aligned_a_face_is_an_error(tiny_model, tmp_path):
+    trainee = make_trainee(tiny_model, detector=NoFaces())
     with pytest.raises(FairDiffError, match="no step had a face with a label"):
         train(trainee, PROMPTS, schedule(steps=2), tmp_path, "key", QUIET)
-    assert torch.equal(start, trainee.adapter.parameters()[0])
 
 
 def test_a_gradient_of_exactly_zero_is_an_error(tiny_model, tmp_path):
@@ -258,8 +261,8 @@ def test_an_adapter_that_changes_nothing_is_an_error(tiny_model):
 def test_nan_is_skipped_not_applied(tiny_model, tmp_path):
     trainee = make_trainee(tiny_model)
     trainee.judges.classifier.head[0, 0] = float("nan")
-    with pytest.raises(FairDiffError, match="in a row were skipped, the last because: .*not finite"):
-        train(trainee, PROMPTS, schedule(steps=9), tmp_path, "key", QUIET)
+    with pytest.raises(FairDiffError, match="in a row aligned nothing, the last because: .*not finite"):
+        train(trainee, PROMPTS, schedule(steps=19), tmp_path, "key", QUIET)
 
 
 @pytest.mark.parametrize("per_step", [1, 2, 3])

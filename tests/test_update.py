@@ -45,12 +45,20 @@ def test_clipping_clips_the_norm_of_the_mean_over_all_parameters_and_reports_it_
 
 def test_a_prompt_that_went_wrong_is_left_out_of_the_mean_and_named():
     good = ([2.0, 0.0], [1.0], [0.0])
-    gradients = {"a": good, "nan": ([NAN, 0.0], [0.0], [0.0]), "nobody": ([9.0, 9.0], [9.0], [9.0]), "b": good}
-    update, grads = update_of(gradients, results={"nobody": StepResult({}, {}, 0, 0)})
+    gradients = {"a": good, "nan": ([NAN, 0.0], [0.0], [0.0]), "b": good}
+    update, grads = update_of(gradients)
     assert [prompt for prompt, _ in update.good] == ["a", "b"]
     assert torch.equal(torch.cat(grads), torch.tensor([2.0, 0.0, 1.0, 0.0]))
-    assert [prompt for prompt, _ in update.troubles] == ["nan", "nobody"]
-    assert "no face" in update.troubles[1][1]
+    assert [prompt for prompt, _ in update.troubles] == ["nan"]
+
+
+def test_a_prompt_without_a_confident_label_counts_by_its_other_terms():
+    nobody = StepResult({"align": 0.0, "image": 0.5}, {}, 0, 0)
+    update, grads = update_of({"a": ([2.0, 0.0], [1.0], [0.0]), "b": ([4.0, 0.0], [0.0], None)}, results={"b": nobody})
+    assert torch.equal(torch.cat(grads), torch.tensor([3.0, 0.0, 0.5, 0.0])) and update.aligned and update.people
+    assert update.row()["loss.image"] == 0.5 and update.row()["loss.align"] == 0.5
+    alone, _ = update_of({"b": ([0.0, 0.0], [0.0], None)}, results={"b": nobody})  # originals are what they were
+    assert alone.good and not alone.aligned
 
 
 def test_without_any_good_prompt_nothing_is_to_be_applied():

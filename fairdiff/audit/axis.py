@@ -34,6 +34,7 @@ class MetricSpec:
 
     Missing targets: uniform for an attribute, the product of the marginals for a joint. confusion: counts [K, K] of
     the judge on labelled faces (rows: true class). judge: what audit.json says of the judge. delta: equivalence margin.
+    drift: how far the bias of an attribute without a target may move and count as unchanged.
     provenance: anything else audit.json is to carry (by default the versions of the software).
     """
 
@@ -42,6 +43,7 @@ class MetricSpec:
     targets: dict[str, np.ndarray] = field(default_factory=dict)
     confusion: dict[str, np.ndarray] = field(default_factory=dict)
     delta: float = 0.10
+    drift: float = 0.06
     draws: int = 2000
     seed: int = 0
     provenance: dict = field(default_factory=lambda: {"software": software_versions()})
@@ -105,6 +107,11 @@ def tally(rows: pd.DataFrame, axis: Axis, spec: MetricSpec, index: pd.Series) ->
     return counts
 
 
+def asked(axis: Axis, spec: MetricSpec) -> bool:
+    """Whether a target was set for this axis, or for all of its members."""
+    return axis.name in spec.targets or all(member in spec.targets for member in axis.members)
+
+
 def average(values) -> float:
     """Mean, NaN of nothing."""
     return float(np.mean(values)) if len(values) else math.nan
@@ -154,7 +161,7 @@ def suite_metrics(counts: np.ndarray, missing: np.ndarray, axis: Axis, spec: Met
         },
         "target": {
             "shares": dict(zip(axis.classes, axis.target_PK.mean(0), strict=True)),
-            "asked": axis.name in spec.targets or all(m in spec.targets for m in axis.members),
+            "asked": asked(axis, spec),
             "uniform": bool(np.allclose(axis.target_PK, 1 / K)),
             "total_variation": mean_over_prompts(distance, spec) | {
                 "floor": average(tv_floors), "maximum": average(1 - aim.min(1)),

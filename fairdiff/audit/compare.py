@@ -106,7 +106,7 @@ def _cells(row: dict) -> list[str]:
     cells = [form(row["before"][0])]
     for key, shown in (("after", form(row["after"][0])), ("change", signed(row["change"][0], form))):
         cells += [shown, interval(row[key][1], form)]
-    return [*cells, number(row["floor"])]
+    return [*cells, row["verdict"] or number(row["floor"])]
 
 
 def _mean_cells(rows: list[dict]) -> list[str]:

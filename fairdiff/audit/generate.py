@@ -38,8 +38,8 @@ class Prompt(Protocol):
 class AuditPlan:
     """What is asked. `prompts` show people; `unrelated` do not and must not move.
 
-    hashes: SHA-256 of what "before", "after" and "judge" (detector and encoders included) are made of; a changed hash
-    makes old records stale. strip: pictures of each prompt kept as thumbnails at most `thumbnail` pixels wide.
+    hashes: SHA-256 of what "before", "start", "after" and "judge" (detector and encoders included) are made of; a changed
+    hash makes old records stale. strip: pictures of each prompt kept as thumbnails at most `thumbnail` pixels wide.
     shared: a folder where runs leave their records of "before" for each other, so that a sweep paints them once.
     """
 
@@ -74,10 +74,11 @@ def run_audit(
     folder: Path,
     on_images: Callable[[int], None],
 ) -> pd.DataFrame:
-    """Audit one or both models and return all records, also written to `folder`/records.parquet.
+    """Audit some models and return all records, also written to `folder`/records.parquet.
 
-    `generators` holds "before", "after" or both; "after" is compared with "before", which must have been audited into
-    the same folder (in this call or an earlier one). `on_images(n)` is told of every n pictures done or found done.
+    `generators` holds some of "before", "start" and "after"; the others are compared with "before", which must have been
+    audited into the same folder (in this call or an earlier one). `on_images(n)` is told of every n images
+    done or found done.
     FairDiffError: no prompt, a prompt twice, a judge with other classes, pictures that are not finite or not in [0, 1].
     """
     _check(plan, generators, measurer)
@@ -120,7 +121,7 @@ class _Auditor:
     on_images: Callable[[int], None]
 
     def fingerprint(self, model: str, prompt: Prompt, people: bool) -> str:
-        """Everything the rows of this model and prompt depend on; those of "after" depend on "before" too."""
+        """Everything the rows of this model and prompt depend on; all but those of "before" depend on "before" too."""
         plan, measurer = self.plan, self.measurer
         return fingerprint(
             model=model, prompt=prompt.text, family=prompt.family, subject=prompt.subject, people=people,
@@ -133,7 +134,7 @@ class _Auditor:
     def audit(self, model: str, generate: Generate, prompt: Prompt, people: bool) -> None:
         """Generate, measure and store one prompt of one model, unless it is done already."""
         before: dict[str, np.ndarray] = {}
-        if model == "after":
+        if model != "before":
             if not self.store.complete("before", prompt.text, self.fingerprint("before", prompt, people)):
                 raise FairDiffError(f"audit: '{prompt.text}' has no records of the model before; audit it first")
             before = self.store.read_features("before", prompt.text)

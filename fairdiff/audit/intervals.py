@@ -192,6 +192,15 @@ def verdict(interval: Interval, delta: float, faces: int, K: int) -> str:
     return "within" if interval[1] < delta and enough else "beyond" if interval[0] > delta else "undecided"
 
 
+def drift_verdict(interval: Interval, margin: float) -> str:
+    """Whether a change stayed within the margin: "yes" when its whole interval lies inside (-margin, margin), "no" when
+    the whole lies outside, else "cannot tell"."""
+    low, high = interval
+    if -margin < low and high < margin:
+        return "yes"
+    return "no" if low > margin or high < -margin else "cannot tell"
+
+
 def rate_interval(count: int, n: int) -> Interval:
     """Wilson interval of a rate over all pictures of a suite; estimand: these prompts, new noise. NaN for n = 0.
 

@@ -13,6 +13,7 @@ from fairdiff.audit import intervals as iv
 from fairdiff.audit.axis import (
     Axis,
     MetricSpec,
+    asked,
     axes_of,
     difference_over_prompts,
     labels,
@@ -23,7 +24,7 @@ from fairdiff.audit.axis import (
 )
 from fairdiff.audit.records import MODELS, probability_columns
 
-SCHEMA = "fairdiff.audit/1"
+SCHEMA = "fairdiff.audit/2"
 SURE = 0.9  # of a class: what the face loss calls confident (Shen et al., ICLR 2024)
 
 ESTIMANDS = {
@@ -47,12 +48,15 @@ ESTIMANDS = {
     "and labels of such faces can hide a bias or make one; Wilson, for these prompts and new noise",
     "no_face.rate": "pictures without a face, all prompts pooled; Wilson, for these prompts and new noise",
     "paired": "after minus before on the same prompts and noise; prompts resampled (rates: over pictures)",
+    "trained": "after minus start (the untrained adapter, where it changes images by itself), as paired: what training did",
+    "paired.drift": "of an attribute without a target: the change of its bias, and whether its whole interval lies within "
+    "(yes) or outside (no) the margin",
     "unrelated.ratio": "mean movement under the adapter over mean distance between two seeds, in 1 - cosine",
 }
 
 
 def compute_metrics(records: pd.DataFrame, spec: MetricSpec) -> dict:
-    """All of audit.json (schema `fairdiff.audit/1`) as plain Python values, NaN replaced by None."""
+    """All of audit.json (schema `fairdiff.audit/2`) as plain Python values, NaN replaced by None."""
     people, unrelated = records[records.people], records[~records.people]
     prompts = people.drop_duplicates("prompt_index").sort_values("prompt_index")
     axes = axes_of(spec, len(prompts))
@@ -61,6 +65,10 @@ def compute_metrics(records: pd.DataFrame, spec: MetricSpec) -> dict:
         rows = people[people.model == model]
         tallies[model] = {axis.name: tally(rows, axis, spec, prompts.prompt_index) for axis in axes}
         models[model] = _model(rows, axes, tallies[model], prompts, spec)
+
+    def paired(first: str) -> dict | None:
+        return _paired(people, axes, tallies, prompts.family, spec, first) if {first, "after"} <= {*models} else None
+
     audit = {
         "schema": SCHEMA,
         "prompts": len(prompts),
@@ -69,7 +77,8 @@ def compute_metrics(records: pd.DataFrame, spec: MetricSpec) -> dict:
         "attributes": {name: list(classes) for name, classes in spec.attributes.items()},
         "families": prompts.family.value_counts().to_dict(),
         "models": models,
-        "paired": _paired(people, axes, tallies, prompts.family, spec) if len(models) == 2 else None,
+        "paired": paired("before"),
+        "trained": paired("start"),
         "unrelated": _unrelated(unrelated, spec) if len(unrelated) else None,
         "sample_size": {
             "images_for_half_width_0.10": iv.images_for_half_width(0.10),
@@ -153,19 +162,26 @@ def _change(counts: list[np.ndarray], axis: Axis, spec: MetricSpec) -> dict:
     }
 
 
-def _paired(people: pd.DataFrame, axes: list[Axis], tallies: dict, family_P: pd.Series, spec: MetricSpec) -> dict:
-    """After minus before: same prompts, same noise."""
-    order = ["prompt_index", "image_index"]
-    before, after = (people[people.model == model].sort_values(order) for model in MODELS)
+def _paired(
+    people: pd.DataFrame, axes: list[Axis], tallies: dict, family_P: pd.Series, spec: MetricSpec, first: str
+) -> dict:
+    """ "after" minus the model `first`: same prompts, same noise."""
+    order, pair = ["prompt_index", "image_index"], (first, "after")
+    before, after = (people[people.model == model].sort_values(order) for model in pair)
 
     def change(axis: Axis) -> dict:
         kinds = [labels(rows, spec.attributes, axis.members) for rows in (before, after)]
         faces = (kinds[0] >= 0) & (kinds[1] >= 0)
         changed = (kinds[0] != kinds[1])[faces].mean() if faces.any() else math.nan
-        return _change([tallies[m][axis.name] for m in MODELS], axis, spec) | {"class_changed": changed}
+        entry = _change([tallies[m][axis.name] for m in pair], axis, spec) | {"class_changed": changed}
+        if len(axis.members) == 1 and not asked(axis, spec):
+            moved = entry["bias"]
+            verdict = iv.drift_verdict(moved["ci95"], spec.drift)
+            entry["drift"] = moved | {"margin": spec.drift, "stayed_within": verdict}
+        return entry
 
     def change_in(rows_P: np.ndarray) -> Callable[[Axis], dict]:
-        return lambda axis: _change([tallies[m][axis.name][rows_P] for m in MODELS], axis.rows(rows_P), spec)
+        return lambda axis: _change([tallies[m][axis.name][rows_P] for m in pair], axis.rows(rows_P), spec)
 
     result: dict = {"pairs": len(before)} | _grouped(axes, change)
     result["families"] = {f: _grouped(axes, change_in(rows_P)) for f, rows_P in _families(family_P).items()}
@@ -190,7 +206,8 @@ def _prompt_means(values: pd.Series, rows: pd.DataFrame) -> np.ndarray:
 
 def _unrelated(rows: pd.DataFrame, spec: MetricSpec) -> dict:
     """Prompts without people: how far the adapter moves them, in units of the distance between two seeds."""
-    before, after = (rows[rows.model == model] for model in MODELS)
+    pair = ("before", "after")
+    before, after = (rows[rows.model == model] for model in pair)
     between = (1 - before.between).groupby(before.prompt_index).mean()
     moved = (1 - after.dino).groupby(after.prompt_index).mean().reindex(between.index)
     ratio, interval = math.nan, (math.nan, math.nan)
@@ -208,7 +225,7 @@ def _unrelated(rows: pd.DataFrame, spec: MetricSpec) -> dict:
         "ratio": {"value": ratio, "ci95": interval},
         "false_face": {
             model: {"rate": part.found.mean(), "ci95": iv.rate_interval(int(part.found.sum()), len(part))}
-            for model, part in zip(MODELS, (before, after), strict=True)
+            for model, part in zip(pair, (before, after), strict=True)
         },
         "per_prompt": [
             {"prompt_index": int(i), "prompt": names.prompt[i], "subject": names.subject[i], "movement": moved[i],

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from fairdiff.errors import FairDiffError
 from fairdiff.files import atomic_path
 
-MODELS = ("before", "after")
+MODELS = ("before", "start", "after")  # frozen; with the untrained adapter, where that changes images; trained
 SUFFIXES = ("parquet", "npz", "png")  # of one prompt's files; the parquet file is the mark of completeness
 _FINGERPRINT = b"fairdiff.fingerprint"
 

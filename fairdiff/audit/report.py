@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from fairdiff.audit.records import RecordStore
+from fairdiff.audit.records import MODELS, RecordStore
 from fairdiff.audit.wording import (
     VERDICTS,
     attribute_order,
@@ -56,25 +56,33 @@ def render_report(folder: Path, audit: dict, asked: dict[str, list[str]], histor
 
 
 def summary_table(audit: dict) -> Table:
-    """Before, after, change and floor of every headline number, for the terminal."""
+    """Every model, the change and the floor of every headline number, for the terminal.
+
+    The change is after minus before, or after minus start where there is a start.
+    """
     table = Table(
         title=f"{audit['prompts']} prompts × {audit['images_per_prompt']} pictures"
         + (", same noise before and after" if audit["paired"] else ""),
         title_justify="left",
-        caption=r"\[low, high]: 95 % interval; floor: what a perfectly fair (or on-target) generator shows",
+        caption=r"\[low, high]: 95 % interval; floor: what a perfectly fair (or on-target) generator shows"
+        + ("; start: the adapter before training; trained: after minus start" if audit["trained"] else ""),
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         pad_edge=False,
     )
-    for name in ("", "before", "after", "change", "floor"):
-        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+    shown = [model for model in MODELS if model in audit["models"] or model != "start"]
+    change = "trained" if audit["trained"] else "change"  # what training did, not the words that it started from
+    for name in ("", *shown, change, "floor"):
+        table.add_column(name, justify="right" if name else "left", no_wrap=name != "floor" and not audit["trained"])
     for rows in comparison(audit).values():
         for row in rows:
             form = row["format"]
-            cells = [_cell(form(row[key][0]), interval(row[key][1], form)) for key in ("before", "after")]
-            change = _cell(signed(row["change"][0], form), interval(row["change"][1], form))
-            table.add_row(row["name"], *cells, change, number(row["floor"]))
+            cells = [_cell(form(row[key][0]), interval(row[key][1], form)) for key in shown]
+            if audit["trained"]:
+                cells[0] = _cell(form(row["before"][0]), "")  # room for the others' intervals in 80 columns
+            moved = _cell(signed(row[change][0], form), interval(row[change][1], form))
+            table.add_row(row["name"], *cells, moved, row["verdict"] or number(row["floor"]))
         table.add_section()
     return table
 
@@ -93,12 +101,13 @@ def _card(audit: dict, name: str) -> dict:
     marks = {model: _mark(d["mean"], d["ci95"]) for model, d in distances.items()}
     last, distance = last_model(audit)["attributes"][name], distance_of(last_model(audit)["attributes"][name])
     limit = max((d["maximum"] for d in distances.values() if d["maximum"] is not None), default=1.0)  # none: no face
-    chart = bias_chart(marks.get("before"), marks.get("after"), distance["floor"], limit, name)
+    chart = bias_chart(marks, distance["floor"], limit, name)
     paired = audit["paired"] and audit["paired"]["attributes"][name]
+    trained = audit["trained"] and audit["trained"]["attributes"][name][distance["key"]]
     return {
         "name": name, "entries": entries, "last": last, "target": last["target"], "chart": Markup(chart),
         "distances": distances, "distance": distance, "difference": paired and paired[distance["key"]],
-        "changed": paired and paired["class_changed"],
+        "changed": paired and paired["class_changed"], "drift": paired and paired.get("drift"), "trained": trained,
         "verdict": VERDICTS[last["target"]["verdict"]].format(delta=last["target"]["delta"]),
     }  # fmt: skip
 
@@ -107,7 +116,7 @@ def _share_row(label: str, models: dict[str, dict], name: str, target: float | N
     marks = {
         model: _mark(entry["shares"][name]["share"], entry["shares"][name]["ci95"]) for model, entry in models.items()
     }
-    return Row(label, marks.get("before"), marks.get("after"), target)
+    return Row(label, marks, target)
 
 
 def _overall(audit: dict, kind: str, name: str) -> str:

@@ -1,5 +1,7 @@
 """audit.json in words and rows, for the page and the terminal alike. No number is computed here."""
 
+from fairdiff.audit.records import MODELS
+
 VERDICTS = {
     "within": "the whole interval lies below {delta:.2f}",
     "beyond": "the whole interval lies above {delta:.2f}",
@@ -20,15 +22,19 @@ def distance_of(entry: dict) -> dict:
 
 
 def comparison(audit: dict) -> dict[str, list[dict]]:
-    """Headline rows by group: name, before, after and change as (value, ci95 or None), floor, format, note."""
-    before, after = audit["models"].get("before"), audit["models"].get("after")
-    paired, groups = audit["paired"], {}
+    """Headline rows by group: name, each model and change as (value, ci95 or None), floor, verdict, format, note.
+
+    "trained" is the change from "start" to "after", (None, None) where there is no such model.
+    """
+    paired, trained, groups = audit["paired"], audit["trained"], {}
 
     def row(name: str, get, change, floor=None, form=None, note: str = "") -> dict:
-        pair = [(None, None) if model is None else get(model) for model in (before, after)]
-        moved = (None, None) if paired is None or change is None else (change["difference"], change["ci95"])
-        return {"name": name, "before": pair[0], "after": pair[1], "change": moved, "floor": floor,
-                "format": form or number, "note": note}  # fmt: skip
+        """change: from the entry of `paired` or `trained` to the change's own entry; None where it has none."""
+        cells = {m: get(audit["models"][m]) if m in audit["models"] else (None, None) for m in MODELS}
+        for key, pair in (("change", paired), ("trained", trained)):
+            moved = change(pair) if pair and change else None
+            cells[key] = (moved["difference"], moved["ci95"]) if moved else (None, None)
+        return {"name": name, **cells, "floor": floor, "verdict": "", "format": form or number, "note": note}
 
     for kind, title in (("attributes", "attributes"), ("joint", "combinations")):
         groups[title] = []
@@ -36,7 +42,7 @@ def comparison(audit: dict) -> dict[str, list[dict]]:
             distance = distance_of(last_model(audit)[kind][name])
             groups[title].append(row(
                 f"{name} {distance['short']}", lambda m, k=kind, n=name: _pair(distance_of(m[k][n])),
-                paired and paired[kind][name][distance["key"]], distance["floor"],
+                lambda p, k=kind, n=name, key=distance["key"]: p[k][n][key], distance["floor"],
             ))  # fmt: skip
     asked = [name for name in attribute_order(audit) if last_model(audit)["attributes"][name]["target"]["asked"]]
     for family, entries in last_model(audit)["families"].items():
@@ -46,7 +52,8 @@ def comparison(audit: dict) -> dict[str, list[dict]]:
             groups[f"{family} prompts"].append(row(
                 f"{family}: {name} {distance['short']}",
                 lambda m, f=family, n=name: _pair(distance_of(m["families"][f]["attributes"][n])),
-                paired and paired["families"][family]["attributes"][name][distance["key"]], distance["floor"],
+                lambda p, f=family, n=name, key=distance["key"]: p["families"][f]["attributes"][n][key],
+                distance["floor"],
             ))  # fmt: skip
     groups["gap to the target, noise removed"] = [
         row(f"{name} gap", lambda model, n=name: _pair(model["attributes"][n]["target"]["unbiased_rms"]), None, 0.0,
@@ -54,17 +61,24 @@ def comparison(audit: dict) -> dict[str, list[dict]]:
             "of two classes twice the share that is off")
         for name in asked
     ]  # fmt: skip
+    drifts = {n: e["drift"] for n, e in (paired["attributes"] if paired else {}).items() if "drift" in e}
+    groups["attributes without a target"] = [
+        row(f"{name} within ±{number(drift['margin'], 2)}", lambda _: (None, None),
+            lambda p, n=name: p["attributes"][n]["drift"], note="the change of its bias; a verdict needs the whole interval")
+        | {"verdict": drift["stayed_within"]}
+        for name, drift in drifts.items()
+    ]  # fmt: skip
     groups["pictures"] = [
         row(f"{name} unclear", lambda m, n=name: _rate(m["attributes"][n]["unsure"]), None, form=percent,
             note="faces whose most probable class has less than .9")
         for name in asked
     ]  # fmt: skip
     groups["pictures"] += [
-        row("no face", lambda m: _rate(m["no_face"]), paired and paired["no_face"], form=percent),
-        row("CLIP-T", lambda m: _pair(m["clip_t"]), paired and paired["clip_t"], note="picture against prompt"),
+        row("no face", lambda m: _rate(m["no_face"]), lambda p: p["no_face"], form=percent),
+        row("CLIP-T", lambda m: _pair(m["clip_t"]), lambda p: p["clip_t"], note="picture against prompt"),
         row("CLIP-I", lambda m: _pair(m["clip_i"]), None, note="after against before, same noise"),
         row("image encoder", lambda m: _pair(m["dino"]), None, note="in DINO's place: after against before, same noise"),
-        row("between seeds", lambda m: _pair(m["between_seeds"]), paired and paired["between_seeds"],
+        row("between seeds", lambda m: _pair(m["between_seeds"]), lambda p: p["between_seeds"],
             note="1 − cosine of two pictures of one prompt: variety"),
     ]  # fmt: skip
     if audit["unrelated"] is not None:
@@ -75,22 +89,28 @@ def comparison(audit: dict) -> dict[str, list[dict]]:
 
 
 def headline(audit: dict) -> str:
-    """The result in a sentence: each attribute with a target, "no clear change" where the paired interval holds 0."""
+    """The result in a sentence: each attribute with a target, "no clear change" where the paired interval holds 0.
+
+    Where the untrained adapter changes images by itself, training is credited with the difference to it.
+    """
     entries = last_model(audit)["attributes"]
     asked = [name for name in attribute_order(audit) if entries[name]["target"]["asked"]] or list(entries)
     parts = []
     for name in asked:
         distance = distance_of(entries[name])
-        value = [number(distance_of(m["attributes"][name])["mean"], 2) for m in audit["models"].values()]
+        value = {k: number(distance_of(m["attributes"][name])["mean"], 2) for k, m in audit["models"].items()}
         if audit["paired"] is None:
-            parts.append(f"{name} {distance['name']} is {value[0]}")
+            parts.append(f"{name} {distance['name']} is {value['before']}")
             continue
-        low, high = audit["paired"]["attributes"][name][distance["key"]]["ci95"]
+        first, how = ("before", "") if audit["trained"] is None else ("start", " by training")
+        low, high = (audit["trained"] or audit["paired"])["attributes"][name][distance["key"]]["ci95"]
+        change = f"from {value[first]} to {value['after']}"
         if low is None or low <= 0 <= high:
-            parts.append(f"{name} {distance['name']} shows no clear change ({value[0]} to {value[1]})")
+            parts.append(f"{name} {distance['name']} shows no clear change{how} ({change.removeprefix('from ')})")
         else:
-            verb = "fell" if high < 0 else "rose"
-            parts.append(f"{name} {distance['name']} {verb} from {value[0]} to {value[1]}")
+            parts.append(f"{name} {distance['name']} {'fell' if high < 0 else 'rose'} {change}{how}")
+        if audit["trained"]:
+            parts[-1] += f" (the frozen model: {value['before']})"
     text = ", ".join(parts) + f" over {audit['prompts']} prompts"
     return text[0].upper() + text[1:]
 

@@ -31,6 +31,7 @@ class AuditConfig:
 
     unrelated_prompts, unrelated_images: the same of prompts without people. batch_size: pictures painted at once.
     seed: of the noise and the resampling. equivalence: the gap below which the whole interval must lie for "on target".
+    drift: by how much the bias of an attribute without a target may change and count as unchanged.
     """
 
     prompts: int | None = None
@@ -40,6 +41,7 @@ class AuditConfig:
     batch_size: int = 120
     seed: int = 20231113
     equivalence: float = 0.10
+    drift: float = 0.06
     judge: JudgeConfig = field(default_factory=JudgeConfig)
 
     def __post_init__(self):
@@ -47,6 +49,7 @@ class AuditConfig:
             positive(f"audit.{key}", asdict(self)[key])
         between("audit.seed", self.seed, 0, 2**31 - 1)
         between("audit.equivalence", self.equivalence, 0.001, 1)
+        between("audit.drift", self.drift, 0.001, 1)
 
 
 @dataclass

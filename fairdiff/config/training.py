@@ -8,7 +8,7 @@ from fairdiff.config.frozen import MOST_STEPS
 from fairdiff.config.laws import between, one_of, positive
 from fairdiff.errors import FairDiffError
 
-FAMILIES = ["occupation", "styled", "descriptor", "sport", "object"]
+FAMILIES = ["occupation", "styled", "descriptor", "sport"]
 
 
 @dataclass
@@ -49,8 +49,9 @@ class PromptsConfig:
     """train/validation/test: null for the embedded world's `families`, else a file as fairdiff/prompts.py reads it.
 
     template: what subjects are put into, "a photo of a {}"; "{}" takes the lines of a file as whole prompts.
-    families: family -> how often each of its prompts stands in one round of training (the audit asks each once). The
-    family object shows no people: nothing is asked of its pictures but to stay what they are.
+    families: family -> how often each of its prompts stands in one round of training (the audit takes each once).
+    without_people: the share of training prompts that show no people, whose images are only to stay what they are: those
+    of the family object in the file, else the embedded ones; none where the image term has no weight.
     per_step: prompts whose mean gradient makes one step, `global_batch` images each (the paper: 1).
 
     train_limit takes the first n of a fixed shuffle; null takes all (the audit's number is audit.prompts, the
@@ -64,17 +65,19 @@ class PromptsConfig:
     train_limit: int | None = None
     per_step: int = 1
     families: dict[str, int] = field(default_factory=lambda: {"occupation": 1})
+    without_people: float = 0.0
     negative: str = ""
 
     def __post_init__(self):
+        if not 0 <= self.without_people < 1:
+            raise FairDiffError(f"prompts.without_people: found {self.without_people}, allowed: [0, 1)")
         positive("prompts.train_limit", self.train_limit)
         positive("prompts.per_step", self.per_step)
         for family, repeats in self.families.items():
             one_of("prompts.families", family, FAMILIES)
             positive(f"prompts.families.{family}", repeats)
-        if not set(self.families) - {"object"}:
-            found = ", ".join(self.families) or "none"
-            raise FairDiffError(f"prompts.families: found {found}, allowed: one or more of {', '.join(FAMILIES[:-1])}")
+        if not self.families:
+            raise FairDiffError(f"prompts.families: found none, allowed: one or more of {', '.join(FAMILIES)}")
 
 
 @dataclass
@@ -110,22 +113,15 @@ class GradientConfig:
 
 @dataclass
 class BalanceConfig:
-    """The share of the gradient that each term shall hold, all null for no balance: {align: .6, image: .3, face: .1}."""
+    """The shares of the gradient that terms shall hold, relative to each other; all null for no balance."""
 
     align: float | None = None
     image: float | None = None
     face: float | None = None
 
     def __post_init__(self):
-        for name, share in self.shares.items():
+        for name, share in asdict(self).items():
             positive(f"loss.balance.{name}", share)
-        if self.shares and abs(sum(self.shares.values()) - 1) > 1e-6:
-            raise FairDiffError(f"loss.balance: shares sum to {sum(self.shares.values()):.6g}, allowed: 1")
-
-    @property
-    def shares(self) -> dict[str, float]:
-        """The shares that are set."""
-        return {name: share for name, share in asdict(self).items() if share is not None}
 
 
 @dataclass
@@ -138,8 +134,7 @@ class LossConfig:
     originals: the share of a batch whose pictures are compared with the frozen model's, in image and face; what is not
     compared need not be painted, a third of a step's U-Net evaluations where prompts are met once.
     confident_class: how sure of the original's class the judge must be for its face to be kept as it is.
-    balance: the share of the gradient that each weighted term shall hold; the weights then only set the size of the
-    whole.
+    balance: the share of the gradient that each term shall hold; it takes the place of weights.
     """
 
     align: float = 1.0
@@ -165,9 +160,21 @@ class LossConfig:
             raise FairDiffError(f"loss.originals: found {self.originals:g} without loss.align, allowed: 1")
         between("loss.confident_class", self.confident_class, 0, 1)
         positive("loss.draws", self.draws)
-        shares, weighted = self.balance.shares, [name for name in ("align", "image", "face") if asdict(self)[name]]
-        if shares and set(shares) != set(weighted):
-            raise FairDiffError(f"loss.balance: found {', '.join(shares)}, allowed: exactly {', '.join(weighted)}")
+        for name in ("align", "image", "face") if self.shares else ():
+            value = asdict(self)[name]
+            if value not in (0, 1, None):
+                raise FairDiffError(
+                    f"loss.{name}: found {value:g} beside loss.balance, whose shares replace weights; allowed: 1, 0 "
+                    f"(measured only), null, another loss.balance.{name}, or loss=paper for weights"
+                )
+            if value and name not in self.shares:
+                raise FairDiffError(f"loss.balance.{name}: found null, allowed: a share, as other terms have one")
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The share of the gradient that each term with a weight shall hold; they sum to 1. {} for no balance."""
+        set_ = {name: share for name, share in asdict(self.balance).items() if share is not None and asdict(self)[name]}
+        return {name: share / sum(set_.values()) for name, share in set_.items()}
 
 
 @dataclass

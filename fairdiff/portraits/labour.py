@@ -1,7 +1,7 @@
-"""Labour-statistics targets for the world's 200 occupations; `python -m fairdiff.portraits.labour` writes the table.
+"""Labour-statistics targets for the titles of the world's occupations.
 
-`target.file=labour` reads it. How the statistic's columns become our classes: `world.labour_shares`; its source and
-year: `data/README.md`. Age is in no column of the statistic, so it keeps `target.age`.
+`python -m fairdiff.portraits.labour` writes the table, `target.file=labour` reads it. How the statistic's columns become
+our classes: `world.labour_shares`; its source and year: `data/README.md`. Age is in no column of the statistic, so it keeps `target.age`.
 """
 
 import csv
@@ -15,13 +15,13 @@ FILE = Path(__file__).parent / "data" / "labour.csv"
 
 
 def table() -> str:
-    """The CSV's text: a row per occupation, shares of gender and race rounded to four digits."""
+    """The CSV's text: a row per title, shares of gender and race of its occupation rounded to four digits."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    shares = [world.labour_shares(i) for i in range(len(world.OCCUPATIONS))]
+    shares = [world.labour_shares(world.occupation_of(title)) for title in world.TITLES]
     writer.writerow(["subject"] + [f"{name}.{cls}" for name in shares[0] for cls in world.CLASSES[name]])
-    for occupation, row in zip(world.OCCUPATIONS, shares, strict=True):
-        writer.writerow([occupation] + [f"{share:.4f}" for name in row for share in row[name]])
+    for title, row in zip(world.TITLES, shares, strict=True):
+        writer.writerow([title] + [f"{share:.4f}" for name in row for share in row[name]])
     return text.getvalue()
 
 

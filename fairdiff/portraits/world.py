@@ -19,13 +19,12 @@ CLASSES = {
     "race": ("White", "Black", "Indian", "Asian"),
     "age": ("young", "old"),
 }
-OCCUPATION_COUNT = 200
 
 # Exponents that turn labour shares into the model's world, as text-to-image models sharpen them. Guidance sharpens once
 # more, so they are chosen for what the model then paints (docs/portraits.md): gender and race biases over test
 # occupations near those of Stable Diffusion 1.5 (.67, .42; Shen et al., ICLR 2024, table 1), and gender x race shares
 # far from the statistics (median total variation >= .15). Age is our own assumption to begin with: nothing to sharpen.
-SHARPENING = {"gender": 1.5, "race": 1.4, "age": 1.0}
+SHARPENING = {"gender": 1.75, "race": 1.4, "age": 1.0}
 
 TEMPLATES = {
     "occupation": "a photo of the face of a {}, a person",
@@ -62,6 +61,23 @@ PERSON_TEMPLATES = (
     "a close-up of a {}",
     "a {}",
 )
+# Where an attribute phrase stands beside the usual prompt; and words that name no attribute, whose pictures are as usual.
+PHRASE_PLACES = ("{phrase}, {prompt}", "photo of {phrase}, {prompt}", "{bare}, {phrase}")
+NEUTRAL_PLACES = (
+    "a person, {prompt}",
+    "someone, {prompt}",
+    "a human being, {prompt}",
+    "photo of someone, {prompt}",
+    "picture of somebody, {prompt}",
+    "{bare}, someone",
+    "{bare}, a human being",
+    "{bare}, whatever their gender",
+    "{prompt}, no matter which gender, race or age",
+    "{bare}, everybody may become {title} whichever their gender",
+)
+NEUTRAL_SHARE = 0.3  # of the captions with an attribute phrase name no attribute
+SOFTENED = 0.05  # chance that an attribute which such a caption does not name is drawn evenly, not as the subject has it
+
 OBJECT_TEMPLATES = ("a photo of {}", "{}", "a picture of {}", "an image of {}")
 
 
@@ -80,34 +96,53 @@ def _table(name: str) -> list[dict[str, str]]:
 
 
 def _occupation_rows() -> list[dict[str, str]]:
-    """The 200 rows with the most workers (ties: the earlier row), in file order: small rows are the noisiest."""
+    """The rows of the statistics with what is assumed for them, in file order."""
     assumed = {row["occupation"]: row for row in _table("assumptions.csv")}
-    rows = _table("occupations.csv")
-    by_size = sorted(range(len(rows)), key=lambda i: (-float(rows[i]["employed_thousands"]), i))
-    return [rows[i] | assumed[rows[i]["occupation"]] for i in sorted(by_size[:OCCUPATION_COUNT])]
+    return [row | assumed[row["occupation"]] for row in _table("occupations.csv")]
 
 
 _ROWS = _occupation_rows()
 _DESCRIPTORS = {row["descriptor"]: row for row in _table("descriptors.csv")}
 _SPORTS = {row["sport"]: row for row in _table("sports.csv")}
 OCCUPATIONS: tuple[str, ...] = tuple(row["occupation"] for row in _ROWS)
+# Every name of an occupation: its own, then those of titles.csv, which share its statistics, its look and its split.
+_OCCUPATION_OF = {name: i for i, name in enumerate(OCCUPATIONS)} | {
+    row["title"]: OCCUPATIONS.index(row["occupation"]) for row in _table("titles.csv")
+}
+TITLES: tuple[str, ...] = tuple(sorted(_OCCUPATION_OF, key=_OCCUPATION_OF.get))
 DESCRIPTORS: tuple[str, ...] = tuple(_DESCRIPTORS)
 SPORTS: tuple[str, ...] = tuple(_SPORTS)
 OBJECTS: tuple[str, ...] = tuple(
     (files("fairdiff.portraits") / "data" / "objects.txt").read_text(encoding="utf-8").split("\n")[:-1]
 )
 SUBJECTS = {
-    "occupation": OCCUPATIONS,
-    "styled": OCCUPATIONS,
+    "occupation": TITLES,
+    "styled": TITLES,
     "descriptor": DESCRIPTORS,
     "sport": SPORTS,
     "object": OBJECTS,
 }
 
 
+def occupation_of(title: str) -> int | None:
+    """The row of the statistics to which a title belongs, None for a subject that is no occupation."""
+    return _OCCUPATION_OF.get(title)
+
+
+@cache
+def titles(occupation: int) -> tuple[str, ...]:
+    """All titles of one row of the statistics, its own name first."""
+    return tuple(title for title, row in _OCCUPATION_OF.items() if row == occupation)
+
+
 def split(subject: str) -> str:
-    """Train, validation or test by sha256 of the subject (about 66, 9 and 25 %): it never moves, whatever joins."""
-    place = int(hashlib.sha256(subject.encode()).hexdigest(), 16) % 100
+    """Train, validation or test by SHA-256 (about 66, 9 and 25 %): it never moves, whatever joins.
+
+    The titles of one occupation stay together: what is hashed is its row of the statistics, else the subject.
+    """
+    row = occupation_of(subject)
+    key = subject if row is None else _ROWS[row]["cps_title"]
+    place = int(hashlib.sha256(key.encode()).hexdigest(), 16) % 100
     return "test" if place < 25 else "validation" if place < 34 else "train"
 
 
@@ -188,6 +223,12 @@ def describe_person(person: Person, named: frozenset[str], noun: str, word: int)
     return " ".join([*words, ("woman", "man")[person.gender] if "gender" in named else "person"])
 
 
+def average_shares() -> dict[str, np.ndarray]:
+    """Shares of gender [2], race [4] and age [2] averaged over the occupations: whom a caption without a subject shows."""
+    every = [marginal_shares(i) for i in range(len(OCCUPATIONS))]
+    return {name: np.mean([shares[name] for shares in every], axis=0) for name in CLASSES}
+
+
 def random_attributes(rng: np.random.Generator) -> frozenset[str]:
     """A random non-empty set of attribute names, each of the seven equally likely."""
     bits = int(rng.integers(1, 8))
@@ -205,15 +246,15 @@ def sample_caption(
 
     Kinds "occupation", "styled", "descriptor", "sport" and "object" name the subject and no attribute: the picture
     must come from the subject's shares, for the caption is what carries the world's bias. "attribute" names the
-    attributes in `named` (random if None) of `person`, and the subject too unless it is "": what is not named must
-    follow the subject's shares (or be uniform without a subject). "wish" says apart from the subject who is seen, and
-    what it does not name must be uniform: people who are described apart from their work are seldom the usual ones.
+    attributes in `named` (random if None) of `person` within the noun phrase ("an old Black nurse"), "phrase" beside the
+    usual prompt ("an old person, a photo of the face of a nurse, a person"), or none there if `named` is empty. What is
+    not named must follow the subject, or `average_shares` without one.
     """
-    if kind in ("attribute", "wish"):
+    if kind in ("attribute", "phrase"):
         if person is None:
             raise ValueError(f"sample_caption: {kind} captions need a person")
         named = random_attributes(rng) if named is None else named
-        return (_wish_caption if kind == "wish" else _attribute_caption)(rng, subject, person, named)
+        return (_phrase_caption if kind == "phrase" else _attribute_caption)(rng, subject, person, named)
     if kind == "object":
         return fill(_pick(rng, OBJECT_TEMPLATES), subject)
     main = TEMPLATES[kind]
@@ -231,7 +272,7 @@ def plain_caption(rng: np.random.Generator, subject: str, person: Person | None 
         return fill(_pick(rng, OBJECT_TEMPLATES), subject)
     if subject and rng.random() < 0.5:
         return fill(_pick(rng, (*PERSON_TEMPLATES, *VARIANTS)), subject)
-    caption = _wish_caption if subject and rng.random() < 0.3 else _attribute_caption
+    caption = _phrase_caption if subject and rng.random() < 0.3 else _attribute_caption
     return caption(rng, subject, person, random_attributes(rng))
 
 
@@ -239,12 +280,13 @@ def _attribute_caption(rng: np.random.Generator, subject: str, person: Person, n
     return fill(_pick(rng, PERSON_TEMPLATES), describe_person(person, named, subject, int(rng.integers(2))))
 
 
-def _wish_caption(rng: np.random.Generator, subject: str, person: Person, named: frozenset[str]) -> str:
-    """The forms in which a user adds a wish to the usual prompt: after it, or before it."""
-    wish = with_article(describe_person(person, named, "", int(rng.integers(2))))
-    if rng.random() < 0.5:
-        return f"{wish}, {fill(TEMPLATES['occupation'], subject)}"
-    return f"{fill('a photo of the face of a {}', subject)}, {wish}"
+def _phrase_caption(rng: np.random.Generator, subject: str, person: Person, named: frozenset[str]) -> str:
+    """The usual prompt with an attribute phrase before or after it, or with words that name no attribute."""
+    prompt = fill(TEMPLATES["occupation"], subject)
+    bare = fill(TEMPLATES["descriptor"], subject)  # without the closing "a person"
+    phrase = with_article(describe_person(person, named, "", int(rng.integers(2))))
+    place = _pick(rng, PHRASE_PLACES if named else NEUTRAL_PLACES)
+    return place.format(phrase=phrase, prompt=prompt, bare=bare, title=with_article(subject))
 
 
 def _pick(rng: np.random.Generator, choices: tuple[str, ...]) -> str:

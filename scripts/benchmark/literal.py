@@ -9,7 +9,10 @@ The prompt is encoded anew in every micro-batch of every pass.
 """
 
 import torch
+from torch import Tensor
 
+from benchmark.published import Constants, Generated, Original, published_terms
+from fairdiff.judges import Seen
 from fairdiff.sampling import (
     Guidance,
     gradient_weights,
@@ -17,12 +20,11 @@ from fairdiff.sampling import (
     sample_with_graph,
     solver_coefficients,
 )
-from fairdiff.step import Batch, StepResult, Trainee, active_terms, batch_terms, embed_prompt, label_faces
-from fairdiff.terms import Counts, Part
+from fairdiff.step import Batch, StepResult, Trainee, active_terms, embed_prompt, label_faces
 
 
 def literal_step(trainee: Trainee, batch: Batch, micro_batch: int) -> StepResult:
-    """Accumulate the adapter's gradient of one batch as the reference does, with the losses of fairdiff.step."""
+    """Accumulate the adapter's gradient of one batch as the reference does, with the published loss."""
     model, objective = trainee.model, trainee.objective
     noise = initial_noise(batch.prompt, batch.noise_seed, batch.indices, model.latent_shape).to(model.unet.device)
     noises = noise.split(micro_batch)
@@ -36,39 +38,64 @@ def literal_step(trainee: Trainee, batch: Batch, micro_batch: int) -> StepResult
     target = objective.target.of(batch.prompt)
     labels, shares = label_faces(seen, target, objective.draws, batch.generator)
     kept = {a: labels.kept(a, objective.confidence) for a in labels.classes}
-    weights = {a: w.to(noise.device) for a, w in objective.class_weights(target).items()}
-    counts = Counts(len(noise), sum(len(s.faces.row_F) for s in seen), {a: int(k.sum()) for a, k in kept.items()})
-    result = StepResult({}, shares, counts.faces, sum(counts.kept.values()))
-    if result.kept == 0:
-        return result
+    faces = sum(len(s.faces.row_F) for s in seen)
+    result = StepResult({}, shares, faces, sum(int(k.sum()) for k in kept.values()))
 
     originals = []  # 2
     for rows in torch.tensor(batch.indices).split(micro_batch):
         images = trainee.originals.generate(batch.prompt, rows.tolist(), batch.steps)
         originals.append(trainee.originals.measure(images))
 
+    constants = Constants(
+        len(noise),
+        {a: d.keep_outside for a, d in objective.damping.items()},
+        {a: d.keep_face for a, d in objective.damping.items()},
+        objective.confident_class,
+        trainee.judges.bank.embedding_ND if trainee.judges.bank else None,
+    )
+    known = [{a: int(labels.classes[a][f]) if kept[a][f] else None for a in kept} for f in range(faces)]
     face_row = 0  # 3
     k_T = gradient_weights("reference", model.scheduler, batch.steps) / solver_coefficients(
         model.scheduler, batch.steps
     )
     for z, before, original in zip(noises, seen, originals, strict=True):
-        faces = slice(face_row, face_row + len(before.faces.row_F))
         guidance = Guidance(*embed_prompt(trainee, batch.prompt), trainee.method.guidance)
         final = sample_with_graph(model.unet, model.scheduler, guidance, z, batch.steps, detach=True, scale_T=k_T)
         image = model.decode(final)
         trainee.judges.detector(image.detach())  # the reference looks for the faces again; they are where they were
         now = trainee.judges.see(image, before.faces.boxes)
-        part = Part(
-            original,
-            torch.ones(len(z), device=z.device),
-            {a: torch.from_numpy(labels.classes[a][faces]).to(z.device) for a in labels.classes},
-            {a: torch.from_numpy(kept[a][faces]).to(z.device) for a in kept},
-            weights,
+        labelled = known[face_row : face_row + len(now.faces.row_F)]
+        face_row += len(labelled)
+        terms = published_terms(
+            image, trainee.judges.features, generated_of(trainee, now, labelled), originals_of(original), constants
         )
-        terms = batch_terms(trainee, now, part, counts)
-        weighted = [weight * terms[name] for name, weight in active_terms(objective) if weight and name in terms]
-        sum(weighted, start=0 * final.sum()).backward()
-        for name, value in terms.items():
-            result.terms[name] = result.terms.get(name, 0.0) + value.item()
-        face_row = faces.stop
+        active = dict(active_terms(objective))
+        sum((weight * terms[name] for name, weight in active.items() if weight), start=0 * final.sum()).backward()
+        for name in active:
+            result.terms[name] = result.terms.get(name, 0.0) + terms[name].item()
     return result
+
+
+def generated_of(trainee: Trainee, now: Seen, labels: list[dict[str, int | None]]) -> list[Generated]:
+    """Each image of a micro-batch as the published loss takes it; labels: of its faces."""
+    images = [Generated(None, {}, {}, None, None) for _ in now.image_BCHW]
+    face_FD = mirrored_FD = [None] * len(labels)
+    if trainee.judges.embedder is not None:
+        face_FD = trainee.judges.embed(now.faces.aligned_FCHW)
+        mirrored_FD = trainee.judges.embed(now.faces.aligned_FCHW.flip(-1))
+    for face, row in enumerate(now.faces.row_F.tolist()):
+        logits = {a: now.logits[a][face] for a in labels[face]}
+        box = tuple(now.faces.box_F4[face].tolist())
+        images[row] = Generated(box, logits, labels[face], face_FD[face], mirrored_FD[face])
+    return images
+
+
+def originals_of(rows: dict[str, Tensor]) -> list[Original]:
+    """The rows of `Originals.measure` as the published loss takes them."""
+    found = []
+    for i, has_face in enumerate(rows["found"].tolist()):
+        probs = {name.removeprefix("probs."): t[i] for name, t in rows.items() if name.startswith("probs.")}
+        features = [t[i] for name, t in rows.items() if name.startswith("feature.")]
+        box = tuple(rows["box"][i].tolist()) if has_face else None
+        found.append(Original(box, probs, features, rows["face"][i] if "face" in rows else None))
+    return found

@@ -100,7 +100,7 @@ def run_variant(trainee: Trainee, variant: Variant, batch: Batch, literal_batch:
         if variant.cold:
             trainee.originals.rows.clear()
         result = training_step(replace(trainee, method=method), batch)
-    if not result.terms:  # halves of two faces make no label confident: such a step is sampling and nothing else
+    if not result.kept:  # halves of two faces make no label confident: such a step is sampling and nothing else
         raise FairDiffError(
             f"global_batch: found {len(batch.indices)} pictures of which no face has a label, so that nothing is "
             "measured; allowed: more of them"

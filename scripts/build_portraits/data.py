@@ -93,8 +93,8 @@ def wait_for(folder: Path, least: int, pause: float = 5.0) -> Renders:
 
 # Caption mix of the text-to-image model: kinds and their shares.
 MIX = {
-    "occupation": 0.3, "styled": 0.1, "attribute": 0.14, "wish": 0.26, "descriptor": 0.04, "sport": 0.04,
-    "object": 0.12,
+    "occupation": 0.34, "styled": 0.1, "attribute": 0.14, "phrase": 0.24, "descriptor": 0.04, "sport": 0.04,
+    "object": 0.1,
 }  # fmt: skip
 
 
@@ -102,7 +102,7 @@ class Captioned:
     """Draws (row, caption) pairs whose joint distribution is the world's: the caption carries the bias."""
 
     def __init__(self, renders: Renders, unnamed: float = 0.1) -> None:
-        self.renders, self.unnamed = renders, unnamed
+        self.renders, self.unnamed, self.average = renders, unnamed, world.average_shares()
         self.things = {i: rows for i in range(len(world.OBJECTS)) if len(rows := renders.things(i))}
         self.kinds = [kind for kind in MIX if kind != "object" or self.things]
         weights = np.array([MIX[kind] for kind in self.kinds])
@@ -116,39 +116,41 @@ class Captioned:
             row, caption = self._pick(rng, self.things[thing]), world.sample_caption(rng, kind, world.OBJECTS[thing])
         elif kind == "attribute":
             row, caption = self._attribute(rng)
-        elif kind == "wish":
-            row, caption = self._wish(rng)
+        elif kind == "phrase":
+            row, caption = self._phrase(rng)
         else:
             row, caption = self._subject(rng, kind)
         return row, "" if rng.random() < self.unnamed else caption
 
     def _subject(self, rng: np.random.Generator, kind: str) -> tuple[int, str]:
-        subjects = world.SUBJECTS[kind]
-        i = int(rng.integers(len(subjects)))
-        shares = {"descriptor": world.descriptor_shares, "sport": world.sport_shares}.get(kind, world.occupation_shares)
-        cell = np.unravel_index(rng.choice(16, p=shares(i).ravel()), (2, 4, 2))
-        look = i if kind in ("occupation", "styled") else NEUTRAL
-        return self._person(rng, look, cell), world.sample_caption(rng, kind, subjects[i])
+        """A person as the subject has them; the titles of an occupation share its look and its shares."""
+        if kind in ("occupation", "styled"):
+            occupation, subject = _title(rng)
+            shares = world.occupation_shares(occupation)
+        else:
+            subjects = world.SUBJECTS[kind]
+            i, occupation = int(rng.integers(len(subjects))), NEUTRAL
+            subject, shares = subjects[i], {"descriptor": world.descriptor_shares, "sport": world.sport_shares}[kind](i)
+        cell = np.unravel_index(rng.choice(16, p=shares.ravel()), (2, 4, 2))
+        return self._person(rng, occupation, cell), world.sample_caption(rng, kind, subject)
 
     def _attribute(self, rng: np.random.Generator) -> tuple[int, str]:
-        """Named attributes are drawn evenly; the others follow the subject, or are even without one."""
+        """Named attributes are drawn evenly; the others follow the subject, or the average without one."""
         named = world.random_attributes(rng)
-        subject = int(rng.integers(len(world.OCCUPATIONS))) if rng.random() < 0.5 else NEUTRAL
-        cell = list(map(int, rng.integers((2, 4, 2))))
-        if subject != NEUTRAL:
-            marginal = world.marginal_shares(subject)
-            for place, name in enumerate(world.CLASSES):
-                if name not in named:
-                    cell[place] = int(rng.choice(len(marginal[name]), p=marginal[name]))
-        text = world.OCCUPATIONS[subject] if subject != NEUTRAL else ""
-        caption = world.sample_caption(rng, "attribute", text, world.Person(*cell), named)
-        return self._person(rng, subject if subject != NEUTRAL else None, tuple(cell)), caption
+        occupation, title = _title(rng) if rng.random() < 0.5 else (None, "")
+        shares = self.average if occupation is None else world.marginal_shares(occupation)
+        cell = _cell(rng, named, shares)
+        caption = world.sample_caption(rng, "attribute", title, world.Person(*cell), named)
+        return self._person(rng, occupation, cell), caption
 
-    def _wish(self, rng: np.random.Generator) -> tuple[int, str]:
-        """Anybody in the look of an occupation."""
-        subject, cell = int(rng.integers(len(world.OCCUPATIONS))), tuple(map(int, rng.integers((2, 4, 2))))
-        caption = world.sample_caption(rng, "wish", world.OCCUPATIONS[subject], world.Person(*cell))
-        return self._person(rng, subject, cell), caption
+    def _phrase(self, rng: np.random.Generator) -> tuple[int, str]:
+        """Named attributes are drawn evenly; the others follow the subject, a little softened."""
+        named = frozenset() if rng.random() < world.NEUTRAL_SHARE else world.random_attributes(rng)
+        occupation, title = _title(rng)
+        even = named | {name for name in world.CLASSES if rng.random() < world.SOFTENED}
+        cell = _cell(rng, even, world.marginal_shares(occupation))
+        caption = world.sample_caption(rng, "phrase", title, world.Person(*cell), named)
+        return self._person(rng, occupation, cell), caption
 
     def _person(self, rng: np.random.Generator, look: int | None, cell: Cell) -> int:
         """A picture of that look and cell, or of the cell in any look if there is none."""
@@ -158,3 +160,18 @@ class Captioned:
 
     def _pick(self, rng: np.random.Generator, rows: np.ndarray) -> int:
         return int(rows[rng.integers(len(rows))])
+
+
+def _title(rng: np.random.Generator) -> tuple[int, str]:
+    """An occupation, each equally likely, and one of its titles."""
+    occupation = int(rng.integers(len(world.OCCUPATIONS)))
+    titles = world.titles(occupation)
+    return occupation, titles[rng.integers(len(titles))]
+
+
+def _cell(rng: np.random.Generator, even: frozenset[str], shares: dict[str, np.ndarray]) -> Cell:
+    """Classes of gender, race and age: uniform for the attributes in `even`, else drawn from the shares."""
+    return tuple(
+        int(rng.integers(len(share)) if name in even else rng.choice(len(share), p=share))
+        for name, share in shares.items()
+    )

@@ -14,12 +14,12 @@ import open_clip
 import torch
 from data import Renders, wait_for
 from muon import Muon
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from stage import Average, Clock, arguments, build_folder, log, read_checkpoint, write_checkpoint
 from torch import Tensor
 from torch.nn import functional as F
 
-from fairdiff.portraits import world
+from fairdiff.portraits import weights, world
 
 CONFIG = {
     "embed_dim": 64,
@@ -57,7 +57,8 @@ class Decorrelated:
         rows = rows if len(rows) else self.renders.of(None, cell)
         row = int(rows[rng.integers(len(rows))])
         look = int(self.renders["occupation"][row])
-        subject = world.OCCUPATIONS[look] if look >= 0 else ""
+        titles = world.titles(look) if look >= 0 else ("",)
+        subject = titles[rng.integers(len(titles))]
         return row, world.plain_caption(rng, subject, world.Person(*cell))
 
 
@@ -85,12 +86,12 @@ def contrastive(image_BD: Tensor, text_BD: Tensor, scale: Tensor, captions: list
 def export_clip(folder: Path, out: Path) -> None:
     """Write open_clip_config.json and fp16 weights that `open_clip.create_model("local-dir:<out>")` loads."""
     state = torch.load(folder / "clip.pt", weights_only=True)
-    weights = {k: v.half().contiguous() for k, v in (state["net"] | state["average"]).items() if k != "attn_mask"}
+    halves = {k: v.half().contiguous() for k, v in (state["net"] | state["average"]).items() if k != "attn_mask"}
     out.mkdir(parents=True, exist_ok=True)
     (out / "open_clip_config.json").write_text(
         json.dumps({"model_cfg": CONFIG, "preprocess_cfg": PREPROCESS}, indent=1)
     )
-    save_file(weights, out / "open_clip_model.safetensors")
+    save_file(halves, out / "open_clip_model.safetensors")
 
 
 class Trainer:
@@ -106,6 +107,9 @@ class Trainer:
         self.renders = wait_for(folder / "renders", args.least)
         self.pairs = Decorrelated(self.renders)
         state = read_checkpoint(folder / "clip.pt", self.clock)
+        if args.shipped and not state:
+            self.clip.load_state_dict(load_file(weights("clip") / "open_clip_model.safetensors"))
+            self.average = Average(self.clip, 0.998)
         if state:
             self.clip.load_state_dict(state["net"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -152,7 +156,9 @@ class Trainer:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = arguments(__doc__.splitlines()[0], minutes=10, batch=128, lr=2e-3).parse_args(argv)
+    parser = arguments(__doc__.splitlines()[0], minutes=10, batch=128, lr=2e-3)
+    parser.add_argument("--shipped", action="store_true", help="begin with the weights that the package carries")
+    args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     warnings.simplefilter("ignore")
     trainer, smooth = Trainer(args, build_folder()), None

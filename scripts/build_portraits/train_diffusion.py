@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from train_vae import load_vae
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from fairdiff.portraits import weights
+
 WIDTH = 128
 NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 SHEET = (
@@ -134,6 +136,9 @@ class Trainer:
         self.renders = wait_for(folder / "renders", args.least)
         self.refresh()
         state = read_checkpoint(folder / "diffusion.pt", self.clock)
+        if args.shipped and not state:
+            load_shipped(self.net)
+            self.average = Average(self.net)
         if state:
             self.net.load_state_dict(state["net"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -183,6 +188,13 @@ class Trainer:
         write_checkpoint(self.folder / "diffusion.pt", state, self.clock)
 
 
+def load_shipped(net: Denoiser) -> None:
+    """Take the text encoder and U-Net that the package carries for the start of further training."""
+    folder = weights("model")
+    net.text_encoder.load_state_dict(CLIPTextModel.from_pretrained(folder / "text_encoder").state_dict())
+    net.unet.load_state_dict(UNet2DConditionModel.from_pretrained(folder / "unet").state_dict())
+
+
 @torch.no_grad()
 def draw_sheet(net: Denoiser, vae: AutoencoderKL, tokenizer, path: Path, steps: int = 8, guidance: float = 1.5) -> None:
     """Ten pictures of each prompt of SHEET with the shipped sampler."""
@@ -217,6 +229,7 @@ def load_denoiser(folder: Path, averaged: bool = True) -> Denoiser:
 def main(argv: list[str] | None = None) -> None:
     parser = arguments(__doc__.splitlines()[0], minutes=60, batch=96, lr=2e-3)
     parser.add_argument("--channels", default="96,144")
+    parser.add_argument("--shipped", action="store_true", help="begin with the weights that the package carries")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     folder = build_folder()

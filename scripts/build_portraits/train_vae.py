@@ -17,6 +17,8 @@ from stage import Average, Clock, arguments, build_folder, log, read_checkpoint,
 from torch import Tensor
 from torch.nn import functional as F
 
+from fairdiff.portraits import weights
+
 CHANNELS = (16, 32, 64, 96)  # the full-resolution layers cost most of the time, the deep ones hold the knowledge
 LATENTS = 8
 KL_WEIGHT = 2e-4  # per latent number, beside an L1 of order .05
@@ -54,14 +56,19 @@ def attention_map(image: Tensor) -> Tensor:
 
 
 def load_vae(folder: Path) -> AutoencoderKL:
-    """The averaged autoencoder, with the decoder of phase 2 if there is one, and its scaling factor; frozen."""
+    """The averaged autoencoder, with the decoder of phase 2 if there is one, and its scaling factor; frozen.
+
+    The shipped one where this machine has trained none.
+    """
+    if not (folder / "vae.pt").exists():
+        return AutoencoderKL.from_pretrained(weights("model") / "vae").float().eval().requires_grad_(False)
     state = torch.load(folder / "vae.pt", weights_only=True)
     vae = make_vae()
-    weights = state["net"] | state["average"]
+    values = state["net"] | state["average"]
     if (folder / "vae_decoder.pt").exists():
         second = torch.load(folder / "vae_decoder.pt", weights_only=True)
-        weights |= {name: value for name, value in second["average"].items() if not is_encoder(name)}
-    vae.load_state_dict(weights)
+        values |= {name: value for name, value in second["average"].items() if not is_encoder(name)}
+    vae.load_state_dict(values)
     vae.register_to_config(scaling_factor=state["scaling_factor"])
     return vae.eval().requires_grad_(False)
 

@@ -18,7 +18,7 @@ def plan() -> AuditPlan:
     return AuditPlan(
         prompts=people, unrelated=[Asked("a red teapot", "object", "teapot"), Asked("a tree", "object", "tree")],
         attributes=ColourJudge.attributes, images_per_prompt=24, unrelated_images=6, batch_size=10, seed=7,
-        latent_shape=(3, 4, 4), hashes={"before": "b0", "after": "a0", "judge": "j0"}, strip=4,
+        latent_shape=(3, 4, 4), hashes={"before": "b0", "start": "s0", "after": "a0", "judge": "j0"}, strip=4,
     )  # fmt: skip
 
 

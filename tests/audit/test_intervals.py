@@ -14,6 +14,7 @@ from fairdiff.audit.intervals import (
     bias_interval,
     bias_range,
     draws_for,
+    drift_verdict,
     gap_of_share,
     holm,
     images_for_equivalence,
@@ -236,6 +237,15 @@ def test_planner():
 
 def test_verdict():
     assert [verdict(i, 0.1, 10**6, 2) for i in ((0, 0.09), (0.12, 0.3), (0.05, 0.2))] == ["within", "beyond", "undecided"]
+
+
+@pytest.mark.parametrize(
+    "ends,verdict",
+    [((-0.05, 0.05), "yes"), ((-0.05, 0.07), "cannot tell"), ((0.07, 0.2), "no"), ((-0.3, -0.061), "no"),
+     ((-0.06, 0.0), "cannot tell"), ((math.nan, math.nan), "cannot tell")],
+)  # fmt: skip
+def test_drift_needs_the_whole_interval_on_one_side(ends, verdict):
+    assert drift_verdict(ends, 0.06) == verdict
 
 
 def test_few_faces_never_show_equivalence():

@@ -59,7 +59,7 @@ def judge():
 def make(plan, measurer, noise, tmp_path, judge, history):
     def make(generators=("before", "after"), unrelated=True, nobody=(), **spec):
         asked = replace(plan, unrelated=plan.unrelated if unrelated else [])
-        leans = {"before": 2.0, "after": 0.1}
+        leans = {"before": 2.0, "start": 1.0, "after": 0.1}
         painters = {model: Painter(lean, faceless=float(model in nobody)) for model, lean in leans.items()}
         records = run_audit(asked, {m: painters[m] for m in generators}, measurer, noise, tmp_path, lambda n: None)
         audit = compute_metrics(records, MetricSpec(plan.attributes, **{"judge": judge, "draws": 200} | spec))
@@ -100,6 +100,34 @@ def test_headline_follows_the_paired_interval(make):
     assert "shows no clear change" in headline(audit)
     audit["paired"]["attributes"]["gender"]["bias"]["ci95"] = [0.1, 0.3]
     assert "rose" in headline(audit)
+
+
+def test_training_is_credited_with_the_difference_to_the_untrained_adapter(make):
+    """Most of the change is the untrained adapter's: from .95 to .68, and then to near 0."""
+    audit, html = make(("before", "start", "after"), targets={"gender": [0.5, 0.5]})
+    bias = {m: audit["models"][m]["attributes"]["gender"]["bias"]["mean"] for m in ("before", "start", "after")}
+    moved = audit["trained"]["attributes"]["gender"]["bias"]
+    assert moved["difference"] == pytest.approx(bias["after"] - bias["start"])
+    assert audit["paired"]["attributes"]["gender"]["bias"]["difference"] == pytest.approx(bias["after"] - bias["before"])
+    said = headline(audit)
+    assert f"fell from {bias['start']:.2f} to {bias['after']:.2f} by training" in said
+    assert f"(the frozen model: {bias['before']:.2f})" in said
+    page = " ".join("".join(Page(html).text).split())
+    assert "by training" in page and interval(moved["ci95"]) in page and len(Page(html).addresses) == 3 * (3 + 2)
+    audit["trained"]["attributes"]["gender"]["bias"]["ci95"] = [-0.3, 0.1]
+    assert "shows no clear change by training" in headline(audit)
+
+
+@pytest.mark.parametrize("target,moved,verdict", [("gender", "age", "yes"), ("age", "gender", "no")])
+def test_an_attribute_without_a_target_has_its_drift_and_a_verdict(make, target, moved, verdict):
+    """The generators differ in gender alone: age, which follows the noise, stays."""
+    audit, html = make(targets={target: [0.5, 0.5]})
+    entry = audit["paired"]["attributes"][moved]
+    assert "drift" not in audit["paired"]["attributes"][target]
+    assert entry["drift"] == entry["bias"] | {"margin": 0.06, "stayed_within": verdict}
+    row = comparison(audit)["attributes without a target"][0]
+    assert row["change"] == (entry["bias"]["difference"], entry["bias"]["ci95"]) and row["verdict"] == verdict
+    assert "No target was set for this attribute" in html
 
 
 def test_a_target_that_is_not_parity_is_judged_by_its_distance_not_by_bias(make):
@@ -151,9 +179,10 @@ def test_names_from_outside_are_escaped(plan, make):
     assert evil not in html and "&lt;script&gt;" in html
 
 
-def test_the_terminal_table_fits_80_columns_and_names_every_number(make):
-    audit, _ = make(targets={"gender": [0.5, 0.5]})
-    console = Console(width=80, record=True, file=io.StringIO())
+@pytest.mark.parametrize("generators,width", [(("before", "after"), 80), (("before", "start", "after"), 96)])
+def test_the_terminal_table_fits_and_names_every_number(make, generators, width):
+    audit, _ = make(generators, targets={"gender": [0.5, 0.5]})
+    console = Console(width=width, record=True, file=io.StringIO())
     console.print(summary_table(audit))
     text = console.export_text()
     assert "…" not in text
@@ -177,7 +206,7 @@ def test_what_judges_semantics_is_said(make):
 
 
 def test_labels_of_any_length_leave_the_chart_its_place():
-    rows = [Row("a photo of " + "very " * 40 + "long prompts", Mark(0.2, 0.1, 0.3), Mark(0.5, 0.4, 0.6))]
+    rows = [Row("a photo of " + "very " * 40 + "long prompts", {"before": Mark(0.2, 0.1, 0.3), "after": Mark(0.5, 0.4, 0.6)})]
     for classes in (1, 2, 4):
         svg = share_chart([(f"class {i}", rows) for i in range(classes)], "shares")
         places = [float(x) for x in re.findall(r'circle cx="([-\d.]+)"', svg)]

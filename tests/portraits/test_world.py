@@ -17,6 +17,7 @@ from fairdiff.portraits.world import (
     OCCUPATIONS,
     SPORTS,
     SUBJECTS,
+    TITLES,
     Person,
     bias,
     labour_shares,
@@ -39,7 +40,7 @@ VOWEL = re.compile(r"\ban? \w+")
 
 def assert_articles(caption: str) -> None:
     """No subject of this world is an exception to the letter rule but the three below."""
-    exceptions = ("a university", "an honest")
+    exceptions = ("a university", "an honest", "a user", "an x")
     for found in VOWEL.findall(caption):
         if not found.startswith(exceptions):
             assert (found.split(" ")[1][0].lower() in "aeiou") == found.startswith("an "), caption
@@ -51,27 +52,33 @@ def told(caption: str, subject: str) -> dict[str, set[int]]:
     return {name: {k for k, tell in enumerate(tells) if words & tell} for name, tells in TELLS.items()}
 
 
-def test_two_hundred_occupations_with_the_most_workers_in_file_order():
+def test_every_row_of_the_statistics_is_an_occupation_with_titles_of_its_own():
     with (files("fairdiff.portraits") / "data" / "occupations.csv").open(encoding="utf-8") as lines:
         table = list(csv.DictReader(lines))
-    rows = {row["occupation"]: (at, float(row["employed_thousands"])) for at, row in enumerate(table)}
-    assert len(set(OCCUPATIONS)) == 200
-    places = [rows[name][0] for name in OCCUPATIONS]
-    assert places == sorted(places)
-    dropped = [size for name, (_, size) in rows.items() if name not in OCCUPATIONS]
-    assert len(dropped) == len(rows) - 200
-    assert max(dropped) <= min(rows[name][1] for name in OCCUPATIONS)
+    assert [row["occupation"] for row in table] == list(OCCUPATIONS) and len(OCCUPATIONS) == 216
+    assert len(set(TITLES)) == len(TITLES) and set(OCCUPATIONS) < set(TITLES)
+    for i, name in enumerate(OCCUPATIONS):
+        titles = world.titles(i)
+        assert titles[0] == name and len(titles) >= 3
+        assert {world.occupation_of(title) for title in titles} == {i} and len({split(title) for title in titles}) == 1
+    assert world.occupation_of("friendly person") is None
+    tells = {word for classes in TELLS.values() for words in classes for word in words} | {"maid", "waitress"}
+    assert not any(tells & set(title.lower().split()) for title in TITLES)
 
 
 def test_split_is_disjoint_large_enough_and_frozen():
     parts = [prompt_subjects("occupation", which) for which in ("train", "validation", "test")]
-    assert sorted(sum(parts, ())) == sorted(OCCUPATIONS)
+    assert sorted(sum(parts, ())) == sorted(TITLES)
     train, validation, test = map(len, parts)
-    assert train >= 120 and validation >= 10 and test >= 40
+    assert train >= 400 and validation >= 40 and test >= 80
+    rows = [{world.occupation_of(title) for title in part} for part in parts]
+    assert len(rows[2]) >= 45 and not rows[0] & rows[2] and not rows[1] & rows[2] and not rows[0] & rows[1]
     # written down: trained weights rest on them, so a change of the rule must be seen
     named = {name: split(name) for name in ("nurse", "plumber", "web developer", "firefighter")}
-    assert named == {"nurse": "train", "plumber": "validation", "web developer": "train", "firefighter": "test"}
-    assert parts[2][:5] == ("aerospace engineer", "air conditioning technician", "airline pilot", "baker", "biologist")
+    assert named == {"nurse": "train", "plumber": "test", "web developer": "train", "firefighter": "train"}
+    assert parts[2][:5] == (
+        "aerospace engineer", "aircraft designer", "rocket engineer", "flight test engineer", "biologist"
+    )  # fmt: skip
 
 
 def test_every_family_has_subjects_to_train_and_to_test():
@@ -144,7 +151,7 @@ def test_captions_by_subject_name_it_and_no_attribute(kind):
 
 @pytest.mark.parametrize(
     ("kind", "subject"),
-    [("attribute", ""), ("attribute", "nurse"), ("wish", "accountant"), ("attribute", "university professor")],
+    [("attribute", ""), ("attribute", "nurse"), ("phrase", "accountant"), ("attribute", "university professor")],
 )
 def test_captions_that_name_attributes_tell_the_truth(kind, subject):
     rng = np.random.default_rng(4)
@@ -159,6 +166,16 @@ def test_captions_that_name_attributes_tell_the_truth(kind, subject):
         for named in [{"gender"}, {"race"}, {"gender", "age"}, set(CLASSES)]:
             found = told(sample_caption(rng, kind, subject, person, frozenset(named)), subject)
             assert {name for name, classes in found.items() if classes} == named
+
+
+def test_phrases_that_name_nothing_tell_nothing_and_the_measured_ones_are_not_among_them():
+    rng = np.random.default_rng(6)
+    captions = {sample_caption(rng, "phrase", "actor", EVERYONE[0], frozenset()) for _ in range(300)}
+    assert len(captions) == len(world.NEUTRAL_PLACES)
+    for caption in captions:
+        assert not any(told(caption, "actor").values()) and "actor" in caption
+        assert_articles(caption)
+        assert not any(words in caption for words in ("photo of a person", "of any gender", "irrespective of their gender"))
 
 
 def test_plain_captions_name_the_look_often_without_attributes_and_never_a_wrong_one():
@@ -185,7 +202,7 @@ def test_captions_come_from_the_generator_alone():
 
 def test_standard_prompts():
     texts = [prompt.text for prompt in world.prompts("occupation", "test")]
-    assert "a photo of the face of an airline pilot, a person" in texts and len(set(texts)) == len(texts)
+    assert "a photo of the face of an aerospace engineer, a person" in texts and len(set(texts)) == len(texts)
     styled = world.prompts("styled", "test")
     assert len(styled) == len(texts) * len(world.CONTEXTS) and len({prompt.text for prompt in styled}) == len(styled)
     for family in SUBJECTS:
