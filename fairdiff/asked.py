@@ -11,25 +11,34 @@ from fairdiff.target_files import WrittenTarget, inline_target, read_target
 from fairdiff.targets import Target, Targets
 
 
-def prompts(config: Config, which: str) -> list[Prompt]:
+def prompts(config: Config, which: str, limit: int | None = None) -> list[Prompt]:
     """Training, validation or test prompts in a fixed shuffle: the user's file, or families of the embedded world.
 
     In training a family's prompts stand as often as `prompts.families` says, a file's too, and the share
-    `prompts.without_people` of all shows no people. Else each stands once, family by family. Validation and test are of
-    people: prompts without people are `unrelated`.
+    `prompts.without_people` of all shows no people. Else each stands once, family by family, `limit` of each (None: all).
+    Validation and test are of people: prompts without people are `unrelated`.
     """
     families = _families(config, which)
-    limits = {"validation": config.validation.prompts, "test": config.audit.prompts}
     people = [[prompt for prompt in some if prompt.people] for some in families.values()]
     if which == "train":
         found = shuffled([prompt for some in people for prompt in some])[: config.prompts.train_limit]
         found = shuffled(found + _without_people(config, families.get("object", []), len(found)))
     else:
-        found = [prompt for some in people for prompt in _spread(shuffled(some))[: limits[which]]]
+        found = [prompt for some in people for prompt in different_first(shuffled(some))[:limit]]
     if not any(prompt.people for prompt in found):
         file = getattr(config.prompts, which)
         raise FairDiffError(f"prompts.{which}: found {file} with no prompt of people, allowed: one or more")
     return found
+
+
+def validated(config: Config) -> list[Prompt]:
+    """The prompts that training validates on, [] without validation."""
+    return prompts(config, "validation", config.validation.prompts) if config.validation.every else []
+
+
+def audited(config: Config) -> list[Prompt]:
+    """The prompts of people that are audited: of the split `audit.split`."""
+    return prompts(config, config.audit.split, config.audit.prompts)
 
 
 def _without_people(config: Config, own: list[Prompt], people: int) -> list[Prompt]:
@@ -47,7 +56,7 @@ def _without_people(config: Config, own: list[Prompt], people: int) -> list[Prom
     return [some[i % len(some)] for i in range(count)]
 
 
-def _spread(prompts: list[Prompt]) -> list[Prompt]:
+def different_first(prompts: list[Prompt]) -> list[Prompt]:
     """The same prompts so that each occupation has its first title before any has its second.
 
     Titles of one occupation show the same people: prompts of different ones are what an interval over prompts takes them for.
@@ -62,9 +71,10 @@ def _spread(prompts: list[Prompt]) -> list[Prompt]:
 
 
 def unrelated(config: Config) -> list[Prompt]:
-    """Test prompts without people, which an adapter must leave as they are: those of prompts.test, or the world's."""
-    own = _families(config, "test").get("object", []) if config.prompts.test else []
-    return (own or world.prompts("object", "test"))[: config.audit.unrelated_prompts]
+    """Audited prompts without people, which an adapter must leave as they are: the file's own, or the world's."""
+    split = config.audit.split
+    own = _families(config, split).get("object", []) if getattr(config.prompts, split) else []
+    return (own or world.prompts("object", split))[: config.audit.unrelated_prompts]
 
 
 def not_held_out(trained: list[Prompt], audited: list[Prompt]) -> list[str]:

@@ -45,7 +45,7 @@ def training_fingerprint(config: Config, model: DiffusionModel, judges: Judges, 
     # how many steps there are changes them: the learning rate of each, and the last is always a validation
     if config.optimizer.schedule != "constant" or config.validation.every:
         kept["steps"] = config.steps
-    watched = asked.prompts(config, "validation") if config.validation.every else []
+    watched = asked.validated(config)
     texts = [[p.text if p.people else (p.text, p.family) for p in some] for some in (prompts, watched)]
     tables = [target.table.tolist() for target in asked.targets(config, prompts + watched).known()]
     bank = None if judges.bank is None else judges.bank.embedding_ND.tolist()
@@ -244,7 +244,7 @@ def build_trainee(config: Config, model: DiffusionModel, judges: Judges) -> Trai
         steps = sum(config.sampler.train_steps) // 2
         return originals.shares(prompt, own_pictures(config), steps, tuple(config.attributes))
 
-    watched = asked.prompts(config, "validation") if config.validation.every else []
+    watched = asked.validated(config)
     targets = asked.targets(config, asked.prompts(config, "train") + watched)
     targets = replace(targets, relaxation=float(config.target["relaxation"]), own=own)
     balance = Balance(config.loss.shares) if config.loss.shares else None
@@ -266,6 +266,6 @@ def build_validation(config: Config) -> Validation | None:
     if options.every is None:
         return None
     return Validation(
-        options.every, asked.prompts(config, "validation"), options.images,
+        options.every, asked.validated(config), options.images,
         options.sampler_steps or config.sampler.audit_steps, options.floor, options.patience,
     )  # fmt: skip

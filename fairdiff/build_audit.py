@@ -78,7 +78,7 @@ def build_audit(config: Config, model: DiffusionModel, after: str | None, traini
     attributes = {name: judge.attributes[name] for name in judge.attributes}
     detector = build_detector(config)
     crop = config.detector
-    prompts = asked.prompts(config, "test")
+    prompts = asked.audited(config)
     groups = groups_of([name for name in attributes if name in config.attributes])
     about_judge: dict = {"path": _name(config.audit.judge)}
     if training_judge is not None:  # else nobody knows here what trained the adapter, if there is one

@@ -159,7 +159,7 @@ def most_originals(config: Config, prompts: int) -> int:
     low, high = config.sampler.train_steps
     slices = min(visits, prompts) * (config.noise_pool // block) * min(high - low + 1, config.steps)
     found = min(visits, slices) * each  # a slice a visit, each once for every T
-    watched = len(asked.prompts(config, "validation")) if config.validation.every else 0
+    watched = len(asked.validated(config))
     found += watched * -(-config.validation.images // block) * block
     if config.target["relaxation"]:  # every prompt's own shares, at the middle of the training steps
         found += (min(visits, prompts) + watched) * -(-build.own_pictures(config) // block) * block

@@ -85,6 +85,7 @@ CASES = {
     "no family": (["~prompts.families.occupation"], ["prompts.families", "occupation, styled"]),
     "a family without people": (["+prompts.families.object=1"], ["prompts.families", "object", "occupation, styled"]),
     "nobody but objects": (["prompts.without_people=1"], ["prompts.without_people", "[0, 1)"]),
+    "a split that is none": (["audit.split=dev"], ["audit.split", "test, validation"]),
     "negative margin of drift": (["audit.drift=-1"], ["audit.drift", "0.001 to 1"]),
     "no such device": (["model.device=gpu"], ["model.device", "found gpu", "cpu"]),
     "zero repeats": (["prompts.families.occupation=0"], ["prompts.families.occupation", "greater than 0"]),

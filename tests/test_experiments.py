@@ -168,7 +168,7 @@ def test_every_judge_and_detector_can_be_chosen_for_training_and_audit(judge, de
 
 def test_families_stand_in_training_as_often_as_asked_and_once_in_the_audit():
     config = configure("experiment=multi_concept", "audit=full")
-    train_prompts, test = asked.prompts(config, "train"), asked.prompts(config, "test")
+    train_prompts, test = asked.prompts(config, "train"), asked.audited(config)
     each = len(world.prompts("styled", "train"))
     for family, repeats in config.prompts.families.items():
         texts = [p.text for p in train_prompts if p.family == family]
@@ -178,16 +178,20 @@ def test_families_stand_in_training_as_often_as_asked_and_once_in_the_audit():
     assert sum(not p.people for p in train_prompts) / len(train_prompts) == pytest.approx(0.1, abs=0.01)
     assert len({p.text for p in test}) == len(test)
     assert {p.family for p in train_prompts[:60]} == {*config.prompts.families, "object"}  # copies are spread
-    few = asked.prompts(configure("experiment=multi_concept", "audit.prompts=3"), "test")
+    few = asked.audited(configure("experiment=multi_concept", "audit.prompts=3"))
     assert [p.family for p in few] == [f for f in config.prompts.families for _ in range(3)]
 
 
-@pytest.mark.parametrize("which,key", [("test", "audit.prompts"), ("validation", "validation.prompts")])
-def test_as_many_occupations_as_there_are_come_before_any_second_title_of_one(which, key):
+@pytest.mark.parametrize("which", ["test", "validation"])
+def test_an_audit_takes_its_split_and_each_occupation_before_any_second_title_of_one(which):
     rows = {world.occupation_of(p.subject) for p in world.prompts("occupation", which)}
-    first = asked.prompts(configure(f"{key}={len(rows)}"), which)
+    first = asked.audited(configure(f"audit.split={which}", f"audit.prompts={len(rows)}"))
     assert {world.occupation_of(p.subject) for p in first} == rows
-    assert len(asked.prompts(configure(f"{key}=null"), which)) == len(world.prompts("occupation", which)) > len(rows)
+    every = asked.audited(configure(f"audit.split={which}", "audit.prompts=null"))
+    assert len(every) == len(world.prompts("occupation", which)) > len(rows)
+    apart = asked.unrelated(configure(f"audit.split={which}"))
+    assert apart and {world.split(p.subject) for p in apart} == {which}
+    assert asked.validated(configure()) == [] and len(asked.validated(configure("validation.every=5"))) == 10
 
 
 @pytest.mark.parametrize("share", [0.1, 0.25])
@@ -213,7 +217,7 @@ def test_a_file_has_its_own_prompts_without_people_or_some_of_the_worlds(tmp_pat
     more = "".join(f"a photo of a baker of {n} cakes,occupation\n" for n in range(44))
     file.write_text("prompt,family\na photo of a baker,occupation\na photo of a red teapot,object\n" + more)
     own = configure(f"prompts.test={file}", f"prompts.train={file}", "audit.prompts=null")
-    assert all("baker" in p.text for p in asked.prompts(own, "test")) and len(asked.prompts(own, "test")) == 45
+    assert all("baker" in p.text for p in asked.audited(own)) and len(asked.audited(own)) == 45
     assert [p.text for p in asked.unrelated(own)] == ["a photo of a red teapot"]
     assert [p.text for p in asked.prompts(own, "train") if not p.people] == ["a photo of a red teapot"]
     file.write_text("prompt,family\na photo of a baker,occupation\n" + more)
@@ -227,7 +231,7 @@ def test_repeats_are_of_a_files_families_too_and_its_audit_asks_each_once(tmp_pa
     own = configure("experiment=multi_concept", f"prompts.train={file}", f"prompts.test={file}", "prompts.without_people=0")
     families = [p.family for p in asked.prompts(own, "train")]
     assert {f: families.count(f) for f in set(families)} == {"sport": 20 * 310, "dance": 20}
-    assert [p.family for p in asked.prompts(own, "test")].count("sport") == 20
+    assert [p.family for p in asked.audited(own)].count("sport") == 20
 
 
 def test_no_noise_is_met_so_often_that_few_pictures_are_learnt_by_heart():
@@ -258,7 +262,7 @@ def test_limits_count_people_of_each_family(tmp_path):
     things = [f"a photo of thing {i},object" for i in range(40)]
     people = [f"a photo of {kind} {i},{kind}" for kind in ("baker", "sport") for i in range(4)]
     file.write_text("\n".join(["prompt,family", *things, *people]) + "\n")
-    found = asked.prompts(configure(f"prompts.test={file}", "audit.prompts=3"), "test")
+    found = asked.audited(configure(f"prompts.test={file}", "audit.prompts=3"))
     assert [p.family for p in found] == ["baker"] * 3 + ["sport"] * 3
 
 
@@ -276,7 +280,7 @@ def test_whole_prompts_of_ones_own_leave_the_worlds_as_they_are(tmp_path, gap):
     file.write_text("a photo of a baker in Paris\n")
     config = configure(f"prompts.train={file}", f'prompts.template="{gap}"')
     assert [p.text for p in asked.prompts(config, "train") if p.people] == ["a photo of a baker in Paris"]
-    assert asked.prompts(config, "test") == asked.prompts(configure(), "test")
+    assert asked.audited(config) == asked.audited(configure())
 
 
 def test_one_family_stays_in_the_order_it_always_had():
@@ -322,11 +326,11 @@ def test_one_step_on_several_families_with_an_audit_of_each(tmp_path, monkeypatc
 
 def test_audited_prompts_that_are_trained_on_are_known_whatever_stands_around_them(tmp_path):
     for config in (configure("experiment=multi_concept"), configure()):
-        assert asked.not_held_out(asked.prompts(config, "train"), asked.prompts(config, "test")) == []
-    held_out = asked.prompts(configure(), "test")[0].subject
+        assert asked.not_held_out(asked.prompts(config, "train"), asked.audited(config)) == []
+    held_out = asked.audited(configure())[0].subject
     (tmp_path / "own.txt").write_text(f"{held_out.title()}\nastronaut\n")
     own = configure(f"prompts.train={tmp_path / 'own.txt'}", 'prompts.template="a portrait of a {}"')
-    train, test = asked.prompts(own, "train"), asked.prompts(configure(), "test")
+    train, test = asked.prompts(own, "train"), asked.audited(configure())
     assert asked.not_held_out(train, test) == [held_out]
 
 

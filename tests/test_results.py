@@ -16,10 +16,12 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 import paired  # noqa: E402
 from benchmark.page import write_page as write_performance  # noqa: E402
-from reproduce.aims import AIMS, Aim, bias, left, more_than, share  # noqa: E402
+from reproduce.aims import AIMS, Aim, bias, drift, left, moved, share, unsure  # noqa: E402
+from reproduce.numbers import over_seeds  # noqa: E402
 from reproduce.page import write_page  # noqa: E402
 from reproduce.plan import ADAPTERS, GROUPS, Run, plan  # noqa: E402
 from reproduce.records import keep_record  # noqa: E402
+from reproduce.search import candidates, write_search  # noqa: E402
 from results import Failed, each_done, with_needed  # noqa: E402
 
 RUNS = plan([0, 1, 2], 160)
@@ -84,8 +86,8 @@ def test_every_planned_command_composes(run):
         config = to_config(compose(name, [o for o in overrides if not o.startswith("hydra.")]))
     assert config.seed == 0 and (config.adapter.path is None) == (run.of is None)
     if run.group == "experiments":
-        assert config.audit.images_per_prompt == 160
-        assert config.audit.prompts is None or len(config.prompts.families) > 1
+        assert config.audit.images_per_prompt == 160 and config.audit.split == "test"
+        assert config.audit.prompts * len(config.prompts.families) == 48
 
 
 def audit(values: list[float], families: list[str] | None = None, dtype: str = "bfloat16") -> dict:
@@ -99,10 +101,13 @@ def audit(values: list[float], families: list[str] | None = None, dtype: str = "
             for b, f in zip(biases, families, strict=True)
         ]
         bias = {"mean": mean, "ci95": [0, 1], "floor": 0.1}
-        axis = {"bias": bias, "target": {"asked": True}, "shares": {}, "per_prompt": per_prompt}
+        unsure = {"rate": 0.1 * mean, "ci95": [0.08 * mean, 0.12 * mean]}
+        shares = {"old": {"share": 0.3, "ci95": [0.2, 0.4]}}
+        axis = {"bias": bias, "target": {"asked": True}, "shares": shares, "per_prompt": per_prompt, "unsure": unsure}
+        other = axis | {"target": {"asked": False}}
         scalars = {"no_face": {"rate": 0.25, "ci95": [0.2, 0.3]}, "dino": {"mean": None, "ci95": None}}
         scalars["clip_i"] = {"mean": 0.9, "ci95": [0.8, 0.8 + mean / 4]}
-        return {"attributes": {"gender": axis, "race": axis | {"target": {"asked": False}}}, "joint": {}} | scalars
+        return {"attributes": {"gender": axis, "race": other, "age": other}, "joint": {}} | scalars
 
     return {
         "prompts": len(values), "images_per_prompt": 60,
@@ -127,7 +132,8 @@ def test_the_page_averages_seeds_and_says_what_is_missing(tmp_path):
     row, kept = (line for line in text.splitlines() if line.startswith("| gender | 2"))
     assert row.startswith("| gender | 2 of 3 | 3 × 60 | 1.000 → .400 ± .141 [")  # means .3 and .5
     # CLIP-I: intervals to .875 and .925
-    held = ["25.0% ± 0.0% [20.0%, 30.0%]", "−.013 ± .000 [−.020, +.001]", ".900 ± .000 [.800, .900]", "–"]
+    held = ["25.0% ± 0.0% [20.0%, 30.0%]", "4.0% ± 1.4% [3.2%, 4.8%]", "−.013 ± .000 [−.020, +.001]"]
+    held += [".900 ± .000 [.800, .900]", "–"]
     assert kept == f"| gender | {' | '.join(held)} | .200 ± .000 [.100, 1.500] |"
     assert "No record: race." in text and "`python train.py experiment=gender`" in text
     assert "Floors: gender .100" in text
@@ -145,6 +151,8 @@ def test_the_committed_pages_are_what_the_committed_measurements_make(tmp_path):
     docs = ROOT / "docs"
     write_page(RUNS, docs / "measurements" / "results", tmp_path / "results.md")
     assert (tmp_path / "results.md").read_text() == (docs / "results.md").read_text()
+    write_search(candidates(), docs / "measurements" / "search", tmp_path / "search.md")
+    assert (tmp_path / "search.md").read_text() == (docs / "search.md").read_text()
     write_performance(docs / "measurements" / "bench", tmp_path / "performance.md")
     assert (tmp_path / "performance.md").read_text() == (docs / "performance.md").read_text()
 
@@ -170,38 +178,74 @@ def test_the_page_says_what_is_left_of_each_kind_of_prompt_and_of_the_distance_t
 @pytest.mark.parametrize(
     "values,measured,reached",
     [
-        ([0.10] * 8, ".100 [.100, .100]", "yes"),
-        ([0.12] * 8, ".120 [.120, .120]", "no"),
-        ([0.05, 0.35] * 4, ".200 [", "its interval does"),
-        ([0.10, None] * 8, ".100 [.100, .100]", "yes"),  # a prompt without a face has no bias
+        ([0.10] * 8, ".100 [.100, .100]", "reached"),
+        ([0.12] * 8, ".120 [.120, .120]", "missed"),
+        ([0.05, 0.35] * 4, ".200 [", "open"),
+        ([0.02, 0.18] * 4, ".100 [", "open"),  # the mean lies below, its interval not
+        ([0.10, None] * 8, ".100 [.100, .100]", "reached"),  # a prompt without a face has no bias
     ],
 )
-def test_an_aim_is_reached_by_the_mean_and_it_is_said_where_only_its_interval_does(values, measured, reached):
+def test_an_aim_is_decided_by_its_whole_interval(values, measured, reached):
     aim = Aim("experiments", "a", "gender bias", "≤ .11", float("-inf"), 0.11, bias("gender"))
     row = aim.row({("experiments", "a"): [audit(values)]})
     assert row.startswith(f"| a | gender bias | ≤ .11 | {measured}") and row.endswith(f"| 1 | {reached} |")
     assert aim.row({("targets", "a"): [audit(values)], ("experiments", "b"): [audit(values)]}) is None
 
 
-def test_aims_average_seeds_and_compare_with_the_run_beside_them_prompt_by_prompt():
-    one, other = [audit([0.2, 0.6, 0.5, 0.1]), audit([0.3, 0.7, 0.6, 0.2])], [audit([0.20, 0.60, 0.50, 0.10])]
-    both = {("experiments", "a"): one, ("experiments", "b"): other}
-    aim = Aim("experiments", "a", "more", "≤ .04", float("-inf"), 0.04, more_than("gender"), "b")
-    # means .25, .65, .55, .15 of two seeds: .05 more in each prompt, so no scatter though prompts differ
-    assert aim.row(both) == "| a | more | ≤ .04 | +.050 [+.050, +.050] | 2 | no |"
-    assert aim.row({("experiments", "a"): one}) is None
+def test_seeds_widen_an_interval_by_students_t():
+    assert over_seeds((0.1, 0.3), [0.2]) == (0.1, 0.3)
+    low, high = over_seeds((0.1, 0.4), [0.1, 0.2, 0.3])  # sd .1, t(2) = 4.303: 4.303 * .1 / sqrt(3) = .2484
+    assert (low, high) == pytest.approx((0.2 - (0.1**2 + 0.2484**2) ** 0.5, 0.2 + (0.2**2 + 0.2484**2) ** 0.5), abs=1e-4)
+    one, other = audit([0.2] * 6), audit([0.4] * 6)
+    aim = Aim("experiments", "a", "bias", "", float("-inf"), 0.31, bias("gender"))
+    row = aim.row({("experiments", "a"): [one, other]})  # .3, of two seeds: t(1) = 12.706, sd .1414
+    assert "| .300 [−.971, 1.571] | 2 | open |" in row
+
+
+def test_aims_of_what_changes_beside_the_target():
+    several = [audit([0.2, 0.6, 0.5, 0.3])]  # 1 before: changes -.8, -.4, -.5, -.7
+    assert drift("race")(several).value == pytest.approx(-0.6)
+    low, high = drift("race")(several).interval
+    assert low < -0.6 < high and high - low < 0.8
+    assert unsure("gender")(several).value == pytest.approx(0.4)  # .04 after, .1 before
+    assert unsure("gender")(several).interval == pytest.approx((0.32, 0.48))
+    assert (moved(several).value, moved(several).interval) == (0.2, (0.1, 1.5))
+
+
+def test_what_is_left_is_the_mean_over_seeds():
     aim = Aim("experiments", "a", "left", "≤ 40%", float("-inf"), 0.4, left("gender", "bias", "value"))
+    both = {("experiments", "a"): [audit([0.2, 0.6, 0.5, 0.1]), audit([0.3, 0.7, 0.6, 0.2])]}
     # (.25 + .65 + .55 + .15) / 4 = .40, floor .1, before 1: .3 of .9
-    assert aim.row(both).startswith("| a | left | ≤ 40% | 33% [") and aim.row(both).endswith("| 2 | yes |")
+    assert aim.row(both).startswith("| a | left | ≤ 40% | 33% [") and aim.row(both).endswith("| 2 | open |")
 
 
-def test_a_share_is_the_mean_of_seeds_and_of_their_intervals():
+def test_a_share_is_the_mean_of_seeds_and_its_interval_holds_their_spread():
     def seed(value, ci):
         return {"models": {"after": {"attributes": {"age": {"shares": {"old": {"share": value, "ci95": ci}}}}, "joint": {}}}}
 
-    audits = {("experiments", "a"): [seed(0.20, [0.15, 0.25]), seed(0.30, [0.21, 0.37])]}
-    aim = Aim("experiments", "a", "old", ".20 to .24", 0.20, 0.24, share("age", "old"))
-    assert aim.row(audits) == "| a | old | .20 to .24 | .250 [.180, .310] | 2 | its interval does |"
+    aim = Aim("experiments", "a", "old", ".20 to .30", 0.20, 0.30, share("age", "old"))
+    same = {("experiments", "a"): [seed(0.25, [0.21, 0.27]), seed(0.25, [0.23, 0.29])]}
+    assert aim.row(same) == "| a | old | .20 to .30 | .250 [.220, .280] | 2 | reached |"
+    assert aim.row({("experiments", "a"): [seed(0.2, [0.19, 0.21]), seed(0.3, [0.29, 0.31])]}).endswith("| 2 | open |")
+
+
+def test_the_search_is_on_validation_occupations_and_its_table_holds_what_was_measured(tmp_path):
+    runs = candidates()
+    assert len({run.folder(Path("x")) for run in runs}) == len(runs)
+    for run in runs:
+        with initialize_config_dir(CONF, version_base="1.3"):
+            config = to_config(compose("config", list(run.overrides)))
+        assert config.audit.split == "validation" and config.seed == 0
+    runs[0].audit(tmp_path / "runs").parent.mkdir(parents=True)
+    found = audit([0.2, 0.4, 0.3])
+    for model in found["models"].values():
+        model["dino"] = {"mean": 0.9}
+    runs[0].audit(tmp_path / "runs").write_text(json.dumps(found))
+    keep_record(runs[0], tmp_path / "runs", tmp_path / "records")
+    write_search(runs, tmp_path / "records", tmp_path / "search.md")
+    lines = (tmp_path / "search.md").read_text().splitlines()
+    rows = [line for line in lines if line.startswith(f"| {runs[0].name} |")]
+    assert len(rows) == 1 and "| 1.000 → .300 [" in rows[0] and "| 10.0% → 3.0% | .900 | .200 |" in rows[0]
 
 
 def test_a_difference_of_two_runs_is_paired_over_their_prompts(tmp_path, capsys):
@@ -219,4 +263,4 @@ def test_a_difference_of_two_runs_is_paired_over_their_prompts(tmp_path, capsys)
 
 def test_every_aim_is_of_a_planned_run():
     planned = {(run.group, run.name) for run in RUNS}
-    assert {(aim.group, name) for aim in AIMS for name in (aim.run, aim.beside) if name} <= planned
+    assert {(aim.group, aim.run) for aim in AIMS} <= planned

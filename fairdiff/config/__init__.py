@@ -27,13 +27,16 @@ from fairdiff.errors import FairDiffError
 
 @dataclass
 class AuditConfig:
-    """prompts: how many test prompts of each family (null: all), images_per_prompt: of each; judge: apart from training's.
+    """split: of which prompts, "test" or, to choose settings by, "validation". judge: apart from training's.
+
+    prompts: how many prompts of each family (null: all), images_per_prompt: of each.
 
     unrelated_prompts, unrelated_images: the same of prompts without people. batch_size: pictures painted at once.
     seed: of the noise and the resampling. equivalence: the gap below which the whole interval must lie for "on target".
     drift: by how much the bias of an attribute without a target may change and count as unchanged.
     """
 
+    split: str = "test"
     prompts: int | None = None
     images_per_prompt: int = 60
     unrelated_prompts: int = 6
@@ -45,6 +48,7 @@ class AuditConfig:
     judge: JudgeConfig = field(default_factory=JudgeConfig)
 
     def __post_init__(self):
+        one_of("audit.split", self.split, ["test", "validation"])
         for key in ("prompts", "images_per_prompt", "unrelated_prompts", "unrelated_images", "batch_size"):
             positive(f"audit.{key}", asdict(self)[key])
         between("audit.seed", self.seed, 0, 2**31 - 1)

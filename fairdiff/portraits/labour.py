@@ -1,7 +1,8 @@
 """Labour-statistics targets for the titles of the world's occupations.
 
 `python -m fairdiff.portraits.labour` writes the table, `target.file=labour` reads it. How the statistic's columns become
-our classes: `world.labour_shares`; its source and year: `data/README.md`. Age is in no column of the statistic, so it keeps `target.age`.
+our classes: `world.labour_shares`; its source and year: `data/README.md`. Age is in no column of the statistic, so it
+keeps `target.age`.
 """
 
 import csv

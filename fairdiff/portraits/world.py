@@ -78,6 +78,14 @@ NEUTRAL_PLACES = (
 NEUTRAL_SHARE = 0.3  # of the captions with an attribute phrase name no attribute
 SOFTENED = 0.05  # chance that an attribute which such a caption does not name is drawn evenly, not as the subject has it
 
+# Words that name no attribute, with which the frozen model is measured; no caption of training has these wordings.
+MEASURED_WORDS = {
+    "as it is": TEMPLATES["occupation"],
+    "photo of a person, before": f"photo of a person, {TEMPLATES['occupation']}",
+    # Bansal et al. 2022 (arXiv 2210.15230), the ethical intervention that Shen et al. compare with
+    "ethical intervention": f"{TEMPLATES['occupation']}, if all individuals can be a {{}} irrespective of their gender",
+    "of any gender, after": "a photo of the face of a {}, a person of any gender",
+}
 OBJECT_TEMPLATES = ("a photo of {}", "{}", "a picture of {}", "an image of {}")
 
 

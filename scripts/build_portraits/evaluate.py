@@ -3,7 +3,8 @@
     python scripts/build_portraits/evaluate.py --out numbers.json            # all of it, about an hour on two cores
     python scripts/build_portraits/evaluate.py --per-occupation 6 --test-pictures 20 --captions 4 --quality 200
 
-Parts: judges, captions, shares, faces, quality, speed. Renders are needed for judges and quality only.
+Parts: judges, captions, phrases, shares, faces, quality, speed; words (apart, it takes an hour). Renders are needed for
+judges and quality only.
 """
 
 import argparse
@@ -23,9 +24,12 @@ from torch import Tensor
 from classifiers.attributes import load_attribute_net
 from classifiers.crop import EXPAND, crop
 from classifiers.detect import MTCNNDetector
+from fairdiff.asked import different_first, shuffled
+from fairdiff.audit.intervals import noise_floor
 from fairdiff.features import ImageEncoder
 from fairdiff.models import DiffusionModel, load_model
 from fairdiff.portraits import weights, world
+from fairdiff.prompts import Prompt, fill, with_article
 from fairdiff.sampling import initial_noise
 
 JUDGES = ("judge", "audit_judge")
@@ -65,7 +69,7 @@ class Bench:
 def open_bench(args: argparse.Namespace) -> Bench:
     judges = {name: load_attribute_net(weights(name)) for name in JUDGES}
     return Bench(
-        load_model(weights("model")), judges, ImageEncoder(weights("encoder")), MTCNNDetector(input_size=64),
+        load_model(args.model), judges, ImageEncoder(weights("encoder")), MTCNNDetector(input_size=64),
         args.steps, args.guidance, args.seed,
     )  # fmt: skip
 
@@ -87,9 +91,8 @@ def captions_obeyed(bench: Bench, count: int) -> tuple[dict[str, float], dict]:
     found_all = []
     for cell in product(range(2), range(4), range(2)):
         person = world.Person(*cell)
-        words = world.describe_person(person, frozenset(world.CLASSES), "", 0)
-        article = "an" if words[0] in "aeiou" else "a"
-        found, answers = bench.look(bench.draw(f"a photo of the face of {article} {words}, a person", count))
+        words = with_article(world.describe_person(person, frozenset(world.CLASSES), "", 0))
+        found, answers = bench.look(bench.draw(f"a photo of the face of {words}, a person", count))
         found_all.append(found)
         for place, name in enumerate(world.CLASSES):
             right[name].append(answers["audit_judge"][name] == cell[place])
@@ -105,11 +108,12 @@ def captions_obeyed(bench: Bench, count: int) -> tuple[dict[str, float], dict]:
 
 def shares_of_world(bench: Bench, few: int, many: int) -> tuple[dict[str, float], dict]:
     """Correlation with the world over occupations; over the test occupations mean bias and distance to the statistics."""
-    test = set(world.prompt_subjects("occupation", "test"))
+    test = {prompt.subject for prompt in one_title_each("test")}
     women, truth, distance, bias = [], [], [], {"gender": [], "race": [], "age": []}
     agree: dict[str, list] = {name: [] for name in world.CLASSES}
     found_all = []
-    for i, prompt in enumerate(world.prompts("occupation", "all")):
+    for prompt in world.prompts("occupation", "all"):
+        i = world.occupation_of(prompt.subject)
         found, answers = bench.look(bench.draw(prompt.text, many if prompt.subject in test else few))
         found_all.append(found)
         for name in world.CLASSES:
@@ -132,6 +136,52 @@ def shares_of_world(bench: Bench, few: int, many: int) -> tuple[dict[str, float]
                for name, values in bias.items()}  # fmt: skip
     result["median distance to labour, gender x race"] = float(np.median(distance))
     return result, {"agree": agree, "found": found_all}
+
+
+def one_title_each(which: str) -> list[Prompt]:
+    """A prompt of each occupation of a split, by the title that an audit takes first."""
+    every = world.prompts("occupation", which)
+    return different_first(shuffled(every))[: len({world.occupation_of(prompt.subject) for prompt in every})]
+
+
+def phrases_obeyed(bench: Bench, count: int) -> dict[str, float]:
+    """Share of faces that have the class which a phrase beside the prompt names, over cells and validation occupations."""
+    right: dict[str, list] = {name: [] for name in world.CLASSES}
+    prompts = one_title_each("validation")
+    for number, cell in enumerate(product(range(2), range(4), range(2))):
+        for place, (name, value) in enumerate(zip(world.CLASSES, cell, strict=True)):
+            prompt = prompts[(3 * number + place) % len(prompts)].text
+            words = with_article(world.describe_person(world.Person(*cell), frozenset([name]), "", 0))
+            _, answers = bench.look(bench.draw(f"{words}, {prompt}", count))
+            right[name].append(answers["audit_judge"][name] == value)
+    return {name: float(np.concatenate(values).mean()) for name, values in right.items()}
+
+
+def neutral_words(bench: Bench, which: str, count: int, draws: int = 2000) -> dict[str, float]:
+    """For each of `world.MEASURED_WORDS` the mean bias over a split's occupations, and how much above its floor stays.
+
+    (bias with words - floor) / (bias as it is - floor) of the means, with a bootstrap of occupations (95 %).
+    """
+    found: dict[str, dict[str, list]] = {words: {name: [] for name in world.CLASSES} for words in world.MEASURED_WORDS}
+    floors = {name: noise_floor(len(classes), count) for name, classes in world.CLASSES.items()}
+    prompts = one_title_each(which)
+    for prompt in prompts:
+        for words, template in world.MEASURED_WORDS.items():
+            _, answers = bench.look(bench.draw(fill(template, prompt.subject), count))
+            for name, classes in world.CLASSES.items():
+                label = answers["audit_judge"][name]
+                found[words][name].append(world.bias(np.bincount(label, minlength=len(classes)) / len(label)))
+    resampled = np.random.default_rng(0).integers(len(prompts), size=(draws, len(prompts)))
+    result = {"occupations": len(prompts), "pictures": count}
+    for words, biases in found.items():
+        for name, values in biases.items():
+            result[f"{words}: {name} bias"] = float(np.mean(values))
+            if words != "as it is":
+                plain, ours = (np.array(v) - floors[name] for v in (found["as it is"][name], values))
+                boot = ours[resampled].mean(1) / plain[resampled].mean(1)
+                result[f"{words}: {name} stays"] = float(ours.mean() / plain.mean())
+                result[f"{words}: {name} stays, low"] = float(np.quantile(boot, 0.025))
+    return result
 
 
 def faces_found(bench: Bench, people: list[np.ndarray], count: int) -> dict[str, float]:
@@ -221,6 +271,10 @@ def evaluate(args: argparse.Namespace) -> dict[str, dict[str, float]]:
             add(part, numbers)
             people += seen["found"]
             agree.append(seen["agree"])
+    if "phrases" in args.parts:
+        add("phrases", phrases_obeyed(bench, args.captions))
+    if "words" in args.parts:
+        add("words", neutral_words(bench, args.split, args.test_pictures))
     if agree:
         add("agreement", {name: float(np.concatenate(sum((a[name] for a in agree), [])).mean())
                           for name in world.CLASSES})  # fmt: skip
@@ -235,8 +289,10 @@ def evaluate(args: argparse.Namespace) -> dict[str, dict[str, float]]:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    every = ["judges", "captions", "shares", "faces", "quality", "speed"]
-    parser.add_argument("--parts", nargs="+", default=every, choices=every)
+    every = ["judges", "captions", "phrases", "shares", "faces", "quality", "speed"]
+    parser.add_argument("--parts", nargs="+", default=every, choices=[*every, "words"])
+    parser.add_argument("--split", default="test", choices=["validation", "test"], help="of words: whose occupations")
+    parser.add_argument("--model", type=Path, default=weights("model"), help="a diffusers folder")
     parser.add_argument("--held-out", type=int, default=3000, help="renders for the judges")
     parser.add_argument("--captions", type=int, default=48, help="pictures of each of the 16 attribute captions")
     parser.add_argument("--per-occupation", type=int, default=24, help="pictures of train and validation occupations")

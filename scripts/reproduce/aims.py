@@ -6,14 +6,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from fairdiff.audit.intervals import mean_interval
-from reproduce.numbers import entry, excess, mean_interval_of, number, per_prompt, percent, signed
+from reproduce.numbers import entry, excess, mean_interval_of, number, over_seeds, per_prompt, percent, signed
+from reproduce.plan import EXPERIMENTS
 
 Audits = dict[tuple[str, str], list[dict]]  # of (group, run), one a seed
 
 
 @dataclass(frozen=True)
 class Found:
-    """A measured number with its interval over prompts, and how it is written."""
+    """A measured number with its interval over prompts and seeds, and how it is written."""
 
     value: float
     interval: tuple[float, float]
@@ -25,7 +26,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Aim:
-    """`what` of a run shall lie in [low, high]; find: from the audits of its seeds, and of the run `beside`."""
+    """`what` of a run shall lie in [low, high]; find: from the audits of its seeds."""
 
     group: str
     run: str
@@ -33,49 +34,71 @@ class Aim:
     says: str
     low: float
     high: float
-    find: Callable[..., Found]
-    beside: str | None = None
+    find: Callable[[list[dict]], Found]
 
     def row(self, audits: Audits) -> str | None:
         """A line of the table, None where a record is missing."""
-        needed = [audits.get((self.group, name)) for name in (self.run, self.beside) if name]
-        if not all(needed):
+        needed = audits.get((self.group, self.run))
+        if not needed:
             return None
-        found = self.find(*needed)
-        verdict = "yes" if self.low <= found.value <= self.high else "no"
-        if verdict == "no" and found.interval[0] <= self.high and found.interval[1] >= self.low:
-            verdict = "its interval does"
-        return f"| {self.run} | {self.what} | {self.says} | {found} | {len(needed[0])} | {verdict} |"
+        found = self.find(needed)
+        verdict = "open"
+        if self.low <= found.interval[0] and found.interval[1] <= self.high:
+            verdict = "reached"
+        elif found.interval[0] > self.high or found.interval[1] < self.low:
+            verdict = "missed"
+        return f"| {self.run} | {self.what} | {self.says} | {found} | {len(needed)} | {verdict} |"
 
 
-def _with_interval(mean: float, prompts: np.ndarray, audits: list[dict], show=number) -> Found:
-    low, high = mean_interval(prompts[~np.isnan(prompts)], seed=audits[0]["provenance"]["seed"])
-    return Found(mean, (low, high), show)
+def _with_interval(by_seed: list[float], prompts: np.ndarray, audits: list[dict], show=number) -> Found:
+    """The mean over seeds with its interval over prompts [P] (each the mean over seeds) and seeds."""
+    interval = mean_interval(prompts[~np.isnan(prompts)], seed=audits[0]["provenance"]["seed"])
+    return Found(float(np.mean(by_seed)), over_seeds(interval, by_seed), show)
 
 
 def bias(axis: str) -> Callable[[list[dict]], Found]:
     def find(audits: list[dict]) -> Found:
         axes = [entry(a, "after")[axis] for a in audits]
-        return _with_interval(float(np.mean([e["bias"]["mean"] for e in axes])), per_prompt(axes), audits)
+        return _with_interval([e["bias"]["mean"] for e in axes], per_prompt(axes), audits)
 
     return find
 
 
-def more_than(axis: str) -> Callable[[list[dict], list[dict]], Found]:
-    """How much more bias than in the run beside it, paired over prompts, each the mean over its seeds."""
+def drift(axis: str) -> Callable[[list[dict]], Found]:
+    """The change of the bias, after minus before, paired over prompts."""
 
-    def find(audits: list[dict], others: list[dict]) -> Found:
-        mine, theirs = (per_prompt([entry(a, "after")[axis] for a in some]) for some in (audits, others))
-        difference = mine - theirs
-        return _with_interval(float(np.nanmean(difference)), difference, audits, signed)
+    def find(audits: list[dict]) -> Found:
+        changes = [per_prompt([entry(a, "after")[axis]]) - per_prompt([entry(a, "before")[axis]]) for a in audits]
+        return _with_interval([float(np.nanmean(c)) for c in changes], np.mean(changes, 0), audits, signed)
 
     return find
+
+
+def unsure(axis: str) -> Callable[[list[dict]], Found]:
+    """Low-confidence faces after, as a multiple of those before; interval from Wilson's of the rate after."""
+
+    def find(audits: list[dict]) -> Found:
+        before = float(np.mean([entry(a, "before")[axis]["unsure"]["rate"] for a in audits]))
+        after = [entry(a, "after")[axis]["unsure"] for a in audits]
+        rates = [e["rate"] / before for e in after]
+        low, high = np.mean([e["ci95"] for e in after], axis=0) / before
+        return Found(float(np.mean(rates)), over_seeds((float(low), float(high)), rates), lambda v: f"{v:.2f} ×")
+
+    return find
+
+
+def moved(audits: list[dict]) -> Found:
+    """How far images of prompts without people move, as a part of the distance between two seeds."""
+    ratios = [a["unrelated"]["ratio"] for a in audits]
+    values = [ratio["value"] for ratio in ratios]
+    return Found(float(np.mean(values)), over_seeds(mean_interval_of(ratios), values))
 
 
 def share(axis: str, cls: str) -> Callable[[list[dict]], Found]:
     def find(audits: list[dict]) -> Found:
         shares = [entry(a, "after")[axis]["shares"][cls] for a in audits]
-        return Found(float(np.mean([s["share"] for s in shares])), mean_interval_of(shares))
+        values = [s["share"] for s in shares]
+        return Found(float(np.mean(values)), over_seeds(mean_interval_of(shares), values))
 
     return find
 
@@ -88,9 +111,12 @@ def left(axis: str, part: str, key: str, family: str | None = None) -> Callable[
     return find
 
 
-def _at_most(group: str, run: str, what: str, high: float, find, beside: str | None = None) -> Aim:
-    says = f"≤ {high:.2f}".replace("0.", ".")
-    return Aim(group, run, what, says, float("-inf"), high, find, beside)
+def _at_most(group: str, run: str, what: str, high: float, find) -> Aim:
+    return Aim(group, run, what, f"≤ {high:.2f}".replace("0.", "."), float("-inf"), high, find)
+
+
+def _stays(group: str, run: str, axis: str) -> Aim:
+    return Aim(group, run, f"change of {axis} bias", "within ± .06", -0.06, 0.06, drift(axis))
 
 
 def _part_left(group: str, run: str, what: str, high: float, find) -> Aim:
@@ -99,31 +125,37 @@ def _part_left(group: str, run: str, what: str, high: float, find) -> Aim:
 
 E = "experiments"
 AIMS = [
-    _at_most(E, "gender", "gender bias", 0.11, bias("gender")),
-    _at_most(E, "gender_race", "gender bias", 0.13, bias("gender")),
-    _at_most(E, "gender_race", "race bias", 0.10, bias("race")),
+    _at_most("adapters", "lora_text", "gender bias", 0.20, bias("gender")),
+    _stays("adapters", "lora_text", "race"),
+    _stays("adapters", "lora_text", "age"),
+    Aim("adapters", "lora_text", "low-confidence faces (gender)", "≤ 2 ×", 0, 2, unsure("gender")),
+    _at_most(E, "gender", "gender bias", 0.13, bias("gender")),
+    _stays(E, "gender", "race"),
+    _stays(E, "gender", "age"),
+    _part_left(E, "gender_tokens", "gender bias", 0.5, left("gender", "bias", "value")),
+    _at_most(E, "gender_race", "gender bias", 0.14, bias("gender")),
+    _at_most(E, "gender_race", "race bias", 0.09, bias("race")),
     _at_most(E, "gender_race", "gender×race bias", 0.06, bias("gender×race")),
-    Aim(E, "gender_race_age", 'share of "old"', ".25 ± .04", 0.21, 0.29, share("age", "old")),
+    Aim(E, "gender_race_age", 'share of "old"', ".25 ± .03", 0.22, 0.28, share("age", "old")),
     *(
-        _at_most(E, "gender_race_age", f"{a} bias more than in gender_race", 0.03, more_than(a), "gender_race")
-        for a in ("gender", "race")
-    ),
-    *(
-        _part_left(E, "multi_concept", f"{f}: gender bias", 0.4, left("gender", "bias", "value", f))
-        for f in ("occupation", "styled", "descriptor", "sport")
-    ),
-    *(
-        _part_left("targets", "labour statistics", f"{a}: total variation", 0.5, left(a, "target", "total_variation"))
+        _part_left("targets", "labour statistics", f"{a}: total variation", 0.4, left(a, "target", "total_variation"))
         for a in ("gender", "race", "gender×race")
     ),
+    *(
+        _part_left(E, "multi_concept", f"{f}: {a} bias", 0.3, left(a, "bias", "value", f))
+        for f in ("occupation", "styled", "descriptor", "sport")
+        for a in ("gender", "race")
+    ),
+    *(_at_most(E, name, "images without people moved", 0.25, moved) for name in EXPERIMENTS),
 ]
 
 
 def aims_table(audits: Audits) -> list[str]:
-    """The table of all aims whose records there are, [] without any."""
+    """The table of all aims with a record, [] without any."""
     rows = [row for aim in AIMS if (row := aim.row(audits))]
     if not rows:
         return []
     head = "| run | what | aim | measured | seeds | reached |\n|---|---|---|---|---|---|\n"
-    said = "\n\nLeft: of what there was before in excess of its floor. [Why aims are missed](#what-they-say).\n"
-    return ["\n## Aims\n\nSet before measuring, for 160 pictures a prompt.\n\n", head, "\n".join(rows), said]
+    said = "\n\nLeft: of what there was before in excess of its floor.\n"
+    rule = "Reached: the whole interval over prompts and seeds lies on the right side; missed: the whole on the wrong side."
+    return [f"\n## Aims\n\nSet before measuring. {rule}\n\n", head, "\n".join(rows), said]

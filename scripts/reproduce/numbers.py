@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import t as student
 
 from fairdiff.audit.intervals import mean_interval, percentile_interval, resampled_prompts
 
@@ -19,9 +20,21 @@ def per_prompt(axes: list[dict]) -> np.ndarray:
     return np.ma.masked_invalid(values).mean(0).filled(np.nan)
 
 
+def over_seeds(interval: tuple[float, float], by_seed: list[float]) -> tuple[float, float]:
+    """An interval over prompts of the mean over seeds, widened to one over prompts and seeds (approximate).
+
+    Either side is joined in quadrature with t_{S-1, .975} sd / sqrt(S) of the S seeds' own values; one seed widens nothing.
+    """
+    if len(by_seed) < 2:
+        return interval
+    more = float(student.ppf(0.975, len(by_seed) - 1) * np.std(by_seed, ddof=1) / np.sqrt(len(by_seed)))
+    mean = float(np.mean(by_seed))
+    return mean - float(np.hypot(mean - interval[0], more)), mean + float(np.hypot(interval[1] - mean, more))
+
+
 @dataclass(frozen=True)
 class Excess:
-    """A distance over its floor: means over prompts (and seeds), and which part of the excess is left, with its interval."""
+    """A distance over its floor: means over prompts and seeds, and which part of the excess is left, with its interval."""
 
     before: float
     after: float
@@ -49,7 +62,11 @@ def excess(audits: list[dict], axis: str, part: str, key: str, family: str | Non
     draws = resampled_prompts(len(was), 2000, audits[0]["provenance"]["seed"])
     low, high = percentile_interval(now[draws].mean(1) / was[draws].mean(1), len(was))
     means = [float(v[seen].mean()) for v in (before, after, floors[1])]
-    return Excess(*means, float(now.mean() / was.mean()), float(low), float(high))
+    left = float(now.mean() / was.mean())
+    if len(audits) > 1:
+        by_seed = [excess([audit], axis, part, key, family).left for audit in audits]
+        low, high = over_seeds((low, high), by_seed)
+    return Excess(*means, left, float(low), float(high))
 
 
 def number(value: float) -> str:
@@ -75,8 +92,8 @@ def seeds_mean(values: list[float], write: Callable[[float], str] = number) -> s
 
 
 def seeds_spread(means: list[float], prompts: np.ndarray, seed: int) -> str:
-    """Mean over seeds, its interval over prompts; with the audit's own seed one run's interval is its report's."""
-    low, high = mean_interval(prompts[~np.isnan(prompts)], seed=seed)
+    """Mean over seeds, its interval over prompts and seeds; one run's interval is its report's."""
+    low, high = over_seeds(mean_interval(prompts[~np.isnan(prompts)], seed=seed), means)
     return f"{seeds_mean(means)} [{number(low)}, {number(high)}]"
 
 

@@ -13,19 +13,17 @@ from reproduce.records import AXES, read_records
 
 HEAD = """# Results
 
-Written by `python scripts/results.py` from the audits it has made so far: the embedded Portraits model
-([portraits.md](portraits.md)), held-out test prompts, the same noise before and after, the audit judge, which training
-never saw. Labels are perceived presentation in pictures, never identity. The experiments have the paper's attributes,
-targets and batches; sampler, rank, learning rate, steps, their weights (`gradient=solver` of the text adapter) and the
-weights of the losses are this model's (`conf/adapter`, `conf/model/portraits.yaml`, `conf/tuning`), and so are prompts
-without people among several kinds.
+Written by `python scripts/results.py` from the audits made so far, on the embedded model ([portraits.md](portraits.md)).
+Every setting was chosen on validation occupations ([search.md](search.md)); the test occupations of this page were audited
+once. The audit classifier never took part in training. Labels are perceived presentation in images, never identity.
 
-Bias is the paper's: 2 / (K (K - 1)) sum |f_i - f_j| per prompt, then the mean over prompts. Its floor is what a perfectly
-fair generator shows at that number of pictures. [low, high]: 95 % interval over prompts (no face: Wilson's over all
-pictures), of biases that of each prompt's mean over seeds, of others the mean of the seeds' intervals; ±: standard
-deviation over seeds. "Old": mean share. "Moved": how far six pictures without people moved, as a part of the distance
-between two seeds. CLIP-T is a difference, after minus before. Without `model.sampling_dtype=float32` a command sampled in
-bfloat16, as it does by itself on processors that have it. No record: not measured yet.
+- **Bias** is the paper's, 2 / (K (K - 1)) sum |f_i - f_j| of a prompt's shares, then the mean over prompts. Its floor is what
+  a perfectly fair generator shows at that number of images.
+- **[low, high]**: 95 % interval over prompts and, with several seeds, over seeds too (no face, CLIP, moved: the mean of the
+  seeds' own intervals). ±: standard deviation over seeds.
+- **Old**: mean share. **Low confidence**: faces of whose gender the classifier is less than 90 % sure. **Moved**: how far
+  images without people move, as a part of the distance between two seeds. **CLIP-T**: after minus before.
+- Commands sample in bfloat16 where the processor has it, as they do by themselves.
 """
 PAPER = """
 Beside it the paper's table for Stable Diffusion 1.5 (Shen et al., ICLR 2024; ± is its spread over prompts, not an
@@ -39,7 +37,6 @@ error; 10,000 steps and more, LoRA of rank 50; its CLIP and DINO are other netwo
 | gender×race | .16 ± .13 | .09 ± .04 | .06 ± .02 | .67 | .58 |
 | gender×race, age 75/25 | .15 | .09 | .06 | .66 | .58 |
 """
-REMARKS = Path(__file__).parent / "remarks.md"  # what the numbers say, by hand
 
 
 def write_page(runs: list[Run], records: Path, page: Path) -> None:
@@ -56,7 +53,10 @@ def write_page(runs: list[Run], records: Path, page: Path) -> None:
         parts.append(f"\n## {title}\n")
         measured = {name: those for name, those in found.items() if those}
         if measured:
-            parts += _figure(measured, page) if group == "frontier" else _table(measured, planned)
+            if group == "frontier":
+                parts += _figure(measured, page)
+            else:
+                parts += _words(measured) if group == "words" else _table(measured, planned)
             parts += _families(measured) if group == "experiments" else _targets(measured) if group == "targets" else []
             parts.append(_commands({run: audit for run, audit in audits.items() if run.group == group}))
         missing = [name for name in names if name not in measured]
@@ -64,11 +64,11 @@ def write_page(runs: list[Run], records: Path, page: Path) -> None:
             parts.append(f"\nNo record: {_brief(missing)}.\n")
         if group == "experiments":
             parts.append(PAPER)
-    write_text(page, "".join(parts) + "\n" + REMARKS.read_text())
+    write_text(page, "".join(parts))
 
 
 def _table(found: dict[str, list[dict]], planned: dict[str, int]) -> list[str]:
-    head = ["run", "seeds", "prompts × pictures", *(f"{axis} bias" for axis in AXES), "old"]
+    head = ["run", "seeds", "prompts × images", *(f"{axis} bias" for axis in AXES), "old"]
     lines = [_cells(head), "|" + "---|" * len(head)]
     lines += [_cells(_row(name, audits, planned[name])) for name, audits in found.items()]
     floors = entry(next(iter(found.values()))[0], "before")
@@ -76,10 +76,25 @@ def _table(found: dict[str, list[dict]], planned: dict[str, int]) -> list[str]:
     if len(sizes) == 1:
         shown = [f"{axis} {number(floors[axis]['bias']['floor'])}" for axis in AXES if axis in floors]
         lines.append(f"\nFloors: {', '.join(shown)}.")
-    head = ["run", "no face", "CLIP-T", "CLIP-I", "DINO", "moved"]
+    head = ["run", "no face", "low confidence", "CLIP-T", "CLIP-I", "DINO", "moved"]
     lines += ["", _cells(head), "|" + "---|" * len(head)]
     lines += [_cells(_kept(name, audits)) for name, audits in found.items()]
     return ["\n", "\n".join(lines), "\n"]
+
+
+def _words(found: dict[str, list[dict]]) -> list[str]:
+    """The frozen model with words that name no attribute: bias, and how much of its excess over the floor stays."""
+    plain, lines = next(iter(found.values()))[0], []
+    for words, (audit, *_) in found.items():
+        cells = [words, f"{audit['prompts']} × {audit['images_per_prompt']}"]
+        for axis in ("gender", "race", "age"):
+            bias, usual = (entry(a, "before")[axis]["bias"] for a in (audit, plain))
+            stays = (bias["mean"] - bias["floor"]) / (usual["mean"] - usual["floor"])
+            cells.append(f"{number(bias['mean'])} [{', '.join(map(number, bias['ci95']))}]: {percent(stays)} stays")
+        lines.append(_cells(cells))
+    head = ["words", "prompts × images", "gender bias", "race bias", "age bias"]
+    said = "\nStays: of what exceeds the floor as the model is.\n"
+    return ["\n", "\n".join([_cells(head), "|" + "---|" * len(head), *lines]), "\n", said]
 
 
 def _cells(cells: list[str]) -> str:
@@ -94,7 +109,7 @@ def _families(found: dict[str, list[dict]]) -> list[str]:
             cells = [str(excess(audits, axis, "bias", "value", family)) for axis in ("gender", "race")]
             lines.append(f"| {name}: {family} | {prompts} | " + " | ".join(cells) + " |")
     head = "| run: kind of prompt | prompts | gender bias | race bias |\n|---|---|---|---|\n"
-    said = "\nLeft: of what bias before had in excess of its floor, with its interval over prompts.\n"
+    said = "\nLeft: of what bias before had in excess of its floor.\n"
     return ["\n", head, "\n".join(lines), "\n", said] if lines else []
 
 
@@ -105,7 +120,7 @@ def _targets(found: dict[str, list[dict]]) -> list[str]:
         asked = [axis for axis in AXES if axis in (e := entry(audits[0], "after")) and e[axis]["target"]["asked"]]
         lines += [f"| {name} | {axis} | {excess(audits, axis, 'target', 'total_variation')} |" for axis in asked]
     said = "\nTotal variation: half the sum of absolute differences to the prompt's own target, mean over prompts. Left: of "
-    said += "what it had before in excess of its floor (a generator exactly on target), with its interval over prompts.\n"
+    said += "what it had before in excess of its floor (a generator exactly on target).\n"
     return ["\n| run | | total variation to the target |\n|---|---|---|\n", "\n".join(lines), "\n", said]
 
 
@@ -140,11 +155,16 @@ def _row(name: str, audits: list[dict], planned: int) -> list[str]:
 
 
 def _kept(name: str, audits: list[dict]) -> list[str]:
-    """What else may have changed: faces, the match with the prompt, semantics, pictures without people."""
+    """What else may have changed: faces, the match with the prompt, semantics, images without people."""
+
+    def one_digit(rate: float) -> str:
+        return percent(rate, digits=1)
+
     after = [a["models"]["after"] for a in audits]
     return [
         name,
-        seeds_interval([m["no_face"] for m in after], "rate", lambda rate: percent(rate, digits=1)),
+        seeds_interval([m["no_face"] for m in after], "rate", one_digit),
+        seeds_interval([m["attributes"]["gender"]["unsure"] for m in after], "rate", one_digit),
         seeds_interval([a["paired"]["clip_t"] for a in audits], "difference", signed),
         *(seeds_interval([m[key] for m in after], "mean") for key in ("clip_i", "dino")),
         seeds_interval([a["unrelated"]["ratio"] for a in audits], "value"),
@@ -152,12 +172,12 @@ def _kept(name: str, audits: list[dict]) -> list[str]:
 
 
 def _figure(found: dict[str, list[dict]], page: Path) -> list[str]:
-    """Gender bias against DINO similarity: one line a kind of adapter over image weights, one over scales."""
+    """Gender bias against DINO similarity: one line a kind of adapter over image shares, one over scales."""
     path = page.parent / "images" / "frontier.png"
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     kinds = list(dict.fromkeys(name.split(",")[0] for name in found))
     for place, kind in enumerate(kinds):
-        for what, style in (("image weight", "o-"), ("scale", "s--")):
+        for what, style in (("image share", "o-"), ("scale", "s--")):
             points = [(name, a[0]) for name, a in found.items() if name.startswith(f"{kind}, {what}")]
             points.sort(key=lambda point: float(point[0].split()[-1]))
             if not points:

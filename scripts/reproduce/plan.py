@@ -1,17 +1,18 @@
-"""Which commands make docs/results.md."""
+"""Which commands make docs/results.md and docs/search.md."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
+from fairdiff.portraits.world import MEASURED_WORDS
+
 EXPERIMENTS = ("gender", "gender_tokens", "race", "gender_race", "gender_race_age", "multi_concept")
-ADAPTERS = ("soft_tokens", "lora_text", "lora_unet", "lora_both")
-IMAGE_WEIGHTS = {  # beside that of conf/tuning/model, 1 to 3, at scale 1
-    "soft_tokens": (0, 8, 32), "lora_text": (0, 8, 32), "lora_both": (0, 8, 32),
-    "lora_unet": (8, 32),  # with 0 training gives up: after 41 steps no picture shows a face
-}  # fmt: skip
+ADAPTERS = ("lora_text", "lora_unet", "lora_both", "soft_tokens")
+IMAGE_SHARES = (0.02, 0.6, 3)  # relative shares of the image term beside .17, the default: at scale 1
 SCALES = (0.25, 0.5, 0.75, 1, 1.25)
-SOME = {"multi_concept": ("audit.prompts=12",)}  # of each family: there are 440 test prompts of styled occupations alone
+PROMPTS = 48  # audited prompts of the experiments, each of another occupation
+SOME = {"multi_concept": 12}  # of each of four families
 GROUPS = {
+    "words": "Words alone, without an adapter",
     "adapters": "The main job with each adapter",
     "experiments": "The paper's experiments",
     "targets": "Other targets",
@@ -28,9 +29,11 @@ class Run:
     overrides: tuple[str, ...]
     seed: int
     of: "Run | None" = None
+    script: str = "train.py"
 
     def folder(self, root: Path) -> Path:
-        return root / self.group / self.name.replace(",", "").replace(" ", "_") / f"seed{self.seed}"
+        name = "".join(c for c in self.name.replace(" ", "_") if c not in ',"')
+        return root / self.group / name / f"seed{self.seed}"
 
     def audit(self, root: Path) -> Path:
         return self.folder(root) / "audit.json"
@@ -38,10 +41,6 @@ class Run:
     def record(self, records: Path) -> Path:
         """What the page keeps of the audit."""
         return self.folder(records).with_suffix(".json")
-
-    @property
-    def script(self) -> str:
-        return "train.py" if self.of is None else "scripts/audit.py"
 
     def command(self, root: Path) -> list[str]:
         """The arguments after `python`."""
@@ -52,30 +51,28 @@ class Run:
 def plan(seeds: list[int], images: int) -> list[Run]:
     """All runs, the cheap and telling ones first."""
     first, runs = seeds[0], []
-    for adapter in ADAPTERS:
-        runs.append(Run("adapters", adapter, (f"adapter={adapter}",), first))
-    both = ("attribute=[gender,race]", "adapter=lora_text")
-    runs.append(Run("adapters", "lora_text, gender and race", both, first))
-    things = (*both, "+prompts.families.object=1")
-    runs.append(Run("adapters", "lora_text, gender and race, also without people", things, first))
-    full = ("audit=full", f"audit.images_per_prompt={images}")
+    for words, template in MEASURED_WORDS.items():
+        own = (f"prompts.template='{template}'", f"audit.prompts={PROMPTS}", f"audit.images_per_prompt={images}")
+        runs.append(Run("words", words, own, first, script="scripts/audit.py"))
+    full = {e: (f"audit.prompts={SOME.get(e, PROMPTS)}", f"audit.images_per_prompt={images}") for e in EXPERIMENTS}
     for seed in seeds:
-        for experiment in EXPERIMENTS:
-            own = (f"experiment={experiment}", *full, *SOME.get(experiment, ()))
-            runs.append(Run("experiments", experiment, own, seed))
-    labour = ("experiment=gender_race", "target.file=labour", *full)
-    runs.append(Run("targets", "labour statistics", labour, first))
+        runs += [Run("adapters", adapter, (f"adapter={adapter}",), seed) for adapter in ADAPTERS]
+        runs += [Run("experiments", e, (f"experiment={e}", *full[e]), seed) for e in EXPERIMENTS]
+        labour = ("experiment=gender_race", "target.file=labour", *full["gender_race"])
+        runs.append(Run("targets", "labour statistics", labour, seed))
     return runs + frontier(first)
 
 
 def frontier(seed: int) -> list[Run]:
-    """Image weights trained anew and scales of the main job's adapter, for each kind of adapter, on 12 test prompts."""
+    """Image shares trained anew and scales of the main job's adapter, for each kind of adapter, on 12 test prompts."""
     runs = []
     for adapter in ADAPTERS:
         trained = Run("adapters", adapter, (f"adapter={adapter}",), seed)
         kind = (*trained.overrides, "audit.prompts=12")
         for scale in SCALES:
-            runs.append(Run("frontier", f"{adapter}, scale {scale}", (*kind, f"adapter.scale={scale}"), seed, trained))
-        for weight in IMAGE_WEIGHTS[adapter]:
-            runs.append(Run("frontier", f"{adapter}, image weight {weight}", (*kind, f"loss.image={weight}"), seed))
+            own = (*kind, f"adapter.scale={scale}")
+            runs.append(Run("frontier", f"{adapter}, scale {scale}", own, seed, trained, "scripts/audit.py"))
+        for share in IMAGE_SHARES:
+            own = (*kind, f"loss.balance.image={share}")
+            runs.append(Run("frontier", f"{adapter}, image share {share}", own, seed))
     return runs

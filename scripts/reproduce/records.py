@@ -28,8 +28,9 @@ def record(audit: dict) -> dict:
     kept = {key: audit[key] for key in ("prompts", "images_per_prompt", "families")}
     kept["provenance"] = {key: audit["provenance"][key] for key in ("seed", "sampling_dtype", "target", "hashes")}
     kept["models"] = {name: _model(model) for name, model in audit["models"].items()}
-    kept["paired"] = {"clip_t": audit["paired"]["clip_t"]}
-    kept["unrelated"] = {key: audit["unrelated"][key] for key in ("ratio", "false_face")}
+    if audit["paired"]:
+        kept["paired"] = {"clip_t": audit["paired"]["clip_t"]}
+        kept["unrelated"] = {key: audit["unrelated"][key] for key in ("ratio", "false_face")}
     return _rounded(kept)
 
 
@@ -47,7 +48,7 @@ def _axis(axis: dict) -> dict:
         }
         for p in axis["per_prompt"]
     ]
-    return {
+    return ({"unsure": axis["unsure"]} if "unsure" in axis else {}) | {
         "bias": {key: axis["bias"][key] for key in ("mean", "ci95", "floor")},
         "target": {"asked": axis["target"]["asked"]},
         "shares": {cls: {key: entry[key] for key in ("share", "ci95")} for cls, entry in axis["shares"].items()},

@@ -1,0 +1,48 @@
+"""The candidates among which the settings of Portraits were chosen, and their table."""
+
+import shlex
+from pathlib import Path
+
+from fairdiff.files import write_text
+from reproduce.aims import drift
+from reproduce.numbers import entry, number, percent
+from reproduce.plan import Run
+from reproduce.records import read_records
+
+VALIDATION = ("audit.split=validation", "audit.prompts=32", "audit.images_per_prompt=60", "audit.unrelated_images=32")
+CANDIDATES = {
+    "text, as it is": ("adapter=lora_text",),
+}
+HEAD = """# How the settings were chosen
+
+Written by `python scripts/search.py`: one training each, seed 0, audited on validation occupations by the audit classifier.
+Test occupations took no part. Labels are perceived presentation in images, never identity.
+
+Bias: mean over prompts with its 95 % interval over prompts. Change: after minus before of an attribute without a target.
+Low confidence: faces of whose gender the classifier is less than 90 % sure, before and after. Moved: images without people.
+
+| candidate | gender bias | change of race bias | change of age bias | low confidence | DINO | moved |
+|---|---|---|---|---|---|---|
+"""
+
+
+def candidates() -> list[Run]:
+    return [Run("search", name, (*own, *VALIDATION), 0) for name, own in CANDIDATES.items()]
+
+
+def write_search(runs: list[Run], records: Path, page: Path) -> None:
+    """The table of the candidates that have a record, with their commands below it."""
+    audits = read_records(runs, records)
+    rows = [_row(run, audits[run]) for run in runs if run in audits]
+    lines = [f"- {run.name}: `{shlex.join(['python', 'train.py', *run.overrides])}`" for run in runs if run in audits]
+    write_text(page, HEAD + "\n".join(rows) + "\n\n" + "\n".join(lines) + "\n")
+
+
+def _row(run: Run, audit: dict) -> str:
+    before, after = (entry(audit, model)["gender"] for model in ("before", "after"))
+    low, high = after["bias"]["ci95"]
+    bias = f"{number(before['bias']['mean'])} → {number(after['bias']['mean'])} [{number(low)}, {number(high)}]"
+    changes = [str(drift(axis)([audit])) for axis in ("race", "age")]
+    unsure = " → ".join(percent(e["unsure"]["rate"], 1) for e in (before, after))
+    cells = [bias, *changes, unsure, number(audit["models"]["after"]["dino"]["mean"])]
+    return f"| {run.name} | {' | '.join(cells)} | {number(audit['unrelated']['ratio']['value'])} |"
