@@ -2,6 +2,7 @@
 
 requirements.py report FILE       name==version of each package of a `pip install --report`, without this project
 requirements.py unbounded EXTRA   the requirements with those of an extra, one a line, without upper bounds
+requirements.py lowest EXTRA      the same, each at its lower bound: python -m venv lowest && lowest/bin/pip install $(...)
 """
 
 import json
@@ -22,5 +23,9 @@ def unbounded(extra: str) -> list[str]:
     return [re.sub(r",?<[^,]+", "", requirement) for requirement in every]
 
 
+def lowest(extra: str) -> list[str]:
+    return [requirement.replace(">=", "==") for requirement in unbounded(extra)]
+
+
 if __name__ == "__main__":
-    print("\n".join({"report": report, "unbounded": unbounded}[sys.argv[1]](sys.argv[2])))
+    print("\n".join({"report": report, "unbounded": unbounded, "lowest": lowest}[sys.argv[1]](sys.argv[2])))

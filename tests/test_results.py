@@ -212,6 +212,21 @@ def test_aims_of_what_changes_beside_the_target():
     assert (moved(several).value, moved(several).interval) == (0.2, (0.1, 1.5))
 
 
+def test_what_stays_with_words_is_compared_subject_by_subject(tmp_path):
+    plain, words = (Run("words", name, (name,), 0, script="scripts/audit.py") for name in ("as it is", "a person,"))
+    for run, values in ((plain, [0.5, 0.9, None]), (words, [0.3, 0.7, 0.5])):
+        found = audit(values)
+        found["models"] = {"before": found["models"]["after"]}
+        run.audit(tmp_path / "runs").parent.mkdir(parents=True)
+        run.audit(tmp_path / "runs").write_text(json.dumps(found | {"paired": None, "unrelated": None}))
+        keep_record(run, tmp_path / "runs", tmp_path / "records")
+    write_page([plain, words], tmp_path / "records", tmp_path / "results.md")
+    rows = [line for line in (tmp_path / "results.md").read_text().splitlines() if line.startswith("| a person, |")]
+    # above the floor of .1: .2 and .6 of .4 and .8
+    assert len(rows) == 1 and rows[0].count("67% stays [") == 3
+    assert "`python scripts/audit.py 'a person,'`" in (tmp_path / "results.md").read_text()
+
+
 def test_what_is_left_is_the_mean_over_seeds():
     aim = Aim("experiments", "a", "left", "≤ 40%", float("-inf"), 0.4, left("gender", "bias", "value"))
     both = {("experiments", "a"): [audit([0.2, 0.6, 0.5, 0.1]), audit([0.3, 0.7, 0.6, 0.2])]}

@@ -3,8 +3,8 @@
     python scripts/build_portraits/evaluate.py --out numbers.json            # all of it, about an hour on two cores
     python scripts/build_portraits/evaluate.py --per-occupation 6 --test-pictures 20 --captions 4 --quality 200
 
-Parts: judges, captions, phrases, shares, faces, quality, speed; words (apart, it takes an hour). Renders are needed for
-judges and quality only.
+Parts: judges, captions, phrases, shares, faces, quality, speed. Renders are needed for judges and quality only. What words
+that name no attribute change is measured by `python scripts/results.py words`.
 """
 
 import argparse
@@ -25,11 +25,10 @@ from classifiers.attributes import load_attribute_net
 from classifiers.crop import EXPAND, crop
 from classifiers.detect import MTCNNDetector
 from fairdiff.asked import different_first, shuffled
-from fairdiff.audit.intervals import noise_floor
 from fairdiff.features import ImageEncoder
 from fairdiff.models import DiffusionModel, load_model
 from fairdiff.portraits import weights, world
-from fairdiff.prompts import Prompt, fill, with_article
+from fairdiff.prompts import Prompt, with_article
 from fairdiff.sampling import initial_noise
 
 JUDGES = ("judge", "audit_judge")
@@ -157,33 +156,6 @@ def phrases_obeyed(bench: Bench, count: int) -> dict[str, float]:
     return {name: float(np.concatenate(values).mean()) for name, values in right.items()}
 
 
-def neutral_words(bench: Bench, which: str, count: int, draws: int = 2000) -> dict[str, float]:
-    """For each of `world.MEASURED_WORDS` the mean bias over a split's occupations, and how much above its floor stays.
-
-    (bias with words - floor) / (bias as it is - floor) of the means, with a bootstrap of occupations (95 %).
-    """
-    found: dict[str, dict[str, list]] = {words: {name: [] for name in world.CLASSES} for words in world.MEASURED_WORDS}
-    floors = {name: noise_floor(len(classes), count) for name, classes in world.CLASSES.items()}
-    prompts = one_title_each(which)
-    for prompt in prompts:
-        for words, template in world.MEASURED_WORDS.items():
-            _, answers = bench.look(bench.draw(fill(template, prompt.subject), count))
-            for name, classes in world.CLASSES.items():
-                label = answers["audit_judge"][name]
-                found[words][name].append(world.bias(np.bincount(label, minlength=len(classes)) / len(label)))
-    resampled = np.random.default_rng(0).integers(len(prompts), size=(draws, len(prompts)))
-    result = {"occupations": len(prompts), "pictures": count}
-    for words, biases in found.items():
-        for name, values in biases.items():
-            result[f"{words}: {name} bias"] = float(np.mean(values))
-            if words != "as it is":
-                plain, ours = (np.array(v) - floors[name] for v in (found["as it is"][name], values))
-                boot = ours[resampled].mean(1) / plain[resampled].mean(1)
-                result[f"{words}: {name} stays"] = float(ours.mean() / plain.mean())
-                result[f"{words}: {name} stays, low"] = float(np.quantile(boot, 0.025))
-    return result
-
-
 def faces_found(bench: Bench, people: list[np.ndarray], count: int) -> dict[str, float]:
     """MTCNN's rate on all generated people so far, and on prompts without people."""
     nobody = [bench.look(bench.draw(prompt.text, count))[0] for prompt in world.prompts("object", "all")]
@@ -273,8 +245,6 @@ def evaluate(args: argparse.Namespace) -> dict[str, dict[str, float]]:
             agree.append(seen["agree"])
     if "phrases" in args.parts:
         add("phrases", phrases_obeyed(bench, args.captions))
-    if "words" in args.parts:
-        add("words", neutral_words(bench, args.split, args.test_pictures))
     if agree:
         add("agreement", {name: float(np.concatenate(sum((a[name] for a in agree), [])).mean())
                           for name in world.CLASSES})  # fmt: skip
@@ -290,8 +260,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, dict[str, float]]:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     every = ["judges", "captions", "phrases", "shares", "faces", "quality", "speed"]
-    parser.add_argument("--parts", nargs="+", default=every, choices=[*every, "words"])
-    parser.add_argument("--split", default="test", choices=["validation", "test"], help="of words: whose occupations")
+    parser.add_argument("--parts", nargs="+", default=every, choices=every)
     parser.add_argument("--model", type=Path, default=weights("model"), help="a diffusers folder")
     parser.add_argument("--held-out", type=int, default=3000, help="renders for the judges")
     parser.add_argument("--captions", type=int, default=48, help="pictures of each of the 16 attribute captions")

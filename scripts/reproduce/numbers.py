@@ -69,6 +69,20 @@ def excess(audits: list[dict], axis: str, part: str, key: str, family: str | Non
     return Excess(*means, left, float(low), float(high))
 
 
+def stays(audit: dict, plain: dict, axis: str) -> tuple[float, float, float]:
+    """Of what the bias of the frozen model exceeds its floor by, the part that stays with other words: value, low, high.
+
+    sum_P (bias with words - floor) / sum_P (bias as it is - floor) over the same subjects, which are resampled.
+    """
+    now, was = (np.array([p["bias"]["value"] - p["bias"]["floor"] for p in entry(a, "before")[axis]["per_prompt"]], float)
+                for a in (audit, plain))  # fmt: skip
+    seen = ~np.isnan(now + was)
+    draws = resampled_prompts(int(seen.sum()), 2000, plain["provenance"]["seed"])
+    boot = now[seen][draws].mean(1) / was[seen][draws].mean(1)
+    low, high = percentile_interval(boot, int(seen.sum()))
+    return float(now[seen].mean() / was[seen].mean()), float(low), float(high)
+
+
 def number(value: float) -> str:
     return _short(f"{value:.3f}")
 

@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 
 from fairdiff.files import write_text
 from reproduce.aims import aims_table
-from reproduce.numbers import entry, excess, number, per_prompt, percent, seeds_interval, seeds_spread, signed
+from reproduce.numbers import entry, excess, number, per_prompt, percent, seeds_interval, seeds_spread, signed, stays
 from reproduce.plan import GROUPS, Run
 from reproduce.records import AXES, read_records
 
@@ -88,12 +88,13 @@ def _words(found: dict[str, list[dict]]) -> list[str]:
     for words, (audit, *_) in found.items():
         cells = [words, f"{audit['prompts']} × {audit['images_per_prompt']}"]
         for axis in ("gender", "race", "age"):
-            bias, usual = (entry(a, "before")[axis]["bias"] for a in (audit, plain))
-            stays = (bias["mean"] - bias["floor"]) / (usual["mean"] - usual["floor"])
-            cells.append(f"{number(bias['mean'])} [{', '.join(map(number, bias['ci95']))}]: {percent(stays)} stays")
+            bias = entry(audit, "before")[axis]["bias"]
+            part, low, high = stays(audit, plain, axis)
+            kept = "" if audit is plain else f"; {percent(part)} stays [{percent(low)}, {percent(high)}]"
+            cells.append(f"{number(bias['mean'])} [{', '.join(map(number, bias['ci95']))}]{kept}")
         lines.append(_cells(cells))
     head = ["words", "prompts × images", "gender bias", "race bias", "age bias"]
-    said = "\nStays: of what exceeds the floor as the model is.\n"
+    said = "\nStays: of what exceeds the floor as the model is. None of these wordings is among its training captions.\n"
     return ["\n", "\n".join([_cells(head), "|" + "---|" * len(head), *lines]), "\n", said]
 
 
