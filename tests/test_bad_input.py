@@ -91,7 +91,7 @@ CASES = {
     "zero repeats": (["prompts.families.occupation=0"], ["prompts.families.occupation", "greater than 0"]),
     "sd15 without a GPU": (["model=sd15", "model.device=cuda"], ["model.device", "cuda", "cpu"]),
     "negative weight decay": (["optimizer.weight_decay=-1"], ["optimizer.weight_decay"]),
-    "too many soft tokens": (["adapter.tokens=80"], ["adapter.tokens", "40"]),
+    "too many soft tokens": (["adapter=soft_tokens", "adapter.tokens=80"], ["adapter.tokens", "40"]),
     "detach where there is no choice": (["gradient.detach=true"], ["gradient.detach", "autograd"]),
     "truncated without a length": (
         ["gradient=truncated", "gradient.last=null"],
@@ -220,7 +220,7 @@ def test_an_adapter_of_another_kind_names_what_made_it(tmp_path, monkeypatch, ca
     save_file({"unet.x": torch.zeros(2)}, tmp_path / "pytorch_lora_weights.safetensors")
     made = {"options": "adapter.type=lora adapter.parts=['unet'] adapter.rank=8"}
     (tmp_path / "adapter.json").write_text(json.dumps(made))
-    line = call([f"adapter.path={tmp_path}"], tmp_path / "run", monkeypatch, capsys)
+    line = call(["adapter=soft_tokens", f"adapter.path={tmp_path}"], tmp_path / "run", monkeypatch, capsys)
     assert "soft_tokens.safetensors" in line and made["options"] in line
 
 

@@ -42,7 +42,7 @@ def test_the_run_folder_holds_everything(finished):
     assert names >= {
         "config.yaml", "adapter", "records.parquet", "audit.json", "metrics.jsonl", "checkpoints", "report.html"
     }  # fmt: skip
-    assert {p.name for p in (finished / "adapter").iterdir()} == {"soft_tokens.safetensors", "adapter.json"}
+    assert {p.name for p in (finished / "adapter").iterdir()} == {"pytorch_lora_weights.safetensors", "adapter.json"}
     assert not [p for p in finished.rglob("*") if ".tmp" in p.name]
 
 
@@ -75,9 +75,9 @@ def test_the_same_command_again_says_so_and_changes_nothing(finished, capsys):
 @pytest.mark.slow
 def test_another_configuration_never_lands_on_a_finished_run(finished, capsys):
     with pytest.raises(SystemExit) as exit_info:
-        launch(finished, "adapter=lora_text")
+        launch(finished, "adapter=soft_tokens")
     said = capsys.readouterr().err
-    assert exit_info.value.code == 2 and "other settings" in said and "adapter.type: soft_tokens there, lora asked" in said
+    assert exit_info.value.code == 2 and "other settings" in said and "adapter.type: lora there, soft_tokens asked" in said
 
 
 @pytest.mark.slow
@@ -85,8 +85,21 @@ def test_the_report_is_one_file_without_requests(finished):
     page = (finished / "report.html").read_text()
     assert "perceived presentation" in page
     assert 'src="http' not in page and 'href="http' not in page
-    assert "type: soft_tokens" in page and "global_batch: 8" in page  # what was asked
-    assert "rank: " not in page and "validation." not in page  # of soft tokens, not validated
+    assert "type: lora" in page and "global_batch: 8" in page  # what was asked
+    assert "initial_text: " not in page and "validation." not in page  # of LoRA, not validated
+    assert "by training" not in page  # a new LoRA changes nothing before it is trained
+
+
+@pytest.mark.slow
+def test_what_the_initial_words_do_is_told_from_what_training_does(tmp_path):
+    """The start is the tokens as they were: audited again without training they show the same."""
+    launch(tmp_path / "a", "adapter=soft_tokens", "adapter.initial_text='an old man'", "adapter.learning_rate=.1")
+    launch(tmp_path / "b", "adapter=soft_tokens", "adapter.initial_text='an old man'", "adapter.learning_rate=1e-9")
+    one, other = (json.loads((tmp_path / run / "audit.json").read_text()) for run in "ab")
+    assert list(one["models"]) == ["before", "start", "after"] and one["trained"]["pairs"] == 3 * 6
+    assert one["models"]["start"]["dino"] == other["models"]["start"]["dino"] != one["models"]["after"]["dino"]
+    assert other["models"]["after"]["dino"]["mean"] == pytest.approx(other["models"]["start"]["dino"]["mean"], abs=1e-3)
+    assert "by training" in (tmp_path / "a" / "report.html").read_text()
 
 
 AUDIT = [o for o in SMALL if o.startswith(("audit.", "sampler.", "cache"))]
@@ -111,4 +124,4 @@ def test_an_audit_without_an_adapter_shows_none(tmp_path, capsys):
     measure()
     out = capsys.readouterr().out
     assert "before and after" not in out and "warning" not in out
-    assert "soft_tokens" not in (tmp_path / "report.html").read_text()
+    assert "type: lora" not in (tmp_path / "report.html").read_text()

@@ -74,8 +74,12 @@ def stays(audit: dict, plain: dict, axis: str) -> tuple[float, float, float]:
 
     sum_P (bias with words - floor) / sum_P (bias as it is - floor) over the same subjects, which are resampled.
     """
-    now, was = (np.array([p["bias"]["value"] - p["bias"]["floor"] for p in entry(a, "before")[axis]["per_prompt"]], float)
-                for a in (audit, plain))  # fmt: skip
+
+    def above(one: dict) -> np.ndarray:
+        biases = [prompt["bias"] for prompt in entry(one, "before")[axis]["per_prompt"]]
+        return np.array([b["value"] for b in biases], float) - np.array([b["floor"] for b in biases], float)
+
+    now, was = above(audit), above(plain)
     seen = ~np.isnan(now + was)
     draws = resampled_prompts(int(seen.sum()), 2000, plain["provenance"]["seed"])
     boot = now[seen][draws].mean(1) / was[seen][draws].mean(1)

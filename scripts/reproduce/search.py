@@ -9,9 +9,18 @@ from reproduce.numbers import entry, number, percent
 from reproduce.plan import Run
 from reproduce.records import read_records
 
-VALIDATION = ("audit.split=validation", "audit.prompts=32", "audit.images_per_prompt=60", "audit.unrelated_images=32")
+VALIDATION = ("audit.split=validation", "audit.prompts=16", "audit.images_per_prompt=60")  # of different occupations
+TEXT, TOKENS = ("adapter=lora_text",), ("adapter=soft_tokens",)
+FAST = ("sampler.train_steps=[4,4]", "gradient.evaluations=1", "loss.originals=.25", "steps=120")
 CANDIDATES = {
-    "text, as it is": ("adapter=lora_text",),
+    "text, rate 6e-3": (*TEXT, *FAST, "adapter.learning_rate=6e-3"),
+    "text, rate 1.2e-2": (*TEXT, *FAST, "adapter.learning_rate=1.2e-2"),
+    "text, rate 2.4e-2": (*TEXT, *FAST, "adapter.learning_rate=2.4e-2"),
+    "text, unit weights": (*TEXT, *FAST, "gradient=unit", "gradient.evaluations=1", "adapter.learning_rate=1.2e-2"),
+    "text, twice the image share": (*TEXT, *FAST, "adapter.learning_rate=1.2e-2", "loss.balance.image=.4"),
+    "text, all labels": (*TEXT, *FAST, "adapter.learning_rate=1.2e-2", "loss.confidence=.6"),
+    "tokens, rate 1e-2": (*TOKENS, *FAST, "adapter.learning_rate=1e-2"),
+    "tokens, rate 3e-2": (*TOKENS, *FAST, "adapter.learning_rate=3e-2"),
 }
 HEAD = """# How the settings were chosen
 
