@@ -18,6 +18,7 @@ CANDIDATES = {
     "text, rate 2.4e-2": (*TEXT, *FAST, "adapter.learning_rate=2.4e-2"),
     "text, unit weights": (*TEXT, *FAST, "gradient=unit", "gradient.evaluations=1", "adapter.learning_rate=1.2e-2"),
     "text, twice the image share": (*TEXT, *FAST, "adapter.learning_rate=1.2e-2", "loss.balance.image=.4"),
+    "text, five times the image share": (*TEXT, *FAST, "adapter.learning_rate=1.2e-2", "loss.balance.image=.85"),
     "text, all labels": (*TEXT, *FAST, "adapter.learning_rate=1.2e-2", "loss.confidence=.6"),
     "tokens, rate 1e-2": (*TOKENS, *FAST, "adapter.learning_rate=1e-2"),
     "tokens, rate 3e-2": (*TOKENS, *FAST, "adapter.learning_rate=3e-2"),
