@@ -61,7 +61,7 @@ def test_every_experiment_composes_with_every_model(name, model):
     config = configure(f"model={model}", f"experiment={name}", *(["judge.path=x"] if model == "sd15" else []))
     batch, sure, attributes, adapter = EXPERIMENTS[name]
     assert (config.global_batch, config.loss.confident_class) == (batch, sure)
-    assert config.loss.shares == pytest.approx({"align": 0.75, "image": 0.17, "face": 0.08})
+    assert config.loss.shares == pytest.approx({"align": 75 / 123, "image": 40 / 123, "face": 8 / 123})
     assert list(config.attributes) == attributes and config.adapter.type == adapter
     assert config.noise_pool >= batch
     if adapter == "soft_tokens":
@@ -140,7 +140,7 @@ def test_what_a_loss_file_says_is_what_runs_with_every_adapter_and_model():
 
 
 def test_a_term_that_is_left_out_leaves_its_share_to_the_others():
-    assert configure("loss.face=null").loss.shares == pytest.approx({"align": 75 / 92, "image": 17 / 92})
+    assert configure("loss.face=null").loss.shares == pytest.approx({"align": 75 / 115, "image": 40 / 115})
     assert configure("loss.balance.image=.75").loss.shares["image"] == pytest.approx(75 / 158)
     assert configure("loss=paper").loss.shares == {}
 

@@ -12,16 +12,14 @@ from reproduce.records import read_records
 VALIDATION = ("audit.split=validation", "audit.prompts=16", "audit.images_per_prompt=60")  # of different occupations
 TEXT, TOKENS = ("adapter=lora_text",), ("adapter=soft_tokens",)
 FAST = ("sampler.train_steps=[4,4]", "gradient.evaluations=1", "loss.originals=.25", "steps=120")
+SHARE = "loss.balance.image={}"
 CANDIDATES = {
-    "text, rate 6e-3": (*TEXT, *FAST, "adapter.learning_rate=6e-3"),
-    "text, rate 1.2e-2": (*TEXT, *FAST, "adapter.learning_rate=1.2e-2"),
-    "text, rate 2.4e-2": (*TEXT, *FAST, "adapter.learning_rate=2.4e-2"),
-    "text, unit weights": (*TEXT, *FAST, "gradient=unit", "gradient.evaluations=1", "adapter.learning_rate=1.2e-2"),
-    "text, twice the image share": (*TEXT, *FAST, "adapter.learning_rate=1.2e-2", "loss.balance.image=.4"),
-    "text, five times the image share": (*TEXT, *FAST, "adapter.learning_rate=1.2e-2", "loss.balance.image=.85"),
-    "text, all labels": (*TEXT, *FAST, "adapter.learning_rate=1.2e-2", "loss.confidence=.6"),
-    "tokens, rate 1e-2": (*TOKENS, *FAST, "adapter.learning_rate=1e-2"),
-    "tokens, rate 3e-2": (*TOKENS, *FAST, "adapter.learning_rate=3e-2"),
+    "text, rate 6e-3": (*TEXT, *FAST, "adapter.learning_rate=6e-3", SHARE.format(0.17)),
+    "text, rate 1.2e-2": (*TEXT, *FAST, "adapter.learning_rate=1.2e-2", SHARE.format(0.17)),
+    "text, rate 2.4e-2": (*TEXT, *FAST, "adapter.learning_rate=2.4e-2", SHARE.format(0.17)),
+    "text, image share .4": (*TEXT, *FAST, "adapter.learning_rate=1.2e-2", SHARE.format(0.4)),
+    "text, image share .85": (*TEXT, *FAST, "adapter.learning_rate=1.2e-2", SHARE.format(0.85)),
+    "tokens, rate 3e-2": (*TOKENS, *FAST, "adapter.learning_rate=3e-2", SHARE.format(0.17)),
 }
 HEAD = """# How the settings were chosen
 
