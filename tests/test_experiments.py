@@ -244,7 +244,7 @@ def test_no_noise_is_met_so_often_that_few_pictures_are_learnt_by_heart():
 
 
 def test_the_budget_counts_whole_blocks_of_originals_and_those_of_the_validation():
-    few = ["prompts.per_step=2", "steps=5", "global_batch=8", "sampler.train_steps=[6,7]"]
+    few = ["prompts.per_step=2", "steps=5", "global_batch=8", "sampler.train_steps=[6,7]", "loss.originals=1"]
     assert run.most_originals(configure(*few, "noise_pool=16"), 100) == 5 * 2 * 8  # a slice a visit
     assert run.most_originals(configure(*few, "noise_pool=12"), 100) == 80  # 8 of 12, never in part
     assert run.most_originals(configure(*few, "steps=50", "noise_pool=20"), 4) == 4 * 16 * 2  # all pools, both lengths
