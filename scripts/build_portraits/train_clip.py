@@ -102,6 +102,8 @@ class Trainer:
         self.args, self.folder, self.clock = args, folder, Clock(args.minutes, args.steps)
         self.tokenizer = open_clip.SimpleTokenizer(context_length=CONFIG["text_cfg"]["context_length"])
         self.clip = make_clip()
+        if args.shipped:  # reference features, and with them every training, rest on the side of the images
+            self.clip.visual.requires_grad_(False)
         self.optimizer = Muon(self.clip, args.lr, adam=("embedding", "logit_scale"))
         self.average = Average(self.clip, 0.998)
         self.renders = wait_for(folder / "renders", args.least)
@@ -157,7 +159,7 @@ class Trainer:
 
 def main(argv: list[str] | None = None) -> None:
     parser = arguments(__doc__.splitlines()[0], minutes=10, batch=128, lr=2e-3)
-    parser.add_argument("--shipped", action="store_true", help="begin with the weights that the package carries")
+    parser.add_argument("--shipped", action="store_true", help="teach the weights that the package carries words alone")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     warnings.simplefilter("ignore")

@@ -1,0 +1,125 @@
+"""Show that a change of the code changes no result: the same commands and seeds, the same digits.
+
+python scripts/digits.py write docs/measurements/digits/before.json      four small runs, a few minutes
+python scripts/digits.py compare docs/measurements/digits/before.json docs/measurements/digits/after.json
+
+Compared are the adapters' weights, bit by bit, and every number of audit.json, whatever its key is called. Digits hold on
+one machine with one set of versions: both are written down.
+"""
+
+import argparse
+import hashlib
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from fairdiff.audit.axis import software_versions
+from fairdiff.files import write_json
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = ("audit.prompts=3", "audit.images_per_prompt=10", "audit.unrelated_prompts=2", "audit.unrelated_images=4")
+RUNS = {
+    "main job": ("steps=4",),
+    "soft tokens, labour statistics": (
+        "steps=3", "adapter=soft_tokens", "attribute=[gender,race]", "target.file=labour", "prompts.per_step=2",
+    ),
+    "both parts, weights of the paper": (
+        "steps=3", "adapter=lora_both", "experiment=gender_race_age", "loss=paper", "gradient=unit", "global_batch=12",
+        "sampler.train_steps=[4,6]",
+    ),
+    "several families, validated": (
+        "steps=4", "experiment=multi_concept", "global_batch=12", "validation.every=2", "validation.prompts=1",
+        "validation.images=8", "target.relaxation=0.2",
+    ),
+}  # fmt: skip
+
+
+def numbers(tree: object) -> list[str]:
+    """Every number of nested mappings and lists, each as Python writes it."""
+    if isinstance(tree, dict):
+        return [n for item in tree.values() for n in numbers(item)]
+    if isinstance(tree, list):
+        return [n for item in tree for n in numbers(item)]
+    return [repr(tree)] if isinstance(tree, int | float) and not isinstance(tree, bool) else []
+
+
+def weights_hash(adapter: Path) -> str:
+    """SHA-256 of all tensors of an adapter folder, in the order of their names."""
+    found = hashlib.sha256()
+    for file in sorted(adapter.glob("*.safetensors")):
+        for name, tensor in sorted(load_file(file).items()):
+            found.update(f"{file.name} {name} {tuple(tensor.shape)}".encode())
+            found.update(tensor.float().contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
+def carry_out(overrides: tuple[str, ...], folder: Path) -> dict:
+    """One run in a new process; its adapter's hash and its audit's numbers."""
+    command = [sys.executable, "train.py", *overrides, *SMALL, f"hydra.run.dir={folder}", f"cache={folder}/cache"]
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    audit = json.loads(next(folder.rglob("audit.json")).read_text())
+    return {"adapter": weights_hash(folder / "adapter"), "audit": sorted(numbers(audit))}
+
+
+def machine() -> dict:
+    return {
+        "processor": platform.processor() or platform.machine(),
+        "capabilities": sorted(name for name, has in torch.cpu.get_capabilities().items() if has is True),
+        "threads": torch.get_num_threads(),
+        "software": software_versions(),
+    }
+
+
+def write(file: Path) -> None:
+    with tempfile.TemporaryDirectory() as temporary:
+        runs = {}
+        for place, (name, overrides) in enumerate(RUNS.items()):
+            print(f"{name}: {' '.join(overrides)}", flush=True)
+            runs[name] = carry_out(overrides, Path(temporary) / str(place))
+    write_json(file, {"machine": machine(), "runs": runs})
+
+
+def differences(one: dict, other: dict) -> list[str]:
+    """What differs between two files of `write`, one line a run; [] if nothing does."""
+    lines = []
+    for name in one["runs"] | other["runs"]:
+        a, b = (some["runs"].get(name) for some in (one, other))
+        if a is None or b is None:
+            lines.append(f"{name}: only in one of the files")
+            continue
+        if a["adapter"] != b["adapter"]:
+            lines.append(f"{name}: other adapter weights")
+        gone, new = Counter(a["audit"]) - Counter(b["audit"]), Counter(b["audit"]) - Counter(a["audit"])
+        if gone or new:
+            some = ", ".join([f"-{n}" for n in list(gone)[:4]] + [f"+{n}" for n in list(new)[:4]])
+            lines.append(f"{name}: {gone.total()} numbers of the audit gone, {new.total()} new ({some})")
+    return lines
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("write").add_argument("file", type=Path)
+    compare = commands.add_parser("compare")
+    compare.add_argument("files", type=Path, nargs=2)
+    args = parser.parse_args(argv)
+    if args.command == "write":
+        write(args.file)
+        return
+    one, other = (json.loads(file.read_text()) for file in args.files)
+    if one["machine"] != other["machine"]:
+        print(f"warning: another machine or other versions: {one['machine']} and {other['machine']}")
+    lines = differences(one, other)
+    print("\n".join(lines) or f"the same digits in {len(one['runs'])} runs")
+    sys.exit(bool(lines))
+
+
+if __name__ == "__main__":
+    main()
