@@ -68,7 +68,7 @@ def carry_out(overrides: tuple[str, ...], folder: Path) -> dict:
     command = [sys.executable, "train.py", *overrides, *SMALL, f"hydra.run.dir={folder}", f"cache={folder}/cache"]
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     audit = json.loads(next(folder.rglob("audit.json")).read_text())
-    return {"adapter": weights_hash(folder / "adapter"), "audit": sorted(numbers(audit))}
+    return {"adapter": weights_hash(folder / "adapter"), "audit": " ".join(sorted(numbers(audit)))}
 
 
 def machine() -> dict:
@@ -99,7 +99,8 @@ def differences(one: dict, other: dict) -> list[str]:
             continue
         if a["adapter"] != b["adapter"]:
             lines.append(f"{name}: other adapter weights")
-        gone, new = Counter(a["audit"]) - Counter(b["audit"]), Counter(b["audit"]) - Counter(a["audit"])
+        there, here = Counter(a["audit"].split()), Counter(b["audit"].split())
+        gone, new = there - here, here - there
         if gone or new:
             some = ", ".join([f"-{n}" for n in list(gone)[:4]] + [f"+{n}" for n in list(new)[:4]])
             lines.append(f"{name}: {gone.total()} numbers of the audit gone, {new.total()} new ({some})")
