@@ -7,12 +7,13 @@ python train.py audit=full seed=1                  every test occupation
 
 from pathlib import Path
 
-from fairdiff import asked, build, run
+from fairdiff import build, run
+from fairdiff import plan as asked
 from fairdiff.build_audit import build_audit
 from fairdiff.cli import main
 from fairdiff.config import Config
-from fairdiff.tracking import make_console
-from fairdiff.trainer import train
+from fairdiff.training.tracking import make_console
+from fairdiff.training.trainer import train
 
 
 def job(config: Config, folder: Path) -> None:

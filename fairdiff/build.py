@@ -16,23 +16,23 @@ from classifiers.hub import HubClassifier, load_hub_classifier
 from classifiers.identity import Bank, load_bank, load_face_embedder
 from classifiers.types import Detector
 from classifiers.zeroshot import ZeroShotClassifier, load_zero_shot
-from fairdiff import asked
-from fairdiff.adapters import Adapter, Lora, SoftTokens
-from fairdiff.balance import Balance
+from fairdiff import plan as asked
 from fairdiff.config import Config, JudgeConfig
+from fairdiff.diffusion.adapters import Adapter, Lora, SoftTokens
+from fairdiff.diffusion.load import DiffusionModel, digest, fingerprint, load_model
+from fairdiff.diffusion.sampling import initial_noise, make_solver
 from fairdiff.errors import FairDiffError, blame
-from fairdiff.features import ClipEncoder, HubEncoder, ImageEncoder
-from fairdiff.judges import Judges
-from fairdiff.losses import Damping
-from fairdiff.models import DiffusionModel, digest, fingerprint, load_model
-from fairdiff.originals import Originals
+from fairdiff.objective.balance import Balance
+from fairdiff.objective.features import ClipEncoder, HubEncoder, ImageEncoder
+from fairdiff.objective.losses import Damping
+from fairdiff.objective.perception import Judges
+from fairdiff.objective.targets import Targets
 from fairdiff.portraits import weights
 from fairdiff.prompts import Prompt
-from fairdiff.sampling import initial_noise, make_solver
-from fairdiff.step import Method, Objective, Trainee
-from fairdiff.targets import Targets
-from fairdiff.trainer import Schedule
-from fairdiff.validation import Validation
+from fairdiff.training.originals import Originals
+from fairdiff.training.step import Method, Objective, Trainee
+from fairdiff.training.trainer import Schedule
+from fairdiff.training.validation import Validation
 
 # Keys that leave the result of training as it is, or only ask for more of it.
 NOT_TRAINING = ("audit", "resume", "cache", "checkpoint_every", "steps", "decode_batch", "replay_batch")

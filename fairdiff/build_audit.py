@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from classifiers.calibration import CALIBRATION_FILE, load_calibration
-from fairdiff import asked, build
+from fairdiff import build
+from fairdiff import plan as asked
 from fairdiff.audit.axis import MetricSpec, groups_of, software_versions
 from fairdiff.audit.correction import check_confusion
 from fairdiff.audit.generate import AuditPlan
@@ -19,8 +20,8 @@ from fairdiff.build import (
     eyes_key,
 )
 from fairdiff.config import Config, JudgeConfig
+from fairdiff.diffusion.load import DiffusionModel, digest, fingerprint
 from fairdiff.errors import FairDiffError, blame
-from fairdiff.models import DiffusionModel, digest, fingerprint
 from fairdiff.portraits import weights
 
 

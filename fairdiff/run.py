@@ -14,21 +14,22 @@ import torch
 import yaml
 from rich.console import Console
 
-from fairdiff import asked, build
-from fairdiff.adapters import Adapter, at_origin
+from fairdiff import build
+from fairdiff import plan as asked
 from fairdiff.audit.generate import run_audit
 from fairdiff.audit.metrics import compute_metrics
 from fairdiff.audit.records import load_records
 from fairdiff.audit.report import render_report, summary_table
 from fairdiff.build_audit import Audit
 from fairdiff.config import Config
+from fairdiff.diffusion.adapters import Adapter, at_origin
+from fairdiff.diffusion.load import DiffusionModel
+from fairdiff.diffusion.sampling import Generate, initial_noise
 from fairdiff.errors import FairDiffError
 from fairdiff.files import write_json, write_text
-from fairdiff.models import DiffusionModel
 from fairdiff.prompts import Prompt
-from fairdiff.sampling import Generate, initial_noise
-from fairdiff.step import Trainee
-from fairdiff.tracking import progress, read_metrics
+from fairdiff.training.step import Trainee
+from fairdiff.training.tracking import progress, read_metrics
 
 OUTPUTS = (
     "metrics.jsonl",

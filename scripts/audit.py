@@ -10,7 +10,7 @@ from fairdiff import build, run
 from fairdiff.build_audit import build_audit
 from fairdiff.cli import main
 from fairdiff.config import Config
-from fairdiff.tracking import make_console
+from fairdiff.training.tracking import make_console
 
 
 def job(config: Config, folder: Path) -> None:

@@ -16,7 +16,7 @@ from benchmark.results import measure
 
 from fairdiff.cli import main
 from fairdiff.files import write_bytes
-from fairdiff.tracking import make_console
+from fairdiff.training.tracking import make_console
 
 
 def job(config: BenchConfig, folder: Path) -> None:

@@ -9,7 +9,7 @@ import argparse
 from fairdiff.audit.compare import comparison_tables, find_audits
 from fairdiff.cli import fail
 from fairdiff.errors import FairDiffError
-from fairdiff.tracking import make_console
+from fairdiff.training.tracking import make_console
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -9,8 +9,8 @@ import argparse
 from pathlib import Path
 
 from fairdiff.cli import fail
+from fairdiff.diffusion.released import convert
 from fairdiff.errors import FairDiffError
-from fairdiff.released import convert
 
 
 def main(argv: list[str] | None = None) -> None:

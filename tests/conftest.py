@@ -13,7 +13,7 @@ from diffusers import (
 from tiny import tiny_tokenizer
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from fairdiff.models import DiffusionModel, load_model
+from fairdiff.diffusion.load import DiffusionModel, load_model
 
 
 @pytest.fixture(autouse=True)

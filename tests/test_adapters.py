@@ -11,12 +11,12 @@ from safetensors.torch import load_file, save_file
 from tiny import composed, make_trainee
 
 from fairdiff import build
-from fairdiff.adapters import LORA_FILE, SOFT_TOKENS_FILE, TOKEN, Lora, SoftTokens
+from fairdiff.diffusion.adapters import LORA_FILE, SOFT_TOKENS_FILE, TOKEN, Lora, SoftTokens
+from fairdiff.diffusion.load import load_model
+from fairdiff.diffusion.sampling import initial_noise
 from fairdiff.errors import FairDiffError
-from fairdiff.models import load_model
 from fairdiff.portraits import weights
-from fairdiff.sampling import initial_noise
-from fairdiff.step import Batch, training_step
+from fairdiff.training.step import Batch, training_step
 
 PROMPT = "a photo of the face of a nurse"
 RANK_4 = ["adapter.rank=4", "adapter.alpha=4"]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fairdiff.balance import MEMORY, Balance, shares_of
+from fairdiff.objective.balance import MEMORY, Balance, shares_of
 
 ASKED = {"align": 0.6, "image": 0.3, "face": 0.1}
 

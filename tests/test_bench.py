@@ -11,13 +11,14 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from tiny import composed, make_trainee
 
-from fairdiff import asked, build
+from fairdiff import build
+from fairdiff import plan as asked
 from fairdiff.cli import CONF, to_config
 from fairdiff.config import Config
+from fairdiff.diffusion.load import load_model
 from fairdiff.errors import FairDiffError
-from fairdiff.models import load_model
-from fairdiff.step import Batch, training_step
-from fairdiff.tracking import make_console
+from fairdiff.training.step import Batch, training_step
+from fairdiff.training.tracking import make_console
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 

@@ -5,11 +5,11 @@ import torch
 from tiny import composed, make_trainee
 
 from fairdiff import build
-from fairdiff.adapters import CastLinear
 from fairdiff.config.frozen import fast_dtype
-from fairdiff.models import fingerprint, load_model
-from fairdiff.sampling import Guidance, call_unet, initial_noise
-from fairdiff.step import Batch, training_step
+from fairdiff.diffusion.adapters import CastLinear
+from fairdiff.diffusion.load import fingerprint, load_model
+from fairdiff.diffusion.sampling import Guidance, call_unet, initial_noise
+from fairdiff.training.step import Batch, training_step
 
 
 def gradient(folder, kind, dtype):

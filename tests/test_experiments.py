@@ -11,7 +11,8 @@ from diffusers import DPMSolverMultistepScheduler, PNDMScheduler, StableDiffusio
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from fairdiff import asked, build, run
+from fairdiff import build, run
+from fairdiff import plan as asked
 from fairdiff.cli import CONF, to_config
 from fairdiff.config import Config
 from fairdiff.errors import FairDiffError

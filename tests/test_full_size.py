@@ -9,9 +9,9 @@ from tiny import make_trainee
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from fairdiff.models import DiffusionModel
+from fairdiff.diffusion.load import DiffusionModel
 from fairdiff.portraits import weights
-from fairdiff.step import Batch, training_step
+from fairdiff.training.step import Batch, training_step
 
 # the configurations that Stable Diffusion 1.5 is published with; only the latents are smaller than its 64 x 64
 UNET = {

@@ -2,7 +2,7 @@
 
 import torch
 
-from fairdiff.losses import (
+from fairdiff.objective.losses import (
     alignment_loss,
     changing,
     damp_gradient,

@@ -7,8 +7,8 @@ import torch
 from diffusers import StableDiffusionPipeline
 from transformers import CLIPTokenizer
 
-from fairdiff.models import load_model
-from fairdiff.sampling import initial_noise, make_solver
+from fairdiff.diffusion.load import load_model
+from fairdiff.diffusion.sampling import initial_noise, make_solver
 
 PROMPT = "a photo of the face of a nurse"
 

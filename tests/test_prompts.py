@@ -7,7 +7,7 @@ import pytest
 from tiny import composed
 
 import fairdiff.prompts
-from fairdiff import asked
+from fairdiff import plan as asked
 from fairdiff.errors import FairDiffError
 from fairdiff.prompts import Prompt, fill, read_prompts, with_article
 

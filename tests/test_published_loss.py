@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from tiny import TinyEmbedder, TinyEncoder, tiny_bank
 
 from classifiers.types import Boxes
-from fairdiff.judges import Judges
-from fairdiff.losses import Damping
-from fairdiff.step import Objective, batch_terms
-from fairdiff.targets import Target, Targets
-from fairdiff.terms import Part
+from fairdiff.objective.losses import Damping
+from fairdiff.objective.perception import Judges
+from fairdiff.objective.targets import Target, Targets
+from fairdiff.objective.terms import Part
+from fairdiff.training.step import Objective, batch_terms
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
 

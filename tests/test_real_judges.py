@@ -18,7 +18,7 @@ from fairdiff import build
 from fairdiff.build_audit import build_audit
 from fairdiff.cli import CONF, to_config
 from fairdiff.errors import FairDiffError
-from fairdiff.features import ClipEncoder, HubEncoder
+from fairdiff.objective.features import ClipEncoder, HubEncoder
 from fairdiff.portraits import weights
 
 

@@ -17,11 +17,11 @@ from tiny import composed
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from fairdiff import build
-from fairdiff.adapters import LORA_FILE, TEXT_LAYERS, TEXT_ROOT, UNET_LAYERS
+from fairdiff.diffusion.adapters import LORA_FILE, TEXT_LAYERS, TEXT_ROOT, UNET_LAYERS
+from fairdiff.diffusion.load import load_model
+from fairdiff.diffusion.released import convert, read_released
+from fairdiff.diffusion.sampling import initial_noise
 from fairdiff.errors import FairDiffError
-from fairdiff.models import load_model
-from fairdiff.released import convert, read_released
-from fairdiff.sampling import initial_noise
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 

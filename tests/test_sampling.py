@@ -10,9 +10,8 @@ from diffusers import (
 )
 from diffusers.utils import logging as diffusers_logging
 
-from fairdiff.adapters import Lora, SoftTokens
-from fairdiff.errors import FairDiffError
-from fairdiff.sampling import (
+from fairdiff.diffusion.adapters import Lora, SoftTokens
+from fairdiff.diffusion.sampling import (
     Guidance,
     Upstream,
     choose_steps,
@@ -24,6 +23,7 @@ from fairdiff.sampling import (
     sample_with_graph,
     solver_coefficients,
 )
+from fairdiff.errors import FairDiffError
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 SOLVERS = {

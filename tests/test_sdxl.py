@@ -20,11 +20,11 @@ from tiny import composed, make_trainee, tiny_tokenizer
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from fairdiff import build
-from fairdiff.adapters import Lora
+from fairdiff.diffusion.adapters import Lora
+from fairdiff.diffusion.load import load_model
+from fairdiff.diffusion.sampling import call_unet, initial_noise, with_pooled
 from fairdiff.errors import FairDiffError
-from fairdiff.models import load_model
-from fairdiff.sampling import call_unet, initial_noise, with_pooled
-from fairdiff.step import Batch, training_step
+from fairdiff.training.step import Batch, training_step
 
 PROMPT = "a photo of the face of a nurse"
 PARTS = {"lora_text": ["text_encoder"], "lora_unet": ["unet"], "lora_both": ["text_encoder", "unet"]}

@@ -5,13 +5,14 @@ import pytest
 import torch
 from tiny import NoFaces, composed, make_trainee
 
-from fairdiff import asked, build
+from fairdiff import build
+from fairdiff import plan as asked
+from fairdiff.diffusion.load import load_model
 from fairdiff.errors import FairDiffError
-from fairdiff.models import load_model
+from fairdiff.objective.target_files import read_target
 from fairdiff.portraits import labour, world
 from fairdiff.prompts import Prompt
-from fairdiff.step import label_faces
-from fairdiff.target_files import read_target
+from fairdiff.training.step import label_faces
 
 WHICH = ("train", "test")
 CLASSES = {"gender": ["female", "male"], "race": ["White", "Black", "Indian", "Asian"]}

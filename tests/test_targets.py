@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from fairdiff.losses import alignment_loss
-from fairdiff.targets import (
+from fairdiff.objective.losses import alignment_loss
+from fairdiff.objective.targets import (
     Target,
     Targets,
     assign,

@@ -9,14 +9,14 @@ from tiny import TinyEncoder, make_trainee
 
 from classifiers.detect import WholeImage
 from classifiers.types import Boxes
-from fairdiff import step
-from fairdiff.balance import Balance
-from fairdiff.losses import Damping, preservation_loss
-from fairdiff.models import load_model
-from fairdiff.sampling import Guidance, initial_noise, sample
-from fairdiff.step import Batch, StepResult, batch_terms, training_step
-from fairdiff.targets import Target
-from fairdiff.terms import Part
+from fairdiff.diffusion.load import load_model
+from fairdiff.diffusion.sampling import Guidance, initial_noise, sample
+from fairdiff.objective.balance import Balance
+from fairdiff.objective.losses import Damping, preservation_loss
+from fairdiff.objective.targets import Target
+from fairdiff.objective.terms import Part
+from fairdiff.training import step
+from fairdiff.training.step import Batch, StepResult, batch_terms, training_step
 
 PROMPT = "a photo of the face of a nurse"
 

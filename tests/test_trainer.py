@@ -7,13 +7,13 @@ import torch
 from rich.console import Console
 from tiny import NoFaces, make_trainee
 
+from fairdiff.diffusion.load import fingerprint, load_model
 from fairdiff.errors import FairDiffError
-from fairdiff.models import fingerprint, load_model
 from fairdiff.prompts import Prompt
-from fairdiff.step import Batch, training_step
-from fairdiff.tracking import read_metrics
-from fairdiff.trainer import Schedule, draw_batches, require_effect, train
-from fairdiff.update import trouble_of
+from fairdiff.training.step import Batch, training_step
+from fairdiff.training.tracking import read_metrics
+from fairdiff.training.trainer import Schedule, draw_batches, require_effect, train
+from fairdiff.training.update import trouble_of
 
 PROMPTS = [Prompt(f"a photo of the face of a {s}", "occupation", s) for s in ("nurse", "chef", "carpenter")]
 QUIET = Console(quiet=True)

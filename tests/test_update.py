@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from fairdiff.errors import FairDiffError
-from fairdiff.step import Batch, StepResult
-from fairdiff.update import gather
+from fairdiff.training.step import Batch, StepResult
+from fairdiff.training.update import gather
 
 NAN = float("nan")
 

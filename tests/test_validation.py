@@ -10,13 +10,13 @@ from rich.console import Console
 from test_trainer import PROMPTS, schedule
 from tiny import NoFaces, composed, make_trainee
 
-from fairdiff.balance import Balance
-from fairdiff.checkpoint import Ema
-from fairdiff.models import load_model
+from fairdiff.diffusion.load import load_model
+from fairdiff.objective.balance import Balance
 from fairdiff.prompts import Prompt
-from fairdiff.tracking import read_metrics
-from fairdiff.trainer import learning_rate, train
-from fairdiff.validation import Best, Validation, validate, worst_distance
+from fairdiff.training.checkpoint import Ema
+from fairdiff.training.tracking import read_metrics
+from fairdiff.training.trainer import learning_rate, train
+from fairdiff.training.validation import Best, Validation, validate, worst_distance
 
 QUIET = Console(quiet=True)
 HELD_OUT = [Prompt(f"a photo of the face of a {s}", "occupation", s) for s in ("person",)]

@@ -13,15 +13,15 @@ from classifiers.attributes import MEAN, STD
 from classifiers.detect import WholeImage
 from classifiers.identity import Bank
 from classifiers.types import Boxes
-from fairdiff.adapters import Lora, SoftTokens
 from fairdiff.cli import CONF, to_config
 from fairdiff.config import Config
-from fairdiff.judges import Judges
-from fairdiff.losses import Damping
-from fairdiff.originals import Originals
-from fairdiff.sampling import initial_noise
-from fairdiff.step import Method, Objective, Trainee
-from fairdiff.targets import Target, Targets
+from fairdiff.diffusion.adapters import Lora, SoftTokens
+from fairdiff.diffusion.sampling import initial_noise
+from fairdiff.objective.losses import Damping
+from fairdiff.objective.perception import Judges
+from fairdiff.objective.targets import Target, Targets
+from fairdiff.training.originals import Originals
+from fairdiff.training.step import Method, Objective, Trainee
 
 CONVNEXT = {
     "architecture": "convnext_atto",

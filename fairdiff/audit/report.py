@@ -9,6 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from fairdiff.audit.figures import Mark, Row, bias_chart, curve_chart, picture_uri, share_chart
 from fairdiff.audit.records import MODELS, RecordStore
 from fairdiff.audit.wording import (
     VERDICTS,
@@ -23,7 +24,6 @@ from fairdiff.audit.wording import (
     percent,
     signed,
 )
-from fairdiff.figures import Mark, Row, bias_chart, curve_chart, picture_uri, share_chart
 from fairdiff.files import write_text
 
 

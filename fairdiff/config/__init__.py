@@ -68,7 +68,7 @@ class Config:
     what the frozen model painted and measured, null for none.
 
     target: attribute -> class -> share, any shares that sum to 1 per attribute; or `file` ("labour" or a path) or
-    `joint`, as fairdiff/target_files.py reads them. `relaxation`: how much of the model's own shares is mixed in, [0, 1].
+    `joint`, as fairdiff/objective/target_files.py reads them. `relaxation`: share of the model's own shares mixed in.
     """
 
     model: ModelConfig = MISSING

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-import fairdiff.step
-from fairdiff.step import Trainee
+import fairdiff.training.step
+from fairdiff.training.step import Trainee
 
 
 @contextmanager
@@ -105,8 +105,8 @@ class Stopwatch:
 
 @contextmanager
 def staged(trainee: Trainee, synchronise: Callable[[], None]) -> Iterator[Stopwatch]:
-    """A stopwatch on every stage of fairdiff.step.training_step."""
-    watch, judges, step = Stopwatch(synchronise), trainee.judges, fairdiff.step
+    """A stopwatch on every stage of fairdiff.training.step.training_step."""
+    watch, judges, step = Stopwatch(synchronise), trainee.judges, fairdiff.training.step
     places = [
         (step, "initial_noise", "noise"),
         (step, "embed_prompt", "text forward"),
@@ -139,7 +139,7 @@ def staged(trainee: Trainee, synchronise: Callable[[], None]) -> Iterator[Stopwa
 def captured_replay() -> Iterator[list[tuple]]:
     """Training steps inside the block stop at the replay; its arguments are kept."""
     calls: list[tuple] = []
-    with replaced(fairdiff.step, "replay", lambda _: lambda *args: calls.append(args)):
+    with replaced(fairdiff.training.step, "replay", lambda _: lambda *args: calls.append(args)):
         yield calls
 
 

@@ -16,14 +16,16 @@ from benchmark.config import BenchConfig
 from benchmark.instruments import spread
 from benchmark.literal import literal_step
 from benchmark.world import make_trainee, synchronise
-from fairdiff import asked, build, checkpoint
-from fairdiff.models import digest
+from fairdiff import build
+from fairdiff import plan as asked
+from fairdiff.diffusion.load import digest
+from fairdiff.diffusion.sampling import initial_noise
 from fairdiff.prompts import Prompt
-from fairdiff.sampling import initial_noise
-from fairdiff.step import Trainee, training_step
-from fairdiff.tracking import Metrics, bias_of, read_metrics
-from fairdiff.trainer import Schedule, draw_batches, learning_rate
-from fairdiff.update import gather
+from fairdiff.training import checkpoint
+from fairdiff.training.step import Trainee, training_step
+from fairdiff.training.tracking import Metrics, bias_of, read_metrics
+from fairdiff.training.trainer import Schedule, draw_batches, learning_rate
+from fairdiff.training.update import gather
 
 
 def name_of(learner: dict) -> str:

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 from benchmark.published import Constants, Generated, Original, published_terms
-from fairdiff.judges import Seen
-from fairdiff.sampling import (
+from fairdiff.diffusion.sampling import (
     Guidance,
     gradient_weights,
     initial_noise,
     sample_with_graph,
     solver_coefficients,
 )
-from fairdiff.step import Batch, StepResult, Trainee, active_terms, embed_prompt, label_faces
+from fairdiff.objective.perception import Seen
+from fairdiff.training.step import Batch, StepResult, Trainee, active_terms, embed_prompt, label_faces
 
 
 def literal_step(trainee: Trainee, batch: Batch, micro_batch: int) -> StepResult:

@@ -17,9 +17,9 @@ from classifiers.attributes import AttributeNet
 from classifiers.detect import MTCNNDetector
 from classifiers.identity import Bank, FaceEmbedder
 from classifiers.types import Boxes
-from fairdiff.judges import Judges
-from fairdiff.models import DiffusionModel
-from fairdiff.sampling import make_solver
+from fairdiff.diffusion.load import DiffusionModel
+from fairdiff.diffusion.sampling import make_solver
+from fairdiff.objective.perception import Judges
 
 VOCABULARY = 49408
 NORMALISE = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}

@@ -15,9 +15,9 @@ from benchmark.learning import measure_learning
 from benchmark.steps import measure_memory, measure_profile, measure_steps, measure_throughput
 from benchmark.variance import measure_variance
 from benchmark.world import conditions, describe, finish, weights_digest
+from fairdiff.diffusion.load import digest
 from fairdiff.errors import FairDiffError
 from fairdiff.files import write_json
-from fairdiff.models import digest
 
 SHORT: dict[str, Callable[[BenchConfig], dict]] = {
     "steps": measure_steps,

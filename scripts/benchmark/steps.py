@@ -22,8 +22,8 @@ from benchmark.world import (
     synchronise,
     warm_up,
 )
-from fairdiff.sampling import call_unet
-from fairdiff.step import Batch, Trainee, embed_prompt
+from fairdiff.diffusion.sampling import call_unet
+from fairdiff.training.step import Batch, Trainee, embed_prompt
 
 LITERAL = Variant("reference, literally", literal=True)
 

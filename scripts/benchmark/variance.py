@@ -15,8 +15,8 @@ from torch import Tensor
 from benchmark.config import BenchConfig
 from benchmark.instruments import captured_replay, spread
 from benchmark.world import draw, make_trainee, sampler_steps
-from fairdiff.sampling import Guidance, Upstream, choose_steps, replay
-from fairdiff.step import Batch, Trainee, embed_prompt, training_step
+from fairdiff.diffusion.sampling import Guidance, Upstream, choose_steps, replay
+from fairdiff.training.step import Batch, Trainee, embed_prompt, training_step
 
 
 def pair_gradients(trainee: Trainee, batch: Batch) -> Tensor:

@@ -13,12 +13,13 @@ import torch
 from benchmark import random_sd
 from benchmark.config import BenchConfig
 from benchmark.literal import literal_step
-from fairdiff import asked, build
+from fairdiff import build
+from fairdiff import plan as asked
 from fairdiff.config import GradientConfig
+from fairdiff.diffusion.load import DiffusionModel
 from fairdiff.errors import FairDiffError
-from fairdiff.judges import Judges
-from fairdiff.models import DiffusionModel
-from fairdiff.step import Batch, StepResult, Trainee, training_step
+from fairdiff.objective.perception import Judges
+from fairdiff.training.step import Batch, StepResult, Trainee, training_step
 
 
 @dataclass(frozen=True)

@@ -24,12 +24,12 @@ from torch import Tensor
 from classifiers.attributes import load_attribute_net
 from classifiers.crop import EXPAND, crop
 from classifiers.detect import MTCNNDetector
-from fairdiff.asked import different_first, shuffled
-from fairdiff.features import ImageEncoder
-from fairdiff.models import DiffusionModel, load_model
+from fairdiff.diffusion.load import DiffusionModel, load_model
+from fairdiff.diffusion.sampling import initial_noise
+from fairdiff.objective.features import ImageEncoder
+from fairdiff.plan import different_first, shuffled
 from fairdiff.portraits import weights, world
 from fairdiff.prompts import Prompt, with_article
-from fairdiff.sampling import initial_noise
 
 JUDGES = ("judge", "audit_judge")
 BATCH = 32

@@ -15,10 +15,10 @@ from PIL import Image
 from stage import build_folder
 
 from fairdiff.audit.records import RecordStore
-from fairdiff.models import load_model
+from fairdiff.diffusion.load import load_model
+from fairdiff.diffusion.sampling import initial_noise
 from fairdiff.portraits import weights, world
 from fairdiff.prompts import with_article
-from fairdiff.sampling import initial_noise
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "images"
 COLUMNS, GUIDANCE, STEPS = 16, 1.5, 8

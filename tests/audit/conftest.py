@@ -3,7 +3,7 @@ from tiny_world import Asked, BrightSquare, ColourJudge, RandomEncoder
 
 from fairdiff.audit.generate import AuditPlan
 from fairdiff.audit.measure import Measurer
-from fairdiff.sampling import initial_noise
+from fairdiff.diffusion.sampling import initial_noise
 
 
 @pytest.fixture

@@ -11,11 +11,11 @@ from rich.console import Console
 from tiny_world import Asked, Painter
 
 from fairdiff.audit.axis import MetricSpec
+from fairdiff.audit.figures import Mark, Row, share_chart
 from fairdiff.audit.generate import run_audit
 from fairdiff.audit.metrics import compute_metrics
 from fairdiff.audit.report import render_report, summary_table
 from fairdiff.audit.wording import comparison, distance_of, headline, interval, not_measured, signed
-from fairdiff.figures import Mark, Row, share_chart
 
 VOID = {"meta", "br", "img"}
 

@@ -8,7 +8,7 @@ import open_clip
 import pytest
 import torch
 
-from fairdiff.models import load_model
+from fairdiff.diffusion.load import load_model
 from fairdiff.portraits import world
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts" / "build_portraits"))

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from fairdiff.diffusion.sampling import initial_noise
 from fairdiff.prompts import Prompt
-from fairdiff.sampling import initial_noise
-from fairdiff.step import Trainee
-from fairdiff.tracking import bias_of
+from fairdiff.training.step import Trainee
+from fairdiff.training.tracking import bias_of
 
 SIMILARITIES = ("clip_i", "dino")  # of the preservation encoders, in their order
 

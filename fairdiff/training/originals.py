@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fairdiff.files import atomic_path
-from fairdiff.judges import Judges
+from fairdiff.objective.perception import Judges
 
 
 @dataclass

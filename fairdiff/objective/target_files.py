@@ -32,8 +32,8 @@ import yaml
 
 from fairdiff.errors import FairDiffError
 from fairdiff.files import read_table
+from fairdiff.objective.targets import Target
 from fairdiff.prompts import Prompt
-from fairdiff.targets import Target
 
 KEYS = ("prompt", "subject")
 NOTES = ("family", "template")

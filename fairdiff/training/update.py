@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from fairdiff.errors import FairDiffError
-from fairdiff.step import Batch, StepResult, Trainee, training_step
-from fairdiff.tracking import bias_of
+from fairdiff.training.step import Batch, StepResult, Trainee, training_step
+from fairdiff.training.tracking import bias_of
 
 Step = Callable[[Trainee, Batch], StepResult]
 

@@ -15,7 +15,7 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fairdiff.adapters import SOFT_TOKENS_FILE, TOKEN, save_lora
+from fairdiff.diffusion.adapters import SOFT_TOKENS_FILE, TOKEN, save_lora
 from fairdiff.errors import FairDiffError
 from fairdiff.files import write_json
 

@@ -12,15 +12,15 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from fairdiff import checkpoint
+from fairdiff.diffusion.sampling import initial_noise
 from fairdiff.errors import FairDiffError
+from fairdiff.objective.targets import smallest_batch
 from fairdiff.prompts import Prompt
-from fairdiff.sampling import initial_noise
-from fairdiff.step import Batch, Trainee
-from fairdiff.targets import smallest_batch
-from fairdiff.tracking import Metrics, progress, read_metrics
-from fairdiff.update import Update, gather
-from fairdiff.validation import Best, Validation, validate
+from fairdiff.training import checkpoint
+from fairdiff.training.step import Batch, Trainee
+from fairdiff.training.tracking import Metrics, progress, read_metrics
+from fairdiff.training.update import Update, gather
+from fairdiff.training.validation import Best, Validation, validate
 
 PATIENCE = 10  # steps in a row that align nothing before the run is given up
 

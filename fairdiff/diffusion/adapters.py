@@ -17,8 +17,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from fairdiff.diffusion.load import DiffusionModel
 from fairdiff.errors import FairDiffError
-from fairdiff.models import DiffusionModel
 
 TOKEN = "<fairdiff>"
 SOFT_TOKENS_FILE = "soft_tokens.safetensors"

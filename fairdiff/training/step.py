@@ -7,7 +7,7 @@
     4  replay chosen (image, t) pairs: dL/dtheta += w_t J_theta(eps_t; sg(z_t))^T g
     5  one text-encoder backward with the accumulated gradient of the prompt embedding
 
-Source: Shen et al., ICLR 2024; the factorised form is stated in fairdiff/sampling.py.
+Source: Shen et al., ICLR 2024; the factorised form is stated in fairdiff/diffusion/sampling.py.
 """
 
 from dataclasses import dataclass, field, replace
@@ -18,13 +18,9 @@ import torch
 from torch import Tensor
 
 from classifiers.types import Boxes
-from fairdiff.adapters import Adapter
-from fairdiff.balance import Balance, shares_of
-from fairdiff.judges import Judges, Seen
-from fairdiff.losses import Damping
-from fairdiff.models import DiffusionModel
-from fairdiff.originals import Originals
-from fairdiff.sampling import (
+from fairdiff.diffusion.adapters import Adapter
+from fairdiff.diffusion.load import DiffusionModel
+from fairdiff.diffusion.sampling import (
     Guidance,
     Upstream,
     choose_steps,
@@ -33,8 +29,12 @@ from fairdiff.sampling import (
     replay,
     sample_with_graph,
 )
-from fairdiff.targets import Labels, Target, Targets, assign
-from fairdiff.terms import Part, align_term, face_term, gradient_at, image_term
+from fairdiff.objective.balance import Balance, shares_of
+from fairdiff.objective.losses import Damping
+from fairdiff.objective.perception import Judges, Seen
+from fairdiff.objective.targets import Labels, Target, Targets, assign
+from fairdiff.objective.terms import Part, align_term, face_term, gradient_at, image_term
+from fairdiff.training.originals import Originals
 
 
 @dataclass(frozen=True)

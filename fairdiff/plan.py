@@ -5,10 +5,10 @@ from collections import Counter
 
 from fairdiff.config import Config
 from fairdiff.errors import FairDiffError, blame
+from fairdiff.objective.target_files import WrittenTarget, inline_target, read_target
+from fairdiff.objective.targets import Target, Targets
 from fairdiff.portraits import labour, world
 from fairdiff.prompts import Prompt, fill, read_prompts, takes_whole
-from fairdiff.target_files import WrittenTarget, inline_target, read_target
-from fairdiff.targets import Target, Targets
 
 
 def prompts(config: Config, which: str, limit: int | None = None) -> list[Prompt]:

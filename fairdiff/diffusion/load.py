@@ -12,8 +12,8 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusio
 from torch import Tensor, nn
 
 from classifiers.hub import architecture
+from fairdiff.diffusion.sampling import Generate, Guidance, Trajectory, pooled_width, sample, with_pooled
 from fairdiff.errors import FairDiffError
-from fairdiff.sampling import Generate, Guidance, Trajectory, pooled_width, sample, with_pooled
 
 
 @dataclass

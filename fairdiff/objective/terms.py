@@ -10,8 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fairdiff.judges import Judges, Seen
-from fairdiff.losses import (
+from fairdiff.objective.losses import (
     Damping,
     alignment_loss,
     changing,
@@ -21,6 +20,7 @@ from fairdiff.losses import (
     realism_loss,
     smallest_factor,
 )
+from fairdiff.objective.perception import Judges, Seen
 
 
 @dataclass(frozen=True)
