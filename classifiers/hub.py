@@ -53,17 +53,18 @@ class HubClassifier(nn.Module):
 
 
 def load_hub_classifier(
-    path: str | None, paths: Mapping[str, str], mapping: Classes, asked: Mapping[str, tuple[str, ...]]
+    path: str | Mapping[str, str] | None, mapping: Classes, asked: Mapping[str, tuple[str, ...]]
 ) -> HubClassifier:
-    """A judge from one folder or hub id (`path`), with others for single attributes (`paths`).
+    """A classifier from one folder or hub id, or from one for each attribute.
 
     Every label of a model must belong to a class of some attribute, so that none is forgotten. ValueErrors name the key.
     """
     check_mapping(mapping, asked)
+    paths = path if isinstance(path, Mapping) else dict.fromkeys(asked, path)
     for name in paths:
         if name not in mapping:
-            raise ValueError(f"paths: found {name}, allowed: {', '.join(mapping)}")
-    where = {name: paths.get(name) or path for name in asked}
+            raise ValueError(f"path: found {name}, allowed: {', '.join(mapping)}")
+    where = {name: paths.get(name) for name in asked}
     for name, place in where.items():
         if not place:
             raise ValueError(f"path: found null, allowed: a folder or hub id of an image classifier for {name}")

@@ -1,13 +1,11 @@
-"""From configuration to live objects, one build function a group; with its audit half the only modules that import all."""
+"""From configuration and plan to live objects, one build function a group. With build_audit.py it imports every room."""
 
-import hashlib
 import json
 import math
-from dataclasses import asdict, replace
-from functools import cache, lru_cache
+from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from classifiers.attributes import AttributeNet, load_attribute_net
@@ -16,68 +14,101 @@ from classifiers.hub import HubClassifier, load_hub_classifier
 from classifiers.identity import Bank, load_bank, load_face_embedder
 from classifiers.types import Detector
 from classifiers.zeroshot import ZeroShotClassifier, load_zero_shot
-from fairdiff import plan as asked
+from fairdiff import fingerprint
 from fairdiff.config import Config, JudgeConfig
 from fairdiff.diffusion.adapters import Adapter, Lora, SoftTokens
-from fairdiff.diffusion.load import DiffusionModel, digest, fingerprint, load_model
+from fairdiff.diffusion.load import DiffusionModel, check_device, fast_dtype, load_model
 from fairdiff.diffusion.sampling import initial_noise, make_solver
 from fairdiff.errors import FairDiffError, blame
 from fairdiff.objective.balance import Balance
 from fairdiff.objective.features import ClipEncoder, HubEncoder, ImageEncoder
 from fairdiff.objective.losses import Damping
-from fairdiff.objective.perception import Judges
-from fairdiff.objective.targets import Targets
+from fairdiff.objective.perception import Perception
+from fairdiff.plan import Plan
 from fairdiff.portraits import weights
-from fairdiff.prompts import Prompt
+from fairdiff.training.originals import SCHEMA as ORIGINALS_SCHEMA
 from fairdiff.training.originals import Originals
 from fairdiff.training.step import Method, Objective, Trainee
 from fairdiff.training.trainer import Schedule
 from fairdiff.training.validation import Validation
 
-# Keys that leave the result of training as it is, or only ask for more of it.
-NOT_TRAINING = ("audit", "resume", "cache", "checkpoint_every", "steps", "decode_batch", "replay_batch")
+# Keys that leave the result of training as it is. steps: of a constant rate they only ask for more of it.
+NOT_TRAINING = ("audit", "resume", "cache", "micro_batch", "steps")
+REPLAYED, AUDITED = 2, 3  # images at once in replay and audit, in micro-batches of decoding, which needs the most memory
 Judge = AttributeNet | HubClassifier | ZeroShotClassifier
 
 
-def training_fingerprint(config: Config, model: DiffusionModel, judges: Judges, prompts: list[Prompt]) -> str:
-    """A short hash of all that changes the result of training: keys, weights, bank, prompts, targets, starting adapter."""
+def training_fingerprint(config: Config, plan: Plan, model: DiffusionModel, perception: Perception) -> str:
+    """A run's identity: all that changes the result of training, and neither the device nor the precision it suggests.
+
+    Settings, weights, bank, prompts, targets, starting adapter.
+    """
     kept = {k: v for k, v in asdict(config).items() if k not in NOT_TRAINING}
-    # how many steps there are changes them: the learning rate of each, and the last is always a validation
-    if config.optimizer.schedule != "constant" or config.validation.every:
+    kept["model"] = {k: v for k, v in kept["model"].items() if k != "device"}
+    if config.optimizer.schedule != "constant" or config.validation.every:  # the last step is always a validation
         kept["steps"] = config.steps
-    watched = asked.validated(config)
-    texts = [[p.text if p.people else (p.text, p.family) for p in some] for some in (prompts, watched)]
-    tables = [target.table.tolist() for target in asked.targets(config, prompts + watched).known()]
-    bank = None if judges.bank is None else judges.bank.embedding_ND.tolist()
-    return digest(kept, frozen_key(config, model, judges), bank, texts, tables, adapter_fingerprint(config))
+    texts = [[(p.text, p.family, p.people) for p in some] for some in (plan.train, plan.validation)]
+    tables = [target.table.tolist() for target in plan.targets.known()]
+    bank = None if perception.bank is None else perception.bank.embedding_ND.tolist()
+    frozen = [model.fingerprint(precision=False), perception_fingerprint(config, perception)]
+    return fingerprint.of_values(kept, frozen, bank, texts, tables, adapter_fingerprint(config))
 
 
 def adapter_fingerprint(config: Config) -> str | None:
-    """A short hash of the files of `adapter.path` and of its scale."""
+    """Of the files of `adapter.path` and its scale."""
     if config.adapter.path is None:
         return None
     files = sorted(Path(config.adapter.path).glob("*.safetensors"))
-    return digest([hashlib.sha256(file.read_bytes()).hexdigest() for file in files], config.adapter.scale)
+    return fingerprint.of_values(fingerprint.of_files(files), config.adapter.scale)
+
+
+def detector_fingerprint(config: Config, detector: Detector) -> str:
+    """Of what finds faces: its options and its weights."""
+    if isinstance(detector, InsightFaceDetector):
+        weights_key = fingerprint.of_files(detector.files)
+    else:
+        weights_key = fingerprint.of_modules(detector) if isinstance(detector, MTCNNDetector) else None
+    options = {key: value for key, value in asdict(config.detector).items() if key != "root"}
+    return fingerprint.of_values(options, weights_key)
+
+
+def perception_fingerprint(config: Config, perception: Perception) -> str:
+    """Of everything that looks at images in training."""
+    parts = [fingerprint.of_modules(perception.classifier), perception.classifier.config]
+    for encoder in perception.encoders:
+        parts += [fingerprint.of_modules(encoder.model), encoder.config]
+    if perception.embedder is not None:
+        parts += [fingerprint.of_modules(perception.embedder), perception.embedder.config]
+    return fingerprint.of_values(parts, detector_fingerprint(config, perception.detector))
+
+
+def originals_fingerprint(config: Config, model: DiffusionModel, perception: Perception) -> str:
+    """Of everything that makes a reference image and what is measured on it; taken before an adapter is hung."""
+    parts = [model.fingerprint(), perception_fingerprint(config, perception), config.seed, config.sampler.guidance]
+    return fingerprint.of_values(ORIGINALS_SCHEMA, parts, config.global_batch, compared_images(config))
+
+
+def precisions(config: Config) -> tuple[torch.dtype, torch.dtype]:
+    """(dtype, sampling_dtype) with "auto" resolved for the device."""
+    device, held, sampled = config.model.device, config.model.dtype, config.model.sampling_dtype
+    held = fast_dtype(device) if held == "auto" else held
+    sampled = ("bfloat16" if held == "bfloat16" else fast_dtype(device)) if sampled == "auto" else sampled
+    if (held, sampled) == ("bfloat16", "float32"):
+        raise FairDiffError(
+            "model.sampling_dtype: found float32, but model.dtype is bfloat16 here; allowed: bfloat16, or float32 for both"
+        )
+    return getattr(torch, held), getattr(torch, sampled)
 
 
 def build_model(config: Config) -> DiffusionModel:
     check_device(config.model.device)
     model = load_model(config.model.path or weights("model"), config.model.padding, config.model.device)
     model.scheduler = make_solver(config.sampler.scheduler, model.scheduler.config, config.sampler.final_sigmas)
-    model.decode_batch = config.decode_batch
+    model.decode_batch = config.micro_batch
     model.negative = config.prompts.negative
-    model.lower_precision(getattr(torch, config.model.dtype))
-    model.sampling_dtype = getattr(torch, config.model.sampling_dtype)
+    held, model.sampling_dtype = precisions(config)
+    model.lower_precision(held)
     return model
-
-
-def check_device(name: str) -> None:
-    """FairDiffError for a device that this machine has not."""
-    allowed = ["cpu"]
-    if torch.cuda.is_available():
-        allowed += ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-    if name not in allowed:
-        raise FairDiffError(f"model.device: found {name}, but this machine has none; allowed: {', '.join(allowed)}")
 
 
 def build_adapter(config: Config, model: DiffusionModel) -> Adapter:
@@ -86,7 +117,7 @@ def build_adapter(config: Config, model: DiffusionModel) -> Adapter:
         adapter = SoftTokens(model, options.tokens, options.initial_text)
     else:
         generator = torch.Generator().manual_seed(config.seed)
-        adapter = Lora(model, options.parts, options.rank, options.alpha, generator)
+        adapter = Lora(model, options.parts, options.rank, options.rank, generator)
     if options.path:
         try:
             adapter.load(Path(options.path))
@@ -110,7 +141,7 @@ def read_about(adapter: Path) -> dict:
 
 def adapter_options(config: Config) -> dict[str, object]:
     """The keys of `adapter` that its kind has."""
-    own = {"soft_tokens": ("type", "tokens", "initial_text"), "lora": ("type", "parts", "rank", "alpha")}
+    own = {"soft_tokens": ("type", "tokens", "initial_text"), "lora": ("type", "parts", "rank")}
     kept = (*own[config.adapter.type], "learning_rate", *(("path", "scale") if config.adapter.path else ()))
     return {key: value for key, value in asdict(config.adapter).items() if key in kept}
 
@@ -125,30 +156,21 @@ def build_detector(config: Config) -> Detector:
     return MTCNNDetector(input_size=config.detector.input_size).to(config.model.device)
 
 
-def eyes_key(config: Config, detector: Detector) -> str:
-    """A short hash of what finds faces: its options and its weights."""
-    if isinstance(detector, InsightFaceDetector):
-        weights_key = digest([hashlib.sha256(file.read_bytes()).hexdigest() for file in detector.files])
-    else:
-        weights_key = fingerprint(detector) if isinstance(detector, MTCNNDetector) else None
-    options = {key: value for key, value in asdict(config.detector).items() if key != "root"}
-    return digest(options, weights_key)
-
-
-def build_classifier(judge: JudgeConfig, key: str, embedded: str, config: Config) -> Judge:
-    """A frozen judge that knows every asked attribute with exactly the asked classes in the asked order."""
-    classes = {name: tuple(attribute.classes) for name, attribute in config.attributes.items()}
+def build_classifier(
+    judge: JudgeConfig, key: str, embedded: str, classes: dict[str, tuple[str, ...]], device: str
+) -> Judge:
+    """A frozen classifier that knows every requested attribute with exactly the requested classes in their order."""
     match judge.type:
         case "hf":
             with blame(key, "."):
-                classifier = load_hub_classifier(judge.path, judge.paths, judge.mapping, classes)
+                classifier = load_hub_classifier(judge.path, judge.mapping, classes)
         case "open_clip":
             with blame(key, "."):
                 classifier = load_zero_shot(judge.path, judge.mapping, classes)
         case _:
             with blame(f"{key}.path"):
                 classifier = load_attribute_net(Path(judge.path) if judge.path else weights(embedded), classes)
-    return classifier.to(config.model.device)
+    return classifier.to(device)
 
 
 @lru_cache(maxsize=2)
@@ -160,7 +182,7 @@ def build_encoders(clip: str, encoder: str, device: str) -> tuple[ClipEncoder, I
     )
 
 
-def build_judges(config: Config) -> Judges:
+def build_perception(config: Config, plan: Plan) -> Perception:
     device, features = config.model.device, config.features
     embedder, bank = None, None
     if config.loss.face is not None:
@@ -176,53 +198,34 @@ def build_judges(config: Config) -> Judges:
     encoders = []
     if config.loss.image is not None:
         encoders = list(build_encoders(features.clip, features.encoder, device))
-    classifier = build_classifier(config.judge, "judge", "judge", config)
-    crop, dtype = config.detector, getattr(torch, config.model.dtype)
-    return Judges(build_detector(config), classifier, encoders, embedder, bank, crop.crop_size, crop.expand, dtype)
+    classifier = build_classifier(config.judge, "judge", "judge", plan.attributes, device)
+    crop = config.detector
+    held, _ = precisions(config)
+    return Perception(build_detector(config), classifier, encoders, embedder, bank, crop.crop_size, crop.expand, held)
 
 
-def build_objective(config: Config, targets: Targets) -> Objective:
-    damping = {name: Damping(a.keep_outside, a.keep_face) for name, a in config.attributes.items()}
+def build_objective(config: Config, plan: Plan) -> Objective:
     loss = config.loss
     return Objective(
-        target=targets,
-        damping=damping,
+        target=plan.targets,
+        damping={name: Damping(a.keep_outside, a.keep_face) for name, a in config.attributes.items()},
         confidence=loss.confidence,
-        draws=loss.draws,
         weigh_classes=loss.class_weights,
-        align=loss.align,
-        image=loss.image,
-        face=loss.face,
         confident_class=loss.confident_class,
+        **loss.weights,
     )
 
 
-def frozen_key(config: Config, model: DiffusionModel, judges: Judges) -> str:
-    """A short hash of everything that makes an original and what is measured on it; taken before an adapter is hung."""
-    parts = [model.fingerprint(), fingerprint(judges.classifier), judges.classifier.config]
-    for encoder in judges.encoders:
-        parts += [fingerprint(encoder.model), encoder.config]
-    if judges.embedder is not None:
-        parts += [fingerprint(judges.embedder), judges.embedder.config]
-    return digest(parts, config.seed, config.sampler.guidance, eyes_key(config, judges.detector))
-
-
-def compared_pictures(config: Config) -> int:
-    """How many pictures of a batch have an original to be compared with."""
+def compared_images(config: Config) -> int:
+    """How many images of a batch have a reference image to be compared with."""
     return math.ceil(round(config.loss.originals * config.global_batch, 9))
 
 
-def own_pictures(config: Config) -> int:
-    """Of how many pictures the model's own shares of a prompt are taken, for `target.relaxation`."""
-    return min(config.noise_pool, 48)
-
-
-def build_trainee(config: Config, model: DiffusionModel, judges: Judges) -> Trainee:
-    block = config.global_batch  # pictures made together agree with those made otherwise to rounding only
-    compared = compared_pictures(config)
+def build_trainee(config: Config, plan: Plan, model: DiffusionModel, perception: Perception) -> Trainee:
+    block = config.global_batch  # images made together agree with those made otherwise to rounding only
     folder = None
     if config.cache:
-        folder = Path(config.cache) / "originals" / digest(frozen_key(config, model, judges), block, compared)
+        folder = Path(config.cache) / "originals" / originals_fingerprint(config, model, perception)
     adapter = build_adapter(config, model)
     if config.adapter.path:  # what it did before this training is not this training's
         adapter.origin = [p.detach().clone() for p in adapter.parameters()]
@@ -232,40 +235,44 @@ def build_trainee(config: Config, model: DiffusionModel, judges: Judges) -> Trai
         with adapter.off():
             return model.generator(config.sampler.guidance, steps)(prompt, noise)
 
-    gradient = config.gradient
     method = Method(
-        config.sampler.guidance, gradient.type, gradient.evaluations, gradient.detach, config.decode_batch,
-        config.replay_batch, gradient.last,
-    )  # fmt: skip
-    originals = Originals(judges, original, folder, block, compared, device=config.model.device)
-
-    @cache
-    def own(prompt: str) -> np.ndarray | None:
-        steps = sum(config.sampler.train_steps) // 2
-        return originals.shares(prompt, own_pictures(config), steps, tuple(config.attributes))
-
-    watched = asked.validated(config)
-    targets = asked.targets(config, asked.prompts(config, "train") + watched)
-    targets = replace(targets, relaxation=float(config.target["relaxation"]), own=own)
-    balance = Balance(config.loss.shares) if config.loss.shares else None
-    return Trainee(model, adapter, judges, originals, build_objective(config, targets), method, balance)
+        guidance=config.sampler.guidance,
+        gradient=config.gradient.type,
+        evaluations=config.gradient.evaluations,
+        decode_batch=config.micro_batch,
+        replay_batch=REPLAYED * config.micro_batch,
+    )
+    compared = compared_images(config)
+    originals = Originals(perception, original, folder, block, compared, device=config.model.device)
+    balance = Balance(config.loss.shares) if config.loss.balance else None
+    return Trainee(model, adapter, perception, originals, build_objective(config, plan), method, balance)
 
 
-def build_schedule(config: Config) -> Schedule:
-    low, high = config.sampler.train_steps
-    optimizer = config.optimizer
+def build_schedule(config: Config, plan: Plan) -> Schedule:
     return Schedule(
-        config.steps, config.global_batch, config.noise_pool, (low, high), config.adapter.learning_rate,
-        optimizer.weight_decay, optimizer.max_grad_norm, optimizer.ema, config.checkpoint_every, config.seed,
-        config.prompts.per_step, optimizer.schedule, optimizer.warmup, build_validation(config),
-    )  # fmt: skip
+        steps=config.steps,
+        batch=config.global_batch,
+        noise_pool=config.noise_pool,
+        sampler_steps=tuple(config.sampler.train_steps),
+        learning_rate=config.adapter.learning_rate,
+        weight_decay=config.optimizer.weight_decay,
+        ema=config.optimizer.ema,
+        decay=config.optimizer.schedule,
+        seed=config.seed,
+        prompts=config.prompts.per_step,
+        validation=build_validation(config, plan),
+    )
 
 
-def build_validation(config: Config) -> Validation | None:
+def build_validation(config: Config, plan: Plan) -> Validation | None:
     options = config.validation
     if options.every is None:
         return None
     return Validation(
-        options.every, asked.validated(config), options.images,
-        options.sampler_steps or config.sampler.audit_steps, options.floor, options.patience,
-    )  # fmt: skip
+        every=options.every,
+        prompts=list(plan.validation),
+        images=options.images,
+        sampler_steps=config.sampler.audit_steps,
+        floor=options.floor,
+        patience=options.patience,
+    )

@@ -1,35 +1,37 @@
-"""From the configuration to an audit: what is painted, who looks, and what is asked of the counts."""
+"""From configuration and plan to an audit: what is generated, what looks at it, and what is counted."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from classifiers.calibration import CALIBRATION_FILE, load_calibration
-from fairdiff import build
-from fairdiff import plan as asked
+from fairdiff import build, fingerprint
 from fairdiff.audit.axis import MetricSpec, groups_of, software_versions
 from fairdiff.audit.correction import check_confusion
-from fairdiff.audit.generate import AuditPlan
+from fairdiff.audit.generate import AuditPlan, Generate
 from fairdiff.audit.measure import Measurer
-from fairdiff.build import (
-    Judge,
-    build_classifier,
-    build_detector,
-    build_encoders,
-    eyes_key,
-)
+from fairdiff.audit.records import SCHEMA as RECORDS_SCHEMA
+from fairdiff.build import AUDITED, Judge, build_classifier, build_detector, build_encoders, detector_fingerprint
 from fairdiff.config import Config, JudgeConfig
-from fairdiff.diffusion.load import DiffusionModel, digest, fingerprint
+from fairdiff.diffusion.adapters import Adapter, at_origin
+from fairdiff.diffusion.load import DiffusionModel
 from fairdiff.errors import FairDiffError, blame
+from fairdiff.plan import Plan
 from fairdiff.portraits import weights
+
+MOST_UNCHANGED = 16  # images of each prompt without people
 
 
 def build_confusion(config: Config, attributes: dict[str, tuple[str, ...]]) -> dict[str, np.ndarray]:
     """The audit judge's confusion counts [K, K] per attribute, {} if no calibration lies beside its weights."""
     judge = config.audit.judge
+    if judge.type != "net":
+        return {}
     file = (Path(judge.path) if judge.path else weights("audit_judge")) / CALIBRATION_FILE
-    if judge.type != "net" or not file.exists():
+    if not file.exists():
         return {}
     with blame("audit.judge.path"):
         calibrations = load_calibration(file)
@@ -45,90 +47,126 @@ def build_confusion(config: Config, attributes: dict[str, tuple[str, ...]]) -> d
 
 @dataclass(frozen=True)
 class Audit:
-    """An audit ready to run: what is painted, who looks at it, and what is counted."""
+    """An audit ready to run: what is generated, what looks at it, and what is counted. name: of its folder."""
 
     plan: AuditPlan
     measurer: Measurer
     spec: MetricSpec
-
-    @property
-    def fingerprint(self) -> str:
-        """A short hash of what is painted, who looks and what is asked of the counts."""
-        plan, spec = self.plan, self.spec
-        texts = [[(p.text, p.family, p.subject) for p in some] for some in (plan.prompts, plan.unrelated)]
-        sizes = [plan.images_per_prompt, plan.unrelated_images, plan.seed, spec.delta, spec.drift]
-        tables = [{k: v.tolist() for k, v in table.items()} for table in (spec.targets, spec.confusion)]
-        return digest(plan.hashes, texts, sizes, tables)
+    name: str
 
 
-def _name(judge: JudgeConfig) -> str:
-    """What the report calls a judge."""
+def judge_name(judge: JudgeConfig) -> str:
+    """What the report calls an attribute classifier."""
     if judge.type == "net":
         return judge.path or "embedded audit judge"
-    return f"{judge.type}: " + ", ".join(sorted({judge.path or "", *judge.paths.values()} - {""}))
+    paths = judge.path.values() if isinstance(judge.path, dict) else [judge.path or ""]
+    return f"{judge.type}: " + ", ".join(sorted(set(paths)))
 
 
-def build_audit(config: Config, model: DiffusionModel, after: str | None, training_judge: Judge | None) -> Audit:
-    """The audit of a model, with a judge of its own (`audit.judge`) and both encoders.
+def build_audit(
+    config: Config, plan: Plan, model: DiffusionModel, after: str | None, training_judge: Judge | None
+) -> Audit:
+    """The audit of a model, with a classifier of its own (`audit.judge`) and both encoders.
 
-    after: a hash of the adapter's making. Build the audit before an adapter is hung on the model, so that the hashes
-    are those of the frozen weights.
+    after: a fingerprint of the adapter's making. Build the audit before an adapter is hung on the model, so that the
+    hashes are those of the frozen weights.
     """
-    judge = build_classifier(config.audit.judge, "audit.judge", "audit_judge", config)
+    options = config.audit
+    judge = build_classifier(options.judge, "audit.judge", "audit_judge", plan.attributes, config.model.device)
     clip, encoder = build_encoders(config.features.clip, config.features.encoder, config.model.device)
-    attributes = {name: judge.attributes[name] for name in judge.attributes}
     detector = build_detector(config)
-    crop = config.detector
-    prompts = asked.audited(config)
-    groups = groups_of([name for name in attributes if name in config.attributes])
-    about_judge: dict = {"path": _name(config.audit.judge)}
+    attributes = dict(judge.attributes)
+    groups = groups_of([name for name in attributes if name in plan.attributes])
+    about_judge: dict = {"path": judge_name(options.judge)}
     if training_judge is not None:  # else nobody knows here what trained the adapter, if there is one
-        about_judge["same_as_training_judge"] = fingerprint(judge) == fingerprint(training_judge)
-    frozen = digest(model.fingerprint(), config.sampler.guidance, config.sampler.audit_steps)
-    confusion = build_confusion(config, attributes)
-    looking = [fingerprint(judge), judge.config]
-    looking += [item for e in (clip, encoder) for item in (fingerprint(e.model), e.config)]
+        same = fingerprint.of_modules(judge) == fingerprint.of_modules(training_judge)
+        about_judge["same_as_training_judge"] = same
+    spec = MetricSpec(
+        attributes=attributes,
+        judge=about_judge,
+        targets=plan.targets.audited(groups, [p.text for p in plan.audit]),
+        confusion=build_confusion(config, attributes),
+        delta=options.equivalence,
+        drift=options.drift,
+        seed=options.seed,
+        provenance=provenance(config, plan, model),
+    )
+    frozen = fingerprint.of_values(model.fingerprint(), config.sampler.guidance, config.sampler.audit_steps)
+    looking = [fingerprint.of_modules(judge), judge.config]
+    looking += [item for e in (clip, encoder) for item in (fingerprint.of_modules(e.model), e.config)]
+    started = [build.adapter_options(config), build.adapter_fingerprint(config)]
     hashes = {
         "before": frozen,
-        "start": digest(frozen, build.adapter_options(config), build.adapter_fingerprint(config)),
-        "after": digest(frozen, after, config.steps),
-        "judge": digest(looking, eyes_key(config, detector)),
+        "start": fingerprint.of_values(frozen, started),
+        "after": fingerprint.of_values(frozen, after, config.steps),
+        "judge": fingerprint.of_values(looking, detector_fingerprint(config, detector)),
     }
-    sizes = (config.audit.images_per_prompt, config.audit.unrelated_images, config.audit.seed)
-    shared = digest(hashes["before"], hashes["judge"], *sizes)  # else audits of two sizes would overwrite each other
-    plan = AuditPlan(
-        prompts=prompts,
-        unrelated=asked.unrelated(config),
+    unchanged_images = min(MOST_UNCHANGED, options.images_per_prompt)
+    sizes = (options.images_per_prompt, unchanged_images, options.seed)
+    # a folder for each size, else audits of two sizes would overwrite each other
+    shared = fingerprint.of_values(RECORDS_SCHEMA, hashes["before"], hashes["judge"], *sizes)
+    audit_plan = AuditPlan(
+        prompts=plan.audit,
+        unrelated=plan.without_people,
         attributes=attributes,
-        images_per_prompt=config.audit.images_per_prompt,
-        unrelated_images=config.audit.unrelated_images,
-        batch_size=config.audit.batch_size,
-        seed=config.audit.seed,
+        images_per_prompt=options.images_per_prompt,
+        unrelated_images=unchanged_images,
+        batch_size=AUDITED * config.micro_batch,
+        seed=options.seed,
         latent_shape=model.latent_shape,
         hashes=hashes,
         shared=Path(config.cache) / "audits" / shared if config.cache else None,
     )
-    spec = MetricSpec(
-        attributes=attributes,
-        judge=about_judge,
-        targets=asked.targets(config, prompts).audited(groups, [p.text for p in prompts]),
-        confusion=confusion,
-        delta=config.audit.equivalence,
-        drift=config.audit.drift,
-        seed=config.audit.seed,
-        provenance={
-            "software": software_versions(),
-            "model": config.model.path or "embedded Portraits model",
-            "sampling_dtype": config.model.sampling_dtype,
-            "guidance": config.sampler.guidance,
-            "sampler_steps": config.sampler.audit_steps,
-            "scheduler": type(model.scheduler).__name__,
-            "padding": config.model.padding,
-            "negative_prompt": config.prompts.negative or "none",
-            "target": "; ".join(asked.target_lines(config)),
-            "CLIP": config.features.clip,
-            "image encoder": config.features.encoder,
-            "detector": config.detector.type,
-        },
-    )
-    return Audit(plan, Measurer(detector, judge, clip, encoder, crop.crop_size, crop.expand), spec)
+    crop = config.detector
+    measurer = Measurer(detector, judge, clip, encoder, crop.crop_size, crop.expand)
+    return Audit(audit_plan, measurer, spec, audit_name(config, audit_plan, spec))
+
+
+def audit_name(config: Config, plan: AuditPlan, spec: MetricSpec) -> str:
+    """The folder of an audit below its training: "test-24x60-3f9a2c1b", sizes in words and a hash of all it depends on."""
+    texts = [[(p.text, p.family, p.subject) for p in some] for some in (plan.prompts, plan.unrelated)]
+    sizes = [plan.images_per_prompt, plan.unrelated_images, plan.seed, spec.delta, spec.drift]
+    tables = [{k: v.tolist() for k, v in table.items()} for table in (spec.targets, spec.confusion)]
+    key = fingerprint.of_values(RECORDS_SCHEMA, plan.hashes, texts, sizes, tables)
+    return f"{config.audit.split}-{len(plan.prompts)}x{plan.images_per_prompt}-{key[:8]}"
+
+
+def provenance(config: Config, plan: Plan, model: DiffusionModel) -> dict:
+    """What the report says of the making of the images and of what looked at them."""
+    return {
+        "software": software_versions(),
+        "model": config.model.path or "embedded Portraits model",
+        "sampling_dtype": str(model.sampling_dtype).removeprefix("torch."),
+        "guidance": config.sampler.guidance,
+        "sampler_steps": config.sampler.audit_steps,
+        "scheduler": type(model.scheduler).__name__,
+        "padding": config.model.padding,
+        "negative_prompt": config.prompts.negative or "none",
+        "target": "; ".join(plan.target_lines),
+        "CLIP": config.features.clip,
+        "image encoder": config.features.encoder,
+        "detector": config.detector.type,
+    }
+
+
+def build_generators(config: Config, model: DiffusionModel, adapter: Adapter | None) -> dict[str, Generate]:
+    """ "before": the frozen model; "after": with the adapter, if there is one.
+
+    "start": with the adapter as it was before training, where that changes images: initial words, a loaded adapter.
+    """
+    options = (config.sampler.guidance, config.sampler.audit_steps)
+
+    def before(prompt: str, noise: torch.Tensor) -> torch.Tensor:
+        with adapter.off() if adapter else nullcontext():
+            return model.generator(*options)(prompt, noise.to(model.unet.device))
+
+    def after(prompt: str, noise: torch.Tensor) -> torch.Tensor:
+        return model.generator(*options, adapter.prefix)(prompt, noise.to(model.unet.device))
+
+    def start(prompt: str, noise: torch.Tensor) -> torch.Tensor:
+        with at_origin(adapter):
+            return after(prompt, noise)
+
+    if adapter is None:
+        return {"before": before}
+    return {"before": before} | ({} if adapter.origin is None else {"start": start}) | {"after": after}

@@ -26,20 +26,36 @@ from omegaconf.errors import OmegaConfBaseException
 from fairdiff.config import AttributeConfig, Config
 from fairdiff.errors import FairDiffError
 
-CONF = str(Path(__file__).resolve().parent.parent / "conf")
+_TOP = Path(__file__).resolve().parent.parent / "conf"  # in a clone; in a wheel it lies in the package
+CONF = str(_TOP if _TOP.is_dir() else Path(__file__).resolve().parent / "conf")
 OWN_ATTRIBUTE = (
     "; an attribute of one's own is a file like conf/attribute/gender.yaml in a folder `attribute` of one's own folder, "
     "asked for with --config-dir <that folder> 'attribute=[<its name>]'"
 )
 
 
-def _run_name(overrides: str) -> str:
-    """A folder name of all overrides that change the result: readable while short, else a hash."""
-    name = re.sub(r"[^\w.,=+-]+", "-", overrides).strip("-,") or "default"
-    return name if len(name) <= 96 else hashlib.sha256(overrides.encode()).hexdigest()[:16]
+# Overrides that do not change the training; `experiment` and `seed` have folders of their own.
+ELSEWHERE = ("audit", "judge@audit.judge", "resume", "cache", "micro_batch", "model.device", "experiment", "seed", "hydra")
+
+
+def _run_name(overrides: list[str], constant_rate: bool = False) -> str:
+    """The folder of a training, from the overrides that change it, in any order: readable while short, else a hash.
+
+    constant_rate: more steps then go on with the same training.
+    """
+    left_out = (*ELSEWHERE, "steps") if constant_rate else ELSEWHERE
+    kept = sorted(o for o in overrides if not any(o.lstrip("+~").startswith((f"{k}=", f"{k}.", f"{k}/")) for k in left_out))
+    name = re.sub(r"[^\w.,=+-]+", "-", ",".join(kept)).strip("-,") or "default"
+    return name if len(name) <= 96 else hashlib.sha256(name.encode()).hexdigest()[:16]
+
+
+def _more_steps(schedule: str, validation_every: int | None) -> bool:
+    """Whether more steps go on with the same training: the rate of a step must not depend on how many there are."""
+    return schedule == "constant" and validation_every is None
 
 
 OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
+OmegaConf.register_new_resolver("more_steps", _more_steps, replace=True)
 ConfigStore.instance().store(name="schema", node=Config)
 
 
@@ -64,7 +80,7 @@ def main(task: Callable[[Config, Path], None], name: str = "config") -> Callable
         except (FairDiffError, OSError) as error:  # before Hydra adds lines of its own
             fail(error)
         except torch.OutOfMemoryError as error:
-            less = "global_batch, decode_batch, replay_batch or audit.batch_size"
+            less = "global_batch or micro_batch"
             fail(FairDiffError(f"{one_line(error)}; it takes less with a smaller {less}"))
 
     def run() -> None:
@@ -97,7 +113,7 @@ def _like(key: str) -> str:
     """"; allowed: ..." for a key that is unknown: what stands in its place, the alike first."""
     *path, last = key.split(".")
     if path[:1] == ["target"]:
-        return "; allowed: target.<attribute>.<class> of the attributes in attribute=[...], relaxation, file, joint"
+        return "; allowed: target.<attribute>.<class> of the attributes in attribute=[...], file"
     if path[:1] == ["attributes"]:
         known = [f.name for f in fields(AttributeConfig)]
         close = [] if last in known else get_close_matches(last, known, 3, 0.6)

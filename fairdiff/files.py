@@ -62,3 +62,10 @@ def read_table(text: str, where: str) -> tuple[list[str], list[tuple[int, dict[s
     except csv.Error as error:
         raise FairDiffError(f"{where}, line {table.line_num}: is no CSV: {error}") from error
     return list(table.fieldnames or []), rows
+
+
+def flat(tree, prefix: str = "") -> dict:
+    """{"a.b": value} of nested mappings."""
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    return {k: v for key, item in tree.items() for k, v in flat(item, f"{prefix}.{key}" if prefix else str(key)).items()}

@@ -1,121 +1,145 @@
-"""What is asked of a run, read off its configuration: the prompts of each split and the target of every prompt."""
+"""What a run is requested to do, read from the configuration and its files once and frozen.
+
+The builder, the trainer and the audit are handed the plan; none of them asks the configuration for prompts or targets.
+"""
 
 import hashlib
 from collections import Counter
+from dataclasses import dataclass
 
 from fairdiff.config import Config
 from fairdiff.errors import FairDiffError, blame
-from fairdiff.objective.target_files import WrittenTarget, inline_target, read_target
+from fairdiff.objective.target_files import WrittenTarget, read_target
 from fairdiff.objective.targets import Target, Targets
-from fairdiff.portraits import labour, world
-from fairdiff.prompts import Prompt, fill, read_prompts, takes_whole
+from fairdiff.portraits.prompt_set import PortraitsPrompts
+from fairdiff.prompts import Prompt, read_prompts
 
 
-def prompts(config: Config, which: str, limit: int | None = None) -> list[Prompt]:
-    """Training, validation or test prompts in a fixed shuffle: the user's file, or families of the embedded world.
+@dataclass(frozen=True)
+class Plan:
+    """Attributes with their classes, the prompts of each kind, and the target of every prompt of people.
 
-    In training a family's prompts stand as often as `prompts.families` says, a file's too, and the share
-    `prompts.without_people` of all shows no people. Else each stands once, family by family, `limit` of each (None: all).
-    Validation and test are of people: prompts without people are `unrelated`.
+    train: in the fixed order in which an epoch is shuffled, repeated as `prompts.families` says, prompts without people
+    among them. validation: () without validation. audit: prompts of people; without_people: prompts that must not change.
+    targets: of every prompt of people above. target_lines: the same in words.
     """
-    families = _families(config, which)
-    people = [[prompt for prompt in some if prompt.people] for some in families.values()]
-    if which == "train":
-        found = shuffled([prompt for some in people for prompt in some])[: config.prompts.train_limit]
-        found = shuffled(found + _without_people(config, families.get("object", []), len(found)))
-    else:
-        found = [prompt for some in people for prompt in different_first(shuffled(some))[:limit]]
-    if not any(prompt.people for prompt in found):
-        file = getattr(config.prompts, which)
-        raise FairDiffError(f"prompts.{which}: found {file} with no prompt of people, allowed: one or more")
+
+    attributes: dict[str, tuple[str, ...]]
+    train: tuple[Prompt, ...]
+    validation: tuple[Prompt, ...]
+    audit: tuple[Prompt, ...]
+    without_people: tuple[Prompt, ...]
+    targets: Targets
+    target_lines: tuple[str, ...]
+
+    @property
+    def not_held_out(self) -> list[str]:
+        """The subjects of audited prompts that are also trained on, in whatever words around them."""
+        trained = {prompt.subject.casefold() for prompt in self.train}
+        return [prompt.subject for prompt in self.audit if prompt.subject.casefold() in trained]
+
+
+def make_plan(config: Config, training: bool = True) -> Plan:
+    """Read everything that is requested; without `training` there are no prompts to train and validate on.
+
+    FairDiffError for a file or a key that cannot be read, for a split without prompts of people, and for a prompt
+    without a target.
+    """
+    embedded = PortraitsPrompts()
+    _check_families(config, embedded)
+    train = _training_prompts(config, embedded) if training else []
+    watched = _split(config, embedded, "validation", config.validation.prompts)
+    watched = watched if training and config.validation.every else []
+    audit = _split(config, embedded, config.audit.split, config.audit.prompts)
+    written = _written_target(config, embedded)
+    return Plan(
+        attributes={name: tuple(attribute.classes) for name, attribute in config.attributes.items()},
+        train=tuple(train),
+        validation=tuple(watched),
+        audit=tuple(audit),
+        without_people=tuple(_unchanged(config, embedded)),
+        targets=_targets(config, written, [*train, *watched, *audit]),
+        target_lines=tuple(_target_lines(config, written)),
+    )
+
+
+def _training_prompts(config: Config, embedded: PortraitsPrompts) -> list[Prompt]:
+    """In a fixed shuffle, each family's prompts as often as `prompts.families` says, and prompts without people."""
+    families = _families(config, embedded, "train")
+    repeated = [p for family, some in families.items() for p in some * config.prompts.families.get(family, 1)]
+    people = shuffled([prompt for prompt in repeated if prompt.people])
+    _require_people(config, "train", people)
+    share = config.prompts.without_people
+    if not config.loss.image or not share:  # the image term is the only thing that they learn
+        return people
+    own = [prompt for prompt in repeated if not prompt.people]
+    if not own:
+        some = embedded.without_people("train")
+        own = [some[i % len(some)] for i in range(round(len(people) * share / (1 - share)))]
+    return shuffled(people + own)
+
+
+def _split(config: Config, embedded: PortraitsPrompts, split: str, limit: int | None) -> list[Prompt]:
+    """Validation or test prompts of people, each once, family by family, `limit` of each family (None: all)."""
+    families = _families(config, embedded, split).values()
+    found = [p for some in families for p in different_first(shuffled([p for p in some if p.people]))[:limit]]
+    _require_people(config, split, found)
     return found
 
 
-def validated(config: Config) -> list[Prompt]:
-    """The prompts that training validates on, [] without validation."""
-    return prompts(config, "validation", config.validation.prompts) if config.validation.every else []
+def _require_people(config: Config, split: str, prompts: list[Prompt]) -> None:
+    if not prompts:
+        file = getattr(config.prompts, split)
+        raise FairDiffError(f"prompts.{split}: found {file} with no prompt of people, allowed: one or more")
 
 
-def audited(config: Config) -> list[Prompt]:
-    """The prompts of people that are audited: of the split `audit.split`."""
-    return prompts(config, config.audit.split, config.audit.prompts)
+def _unchanged(config: Config, embedded: PortraitsPrompts) -> list[Prompt]:
+    """Audited prompts without people: the file's own, or the embedded set's."""
+    split = config.audit.split
+    own = [p for some in _families(config, embedded, split).values() for p in some if not p.people]
+    return (own or embedded.without_people(split))[: config.audit.without_people]
 
 
-def _without_people(config: Config, own: list[Prompt], people: int) -> list[Prompt]:
-    """Training prompts that show nobody, beside so many of people: the file's own, or enough of the world's.
+def _families(config: Config, embedded: PortraitsPrompts, split: str) -> dict[str, list[Prompt]]:
+    """The prompts of a split by family: the user's file, or families of the embedded set."""
+    path, template = getattr(config.prompts, split), config.prompts.template
+    if not path:
+        return {family: embedded.prompts(family, split, template) for family in config.prompts.families}
+    families: dict[str, list[Prompt]] = {}
+    for prompt in read_prompts(path, template, key=f"prompts.{split}"):
+        families.setdefault(prompt.family, []).append(prompt)
+    return families
 
-    None without an image term, the only thing they learn.
-    """
-    share = config.prompts.without_people
-    if not config.loss.image or not share:
-        return []
-    if own:
-        return own
-    some = world.prompts("object", "train")
-    count = round(people * share / (1 - share))
-    return [some[i % len(some)] for i in range(count)]
+
+def _check_families(config: Config, embedded: PortraitsPrompts) -> None:
+    """FairDiffError for a family that is not there, and for a template into which nothing is put."""
+    own = config.prompts
+    files = [own.train, own.validation, own.test]
+    for family in own.families:
+        if not all(files) and family not in embedded.families:
+            raise FairDiffError(
+                f"prompts.families: found {family}, allowed: {', '.join(embedded.families)}, or families of files for "
+                "train, validation and test"
+            )
+    if own.template != embedded.template and not any(files) and not any(map(embedded.takes_template, own.families)):
+        taking = ", ".join(filter(embedded.takes_template, embedded.families))
+        raise FairDiffError(
+            f"prompts.template: found {own.template!r}, but {', '.join(own.families)} have words of their own; allowed: "
+            f"with the family {taking}, or a file of subjects"
+        )
 
 
 def different_first(prompts: list[Prompt]) -> list[Prompt]:
-    """The same prompts so that each occupation has its first title before any has its second.
+    """The same prompts so that each group has its first prompt before any has its second.
 
-    Titles of one occupation show the same people: prompts of different ones are what an interval over prompts takes them for.
+    Prompts of one group show the same people: an interval over prompts takes them for different ones.
     """
-    met: Counter[int] = Counter()
+    met: Counter[str] = Counter()
     ranks = []
     for prompt in prompts:
-        row = world.occupation_of(prompt.subject)
-        ranks.append(0 if row is None else met[row])
-        met[row] += 1
+        ranks.append(met[prompt.group] if prompt.group else 0)
+        met[prompt.group] += 1
     return [prompt for _, prompt in sorted(zip(ranks, prompts, strict=True), key=lambda pair: pair[0])]
-
-
-def unrelated(config: Config) -> list[Prompt]:
-    """Audited prompts without people, which an adapter must leave as they are: the file's own, or the world's."""
-    split = config.audit.split
-    own = _families(config, split).get("object", []) if getattr(config.prompts, split) else []
-    return (own or world.prompts("object", split))[: config.audit.unrelated_prompts]
-
-
-def not_held_out(trained: list[Prompt], audited: list[Prompt]) -> list[str]:
-    """The subjects of audited prompts that are also trained on, in whatever words around them."""
-    subjects = {prompt.subject.casefold() for prompt in trained}
-    return [prompt.subject for prompt in audited if prompt.subject.casefold() in subjects]
-
-
-def _families(config: Config, which: str) -> dict[str, list[Prompt]]:
-    """The prompts of a split by family; in training each as often as asked."""
-    path, template = getattr(config.prompts, which), config.prompts.template
-    _check_template(config)
-    families: dict[str, list[Prompt]] = {}
-    if path:
-        for prompt in read_prompts(path, template, key=f"prompts.{which}"):
-            families.setdefault(prompt.family, []).append(prompt)
-    for family in config.prompts.families:
-        if not path:
-            families[family] = _of_world(family, which, template)
-    if which != "train":
-        return families
-    return {family: some * config.prompts.families.get(family, 1) for family, some in families.items()}
-
-
-def _check_template(config: Config) -> None:
-    """FairDiffError for a template into which nothing is put."""
-    own, template = config.prompts, config.prompts.template
-    if template != world.TEMPLATES["occupation"] and not (own.train or own.validation or own.test):
-        if "occupation" not in own.families:
-            raise FairDiffError(
-                f"prompts.template: found {template!r}, but {', '.join(own.families)} have words of their own; allowed: "
-                "with the family occupation, or a file of subjects"
-            )
-
-
-def _of_world(family: str, which: str, template: str) -> list[Prompt]:
-    """The embedded world's prompts; occupations in the user's template."""
-    some = world.prompts(family, which)
-    if family == "occupation" and template != world.TEMPLATES[family] and not takes_whole(template):
-        return [Prompt(fill(template, p.subject), p.family, p.subject) for p in some]
-    return some
 
 
 def shuffled(prompts: list[Prompt]) -> list[Prompt]:
@@ -129,16 +153,14 @@ def shuffled(prompts: list[Prompt]) -> list[Prompt]:
     return [prompt for _, prompt in sorted(zip(keys, prompts, strict=True), key=lambda pair: pair[0])]
 
 
-def written_target(config: Config) -> WrittenTarget | None:
-    """The content of `target.file` or `target.joint`; FairDiffError if `target.<attribute>` is set for what it covers."""
-    file, joint = config.target["file"], config.target["joint"]
-    classes = {name: list(attribute.classes) for name, attribute in config.attributes.items()}
-    if file is None and joint is None:
+def _written_target(config: Config, embedded: PortraitsPrompts) -> WrittenTarget | None:
+    """The content of `target.file`; FairDiffError if `target.<attribute>` is set for an attribute that it covers."""
+    file = config.target["file"]
+    if file is None:
         return None
-    if file == "labour":
-        written = read_target(labour.FILE, classes, set(world.CLASSES) - set(classes))
-    else:
-        written = inline_target(joint, classes) if file is None else read_target(file, classes)
+    classes = {name: list(attribute.classes) for name, attribute in config.attributes.items()}
+    known = embedded.target_file(file)
+    written = read_target(known, classes, set(embedded.attributes) - set(classes)) if known else read_target(file, classes)
     for name in written.attributes:
         shares = config.target[name]
         if max(shares.values()) - min(shares.values()) > 0.01:  # .333, .333, .334 are equal shares
@@ -150,12 +172,8 @@ def written_target(config: Config) -> WrittenTarget | None:
     return written
 
 
-def targets(config: Config, some: list[Prompt]) -> Targets:
-    """The target of every given prompt of people, without relaxation.
-
-    Attributes that no file covers are independent of the rest.
-    """
-    written = written_target(config)
+def _targets(config: Config, written: WrittenTarget | None, prompts: list[Prompt]) -> Targets:
+    """The target of every given prompt of people. Attributes that no file covers are independent of the rest."""
     covered = () if written is None else written.attributes
     rest = [name for name in config.attributes if name not in covered]
     marginals = {name: [float(config.target[name][c]) for c in config.attributes[name].classes] for name in rest}
@@ -165,20 +183,13 @@ def targets(config: Config, some: list[Prompt]) -> Targets:
         return Targets(free)
     if written.key is None:
         return Targets(written.targets[""].times(free, *config.attributes))
-    return Targets(None, {p.text: written.of(p).times(free, *config.attributes) for p in some if p.people})
+    return Targets(None, {p.text: written.of(p).times(free, *config.attributes) for p in prompts if p.people})
 
 
-def target_lines(config: Config) -> list[str]:
-    """The target asked for, in words."""
-    written = written_target(config)
+def _target_lines(config: Config, written: WrittenTarget | None) -> list[str]:
     covered = () if written is None else written.attributes
-    lines = [] if written is None else [f"{', '.join(covered)}: as in {config.target['file'] or 'target.joint'}"]
+    lines = [] if written is None else [f"{', '.join(covered)}: as in {config.target['file']}"]
     for name in config.attributes:
         if name not in covered:
             lines.append(f"{name}: " + ", ".join(f"{cls} {share:g}" for cls, share in config.target[name].items()))
-    mixed = config.target["relaxation"]
-    if mixed:
-        lines.append(
-            f"trained towards {mixed:g} of the model's own shares and {1 - mixed:g} of these; audited against these"
-        )
     return lines

@@ -1,8 +1,9 @@
 """Prompts: what is asked of the model, which family it belongs to and what it is about."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 from fairdiff.errors import FairDiffError
 from fairdiff.files import read_table
@@ -16,16 +17,37 @@ _VOWEL_SOUND = re.compile(r"(?:hon(?:est|ou?r)|hour|heir|x-?ray)", re.IGNORECASE
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt: its full text, its family ("occupation", "object", ...) and its subject ("nurse")."""
+    """One prompt: its full text, its family ("occupation", "animal", ...) and its subject ("nurse").
+
+    people: whether its images show people. The images of a prompt without people are only to stay as they are.
+    group: prompts of one group show the same people, as synonyms do; "" for a prompt on its own.
+    """
 
     text: str
     family: str
     subject: str
+    people: bool = True
+    group: str = ""
 
-    @property
-    def people(self) -> bool:
-        """Whether its pictures show people: all families but "object". Without people nothing is asked but to stay."""
-        return self.family != "object"
+
+class PromptSet(Protocol):
+    """Prompts that come with a model: families of subjects, each in three splits, and target tables for them.
+
+    template: the words around a subject in a family that takes others. groups, people: as in `Prompt`.
+    """
+
+    template: str
+    families: tuple[str, ...]
+
+    def prompts(self, family: str, split: str, template: str) -> list[Prompt]:
+        """The prompts of a family in "train", "validation" or "test"; `template` where the family takes one."""
+
+    def takes_template(self, family: str) -> bool: ...
+
+    def without_people(self, split: str) -> list[Prompt]: ...
+
+    def target_file(self, name: str) -> Path | None:
+        """The table of target shares that has this name, None if there is none."""
 
 
 def article(noun: str) -> str:
@@ -72,9 +94,9 @@ def read_prompts(
     """Read prompts from a text file (one a line; blank lines and lines that begin with # are skipped) or a CSV.
 
     A CSV has a column `prompt` (whole prompts) or a column `subject` put into `template` (or into its own column
-    `template`); a column `family` overrides `family`, and "object" says that no people are shown (`Prompt.people`). With
-    a template, the lines of a text file are subjects (the template "{}" takes them as whole prompts). key: what errors
-    call the file.
+    `template`). Further columns, none of them needed: `family`; `people`, "no" for prompts without people; `group`, see
+    `Prompt`. With a template, the lines of a text file are subjects (the template "{}" takes them as whole prompts).
+    key: what errors call the file.
     Raises FairDiffError, in one line that names the file and the key, for a file that is missing, unreadable, of
     another kind or empty, for a missing column, for an empty cell and for a prompt that occurs twice: images are
     drawn by (seed, prompt), so a second copy would count the same pictures again.
@@ -123,9 +145,13 @@ def _from_csv(where: str, text: str, template: str | None, family: str) -> list[
                 raise FairDiffError(f"{where}, line {number}: the cell {key} is empty")
         kind = cells.get("family") or family
         if whole:
-            prompts.append(Prompt(cells["prompt"], kind, cells.get("subject") or cells["prompt"]))
+            prompt = Prompt(cells["prompt"], kind, cells.get("subject") or cells["prompt"])
         else:
-            prompts.append(_prompt(cells.get("template", template), cells["subject"], kind))
+            prompt = _prompt(cells.get("template", template), cells["subject"], kind)
+        people = (cells.get("people") or "yes").lower()
+        if people not in ("yes", "no"):
+            raise FairDiffError(f"{where}, line {number}: people: found {cells['people']}, allowed: yes, no")
+        prompts.append(replace(prompt, people=people == "yes", group=cells.get("group", "")))
     return prompts
 
 

@@ -24,22 +24,22 @@ from fairdiff.audit.axis import software_versions
 from fairdiff.files import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
-SMALL = ("audit.prompts=3", "audit.images_per_prompt=10", "audit.unrelated_prompts=2", "audit.unrelated_images=4")
+SMALL = ("audit.prompts=3", "audit.images_per_prompt=10", "audit.without_people=2")
 # every setting that is chosen anew now and then stands here, so that a new choice changes no digit
 RATE = "adapter.learning_rate=1e-2"
 RUNS = {
-    "main job": ("steps=4", "global_batch=24", "prompts.per_step=1", RATE, "loss.balance.image=0.4"),
+    "main job": ("steps=4", "global_batch=24", "prompts.per_step=1", RATE, "loss.image=0.4"),
     "soft tokens, labour statistics": (
         "steps=3", "adapter=soft_tokens", "global_batch=24", RATE, "attribute=[gender,race]", "target.file=labour",
-        "prompts.per_step=2",
+        "prompts.per_step=2", "loss.image=0.4", "gradient.type=unit",
     ),
     "both parts, weights of the paper": (
         "steps=3", "experiment=gender_race_age", "adapter=lora_both", "adapter.learning_rate=4e-3", "loss=paper",
-        "gradient=unit", "global_batch=12", "sampler.train_steps=[4,6]",
+        "loss.originals=1", "gradient.type=unit", "global_batch=12", "noise_pool=12", "sampler.train_steps=[4,6]",
     ),
     "several families, validated": (
-        "steps=4", "experiment=multi_concept", "global_batch=12", "prompts.per_step=1", RATE, "validation.every=2",
-        "validation.prompts=1", "validation.images=8", "target.relaxation=0.2",
+        "steps=4", "experiment=multi_concept", "global_batch=12", "noise_pool=12", "prompts.per_step=1", RATE,
+        "validation.every=2", "validation.prompts=1", "validation.images=8", "loss.image=0.4",
     ),
 }  # fmt: skip
 

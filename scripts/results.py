@@ -2,11 +2,12 @@
 
 python scripts/results.py                        all groups; the same command goes on
 python scripts/results.py adapters --seeds 0     one group
-python scripts/results.py --jobs 2               two runs at a time, sooner on two cores: eight hours, by estimate
+python scripts/results.py --jobs 2               two runs at a time, sooner on two cores: six hours, by estimate
 python scripts/results.py --render               only write the page anew
 
 Each run is one `train.py` or `scripts/audit.py` command, which resumes by itself, reprints what is finished and refuses a
-folder of other settings (or of another model): delete that folder to measure anew. They lie under outputs/results.
+folder of other settings (or of another model): delete that folder to measure anew. They lie under outputs/results, each
+beside a file of what it prints.
 What the page needs of each audit is kept in docs/measurements/results, so that one's own runs join or replace those of
 others there.
 """
@@ -27,8 +28,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def with_needed(runs: list[Run]) -> list[Run]:
-    """These runs, each after the one whose adapter it audits."""
-    return list(dict.fromkeys(one for run in runs for one in (run.of, run) if one is not None))
+    """These runs, each after the one that it needs."""
+    return list(dict.fromkeys(one for run in runs for one in (run.needs, run) if one is not None))
 
 
 class Failed(Exception):
@@ -36,21 +37,16 @@ class Failed(Exception):
 
 
 def carry_out(run: Run, folder: Path, jobs: int) -> None:
-    """Run one command; where several run at a time each has its share of the cores and writes its output to a file."""
-    command = [sys.executable, *run.command(folder)]
+    """Run one command with its share of the cores; what it prints goes to a file."""
+    command, log = [sys.executable, *run.command(folder)], run.log(folder)
     print("$ python", " ".join(command[1:]), flush=True)
-    if jobs == 1:
-        where, code = "the command above failed", subprocess.run(command, cwd=ROOT).returncode
-    else:
-        log = run.folder(folder).with_suffix(".log")
-        log.parent.mkdir(parents=True, exist_ok=True)
-        threads = str(max(1, (os.cpu_count() or 1) // jobs))
-        env = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-        with log.open("a") as out:
-            code = subprocess.run(command, cwd=ROOT, env=env, stdout=out, stderr=subprocess.STDOUT).returncode
-        where = f"failed, see {log}"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    threads = str(max(1, (os.cpu_count() or 1) // jobs))
+    env = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    with log.open("a") as out:
+        code = subprocess.run(command, cwd=ROOT, env=env, stdout=out, stderr=subprocess.STDOUT).returncode
     if code:
-        raise Failed(code, f"{run.group}/{run.name}, seed {run.seed}: {where}")
+        raise Failed(code, f"{run.group}/{run.name}, seed {run.seed}: failed, see {log}")
 
 
 def each_done(runs: list[Run], jobs: int, task: Callable[[Run], None]) -> Iterator[Run]:
@@ -61,8 +57,8 @@ def each_done(runs: list[Run], jobs: int, task: Callable[[Run], None]) -> Iterat
     begun: dict[Run, Future] = {}
 
     def after_needed(run: Run) -> Run:
-        if run.of in begun:
-            begun[run.of].result()
+        if run.needs in begun:
+            begun[run.needs].result()
         task(run)
         return run
 

@@ -209,7 +209,7 @@ def test_a_random_model_too_needs_a_device_there_is(tiny_config):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_judges_of_random_weights_multiply_as_those_of_a_run_would(tiny_config, dtype):
     _, judges = world.make_world(tiny_config(f"model.dtype={dtype}"))
-    assert judges.dtype == build.build_judges(composed(f"model.dtype={dtype}")).dtype
+    assert judges.dtype == build.build_perception(composed(f"model.dtype={dtype}")).dtype
     assert {p.dtype for p in judges.classifier.parameters()} == {torch.float32}
 
 

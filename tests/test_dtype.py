@@ -7,8 +7,9 @@ from tiny import composed, make_trainee
 from fairdiff import build
 from fairdiff.config.frozen import fast_dtype
 from fairdiff.diffusion.adapters import CastLinear
+from fairdiff.diffusion.denoise import Guidance, call_unet
 from fairdiff.diffusion.load import fingerprint, load_model
-from fairdiff.diffusion.sampling import Guidance, call_unet, initial_noise
+from fairdiff.diffusion.sampling import initial_noise
 from fairdiff.training.step import Batch, training_step
 
 
@@ -48,10 +49,10 @@ def test_judges_multiply_in_the_models_precision_and_answer_in_float32():
     image = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     found = {}
     for dtype in ("float32", "bfloat16"):
-        judges = build.build_judges(composed(f"model.dtype={dtype}", "detector=whole"))
+        judges = build.build_perception(composed(f"model.dtype={dtype}", "detector=whole"))
         assert judges.dtype == getattr(torch, dtype)
         pixels = image.clone().requires_grad_()
-        seen = judges.see(pixels)
+        seen = perception.classify_faces(pixels)
         answers = [seen.logits["gender"], *judges.features(pixels), judges.embed(seen.faces.aligned_FCHW)]
         assert {a.dtype for a in answers} == {torch.float32}
         (grad,) = torch.autograd.grad(answers[0][:, 0].sum(), pixels)

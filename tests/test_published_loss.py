@@ -9,10 +9,9 @@ import torch.nn.functional as F
 from tiny import TinyEmbedder, TinyEncoder, tiny_bank
 
 from classifiers.types import Boxes
-from fairdiff.objective.losses import Damping
-from fairdiff.objective.perception import Judges
+from fairdiff.objective.losses import Damping, Part
+from fairdiff.objective.perception import Perception
 from fairdiff.objective.targets import Target, Targets
-from fairdiff.objective.terms import Part
 from fairdiff.training.step import Objective, batch_terms
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
@@ -75,7 +74,7 @@ def ours(scene, pixels, size):
     """Terms of our code over micro-batches of `size` images."""
     names = scene.names
     rows = [i for i, box in enumerate(scene.box_x) if box]
-    judges = Judges(None, Classifier(names), [TinyEncoder()], TinyEmbedder(), tiny_bank(), FACE, 1.0)
+    perception = Perception(None, Classifier(names), [TinyEncoder()], TinyEmbedder(), tiny_bank(), FACE, 1.0)
     whole = Part(
         {"feature.0": scene.feature, "face": scene.face, "found": torch.tensor([b is not None for b in scene.box_o])}
         | {"box": torch.tensor([b or (0, 0, 0, 0) for b in scene.box_o]).float()}
@@ -88,7 +87,7 @@ def ours(scene, pixels, size):
     uniform = Target.from_marginals({a: [1 / CLASSES[a]] * CLASSES[a] for a in names})
     damping = {a: DAMPING[a] for a in names}
     objective = Objective(Targets(uniform), damping, 0.8, 64, False, *WEIGHTS.values(), confident_class=0.9)
-    trainee = type("Trainee", (), {"judges": judges, "objective": objective})
+    trainee = type("Trainee", (), {"judges": perception, "objective": objective})
     totals = dict.fromkeys(WEIGHTS, 0.0)
     for start in range(0, IMAGES, size):
         inside = [i for i in rows if start <= i < start + size]
@@ -96,7 +95,7 @@ def ours(scene, pixels, size):
         box_F4 = torch.tensor([scene.box_x[i] for i in inside]).float().view(-1, 4)
         boxes = Boxes(torch.tensor([i - start for i in inside]), box_F4, None, (len(part), SIDE, SIDE))
         faces = slice(rows.index(inside[0]), rows.index(inside[-1]) + 1)
-        now = judges.see(part, boxes)
+        now = perception.classify_faces(part, boxes)
         for name, value in batch_terms(
             trainee, now, whole.rows(slice(start, start + size), faces), IMAGES
         ).items():

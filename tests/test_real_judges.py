@@ -1,4 +1,4 @@
-"""Judges and encoders for photographs, tiny, through the configuration: they look, they differ, they are known apart."""
+"""Perception and encoders for photographs, tiny, through the configuration: they look, they differ, they are known apart."""
 
 import json
 import re
@@ -48,10 +48,10 @@ def configure(folders, tiny_folder):
 
 
 def test_judges_for_photographs_look_with_gradient(configure):
-    judges = build.build_judges(configure())
-    assert isinstance(judges.classifier, HubClassifier) and isinstance(judges.encoders[1], HubEncoder)
+    perception = build.build_perception(configure())
+    assert isinstance(perception.classifier, HubClassifier) and isinstance(perception.encoders[1], HubEncoder)
     image = torch.rand(2, 3, 60, 60, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    seen, features = judges.see(image), judges.features(image)
+    seen, features = perception.classify_faces(image), perception.features(image)
     assert seen.logits["gender"].shape == (2, 2) and [f.shape for f in features] == [(2, 16), (2, 16)]
     for value in (seen.logits["gender"][0, 0], features[0][0, 0], features[1][0, 0]):
         grad = torch.autograd.grad(value, image, retain_graph=True)[0]
@@ -71,7 +71,7 @@ def test_who_looks_is_part_of_the_key_of_the_originals(configure, folders, other
     overrides = [other] + ([f"judge.path={folders['clip']}"] if other == "judge=open_clip" else [])
     config, changed = configure(), configure(*overrides)
     model = build.build_model(config)
-    keys = [build.frozen_key(c, model, build.build_judges(c)) for c in (config, config, changed)]
+    keys = [build.frozen_key(c, model, build.build_perception(c)) for c in (config, config, changed)]
     assert keys[0] == keys[1] != keys[2]
 
 
@@ -82,7 +82,7 @@ def test_who_looks_is_part_of_the_key_of_the_audit(configure, folders, other):
     overrides = [other] + ([f"audit.judge.path={folders['judge']}"] if other == "audit/judge=hf" else [])
     config, changed = configure(), configure(*overrides)
     model = build.build_model(config)
-    judge = build.build_judges(config).classifier
+    judge = build.build_perception(config).classifier
     audits = [build_audit(c, model, None, judge) for c in (config, changed)]
     assert audits[0].plan.hashes["judge"] != audits[1].plan.hashes["judge"]
     assert isinstance(audits[0].measurer.judge, ZeroShotClassifier)
@@ -170,7 +170,7 @@ def test_the_whole_command_for_photographs_trains_audits_and_saves(overrides, fo
     labels = ["Female", "Male"]
     races = ["White", "Black", "Indian", "East Asian", "Southeast Asian", "Middle Eastern", "Latino_Hispanic"]
     ages = ["0-2", "3-9", "10-19", "20-29", "30-39", "40-49", "50-59", "60-69", "more than 70"]
-    judges = {name: save_vit(tmp_path / name, own) for name, own in {"gender": labels, "race": races, "age": ages}.items()}
+    perception = {name: save_vit(tmp_path / name, own) for name, own in {"gender": labels, "race": races, "age": ages}.items()}
     names = {"gender_race_age": ("race", "age"), "race": (), "gender_tokens": ()}[overrides[0].split("=")[1]]
     more = [o.format(clip=folders["clip"], hf=judges["race"]) for o in overrides]
     monkeypatch.setattr(sys, "argv", ["train.py"])
@@ -208,8 +208,8 @@ def test_an_attribute_of_ones_own_is_a_file_in_ones_own_folder(folders, tmp_path
     ]  # fmt: skip
     with initialize_config_dir(CONF, version_base="1.3"):
         config = to_config(compose("config", given))
-    judges = build.build_judges(config)
+    perception = build.build_perception(config)
     image = torch.rand(3, 3, 40, 40, generator=torch.Generator().manual_seed(0))
-    assert {name: logits.shape for name, logits in judges.see(image).logits.items()} == {"gender": (3, 2), "glasses": (3, 2)}
-    audit = build_audit(config, build.build_model(config), None, judges.classifier)
+    assert {name: logits.shape for name, logits in perception.classify_faces(image).logits.items()} == {"gender": (3, 2), "glasses": (3, 2)}
+    audit = build_audit(config, build.build_model(config), None, perception.classifier)
     assert audit.measurer.judge.attributes["glasses"] == ("with", "without")

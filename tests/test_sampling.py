@@ -11,8 +11,9 @@ from diffusers import (
 from diffusers.utils import logging as diffusers_logging
 
 from fairdiff.diffusion.adapters import Lora, SoftTokens
+from fairdiff.diffusion.denoise import Guidance
 from fairdiff.diffusion.sampling import (
-    Guidance,
+    Graph,
     Upstream,
     choose_steps,
     gradient_weights,
@@ -20,7 +21,6 @@ from fairdiff.diffusion.sampling import (
     make_solver,
     replay,
     sample,
-    sample_with_graph,
     solver_coefficients,
 )
 from fairdiff.errors import FairDiffError
@@ -73,7 +73,8 @@ def factorised(model, adapter, scheduler, mode, steps, chosen=None, micro_batch=
 def literal(model, adapter, scheduler, mode, steps):
     noise = initial_noise(PROMPT, 0, range(2), model.latent_shape)
     scale = gradient_weights(mode, scheduler, steps) / solver_coefficients(scheduler, steps)
-    final = sample_with_graph(model.unet, scheduler, guidance_of(model, adapter), noise, steps, True, scale)
+    graph = Graph(detach=True, scale_T=scale)
+    final = sample(model.unet, scheduler, guidance_of(model, adapter), noise, steps, graph).final
     return torch.cat([g.flatten() for g in torch.autograd.grad(loss_of(final), adapter.parameters())])
 
 
@@ -96,7 +97,8 @@ def test_exact_gradient_agrees_with_finite_differences(tiny_model, kind):
     scheduler, noise = SOLVERS["ddim"], initial_noise(PROMPT, 0, range(1), tiny_model.latent_shape).double()
 
     def loss():
-        return loss_of64(sample_with_graph(tiny_model.unet, scheduler, guidance_of(tiny_model, adapter), noise, 3))
+        guidance = guidance_of(tiny_model, adapter)
+        return loss_of64(sample(tiny_model.unet, scheduler, guidance, noise, 3, Graph()).final)
 
     def loss_of64(latent):
         return (
@@ -120,7 +122,7 @@ def test_exact_gradient_agrees_with_finite_differences(tiny_model, kind):
 
 def exact(model, adapter, scheduler, steps, last):
     noise = initial_noise(PROMPT, 0, range(2), model.latent_shape)
-    final = sample_with_graph(model.unet, scheduler, guidance_of(model, adapter), noise, steps, last=last)
+    final = sample(model.unet, scheduler, guidance_of(model, adapter), noise, steps, Graph(last=last)).final
     return final, torch.cat([g.flatten() for g in torch.autograd.grad(loss_of(final), adapter.parameters())])
 
 
@@ -130,7 +132,10 @@ def test_truncated_at_every_step_is_the_literal_loop(tiny_model, kind):
     latent, full = exact(tiny_model, adapter, SOLVERS["dpm"], 4, None)
     same, every = exact(tiny_model, adapter, SOLVERS["dpm"], 4, 4)
     shorter, some = exact(tiny_model, adapter, SOLVERS["dpm"], 4, 2)
+    noise = initial_noise(PROMPT, 0, range(2), tiny_model.latent_shape)
+    plain = sample(tiny_model.unet, SOLVERS["dpm"], guidance_of(tiny_model, adapter), noise, 4).final
     assert torch.equal(every, full) and torch.equal(latent, same) and torch.equal(latent, shorter)
+    assert torch.allclose(plain, latent, atol=1e-6) and latent.requires_grad and not plain.requires_grad
     assert (some - full).norm() / full.norm() > 0.01
 
 
@@ -162,7 +167,8 @@ def test_truncated_agrees_with_finite_differences_of_the_last_steps_alone(tiny_m
             hook.remove()
         return (final.flatten() @ direction_of).item()
 
-    final = sample_with_graph(tiny_model.unet, SOLVERS["dpm"], Guidance(*text, 3.0), noise, steps, last=last)
+    graph = Graph(last=last)
+    final = sample(tiny_model.unet, SOLVERS["dpm"], Guidance(*text, 3.0), noise, steps, graph).final
     (grad,) = torch.autograd.grad(final.flatten() @ direction_of, parameter)
     difference = (loss(1e-4) - loss(-1e-4)) / 2e-4
     assert (grad * direction).sum().item() == pytest.approx(difference, rel=1e-4) and difference != 0

@@ -21,8 +21,9 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from fairdiff import build
 from fairdiff.diffusion.adapters import Lora
+from fairdiff.diffusion.denoise import call_unet, with_pooled
 from fairdiff.diffusion.load import load_model
-from fairdiff.diffusion.sampling import call_unet, initial_noise, with_pooled
+from fairdiff.diffusion.sampling import initial_noise
 from fairdiff.errors import FairDiffError
 from fairdiff.training.step import Batch, training_step
 

@@ -133,7 +133,7 @@ def test_a_row_reaches_the_labels_of_its_prompt(tmp_path, tiny_model):
     for prompt in asked.prompts(config, "train"):
         images = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
         target = trainee.objective.target.of(prompt.text)
-        labels, _ = label_faces([trainee.judges.see(images)], target, 64, torch.Generator().manual_seed(0))
+        labels, _ = label_faces([trainee.perception.classify_faces(images)], target, 64, torch.Generator().manual_seed(0))
         assert (labels.classes["gender"] == {"nurse": 0, "chef": 1}[prompt.subject]).all()
 
 
@@ -157,7 +157,7 @@ def test_own_shares_come_from_the_whole_pool_once(tiny_model):
     assert own.shape == (2, 4) and own.sum() == pytest.approx(1)
     assert np.allclose(own.sum(0), rows["probs.race"].double().mean(0), atol=1e-6)
     assert trainee.originals.sampled == 8  # two blocks of 4
-    trainee.judges.detector = NoFaces()
+    trainee.perception.detector = NoFaces()
     assert trainee.originals.shares("a photo of the face of a chef", 4, 3, ("gender",)) is None
 
 

@@ -9,12 +9,12 @@ from tiny import TinyEncoder, make_trainee
 
 from classifiers.detect import WholeImage
 from classifiers.types import Boxes
+from fairdiff.diffusion.denoise import Guidance
 from fairdiff.diffusion.load import load_model
-from fairdiff.diffusion.sampling import Guidance, initial_noise, sample
+from fairdiff.diffusion.sampling import initial_noise, sample
 from fairdiff.objective.balance import Balance
-from fairdiff.objective.losses import Damping, preservation_loss
+from fairdiff.objective.losses import Damping, Part, align_term, face_term, image_term, preservation_loss
 from fairdiff.objective.targets import Target
-from fairdiff.objective.terms import Part
 from fairdiff.training import step
 from fairdiff.training.step import Batch, StepResult, batch_terms, training_step
 
@@ -37,7 +37,7 @@ def test_terms_taken_apart_at_the_pictures_are_one_gradient_at_the_latents(tiny_
     model, objective = tiny_model, trainee.objective
     latents = initial_noise(PROMPT, 1, range(6), model.latent_shape)
     with torch.no_grad():
-        seen = [trainee.judges.see(model.decode(z)) for z in latents.split(4)]
+        seen = [trainee.perception.classify_faces(model.decode(z)) for z in latents.split(4)]
     keep = torch.tensor([True, True, False, True, True, True])
     labels = {"gender": torch.tensor([0, 1, 0, 1, 0, 1]), "race": torch.tensor([0, 1, 2, 3, 0, 1])}
     originals = trainee.originals.get(PROMPT, list(range(6)), 3)
@@ -49,11 +49,11 @@ def test_terms_taken_apart_at_the_pictures_are_one_gradient_at_the_latents(tiny_
     ours = torch.cat([step.pull_back(model, z, g) for z, g in zip(latents.split(4), total, strict=True)])
 
     z = latents.clone().requires_grad_()
-    now = trainee.judges.see(model.decode(z))
+    now = trainee.perception.classify_faces(model.decode(z))
     terms = {
-        "align": step.align_term(now, part, 6),
-        "image": step.image_term(trainee.judges, objective.damping, now, part, 6),
-        "face": step.face_term(trainee.judges, objective.confident_class, now, part, 6),
+        "align": align_term(now, part, 6),
+        "image": image_term(trainee.perception, objective.damping, now, part, 6),
+        "face": face_term(trainee.perception, objective.confident_class, now, part, 6),
     }
     total = objective.align * terms["align"] + objective.image * terms["image"] + objective.face * terms["face"]
     (whole,) = torch.autograd.grad(total, z)
@@ -71,8 +71,8 @@ def test_labels_weigh_by_their_class_unless_the_papers_cross_entropy_is_asked_fo
     noise = initial_noise(PROMPT, 0, range(6), tiny_model.latent_shape)
     with torch.no_grad():
         final = sample(tiny_model.unet, tiny_model.scheduler, guidance, noise, 3).final
-        seen = trainee.judges.see(tiny_model.decode(final))
-    labels, _ = step.label_faces([seen], target, trainee.objective.draws, torch.Generator().manual_seed(0))
+        seen = trainee.perception.classify_faces(tiny_model.decode(final))
+    labels, _ = step.label_faces([seen], target, torch.Generator().manual_seed(0))
     label, kept = torch.from_numpy(labels.classes["gender"]), torch.from_numpy(labels.kept("gender", 0.8))
     assert len(label[kept].unique()) == 2
     each = torch.nn.functional.cross_entropy(seen.logits["gender"], label, reduction="none")
@@ -127,7 +127,7 @@ def test_image_term_by_hand_where_faces_are_missing_in_x_or_in_o(tiny_model):
     trainee = unlike(make_trainee(tiny_model, attributes=("gender", "race"), detector=Finds({0, 1, 2, 3, 5})))
     trainee.objective.damping["gender"], trainee.objective.damping["race"] = Damping(0.2, 0.25), Damping(0.6, 0.5)
     pixels = torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    now = trainee.judges.see(pixels)
+    now = trainee.perception.classify_faces(pixels)
     original = dict(trainee.originals.get(PROMPT, list(range(6)), 3))
     original["probs.gender"] = torch.tensor([[0.9, 0.1]] * 6)
     original["probs.race"] = torch.tensor([[0.1, 0.7, 0.1, 0.1]] * 6)
@@ -138,8 +138,8 @@ def test_image_term_by_hand_where_faces_are_missing_in_x_or_in_o(tiny_model):
     kept = {"gender": torch.tensor([yes, yes, no, yes, yes]), "race": torch.tensor([yes, yes, no, yes, yes])}
     compared = torch.tensor([1.0, 2.0, 0.5, 1.0, 3.0, 1.5])
     part = Part(original, compared, labels, kept, {})
-    term = step.image_term(trainee.judges, trainee.objective.damping, now, part, 6)
-    distance = preservation_loss(trainee.judges.features(pixels), [original["feature.0"]])
+    term = image_term(trainee.perception, trainee.objective.damping, now, part, 6)
+    distance = preservation_loss(trainee.perception.features(pixels), [original["feature.0"]])
     weight = torch.tensor([0.2, 1.0, 0.2, 1.0, 1.0, 0.6]) * compared
     assert term.item() == pytest.approx((weight * distance).sum().item() / 6)
     (damped,) = torch.autograd.grad(term, pixels, retain_graph=True)
@@ -155,8 +155,8 @@ def test_image_term_by_hand_where_faces_are_missing_in_x_or_in_o(tiny_model):
 def test_a_face_is_pulled_to_its_original_only_where_every_label_is_surely_its_class(tiny_model):
     """Faces 0: own original, 1: must change, 2: o not sure, 3: a label is missing, 4: no face in o."""
     trainee = make_trainee(tiny_model, attributes=("gender", "race"), detector=Finds({0, 1, 2, 3, 5}))
-    judges = trainee.judges
-    now = judges.see(torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(0)))
+    perception = trainee.perception
+    now = perception.classify_faces(torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(0)))
     own = torch.nn.functional.normalize(torch.randn(6, 12, generator=torch.Generator().manual_seed(1)), dim=1)
     gender, race = torch.tensor([[0.95, 0.05]] * 6), torch.tensor([[0.02, 0.94, 0.02, 0.02]] * 6)
     gender[2] = torch.tensor([0.85, 0.15])
@@ -165,10 +165,10 @@ def test_a_face_is_pulled_to_its_original_only_where_every_label_is_surely_its_c
     labels = {"gender": torch.tensor([0, 1, 0, 0, 0]), "race": torch.ones(5, dtype=torch.long)}
     kept = {"gender": torch.ones(5, dtype=torch.bool), "race": torch.tensor([True, True, True, False, True])}
     compared = torch.tensor([1.0, 0.0, 2.0, 3.0, 9.0, 0.5])  # of the pictures; that of the fifth has no face
-    term = step.face_term(judges, 0.9, now, Part(original, compared, labels, kept, {}), 6)
-    face = judges.embed(now.faces.aligned_FCHW)
-    mirrored = judges.embed(now.faces.aligned_FCHW.flip(-1))
-    target = judges.bank.nearest(face)
+    term = face_term(perception, 0.9, now, Part(original, compared, labels, kept, {}), 6)
+    face = perception.embed(now.faces.aligned_FCHW)
+    mirrored = perception.embed(now.faces.aligned_FCHW.flip(-1))
+    target = perception.bank.nearest(face)
     target[0] = own[0]
     each = 1 - ((face + mirrored) / 2 * target).sum(1)
     assert term.item() == pytest.approx((compared[[0, 1, 2, 3, 5]] * each).sum().item() / 6)
@@ -185,7 +185,7 @@ class NoGraph(TinyEncoder):
 
 def test_a_term_of_weight_zero_is_measured_without_a_graph(tiny_model):
     trainee = unlike(make_trainee(tiny_model, image=0.0))
-    trainee.judges.encoders[0] = NoGraph()
+    trainee.perception.encoders[0] = NoGraph()
     result = training_step(trainee, batch())
     assert result.terms["image"] > 0 and set(result.grad_share) == {"align", "face"}
     assert trainee.adapter.parameters()[0].grad.norm() > 0
@@ -204,7 +204,7 @@ def test_a_gradient_that_is_not_finite_is_refused_before_the_replay(tiny_model):
     for row in next(iter(trainee.originals.rows.values())).values():
         row["feature.0"] = row["feature.0"] * float("nan")
     result = training_step(trainee, batch())
-    assert "not finite" in result.trouble and trainee.balance.mass == 0
+    assert "not finite" in result.skipped and trainee.balance.mass == 0
     assert trainee.adapter.parameters()[0].grad is None
 
 
@@ -212,7 +212,7 @@ def test_one_micro_batchs_graph_is_alive_at_a_time(tiny_model, monkeypatch):
     alive, made = [], []
 
     trainee = make_trainee(tiny_model, decode_batch=2)
-    see = trainee.judges.see
+    classify_faces = trainee.perception.classify_faces
 
     def watched(found):
         made.extend(weakref.ref(value) for value in found.values() if value.requires_grad)
@@ -220,7 +220,7 @@ def test_one_micro_batchs_graph_is_alive_at_a_time(tiny_model, monkeypatch):
     def seen(pixels, boxes=None):
         if pixels.requires_grad:
             alive.append(sum(ref() is not None for ref in made))
-        now = see(pixels, boxes)
+        now = classify_faces(pixels, boxes)
         watched(now.logits)
         return now
 
@@ -230,6 +230,6 @@ def test_one_micro_batchs_graph_is_alive_at_a_time(tiny_model, monkeypatch):
         return terms
 
     monkeypatch.setattr(step, "batch_terms", counted)
-    trainee.judges.see = seen
+    trainee.perception.classify_faces = seen
     assert training_step(trainee, Batch("a nurse", list(range(8)), 3, 0, torch.Generator().manual_seed(0))).kept
     assert alive == [0, 0, 0, 0] and made

@@ -18,7 +18,7 @@ from fairdiff.config import Config
 from fairdiff.diffusion.adapters import Lora, SoftTokens
 from fairdiff.diffusion.sampling import initial_noise
 from fairdiff.objective.losses import Damping
-from fairdiff.objective.perception import Judges
+from fairdiff.objective.perception import Perception
 from fairdiff.objective.targets import Target, Targets
 from fairdiff.training.originals import Originals
 from fairdiff.training.step import Method, Objective, Trainee
@@ -96,7 +96,7 @@ def make_trainee(model, kind="soft_tokens", attributes=("gender",), **changes) -
     else:
         parts = {"lora_text": ["text_encoder"], "lora_unet": ["unet"], "lora_both": ["text_encoder", "unet"]}[kind]
         adapter = Lora(model, parts, 4, 4, generator)
-    judges = Judges(
+    perception = Perception(
         changes.get("detector", WholeImage()), TinyClassifier(), [TinyEncoder()], TinyEmbedder(), tiny_bank(), 16, 1.0
     )
 
@@ -109,7 +109,6 @@ def make_trainee(model, kind="soft_tokens", attributes=("gender",), **changes) -
         Targets(changes.get("target", uniform)),
         {a: Damping(0.2, 0.3) for a in attributes},
         confidence=0.8,
-        draws=64,
         weigh_classes=changes.get("weigh_classes", True),
         align=changes.get("align", 1.0),
         image=changes.get("image", 2.0),
@@ -120,10 +119,9 @@ def make_trainee(model, kind="soft_tokens", attributes=("gender",), **changes) -
         guidance=2.0,
         gradient=changes.get("gradient", "unit"),
         evaluations=changes.get("evaluations"),
-        detach=changes.get("detach", False),
         decode_batch=changes.get("decode_batch", 100),
         replay_batch=changes.get("replay_batch", 100),
     )
     return Trainee(
-        model, adapter, judges, Originals(judges, original, changes.get("folder"), block=4), objective, method
+        model, adapter, perception, Originals(perception, original, changes.get("folder"), block=4), objective, method
     )

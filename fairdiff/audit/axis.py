@@ -48,6 +48,17 @@ class MetricSpec:
     seed: int = 0
     provenance: dict = field(default_factory=lambda: {"software": software_versions()})
 
+    def to_json(self) -> dict:
+        """All of it as JSON says it, arrays as lists."""
+        tables = {key: {name: t.tolist() for name, t in vars(self)[key].items()} for key in ("targets", "confusion")}
+        return vars(self) | tables | {"attributes": {name: list(classes) for name, classes in self.attributes.items()}}
+
+    @classmethod
+    def from_json(cls, saved: dict) -> "MetricSpec":
+        """What `to_json` wrote; TypeError or KeyError for anything else."""
+        tables = {key: {name: np.array(t) for name, t in saved[key].items()} for key in ("targets", "confusion")}
+        return cls(**saved | tables | {"attributes": {name: tuple(c) for name, c in saved["attributes"].items()}})
+
 
 @dataclass(frozen=True)
 class Axis:

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from fairdiff.errors import FairDiffError
 from fairdiff.files import atomic_path
 
+SCHEMA = 1  # raised when the same settings fill records with something else (tests/test_schemas.py)
 MODELS = ("before", "start", "after")  # frozen; with the untrained adapter, where that changes images; trained
 SUFFIXES = ("parquet", "npz", "png")  # of one prompt's files; the parquet file is the mark of completeness
 _FINGERPRINT = b"fairdiff.fingerprint"

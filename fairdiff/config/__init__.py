@@ -27,21 +27,18 @@ from fairdiff.errors import FairDiffError
 
 @dataclass
 class AuditConfig:
-    """split: of which prompts, "test" or, to choose settings by, "validation". judge: apart from training's.
+    """split: which prompts are audited, "test" or, to choose settings by, "validation". judge: apart from training's.
 
-    prompts: how many prompts of each family (null: all), images_per_prompt: of each.
-
-    unrelated_prompts, unrelated_images: the same of prompts without people. batch_size: pictures painted at once.
+    prompts: how many of each family (null: all). images_per_prompt: images of each.
+    without_people: how many prompts without people, which must not change, with `LEAST_IMAGES` images or fewer each.
     seed: of the noise and the resampling. equivalence: the gap below which the whole interval must lie for "on target".
-    drift: by how much the bias of an attribute without a target may change and count as unchanged.
+    drift: the change of an untargeted attribute's bias that still counts as none.
     """
 
     split: str = "test"
     prompts: int | None = None
     images_per_prompt: int = 60
-    unrelated_prompts: int = 6
-    unrelated_images: int = 16
-    batch_size: int = 120
+    without_people: int = 6
     seed: int = 20231113
     equivalence: float = 0.10
     drift: float = 0.06
@@ -49,7 +46,7 @@ class AuditConfig:
 
     def __post_init__(self):
         one_of("audit.split", self.split, ["test", "validation"])
-        for key in ("prompts", "images_per_prompt", "unrelated_prompts", "unrelated_images", "batch_size"):
+        for key in ("prompts", "images_per_prompt", "without_people"):
             positive(f"audit.{key}", asdict(self)[key])
         between("audit.seed", self.seed, 0, 2**31 - 1)
         between("audit.equivalence", self.equivalence, 0.001, 1)
@@ -58,83 +55,66 @@ class AuditConfig:
 
 @dataclass
 class Config:
-    """The whole configuration. The run folder and what resumes there: fairdiff/run.py.
+    """The whole configuration. What lies in a run folder, and what resumes there: fairdiff/run.py.
 
-    steps: updates of the adapter. global_batch: pictures of each prompt in one of them. noise_pool: noises that each
-    prompt has in training, met in slices of global_batch, whole ones; their originals are cached. decode_batch,
-    replay_batch: pictures, or (picture, step) pairs, at once, which set the memory and not the result. seed: of everything
-    random in training.
-    resume: the same command goes on where it stopped, false starts over. checkpoint_every: steps. cache: a folder for
-    what the frozen model painted and measured, null for none.
+    steps: updates of the adapter. global_batch: images of each prompt in one of them. noise_pool: noises of each prompt
+    in training, used in whole slices of global_batch; their reference images are cached.
+    micro_batch: images decoded at once. Replay takes 4 times as many (image, step) pairs and an audit samples 5 times as
+    many images at once. It sets the memory and not the result.
+    seed: of everything random in training. resume: the same command goes on where it stopped, false starts over.
+    cache: a folder for what the frozen model generated and measured, null for none.
 
-    target: attribute -> class -> share, any shares that sum to 1 per attribute; or `file` ("labour" or a path) or
-    `joint`, as fairdiff/objective/target_files.py reads them. `relaxation`: share of the model's own shares mixed in.
+    target: attribute -> class -> share; the shares of an attribute sum to 1. file: a table of shares, as
+    fairdiff/objective/target_files.py reads it, or the name of one that the embedded prompt set has ("labour").
     """
 
-    model: ModelConfig = MISSING
+    model: ModelConfig = field(default_factory=ModelConfig)
     sampler: SamplerConfig = MISSING
     adapter: AdapterConfig = MISSING
     attributes: dict[str, AttributeConfig] = field(default_factory=dict)
-    target: dict[str, Any] = field(default_factory=lambda: {"file": None, "joint": None, "relaxation": 0.0})
-    prompts: PromptsConfig = MISSING
+    target: dict[str, Any] = field(default_factory=lambda: {"file": None})
+    prompts: PromptsConfig = field(default_factory=PromptsConfig)
     detector: DetectorConfig = MISSING
-    judge: JudgeConfig = MISSING
-    features: FeaturesConfig = MISSING
-    gradient: GradientConfig = MISSING
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+    features: FeaturesConfig = field(default_factory=FeaturesConfig)
+    gradient: GradientConfig = field(default_factory=GradientConfig)
     loss: LossConfig = MISSING
-    optimizer: OptimizerConfig = MISSING
-    audit: AuditConfig = MISSING
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    audit: AuditConfig = field(default_factory=AuditConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     steps: int = MISSING
     global_batch: int = MISSING
-    noise_pool: int = MISSING
-    decode_batch: int = 24
-    replay_batch: int = 96
+    noise_pool: int = 480
+    micro_batch: int = 24
     seed: int = 0
     resume: bool = True
-    checkpoint_every: int = 10
     cache: str | None = "outputs/cache"
 
     def __post_init__(self):
-        for key in ("steps", "global_batch", "noise_pool", "decode_batch", "replay_batch", "checkpoint_every"):
+        for key in ("steps", "global_batch", "noise_pool", "micro_batch"):
             positive(key, asdict(self)[key])
         between("seed", self.seed, 0, 2**31 - 1)
         if self.noise_pool < self.global_batch:
             raise FairDiffError(
                 f"noise_pool: found {self.noise_pool}, allowed: at least global_batch = {self.global_batch}"
             )
-        _check_lengths(self)
+        every = self.validation.every
+        if every is not None and every > self.steps:
+            raise FairDiffError(f"validation.every: found {every}, allowed: at most steps = {self.steps}, or null")
+        if every is not None and self.loss.image is None:
+            raise FairDiffError("validation.every: needs the encoders of loss.image, which is null; 0 measures only")
         if not self.attributes:
             raise FairDiffError("attribute: found [], allowed: one or more of gender, race, age or your own")
         _check_target(self.attributes, self.target)
 
 
-def _check_lengths(config: Config) -> None:
-    steps, every = config.steps, config.validation.every
-    if config.optimizer.warmup >= steps:
-        raise FairDiffError(f"optimizer.warmup: found {config.optimizer.warmup}, allowed: less than steps = {steps}")
-    if every is not None and every > steps:
-        raise FairDiffError(f"validation.every: found {every}, allowed: at most steps = {steps}, or null")
-    if every is not None and config.loss.image is None:
-        raise FairDiffError("validation.every: needs the encoders of loss.image, which is null; 0 measures only")
-    low = config.sampler.train_steps[0]
-    if config.gradient.last is not None and config.gradient.last > low:
-        raise FairDiffError(f"gradient.last: found {config.gradient.last}, allowed: at most train_steps[0] = {low}")
-
-
 def _check_target(attributes: dict[str, AttributeConfig], target: dict[str, Any]) -> None:
-    options = ("file", "joint", "relaxation")
     for name in target:
-        one_of("target", name, [*attributes, *options])
-    for name in attributes:
-        if name in options:
-            raise FairDiffError(f"attributes: found the name {name}, allowed: any but {', '.join(options)}")
-    file, joint, relaxation = (target[name] for name in options)
-    if file is not None and (joint is not None or not isinstance(file, str)):
-        raise FairDiffError(f"target.file: found {file}, allowed: a path or labour, and no target.joint beside it")
-    if isinstance(relaxation, bool) or not isinstance(relaxation, int | float):
-        raise FairDiffError(f"target.relaxation: found {relaxation}, allowed: 0 to 1")
-    between("target.relaxation", relaxation, 0, 1)
+        one_of("target", name, [*attributes, "file"])
+    if "file" in attributes:
+        raise FairDiffError("attributes: found the name file, allowed: any other")
+    if not isinstance(target["file"], str | None):
+        raise FairDiffError(f"target.file: found {target['file']}, allowed: a path, or a name such as labour")
     for name, attribute in attributes.items():
         shares = target.get(name)
         if not isinstance(shares, dict):

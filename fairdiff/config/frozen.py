@@ -3,7 +3,6 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import torch
 from omegaconf import MISSING
 
 from fairdiff.config.laws import between, one_of, positive
@@ -16,12 +15,11 @@ MOST_STEPS = 999  # of a noise schedule of 1,000: with all of them multistep sol
 class ModelConfig:
     """path: null for the embedded Portraits model, else a diffusers folder or hub id.
 
-    padding: of prompts, "max_length" as pipelines do or "longest" as the released adapters were trained.
-    dtype: of the frozen U-Net and VAE, and in which training's judges and encoders multiply; adapters, text encoder,
-    latents, losses and what measures the audit are float32 whatever it says.
-    sampling_dtype: in which U-Net and VAE multiply where no gradient is taken, that is in all sampling but that of
-    gradients `autograd` and `truncated`; what is held in bfloat16 multiplies in it. Of both "auto" is what `fast_dtype`
-    says of the device.
+    padding: "max_length" pads prompts as pipelines do, "longest" as the released adapters were trained.
+    dtype: of the frozen U-Net and VAE, and what training's frozen networks multiply in; adapters, text encoder, latents,
+    losses and the audit's networks are float32 whatever it says.
+    sampling_dtype: what U-Net and VAE multiply in where no gradient is taken. "auto": what suits the device, see
+    `diffusion.load.fast_dtype`; a run's identity holds the word, not what it became.
     """
 
     path: str | None = None
@@ -34,23 +32,10 @@ class ModelConfig:
         one_of("model.padding", self.padding, ["max_length", "longest"])
         for key in ("dtype", "sampling_dtype"):
             one_of(f"model.{key}", asdict(self)[key], ["auto", "float32", "bfloat16"])
-        if self.dtype == "auto":  # here, so that a run's config.yaml and fingerprint say what it was
-            self.dtype = fast_dtype(self.device)
-        if self.sampling_dtype == "auto":
-            self.sampling_dtype = "bfloat16" if self.dtype == "bfloat16" else fast_dtype(self.device)
-        if self.sampling_dtype == "float32" and self.dtype == "bfloat16":
+        if (self.dtype, self.sampling_dtype) == ("bfloat16", "float32"):
             raise FairDiffError(
                 "model.sampling_dtype: found float32, but model.dtype is bfloat16; allowed: bfloat16, or float32 for both"
             )
-
-
-def fast_dtype(device: str) -> str:
-    """"bfloat16" where the device has instructions for it, else "float32", which is faster than emulating them."""
-    if device.startswith("cuda"):
-        able = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        able = any(torch.cpu.get_capabilities().get(name, False) for name in ("avx512_bf16", "amx_bf16"))
-    return "bfloat16" if able else "float32"
 
 
 @dataclass
@@ -121,23 +106,26 @@ class DetectorConfig:
 class JudgeConfig:
     """A classifier of perceived presentation.
 
-    type net: a folder as classifiers/attributes.py writes it, null for the embedded one. hf: Hugging Face image
-    classifiers. open_clip: zero-shot, a folder or "architecture/pretrained tag". paths: attribute -> its own hf model.
+    type net: a folder as classifiers/attributes.py writes it, null for the embedded one. hf: a Hugging Face image
+    classifier, or one for each attribute, {gender: ..., race: ...}. open_clip: zero-shot, a folder or
+    "architecture/pretrained tag".
     mapping: attribute -> class -> the model's labels (hf), or prompts (open_clip), that together are this class.
     """
 
     type: str = "net"
-    path: str | None = None
-    paths: dict[str, str] = field(default_factory=dict)
+    path: Any = None
     mapping: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
         one_of("judge.type", self.type, ["net", "hf", "open_clip"])
-        for key, given, users in (("paths", self.paths, ["hf"]), ("mapping", self.mapping, ["hf", "open_clip"])):
-            if given and self.type not in users:
-                raise FairDiffError(
-                    f"judge.{key}: only {' and '.join(users)} judges have it, judge.type is {self.type}"
-                )
+        each = isinstance(self.path, dict)
+        if each and self.type != "hf":
+            raise FairDiffError(f"judge.path: found {self.path}, allowed with judge.type={self.type}: one path")
+        for path in self.path.values() if each else [self.path]:
+            if not isinstance(path, str | None):
+                raise FairDiffError(f"judge.path: found {path!r}, allowed: a path, a hub id, or one for each attribute")
+        if self.mapping and self.type == "net":
+            raise FairDiffError("judge.mapping: only hf and open_clip judges have it, judge.type is net")
         for name, classes in self.mapping.items():
             if not isinstance(classes, dict) or not all(isinstance(words, list) for words in classes.values()):
                 raise FairDiffError(f"judge.mapping.{name}: found {classes}, allowed: class: [label or prompt, ...]")

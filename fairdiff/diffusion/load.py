@@ -1,6 +1,5 @@
 """A Stable Diffusion model in diffusers' own folder format, reduced to what training and sampling need."""
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,9 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusio
 from torch import Tensor, nn
 
 from classifiers.hub import architecture
-from fairdiff.diffusion.sampling import Generate, Guidance, Trajectory, pooled_width, sample, with_pooled
+from fairdiff import fingerprint
+from fairdiff.diffusion.denoise import Guidance, pooled_width, with_pooled
+from fairdiff.diffusion.sampling import Generate, Trajectory, sample
 from fairdiff.errors import FairDiffError
 
 
@@ -54,7 +55,7 @@ class DiffusionModel:
     def encode(self, prompt: str) -> Tensor:
         """Text embedding [1, L, D] of one prompt; carries a graph where the text side has something to learn.
 
-        Of SDXL: both encoders' last but one layer side by side, and a row more, see `sampling.with_pooled`.
+        Of SDXL: both encoders' last but one layer side by side, and a row more, see `denoise.with_pooled`.
         """
         if self.text_encoder_2 is None:
             return self.text_encoder(self._tokens(prompt).input_ids)[0]
@@ -100,14 +101,13 @@ class DiffusionModel:
         ids = self.tokenizer([prefix + text for text in prompts], truncation=True, max_length=most + 1).input_ids
         return [text for text, tokens in zip(prompts, ids, strict=True) if len(tokens) > most]
 
-    def fingerprint(self) -> str:
-        """A short hash of everything that makes its pictures: weights, configurations, solver, tokenizers, negative."""
+    def fingerprint(self, precision: bool = True) -> str:
+        """Of everything that makes its images: weights, configurations, solver, tokenizers, negative text, precision."""
         about = [architecture(m) for m in (*self.text_encoders, self.unet, self.vae, self.scheduler)]
-        return digest(
-            fingerprint(*self.text_encoders, self.unet, self.vae), about, self.padding,
-            [reads(t) for t in (self.tokenizer, self.tokenizer_2) if t is not None], self.negative, self.sampling_dtype,
-            *([True] if self.empty_is_zero else []),
-        )  # fmt: skip
+        texts = [reads(t) for t in (self.tokenizer, self.tokenizer_2) if t is not None]
+        weights = fingerprint.of_modules(*self.text_encoders, self.unet, self.vae)
+        options = [self.padding, self.negative, self.empty_is_zero, str(self.sampling_dtype) if precision else None]
+        return fingerprint.of_values(weights, about, texts, options)
 
     def decode(self, latent_BCHW: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [0, 1] from scaled latents, in the latents' precision whatever the VAE's is."""
@@ -205,22 +205,26 @@ def _unlike_stable_diffusion(model: DiffusionModel) -> str:
     return ""
 
 
+def check_device(name: str) -> None:
+    """FairDiffError for a device that this machine has not."""
+    allowed = ["cpu"]
+    if torch.cuda.is_available():
+        allowed += ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    if name not in allowed:
+        raise FairDiffError(f"model.device: found {name}, but this machine has none; allowed: {', '.join(allowed)}")
+
+
+def fast_dtype(device: str) -> str:
+    """"bfloat16" where the device has instructions for it, else "float32", which is faster than emulating them."""
+    if device.startswith("cuda"):
+        able = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        able = any(torch.cpu.get_capabilities().get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+    return "bfloat16" if able else "float32"
+
+
 def reads(tokenizer) -> list:
     """All that decides which numbers a text becomes; without padding and truncation, which calls set."""
     rules = json.loads(tokenizer.backend_tokenizer.to_str())
     rules = {key: value for key, value in rules.items() if key not in ("padding", "truncation")}
     return [rules, tokenizer.special_tokens_map, tokenizer.model_max_length, tokenizer.padding_side]
-
-
-def digest(*parts) -> str:
-    """First 16 hex digits of the SHA-256 of anything JSON can say (numbers of other kinds as text)."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def fingerprint(*modules: nn.Module) -> str:
-    """First 16 hex digits of the SHA-256 of all parameters and buffers, in order."""
-    digest = hashlib.sha256()
-    for module in modules:
-        for tensor in module.state_dict().values():
-            digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())  # numpy has no bfloat16
-    return digest.hexdigest()[:16]

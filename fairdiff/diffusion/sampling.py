@@ -16,6 +16,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteS
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from fairdiff.diffusion.denoise import Guidance, call_unet, predict
 from fairdiff.errors import FairDiffError
 
 # (prompt, noise_BCHW) -> image_BCHW in [0, 1]
@@ -33,15 +34,6 @@ def initial_noise(prompt: str, seed: int, indices: Iterable[int], shape: tuple[i
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
         rows.append(torch.randn(shape, generator=generator))
     return torch.stack(rows)
-
-
-@dataclass(frozen=True)
-class Guidance:
-    """Text embeddings and scale s of classifier-free guidance: eps = eps_u + s (eps_c - eps_u)."""
-
-    cond: Tensor
-    uncond: Tensor
-    scale: float
 
 
 @dataclass(frozen=True)
@@ -97,89 +89,49 @@ def _timesteps(scheduler, steps: int, device) -> Tensor:
     return scheduler.timesteps.clone()
 
 
-def predict(unet, latent: Tensor, timestep: Tensor, guidance: Guidance) -> Tensor:
-    """Guided noise prediction eps_u + s (eps_c - eps_u) [B, C, H, W]; one batch of 2B, or B when s = 1."""
-    batch = len(latent)
-    cond = guidance.cond.expand(batch, -1, -1)
-    if guidance.scale == 1:
-        return call_unet(unet, latent, timestep, cond)
-    text = torch.cat([guidance.uncond.expand(batch, -1, -1), cond])
-    eps_u, eps_c = call_unet(unet, torch.cat([latent, latent]), timestep, text).chunk(2)
-    return eps_u + guidance.scale * (eps_c - eps_u)
+@dataclass(frozen=True)
+class Graph:
+    """A graph over the sampler steps themselves, the oracle of `replay`: each U-Net call is checkpointed.
 
-
-def call_unet(unet, latent: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
-    """Noise prediction [B, C, H, W] in the latents' precision, computed in the U-Net's own (bfloat16 on a GPU)."""
-    text, more = text.to(unet.dtype), {}
-    if unet.config.addition_embed_type == "text_time":
-        text, more["added_cond_kwargs"] = split_pooled(unet, text)
-    return unet(latent.to(unet.dtype), timestep, encoder_hidden_states=text, **more).sample.to(latent.dtype)
-
-
-SIZES = 6  # height and width of the original, of its crop's corner, and of the picture
-
-
-def with_pooled(words_1LD: Tensor, pooled_1P: Tensor, side: int) -> Tensor:
-    """What Stable Diffusion XL is conditioned on as one tensor [1, L + 1, D], so that one gradient flows to all of it.
-
-    Its last row holds the pooled embedding and the sizes of an uncropped square picture of `side` pixels, then zeros;
-    P + 6 <= D (1286 and 2048). Source: Podell et al. 2023 (arXiv 2307.01952), sections 2.1 and 2.2.
+    detach: cut the U-Net's inputs (B_t = I). scale_T multiplies the gradient of step t's noise. last: only the last k steps
+    have a graph (DRaFT-K: Clark et al., ICLR 2024, arXiv 2309.17400), None for all (DRaFT). With detach and
+    scale_t = w_t / c_t this gives the gradient of `replay`.
     """
-    sizes = words_1LD.new_tensor([[side, side, 0, 0, side, side]])
-    row = torch.cat([pooled_1P, sizes], 1)
-    row = torch.nn.functional.pad(row, (0, words_1LD.shape[2] - row.shape[1]))
-    return torch.cat([words_1LD, row[:, None]], 1)
+
+    detach: bool = False
+    scale_T: Tensor | None = None
+    last: int | None = None
 
 
-def split_pooled(unet, text_BLD: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """The words and the further conditions of `with_pooled`, as diffusers' U-Net takes them."""
-    row, width = text_BLD[:, -1], pooled_width(unet)
-    return text_BLD[:, :-1], {"text_embeds": row[:, :width], "time_ids": row[:, width : width + SIZES]}
-
-
-def pooled_width(unet) -> int:
-    """P, how wide a pooled embedding this U-Net of SDXL's kind reads."""
-    return unet.config.projection_class_embeddings_input_dim - SIZES * unet.config.addition_time_embed_dim
-
-
-@torch.no_grad()
-def sample(unet, scheduler, guidance: Guidance, noise: Tensor, steps: int) -> Trajectory:
-    """Sample z_0 from noise [B, C, H, W] in T = steps solver steps without a graph, keeping every U-Net input."""
+def sample(unet, scheduler, guidance: Guidance, noise: Tensor, steps: int, graph: Graph | None = None) -> Trajectory:
+    """Sample z_0 from noise [B, C, H, W] in T = steps solver steps, keeping every U-Net input."""
     scheduler = copy.deepcopy(scheduler)
     timesteps = _timesteps(scheduler, steps, noise.device)
     latent, inputs = noise * scheduler.init_noise_sigma, []  # of these timesteps: Euler's depends on them
-    for t in timesteps:
-        inputs.append(scheduler.scale_model_input(latent, t))
-        latent = scheduler.step(predict(unet, inputs[-1], t, guidance), t, latent).prev_sample
+    for i, t in enumerate(timesteps):
+        with torch.set_grad_enabled(graph is not None and i >= steps - (graph.last or steps)):
+            model_input = scheduler.scale_model_input(latent, t)
+            inputs.append(model_input.detach())
+            if graph is None:
+                eps = predict(unet, model_input, t, guidance)
+            else:
+                eps = _recorded(unet, (i, t), guidance, model_input, graph)
+            latent = scheduler.step(eps, t, latent).prev_sample
     return Trajectory(inputs, timesteps, latent)
 
 
-def sample_with_graph(
-    unet, scheduler, guidance: Guidance, noise: Tensor, steps: int, detach: bool = False, scale_T=None, last=None
-) -> Tensor:
-    """The literal loop: z_0 with a graph over all T steps, or the `last` k of them, each U-Net call checkpointed.
+def _recorded(unet, step: tuple[int, Tensor], guidance: Guidance, model_input: Tensor, graph: Graph) -> Tensor:
+    """The noise prediction of step (number, time) with a graph, its forward done again in the backward."""
+    i, t = step
 
-    detach=True cuts the U-Net's inputs (B_t = I); scale_T multiplies step t's noise gradient. With detach and
-    scale_t = w_t / c_t this is the oracle of `replay`; without either it is the exact gradient (DRaFT), and with
-    last = k what flows through the last k steps only (DRaFT-K: Clark et al., ICLR 2024, arXiv 2309.17400).
-    """
-    scheduler = copy.deepcopy(scheduler)
-    timesteps = _timesteps(scheduler, steps, noise.device)
-    latent = noise * scheduler.init_noise_sigma
-    for i, t in enumerate(timesteps):
-        with torch.set_grad_enabled(last is None or i >= steps - last):
-            model_input = scheduler.scale_model_input(latent, t)
-            if detach:
-                model_input = model_input.detach()
+    def call(x, cond, uncond):
+        return predict(unet, x, t, Guidance(cond, uncond, guidance.scale))
 
-            def call(x, cond, uncond, t=t):
-                return predict(unet, x, t, Guidance(cond, uncond, guidance.scale))
-
-            eps = checkpoint(call, model_input, guidance.cond, guidance.uncond, use_reentrant=False)
-            if scale_T is not None and eps.requires_grad:
-                eps.register_hook(lambda grad, k=float(scale_T[i]): grad * k)
-            latent = scheduler.step(eps, t, latent).prev_sample
-    return latent
+    model_input = model_input.detach() if graph.detach else model_input
+    eps = checkpoint(call, model_input, guidance.cond, guidance.uncond, use_reentrant=False)
+    if graph.scale_T is not None and eps.requires_grad:
+        eps.register_hook(lambda grad, k=float(graph.scale_T[i]): grad * k)
+    return eps
 
 
 def solver_coefficients(scheduler, steps: int) -> Tensor:

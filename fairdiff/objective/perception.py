@@ -1,6 +1,6 @@
-"""What looks at the pictures during training: detector, classifier, preservation encoders, face embedder.
+"""The frozen networks that look at images in training: detector, classifier, preservation encoders, face embedder.
 
-`Judges.see` turns images into everything the losses need, with or without a graph; boxes are constants of the graph.
+They turn images into everything the losses need, with or without a graph; boxes are constants of the graph.
 """
 
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ from classifiers.types import Boxes, Classifier, Detector, Faces
 
 
 @dataclass
-class Judges:
-    """The frozen networks of training. `encoders` preserve semantics; `embedder` and `bank` serve face realism.
+class Perception:
+    """`encoders` preserve semantics; `embedder` and `bank` serve face realism.
 
-    dtype: in which they multiply, the detector apart; weights, pictures and answers are float32 whatever it says (in
+    dtype: what they multiply in, but for the detector; weights, images and outputs are float32 whatever it says (in
     bfloat16 features have length 1 to its three digits).
     """
 
@@ -30,13 +30,13 @@ class Judges:
     expand: float
     dtype: torch.dtype = torch.float32
 
-    def see(self, image_BCHW: Tensor, boxes: Boxes | None = None) -> "Seen":
-        """Detect (unless boxes are given), crop, classify and encode; gradients pass to the image where enabled."""
+    def classify_faces(self, image_BCHW: Tensor, boxes: Boxes | None = None) -> "FaceBatch":
+        """Detect faces (unless boxes are given), crop and classify them; gradients pass to the image where enabled."""
         boxes = self.detector(image_BCHW) if boxes is None else boxes
         faces = extract(image_BCHW, boxes, self.crop_size, self.expand)
         with self._cast(image_BCHW):
             logits = self.classifier(faces.crop_FCHW)
-        return Seen(image_BCHW, faces, {name: logits_FK.float() for name, logits_FK in logits.items()})
+        return FaceBatch(image_BCHW, faces, {name: logits_FK.float() for name, logits_FK in logits.items()})
 
     def features(self, image_BCHW: Tensor) -> list[Tensor]:
         """One L2-normalised [B, D] per preservation encoder."""
@@ -53,8 +53,8 @@ class Judges:
 
 
 @dataclass
-class Seen:
-    """Images [B, 3, H, W], their faces and the judge's logits (attribute -> [F, K])."""
+class FaceBatch:
+    """Images [B, 3, H, W], their faces and the classifier's logits (attribute -> [F, K])."""
 
     image_BCHW: Tensor
     faces: Faces

@@ -1,6 +1,6 @@
-"""Targets that the user writes down: a joint table, or a row for each prompt. This is where the formats are stated.
+"""Target files, CSV or YAML: a joint table, or a row for each prompt. This is where the formats are stated.
 
-`target.file` (CSV or YAML) or, inline, `target.joint` (what a YAML file holds); columns in any order.
+Columns in any order.
 
 Joint table       one row a cell: a column for each attribute and `share`, every combination of classes exactly once.
                       gender,race,share
@@ -39,7 +39,7 @@ KEYS = ("prompt", "subject")
 NOTES = ("family", "template")
 ROUNDING = 2e-3
 
-Classes = dict[str, list[str]]  # attribute -> its classes, in the order asked for
+Classes = dict[str, list[str]]  # attribute -> its classes, in the order of `attribute`
 Rows = list[tuple[str, dict[str, Any]]]  # (where the row stands, its cells)
 
 
@@ -84,7 +84,7 @@ def read_target(path: str | Path, classes: Classes, unasked: Iterable[str] = ())
         raise FairDiffError(f"{where}: cannot read it: {reason}") from error
     if path.suffix != ".csv":
         try:
-            return inline_target(yaml.safe_load(text), classes, where)
+            return _nested(yaml.safe_load(text), classes, where)
         except yaml.YAMLError as error:
             raise FairDiffError(f"{where}: is not YAML: {' '.join(str(error).split())}") from error
     found, table = read_table(text, where)
@@ -93,7 +93,7 @@ def read_target(path: str | Path, classes: Classes, unasked: Iterable[str] = ())
     return _written(where, columns, rows, classes)
 
 
-def inline_target(value: Any, classes: Classes, where: str = "target.joint") -> WrittenTarget:
+def _nested(value: Any, classes: Classes, where: str) -> WrittenTarget:
     """The joint table of a YAML value: a list of rows, or shares nested in the order of the attributes."""
     if isinstance(value, dict):
         rows = _flat(where, value, list(classes))

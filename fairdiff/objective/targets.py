@@ -5,7 +5,7 @@ Shapes: F faces, K classes of one attribute, C = K1*K2*... corners of the joint 
 This module loads no model and knows no image.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import combinations
@@ -66,33 +66,26 @@ class Target:
 
 @dataclass(frozen=True)
 class Targets:
-    """The target of each prompt: one in `common` or, where that is None, each prompt's own in `rows` (by its text).
-
-    relaxation: lambda in [0, 1]. What is trained towards is lambda own(prompt) + (1 - lambda) asked(prompt), so 0 is
-    the target asked for and 1 what the model draws by itself. own: the frozen model's joint shares for a prompt, a
-    table of the target's shape, or None if no picture shows a face (then the target stays); not called when lambda = 0.
-    """
+    """The target of each prompt: one in `common` or, where that is None, each prompt's own in `rows` (by its text)."""
 
     common: Target | None
     rows: dict[str, Target] = field(default_factory=dict)
-    relaxation: float = 0.0
-    own: Callable[[str], np.ndarray | None] | None = None
 
     @property
     def attributes(self) -> tuple[str, ...]:
         return self.known()[0].attributes
 
     def known(self) -> list[Target]:
-        """Every target asked for, one a prompt unless there is only one."""
+        """Every target, one a prompt unless there is only one."""
         return [self.common] if self.common is not None else list(self.rows.values())
 
-    def asked(self, prompt: str) -> Target:
-        """The target as the user set it, whatever the relaxation."""
+    def of(self, prompt: str) -> Target:
+        """The target of a prompt."""
         return self.rows[prompt] if self.common is None else self.common
 
     def audited(self, groups: dict[str, tuple[str, ...]], prompts: list[str]) -> dict[str, np.ndarray]:
         """Shares [K], or [P, K] where prompts have their own, of each attribute and of each group that is no product."""
-        each = [self.common] if self.common is not None else [self.asked(prompt) for prompt in prompts]
+        each = [self.common] if self.common is not None else [self.of(prompt) for prompt in prompts]
         found = {}
         for name, members in groups.items():
             tables = [target.marginal(*members) for target in each]
@@ -100,14 +93,6 @@ class Targets:
             if len(members) == 1 or not np.allclose(tables, product, rtol=0, atol=1e-9):
                 found[name] = np.stack([table.ravel() for table in tables])
         return found if self.common is None else {name: rows[0] for name, rows in found.items()}
-
-    def of(self, prompt: str) -> Target:
-        """The target a training step of this prompt aims at."""
-        asked = self.asked(prompt)
-        own = self.own(prompt) if self.relaxation > 0 else None
-        if own is None:
-            return asked
-        return Target(asked.attributes, self.relaxation * own + (1 - self.relaxation) * asked.table)
 
 
 @dataclass(frozen=True)

@@ -201,6 +201,12 @@ def _product(shares: dict[str, np.ndarray]) -> np.ndarray:
     return np.einsum("g,r,a->gra", shares["gender"], shares["race"], shares["age"])
 
 
+def _group(subject: str) -> str:
+    """The occupation to which a title belongs, "" for other subjects."""
+    row = occupation_of(subject)
+    return "" if row is None else OCCUPATIONS[row]
+
+
 @cache
 def prompt_subjects(family: str, which: str) -> tuple[str, ...]:
     """The subjects of a family in one split ("train", "validation", "test") or in "all", in file order."""
@@ -211,7 +217,7 @@ def prompts(family: str, which: str) -> list[Prompt]:
     """The standard prompts of a family in one split; "styled" has every subject in every context."""
     endings = [f", {context}" for context in CONTEXTS] if family == "styled" else [""]
     return [
-        Prompt(fill(TEMPLATES[family], subject) + ending, family, subject)
+        Prompt(fill(TEMPLATES[family], subject) + ending, family, subject, family != "object", _group(subject))
         for subject in prompt_subjects(family, which)
         for ending in endings
     ]

@@ -1,7 +1,7 @@
 """The frozen model's pictures o_i of a finite noise pool, reduced to what the losses compare with, cached on disk.
 
 o_i depends on (prompt, noise, number of sampler steps) only, so each is sampled once for all runs that share the model
-and the judges.
+and the perception.
 """
 
 import hashlib
@@ -9,14 +9,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fairdiff.files import atomic_path
-from fairdiff.objective.perception import Judges
+from fairdiff.objective.perception import Perception
+
+SCHEMA = 1  # raised when the same settings fill the cache with something else (tests/test_schemas.py)
 
 
 @dataclass
@@ -28,7 +29,7 @@ class Originals:
     told, None for all; they are made apart from the rest.
     """
 
-    judges: Judges
+    perception: Perception
     generate: Callable[[str, list[int], int], Tensor]
     folder: Path | None
     block: int = 24
@@ -83,29 +84,15 @@ class Originals:
             table[has_B.to(table.device)] = rows[name][: int(has_B.sum())]
         return spread, (has_B / self.share).to(self.device)
 
-    def shares(self, prompt: str, pool: int, steps: int, attributes: tuple[str, ...]) -> np.ndarray | None:
-        """The frozen model's own joint shares [K1, K2, ...] for a prompt; None if none of the first `pool` shows a face.
-
-        The mean over these pictures of the products of the judge's probabilities, faces only.
-        """
-        rows = self.get(prompt, list(range(pool)), steps)
-        if not rows["found"].any():
-            return None
-        joint = torch.ones(int(rows["found"].sum()), dtype=torch.double, device=self.device)
-        for name in attributes:
-            probs = rows[f"probs.{name}"][rows["found"]].double()
-            joint = joint[..., None] * probs.view(len(probs), *[1] * (joint.ndim - 1), -1)
-        return (joint.sum(0) / joint.sum()).cpu().numpy()
-
     @torch.no_grad()
     def measure(self, image_BCHW: Tensor) -> dict[str, Tensor]:
         """What the losses compare with, one row an image."""
-        seen = self.judges.see(image_BCHW)
-        out = {f"feature.{i}": f for i, f in enumerate(self.judges.features(image_BCHW))}
+        seen = self.perception.classify_faces(image_BCHW)
+        out = {f"feature.{i}": f for i, f in enumerate(self.perception.features(image_BCHW))}
         out |= {f"probs.{a}": seen.probs_BK(a) for a in seen.logits}
         out |= {"box": seen.box_B4(), "found": seen.faces.found_B}
-        if self.judges.embedder is not None:
-            embedding = self.judges.embed(seen.faces.aligned_FCHW)
+        if self.perception.embedder is not None:
+            embedding = self.perception.embed(seen.faces.aligned_FCHW)
             out["face"] = embedding.new_zeros(len(image_BCHW), embedding.shape[1])
             out["face"][seen.faces.row_F] = embedding
         return out

@@ -22,14 +22,15 @@ from fairdiff.training.tracking import Metrics, progress, read_metrics
 from fairdiff.training.update import Update, gather
 from fairdiff.training.validation import Best, Validation, validate
 
+CHECKPOINT_EVERY = 10  # steps
 PATIENCE = 10  # steps in a row that align nothing before the run is given up
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how: steps, prompts a step, images and pool of noises a prompt, [low, high] of T, optimiser, seed.
+    """How long and how: steps, prompts a step, images and noise pool of a prompt, [low, high] of T, optimiser, seed.
 
-    decay and warmup: of the learning rate, see `learning_rate`. validation: None for none.
+    decay: of the learning rate, see `learning_rate`. validation: None for none.
     """
 
     steps: int
@@ -38,25 +39,19 @@ class Schedule:
     sampler_steps: tuple[int, int]
     learning_rate: float
     weight_decay: float
-    max_grad_norm: float | None
     ema: float
-    checkpoint_every: int
     seed: int
     prompts: int = 1
     decay: str = "constant"
-    warmup: int = 0
     validation: Validation | None = None
 
 
 def learning_rate(schedule: Schedule, step: int) -> float:
     """The rate of training step `step`, counted from 0; a function of the step alone.
 
-    (step + 1) / warmup of the full rate during warm-up; then constant, or with u = (step - warmup) / (steps - warmup)
-    in [0, 1): linear 1 - u, cosine (1 + cos(pi u)) / 2.
+    Constant, or with u = step / steps in [0, 1): linear 1 - u, cosine (1 + cos(pi u)) / 2.
     """
-    if step < schedule.warmup:
-        return schedule.learning_rate * (step + 1) / schedule.warmup
-    u = (step - schedule.warmup) / (schedule.steps - schedule.warmup)
+    u = step / schedule.steps
     factor = {"constant": 1.0, "linear": 1 - u, "cosine": (1 + math.cos(math.pi * u)) / 2}
     return schedule.learning_rate * factor[schedule.decay]
 
@@ -78,7 +73,7 @@ def _draw(prompts: list[Prompt], schedule: Schedule, visit: int) -> Batch:
     copies = [i for i, prompt in enumerate(prompts) if prompt.text == prompts[which].text]  # `prompts.families` repeats
     turn, part = divmod(epoch * len(copies) + copies.index(which), schedule.noise_pool // schedule.batch)
     place = torch.arange(schedule.batch)
-    if turn:  # which picture is replayed at which steps goes by its place
+    if turn:  # its place says at which steps an image is replayed
         place = torch.randperm(schedule.batch, generator=_generator(schedule.seed, 3, turn * len(prompts) + copies[0]))
     indices = (part * schedule.batch + place).tolist()
     low, high = schedule.sampler_steps
@@ -113,15 +108,15 @@ def train(
     warn_about_small_batches(trainee, schedule.batch, console)
     validation = schedule.validation
     running: dict[str, float] = {}
-    bad = 0
+    idle = 0
     with progress(console) as bar:
         task = bar.add_task("training", total=schedule.steps, completed=start, note="")
         for step in range(start, schedule.steps):
             if validation and best.exhausted(validation.patience):
                 break
             began = time.perf_counter()
-            update = gather(trainee, draw_batches(prompts, schedule, step), schedule.max_grad_norm)
-            bad = count_bad(bad, step, update, console)
+            update = gather(trainee, draw_batches(prompts, schedule, step))
+            idle = count_idle(idle, step, update, console)
             rate = learning_rate(schedule, step)
             if update.good:
                 for group in optimizer.param_groups:
@@ -138,7 +133,7 @@ def train(
             metrics.write(row)
             running |= {a: 0.9 * running.get(a, b) + 0.1 * b for a, b in update.biases().items()}
             bar.update(task, advance=1, note=_note(update, running))
-            if due or (step + 1) % schedule.checkpoint_every == 0 or step + 1 == schedule.steps:
+            if due or (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == schedule.steps:
                 checkpoint.save(checkpoints, step + 1, fingerprint, parts)
     finish(schedule, ema, best, console)
     rows = read_metrics(folder / "metrics.jsonl")
@@ -163,13 +158,13 @@ def finish(schedule: Schedule, ema: checkpoint.Ema, best: Best, console: Console
     ema.copy_to_parameters()
 
 
-def count_bad(bad: int, step: int, update: Update, console: Console) -> int:
+def count_idle(idle: int, step: int, update: Update, console: Console) -> int:
     """Steps in a row after this one that aligned nothing: no face had a confident label, or no gradient was finite.
 
     A step of prompts without people alone does not count. Prints a warning for each; raises FairDiffError at PATIENCE.
     """
     reasons = []
-    for prompt, reason in update.troubles:
+    for prompt, reason in update.skipped:
         what = "left out" if update.good else "step skipped"
         reasons.append(f"prompt '{prompt}': {reason}; {what}")
     if update.people and not update.aligned:
@@ -180,16 +175,16 @@ def count_bad(bad: int, step: int, update: Update, console: Console) -> int:
         console.print(f"warning: step {step}, {reason}", markup=False)
     if update.aligned:
         return 0
-    if reasons and bad + 1 >= PATIENCE:
+    if reasons and idle + 1 >= PATIENCE:
         raise FairDiffError(f"training: {PATIENCE} steps in a row aligned nothing, the last because: {reasons[-1]}")
-    return bad + bool(reasons)
+    return idle + bool(reasons)
 
 
 def warn_about_small_batches(trainee: Trainee, batch: int, console: Console) -> None:
     """Name the batch size below which a target share can give no face a confident label."""
     objective, known = trainee.objective, trainee.objective.target.known()
     for attribute in objective.target.attributes:
-        classes = trainee.judges.classifier.attributes[attribute]
+        classes = trainee.perception.classifier.attributes[attribute]
         for cls, shares in zip(classes, np.stack([t.marginal(attribute) for t in known], 1), strict=True):
             least = round(float(shares[shares > 0].min(initial=1)), 9)
             needed = smallest_batch(least, objective.confidence)

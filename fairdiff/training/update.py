@@ -4,6 +4,7 @@ Prompts pull in opposite directions: what makes carpenters more female does so t
 not lessen this noise, pictures divided among several prompts do (docs/performance.md has the numbers).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from statistics import fmean
@@ -20,10 +21,10 @@ Step = Callable[[Trainee, Batch], StepResult]
 
 @dataclass
 class Update:
-    """What an update's prompts showed: the good steps with their prompts, norm of their mean gradient, what went wrong."""
+    """The batches of an update: results by prompt, the norm of their mean gradient, and (prompt, reason) of skipped ones."""
 
     good: list[tuple[str, StepResult]] = field(default_factory=list)
-    troubles: list[tuple[str, str]] = field(default_factory=list)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
     norm: float = 0.0
 
     def row(self) -> dict:
@@ -55,10 +56,10 @@ class Update:
         return _means([{a: bias_of(s) for a, s in result.shares.items() if s} for _, result in self.good])
 
 
-def gather(trainee: Trainee, batches: list[Batch], max_norm: float | None, step: Step = training_step) -> Update:
-    """Leave the mean gradient of the batches in the adapter, clipped to `max_norm` (None: not); one batch a prompt.
+def gather(trainee: Trainee, batches: list[Batch], step: Step = training_step) -> Update:
+    """Leave the mean gradient of the batches in the adapter; one batch a prompt.
 
-    A batch with a gradient that is not finite is left out and named in `troubles`; if all are, the adapter has no
+    A batch with a gradient that is not finite is left out and named in `skipped`; if all are, the adapter has no
     gradient. Raises FairDiffError on a gradient of exactly zero.
     """
     parameters, update = trainee.adapter.parameters(), Update()
@@ -67,31 +68,35 @@ def gather(trainee: Trainee, batches: list[Batch], max_norm: float | None, step:
         for p in parameters:
             p.grad = None
         result = step(trainee, batch)
-        trouble = trouble_of(result, parameters)
-        if trouble:
-            update.troubles.append((batch.prompt, trouble))
+        if reason := skip_reason(result, parameters):
+            update.skipped.append((batch.prompt, reason))
             continue
         update.good.append((batch.prompt, result))
         sums = [_plus(total, p.grad) for total, p in zip(sums, parameters, strict=True)]
     for p, total in zip(parameters, sums, strict=True):
         p.grad = None if total is None else total / len(update.good)
     if update.good:
-        update.norm = float(torch.nn.utils.clip_grad_norm_(parameters, max_norm or float("inf")))
+        update.norm = _norm(parameters)
     return update
 
 
-def trouble_of(result: StepResult, parameters: list[torch.nn.Parameter]) -> str:
-    """What is wrong with a step, or "". A gradient of exactly zero is an error: nothing is being trained.
+def skip_reason(result: StepResult, parameters: list[torch.nn.Parameter]) -> str:
+    """Why a batch is left out of the update, "" if it is not.
 
-    But for a batch without confident labels, which asks for nothing as long as its images are the originals.
+    A gradient of exactly zero is an error, for nothing is being trained; but a batch without confident labels may have
+    one, as long as its images are the reference images.
     """
-    if result.trouble:
-        return result.trouble
-    grads = [p.grad for p in parameters if p.grad is not None]
-    norm = float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0
+    if result.skipped:
+        return result.skipped
+    norm = _norm(parameters)
     if norm == 0 and result.kept:
         raise FairDiffError("training: the adapter's gradient is exactly zero, so nothing is being trained")
-    return "" if torch.isfinite(torch.tensor(norm)) else f"the gradient norm is {norm}"
+    return "" if math.isfinite(norm) else f"the gradient norm is {norm}"
+
+
+def _norm(parameters: list[torch.nn.Parameter]) -> float:
+    grads = [p.grad for p in parameters if p.grad is not None]
+    return float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0
 
 
 def _plus(total: Tensor | None, grad: Tensor | None) -> Tensor | None:

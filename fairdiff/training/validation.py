@@ -53,7 +53,7 @@ def validate(trainee: Trainee, validation: Validation, noise_seed: int) -> dict[
 
 
 def _one_prompt(trainee: Trainee, validation: Validation, prompt: str, noise_seed: int) -> dict[str, float]:
-    model, judges, target = trainee.model, trainee.judges, trainee.objective.target.of(prompt)
+    model, perception, target = trainee.model, trainee.perception, trainee.objective.target.of(prompt)
     indices = list(range(validation.images))
     originals = trainee.originals.get(prompt, indices, validation.sampler_steps)
     paint = model.generator(trainee.method.guidance, validation.sampler_steps, trainee.adapter.prefix)
@@ -62,10 +62,10 @@ def _one_prompt(trainee: Trainee, validation: Validation, prompt: str, noise_see
     cosines: list[torch.Tensor] = []
     for rows in torch.arange(validation.images).split(trainee.originals.block):
         image = paint(prompt, noise[rows])
-        seen = judges.see(image)
+        seen = perception.classify_faces(image)
         for a in classes:
             classes[a].append(seen.logits[a].argmax(1).cpu())
-        features = zip(judges.features(image), range(len(judges.encoders)), strict=True)
+        features = zip(perception.features(image), range(len(perception.encoders)), strict=True)
         cosines.append(torch.stack([(f * originals[f"feature.{i}"][rows]).sum(1) for f, i in features]).cpu())
     similarity = torch.cat(cosines, 1).mean(1).tolist()
     faces = sum(len(c) for c in classes[target.attributes[0]])

@@ -6,9 +6,11 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 
 from fairdiff.config import Config, GradientConfig
+from fairdiff.config.laws import positive
 from fairdiff.errors import FairDiffError
 
 PARTS = ("steps", "variance", "memory", "profile", "throughput", "time_to_bias", "ablation")
+LEARNERS = "keys of gradient, {type: literal}, {type: autograd} or {type: truncated, last: <steps>}"
 
 
 @dataclass
@@ -49,8 +51,8 @@ class BenchConfig(Config):
     """Everything a training run takes, and: which parts, how often, in which sizes.
 
     literal_batch: micro-batch of the reference algorithm. sizes: B of the tables of memory and variance. lengths: T of
-    the table of memory. modes: [decode_batch, replay_batch] of throughput. peak_tflops: what the device could do.
-    time_to_bias, ablation: gradients (keys of the group `gradient`, or type literal) that learn against each other.
+    the table of memory. micro_batches: of throughput. peak_tflops: what the device could do.
+    time_to_bias, ablation: gradients that learn against each other, see `LEARNERS`.
     """
 
     part: list[str] = field(default_factory=lambda: ["steps", "variance", "memory", "profile"])
@@ -63,7 +65,7 @@ class BenchConfig(Config):
     batches: int = 6
     evaluations: list[int] = field(default_factory=lambda: [1, 2, 3, 4, 8])
     draws: int = 2000
-    modes: list[Any] = field(default_factory=lambda: [[4, 12], [1, 4]])
+    micro_batches: list[int] = field(default_factory=lambda: [4, 1])
     channels_last: bool = False
     compile: bool = False
     peak_tflops: float | None = None
@@ -92,14 +94,10 @@ class BenchConfig(Config):
         for part in self.part:
             if part not in PARTS:
                 raise FairDiffError(f"part: found {part}, allowed: {', '.join(PARTS)}; an empty list only renders")
-        if "object" in self.prompts.families:
-            raise FairDiffError("prompts.families: found object, allowed: families of people")
         for key in ("repeats", "literal_batch", "batches", "draws"):
             if asdict(self)[key] < 1:
                 raise FairDiffError(f"{key}: found {asdict(self)[key]}, allowed: 1 or more")
-        for mode in self.modes:
-            if not (isinstance(mode, list) and len(mode) == 2 and all(isinstance(n, int) and n > 0 for n in mode)):
-                raise FairDiffError(f"modes: found {mode}, allowed: [decode_batch, replay_batch]")
+        positive("micro_batches", *self.micro_batches)
         for key in ("time_to_bias", "ablation"):
             for learner in asdict(self)[key]:
                 _check_learner(key, learner)
@@ -108,12 +106,15 @@ class BenchConfig(Config):
 
 
 def _check_learner(key: str, learner: Any) -> None:
-    if learner == {"type": "literal"}:
-        return
+    match learner:
+        case {"type": "literal" | "autograd", **rest} if not rest:
+            return
+        case {"type": "truncated", "last": int(last), **rest} if last > 0 and not rest:
+            return
     try:
         GradientConfig(**learner)
     except TypeError as error:
-        raise FairDiffError(f"{key}: found {learner}, allowed: {{type: literal}} or keys of gradient") from error
+        raise FairDiffError(f"{key}: found {learner}, allowed: {LEARNERS}") from error
 
 
 def use_schema() -> None:

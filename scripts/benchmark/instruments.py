@@ -106,23 +106,23 @@ class Stopwatch:
 @contextmanager
 def staged(trainee: Trainee, synchronise: Callable[[], None]) -> Iterator[Stopwatch]:
     """A stopwatch on every stage of fairdiff.training.step.training_step."""
-    watch, judges, step = Stopwatch(synchronise), trainee.judges, fairdiff.training.step
+    watch, perception, step = Stopwatch(synchronise), trainee.perception, fairdiff.training.step
     places = [
         (step, "initial_noise", "noise"),
         (step, "embed_prompt", "text forward"),
         (trainee.model, "sample", "sampling"),
         (type(trainee.originals), "get", "originals"),
         (trainee.model, "decode", "decode forward"),
-        (judges, "detector", "detect"),
-        (judges, "classifier", "judge"),
-        (judges, "embedder", "face embedder"),
+        (perception, "detector", "detect"),
+        (perception, "classifier", "judge"),
+        (perception, "embedder", "face embedder"),
         (step, "label_faces", "transport"),
         (step, "batch_terms", "losses"),
         (step, "gradient_at", "losses backward"),
         (step, "gradient_weights", "weights of the steps"),
         (step, "replay", "replay"),
     ]
-    places += [(e, "image", f"encoder {i}") for i, e in enumerate(judges.encoders)]
+    places += [(e, "image", f"encoder {i}") for i, e in enumerate(perception.encoders)]
     with ExitStack() as stack:
         for owner, name, label in places:
             if isinstance(getattr(owner, name), nn.Module):  # no function may stand in a module's place

@@ -9,23 +9,23 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 
 import torch
 
 from benchmark.config import BenchConfig
 from benchmark.instruments import spread
-from benchmark.literal import literal_step
+from benchmark.literal import autograd_step, literal_step
 from benchmark.world import make_trainee, synchronise
-from fairdiff import build
-from fairdiff import plan as asked
-from fairdiff.diffusion.load import digest
-from fairdiff.diffusion.sampling import initial_noise
+from fairdiff import build, fingerprint
+from fairdiff.plan import make_plan
 from fairdiff.prompts import Prompt
 from fairdiff.training import checkpoint
-from fairdiff.training.step import Trainee, training_step
-from fairdiff.training.tracking import Metrics, bias_of, read_metrics
-from fairdiff.training.trainer import Schedule, draw_batches, learning_rate
-from fairdiff.training.update import gather
+from fairdiff.training.step import training_step
+from fairdiff.training.tracking import Metrics, read_metrics
+from fairdiff.training.trainer import draw_batches, learning_rate
+from fairdiff.training.update import Step, gather
+from fairdiff.training.validation import Validation, validate
 
 
 def name_of(learner: dict) -> str:
@@ -35,6 +35,18 @@ def name_of(learner: dict) -> str:
     rest = {k: v for k, v in learner.items() if k != "type" and v is not None}
     short = [f"K={rest.pop('evaluations')}"] if "evaluations" in rest else []
     return " ".join([learner["type"], *short, *(f"{k}={v}" for k, v in rest.items())])
+
+
+def step_of(learner: dict, literal_batch: int) -> Step | None:
+    """A learner's own way to make a step, None for the training step with this `gradient`."""
+    match learner["type"]:
+        case "literal":
+            return partial(literal_step, micro_batch=literal_batch)
+        case "autograd":
+            return autograd_step
+        case "truncated":
+            return partial(autograd_step, last=learner["last"])
+    return None
 
 
 def hold_out(prompts: list[Prompt], count: int) -> tuple[list[Prompt], list[Prompt]]:
@@ -47,21 +59,22 @@ class Learner:
     """One gradient's run of one seed: trains to a step, looks at itself, remembers both on disk."""
 
     def __init__(self, config: BenchConfig, learner: dict, folder: Path):
-        literal = learner["type"] == "literal"
-        gradient = {"type": "reference"} if literal else learner
-        self.gradient = partial(literal_step, micro_batch=config.literal_batch) if literal else training_step
         config = replace(config, cache=str(folder / "originals"))  # a resumed run paints none again
-        self.trainee: Trainee = make_trainee(config, gradient)
+        own, plan, watch = step_of(learner, config.literal_batch), make_plan(config), config.watch
+        self.make_step = own or training_step
+        self.trainee = make_trainee(config, None if own else learner)
         self.config, self.folder = config, folder
-        self.schedule: Schedule = build.build_schedule(config)
-        self.prompts, self.validation = hold_out(asked.prompts(config, "train"), config.watch.prompts)
+        self.schedule = build.build_schedule(config, plan)
+        self.prompts, watched = hold_out(list(plan.train), watch.prompts)
+        self.validation = Validation(watch.every, watched, watch.images, config.sampler.audit_steps, -1.0, None)
         self.parameters = self.trainee.adapter.parameters()
         self.optimizer = torch.optim.AdamW(
             self.parameters, self.schedule.learning_rate, weight_decay=self.schedule.weight_decay
         )
         self.ema = checkpoint.Ema(self.parameters, self.schedule.ema)
         self.parts = {"ema": self.ema, "optimizer": self.optimizer}
-        self.key = digest(learner, config.seed)
+        self.parts |= {"balance": self.trainee.balance} if self.trainee.balance else {}
+        self.key = fingerprint.of_values(learner, config.seed)
         self.step = checkpoint.load(folder, self.key, self.parts)
         self.metrics = Metrics(folder / "metrics.jsonl", self.step + 1)  # row n: after n steps
         self.looked = {row["step"] for row in read_metrics(folder / "metrics.jsonl")}
@@ -74,7 +87,7 @@ class Learner:
         while self.step < until:
             batches = draw_batches(self.prompts, self.schedule, self.step)
             began = time.perf_counter()
-            update = gather(self.trainee, batches, self.schedule.max_grad_norm, self.gradient)
+            update = gather(self.trainee, batches, self.make_step)
             if update.good:
                 for group in self.optimizer.param_groups:
                     group["lr"] = learning_rate(self.schedule, self.step)
@@ -84,33 +97,15 @@ class Learner:
             synchronise(self.config.device)
             seconds += time.perf_counter() - began
             self.step += 1
-        bias = self.validate()
-        self.metrics.write(
-            {"step": self.step, "seconds": seconds, "bias": bias, "norm": sum(norms) / max(len(norms), 1)}
-        )
+        row = {"step": self.step, "seconds": seconds, "bias": self.look(), "norm": sum(norms) / max(len(norms), 1)}
+        self.metrics.write(row)
         checkpoint.save(self.folder, self.step, self.key, self.parts)
 
-    def validate(self) -> float:
-        """Mean over validation prompts and attributes of the bias of the averaged adapter, by the training judge."""
+    def look(self) -> float:
+        """The bias of the averaged adapter on the held-out prompts: the trainer's own validation, mean over attributes."""
         with self.ema.in_place():
-            biases = [b for prompt in self.validation for b in self.look(prompt)]
-        return sum(biases) / len(biases)
-
-    @torch.no_grad()
-    def look(self, prompt: Prompt) -> list[float]:
-        """Bias of each attribute in the pictures of one prompt."""
-        config, model, judges = self.config, self.trainee.model, self.trainee.judges
-        count = range(config.watch.images)
-        noise = initial_noise(prompt.text, config.audit.seed, count, model.latent_shape).to(model.unet.device)
-        paint = model.generator(config.sampler.guidance, config.sampler.audit_steps, self.trainee.adapter.prefix)
-        seen = [judges.see(paint(prompt.text, z)) for z in noise.split(config.decode_batch)]
-        biases = []
-        for attribute in config.attributes:
-            logits = torch.cat([s.logits[attribute] for s in seen])
-            if len(logits):
-                shares = torch.bincount(logits.argmax(1), minlength=logits.shape[1]) / len(logits)
-                biases.append(bias_of(shares.tolist()))
-        return biases
+            row = validate(self.trainee, self.validation, self.schedule.seed)
+        return fmean(value for name, value in row.items() if name.startswith("validation.bias."))
 
     def history(self) -> list[dict]:
         """[{step, seconds so far, bias}], one a look."""

@@ -1,4 +1,4 @@
-"""The reference algorithm, literally: three sampling passes, the last with a graph over time.
+"""The reference algorithm, literally: three sampling passes, the last with a graph over time. And exact gradients.
 
 Source: Shen et al., ICLR 2024, section 4 and its public code (sail-sg/finetune-fair-diffusion), retold:
     1  sample B pictures without a graph, micro-batch by micro-batch, to set the targets
@@ -12,15 +12,27 @@ import torch
 from torch import Tensor
 
 from benchmark.published import Constants, Generated, Original, published_terms
-from fairdiff.diffusion.sampling import (
-    Guidance,
-    gradient_weights,
-    initial_noise,
-    sample_with_graph,
-    solver_coefficients,
-)
-from fairdiff.objective.perception import Seen
-from fairdiff.training.step import Batch, StepResult, Trainee, active_terms, embed_prompt, label_faces
+from fairdiff.diffusion.denoise import Guidance
+from fairdiff.diffusion.sampling import Graph, gradient_weights, initial_noise, sample, solver_coefficients
+from fairdiff.objective.perception import FaceBatch
+from fairdiff.training.step import Batch, StepResult, Trainee, embed_prompt, label_batch, label_faces, latent_gradient
+
+
+def autograd_step(trainee: Trainee, batch: Batch, detach: bool = False, last: int | None = None) -> StepResult:
+    """Accumulate the gradient of one batch of people by autograd through the sampler steps in place of the replay.
+
+    detach: cut the U-Net's inputs, which with the solver's weights is what the replay computes. last: only through the
+    last k steps (DRaFT-K). The rest is the training step's own.
+    """
+    model = trainee.model
+    noise = initial_noise(batch.prompt, batch.noise_seed, batch.indices, model.latent_shape).to(model.unet.device)
+    guidance = Guidance(*embed_prompt(trainee, batch.prompt), trainee.method.guidance)
+    final = sample(model.unet, model.scheduler, guidance, noise, batch.steps, Graph(detach, last=last)).final
+    faces, part, result = label_batch(trainee, batch, final)
+    grad = latent_gradient(trainee, faces, part, final, result)
+    if grad is not None:
+        final.backward(grad)
+    return result
 
 
 def literal_step(trainee: Trainee, batch: Batch, micro_batch: int) -> StepResult:
@@ -34,9 +46,9 @@ def literal_step(trainee: Trainee, batch: Batch, micro_batch: int) -> StepResult
         for z in noises:
             guidance = Guidance(*embed_prompt(trainee, batch.prompt), trainee.method.guidance)
             final = model.sample(guidance, z, batch.steps).final
-            seen.append(trainee.judges.see(model.decode(final)))
+            seen.append(trainee.perception.classify_faces(model.decode(final)))
     target = objective.target.of(batch.prompt)
-    labels, shares = label_faces(seen, target, objective.draws, batch.generator)
+    labels, shares = label_faces(seen, target, batch.generator)
     kept = {a: labels.kept(a, objective.confidence) for a in labels.classes}
     faces = sum(len(s.faces.row_F) for s in seen)
     result = StepResult({}, shares, faces, sum(int(k.sum()) for k in kept.values()))
@@ -51,38 +63,37 @@ def literal_step(trainee: Trainee, batch: Batch, micro_batch: int) -> StepResult
         {a: d.keep_outside for a, d in objective.damping.items()},
         {a: d.keep_face for a, d in objective.damping.items()},
         objective.confident_class,
-        trainee.judges.bank.embedding_ND if trainee.judges.bank else None,
+        trainee.perception.bank.embedding_ND if trainee.perception.bank else None,
     )
     known = [{a: int(labels.classes[a][f]) if kept[a][f] else None for a in kept} for f in range(faces)]
     face_row = 0  # 3
-    k_T = gradient_weights("reference", model.scheduler, batch.steps) / solver_coefficients(
-        model.scheduler, batch.steps
-    )
+    k_T = gradient_weights("reference", model.scheduler, batch.steps) / solver_coefficients(model.scheduler, batch.steps)
+    graph = Graph(detach=True, scale_T=k_T)
     for z, before, original in zip(noises, seen, originals, strict=True):
         guidance = Guidance(*embed_prompt(trainee, batch.prompt), trainee.method.guidance)
-        final = sample_with_graph(model.unet, model.scheduler, guidance, z, batch.steps, detach=True, scale_T=k_T)
+        final = sample(model.unet, model.scheduler, guidance, z, batch.steps, graph).final
         image = model.decode(final)
-        trainee.judges.detector(image.detach())  # the reference looks for the faces again; they are where they were
-        now = trainee.judges.see(image, before.faces.boxes)
+        trainee.perception.detector(image.detach())  # the reference looks for the faces again; they are where they were
+        now = trainee.perception.classify_faces(image, before.faces.boxes)
         labelled = known[face_row : face_row + len(now.faces.row_F)]
         face_row += len(labelled)
         terms = published_terms(
-            image, trainee.judges.features, generated_of(trainee, now, labelled), originals_of(original), constants
+            image, trainee.perception.features, generated_of(trainee, now, labelled), originals_of(original), constants
         )
-        active = dict(active_terms(objective))
-        sum((weight * terms[name] for name, weight in active.items() if weight), start=0 * final.sum()).backward()
-        for name in active:
+        weighted = (weight * terms[name] for name, weight in objective.terms.items() if weight)
+        sum(weighted, start=0 * final.sum()).backward()
+        for name in objective.terms:
             result.terms[name] = result.terms.get(name, 0.0) + terms[name].item()
     return result
 
 
-def generated_of(trainee: Trainee, now: Seen, labels: list[dict[str, int | None]]) -> list[Generated]:
+def generated_of(trainee: Trainee, now: FaceBatch, labels: list[dict[str, int | None]]) -> list[Generated]:
     """Each image of a micro-batch as the published loss takes it; labels: of its faces."""
     images = [Generated(None, {}, {}, None, None) for _ in now.image_BCHW]
     face_FD = mirrored_FD = [None] * len(labels)
-    if trainee.judges.embedder is not None:
-        face_FD = trainee.judges.embed(now.faces.aligned_FCHW)
-        mirrored_FD = trainee.judges.embed(now.faces.aligned_FCHW.flip(-1))
+    if trainee.perception.embedder is not None:
+        face_FD = trainee.perception.embed(now.faces.aligned_FCHW)
+        mirrored_FD = trainee.perception.embed(now.faces.aligned_FCHW.flip(-1))
     for face, row in enumerate(now.faces.row_F.tolist()):
         logits = {a: now.logits[a][face] for a in labels[face]}
         box = tuple(now.faces.box_F4[face].tolist())

@@ -20,7 +20,7 @@ COMMANDS = {
     "steps": ("One step", "python scripts/bench.py 'part=[steps]'"),
     "time_to_bias": ("To the same bias", "python scripts/bench.py 'part=[time_to_bias]' steps=240"),
     "variance": ("Noise of the gradient", "python scripts/bench.py 'part=[variance]'"),
-    "memory": ("Memory", "python scripts/bench.py 'part=[memory]' replay_batch=8 decode_batch=8"),
+    "memory": ("Memory", "python scripts/bench.py 'part=[memory]' micro_batch=4 literal_batch=4"),
     "ablation": ("Which gradient learns", "python scripts/bench.py 'part=[ablation]' steps=240"),
     "profile": ("What a step's time is made of", "python scripts/bench.py 'part=[profile]'"),
     "throughput": ("Seconds a step on a GPU", "python scripts/bench.py device=cuda model=sd15_random"),
@@ -210,11 +210,11 @@ def profile(result: dict) -> list[str]:
 
 
 def throughput(result: dict) -> list[str]:
-    head = ["originals", "decode", "replay", "seconds a step", "peak GiB", "TFLOP", "TFLOP/s", "of peak"]
+    head = ["originals", "micro-batch", "seconds a step", "peak GiB", "TFLOP", "TFLOP/s", "of peak"]
     rows = [
         [
-            r["originals"], str(r["decode_batch"]), str(r["replay_batch"]), interval(r["seconds"]), number(r["peak_gib"]),
-            number(r["tflop"]), number(r["tflops"]), "–" if r["share"] is None else f"{r['share']:.1%}",
+            r["originals"], str(r["micro_batch"]), interval(r["seconds"]), number(r["peak_gib"]), number(r["tflop"]),
+            number(r["tflops"]), "–" if r["share"] is None else f"{r['share']:.1%}",
         ]
         for r in result["rows"]
     ]  # fmt: skip

@@ -19,7 +19,7 @@ from classifiers.identity import Bank, FaceEmbedder
 from classifiers.types import Boxes
 from fairdiff.diffusion.load import DiffusionModel
 from fairdiff.diffusion.sampling import make_solver
-from fairdiff.objective.perception import Judges
+from fairdiff.objective.perception import Perception
 
 VOCABULARY = 49408
 NORMALISE = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
@@ -101,9 +101,9 @@ def frozen(net: AttributeNet | FaceEmbedder, device: str):
     return net.eval().requires_grad_(False).to(device)
 
 
-def make_judges(
+def make_perception(
     shapes: RandomConfig, attributes: dict[str, tuple[str, ...]], dtype: torch.dtype, device: str
-) -> Judges:
+) -> Perception:
     """Detector, classifier, CLIP, DINOv2, face embedder and a bank of 1,000 random faces."""
     torch.manual_seed(1)
     judge = {"architecture": shapes.judge, "kwargs": {}, "image_size": shapes.judge_size, **NORMALISE}
@@ -113,4 +113,4 @@ def make_judges(
     embedder = frozen(FaceEmbedder(face), device)
     bank = Bank(nn.functional.normalize(torch.randn(1000, 512, device=device), dim=1))
     detector = MiddleDetector(shapes.detect_size, device)
-    return Judges(detector, classifier, encoders, embedder, bank, shapes.judge_size, 1.6, dtype)
+    return Perception(detector, classifier, encoders, embedder, bank, shapes.judge_size, 1.6, dtype)

@@ -14,8 +14,8 @@ from benchmark.config import BenchConfig
 from benchmark.learning import measure_learning
 from benchmark.steps import measure_memory, measure_profile, measure_steps, measure_throughput
 from benchmark.variance import measure_variance
-from benchmark.world import conditions, describe, finish, weights_digest
-from fairdiff.diffusion.load import digest
+from benchmark.world import conditions, describe, finish, weights_fingerprint
+from fairdiff import fingerprint
 from fairdiff.errors import FairDiffError
 from fairdiff.files import write_json
 
@@ -27,7 +27,7 @@ SHORT: dict[str, Callable[[BenchConfig], dict]] = {
     "throughput": measure_throughput,
 }
 # What says which parts to measure, where to write, or what to read off finished runs, and changes no run.
-ELSEWHERE = ("part", "resume", "report", "checkpoint_every", "audit", "thresholds")
+ELSEWHERE = ("part", "resume", "report", "audit", "thresholds")
 
 
 def measure(part: str, config: BenchConfig, folder: Path, console: Console) -> None:
@@ -35,7 +35,7 @@ def measure(part: str, config: BenchConfig, folder: Path, console: Console) -> N
     config = finish(config)
     path = folder / f"{part}.json"
     settings = {k: v for k, v in asdict(config).items() if k not in ELSEWHERE}
-    key = digest(settings, weights_digest(config), config.audit.seed)  # the learners' validation noise has that seed
+    key = fingerprint.of_values(settings, describe(config), weights_fingerprint(config))
     known = read(path) if config.resume else None
     if not config.resume:
         shutil.rmtree(folder / part / key, ignore_errors=True)

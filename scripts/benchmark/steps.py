@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -22,8 +23,9 @@ from benchmark.world import (
     synchronise,
     warm_up,
 )
-from fairdiff.diffusion.sampling import call_unet
+from fairdiff.diffusion.denoise import call_unet
 from fairdiff.training.step import Batch, Trainee, embed_prompt
+from fairdiff.training.update import Step, gather
 
 LITERAL = Variant("reference, literally", literal=True)
 
@@ -39,14 +41,12 @@ def variants(config: BenchConfig) -> list[Variant]:
     return [LITERAL, *ours]
 
 
-def whole_step(trainee: Trainee, optimizer: torch.optim.Optimizer, run) -> float:
-    """Seconds of gradient, clipping and optimiser; the learning rate is 0, so every variant meets the same adapter."""
+def whole_step(trainee: Trainee, optimizer: torch.optim.Optimizer, batch: Batch, step: Step) -> float:
+    """Seconds of an update of one batch; the learning rate is 0, so every variant meets the same adapter."""
     device = str(trainee.model.unet.device)
-    optimizer.zero_grad()
     synchronise(device)
     began = time.perf_counter()
-    run()
-    torch.nn.utils.clip_grad_norm_(trainee.adapter.parameters(), 1.0)
+    gather(trainee, [batch], step)
     optimizer.step()
     synchronise(device)
     return time.perf_counter() - began
@@ -64,9 +64,8 @@ def measure_steps(config: BenchConfig) -> dict:
             batch = draw(config, number)
             warm_up(trainee, batch)
             with counted(trainee.model.unet) as found:
-                took = whole_step(
-                    trainee, optimizer, lambda v=variant, b=batch: run_variant(trainee, v, b, config.literal_batch)
-                )
+                step = partial(run_variant, variant=variant, literal_batch=config.literal_batch)
+                took = whole_step(trainee, optimizer, batch, step)
             counts[variant.name] = found
             if number >= config.warmup:
                 seconds[variant.name].append(took)
@@ -91,7 +90,7 @@ def memory_of(config: BenchConfig, variant: Variant, batch_size: int, steps: int
     if not variant.literal and not variant.cold:
         warm_up(trainee, batch)
     forget()
-    return peak_memory(config.device, lambda: run_variant(trainee, variant, batch, config.literal_batch))
+    return peak_memory(config.device, lambda: run_variant(trainee, batch, variant, config.literal_batch))
 
 
 def one_thread() -> None:
@@ -136,11 +135,9 @@ def measure_profile(config: BenchConfig) -> dict:
     for number in range(config.warmup + config.repeats):
         batch = draw(config, number)
         warm_up(trainee, batch)
-        optimizer.zero_grad()
         with staged(trainee, lambda: synchronise(config.device)) as watch, watch.stage("rest"):
-            run_variant(trainee, variant, batch, config.literal_batch)
-            with watch.stage("clip and optimiser"):
-                torch.nn.utils.clip_grad_norm_(trainee.adapter.parameters(), 1.0)
+            gather(trainee, [batch], partial(run_variant, variant=variant, literal_batch=config.literal_batch))
+            with watch.stage("optimiser"):
                 optimizer.step()
         if number >= config.warmup:
             found.append(watch.seconds)
@@ -172,22 +169,22 @@ def measure_throughput(config: BenchConfig) -> dict:
     """Seconds a step, peak memory and share of the device's peak, originals cached and not, in each memory mode."""
     rows, k = [], config.gradient.evaluations
     contestants = [Variant("cached", k), Variant("not cached", k, cold=True)]
-    for decode_batch, replay_batch in config.modes:
-        sized = replace(config, decode_batch=decode_batch, replay_batch=replay_batch)
+    for micro_batch in config.micro_batches:
+        sized = replace(config, micro_batch=micro_batch)
         trainee = make_trainee(replace(sized, compile=False))  # operations are counted before anything is compiled
         optimizer = torch.optim.AdamW(trainee.adapter.parameters(), 0.0)
         flops, seconds, memory = {}, {v.name: [] for v in contestants}, {}
         for variant in contestants:
             batch = draw(sized, 0)
             warm_up(trainee, batch)
-            flops[variant.name] = flops_of(lambda v=variant, b=batch, t=trainee: run_variant(t, v, b, 1))
+            flops[variant.name] = flops_of(lambda v=variant, b=batch, t=trainee: run_variant(t, b, v, 1))
         if config.compile:
             trainee.model.unet.compile()
         for number in range(config.warmup + config.repeats):
             for variant in contestants:
                 batch = draw(sized, number)
                 warm_up(trainee, batch)
-                took = whole_step(trainee, optimizer, lambda v=variant, b=batch, t=trainee: run_variant(t, v, b, 1))
+                took = whole_step(trainee, optimizer, batch, partial(run_variant, variant=variant, literal_batch=1))
                 if number >= config.warmup:
                     seconds[variant.name].append(took)
         for variant in contestants:
@@ -197,12 +194,12 @@ def measure_throughput(config: BenchConfig) -> dict:
                 memory[variant.name] = memory_apart(sized, variant, batch)
             else:
                 held = torch.cuda.memory_allocated() / 2**20
-                needed = peak_memory(config.device, lambda v=variant, b=batch, t=trainee: run_variant(t, v, b, 1))
+                needed = peak_memory(config.device, lambda v=variant, b=batch, t=trainee: run_variant(t, b, v, 1))
                 memory[variant.name] = held + needed
             median = spread(seconds[variant.name])
             rate = flops[variant.name] / median[0] / 1e12
             rows.append({
-                "originals": variant.name, "decode_batch": decode_batch, "replay_batch": replay_batch,
+                "originals": variant.name, "micro_batch": micro_batch,
                 "seconds": median, "peak_gib": memory[variant.name] / 1024, "tflop": flops[variant.name] / 1e12,
                 "tflops": rate, "share": rate / config.peak_tflops if config.peak_tflops else None,
             })  # fmt: skip

@@ -15,8 +15,9 @@ from torch import Tensor
 from benchmark.config import BenchConfig
 from benchmark.instruments import captured_replay, spread
 from benchmark.world import draw, make_trainee, sampler_steps
-from fairdiff.diffusion.sampling import Guidance, Upstream, choose_steps, replay
-from fairdiff.training.step import Batch, Trainee, embed_prompt, training_step
+from fairdiff.diffusion.denoise import Guidance
+from fairdiff.diffusion.sampling import Upstream, choose_steps, replay
+from fairdiff.training.step import Batch, Rollout, Trainee, embed_prompt, pull_back_text, training_step
 
 
 def pair_gradients(trainee: Trainee, batch: Batch) -> Tensor:
@@ -41,11 +42,10 @@ def pair_gradients(trainee: Trainee, batch: Batch) -> Tensor:
                 p.grad = None
             text = embed_prompt(trainee, batch.prompt)
             leaves = [t.detach().requires_grad_(t.requires_grad) for t in text]
+            rollout = Rollout(text, Guidance(*leaves, guidance.scale), own)
             one = Upstream(upstream.grad[rows], upstream.weights, torch.tensor([[step]]))
-            replay(unet, own, Guidance(*leaves, guidance.scale), one, 1)
-            pairs = [(t, leaf.grad) for t, leaf in zip(text, leaves, strict=True) if leaf.grad is not None]
-            if pairs:
-                torch.autograd.backward([t for t, _ in pairs], [g for _, g in pairs])
+            replay(unet, own, rollout.guidance, one, 1)
+            pull_back_text(rollout)
             out[image, step] = _flat(parameters) / steps  # replay weighs one step of T by T
     return out
 

@@ -1,4 +1,4 @@
-"""What is measured on: a model, its judges, and trainees on it; and what machine it was measured on."""
+"""What is measured on: a model, its perception, and trainees on it; and what machine it was measured on."""
 
 import gc
 import os
@@ -14,11 +14,11 @@ from benchmark import random_sd
 from benchmark.config import BenchConfig
 from benchmark.literal import literal_step
 from fairdiff import build
-from fairdiff import plan as asked
 from fairdiff.config import GradientConfig
 from fairdiff.diffusion.load import DiffusionModel
 from fairdiff.errors import FairDiffError
-from fairdiff.objective.perception import Judges
+from fairdiff.objective.perception import Perception
+from fairdiff.plan import Plan, make_plan
 from fairdiff.training.step import Batch, StepResult, Trainee, training_step
 
 
@@ -32,27 +32,27 @@ class Variant:
     literal: bool = False
 
 
-def make_world(config: BenchConfig) -> tuple[DiffusionModel, Judges]:
-    """The model and the judges of a configuration, real or random."""
+def make_world(config: BenchConfig, plan: Plan) -> tuple[DiffusionModel, Perception]:
+    """The model and the perception of a configuration, real or random."""
     if config.random is None:
-        model, judges = build.build_model(config), build.build_judges(config)
+        model, perception = build.build_model(config), build.build_perception(config, plan)
     else:
         build.check_device(config.device)
-        dtype = getattr(torch, config.model.dtype)
+        dtype, sampling_dtype = build.precisions(config)
         model = random_sd.make_model(config.random, dtype, config.device)
-        classes = {name: tuple(a.classes) for name, a in config.attributes.items()}
-        judges = random_sd.make_judges(config.random, classes, dtype, config.device)
-        model.decode_batch = config.decode_batch
-        model.sampling_dtype = getattr(torch, config.model.sampling_dtype)
+        perception = random_sd.make_perception(config.random, plan.attributes, dtype, config.device)
+        model.decode_batch, model.sampling_dtype = config.micro_batch, sampling_dtype
     if config.channels_last:
         for module in (model.unet, model.vae):
             module.to(memory_format=torch.channels_last)
-    return model, judges
+    return model, perception
 
 
-def weights_digest(config: BenchConfig) -> str:
-    """A short hash of the frozen weights; random ones follow from the configuration."""
-    return "random" if config.random is not None else build.frozen_key(config, *make_world(config))
+def weights_fingerprint(config: BenchConfig) -> str:
+    """Of the frozen weights; random ones follow from the configuration."""
+    if config.random is not None:
+        return "random"
+    return build.originals_fingerprint(config, *make_world(config, make_plan(config)))
 
 
 def finish(config: BenchConfig) -> BenchConfig:
@@ -67,7 +67,8 @@ def make_trainee(config: BenchConfig, gradient: dict | None = None) -> Trainee:
     """A trainee of its own model; gradient: keys of the group `gradient` in place of the configuration's."""
     if gradient is not None:
         config = replace(config, gradient=GradientConfig(**gradient))
-    trainee = build.build_trainee(config, *make_world(config))
+    plan = make_plan(config)
+    trainee = build.build_trainee(config, plan, *make_world(config, plan))
     if config.compile:
         trainee.model.unet.compile()
     return trainee
@@ -85,19 +86,19 @@ def fractions(steps: int) -> list[int]:
 
 def draw(config: BenchConfig, number: int, size: int | None = None, steps: int | None = None) -> Batch:
     """Batch `number` of one prompt; images 0..size-1 of its pool."""
-    prompts = asked.prompts(config, "train")
+    prompts = make_plan(config).train
     generator = torch.Generator().manual_seed(config.seed + number)
     indices = list(range(size or config.global_batch))
     steps = steps or sampler_steps(config)
     return Batch(prompts[number % len(prompts)].text, indices, steps, config.seed, generator)
 
 
-def run_variant(trainee: Trainee, variant: Variant, batch: Batch, literal_batch: int) -> StepResult:
+def run_variant(trainee: Trainee, batch: Batch, variant: Variant, literal_batch: int) -> StepResult:
     """Accumulate the gradient of one batch the variant's way; FairDiffError for a batch of which nothing is learnt."""
     if variant.literal:
         result = literal_step(trainee, batch, literal_batch)
     else:
-        method = replace(trainee.method, gradient="unit", evaluations=variant.evaluations, detach=False)
+        method = replace(trainee.method, gradient="unit", evaluations=variant.evaluations)
         if variant.cold:
             trainee.originals.rows.clear()
         result = training_step(replace(trainee, method=method), batch)
@@ -152,12 +153,13 @@ def describe(config: BenchConfig) -> dict:
     kind = (
         adapter.type if adapter.type == "soft_tokens" else f"LoRA rank {adapter.rank} on {' and '.join(adapter.parts)}"
     )
-    dtype = config.model.dtype
-    if dtype == "float32" and config.model.sampling_dtype != "float32":
-        dtype += f", sampled in {config.model.sampling_dtype}"
+    dtype, sampling_dtype = (str(found).removeprefix("torch.") for found in build.precisions(config))
+    if sampling_dtype != dtype:
+        dtype += f", sampled in {sampling_dtype}"
     return {
         "model": model, "adapter": kind, "B": config.global_batch, "T": sampler_steps(config),
-        "guidance": config.sampler.guidance, "dtype": dtype, "replay_batch": config.replay_batch,
-        "decode_batch": config.decode_batch, "literal_batch": config.literal_batch,
+        "guidance": config.sampler.guidance, "dtype": dtype,
+        "replay_batch": build.REPLAYED * config.micro_batch, "decode_batch": config.micro_batch,
+        "literal_batch": config.literal_batch,
         "originals": config.loss.originals, "channels_last": config.channels_last, "compile": config.compile,
     }  # fmt: skip

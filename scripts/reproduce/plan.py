@@ -7,8 +7,9 @@ from fairdiff.portraits.world import MEASURED_WORDS
 
 EXPERIMENTS = ("gender", "gender_tokens", "race", "gender_race", "gender_race_age", "multi_concept")
 ADAPTERS = ("lora_text", "lora_unet", "lora_both", "soft_tokens")
-IMAGE_SHARES = (0.02, 0.6, 3)  # relative shares of the image term beside .17, the default: at scale 1
+IMAGE_SHARES = (0.05, 1.2, 4)  # relative shares of the image term beside .4, the default: at scale 1
 SCALES = (0.25, 0.5, 0.75, 1, 1.25)
+SAME_TRAINING = {"gender": "lora_text", "gender_tokens": "soft_tokens"}  # experiments that are the main job
 PROMPTS = 48  # audited prompts of the experiments, each of another occupation
 SOME = {"multi_concept": 12}  # of each of four families
 GROUPS = {
@@ -22,25 +23,44 @@ GROUPS = {
 
 @dataclass(frozen=True)
 class Run:
-    """One command: its group, its name in the table, its overrides, its seed; `of`: the run whose adapter it audits."""
+    """One command: its group, its name in the table, its overrides, its seed.
+
+    of: the run whose adapter it audits. same: the run whose training it goes on with, to audit it in another way.
+    """
 
     group: str
     name: str
     overrides: tuple[str, ...]
     seed: int
     of: "Run | None" = None
+    same: "Run | None" = None
     script: str = "train.py"
 
-    def folder(self, root: Path) -> Path:
+    @property
+    def needs(self) -> "Run | None":
+        """The run that must be done before."""
+        return self.of or self.same
+
+    def _place(self, root: Path) -> Path:
         name = "".join(c for c in self.name.replace(" ", "_") if c not in ',"')
         return root / self.group / name / f"seed{self.seed}"
 
+    def folder(self, root: Path) -> Path:
+        """Where the run lies."""
+        return self.same.folder(root) if self.same else self._place(root)
+
+    def log(self, root: Path) -> Path:
+        """What its command printed; the last line names the report."""
+        return self._place(root).with_suffix(".log")
+
     def audit(self, root: Path) -> Path:
-        return self.folder(root) / "audit.json"
+        """audit.json beside the report that the command named last."""
+        line = self.log(root).read_text().rstrip().splitlines()[-1]
+        return Path(line.removeprefix("report: ")).with_name("audit.json")
 
     def record(self, records: Path) -> Path:
         """What the page keeps of the audit."""
-        return self.folder(records).with_suffix(".json")
+        return self._place(records).with_suffix(".json")
 
     def command(self, root: Path) -> list[str]:
         """The arguments after `python`."""
@@ -56,8 +76,12 @@ def plan(seeds: list[int], images: int) -> list[Run]:
         runs.append(Run("words", words, own, first, script="scripts/audit.py"))
     full = {e: (f"audit.prompts={SOME.get(e, PROMPTS)}", f"audit.images_per_prompt={images}") for e in EXPERIMENTS}
     for seed in seeds:
-        runs += [Run("adapters", adapter, (f"adapter={adapter}",), seed) for adapter in ADAPTERS]
-        runs += [Run("experiments", e, (f"experiment={e}", *full[e]), seed) for e in EXPERIMENTS]
+        main = {adapter: Run("adapters", adapter, (f"adapter={adapter}",), seed) for adapter in ADAPTERS}
+        runs += main.values()
+        for name in EXPERIMENTS:
+            same = main.get(SAME_TRAINING.get(name))
+            own = same.overrides if same else (f"experiment={name}",)
+            runs.append(Run("experiments", name, (*own, *full[name]), seed, same=same))
         labour = ("experiment=gender_race", "target.file=labour", *full["gender_race"])
         runs.append(Run("targets", "labour statistics", labour, seed))
     return runs + frontier(first)
@@ -71,8 +95,8 @@ def frontier(seed: int) -> list[Run]:
         kind = (*trained.overrides, "audit.prompts=12")
         for scale in SCALES:
             own = (*kind, f"adapter.scale={scale}")
-            runs.append(Run("frontier", f"{adapter}, scale {scale}", own, seed, trained, "scripts/audit.py"))
+            runs.append(Run("frontier", f"{adapter}, scale {scale}", own, seed, of=trained, script="scripts/audit.py"))
         for share in IMAGE_SHARES:
-            own = (*kind, f"loss.balance.image={share}")
+            own = (*kind, f"loss.image={share}")
             runs.append(Run("frontier", f"{adapter}, image share {share}", own, seed))
     return runs

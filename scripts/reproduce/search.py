@@ -11,8 +11,8 @@ from reproduce.records import read_records
 
 VALIDATION = ("audit.split=validation", "audit.prompts=16", "audit.images_per_prompt=60")  # of different occupations
 TEXT, TOKENS = ("adapter=lora_text",), ("adapter=soft_tokens",)
-FAST = ("sampler.train_steps=[4,4]", "gradient.evaluations=1", "loss.originals=.25", "steps=120")
-SHARE = "loss.balance.image={}"
+FAST = ("steps=120",)
+SHARE = "loss.image={}"
 CANDIDATES = {
     "text, rate 6e-3": (*TEXT, *FAST, "adapter.learning_rate=6e-3", SHARE.format(0.17)),
     "text, rate 1.2e-2": (*TEXT, *FAST, "adapter.learning_rate=1.2e-2", SHARE.format(0.17)),

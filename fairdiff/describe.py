@@ -1,0 +1,106 @@
+"""What a run says of itself: the budget before it begins, warnings, adapter.json, and the settings on the report."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+from fairdiff.audit.axis import software_versions
+from fairdiff.build import adapter_options, compared_images, read_about
+from fairdiff.build_audit import Audit
+from fairdiff.config import Config
+from fairdiff.diffusion.adapters import Adapter
+from fairdiff.diffusion.load import DiffusionModel
+from fairdiff.files import flat
+from fairdiff.plan import Plan
+from fairdiff.training.step import Trainee
+
+
+def budget(config: Config, plan: Plan, trainee: Trainee, audit: Audit) -> list[str]:
+    """What is about to be done, in images and steps."""
+    each, prompts = config.prompts.per_step, len(plan.train)
+    parameters = sum(p.numel() for p in trainee.adapter.parameters())
+    models = ["before", "after"] if trainee.adapter.origin is None else ["before", "start", "after"]
+    return [
+        f"target: {'; '.join(plan.target_lines)}",
+        f"adapter: {trainee.adapter.kind}, {parameters:,} parameters, learning rate {config.adapter.learning_rate:g}",
+        f"training: {config.steps} steps, {each} × {config.global_batch} images each, "
+        f"{min(config.steps * each, prompts)} of {prompts} training prompts, "
+        f"at most {most_originals(config, plan)} reference images (cached)",
+        f"audit: {len(models) * audit.plan.images_per_model} images, {len(audit.plan.prompts)} prompts, "
+        f"models {', '.join(models)}",
+    ]
+
+
+def most_originals(config: Config, plan: Plan) -> int:
+    """How many reference images a run can sample: whole blocks of a batch, validation included."""
+    block, visits = config.global_batch, config.steps * config.prompts.per_step
+    low, high = config.sampler.train_steps
+    slices = min(visits, len(plan.train)) * (config.noise_pool // block) * min(high - low + 1, config.steps)
+    found = min(visits, slices) * compared_images(config)  # a slice a visit, each once for every T
+    return found + len(plan.validation) * -(-config.validation.images // block) * block
+
+
+def warnings(plan: Plan, model: DiffusionModel, prefix: str) -> list[str]:
+    """Audited prompts that are trained on, and prompts that lose their end.
+
+    Behind soft tokens they lose it sooner than without, which would pass for an effect of the adapter.
+    """
+    lines = []
+    if known := plan.not_held_out:
+        some = ", ".join(known[:3]) + (", ..." if len(known) > 3 else "")
+        line = f"warning: {len(known)} of {len(plan.audit)} audited prompts are trained on ({some})"
+        lines.append(f"{line}; they say nothing about others")
+    texts = list(dict.fromkeys(prompt.text for prompt in [*plan.train, *plan.audit]))
+    if cut := model.overlong(prefix, texts):
+        most = model.tokenizer.model_max_length
+        lines.append(f"warning: the end of {len(cut)} prompts lies beyond the {most} tokens that are read, as of {cut[0]!r}")
+    return lines
+
+
+def adapter_warnings(config: Config, plan: Plan) -> list[str]:
+    """Where an audit differs from what the adapter was trained for."""
+    about = read_about(Path(config.adapter.path))
+    wanted = {"guidance": config.sampler.guidance, "negative_prompt": config.prompts.negative}
+    wanted |= {"padding": config.model.padding, "target": list(plan.target_lines)}
+    return [
+        f"warning: adapter.path: trained with {key} {about[key]!r}, audited with {value!r}"
+        for key, value in wanted.items()
+        if key in about and about[key] != value
+    ]
+
+
+def about_adapter(config: Config, plan: Plan, model: DiffusionModel, adapter: Adapter, training: str) -> dict:
+    """adapter.json: all that using the adapter takes, and what made it."""
+    soft = adapter.kind == "soft_tokens"
+    return {
+        "type": adapter.kind,
+        "options": " ".join(f"adapter.{key}={value}" for key, value in adapter_options(config).items()),
+        "load_with": "load_textual_inversion" if soft else "load_lora_weights",
+        "prompt_prefix": "<fairdiff> " if soft else "",
+        "base_model": config.model.path or "embedded Portraits model",
+        "base_model_hash": model.fingerprint(precision=False),
+        "scheduler": type(model.scheduler).__name__,
+        "final_sigmas": config.sampler.final_sigmas,
+        "sampler_steps": config.sampler.audit_steps,
+        "guidance": config.sampler.guidance,
+        "negative_prompt": config.prompts.negative,
+        "padding": config.model.padding,
+        "template": config.prompts.template,
+        "classes": {name: list(classes) for name, classes in plan.attributes.items()},
+        "target": list(plan.target_lines),
+        "training": training,
+        "software": software_versions(),
+    }
+
+
+def report_lines(config: Config, plan: Plan, adapter: bool, trained: bool) -> dict[str, list[str]]:
+    """Settings as lines for the report: those of the adapter and of its training where there is one."""
+    lines = {"target": list(plan.target_lines)}
+    if adapter:
+        lines["adapter"] = [f"{key}: {value}" for key, value in adapter_options(config).items()]
+    if trained:
+        keys = ["steps", "global_batch", "noise_pool", "seed", "prompts", "loss", "gradient", "optimizer"]
+        keys += ["validation"] if config.validation.every else []
+        settings = flat({key: asdict(config)[key] for key in keys})
+        lines["training"] = [f"{key}: {value}" for key, value in settings.items() if value not in (None, "")]
+    lines["sampler"] = [f"{key}: {value}" for key, value in asdict(config.sampler).items()]
+    return lines

@@ -1,0 +1,63 @@
+"""One call of the denoiser: classifier-free guidance, and what Stable Diffusion XL is conditioned on beside words.
+
+Shapes: B images, latents_BCHW, text embeddings cond_1LD (one prompt) or cond_BLD.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Text embeddings and scale s of classifier-free guidance: eps = eps_u + s (eps_c - eps_u)."""
+
+    cond: Tensor
+    uncond: Tensor
+    scale: float
+
+
+def predict(unet, latent: Tensor, timestep: Tensor, guidance: Guidance) -> Tensor:
+    """Guided noise prediction eps_u + s (eps_c - eps_u) [B, C, H, W]; one batch of 2B, or B when s = 1."""
+    batch = len(latent)
+    cond = guidance.cond.expand(batch, -1, -1)
+    if guidance.scale == 1:
+        return call_unet(unet, latent, timestep, cond)
+    text = torch.cat([guidance.uncond.expand(batch, -1, -1), cond])
+    eps_u, eps_c = call_unet(unet, torch.cat([latent, latent]), timestep, text).chunk(2)
+    return eps_u + guidance.scale * (eps_c - eps_u)
+
+
+def call_unet(unet, latent: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
+    """Noise prediction [B, C, H, W] in the latents' precision, computed in the U-Net's own (bfloat16 on a GPU)."""
+    text, more = text.to(unet.dtype), {}
+    if unet.config.addition_embed_type == "text_time":
+        text, more["added_cond_kwargs"] = split_pooled(unet, text)
+    return unet(latent.to(unet.dtype), timestep, encoder_hidden_states=text, **more).sample.to(latent.dtype)
+
+
+SIZES = 6  # height and width of the original, of its crop's corner, and of the picture
+
+
+def with_pooled(words_1LD: Tensor, pooled_1P: Tensor, side: int) -> Tensor:
+    """What Stable Diffusion XL is conditioned on as one tensor [1, L + 1, D], so that one gradient flows to all of it.
+
+    Its last row holds the pooled embedding and the sizes of an uncropped square picture of `side` pixels, then zeros;
+    P + 6 <= D (1286 and 2048). Source: Podell et al. 2023 (arXiv 2307.01952), sections 2.1 and 2.2.
+    """
+    sizes = words_1LD.new_tensor([[side, side, 0, 0, side, side]])
+    row = torch.cat([pooled_1P, sizes], 1)
+    row = torch.nn.functional.pad(row, (0, words_1LD.shape[2] - row.shape[1]))
+    return torch.cat([words_1LD, row[:, None]], 1)
+
+
+def split_pooled(unet, text_BLD: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """The words and the further conditions of `with_pooled`, as diffusers' U-Net takes them."""
+    row, width = text_BLD[:, -1], pooled_width(unet)
+    return text_BLD[:, :-1], {"text_embeds": row[:, :width], "time_ids": row[:, width : width + SIZES]}
+
+
+def pooled_width(unet) -> int:
+    """P, how wide a pooled embedding this U-Net of SDXL's kind reads."""
+    return unet.config.projection_class_embeddings_input_dim - SIZES * unet.config.addition_time_embed_dim

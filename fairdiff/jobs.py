@@ -1,0 +1,61 @@
+"""The two jobs, each a table of contents: configuration -> plan -> build -> train -> audit -> report."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+from fairdiff import build, describe, run
+from fairdiff.build_audit import build_audit, build_generators
+from fairdiff.cli import main
+from fairdiff.config import Config
+from fairdiff.plan import make_plan
+from fairdiff.training.tracking import make_console
+from fairdiff.training.trainer import train
+
+
+def train_job(config: Config, folder: Path) -> None:
+    """Train an adapter and audit the model without and with it; what is finished is only shown."""
+    console = make_console()
+    plan = make_plan(config)
+    model, perception = build.build_model(config), build.build_perception(config, plan)
+    training = build.training_fingerprint(config, plan, model, perception)
+    audit = build_audit(config, plan, model, training, perception.classifier)
+
+    if config.resume and run.finished(folder, audit):
+        console.print(f"this run is finished; resume=false starts over ({folder})")
+    else:
+        trainee = build.build_trainee(config, plan, model, perception)
+        about = describe.about_adapter(config, plan, model, trainee.adapter, training)
+        run.begin(folder, asdict(config), training)
+        for line in describe.budget(config, plan, trainee, audit) + describe.warnings(plan, model, trainee.adapter.prefix):
+            console.print(line, markup=False)
+        train(trainee, list(plan.train), build.build_schedule(config, plan), folder, training, console)
+        run.save_adapter(folder, trainee.adapter, about)
+        lines = describe.report_lines(config, plan, adapter=True, trained=True)
+        run.carry_out(folder, audit, build_generators(config, model, trainee.adapter), lines, console)
+    run.conclude(folder, audit, console)
+
+
+def audit_job(config: Config, folder: Path) -> None:
+    """Audit a model, or a model and a saved adapter, without training."""
+    console = make_console()
+    plan = make_plan(config, training=False)
+    model = build.build_model(config)
+    adapter_hash = build.adapter_fingerprint(config)
+    audit = build_audit(config, plan, model, adapter_hash, None)
+
+    if config.resume and run.finished(folder, audit):
+        console.print(f"this audit is finished; resume=false starts over ({folder})")
+    else:
+        adapter = build.build_adapter(config, model) if config.adapter.path else None
+        warnings = describe.adapter_warnings(config, plan) if adapter else []
+        for line in warnings + describe.warnings(plan, model, adapter.prefix if adapter else ""):
+            console.print(line, markup=False)
+        run.begin(folder, asdict(config), f"none: {adapter_hash}")
+        lines = describe.report_lines(config, plan, adapter=adapter is not None, trained=False)
+        run.carry_out(folder, audit, build_generators(config, model, adapter), lines, console)
+    run.conclude(folder, audit, console)
+
+
+# the console commands fairdiff-train and fairdiff-audit
+train_command = main(train_job)
+audit_command = main(audit_job, "measure")

@@ -1,0 +1,33 @@
+"""The prompt set of the embedded model, as `fairdiff.prompts.PromptSet` describes one."""
+
+from pathlib import Path
+
+from fairdiff.portraits import labour, world
+from fairdiff.prompts import Prompt, fill, takes_whole
+
+
+class PortraitsPrompts:
+    """Families of the embedded model. Occupations take the user's template; titles of one occupation are a group."""
+
+    template = world.TEMPLATES["occupation"]
+    families = ("occupation", "styled", "descriptor", "sport")
+
+    def takes_template(self, family: str) -> bool:
+        return family == "occupation"
+
+    def prompts(self, family: str, split: str, template: str) -> list[Prompt]:
+        some = world.prompts(family, split)
+        if self.takes_template(family) and template != self.template and not takes_whole(template):
+            return [Prompt(fill(template, p.subject), p.family, p.subject, p.people, p.group) for p in some]
+        return some
+
+    def without_people(self, split: str) -> list[Prompt]:
+        return world.prompts("object", split)
+
+    def target_file(self, name: str) -> Path | None:
+        return labour.FILE if name == "labour" else None
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        """The attributes that its target tables may have columns for."""
+        return tuple(world.CLASSES)
