@@ -73,7 +73,7 @@ def load_attribute_net(folder: Path, attributes: dict[str, tuple[str, ...]] | No
         found = tuple(config["attributes"].get(name, ()))
         if found != tuple(classes):
             raise ValueError(
-                f"{Path(folder) / 'config.json'}: attributes.{name} is {list(found)}, asked for {list(classes)}"
+                f"{Path(folder) / 'config.json'}: attributes.{name} is {list(found)}, requested {list(classes)}"
             )
     return fill_frozen(lambda: AttributeNet(config), Path(folder))
 

@@ -1,6 +1,6 @@
-"""Judges from Hugging Face: image classifiers whose labels are merged into the asked classes.
+"""Judges from Hugging Face: image classifiers whose labels are merged into the requested classes.
 
-Mistakes a user can mend are `ValueError`s of one line that begin with the option (`path`, `paths`, `mapping`).
+Mistakes a user can mend are `ValueError`s of one line that begin with the option (`path`, `mapping`).
 """
 
 from collections.abc import Mapping
@@ -20,16 +20,16 @@ class HubClassifier(nn.Module):
 
     A class is the sum of its labels' probabilities: logit_k = logsumexp of the labels' logits. So a joint classifier
     ("young woman", "old woman", ...) and a head that holds several attributes side by side serve as well.
-    asked: attribute -> classes in the order of the logits; source: attribute -> which of the nets answers for it.
+    requested: attribute -> classes in the order of the logits; source: attribute -> which of the nets answers for it.
     """
 
     def __init__(
         self, nets: list[nn.Module], pixels: list[Pixels], source: dict[str, int], mapping: Classes,
-        asked: Mapping[str, tuple[str, ...]],
+        requested: Mapping[str, tuple[str, ...]],
     ):  # fmt: skip
         super().__init__()
         self.nets, self.pixels, self.source = nn.ModuleList(freeze(net) for net in nets), pixels, source
-        self.attributes = {name: tuple(classes) for name, classes in asked.items()}
+        self.attributes = {name: tuple(classes) for name, classes in requested.items()}
         self.columns: dict[str, list[list[int]]] = {}
         for name, classes in self.attributes.items():
             place = {label: i for i, label in labels_of(self.nets[source[name]]).items()}
@@ -44,8 +44,8 @@ class HubClassifier(nn.Module):
         """Logits [F, K] per attribute of crops [F, 3, H, W] in [0, 1], any H and W, F = 0 included."""
         if not len(crop_FCHW):
             return {name: crop_FCHW.new_zeros(0, len(classes)) for name, classes in self.attributes.items()}
-        asked = sorted(set(self.source.values()))
-        logits = {i: self.nets[i](pixel_values=self.pixels[i](crop_FCHW)).logits for i in asked}
+        used = sorted(set(self.source.values()))
+        logits = {i: self.nets[i](pixel_values=self.pixels[i](crop_FCHW)).logits for i in used}
         return {
             name: torch.stack([logits[self.source[name]][:, k].logsumexp(1) for k in columns], 1)
             for name, columns in self.columns.items()
@@ -53,18 +53,18 @@ class HubClassifier(nn.Module):
 
 
 def load_hub_classifier(
-    path: str | Mapping[str, str] | None, mapping: Classes, asked: Mapping[str, tuple[str, ...]]
+    path: str | Mapping[str, str] | None, mapping: Classes, requested: Mapping[str, tuple[str, ...]]
 ) -> HubClassifier:
     """A classifier from one folder or hub id, or from one for each attribute.
 
     Every label of a model must belong to a class of some attribute, so that none is forgotten. ValueErrors name the key.
     """
-    check_mapping(mapping, asked)
-    paths = path if isinstance(path, Mapping) else dict.fromkeys(asked, path)
+    check_mapping(mapping, requested)
+    paths = path if isinstance(path, Mapping) else dict.fromkeys(requested, path)
     for name in paths:
         if name not in mapping:
             raise ValueError(f"path: found {name}, allowed: {', '.join(mapping)}")
-    where = {name: paths.get(name) for name in asked}
+    where = {name: paths.get(name) for name in requested}
     for name, place in where.items():
         if not place:
             raise ValueError(f"path: found null, allowed: a folder or hub id of an image classifier for {name}")
@@ -72,17 +72,17 @@ def load_hub_classifier(
     nets, pixels = [], []
     for place in places:
         net, pixel = _load(place)
-        check_labels(place, list(labels_of(net).values()), {n for n in asked if where[n] == place}, mapping)
+        check_labels(place, list(labels_of(net).values()), {n for n in requested if where[n] == place}, mapping)
         nets.append(net)
         pixels.append(pixel)
-    return HubClassifier(nets, pixels, {name: places.index(place) for name, place in where.items()}, mapping, asked)
+    return HubClassifier(nets, pixels, {name: places.index(place) for name, place in where.items()}, mapping, requested)
 
 
-def check_mapping(mapping: Classes, asked: Mapping[str, tuple[str, ...]]) -> None:
-    """Every asked class has its labels (or prompts), and no class is there that nobody asked for."""
-    for name, classes in asked.items():
+def check_mapping(mapping: Classes, requested: Mapping[str, tuple[str, ...]]) -> None:
+    """Every requested class has its labels (or prompts), and there is no other class."""
+    for name, classes in requested.items():
         if name not in mapping:
-            raise ValueError(f"mapping: found {', '.join(mapping) or 'nothing'}, but {name} is asked for")
+            raise ValueError(f"mapping: found {', '.join(mapping) or 'nothing'}, but {name} is requested")
         for cls in mapping[name]:
             if cls not in classes:
                 raise ValueError(f"mapping.{name}: found {cls}, allowed: {', '.join(classes)}")
@@ -91,9 +91,9 @@ def check_mapping(mapping: Classes, asked: Mapping[str, tuple[str, ...]]) -> Non
                 raise ValueError(f"mapping.{name}.{cls}: found nothing, allowed: one or more")
 
 
-def check_labels(place: str, labels: list[str], asked: set[str], mapping: Classes) -> None:
+def check_labels(place: str, labels: list[str], requested: set[str], mapping: Classes) -> None:
     """Mapped labels exist, belong to one class of their attribute, and together are all the model has."""
-    for name in sorted(asked):
+    for name in sorted(requested):
         seen: dict[str, str] = {}
         for cls, given in mapping[name].items():
             for label in map(str, given):

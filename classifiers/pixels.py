@@ -91,7 +91,7 @@ def _size(path: str, size: dict) -> tuple[int, int] | int:
 
 
 def quiet() -> None:
-    """No progress bars and no retry messages of the hub: what goes wrong is told in one line."""
+    """No progress bars and no retry messages of the hub: what goes wrong is one line."""
     huggingface_hub.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
 

@@ -20,10 +20,10 @@ class ZeroShotClassifier(nn.Module):
     s is the model's own temperature. Radford et al., ICML 2021, section 3.1. Gradients reach the pixels.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: Callable, pixels: Pixels, mapping: Classes, asked: Mapping):
+    def __init__(self, model: nn.Module, tokenizer: Callable, pixels: Pixels, mapping: Classes, requested: Mapping):
         super().__init__()
         self.model, self.pixels = freeze(model), pixels
-        self.attributes = {name: tuple(classes) for name, classes in asked.items()}
+        self.attributes = {name: tuple(classes) for name, classes in requested.items()}
         for name, classes in self.attributes.items():
             text_KD = torch.stack([self._direction(tokenizer, mapping[name][c]) for c in classes])
             self.register_buffer(f"text_{name}", text_KD)
@@ -43,12 +43,12 @@ class ZeroShotClassifier(nn.Module):
         return {name: image_FD @ self.get_buffer(f"text_{name}").T for name in self.attributes}
 
 
-def load_zero_shot(path: str | None, mapping: Classes, asked: Mapping[str, tuple[str, ...]]) -> ZeroShotClassifier:
+def load_zero_shot(path: str | None, mapping: Classes, requested: Mapping[str, tuple[str, ...]]) -> ZeroShotClassifier:
     """A zero-shot judge from `load_open_clip`'s path; ValueErrors begin with the option."""
     if not path:
         raise ValueError("path: found null, allowed: an open_clip folder or architecture/tag")
-    check_mapping(mapping, asked)  # before gigabytes are fetched
-    return ZeroShotClassifier(*load_open_clip(path), mapping, asked)
+    check_mapping(mapping, requested)  # before gigabytes are fetched
+    return ZeroShotClassifier(*load_open_clip(path), mapping, requested)
 
 
 def load_open_clip(path: str | Path) -> tuple[nn.Module, Callable, Pixels]:

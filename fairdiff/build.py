@@ -7,6 +7,8 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from classifiers.attributes import AttributeNet, load_attribute_net
 from classifiers.detect import InsightFaceDetector, MTCNNDetector, WholeImage
@@ -55,11 +57,16 @@ def training_fingerprint(config: Config, plan: Plan, model: DiffusionModel, perc
 
 
 def adapter_fingerprint(config: Config) -> str | None:
-    """Of the files of `adapter.path` and its scale."""
+    """Of the tensors of `adapter.path`, whose file may be written again with another order of its header, and its scale."""
     if config.adapter.path is None:
         return None
-    files = sorted(Path(config.adapter.path).glob("*.safetensors"))
-    return fingerprint.of_values(fingerprint.of_files(files), config.adapter.scale)
+    tensors: dict[str, torch.Tensor] = {}
+    for file in sorted(Path(config.adapter.path).glob("*.safetensors")):
+        try:
+            tensors |= load_file(file)
+        except SafetensorError as error:
+            raise FairDiffError(f"adapter.path: {file}: cannot read the adapter: {error}") from error
+    return fingerprint.of_values(fingerprint.of_named(tensors), config.adapter.scale)
 
 
 def detector_fingerprint(config: Config, detector: Detector) -> str:

@@ -107,10 +107,10 @@ def build_audit(
     shared = fingerprint.of_values(RECORDS_SCHEMA, hashes["before"], hashes["judge"], *sizes)
     audit_plan = AuditPlan(
         prompts=plan.audit,
-        unrelated=plan.without_people,
+        without_people=plan.without_people,
         attributes=attributes,
         images_per_prompt=options.images_per_prompt,
-        unrelated_images=unchanged_images,
+        without_people_images=unchanged_images,
         batch_size=AUDITED * config.micro_batch,
         seed=options.seed,
         latent_shape=model.latent_shape,
@@ -124,8 +124,8 @@ def build_audit(
 
 def audit_name(config: Config, plan: AuditPlan, spec: MetricSpec) -> str:
     """The folder of an audit below its training: "test-24x60-3f9a2c1b", sizes in words and a hash of all it depends on."""
-    texts = [[(p.text, p.family, p.subject) for p in some] for some in (plan.prompts, plan.unrelated)]
-    sizes = [plan.images_per_prompt, plan.unrelated_images, plan.seed, spec.delta, spec.drift]
+    texts = [[(p.text, p.family, p.subject) for p in some] for some in (plan.prompts, plan.without_people)]
+    sizes = [plan.images_per_prompt, plan.without_people_images, plan.seed, spec.delta, spec.drift]
     tables = [{k: v.tolist() for k, v in table.items()} for table in (spec.targets, spec.confusion)]
     key = fingerprint.of_values(RECORDS_SCHEMA, plan.hashes, texts, sizes, tables)
     return f"{config.audit.split}-{len(plan.prompts)}x{plan.images_per_prompt}-{key[:8]}"

@@ -30,23 +30,66 @@ _TOP = Path(__file__).resolve().parent.parent / "conf"  # in a clone; in a wheel
 CONF = str(_TOP if _TOP.is_dir() else Path(__file__).resolve().parent / "conf")
 OWN_ATTRIBUTE = (
     "; an attribute of one's own is a file like conf/attribute/gender.yaml in a folder `attribute` of one's own folder, "
-    "asked for with --config-dir <that folder> 'attribute=[<its name>]'"
+    "chosen with --config-dir <that folder> 'attribute=[<its name>]'"
 )
 
+
+_MICRO = "micro_batch, which sets decoding, replay and audit"
+_LITERAL = "nothing, it is only measured, by scripts/bench.py"
+# Old keys, and old choices of files (those with "="), and what takes their place; for one release
+RENAMED = {
+    "adapter.alpha": "adapter.rank, which alpha always equals",
+    "audit.batch_size": _MICRO,
+    "audit.judge=": "judge@audit.judge=net, hf or open_clip",
+    "audit.judge.paths": "audit.judge.path={<attribute>: <path>}",
+    "audit.unrelated_images": "audit.images_per_prompt, of which prompts without people have 16 or fewer",
+    "audit.unrelated_prompts": "audit.without_people",
+    "audit/judge": "judge@audit.judge=net, hf or open_clip",
+    "checkpoint_every": "nothing, a checkpoint is written every 10 steps",
+    "decode_batch": _MICRO,
+    "detector=portraits": "detector=mtcnn",
+    "experiment=debias": "experiment=gender",
+    "features=": "model=sd15 for photographs, or features.clip, features.encoder, features.identity",
+    "gradient=": "gradient.type=unit, reference or solver, and gradient.evaluations",
+    "gradient.detach": _LITERAL,
+    "gradient.last": _LITERAL,
+    "gradient.type=autograd": _LITERAL,
+    "gradient.type=truncated": _LITERAL,
+    "judge.paths": "judge.path={<attribute>: <path>}",
+    "judge=embedded": "judge=net",
+    "loss.balance={": "loss.align, loss.image, loss.face, which are shares with loss.balance=true",
+    "loss.balance.align": "loss.align, a share with loss.balance=true",
+    "loss.balance.face": "loss.face, a share with loss.balance=true",
+    "loss.balance.image": "loss.image, a share with loss.balance=true",
+    "loss.draws": "nothing, there are 256 where transport is not exact",
+    "optimizer=": "optimizer.schedule, optimizer.weight_decay, optimizer.ema of AdamW, the only one",
+    "optimizer.max_grad_norm": "nothing, gradients are not clipped",
+    "optimizer.warmup": "nothing, optimizer.schedule begins at the full rate",
+    "prompts=": "prompts.families, or files as prompts.train, prompts.validation, prompts.test",
+    "prompts.train_limit": "prompts.train, a file of fewer",
+    "replay_batch": _MICRO,
+    "sampler=": "model=portraits or sd15, or sampler.guidance, sampler.audit_steps and the like",
+    "target.joint": "target.file, a YAML file that holds the same",
+    "target.relaxation": "nothing, shares in between are written as target.<attribute> or in target.file",
+    "validation.sampler_steps": "sampler.audit_steps",
+}
 
 # Overrides that do not change the training; `experiment` and `seed` have folders of their own.
 ELSEWHERE = ("audit", "judge@audit.judge", "resume", "cache", "micro_batch", "model.device", "experiment", "seed", "hydra")
 
 
 def _run_name(overrides: list[str], constant_rate: bool = False) -> str:
-    """The folder of a training, from the overrides that change it, in any order: readable while short, else a hash.
+    """The folder of a training, from the overrides that change it, in any order: readable words and a hash of them all.
 
     constant_rate: more steps then go on with the same training.
     """
     left_out = (*ELSEWHERE, "steps") if constant_rate else ELSEWHERE
-    kept = sorted(o for o in overrides if not any(o.lstrip("+~").startswith((f"{k}=", f"{k}.", f"{k}/")) for k in left_out))
-    name = re.sub(r"[^\w.,=+-]+", "-", ",".join(kept)).strip("-,") or "default"
-    return name if len(name) <= 96 else hashlib.sha256(name.encode()).hexdigest()[:16]
+    ends = tuple(f"{k}{end}" for k in left_out for end in "=./")
+    kept = sorted(o for o in overrides if not f"{o.lstrip('+~')}=".startswith(ends))  # ~key has no =
+    if not kept:
+        return "default"
+    words = re.sub(r"[^\w.,+-]+", "-", ",".join(kept))[:80].strip("-,.")  # no "=": Hydra would have it quoted in a path
+    return f"{words}-{hashlib.sha256(','.join(kept).encode()).hexdigest()[:6]}"
 
 
 def _more_steps(schedule: str, validation_every: int | None) -> bool:
@@ -64,7 +107,21 @@ def to_config(cfg: DictConfig) -> Config:
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise FairDiffError(f"{missing[0]}: no value given")
-    return OmegaConf.to_object(cfg)
+    config = OmegaConf.to_object(cfg)
+    _refuse_unknown(config)
+    return config
+
+
+def _refuse_unknown(config: object, *path: str) -> None:
+    """FairDiffError for a key that is in no schema: with a plus Hydra takes any, and nothing would read it."""
+    known = {f.name for f in fields(config)}
+    for name, value in vars(config).items():
+        key = ".".join([*path, name])
+        if name not in known:
+            raise FairDiffError(f"{key}: there is no such key{_like(key)}")
+        for below, item in value.items() if isinstance(value, dict) else [("", value)]:
+            if is_dataclass(item):
+                _refuse_unknown(item, *path, name, *([below] if below else []))
 
 
 def main(task: Callable[[Config, Path], None], name: str = "config") -> Callable[[], None]:
@@ -109,8 +166,18 @@ def fail(error: Exception) -> None:
     sys.exit(2)
 
 
+def _instead(override: str) -> str:
+    """"; in its place: ..." for an override of old, "" for any other."""
+    for old, new in RENAMED.items():
+        if f"{override}=".startswith(old if "=" in old else (f"{old}=", f"{old}.")):
+            return f"; in its place: {new}"
+    return ""
+
+
 def _like(key: str) -> str:
     """"; allowed: ..." for a key that is unknown: what stands in its place, the alike first."""
+    if new := _instead(key):
+        return new
     *path, last = key.split(".")
     if path[:1] == ["target"]:
         return "; allowed: target.<attribute>.<class> of the attributes in attribute=[...], file"
@@ -139,12 +206,19 @@ def one_line(error: Exception) -> str:
     lines = [line.strip() for text in texts for line in text.splitlines()]
     noise = ("Set the environment", "object_type=", "reference_type=", "To append", "provider=", "Config search path")
     keep = [s for s in lines if s and not s.startswith(noise)]
-    if key := re.search(r"Could not override '([\w.]+)'", keep[0] if keep else ""):
+    first = keep[0] if keep else ""
+    if key := re.search(r"Could not override '([\w./]+)'", first):
         return f"{key[1]}: there is no such key{_like(key[1])}"
+    olds = re.findall(r"Error merging override \+*(.+)", first)
+    olds += ["=".join(found) for found in re.findall(r"Could not find '(\w+)/(\w+)'", first)]
+    olds += [joint.join(found) for joint in "=." for found in re.findall(r"^([\w.]+): found (\w+),", first)]
+    for old in olds:
+        if new := _instead(old):
+            return f"{old}: there is no such thing any more{new}"
     if "not a subclass of AttributeConfig" in "".join(keep):
         return keep[0].split(";")[0] + OWN_ATTRIBUTE
-    if kind := re.search(r"not a subclass of (\w+)Config", "".join(keep)):
-        keep.append(f"a file of conf is chosen with a slash, as in audit/{kind[1].lower()}=hf")
-    if group := re.search(r"Could not load '(\w+)/", keep[0] if keep else ""):  # Hydra lists no options for lists
+    if "Config. value" in "".join(keep):
+        keep.append("its keys are set one by one")
+    if group := re.search(r"Could not load '(\w+)/", first):  # Hydra lists no options for lists
         keep.append("allowed: " + ", ".join(sorted(p.stem for p in Path(CONF, group[1]).glob("*.yaml"))))
     return "; ".join(keep)

@@ -1,6 +1,6 @@
 """What a run is requested to do, read from the configuration and its files once and frozen.
 
-The builder, the trainer and the audit are handed the plan; none of them asks the configuration for prompts or targets.
+The builder, the trainer and the audit are handed the plan; none of them reads prompts or targets from the configuration.
 """
 
 import hashlib
@@ -48,17 +48,17 @@ def make_plan(config: Config, training: bool = True) -> Plan:
     embedded = PortraitsPrompts()
     _check_families(config, embedded)
     train = _training_prompts(config, embedded) if training else []
-    watched = _split(config, embedded, "validation", config.validation.prompts)
-    watched = watched if training and config.validation.every else []
+    validation = _split(config, embedded, "validation", config.validation.prompts)
+    validation = validation if training and config.validation.every else []
     audit = _split(config, embedded, config.audit.split, config.audit.prompts)
     written = _written_target(config, embedded)
     return Plan(
         attributes={name: tuple(attribute.classes) for name, attribute in config.attributes.items()},
         train=tuple(train),
-        validation=tuple(watched),
+        validation=tuple(validation),
         audit=tuple(audit),
         without_people=tuple(_unchanged(config, embedded)),
-        targets=_targets(config, written, [*train, *watched, *audit]),
+        targets=_targets(config, written, [*train, *validation, *audit]),
         target_lines=tuple(_target_lines(config, written)),
     )
 

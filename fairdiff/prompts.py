@@ -1,4 +1,4 @@
-"""Prompts: what is asked of the model, which family it belongs to and what it is about."""
+"""Prompts: their text, their family, their subject and whom they show."""
 
 import re
 from dataclasses import dataclass, replace

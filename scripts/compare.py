@@ -1,6 +1,6 @@
 """Finished runs beside each other: a line for each with its intervals, and means over seeds.
 
-python scripts/compare.py outputs/debias                    every run below a folder, such as a sweep's
+python scripts/compare.py outputs/gender                    every run below a folder, such as a sweep's
 python scripts/compare.py outputs/a/seed0 outputs/b/seed0   some runs
 """
 

@@ -2,10 +2,11 @@
 
 python scripts/leans.py outputs/gender/default/seed0 outputs/gender/default/seed1
 
-The lean of an occupation is its share of faces of the first class less that of the second, in [-1, 1], of perceived
-presentation. Printed of each run: slope b and standard deviation of the residuals r of the least-squares line
-after = a + b before over occupations. Of each pair of runs: the correlation of r, and that of r from disjoint halves of
-the pictures (even ones of one run, odd ones of the other, and the other way around), which share no noise.
+A folder is a run's, or that of one of its audits. The lean of an occupation is its share of faces of the first class less
+that of the second, in [-1, 1], of perceived presentation. Printed of each run: slope b and standard deviation of the
+residuals r of the least-squares line after = a + b before over occupations. Of each pair of runs: the correlation of r, and
+that of r from disjoint halves of the pictures (even ones of one run, odd ones of the other, and the other way around), which
+share no noise.
 """
 
 import argparse
@@ -35,6 +36,17 @@ def leans(records: pd.DataFrame, attribute: str) -> tuple[np.ndarray, list[np.nd
     return before.groupby("prompt").lean.mean().to_numpy(), [p.groupby("prompt").lean.mean().to_numpy() for p in parts]
 
 
+def records_of(folder: Path) -> Path:
+    """The records of an audit's folder, or of a run's with one audit; ValueError for any other."""
+    if (folder / "records.parquet").exists():
+        return folder / "records.parquet"
+    found = sorted(folder.glob("audits/*/records.parquet"))
+    if len(found) != 1:
+        names = "".join(f", {path.parent}" for path in found)
+        raise ValueError(f"{folder}: found {len(found)} audits, allowed: a run with one, or the folder of an audit{names}")
+    return found[0]
+
+
 def residuals(before: np.ndarray, after: np.ndarray) -> tuple[float, np.ndarray]:
     """Slope of the least-squares line after = a + b before, and what is left of `after` [P]."""
     slope, offset = np.polyfit(before, after, 1)
@@ -49,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
     found = {}
     for folder in args.folders:
         try:
-            before, parts = leans(pd.read_parquet(folder / "records.parquet"), args.attribute)
+            before, parts = leans(pd.read_parquet(records_of(folder)), args.attribute)
         except (OSError, ValueError) as error:
             fail(error)
         fits = [residuals(before, part) for part in parts]

@@ -1,7 +1,7 @@
 """How much more one run leaves than another, prompt by prompt: the mean difference, 95 % interval over prompts.
 
-python scripts/paired.py outputs/a/seed0/audit.json outputs/b/seed0/audit.json
-python scripts/paired.py outputs/a/seed0/audit.json outputs/b/seed0/audit.json --attribute gender×race --of target
+python scripts/paired.py outputs/a/seed0/audits/*/audit.json outputs/b/seed0/audits/*/audit.json
+python scripts/paired.py one/audit.json other/audit.json --attribute gender×race --of target
 
 Reads audit.json or a record of docs/measurements/results. `bias` is each prompt's, [0, 1]; `target` its total variation to
 the target, [0, 1]; of perceived presentation, after training. A prompt without a face in either says nothing.

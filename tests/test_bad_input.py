@@ -1,10 +1,13 @@
 """Bad input gets one clear line on stderr, exit code 2, no traceback, and leaves nothing half-written."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,8 +20,10 @@ sys.path.insert(0, str(ROOT))
 
 import train  # noqa: E402  (the entry script is no package)
 from classifiers.calibration import CALIBRATION_FILE  # noqa: E402
-from fairdiff import run  # noqa: E402
-from fairdiff.cli import main  # noqa: E402
+from fairdiff import build, run  # noqa: E402
+from fairdiff.cli import RENAMED, main  # noqa: E402
+from fairdiff.errors import FairDiffError  # noqa: E402
+from fairdiff.files import flat, write_text  # noqa: E402
 from fairdiff.portraits import weights  # noqa: E402
 
 # (override, what the line must name)
@@ -27,8 +32,9 @@ CASES = {
     "unknown top key": (["stepz=3"], ["stepz", "allowed: steps"]),
     "wrong type": (["steps=many"], ["steps", "Integer"]),
     "null where a value is needed": (["steps=null"], ["steps"]),
-    "new key of a mapping": (["judge=hf", "judge.path=x", "judge.paths.race=y"], ["+judge.paths.race="]),
-    "new keys of a mapping": (["judge=hf", "judge.path=x", "judge.paths={race: y}"], ["+judge.paths.<key>="]),
+    "unknown key with a plus": (["+audit.promts=3"], ["audit.promts", "allowed: audit.prompts"]),
+    "new key of a mapping": (["judge=hf", "judge.mapping.height={tall: [x]}"], ["+judge.mapping.height="]),
+    "new key deep in a mapping": (["judge=hf", "judge.mapping.gender.tall=[x]"], ["+judge.mapping.gender.tall="]),
     "family that is not there yet": (["prompts.families.sport=1"], ["+prompts.families.sport="]),
     "unknown group choice": (["adapter=loha"], ["adapter", "lora_text"]),
     "unknown attribute": (["attribute=[height]"], ["attribute/height", "gender"]),
@@ -37,13 +43,11 @@ CASES = {
     "shares do not sum to 1": (["target.gender.female=.9"], ["target.gender", "sum to 1.4"]),
     "unknown class": (["+target.gender.other=.1"], ["target.gender", "other", "female, male"]),
     "class in other letters": (["target.gender.Female=.7"], ["target.gender.Female", "target.<attribute>.<class>"]),
-    "a group written with a dot": (["audit.judge=hf"], ["audit/judge=hf"]),
+    "a group written with a dot": (["audit.judge=hf"], ["judge@audit.judge=net, hf"]),
     "negative share": (["target.gender.female=-1", "target.gender.male=2"], ["target.gender.female", "[0, 1]"]),
     "target of an attribute that is not trained": (["+target.race.White=1"], ["target", "race", "gender"]),
     "target is no table": (["target.gender=half"], ["target.gender", "half"]),
-    "relaxation out of range": (["target.relaxation=2"], ["target.relaxation", "found 2", "0 to 1"]),
-    "relaxation is no number": (["target.relaxation=half"], ["target.relaxation", "half", "0 to 1"]),
-    "file and joint": (["target.file=labour", "target.joint=[1]"], ["target.file", "target.joint"]),
+    "target file is no text": (["target.file=[a.csv]"], ["target.file", "found ['a.csv']", "a path"]),
     "missing target file": (["target.file=nowhere.csv"], ["target.file", "nowhere.csv", "No such file"]),
     "starting adapter does not exist": (["adapter.path=./no/such"], ["adapter.path", "no/such", "no such file"]),
     "scale of no adapter": (["adapter.scale=.5"], ["adapter.scale", "0.5", "adapter.path"]),
@@ -52,7 +56,7 @@ CASES = {
     "no margin of equivalence": (["audit.equivalence=0"], ["audit.equivalence", "0.001 to 1"]),
     "zero steps": (["steps=0"], ["steps", "greater than 0"]),
     "pool smaller than the batch": (["noise_pool=3"], ["noise_pool", "global_batch = 24"]),
-    "unknown gradient": (["gradient.type=magic"], ["gradient.type", "unit, reference, solver, autograd"]),
+    "unknown gradient": (["gradient.type=magic"], ["gradient.type", "magic", "allowed: unit, reference, solver"]),
     "negative weight": (["loss.image=-1"], ["loss.image"]),
     "confidence out of range": (["loss.confidence=1.5"], ["loss.confidence"]),
     "share of originals and nothing else to learn": (["loss.originals=.5", "loss.align=0"], ["loss.originals", "loss.align"]),
@@ -66,12 +70,14 @@ CASES = {
     "labels for a judge that has none to map": (["+judge.mapping.gender.female=[x]"], ["judge.mapping", "hf"]),
     "labels that are no list": (["judge=hf", "judge.mapping.gender.female=Female"], ["judge.mapping.gender", "Female"]),
     "hf judge without a model": (["judge=hf"], ["judge.path", "null", "gender"]),
+    "a path each for a judge of one": (["judge.path={gender: x}"], ["judge.path", "judge.type=net: one path"]),
+    "a path that is none": (["judge=hf", "judge.path={gender: 3}"], ["judge.path", "found 3", "a hub id"]),
     "hf judge folder does not exist": (
         ["judge=hf", "judge.path=./no/such"],
         ["judge.path", "no/such", "image classif"],
     ),
     "audit judge of an unknown tag": (
-        ["audit/judge=open_clip", "audit.judge.path=ViT-B-32/x"],
+        ["judge@audit.judge=open_clip", "audit.judge.path=ViT-B-32/x"],
         ["audit.judge.path", "ViT-B-32/x", "laion2b_s34b_b79k"],
     ),
     "a class nobody asked for": (
@@ -82,7 +88,7 @@ CASES = {
     "no such encoder": (["features.encoder=./no/such"], ["features.encoder", "no/such", "Hugging Face"]),
     "no such clip": (["features.clip=./no/such"], ["features.clip", "no/such", "open_clip_config.json"]),
     "unknown family": (["+prompts.families.animal=1"], ["prompts.families", "animal", "occupation, styled"]),
-    "no family": (["~prompts.families.occupation"], ["prompts.families", "occupation, styled"]),
+    "no family": (["~prompts.families.occupation"], ["prompts.families", "one or more families"]),
     "a family without people": (["+prompts.families.object=1"], ["prompts.families", "object", "occupation, styled"]),
     "nobody but objects": (["prompts.without_people=1"], ["prompts.without_people", "[0, 1)"]),
     "a split that is none": (["audit.split=dev"], ["audit.split", "test, validation"]),
@@ -92,29 +98,20 @@ CASES = {
     "sd15 without a GPU": (["model=sd15", "model.device=cuda"], ["model.device", "cuda", "cpu"]),
     "negative weight decay": (["optimizer.weight_decay=-1"], ["optimizer.weight_decay"]),
     "too many soft tokens": (["adapter=soft_tokens", "adapter.tokens=80"], ["adapter.tokens", "40"]),
-    "detach where there is no choice": (["gradient.detach=true"], ["gradient.detach", "autograd"]),
-    "truncated without a length": (
-        ["gradient=truncated", "gradient.last=null"],
-        ["gradient.last", "a number of steps"],
-    ),
-    "truncated longer than the sampler": (["gradient=truncated", "gradient.last=9"], ["gradient.last", "train_steps[0] = 4"]),
-    "a length where nothing is truncated": (["gradient.last=2"], ["gradient.last", "solver", "null"]),
-    "balance of other terms": (["loss.balance.face=null"], ["loss.balance.face", "found null", "a share"]),
-    "a weight beside shares": (["loss.image=8"], ["loss.image", "found 8", "loss=paper"]),
-    "negative share of the gradient": (["loss.balance.face=-1"], ["loss.balance.face", "greater than 0"]),
+    "share of the gradient below nothing": (["loss.face=-1"], ["loss.face", "found -1", "0 or more, or null"]),
+    "balance of one term": (["loss.balance=face"], ["loss.balance", "face", "not a valid bool"]),
+    "keys of a group at once": (["validation=5"], ["validation", "one by one"]),
     "unknown schedule": (["optimizer.schedule=step"], ["optimizer.schedule", "constant, linear, cosine"]),
-    "warm-up longer than the run": (["steps=9", "optimizer.warmup=9"], ["optimizer.warmup", "steps = 9"]),
     "validation that never comes": (["steps=9", "validation.every=10"], ["validation.every", "steps = 9"]),
     "validation without encoders": (["validation.every=10", "loss.image=null"], ["validation.every", "loss.image"]),
     "unknown solver": (["sampler.scheduler=pndm"], ["sampler.scheduler", "dpm, ddim, euler, unipc"]),
     "more steps than a schedule has": (["sampler.audit_steps=1000"], ["sampler.audit_steps", "1 to 999"]),
     "more training steps than that": (["sampler.train_steps=[6,1000]"], ["sampler.train_steps", "1 to 999"]),
-    "more validation steps than that": (["validation.sampler_steps=1000"], ["validation.sampler_steps", "1 to 999"]),
     "a class surer than sure": (["loss.confident_class=90"], ["loss.confident_class", "0 to 1"]),
     "a group set to null": (["loss=null"], ["Config group override", "NoneType", "null is for its keys"]),
     "judge of an attribute that is none": (
-        ["judge=hf", "judge.path=x", "+judge.paths.rcae=y"],
-        ["judge.paths", "rcae", "gender, race, age"],
+        ["judge=hf", "judge.path={gender: x, rcae: y}"],
+        ["judge.path", "rcae", "gender, race, age"],
     ),
     "an attribute's key misspelt": (["attributes.gender.keep_outsid=.3"], ["attributes.gender.keep_outside"]),
     "an attribute of one's own": (["attributes.glasses.classes=[a,b]"], ["attributes.glasses", "--config-dir"]),
@@ -127,8 +124,56 @@ CASES = {
         ["model.dtype=bfloat16", "model.sampling_dtype=float32"],
         ["model.sampling_dtype", "float32 for both"],
     ),
+    "float32 where auto became bfloat16": (
+        ["model.dtype=auto", "model.sampling_dtype=float32"],
+        ["model.sampling_dtype", "bfloat16 here"],
+    ),
     "lora without parts": (["adapter=lora_text", "adapter.parts=[]"], ["adapter.parts", "text_encoder"]),
 }
+
+
+# (old override, the key or choice that its line must name)
+OLD = {
+    "adapter.alpha=4": "adapter.rank",
+    "audit.batch_size=4": "micro_batch",
+    "audit.judge=hf": "judge@audit.judge=net, hf",
+    "audit.unrelated_images=4": "audit.images_per_prompt",
+    "audit.unrelated_prompts=4": "audit.without_people",
+    "+audit.unrelated_prompts=4": "audit.without_people",
+    "audit/judge=hf": "judge@audit.judge=net, hf",
+    "+audit.judge.paths.race=x": "audit.judge.path={<attribute>: <path>}",
+    "checkpoint_every=4": "nothing",
+    "decode_batch=4": "micro_batch",
+    "++replay_batch=4": "micro_batch",
+    "detector=portraits": "detector=mtcnn",
+    "experiment=debias": "experiment=gender",
+    "features=photos": "model=sd15",
+    "gradient=solver": "gradient.type=unit, reference or solver",
+    "gradient.detach=true": "nothing",
+    "gradient.last=2": "nothing",
+    "gradient.type=autograd": "nothing",
+    "gradient.type=truncated": "nothing",
+    "judge=embedded": "judge=net",
+    "judge@audit.judge=embedded": "judge=net",
+    "judge.paths={race: x}": "judge.path={<attribute>: <path>}",
+    "+judge.paths.race=x": "judge.path={<attribute>: <path>}",
+    "loss.balance.align=3": "loss.align",
+    "loss.balance.face=.1": "loss.face",
+    "loss.balance.image=.4": "loss.image",
+    "loss.balance={align: 3, image: 1, face: 1}": "loss.align, loss.image, loss.face",
+    "loss.draws=64": "nothing",
+    "optimizer=adamw": "optimizer.schedule",
+    "optimizer.max_grad_norm=1": "nothing",
+    "optimizer.warmup=9": "optimizer.schedule",
+    "prompts=occupations": "prompts.families",
+    "prompts.train_limit=4": "prompts.train",
+    "sampler=paper": "model=portraits or sd15",
+    "target.joint=[1]": "target.file",
+    "+target.joint=[1]": "target.file",
+    "target.relaxation=.5": "target.<attribute>",
+    "+target.relaxation=half": "target.<attribute>",
+    "validation.sampler_steps=4": "sampler.audit_steps",
+}  # fmt: skip
 
 
 def call(overrides, folder, monkeypatch, capsys) -> str:
@@ -152,15 +197,48 @@ def assert_nothing_half_written(folder: Path) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_one_line_names_the_key_and_what_is_allowed(case, tmp_path, monkeypatch, capsys):
     overrides, words = CASES[case]
+    monkeypatch.setattr(build, "fast_dtype", lambda device: "bfloat16")  # whatever this machine can do
     line = call(overrides, tmp_path / "run", monkeypatch, capsys)
     assert all(word in line for word in words), line
     assert_nothing_half_written(tmp_path / "run")
 
 
+@pytest.mark.parametrize("old", OLD)
+def test_an_old_name_is_answered_by_the_new_one(old, tmp_path, monkeypatch, capsys):
+    line = call([old], tmp_path / "run", monkeypatch, capsys)
+    assert old.lstrip("+").removeprefix("judge@audit.").startswith(line.removeprefix("error: ").split(":")[0])
+    assert OLD[old] in line.split("; in its place: ")[1], line
+    assert_nothing_half_written(tmp_path / "run")
+
+
+def test_every_old_name_is_tried_and_its_new_ones_are_keys():
+    every = [key.split(".") for key in flat(asdict(composed()))]
+    keys = {".".join(key[:length]) for key in every for length in range(1, len(key) + 1)}
+    for old, new in RENAMED.items():
+        assert any(tried.lstrip("+").startswith(old) for tried in OLD), old
+        named = re.findall(r"(?<![\w.@/])[a-z]+(?:\.[a-z_]+)+", new)
+        assert set(named) <= keys and old not in keys, (old, named)
+
+
 def test_a_mistake_never_empties_a_finished_run(tmp_path, monkeypatch, capsys):
-    (tmp_path / "audit.json").write_text("{}")
+    (tmp_path / "run.json").write_text('{"schema": 1, "training": "a"}')
+    (tmp_path / "audits").mkdir()
     call(["resume=false", "model.path=./no/such/model"], tmp_path, monkeypatch, capsys)
-    assert [p.name for p in tmp_path.iterdir()] == ["audit.json"]
+    assert {p.name for p in tmp_path.iterdir()} == {"audits", "run.json"}
+
+
+@pytest.mark.parametrize("name", run.OUTPUTS[:-1])
+def test_a_folder_that_may_be_somebody_elses_is_not_emptied(name, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(FairDiffError, match=f"holds {name} but no run.json, so it is not emptied; choose another"):
+        run.begin(tmp_path, asdict(composed("resume=false")), "a")
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"notes.txt": "mine", name: "mine"}
+    (tmp_path / name).unlink()
+    run.begin(tmp_path, asdict(composed("resume=false")), "a")  # a note beside is left alone
+    run.begin(tmp_path, asdict(composed("resume=false")), "b")  # and so is it once the folder is ours
+    assert {p.name for p in tmp_path.iterdir()} == {"notes.txt", "config.yaml", "run.json"}
+    assert run.read_state(tmp_path) == {"schema": 1, "training": "b"}
 
 
 def test_empty_prompt_list(tmp_path, monkeypatch, capsys):
@@ -178,14 +256,27 @@ def test_whole_prompts_are_not_put_into_the_template_unseen(tmp_path, monkeypatc
 def test_a_state_that_is_none(tmp_path, monkeypatch, capsys):
     (tmp_path / "run.json").write_text("[]")
     line = call([], tmp_path, monkeypatch, capsys)
-    assert "run.json" in line and "resume=false" in line
-    assert not run.finished(tmp_path, composed("resume=false"), "training", None)  # so that the advice helps
+    assert "run.json" in line and "choose another hydra.run.dir" in line
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"training": "a"}', '{"schema": 0, "training": "a"}'])
+@pytest.mark.parametrize("resume", ["true", "false"])
+def test_a_state_of_another_version_is_neither_gone_on_with_nor_removed(text, resume, tmp_path):
+    (tmp_path / "run.json").write_text(text)
+    (tmp_path / "config.yaml").write_text("steps: 3\n")
+    with pytest.raises(FairDiffError, match=r"run.json: is not the state of a run of this version; choose another hydra"):
+        run.begin(tmp_path, asdict(composed(f"resume={resume}")), "a")
+    assert (tmp_path / "run.json").read_text() == text and (tmp_path / "config.yaml").read_text() == "steps: 3\n"
 
 
 def test_a_run_that_begins_again_is_no_longer_finished(tmp_path):
-    (tmp_path / "run.json").write_text('{"training": "a", "finished": ["a", 100, "audit"]}')
-    run.begin(tmp_path, composed(), "a")
-    assert run.read_state(tmp_path) == {"training": "a"}
+    audit = SimpleNamespace(name="test-3x6-00000000")
+    run.begin(tmp_path, asdict(composed()), "a")
+    write_text(run.audit_folder(tmp_path, audit) / "report.html", "x")
+    run.begin(tmp_path, asdict(composed()), "a")
+    assert run.finished(tmp_path, audit)  # it goes on
+    run.begin(tmp_path, asdict(composed("resume=false")), "a")
+    assert not run.finished(tmp_path, audit) and run.read_state(tmp_path) == {"schema": 1, "training": "a"}
 
 
 @pytest.mark.parametrize("overrides,says", [([], "command goes on"), (["resume=False"], "without resume=false goes on")])
@@ -207,11 +298,11 @@ def test_a_full_device_is_one_line_that_says_what_takes_less(tmp_path, monkeypat
     with pytest.raises(SystemExit) as exit_info:
         main(full)()
     said = capsys.readouterr().err
-    assert exit_info.value.code == 2 and said.count("\n") == 1 and "global_batch, decode_batch, replay_batch" in said
+    assert exit_info.value.code == 2 and said.count("\n") == 1 and "global_batch or micro_batch" in said
 
 
 def test_a_damaged_configuration_costs_the_refusal_only_its_detail(tmp_path, monkeypatch, capsys):
-    (tmp_path / "run.json").write_text('{"training": "another"}')
+    (tmp_path / "run.json").write_text('{"schema": 1, "training": "another"}')
     (tmp_path / "config.yaml").write_text("steps: [1\n")
     assert "holds a run with other settings; choose another" in call([], tmp_path, monkeypatch, capsys)
 

@@ -12,11 +12,11 @@ from hydra.core.config_store import ConfigStore
 from tiny import composed, make_trainee
 
 from fairdiff import build
-from fairdiff import plan as asked
 from fairdiff.cli import CONF, to_config
 from fairdiff.config import Config
 from fairdiff.diffusion.load import load_model
 from fairdiff.errors import FairDiffError
+from fairdiff.plan import make_plan
 from fairdiff.training.step import Batch, training_step
 from fairdiff.training.tracking import make_console
 
@@ -26,7 +26,7 @@ from benchmark import learning, page, results, steps, variance, world  # noqa: E
 from benchmark.config import use_schema  # noqa: E402
 from benchmark.instruments import captured_replay, counted, staged  # noqa: E402
 from benchmark.learning import Learner, first_below, summary  # noqa: E402
-from benchmark.literal import literal_step  # noqa: E402
+from benchmark.literal import autograd_step, literal_step  # noqa: E402
 from benchmark.variance import CHOICES, by_step, estimator_error, pair_gradients, total_gradient, without_bias  # noqa: E402
 
 PROMPT = "a photo of the face of a nurse"
@@ -66,7 +66,7 @@ def test_counted_evaluations_are_those_of_the_formula(tiny_folder, kind, halves)
     for variant in [world.Variant("reference", literal=True), *ours]:
         world.warm_up(trainee, batch())
         with counted(trainee.model.unet) as counts:
-            world.run_variant(trainee, variant, batch(), 3)
+            world.run_variant(trainee, batch(), variant, 3)
         expected = evaluations(4, 6, variant.evaluations, variant.cold, halves)
         assert counts.total() == expected, (variant, counts)
         if variant.literal:
@@ -83,6 +83,17 @@ def test_the_literal_reference_has_our_gradient(tiny_folder, kind):
         grads.append(torch.cat([p.grad.flatten() for p in trainee.adapter.parameters()]))
     assert grads[0].norm() > 0 and (grads[0] - grads[1]).norm() / grads[0].norm() <= 1e-4
     assert results[0].terms == pytest.approx(results[1].terms, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["soft_tokens", "lora_both"])
+def test_truncated_at_every_step_is_autograd_and_at_fewer_is_another_gradient(tiny_folder, kind):
+    grads = []
+    for last in (None, 4, 1):
+        trainee = trainee_of(tiny_folder, kind)
+        assert autograd_step(trainee, batch(4, 4), last=last).kept > 0
+        grads.append(torch.cat([p.grad.flatten() for p in trainee.adapter.parameters()]))
+    assert torch.equal(grads[0], grads[1]) and grads[2].norm() > 0
+    assert (grads[2] - grads[0]).norm() / grads[0].norm() > 0.01
 
 
 def test_pairs_add_up_and_choices_are_unbiased(tiny_folder):
@@ -154,7 +165,7 @@ def test_a_random_model_of_any_size_takes_a_step_in_bfloat16(tiny_config):
     trainee = world.make_trainee(config)
     assert (trainee.model.unet.dtype, world.sampler_steps(config)) == (torch.bfloat16, 2)
     with counted(trainee.model.unet) as counts:
-        result = world.run_variant(trainee, world.Variant("ours", 1), world.draw(config, 0), 2)
+        result = world.run_variant(trainee, world.draw(config, 0), world.Variant("ours", 1), 2)
     assert result.kept > 0 and counts.total() == evaluations(4, 2, 1, cold=True)
     grads = [p.grad for p in trainee.adapter.parameters() if p.grad is not None]
     assert {g.dtype for g in grads} == {torch.float32} and sum(g.norm() for g in grads) > 0
@@ -166,16 +177,24 @@ def test_bad_parts_are_one_line(tiny_config):
         "part=[ablation]": "nothing to learn",
         "ablation=[{type:magic}]": "gradient.type",
         "ablation=[{typ:unit}]": "ablation: found",
-        "modes=[[4]]": "modes",
+        "ablation=[{type:literal,last:2}]": "ablation: found",
+        "ablation=[{type:truncated,last:0}]": "ablation: found",
+        "time_to_bias=[{type:truncated}]": "gradient.type: found truncated",
+        "micro_batches=[4,0]": "micro_batches",
     }.items():
         with pytest.raises(FairDiffError, match=words):
             tiny_config(override)
 
 
-def test_a_learner_goes_on_where_it_stopped(tiny_config, tiny_folder, tmp_path, monkeypatch):
+LEARNERS = [
+    {"type": "unit", "evaluations": 1}, {"type": "literal"}, {"type": "autograd"}, {"type": "truncated", "last": 1},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("learner", LEARNERS, ids=learning.name_of)
+def test_a_learner_goes_on_where_it_stopped(learner, tiny_config, tiny_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(learning, "make_trainee", lambda *_: make_trainee(load_model(tiny_folder)))
-    sizes = ["steps=2", "watch.prompts=1", "watch.images=4", "sampler.audit_steps=2", "part=[]"]
-    config, learner = tiny_config(*sizes), {"type": "unit", "evaluations": 1}
+    config = tiny_config("steps=2", "watch.prompts=1", "watch.images=4", "sampler.audit_steps=2", "part=[]")
 
     def run(folder, turns):
         own = Learner(config, learner, folder)
@@ -196,27 +215,29 @@ def test_a_learner_goes_on_where_it_stopped(tiny_config, tiny_folder, tmp_path, 
 def test_a_step_of_which_nothing_is_learnt_is_not_measured(tiny_folder, literal):
     """Of two faces each has either class with .75 under transport to halves, which is no confident label."""
     variant = world.Variant("one", evaluations=1, literal=literal)
-    assert world.run_variant(trainee_of(tiny_folder, "lora_text"), variant, batch(4), 2).terms
+    assert world.run_variant(trainee_of(tiny_folder, "lora_text"), batch(4), variant, 2).terms
     with pytest.raises(FairDiffError, match=r"global_batch: found 2 pictures"):
-        world.run_variant(trainee_of(tiny_folder, "lora_text"), variant, batch(2), 2)
+        world.run_variant(trainee_of(tiny_folder, "lora_text"), batch(2), variant, 2)
 
 
 def test_a_random_model_too_needs_a_device_there_is(tiny_config):
     with pytest.raises(FairDiffError, match=r"model\.device: found cuda:99"):
-        world.make_world(replace(tiny_config(), device="cuda:99"))
+        config = replace(tiny_config(), device="cuda:99")
+        world.make_world(config, make_plan(config))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_judges_of_random_weights_multiply_as_those_of_a_run_would(tiny_config, dtype):
-    _, judges = world.make_world(tiny_config(f"model.dtype={dtype}"))
-    assert judges.dtype == build.build_perception(composed(f"model.dtype={dtype}")).dtype
-    assert {p.dtype for p in judges.classifier.parameters()} == {torch.float32}
+    config, real = tiny_config(f"model.dtype={dtype}"), composed(f"model.dtype={dtype}")
+    _, perception = world.make_world(config, make_plan(config))
+    assert perception.dtype == build.build_perception(real, make_plan(real)).dtype == getattr(torch, dtype)
+    assert {p.dtype for p in perception.classifier.parameters()} == {torch.float32}
 
 
 @pytest.mark.parametrize("repeats", [1, 2])
 def test_what_a_learner_is_watched_on_it_never_trains_on(repeats, tiny_config):
     config = tiny_config(f"prompts.families.occupation={repeats}")
-    prompts = asked.prompts(config, "train")
+    prompts = list(make_plan(config).train)
     train, held = learning.hold_out(prompts, 10)
     assert len(held) == len({p.text for p in held}) == 10
     assert not {p.text for p in held} & {p.text for p in train} and len(train) == len(prompts) - 10 * repeats
@@ -250,7 +271,7 @@ def test_every_short_part_measures_and_renders(tiny_config, tiny_folder, tmp_pat
         monkeypatch.setattr(module, "make_trainee", lambda *_: make_trainee(load_model(tiny_folder)))
     monkeypatch.setattr(steps, "memory_apart", lambda *_: 1.0)  # processes of their own take seconds each
     sizes = ["random.steps=3", "repeats=1", "sizes=[3,4]", "lengths=[2]", "batches=2", "evaluations=[1,3]", "draws=5"]
-    config = tiny_config(*sizes, "modes=[[2,3]]", "warmup=0")
+    config = tiny_config(*sizes, "micro_batches=[2]", "warmup=0")
     for part in results.SHORT:
         results.measure(part, config, tmp_path / "m", make_console())
     measured = {part: results.read(tmp_path / "m" / f"{part}.json")["result"] for part in results.SHORT}

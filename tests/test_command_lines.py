@@ -31,13 +31,13 @@ def test_the_commands_of_the_readme_are_understood(command, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize(
-    "name,seed,first",
+    "name,seed,first,different",
     [
-        ("config", "seed", "outputs/gender/adapter.rank=2/seed0"),
-        ("measure", "audit.seed", "outputs/audit/gender/adapter.rank=2,audit.seed=0/seed0"),
+        ("config", "seed", "outputs/gender/adapter.rank-2-1a721c/seed0", 4),
+        ("measure", "audit.seed", "outputs/audit/gender/adapter.rank-2-1a721c", 2),  # each audit has a folder in it
     ],
 )
-def test_a_sweep_lands_where_its_runs_would(name, seed, first, tmp_path, monkeypatch):
+def test_a_sweep_lands_where_its_runs_would(name, seed, first, different, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     swept = folders(name, ["-m", "experiment=gender,race", f"{seed}=0,1", "adapter.rank=2"], monkeypatch)
     alone = [
@@ -45,5 +45,49 @@ def test_a_sweep_lands_where_its_runs_would(name, seed, first, tmp_path, monkeyp
         for experiment in ("gender", "race")
         for n in (0, 1)
     ]
-    assert swept == alone and len(set(swept)) == 4
+    assert swept == alone and len(set(swept)) == different
     assert swept[0] == first
+
+
+def lands(*overrides: str, monkeypatch, tmp_path) -> str:
+    monkeypatch.chdir(tmp_path)
+    return folders("config", list(overrides), monkeypatch)[0]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        "audit=full", "audit.seed=1", "audit.prompts=null", "judge@audit.judge=open_clip", "~judge@audit.judge",
+        "micro_batch=2", "cache=null", "model.device=cuda", "resume=false", "hydra.sweep.dir=x",
+    ],
+)  # fmt: skip
+def test_what_leaves_the_training_as_it_is_has_its_folder(other, monkeypatch, tmp_path):
+    """So that another audit of it, or its memory, trains nothing again."""
+    here = {"monkeypatch": monkeypatch, "tmp_path": tmp_path}
+    folder = "outputs/gender/adapter.rank-2-1a721c/seed0"
+    assert lands("adapter.rank=2", **here) == lands(other, "adapter.rank=2", **here) == folder
+    assert lands(other, **here) == "outputs/gender/default/seed0"
+
+
+def test_what_changes_the_training_has_its_own_folder_in_any_order(monkeypatch, tmp_path):
+    here = {"monkeypatch": monkeypatch, "tmp_path": tmp_path}
+    found = {lands(*o.split(), **here) for o in ("", "model.padding=longest", "adapter.rank=2", "judge=hf", "loss.face=null")}
+    assert len(found) == 5
+    assert lands("adapter.rank=2", "loss.face=null", **here) == lands("loss.face=null", "adapter.rank=2", **here)
+    long = [f"prompts.negative={'x' * 90}", "adapter.rank=2"]
+    assert lands(*long, **here) == lands(*reversed(long), **here) and len(lands(*long, **here)) < 120
+
+
+@pytest.mark.parametrize(
+    "overrides,same",
+    [
+        (["optimizer.schedule=constant"], True),
+        (["model=sd15", "judge.path=x"], True),  # whose rate is constant
+        (["optimizer.schedule=constant", "validation.every=2"], False),  # the last step is a validation
+        ([], False),  # of a falling rate each step depends on how many there are
+    ],
+)
+def test_more_steps_go_on_in_the_same_folder_where_they_can(overrides, same, monkeypatch, tmp_path):
+    here = {"monkeypatch": monkeypatch, "tmp_path": tmp_path}
+    found = {lands(*overrides, f"steps={steps}", **here) for steps in (4, 8)}
+    assert (found == {lands(*overrides, **here)}) == same and len(found) == (1 if same else 2)

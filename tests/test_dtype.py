@@ -4,12 +4,12 @@ import pytest
 import torch
 from tiny import composed, make_trainee
 
-from fairdiff import build
-from fairdiff.config.frozen import fast_dtype
+from fairdiff import build, fingerprint
 from fairdiff.diffusion.adapters import CastLinear
 from fairdiff.diffusion.denoise import Guidance, call_unet
-from fairdiff.diffusion.load import fingerprint, load_model
+from fairdiff.diffusion.load import fast_dtype, load_model
 from fairdiff.diffusion.sampling import initial_noise
+from fairdiff.plan import make_plan
 from fairdiff.training.step import Batch, training_step
 
 
@@ -26,9 +26,9 @@ def gradient(folder, kind, dtype):
 
 def test_float32_is_bit_for_bit_what_it_was(tiny_folder):
     model = load_model(tiny_folder)
-    before = fingerprint(model.unet, model.vae)
+    before = fingerprint.of_modules(model.unet, model.vae)
     model.lower_precision(torch.float32)
-    assert fingerprint(model.unet, model.vae) == before
+    assert fingerprint.of_modules(model.unet, model.vae) == before
     noise, text = initial_noise("a", 0, range(2), model.latent_shape), model.encode("a").expand(2, -1, -1)
     direct = model.unet(noise, torch.tensor(500), encoder_hidden_states=text).sample
     assert torch.equal(call_unet(model.unet, noise, torch.tensor(500), text), direct)
@@ -49,11 +49,12 @@ def test_judges_multiply_in_the_models_precision_and_answer_in_float32():
     image = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     found = {}
     for dtype in ("float32", "bfloat16"):
-        judges = build.build_perception(composed(f"model.dtype={dtype}", "detector=whole"))
-        assert judges.dtype == getattr(torch, dtype)
+        config = composed(f"model.dtype={dtype}", "detector=whole")
+        perception = build.build_perception(config, make_plan(config))
+        assert perception.dtype == getattr(torch, dtype)
         pixels = image.clone().requires_grad_()
         seen = perception.classify_faces(pixels)
-        answers = [seen.logits["gender"], *judges.features(pixels), judges.embed(seen.faces.aligned_FCHW)]
+        answers = [seen.logits["gender"], *perception.features(pixels), perception.embed(seen.faces.aligned_FCHW)]
         assert {a.dtype for a in answers} == {torch.float32}
         (grad,) = torch.autograd.grad(answers[0][:, 0].sum(), pixels)
         found[dtype] = [*(a.detach() for a in answers), grad]
@@ -64,9 +65,12 @@ def test_judges_multiply_in_the_models_precision_and_answer_in_float32():
 def test_photographs_are_trained_on_in_half_precision_where_the_device_has_it(monkeypatch):
     for able, wanted in (({"avx512_bf16": True}, "bfloat16"), ({}, "float32")):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: able)
-        assert composed("model=sd15", "model.device=cpu").model.dtype == wanted
-        assert composed("model=sdxl", "model.device=cpu", "model.dtype=float32").model.dtype == "float32"
-        assert composed().model.dtype == "float32"
+        for overrides, dtype in (
+            (["model=sd15", "model.device=cpu"], wanted),
+            (["model=sdxl", "model.device=cpu", "model.dtype=float32"], "float32"),
+            ([], "float32"),
+        ):
+            assert build.precisions(composed(*overrides))[0] == getattr(torch, dtype)
 
 
 @pytest.mark.parametrize(
@@ -81,9 +85,11 @@ def test_photographs_are_trained_on_in_half_precision_where_the_device_has_it(mo
 def test_auto_is_bfloat16_only_where_the_processor_has_it(monkeypatch, able, wanted):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
     assert fast_dtype("cpu") == wanted
-    assert composed().model.sampling_dtype == composed("model.sampling_dtype=auto").model.sampling_dtype == wanted
-    for asked in ("float32", "bfloat16"):
-        assert composed(f"model.sampling_dtype={asked}").model.sampling_dtype == asked
+    for asked, found in (("auto", wanted), ("float32", "float32"), ("bfloat16", "bfloat16")):
+        config = composed(f"model.sampling_dtype={asked}")
+        assert config.model.sampling_dtype == asked  # a run's identity does not know the processor
+        assert build.precisions(config) == (torch.float32, getattr(torch, found))
+    assert composed().model.sampling_dtype == "auto"
 
 
 def test_pictures_sampled_in_bfloat16_are_those_in_float32_whatever_the_batch():

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -11,11 +11,13 @@ from diffusers import DPMSolverMultistepScheduler, PNDMScheduler, StableDiffusio
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from fairdiff import build, run
-from fairdiff import plan as asked
+from fairdiff import build
 from fairdiff.cli import CONF, to_config
 from fairdiff.config import Config
+from fairdiff.describe import most_originals
 from fairdiff.errors import FairDiffError
+from fairdiff.files import flat
+from fairdiff.plan import Plan, make_plan, shuffled
 from fairdiff.portraits import world
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,11 +44,11 @@ PAPER = {  # image weight, face weight, steps of the released configurations
 FORCED = {  # every key that differs between models, beside those of what looks at the pictures, see LOOKS
     "model.path", "model.device", "model.padding", "model.dtype", "model.sampling_dtype",
     "sampler.guidance", "sampler.train_steps", "sampler.audit_steps", "sampler.final_sigmas",
-    "adapter.learning_rate", "adapter.rank", "adapter.alpha", "steps", "noise_pool",
+    "adapter.learning_rate", "adapter.rank", "steps",
     "gradient.type",  # how the steps weigh depends on how many the sampler has
     "validation.floor",  # what is compared, on the encoders
     "optimizer.schedule",  # how the rate falls depends on the number of steps
-    "detector.input_size", "detector.crop_size", "decode_batch", "replay_batch", "audit.batch_size",  # pixels, memory
+    "detector.input_size", "detector.crop_size", "micro_batch",  # pixels, memory
 }  # fmt: skip
 LOOKS = ("judge.", "features.", "audit.judge.")
 
@@ -54,6 +56,10 @@ LOOKS = ("judge.", "features.", "audit.judge.")
 def configure(*overrides: str) -> Config:
     with initialize_config_dir(CONF, version_base="1.3"):
         return to_config(compose("config", list(overrides)))
+
+
+def planned(*overrides: str) -> Plan:
+    return make_plan(configure(*overrides))
 
 
 @pytest.mark.parametrize("model", ["portraits", "sd15"])
@@ -70,8 +76,8 @@ def test_every_experiment_composes_with_every_model(name, model):
     else:
         assert config.adapter.parts == ["text_encoder"]
     uniform = {a: {c: 1 / len(t.classes) for c in t.classes} for a, t in config.attributes.items()}
-    asked = uniform | ({"age": {"young": 0.75, "old": 0.25}} if "age" in attributes else {})
-    assert {a: config.target[a] for a in attributes} == asked
+    target = uniform | ({"age": {"young": 0.75, "old": 0.25}} if "age" in attributes else {})
+    assert {a: config.target[a] for a in attributes} == target
     assert config.attributes[attributes[0]].keep_outside == (0.2 if attributes[0] == "gender" else 0.6)
 
 
@@ -79,7 +85,7 @@ def test_every_experiment_composes_with_every_model(name, model):
 def test_an_experiment_is_a_small_delta_and_a_model_changes_only_what_it_forces(name):
     lines = (Path(CONF) / "experiment" / f"{name}.yaml").read_text().splitlines()
     assert len(lines) <= 10 and any("Shen et al." in line for line in lines)
-    here, there = (run.flat(asdict(configure(f"model={m}", f"experiment={name}"))) for m in ("portraits", "sd15"))
+    here, there = (flat(asdict(configure(f"model={m}", f"experiment={name}"))) for m in ("portraits", "sd15"))
     differ = {key for key in here | there if here.get(key) != there.get(key)}
     assert {key for key in differ if not key.startswith(LOOKS)} <= FORCED
 
@@ -88,13 +94,13 @@ def test_sd15_is_what_the_paper_says():
     config = configure("model=sd15", "experiment=gender", "judge.path=x")
     sampler = config.sampler
     assert (sampler.train_steps, sampler.audit_steps, sampler.guidance) == ([19, 23], 30, 7.5)
-    assert config.adapter.learning_rate == 5e-5 and config.adapter.rank == config.adapter.alpha == 50
+    assert config.adapter.learning_rate == 5e-5 and config.adapter.rank == 50
     assert config.model.padding == "longest"
     assert (config.detector.type, config.detector.input_size, config.detector.crop_size) == ("mtcnn", 256, 224)
     assert config.judge.type == "hf" and config.judge.path == "x" and config.features.clip.startswith("ViT-H-14/")
     labels = [label for labels in config.judge.mapping["race"].values() for label in labels]
     assert len(labels) == 7 and len(config.judge.mapping["race"]) == 4
-    assert configure("model=sd15", "sampler=portraits").sampler.audit_steps == 8  # what the user asks for wins
+    assert configure("model=sd15", "sampler.audit_steps=8").sampler.audit_steps == 8  # the user's value wins
 
 
 def test_the_gradient_is_the_users_then_the_models_then_the_adapters():
@@ -105,8 +111,9 @@ def test_the_gradient_is_the_users_then_the_models_then_the_adapters():
     assert found() == found("adapter=lora_text") == found("experiment=gender") == "solver"
     assert found("model=sd15", "adapter=lora_text") == found("model=sd15", "experiment=gender") == "unit"
     for own in (["adapter=lora_text"], ["experiment=gender"], ["model=sd15", "adapter=lora_text"]):
-        assert found(*own, "gradient=reference") == "reference"
-        assert configure(*own, "gradient=autograd").gradient.evaluations is None
+        assert found(*own, "gradient.type=reference") == "reference"
+        assert configure(*own).gradient.evaluations == 1
+        assert configure(*own, "gradient.evaluations=null").gradient.evaluations is None
 
 
 @pytest.mark.parametrize("name", PAPER)
@@ -121,17 +128,16 @@ def test_the_papers_experiments_have_its_settings_on_stable_diffusion(name):
     assert config.prompts.per_step == 1 and config.prompts.without_people == 0
     assert (config.global_batch, config.target, config.attributes) == (plain.global_batch, plain.target, plain.attributes)
     optimizer = config.optimizer
-    assert (optimizer.schedule, optimizer.max_grad_norm, optimizer.weight_decay, optimizer.ema) == (
-        "constant", None, 0.01, 0.996
-    )  # fmt: skip
+    assert (optimizer.schedule, optimizer.weight_decay, optimizer.ema) == ("constant", 0.01, 0.996)
     assert config.adapter.learning_rate == 5e-5
     lines = (Path(CONF) / "experiment" / f"paper_{name}.yaml").read_text().splitlines()
     assert len(lines) <= 10 and "Shen et al. 2024" in lines[1]
 
 
 def test_what_a_loss_file_says_is_what_runs_with_every_adapter_and_model():
+    """How many images are compared is the model's to say."""
     for kind in ("balanced", "paper"):
-        written = OmegaConf.to_container(OmegaConf.load(Path(CONF) / "loss" / f"{kind}.yaml"))
+        written = OmegaConf.to_container(OmegaConf.load(Path(CONF) / "loss" / f"{kind}.yaml")) | {"originals": 0.25}
         for adapter in ("soft_tokens", "lora_text", "lora_unet", "lora_both"):
             for model in ("portraits", "sd15"):
                 own = [f"loss={kind}", f"adapter={adapter}", f"model={model}", "judge.path=x"]
@@ -142,8 +148,11 @@ def test_what_a_loss_file_says_is_what_runs_with_every_adapter_and_model():
 
 def test_a_term_that_is_left_out_leaves_its_share_to_the_others():
     assert configure("loss.face=null").loss.shares == pytest.approx({"align": 75 / 115, "image": 40 / 115})
-    assert configure("loss.balance.image=.75").loss.shares["image"] == pytest.approx(75 / 158)
-    assert configure("loss=paper").loss.shares == {}
+    assert configure("loss.face=0").loss.shares == configure("loss.face=null").loss.shares  # measured only
+    assert configure("loss.face=0").loss.weights == {"align": 1, "image": 1, "face": 0}
+    assert configure("loss.image=.75").loss.shares["image"] == pytest.approx(75 / 158)
+    paper = configure("loss=paper").loss
+    assert paper.shares == {} and paper.weights == {"align": 1, "image": 8, "face": 1}
 
 
 def test_batches_are_the_users_then_the_experiments():
@@ -157,19 +166,20 @@ def test_batches_are_the_users_then_the_experiments():
 
 
 @pytest.mark.parametrize("detector", ["mtcnn", "whole", "insightface"])
-@pytest.mark.parametrize("judge", ["embedded", "hf", "open_clip"])
+@pytest.mark.parametrize("judge", ["net", "hf", "open_clip"])
 def test_every_judge_and_detector_can_be_chosen_for_training_and_audit(judge, detector):
-    config = configure(f"judge={judge}", f"audit/judge={judge}", f"detector={detector}", "detector.root=x")
-    assert config.judge == config.audit.judge and config.detector.type == detector
-    photos = configure("model=sd15", "judge.path=x", f"detector={detector}", "detector.root=x").detector
-    assert photos.crop_size == 224  # as its judges read, whoever finds the faces
-    assert photos.input_size == {"mtcnn": 256, "insightface": 640, "whole": 64}[detector]
+    for model in ("portraits", "sd15"):
+        chosen = [f"model={model}", f"judge={judge}", f"judge@audit.judge={judge}", f"detector={detector}"]
+        config = configure(*chosen, "detector.root=x")
+        assert config.judge == config.audit.judge and config.judge.type == judge and config.detector.type == detector
+        size = {"portraits": (64, 64), "sd15": (256, 224)}[model]  # of the model's images, whoever finds the faces
+        assert (config.detector.input_size, config.detector.crop_size) == size
     assert configure("audit.judge.path=x").audit.judge.path == "x"
 
 
 def test_families_stand_in_training_as_often_as_asked_and_once_in_the_audit():
     config = configure("experiment=multi_concept", "audit=full")
-    train_prompts, test = asked.prompts(config, "train"), asked.audited(config)
+    train_prompts, test = make_plan(config).train, make_plan(config).audit
     each = len(world.prompts("styled", "train"))
     for family, repeats in config.prompts.families.items():
         texts = [p.text for p in train_prompts if p.family == family]
@@ -179,117 +189,129 @@ def test_families_stand_in_training_as_often_as_asked_and_once_in_the_audit():
     assert sum(not p.people for p in train_prompts) / len(train_prompts) == pytest.approx(0.1, abs=0.01)
     assert len({p.text for p in test}) == len(test)
     assert {p.family for p in train_prompts[:60]} == {*config.prompts.families, "object"}  # copies are spread
-    few = asked.audited(configure("experiment=multi_concept", "audit.prompts=3"))
+    few = planned("experiment=multi_concept", "audit.prompts=3").audit
     assert [p.family for p in few] == [f for f in config.prompts.families for _ in range(3)]
 
 
 @pytest.mark.parametrize("which", ["test", "validation"])
 def test_an_audit_takes_its_split_and_each_occupation_before_any_second_title_of_one(which):
     rows = {world.occupation_of(p.subject) for p in world.prompts("occupation", which)}
-    first = asked.audited(configure(f"audit.split={which}", f"audit.prompts={len(rows)}"))
-    assert {world.occupation_of(p.subject) for p in first} == rows
-    every = asked.audited(configure(f"audit.split={which}", "audit.prompts=null"))
+    first = planned(f"audit.split={which}", f"audit.prompts={len(rows)}")
+    assert {world.occupation_of(p.subject) for p in first.audit} == rows
+    every = planned(f"audit.split={which}", "audit.prompts=null").audit
     assert len(every) == len(world.prompts("occupation", which)) > len(rows)
-    apart = asked.unrelated(configure(f"audit.split={which}"))
-    assert apart and {world.split(p.subject) for p in apart} == {which}
-    assert asked.validated(configure()) == [] and len(asked.validated(configure("validation.every=5"))) == 10
+    assert first.without_people and {world.split(p.subject) for p in first.without_people} == {which}
+    assert planned().validation == () and len(planned("validation.every=5").validation) == 10
 
 
 @pytest.mark.parametrize("share", [0.1, 0.25])
 def test_prompts_without_people_are_trained_on_and_audited_apart_and_never_the_same_ones(share):
-    config = configure(f"prompts.without_people={share}")
-    train_prompts = asked.prompts(config, "train")
-    trained = [p for p in train_prompts if not p.people]
-    assert len(trained) / len(train_prompts) == pytest.approx(share, abs=0.002)
+    plan = planned(f"prompts.without_people={share}", "validation.every=5")
+    trained = [p for p in plan.train if not p.people]
+    assert len(trained) / len(plan.train) == pytest.approx(share, abs=0.002)
     assert {p.text for p in trained} == {p.text for p in world.prompts("object", "train")}
-    for which in ("validation", "test"):
-        assert all(p.people for p in asked.prompts(config, which))
-    audited = asked.unrelated(config)
+    assert plan.validation and all(p.people for p in [*plan.validation, *plan.audit])
+    audited = plan.without_people
     assert len(audited) == 6 and not {p.text for p in audited} & {p.text for p in trained}
+    assert len(planned("audit.without_people=2").without_people) == 2
 
 
 @pytest.mark.parametrize("own", [["prompts.without_people=0"], ["loss.image=null"], ["loss.image=0"]])
 def test_without_an_image_term_or_a_share_every_training_prompt_shows_people(own):
-    assert all(p.people for p in asked.prompts(configure(*own), "train"))
+    assert all(p.people for p in planned(*own).train)
 
 
 def test_a_file_has_its_own_prompts_without_people_or_some_of_the_worlds(tmp_path):
+    """Whatever their family: the column `people` tells them apart."""
     file = tmp_path / "own.csv"
-    more = "".join(f"a photo of a baker of {n} cakes,occupation\n" for n in range(44))
-    file.write_text("prompt,family\na photo of a baker,occupation\na photo of a red teapot,object\n" + more)
-    own = configure(f"prompts.test={file}", f"prompts.train={file}", "audit.prompts=null")
-    assert all("baker" in p.text for p in asked.audited(own)) and len(asked.audited(own)) == 45
-    assert [p.text for p in asked.unrelated(own)] == ["a photo of a red teapot"]
-    assert [p.text for p in asked.prompts(own, "train") if not p.people] == ["a photo of a red teapot"]
-    file.write_text("prompt,family\na photo of a baker,occupation\n" + more)
-    joined = [p for p in asked.prompts(own, "train") if not p.people]
+    more = "".join(f"a photo of a baker of {n} cakes,occupation,\n" for n in range(44))
+    file.write_text("prompt,family,people\na photo of a baker,occupation,yes\na photo of a red teapot,pots,No\n" + more)
+    plan = planned(f"prompts.test={file}", f"prompts.train={file}", "audit.prompts=null")
+    assert all("baker" in p.text for p in plan.audit) and len(plan.audit) == 45
+    assert [p.text for p in plan.without_people] == ["a photo of a red teapot"]
+    assert [p.text for p in plan.train if not p.people] == ["a photo of a red teapot"]
+    file.write_text("prompt,family,people\na photo of a baker,occupation,yes\n" + more)
+    plan = planned(f"prompts.test={file}", f"prompts.train={file}")
+    joined = [p for p in plan.train if not p.people]
     assert len(joined) == 5 and {p.text for p in joined} < {p.text for p in world.prompts("object", "train")}
+    assert {p.text for p in plan.without_people} < {p.text for p in world.prompts("object", "test")}
+
+
+def test_prompts_of_one_group_follow_those_of_others(tmp_path):
+    """A file says itself which of its prompts show the same people."""
+    file = tmp_path / "own.csv"
+    rows = "".join(f"{word} {n},{group}\n" for group, word in (("bakes", "baker"), ("", "cook")) for n in range(6))
+    file.write_text("subject,group\n" + rows)
+    audited = planned(f"prompts.test={file}", "audit.prompts=null").audit
+    assert [p.group for p in audited].count("bakes") == 6 and len(audited) == 12
+    assert [p.group for p in audited[:7]].count("bakes") == 1 and all(p.group for p in audited[7:])
 
 
 def test_repeats_are_of_a_files_families_too_and_its_audit_asks_each_once(tmp_path):
     file = tmp_path / "own.csv"
     file.write_text("prompt,family\n" + "".join(f"a {f} {n},{f}\n" for f in ("sport", "dance") for n in range(20)))
     own = configure("experiment=multi_concept", f"prompts.train={file}", f"prompts.test={file}", "prompts.without_people=0")
-    families = [p.family for p in asked.prompts(own, "train")]
+    families = [p.family for p in make_plan(own).train]
     assert {f: families.count(f) for f in set(families)} == {"sport": 20 * 310, "dance": 20}
-    assert [p.family for p in asked.audited(own)].count("sport") == 20
+    assert [p.family for p in make_plan(own).audit].count("sport") == 20
 
 
 def test_no_noise_is_met_so_often_that_few_pictures_are_learnt_by_heart():
     """Pictures painted of a prompt over those its pool has; the paper draws every noise anew."""
     for overrides in (["experiment=gender"], ["experiment=gender_race_age"], ["adapter=lora_text"], []):
         for model in ("portraits", "sd15"):
-            config = configure(f"model={model}", *overrides, "judge.path=x" if model == "sd15" else "judge=embedded")
-            visits = config.steps * config.prompts.per_step / len(asked.prompts(config, "train"))
+            config = configure(f"model={model}", *overrides, *(["judge.path=x"] if model == "sd15" else []))
+            visits = config.steps * config.prompts.per_step / len(make_plan(config).train)
             assert visits * config.global_batch / config.noise_pool <= 7
 
 
 def test_the_budget_counts_whole_blocks_of_originals_and_those_of_the_validation():
     few = ["prompts.per_step=2", "steps=5", "global_batch=8", "sampler.train_steps=[6,7]", "loss.originals=1"]
-    assert run.most_originals(configure(*few, "noise_pool=16"), 100) == 5 * 2 * 8  # a slice a visit
-    assert run.most_originals(configure(*few, "noise_pool=12"), 100) == 80  # 8 of 12, never in part
-    assert run.most_originals(configure(*few, "steps=50", "noise_pool=20"), 4) == 4 * 16 * 2  # all pools, both lengths
+
+    def most(prompts, *overrides):
+        config = configure(*few, *overrides)
+        plan = make_plan(config)
+        return most_originals(config, replace(plan, train=plan.train[:prompts]))
+
+    assert most(100, "noise_pool=16") == 5 * 2 * 8  # a slice a visit
+    assert most(100, "noise_pool=12") == 80  # 8 of 12, never in part
+    assert most(4, "steps=50", "noise_pool=20") == 4 * 16 * 2  # all pools, both lengths
     watch = ["validation.every=5", "validation.prompts=3", "validation.images=20"]
-    assert run.most_originals(configure(*few, *watch, "noise_pool=16"), 100) == 80 + 3 * 24
-    third = (*few, "noise_pool=16", "loss.originals=.3")  # of 8: 3
-    assert run.most_originals(configure(*third), 100) == 5 * 2 * 3
-    assert run.most_originals(configure(*third, "target.relaxation=.5"), 100) == 5 * 2 * 3 + 10 * 16  # whole blocks
-    mixed = configure(*few, *watch, "noise_pool=480", "target.relaxation=.5")
-    assert run.most_originals(mixed, 100) == 80 + 3 * 24 + 13 * 48  # not all of a large pool, validation prompts too
+    assert most(100, *watch, "noise_pool=16") == 80 + 3 * 24
+    assert most(100, "noise_pool=16", "loss.originals=.3") == 5 * 2 * 3  # of 8: 3
+    assert most(100, *watch, "noise_pool=16", "loss.originals=.3") == 5 * 2 * 3 + 3 * 24  # all that is validated on
 
 
 def test_limits_count_people_of_each_family(tmp_path):
     file = tmp_path / "own.csv"
-    things = [f"a photo of thing {i},object" for i in range(40)]
-    people = [f"a photo of {kind} {i},{kind}" for kind in ("baker", "sport") for i in range(4)]
-    file.write_text("\n".join(["prompt,family", *things, *people]) + "\n")
-    found = asked.audited(configure(f"prompts.test={file}", "audit.prompts=3"))
+    things = [f"a photo of thing {i},{'baker' if i % 2 else 'thing'},no" for i in range(40)]
+    people = [f"a photo of {kind} {i},{kind},yes" for kind in ("baker", "sport") for i in range(4)]
+    file.write_text("\n".join(["prompt,family,people", *things, *people]) + "\n")
+    found = planned(f"prompts.test={file}", "audit.prompts=3").audit
     assert [p.family for p in found] == ["baker"] * 3 + ["sport"] * 3
 
 
 @pytest.mark.parametrize("which", ["train", "validation", "test"])
 def test_a_split_without_people_is_refused(tmp_path, which):
     file = tmp_path / "own.csv"
-    file.write_text("prompt,family\na photo of a red teapot,object\n")
+    file.write_text("prompt,people\na photo of a red teapot,no\n")
     with pytest.raises(FairDiffError, match=f"prompts.{which}: found .*own.csv with no prompt of people"):
-        asked.prompts(configure(f"prompts.{which}={file}"), which)
+        planned(f"prompts.{which}={file}")
 
 
 @pytest.mark.parametrize("gap", ["{}", "{subject}"])
 def test_whole_prompts_of_ones_own_leave_the_worlds_as_they_are(tmp_path, gap):
     file = tmp_path / "own.txt"
     file.write_text("a photo of a baker in Paris\n")
-    config = configure(f"prompts.train={file}", f'prompts.template="{gap}"')
-    assert [p.text for p in asked.prompts(config, "train") if p.people] == ["a photo of a baker in Paris"]
-    assert asked.audited(config) == asked.audited(configure())
+    plan = planned(f"prompts.train={file}", f'prompts.template="{gap}"')
+    assert [p.text for p in plan.train if p.people] == ["a photo of a baker in Paris"]
+    assert plan.audit == planned().audit
 
 
 def test_one_family_stays_in_the_order_it_always_had():
-    plain = asked.prompts(configure("prompts.without_people=0"), "train")
-    assert [p.subject for p in plain[:3]] == [
-        p.subject for p in asked.shuffled(world.prompts("occupation", "train"))[:3]
-    ]
-    again = asked.prompts(configure("prompts.families.occupation=3", "prompts.without_people=0"), "train")
+    plain = planned("prompts.without_people=0").train
+    assert [p.subject for p in plain[:3]] == [p.subject for p in shuffled(world.prompts("occupation", "train"))[:3]]
+    again = planned("prompts.families.occupation=3", "prompts.without_people=0").train
     firsts = list(dict.fromkeys(p.text for p in again))
     assert len(again) == 3 * len(plain) and set(firsts) == {p.text for p in plain}
 
@@ -312,27 +334,27 @@ def test_a_model_saved_with_another_solver_gets_a_linear_one(tiny_folder, tmp_pa
 def test_one_step_on_several_families_with_an_audit_of_each(tmp_path, monkeypatch):
     small = [
         "steps=1", "global_batch=16", "sampler.train_steps=[2,2]", "sampler.audit_steps=2", "gradient.evaluations=1",
-        "audit.prompts=1", "audit.images_per_prompt=4", "audit.unrelated_prompts=1", "audit.unrelated_images=2",
+        "audit.prompts=1", "audit.images_per_prompt=4", "audit.without_people=1",
         "cache=null", "detector=whole", "model.device=cpu",
     ]  # fmt: skip
     monkeypatch.setattr(sys, "argv", ["train.py", "experiment=multi_concept", *small, f"hydra.run.dir={tmp_path}"])
     train.task()
-    audit = json.loads((tmp_path / "audit.json").read_text())
+    (folder,) = (tmp_path / "audits").iterdir()
+    audit = json.loads((folder / "audit.json").read_text())
     families = ["occupation", "styled", "descriptor", "sport"]
     assert list(audit["models"]["after"]["families"]) == families == list(audit["paired"]["families"])
     assert all(torch.isfinite(torch.tensor(entry["attributes"]["gender"]["bias"]["mean"]))
                for entry in audit["models"]["before"]["families"].values())  # fmt: skip
-    assert "descriptor: gender bias" in (tmp_path / "report.html").read_text()
+    assert "descriptor: gender bias" in (folder / "report.html").read_text()
 
 
 def test_audited_prompts_that_are_trained_on_are_known_whatever_stands_around_them(tmp_path):
-    for config in (configure("experiment=multi_concept"), configure()):
-        assert asked.not_held_out(asked.prompts(config, "train"), asked.audited(config)) == []
-    held_out = asked.audited(configure())[0].subject
+    for plan in (planned("experiment=multi_concept"), planned()):
+        assert plan.not_held_out == []
+    held_out = planned().audit[0].subject
     (tmp_path / "own.txt").write_text(f"{held_out.title()}\nastronaut\n")
-    own = configure(f"prompts.train={tmp_path / 'own.txt'}", 'prompts.template="a portrait of a {}"')
-    train, test = asked.prompts(own, "train"), asked.audited(configure())
-    assert asked.not_held_out(train, test) == [held_out]
+    own = planned(f"prompts.train={tmp_path / 'own.txt'}", 'prompts.template="a portrait of a {}"', "audit=full")
+    assert own.not_held_out == replace(own, audit=planned().audit).not_held_out == [held_out]
 
 
 def test_prompts_that_lose_their_end_behind_the_soft_tokens_are_known(tiny_model):

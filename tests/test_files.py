@@ -3,7 +3,7 @@ import json
 import pytest
 
 from fairdiff.errors import FairDiffError
-from fairdiff.files import atomic_path, read_table, write_json, write_text
+from fairdiff.files import atomic_path, flat, read_table, write_json, write_text
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -46,3 +46,7 @@ def test_a_damaged_table_is_one_line_that_names_the_place(text, says):
     with pytest.raises(FairDiffError, match="^x.csv, line") as caught:
         read_table(text, "x.csv")
     assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_nested_mapping_is_named_by_its_leaves():
+    assert flat({"loss": {"image": 0.4, "face": None}, "steps": 3}) == {"loss.image": 0.4, "loss.face": None, "steps": 3}

@@ -7,21 +7,25 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = sorted(p for folder in ("fairdiff", "classifiers") for p in (ROOT / folder).rglob("*.py"))
-EVERYBODY = {"errors", "files", "prompts"}
+EVERYBODY = {"errors", "files", "prompts", "fingerprint", "bias"}
 ROOMS = {  # package or module of fairdiff -> what else of fairdiff it may import
     "errors": set(),
     "files": {"errors"},
     "prompts": {"errors", "files"},
+    "bias": set(),
+    "fingerprint": set(),
     "config": {"errors"},
-    "diffusion": {"errors", "files"},
+    "diffusion": {"errors", "files", "fingerprint"},
     "objective": EVERYBODY,
     "portraits": EVERYBODY,
-    "audit": {"errors", "files"},
+    "audit": {"errors", "files", "bias"},
     "training": EVERYBODY | {"diffusion", "objective"},
     "plan": EVERYBODY | {"config", "objective", "portraits"},
     "build": EVERYBODY | {"config", "plan", "diffusion", "objective", "training", "portraits", "audit"},
     "build_audit": EVERYBODY | {"config", "plan", "build", "diffusion", "portraits", "audit"},
-    "run": EVERYBODY | {"config", "plan", "build", "build_audit", "diffusion", "training", "audit"},
+    "describe": EVERYBODY | {"config", "plan", "build", "build_audit", "diffusion", "training", "audit"},
+    "run": EVERYBODY | {"build_audit", "diffusion", "training", "audit"},
+    "jobs": {"config", "plan", "build", "build_audit", "describe", "run", "cli", "training"},
     "cli": {"config", "errors"},
 }
 HYDRA = {"config", "cli"}  # the rooms that know hydra and omegaconf

@@ -1,5 +1,6 @@
 """scripts/leans.py on records whose line and residuals are known."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 
-from leans import leans, residuals  # noqa: E402
+from leans import leans, main, records_of, residuals  # noqa: E402
 
 
 def records(before: list[int], after: list[int]) -> pd.DataFrame:
@@ -39,3 +40,18 @@ def test_an_attribute_without_two_classes_is_named_with_those_that_have_them(att
     three = records([1], [1]).assign(**{f"p.race.{k}": 1 / 3 for k in "abc"})
     with pytest.raises(ValueError, match=f"--attribute {attribute}: {found}; allowed, with two: gender$"):
         leans(three, attribute)
+
+
+def test_a_runs_only_audit_is_found_and_of_several_one_is_chosen(tmp_path, capsys):
+    for run, before in (("a", [0, 2, 5, 8, 10]), ("b", [1, 2, 5, 7, 10])):
+        (tmp_path / run / "audits" / "test-5x20-0").mkdir(parents=True)
+        records(before, [4, 4, 5, 6, 7]).to_parquet(tmp_path / run / "audits" / "test-5x20-0" / "records.parquet")
+    main([str(tmp_path / "a"), str(tmp_path / "b" / "audits" / "test-5x20-0")])
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith(f"{tmp_path / 'a'}: slope 0.") and said[0].endswith("5 occupations") and len(said) == 2 + 3
+    with pytest.raises(ValueError, match="found 0 audits, allowed: a run with one"):
+        records_of(tmp_path)
+    shutil.copytree(tmp_path / "a" / "audits" / "test-5x20-0", tmp_path / "a" / "audits" / "test-5x20-1")
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / "a")])
+    assert "found 2 audits" in (said := capsys.readouterr().err) and "test-5x20-0" in said and said.count("\n") == 1

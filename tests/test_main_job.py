@@ -2,23 +2,26 @@
 
 import json
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import train  # noqa: E402
-from fairdiff.cli import main  # noqa: E402
+from fairdiff.jobs import audit_command as measure  # noqa: E402
+from fairdiff.training.tracking import read_metrics  # noqa: E402
 
-measure = main(runpy.run_path(str(ROOT / "scripts" / "audit.py"))["job"], "measure")
+report = runpy.run_path(str(ROOT / "scripts" / "report.py"))["main"]
 
 SMALL = [
     "steps=2", "global_batch=8", "noise_pool=8", "sampler.train_steps=[3,3]", "sampler.audit_steps=3", "cache=null",
-    "audit.prompts=3", "audit.images_per_prompt=6", "audit.unrelated_prompts=2", "audit.unrelated_images=3",
+    "audit.prompts=3", "audit.images_per_prompt=6", "audit.without_people=2",
 ]  # fmt: skip
 
 
@@ -27,11 +30,36 @@ def launch(folder, *overrides):
     train.task()
 
 
+def only_audit(folder: Path) -> Path:
+    """The folder of the only audit of a run."""
+    (found,) = (folder / "audits").iterdir()
+    return found
+
+
+def contents(folder: Path) -> dict:
+    """Every file below a folder; of safetensors what they hold, for their header has no fixed order."""
+    files = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
+    return {
+        name: {k: t.tolist() for k, t in load_file(p).items()} if p.suffix == ".safetensors" else p.read_bytes()
+        for name, p in files.items()
+    }
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run") / "debias"
+    folder = tmp_path_factory.mktemp("run") / "gender"
     before = sys.argv
     launch(folder)
+    yield folder
+    sys.argv = before
+
+
+@pytest.fixture(scope="module")
+def constant(tmp_path_factory):
+    """The same with a learning rate that does not fall, which more steps can go on with."""
+    folder = tmp_path_factory.mktemp("run") / "constant"
+    before = sys.argv
+    launch(folder, "optimizer.schedule=constant")
     yield folder
     sys.argv = before
 
@@ -39,17 +67,19 @@ def finished(tmp_path_factory):
 @pytest.mark.slow
 def test_the_run_folder_holds_everything(finished):
     names = {p.name for p in finished.iterdir()}
-    assert names >= {
-        "config.yaml", "adapter", "records.parquet", "audit.json", "metrics.jsonl", "checkpoints", "report.html"
-    }  # fmt: skip
+    assert names == {"config.yaml", "run.json", "adapter", "metrics.jsonl", "checkpoints", "audits"}
+    names = {p.name for p in only_audit(finished).iterdir()}
+    assert names == {"records", "records.parquet", "request.json", "audit.json", "report.html"}
+    state = json.loads((finished / "run.json").read_text())
+    assert state == {"schema": 1, "training": json.loads((finished / "adapter" / "adapter.json").read_text())["training"]}
     assert {p.name for p in (finished / "adapter").iterdir()} == {"pytorch_lora_weights.safetensors", "adapter.json"}
     assert not [p for p in finished.rglob("*") if ".tmp" in p.name]
 
 
 @pytest.mark.slow
 def test_audit_json_has_the_promised_schema(finished):
-    audit = json.loads((finished / "audit.json").read_text())
-    assert audit["schema"] == "fairdiff.audit/2" and audit["prompts"] == 3 and audit["images_per_prompt"] == 6
+    audit = json.loads((only_audit(finished) / "audit.json").read_text())
+    assert audit["schema"] == "fairdiff.audit/3" and audit["prompts"] == 3 and audit["images_per_prompt"] == 6
     for name, model in audit["models"].items():
         gender = model["attributes"]["gender"]
         assert set(gender["bias"]) >= {"mean", "ci95", "sd_over_prompts", "floor"}
@@ -58,18 +88,93 @@ def test_audit_json_has_the_promised_schema(finished):
         assert 0 <= model["no_face"]["rate"] <= 1 and "mean" in model["clip_t"]
         if name == "after":
             assert 0 < model["clip_i"]["mean"] <= 1 and 0 < model["dino"]["mean"] <= 1
-    records = pd.read_parquet(finished / "records.parquet")
-    assert len(records) == 2 * (3 * 6 + 2 * 3)
+    records = pd.read_parquet(only_audit(finished) / "records.parquet")
+    assert len(records) == 2 * (3 * 6 + 2 * 6)
 
 
 @pytest.mark.slow
 def test_the_same_command_again_says_so_and_changes_nothing(finished, capsys):
-    stamp = (finished / "audit.json").stat().st_mtime_ns
+    stamps = {p: p.stat().st_mtime_ns for p in finished.rglob("*")}
     launch(finished)
     out = capsys.readouterr().out.strip().splitlines()
     assert "finished" in " ".join(out)
-    assert out[-1] == f"report: {finished / 'report.html'}"
-    assert (finished / "audit.json").stat().st_mtime_ns == stamp
+    assert out[-1] == f"report: {only_audit(finished) / 'report.html'}"
+    assert {p: p.stat().st_mtime_ns for p in finished.rglob("*")} == stamps
+
+
+@pytest.mark.slow
+def test_the_configuration_is_what_the_command_says_beforehand(finished, capsys):
+    sys.argv = ["train.py", *SMALL, "--cfg", "job", "--resolve"]
+    train.task()
+    assert capsys.readouterr().out == (finished / "config.yaml").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "overrides",
+    [["audit.prompts=2", "audit.images_per_prompt=3"], ["audit.seed=1", "micro_batch=3", "cache={cache}", "audit.prompts=1"]],
+)
+def test_another_audit_of_the_same_training_trains_nothing_and_lies_beside_it(finished, overrides, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    first, before = only_audit(run), contents(run)
+    launch(run, *(o.format(cache=tmp_path / "cache") for o in overrides))
+    after = contents(run)
+    audits = sorted((run / "audits").iterdir())
+    assert len(audits) == 2 and first in audits
+    assert capsys.readouterr().out.strip().endswith(f"report: {next(a for a in audits if a != first) / 'report.html'}")
+    changed = [name for name in before if after[name] != before[name]]
+    assert changed == ["config.yaml"]
+
+
+@pytest.mark.slow
+def test_more_steps_of_a_constant_rate_go_on_in_the_same_folder(constant, tmp_path):
+    """As if all of them had been asked for at once, and each number of steps has an audit of its own."""
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    shutil.copytree(constant, run)
+    first = only_audit(run)
+    launch(run, "optimizer.schedule=constant", "steps=3")
+    launch(whole, "optimizer.schedule=constant", "steps=3")
+    assert contents(run / "adapter") == contents(whole / "adapter") != contents(constant / "adapter")
+    rows, at_once = ([r | {"seconds": 0} for r in read_metrics(f / "metrics.jsonl")] for f in (run, whole))
+    assert [row["step"] for row in rows] == [0, 1, 2] and rows == at_once
+    second = only_audit(whole)
+    assert {a.name for a in (run / "audits").iterdir()} == {first.name, second.name}
+    numbers = [json.loads((f / "audit.json").read_text())["models"] for f in (run / "audits" / second.name, second)]
+    assert numbers[0] == numbers[1]
+    assert contents(first) == contents(only_audit(constant))
+
+
+@pytest.mark.slow
+def test_more_steps_of_a_falling_rate_are_another_training(finished, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        launch(finished, "steps=3")
+    assert exit_info.value.code == 2 and "(steps: 2 there, 3 requested)" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", ["run", "audit"])
+def test_the_report_is_made_again_from_the_records(finished, which, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    audit = only_audit(run)
+    for name in ("audit.json", "report.html"):
+        (audit / name).unlink()
+    report([str(run if which == "run" else audit)])
+    assert capsys.readouterr().out == f"report: {audit / 'report.html'}\n"
+    assert contents(run) == contents(finished)
+
+
+def test_a_report_of_no_audit_or_of_a_damaged_one_is_one_line(tmp_path, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        report([str(tmp_path)])
+    assert exit_info.value.code == 2 and "found no finished audit, allowed: a run folder" in capsys.readouterr().err
+    (tmp_path / "audits" / "x").mkdir(parents=True)
+    (tmp_path / "audits" / "x" / "request.json").write_text('{"spec": {}}')
+    with pytest.raises(SystemExit) as exit_info:
+        report([str(tmp_path)])
+    said = capsys.readouterr().err
+    assert exit_info.value.code == 2 and said.count("\n") == 1 and "request.json: cannot be read as the request" in said
 
 
 @pytest.mark.slow
@@ -77,12 +182,13 @@ def test_another_configuration_never_lands_on_a_finished_run(finished, capsys):
     with pytest.raises(SystemExit) as exit_info:
         launch(finished, "adapter=soft_tokens")
     said = capsys.readouterr().err
-    assert exit_info.value.code == 2 and "other settings" in said and "adapter.type: lora there, soft_tokens asked" in said
+    assert exit_info.value.code == 2 and "other settings" in said
+    assert "adapter.type: lora there, soft_tokens requested" in said
 
 
 @pytest.mark.slow
 def test_the_report_is_one_file_without_requests(finished):
-    page = (finished / "report.html").read_text()
+    page = (only_audit(finished) / "report.html").read_text()
     assert "perceived presentation" in page
     assert 'src="http' not in page and 'href="http' not in page
     assert "type: lora" in page and "global_batch: 8" in page  # what was asked
@@ -95,11 +201,11 @@ def test_what_the_initial_words_do_is_told_from_what_training_does(tmp_path):
     """The start is the tokens as they were: audited again without training they show the same."""
     launch(tmp_path / "a", "adapter=soft_tokens", "adapter.initial_text='an old man'", "adapter.learning_rate=.1")
     launch(tmp_path / "b", "adapter=soft_tokens", "adapter.initial_text='an old man'", "adapter.learning_rate=1e-9")
-    one, other = (json.loads((tmp_path / run / "audit.json").read_text()) for run in "ab")
+    one, other = (json.loads((only_audit(tmp_path / run) / "audit.json").read_text()) for run in "ab")
     assert list(one["models"]) == ["before", "start", "after"] and one["trained"]["pairs"] == 3 * 6
     assert one["models"]["start"]["dino"] == other["models"]["start"]["dino"] != one["models"]["after"]["dino"]
     assert other["models"]["after"]["dino"]["mean"] == pytest.approx(other["models"]["start"]["dino"]["mean"], abs=1e-3)
-    assert "by training" in (tmp_path / "a" / "report.html").read_text()
+    assert "by training" in (only_audit(tmp_path / "a") / "report.html").read_text()
 
 
 AUDIT = [o for o in SMALL if o.startswith(("audit.", "sampler.", "cache"))]
@@ -113,7 +219,7 @@ def test_an_audit_of_a_saved_adapter_says_where_it_asks_for_something_else(finis
     measure()
     out = " ".join(capsys.readouterr().out.split())
     assert "warning: adapter.path: trained with target ['gender: female 0.5, male 0.5']" in out
-    own, again = (json.loads((folder / "audit.json").read_text()) for folder in (finished, tmp_path))
+    own, again = (json.loads((only_audit(folder) / "audit.json").read_text()) for folder in (finished, tmp_path))
     for model in ("before", "after"):
         assert own["models"][model]["attributes"]["gender"]["bias"] == again["models"][model]["attributes"]["gender"]["bias"]
 
@@ -124,4 +230,4 @@ def test_an_audit_without_an_adapter_shows_none(tmp_path, capsys):
     measure()
     out = capsys.readouterr().out
     assert "before and after" not in out and "warning" not in out
-    assert "type: lora" not in (tmp_path / "report.html").read_text()
+    assert "type: lora" not in (only_audit(tmp_path) / "report.html").read_text()

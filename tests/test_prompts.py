@@ -7,8 +7,8 @@ import pytest
 from tiny import composed
 
 import fairdiff.prompts
-from fairdiff import plan as asked
 from fairdiff.errors import FairDiffError
+from fairdiff.plan import make_plan
 from fairdiff.prompts import Prompt, fill, read_prompts, with_article
 
 
@@ -85,15 +85,21 @@ def test_csv_columns(tmp_path):
     assert read_prompts(path, "a {}, a person") == [Prompt("an actor, a person", "custom", "actor")]
     path.write_text("subject,template\nactor,a {}\nnurse,the {}\n")
     assert [prompt.text for prompt in read_prompts(path)] == ["an actor", "the nurse"]
+    path.write_text("subject,people,group\nactor,Yes,stage\nteapot,no,\nnurse,,\n")
+    assert [(p.subject, p.people, p.group) for p in read_prompts(path, "a {}")] == [
+        ("actor", True, "stage"), ("teapot", False, ""), ("nurse", True, "")
+    ]  # fmt: skip
+    path.write_text("prompt,people,group\na red teapot,no,pots\n")
+    assert read_prompts(path) == [Prompt("a red teapot", "custom", "a red teapot", people=False, group="pots")]
 
 
 def test_own_prompts_reach_training_and_audit(tmp_path):
     (tmp_path / "mine.csv").write_text('prompt,family\n"two nurses, smiling",pair\na chef,\n')
     (tmp_path / "held_out.txt").write_text("astronaut\n")
     config = composed(f"prompts.train={tmp_path / 'mine.csv'}", f"prompts.test={tmp_path / 'held_out.txt'}")
-    train, test = (asked.prompts(config, which) for which in ("train", "test"))
-    assert {(p.text, p.family) for p in train} == {("two nurses, smiling", "pair"), ("a chef", "custom")}
-    assert [(p.text, p.subject) for p in test] == [("a photo of the face of an astronaut, a person", "astronaut")]
+    plan = make_plan(config)
+    assert {(p.text, p.family) for p in plan.train} == {("two nurses, smiling", "pair"), ("a chef", "custom")}
+    assert [(p.text, p.subject) for p in plan.audit] == [("a photo of the face of an astronaut, a person", "astronaut")]
 
 
 @pytest.mark.parametrize(
@@ -109,6 +115,7 @@ def test_own_prompts_reach_training_and_audit(tmp_path):
         ("bare.csv", "subject\nnurse\n", None, "needs a template"),
         ("cell.csv", "prompt,family\na nurse,x\n ,x\n", None, "line 3: the cell prompt is empty"),
         ("short.csv", "template,subject\na {},nurse\na {}\n", None, "line 3: the cell subject is empty"),
+        ("people.csv", "subject,people\nactor,yes\nteapot,none\n", "a {}", "line 3: people: found none, allowed: yes, no"),
         ("twice.txt", "a nurse\na nurse\n", None, "'a nurse' occurs twice"),
         ("gap.txt", "nurse\n", "a photo", "needs a gap"),
     ],
@@ -135,4 +142,4 @@ def test_prompts_import_nothing_heavy():
     tree = ast.parse(Path(fairdiff.prompts.__file__).read_text(encoding="utf-8"))
     found = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     found |= {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
-    assert found <= {"re", "dataclasses", "pathlib", "fairdiff.errors", "fairdiff.files"}
+    assert found <= {"re", "dataclasses", "pathlib", "typing", "fairdiff.errors", "fairdiff.files"}

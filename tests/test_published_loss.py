@@ -86,8 +86,8 @@ def ours(scene, pixels, size):
     )
     uniform = Target.from_marginals({a: [1 / CLASSES[a]] * CLASSES[a] for a in names})
     damping = {a: DAMPING[a] for a in names}
-    objective = Objective(Targets(uniform), damping, 0.8, 64, False, *WEIGHTS.values(), confident_class=0.9)
-    trainee = type("Trainee", (), {"judges": perception, "objective": objective})
+    objective = Objective(Targets(uniform), damping, 0.8, False, *WEIGHTS.values(), confident_class=0.9)
+    trainee = type("Trainee", (), {"perception": perception, "objective": objective})
     totals = dict.fromkeys(WEIGHTS, 0.0)
     for start in range(0, IMAGES, size):
         inside = [i for i in rows if start <= i < start + size]

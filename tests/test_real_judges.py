@@ -1,4 +1,4 @@
-"""Perception and encoders for photographs, tiny, through the configuration: they look, they differ, they are known apart."""
+"""Judges and encoders for photographs, tiny, through the configuration: they look, they differ, they are known apart."""
 
 import json
 import re
@@ -19,6 +19,7 @@ from fairdiff.build_audit import build_audit
 from fairdiff.cli import CONF, to_config
 from fairdiff.errors import FairDiffError
 from fairdiff.objective.features import ClipEncoder, HubEncoder
+from fairdiff.plan import make_plan
 from fairdiff.portraits import weights
 
 
@@ -48,7 +49,8 @@ def configure(folders, tiny_folder):
 
 
 def test_judges_for_photographs_look_with_gradient(configure):
-    perception = build.build_perception(configure())
+    config = configure()
+    perception = build.build_perception(config, make_plan(config))
     assert isinstance(perception.classifier, HubClassifier) and isinstance(perception.encoders[1], HubEncoder)
     image = torch.rand(2, 3, 60, 60, generator=torch.Generator().manual_seed(0)).requires_grad_()
     seen, features = perception.classify_faces(image), perception.features(image)
@@ -71,23 +73,25 @@ def test_who_looks_is_part_of_the_key_of_the_originals(configure, folders, other
     overrides = [other] + ([f"judge.path={folders['clip']}"] if other == "judge=open_clip" else [])
     config, changed = configure(), configure(*overrides)
     model = build.build_model(config)
-    keys = [build.frozen_key(c, model, build.build_perception(c)) for c in (config, config, changed)]
+    perceptions = [build.build_perception(c, make_plan(c)) for c in (config, config, changed)]
+    keys = [build.originals_fingerprint(c, model, p) for c, p in zip((config, config, changed), perceptions, strict=True)]
     assert keys[0] == keys[1] != keys[2]
 
 
 @pytest.mark.parametrize(
-    "other", ["audit.judge.mapping.gender.male=[a bearded person]", "audit/judge=hf", "features.encoder=embedded"]
+    "other", ["audit.judge.mapping.gender.male=[a bearded person]", "judge@audit.judge=hf", "features.encoder=embedded"]
 )
 def test_who_looks_is_part_of_the_key_of_the_audit(configure, folders, other):
-    overrides = [other] + ([f"audit.judge.path={folders['judge']}"] if other == "audit/judge=hf" else [])
+    overrides = [other] + ([f"audit.judge.path={folders['judge']}"] if other == "judge@audit.judge=hf" else [])
     config, changed = configure(), configure(*overrides)
     model = build.build_model(config)
-    judge = build.build_perception(config).classifier
-    audits = [build_audit(c, model, None, judge) for c in (config, changed)]
+    judge = build.build_perception(config, make_plan(config)).classifier
+    audits = [build_audit(c, make_plan(c), model, None, judge) for c in (config, changed)]
     assert audits[0].plan.hashes["judge"] != audits[1].plan.hashes["judge"]
     assert isinstance(audits[0].measurer.judge, ZeroShotClassifier)
-    assert [a.spec.judge["same_as_training_judge"] for a in audits] == [False, other == "audit/judge=hf"]
+    assert [a.spec.judge["same_as_training_judge"] for a in audits] == [False, other == "judge@audit.judge=hf"]
     assert audits[0].spec.judge["path"] == f"open_clip: {folders['clip']}"
+    assert audits[0].name != audits[1].name  # so that neither writes over the other
 
 
 def test_the_encoder_sees_the_whole_picture(folders):
@@ -144,9 +148,9 @@ def test_weights_get_the_activation_they_were_trained_with(path, quick, monkeypa
 def test_audits_of_another_size_never_overwrite_what_others_share(configure):
     def shared(*overrides):
         config = configure(*overrides)
-        return build_audit(config, build.build_model(config), None, None).plan.shared
+        return build_audit(config, make_plan(config), build.build_model(config), None, None).plan.shared
 
-    assert shared() == shared("audit.prompts=3", "audit.batch_size=5")
+    assert shared() == shared("audit.prompts=3", "micro_batch=5")
     assert len({shared(), shared("audit.images_per_prompt=160"), shared("audit.seed=1")}) == 3
 
 
@@ -156,13 +160,10 @@ def test_audits_of_another_size_never_overwrite_what_others_share(configure):
     [
         ["experiment=gender_race_age", "loss.face=null"],
         [
-            "experiment=race", "target.file=labour", "judge=open_clip", "judge.path={clip}", "audit/judge=hf",
-            "audit.judge.path={hf}",
+            "experiment=race", "target.file=labour", "judge=open_clip", "judge.path={clip}", "judge@audit.judge=hf",
+            "audit.judge.path={race}",
         ],
-        [
-            "experiment=gender_tokens", "target.relaxation=.3", "validation.every=1", "validation.prompts=2",
-            "prompts.negative=hat",
-        ],
+        ["experiment=gender_tokens", "validation.every=1", "validation.prompts=2", "prompts.negative=hat"],
     ],
 )  # fmt: skip
 def test_the_whole_command_for_photographs_trains_audits_and_saves(overrides, folders, tiny_folder, tmp_path, monkeypatch):
@@ -170,20 +171,21 @@ def test_the_whole_command_for_photographs_trains_audits_and_saves(overrides, fo
     labels = ["Female", "Male"]
     races = ["White", "Black", "Indian", "East Asian", "Southeast Asian", "Middle Eastern", "Latino_Hispanic"]
     ages = ["0-2", "3-9", "10-19", "20-29", "30-39", "40-49", "50-59", "60-69", "more than 70"]
-    perception = {name: save_vit(tmp_path / name, own) for name, own in {"gender": labels, "race": races, "age": ages}.items()}
-    names = {"gender_race_age": ("race", "age"), "race": (), "gender_tokens": ()}[overrides[0].split("=")[1]]
-    more = [o.format(clip=folders["clip"], hf=judges["race"]) for o in overrides]
+    own = {"gender": labels, "race": races, "age": ages}
+    judges = {name: save_vit(tmp_path / name, its) for name, its in own.items()}
+    judge = "judge.path={" + ",".join(f"{name}:'{path}'" for name, path in judges.items()) + "}"
+    more = [o.replace("{clip}", folders["clip"]).replace("{race}", judges["race"]) for o in overrides]
     monkeypatch.setattr(sys, "argv", ["train.py"])
     launch(
-        tmp_path / "run", "model=sd15", f"model.path={tiny_folder}", "model.device=cpu", "detector=whole",
-        f"judge.path={judges['gender']}", f"audit.judge.path={folders['clip']}", f"features.clip={folders['clip']}",
+        tmp_path / "run", "model=sd15", f"model.path={tiny_folder}", "model.device=cpu", "detector=whole", judge,
+        f"audit.judge.path={folders['clip']}", f"features.clip={folders['clip']}",
         f"features.encoder={folders['encoder']}", f"features.identity={weights('identity')}", "loss.confidence=.5",
-        "adapter.learning_rate=1e-2", "adapter.rank=4", "adapter.alpha=4", "adapter.tokens=2",
-        "adapter.initial_text=a photo", *(f"+judge.paths.{name}={judges[name]}" for name in names), *more,
+        "adapter.learning_rate=1e-2", "adapter.rank=4", "adapter.tokens=2", "adapter.initial_text=a photo", *more,
     )  # fmt: skip
-    assert (tmp_path / "run" / "report.html").exists() and list((tmp_path / "run" / "adapter").glob("*.safetensors"))
-    audit = json.loads((tmp_path / "run" / "audit.json").read_text())
-    records = pd.read_parquet(tmp_path / "run" / "records.parquet")
+    (folder,) = (tmp_path / "run" / "audits").iterdir()
+    assert (folder / "report.html").exists() and list((tmp_path / "run" / "adapter").glob("*.safetensors"))
+    audit = json.loads((folder / "audit.json").read_text())
+    records = pd.read_parquet(folder / "records.parquet")
     for name in audit["models"]["after"]["attributes"]:
         asked = records[[c for c in records if c.startswith(f"p.{name}.")]]
         assert asked.shape[1] > 1 and (asked.sum(axis=1) - 1).abs().max() < 1e-2
@@ -194,22 +196,24 @@ def test_the_whole_command_for_photographs_trains_audits_and_saves(overrides, fo
 
 
 def test_an_attribute_of_ones_own_is_a_file_in_ones_own_folder(folders, tmp_path, tiny_folder):
-    """As the README writes it down."""
-    text = (Path(CONF).parent / "README.md").read_text()
-    block = re.search(r"```yaml\n# own/attribute/glasses.yaml\n(.*?)```", text, re.S)
+    """As the tutorial writes it down."""
+    text = (Path(CONF).parent / "docs" / "tutorials" / "own_attribute.md").read_text()
+    block = re.search(r'```yaml title="own/attribute/glasses.yaml"\n(.*?)```', text, re.S)
     (tmp_path / "own" / "attribute").mkdir(parents=True)
     (tmp_path / "own" / "attribute" / "glasses.yaml").write_text(block[1])
     judge = save_vit(tmp_path / "judge", ["Glasses", "No glasses"])
     given = [
         f"hydra.searchpath=[file://{tmp_path / 'own'}]", "model=sd15", "attribute=[gender,glasses]", "model.device=cpu",
-        f"model.path={tiny_folder}", f"judge.path={folders['judge']}", f"+judge.paths.glasses={judge}", "detector=whole",
+        f"model.path={tiny_folder}", f"judge.path={{gender:'{folders['judge']}',glasses:'{judge}'}}", "detector=whole",
         f"audit.judge.path={folders['clip']}", f"features.clip={folders['clip']}", f"features.encoder={folders['encoder']}",
         "loss.face=null", "adapter.tokens=2", "adapter.initial_text=a photo", "target.glasses={with:.2,without:.8}",
     ]  # fmt: skip
     with initialize_config_dir(CONF, version_base="1.3"):
         config = to_config(compose("config", given))
-    perception = build.build_perception(config)
+    plan = make_plan(config)
+    perception = build.build_perception(config, plan)
     image = torch.rand(3, 3, 40, 40, generator=torch.Generator().manual_seed(0))
-    assert {name: logits.shape for name, logits in perception.classify_faces(image).logits.items()} == {"gender": (3, 2), "glasses": (3, 2)}
-    audit = build_audit(config, build.build_model(config), None, perception.classifier)
+    logits = perception.classify_faces(image).logits
+    assert {name: found.shape for name, found in logits.items()} == {"gender": (3, 2), "glasses": (3, 2)}
+    audit = build_audit(config, plan, build.build_model(config), None, perception.classifier)
     assert audit.measurer.judge.attributes["glasses"] == ("with", "without")

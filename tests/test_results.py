@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 import paired  # noqa: E402
 from benchmark.page import write_page as write_performance  # noqa: E402
-from reproduce.aims import AIMS, Aim, bias, drift, left, moved, share, unsure  # noqa: E402
+from reproduce.aims import AIMS, Aim, bias, drift, left, low_confidence, relative_drift, share  # noqa: E402
 from reproduce.numbers import over_seeds  # noqa: E402
 from reproduce.page import write_page  # noqa: E402
 from reproduce.plan import ADAPTERS, GROUPS, Run, plan  # noqa: E402
@@ -35,7 +35,7 @@ def test_runs_are_done_several_at_a_time_each_after_the_one_it_needs(jobs):
 
     def task(run):
         with lock:
-            assert run.of is None or run.of in done
+            assert run.needs is None or run.needs in done
             now.add(run)
             most[0] = max(most[0], len(now))
         sleep(0.02)
@@ -63,18 +63,28 @@ def test_after_a_run_that_failed_no_other_is_begun(jobs):
     assert len(begun) <= 3 * jobs
 
 
-def test_every_planned_run_has_a_folder_of_its_own_and_follows_what_it_needs():
-    assert len({run.folder(Path("x")) for run in RUNS}) == len(RUNS)
+def test_every_planned_run_has_a_record_of_its_own_and_follows_what_it_needs():
+    assert len({run.record(Path("x")) for run in RUNS}) == len({run.log(Path("x")) for run in RUNS}) == len(RUNS)
     assert {run.group for run in RUNS} == set(GROUPS)
     for place, run in enumerate(RUNS):
-        assert run.of is None or run.of in RUNS[:place]
+        assert run.needs is None or run.needs in RUNS[:place]
+        alone = [other for other in RUNS if other.folder(Path("x")) == run.folder(Path("x")) and other.same is None]
+        assert alone == [run.same or run]
+
+
+def test_a_training_that_two_groups_show_is_done_once():
+    """Its overrides differ in the audit alone, so that its folder's identity is the same (tests/test_main_job.py)."""
+    shared = [run for run in RUNS if run.same]
+    assert {run.name for run in shared} == {"gender", "gender_tokens"} and len(shared) == 6
+    for run in shared:
+        assert [o for o in run.overrides if not o.startswith("audit.")] == list(run.same.overrides)
 
 
 def test_a_group_by_itself_first_makes_the_adapters_it_audits():
     chosen = [run for run in RUNS if run.group == "frontier"]
     made = with_needed(chosen)
     assert len(set(made)) == len(made) and set(made) >= set(chosen)
-    assert all(run.of is None or made.index(run.of) < made.index(run) for run in made)
+    assert all(run.needs is None or made.index(run.needs) < made.index(run) for run in made)
     assert {run.name for run in made if run.group == "adapters"} == set(ADAPTERS)
 
 
@@ -101,10 +111,10 @@ def audit(values: list[float], families: list[str] | None = None, dtype: str = "
             for b, f in zip(biases, families, strict=True)
         ]
         bias = {"mean": mean, "ci95": [0, 1], "floor": 0.1}
-        unsure = {"rate": 0.1 * mean, "ci95": [0.08 * mean, 0.12 * mean]}
+        low = {"rate": 0.1 * mean, "ci95": [0.08 * mean, 0.12 * mean]}
         shares = {"old": {"share": 0.3, "ci95": [0.2, 0.4]}}
-        axis = {"bias": bias, "target": {"asked": True}, "shares": shares, "per_prompt": per_prompt, "unsure": unsure}
-        other = axis | {"target": {"asked": False}}
+        axis = {"bias": bias, "target": {"requested": True}, "shares": shares, "per_prompt": per_prompt, "low_confidence": low}
+        other = axis | {"target": {"requested": False}}
         scalars = {"no_face": {"rate": 0.25, "ci95": [0.2, 0.3]}, "dino": {"mean": None, "ci95": None}}
         scalars["clip_i"] = {"mean": 0.9, "ci95": [0.8, 0.8 + mean / 4]}
         return {"attributes": {"gender": axis, "race": other, "age": other}, "joint": {}} | scalars
@@ -115,8 +125,17 @@ def audit(values: list[float], families: list[str] | None = None, dtype: str = "
         "families": {family: families.count(family) for family in families},
         "models": {"before": model([1.0] * len(values)), "after": model(values)},
         "paired": {"clip_t": {"difference": -0.0125, "ci95": [-0.02, 0.001]}},
-        "unrelated": {"ratio": {"value": 0.2, "ci95": [0.1, 1.5]}, "false_face": {}}, "records": "much more",
+        "without_people": {"relative_drift": {"value": 0.2, "ci95": [0.1, 1.5]}, "false_face": {}}, "records": "much more",
     }  # fmt: skip
+
+
+def put(run: Run, root: Path, found: dict) -> None:
+    """An audit where the run's command says that it lies."""
+    folder = run.folder(root) / "audits" / "some"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "audit.json").write_text(json.dumps(found))
+    run.log(root).parent.mkdir(parents=True, exist_ok=True)
+    run.log(root).write_text(f"much\nreport: {folder / 'report.html'}\n")
 
 
 def test_the_page_averages_seeds_and_says_what_is_missing(tmp_path):
@@ -124,8 +143,7 @@ def test_the_page_averages_seeds_and_says_what_is_missing(tmp_path):
     runs.append(Run("experiments", "race", (), 0))
     none = None  # a prompt without any face has no bias
     for run, values in zip(runs, ([0.2, 0.4, none], [0.4, 0.6, none]), strict=False):
-        run.audit(tmp_path / "runs").parent.mkdir(parents=True)
-        run.audit(tmp_path / "runs").write_text(json.dumps(audit(values)))
+        put(run, tmp_path / "runs", audit(values))
         keep_record(run, tmp_path / "runs", tmp_path / "records")
     write_page(runs, tmp_path / "records", tmp_path / "results.md")
     text = (tmp_path / "results.md").read_text()
@@ -137,7 +155,7 @@ def test_the_page_averages_seeds_and_says_what_is_missing(tmp_path):
     assert kept == f"| gender | {' | '.join(held)} | .200 ± .000 [.100, 1.500] |"
     assert "No record: race." in text and "`python train.py experiment=gender`" in text
     assert "Floors: gender .100" in text
-    runs[0].audit(tmp_path / "runs").write_text(json.dumps(audit([0.2, 0.4, none], dtype="float32")))
+    put(runs[0], tmp_path / "runs", audit([0.2, 0.4, none], dtype="float32"))
     keep_record(runs[0], tmp_path / "runs", tmp_path / "records")
     write_page(runs, tmp_path / "records", tmp_path / "results.md")
     for more in ("", " model.sampling_dtype=float32"):  # the second seed is as it was
@@ -161,8 +179,7 @@ def test_the_page_says_what_is_left_of_each_kind_of_prompt_and_of_the_distance_t
     several, labour = Run("experiments", "several", (), 0), Run("targets", "labour", (), 0)
     values, families = [0.1, 0.3, 0.55, 0.55, None], ["sport", "sport", "styled", "styled", "styled"]
     for run in (several, labour):
-        run.audit(tmp_path / "runs").parent.mkdir(parents=True)
-        run.audit(tmp_path / "runs").write_text(json.dumps(audit(values, families)))
+        put(run, tmp_path / "runs", audit(values, families))
         keep_record(run, tmp_path / "runs", tmp_path / "records")
     write_page([several, labour], tmp_path / "records", tmp_path / "results.md")
     lines = (tmp_path / "results.md").read_text().splitlines()
@@ -207,9 +224,9 @@ def test_aims_of_what_changes_beside_the_target():
     assert drift("race")(several).value == pytest.approx(-0.6)
     low, high = drift("race")(several).interval
     assert low < -0.6 < high and high - low < 0.8
-    assert unsure("gender")(several).value == pytest.approx(0.4)  # .04 after, .1 before
-    assert unsure("gender")(several).interval == pytest.approx((0.32, 0.48))
-    assert (moved(several).value, moved(several).interval) == (0.2, (0.1, 1.5))
+    assert low_confidence("gender")(several).value == pytest.approx(0.4)  # .04 after, .1 before
+    assert low_confidence("gender")(several).interval == pytest.approx((0.32, 0.48))
+    assert (relative_drift(several).value, relative_drift(several).interval) == (0.2, (0.1, 1.5))
 
 
 def test_what_stays_with_words_is_compared_subject_by_subject(tmp_path):
@@ -217,8 +234,7 @@ def test_what_stays_with_words_is_compared_subject_by_subject(tmp_path):
     for run, values in ((plain, [0.5, 0.9, None]), (words, [0.3, 0.7, 0.5])):
         found = audit(values)
         found["models"] = {"before": found["models"]["after"]}
-        run.audit(tmp_path / "runs").parent.mkdir(parents=True)
-        run.audit(tmp_path / "runs").write_text(json.dumps(found | {"paired": None, "unrelated": None}))
+        put(run, tmp_path / "runs", found | {"paired": None, "without_people": None})
         keep_record(run, tmp_path / "runs", tmp_path / "records")
     write_page([plain, words], tmp_path / "records", tmp_path / "results.md")
     rows = [line for line in (tmp_path / "results.md").read_text().splitlines() if line.startswith("| a person, |")]
@@ -251,11 +267,10 @@ def test_the_search_is_on_validation_occupations_and_its_table_holds_what_was_me
         with initialize_config_dir(CONF, version_base="1.3"):
             config = to_config(compose("config", list(run.overrides)))
         assert config.audit.split == "validation" and config.seed == 0
-    runs[0].audit(tmp_path / "runs").parent.mkdir(parents=True)
     found = audit([0.2, 0.4, 0.3])
     for model in found["models"].values():
         model["dino"] = {"mean": 0.9}
-    runs[0].audit(tmp_path / "runs").write_text(json.dumps(found))
+    put(runs[0], tmp_path / "runs", found)
     keep_record(runs[0], tmp_path / "runs", tmp_path / "records")
     write_search(runs, tmp_path / "records", tmp_path / "search.md")
     lines = (tmp_path / "search.md").read_text().splitlines()

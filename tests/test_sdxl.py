@@ -222,11 +222,13 @@ def test_train_py_trains_audits_and_saves_what_the_plain_pipeline_loads(xl_folde
     monkeypatch.setattr(sys, "argv", ["train.py"])
     launch(
         tmp_path / "run", "model=sdxl", f"model.path={xl_folder}", "model.device=cpu", "adapter=lora_both",
-        "adapter.learning_rate=1e-2", "judge=embedded", "audit/judge=embedded", "features=portraits", "detector=whole",
-        "loss.confidence=.5", "prompts.template='a photo of the face of a {}'",
+        "adapter.learning_rate=1e-2", "~judge", "~judge@audit.judge", "features.clip=embedded",
+        "features.encoder=embedded", "features.identity=embedded", "detector=whole", "loss.confidence=.5",
+        "prompts.template='a photo of the face of a {}'",
     )  # fmt: skip
-    assert (tmp_path / "run" / "report.html").exists()
-    audit = json.loads((tmp_path / "run" / "audit.json").read_text())
+    (folder,) = (tmp_path / "run" / "audits").iterdir()
+    assert (folder / "report.html").exists()
+    audit = json.loads((folder / "audit.json").read_text())
     assert audit["models"]["after"]["dino"]["mean"] < 1 and audit["images_per_prompt"] == 6
     pipeline = plain(xl_folder)
     noise = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0))

@@ -1,15 +1,17 @@
-"""Targets as they are asked for: files, rows of a prompt, inline joints, the model's own shares, up to a built run."""
+"""Targets of one's own: joint tables and rows of a prompt, from the file up to a built run."""
+
+import json
 
 import numpy as np
 import pytest
 import torch
-from tiny import NoFaces, composed, make_trainee
+from safetensors.torch import save_file
+from tiny import composed, make_trainee
 
 from fairdiff import build
-from fairdiff import plan as asked
-from fairdiff.diffusion.load import load_model
 from fairdiff.errors import FairDiffError
 from fairdiff.objective.target_files import read_target
+from fairdiff.plan import make_plan
 from fairdiff.portraits import labour, world
 from fairdiff.prompts import Prompt
 from fairdiff.training.step import label_faces
@@ -127,63 +129,46 @@ def test_a_row_reaches_the_labels_of_its_prompt(tmp_path, tiny_model):
     (tmp_path / "people.txt").write_text("nurse\nchef\n")
     (tmp_path / "t.csv").write_text("subject,female,male\nchef,0,1\nnurse,1,0\n")
     config = composed(f"target.file={tmp_path / 't.csv'}", *(f"prompts.{w}={tmp_path / 'people.txt'}" for w in WHICH))
-    targets = asked.targets(config, asked.prompts(config, "train"))
-    trainee = make_trainee(tiny_model)
-    trainee.objective = build.build_objective(config, targets)
-    for prompt in asked.prompts(config, "train"):
+    plan, trainee = make_plan(config), make_trainee(tiny_model)
+    trainee.objective = build.build_objective(config, plan)
+    for prompt in plan.train:
         images = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
         target = trainee.objective.target.of(prompt.text)
-        labels, _ = label_faces([trainee.perception.classify_faces(images)], target, 64, torch.Generator().manual_seed(0))
+        labels, _ = label_faces([trainee.perception.classify_faces(images)], target, torch.Generator().manual_seed(0))
         assert (labels.classes["gender"] == {"nurse": 0, "chef": 1}[prompt.subject]).all()
 
 
 def test_the_labour_target_leaves_age_to_its_own_shares():
     config = composed("attribute=[race,age,gender]", "target.file=labour", "target.age={young:.75,old:.25}")
-    assert asked.target_lines(config) == ["race, gender: as in labour", "age: young 0.75, old 0.25"]
-    for which in WHICH:
-        prompts = [p for p in asked.prompts(config, which) if p.people]
-        targets = asked.targets(config, prompts)
-        assert targets.attributes == ("race", "age", "gender")
-        for prompt in prompts:
-            shares = world.labour_shares(world.occupation_of(prompt.subject))
-            assert np.allclose(targets.asked(prompt.text).marginal("gender"), shares["gender"], atol=2e-4)
-            assert np.allclose(targets.asked(prompt.text).marginal("age"), [0.75, 0.25])
+    plan = make_plan(config)
+    assert plan.target_lines == ("race, gender: as in labour", "age: young 0.75, old 0.25")
+    assert plan.targets.attributes == ("race", "age", "gender")
+    prompts = [p for p in [*plan.train, *plan.audit] if p.people]
+    assert {p.text for p in prompts} == set(plan.targets.rows)
+    for prompt in prompts:
+        shares = world.labour_shares(world.occupation_of(prompt.subject))
+        assert np.allclose(plan.targets.of(prompt.text).marginal("gender"), shares["gender"], atol=2e-4)
+        assert np.allclose(plan.targets.of(prompt.text).marginal("age"), [0.75, 0.25])
 
 
-def test_own_shares_come_from_the_whole_pool_once(tiny_model):
-    trainee = make_trainee(tiny_model, attributes=("gender", "race"))
-    own = trainee.originals.shares("a photo of the face of a nurse", 6, 3, ("gender", "race"))
-    rows = trainee.originals.get("a photo of the face of a nurse", list(range(6)), 3)
-    assert own.shape == (2, 4) and own.sum() == pytest.approx(1)
-    assert np.allclose(own.sum(0), rows["probs.race"].double().mean(0), atol=1e-6)
-    assert trainee.originals.sampled == 8  # two blocks of 4
-    trainee.perception.detector = NoFaces()
-    assert trainee.originals.shares("a photo of the face of a chef", 4, 3, ("gender",)) is None
+@pytest.fixture
+def training_of(tiny_model):
+    """The identity of a training with such overrides on a tiny model."""
+    perception = make_trainee(tiny_model).perception
+    perception.classifier.config, perception.encoders, perception.embedder = {}, [], None
+
+    def training_of(*overrides: str) -> str:
+        config = composed(*overrides)
+        return build.training_fingerprint(config, make_plan(config), tiny_model, perception)
+
+    return training_of
 
 
-@pytest.mark.parametrize("relaxation", [0, 1, 0.5])
-def test_a_trainee_relaxes_towards_what_its_own_originals_show(tiny_folder, tiny_model, relaxation):
-    config = composed(
-        f"target.relaxation={relaxation}", "target={gender:{female:.8,male:.2}}", "cache=null", "prompts.train_limit=2",
-        "global_batch=4", "noise_pool=8", "sampler.train_steps=[2,5]",
-    )  # fmt: skip
-    trainee = build.build_trainee(config, tiny_model, make_trainee(load_model(tiny_folder)).judges)
-    prompt = next(p.text for p in asked.prompts(config, "train") if p.people)
-    got = trainee.objective.target.of(prompt).table
-    assert trainee.originals.sampled == (8 if relaxation else 0)  # nothing is painted for relaxation 0
-    own = trainee.originals.shares(prompt, 8, 3, ("gender",))  # at the middle of the range of steps
-    assert trainee.originals.sampled == 8
-    assert np.allclose(got, relaxation * own + (1 - relaxation) * np.array([0.8, 0.2])) and own.max() > 0.5
-
-
-def test_the_content_of_a_target_file_is_part_of_the_runs_fingerprint(tmp_path, tiny_model):
-    file, judges, found = tmp_path / "t.csv", make_trainee(tiny_model).judges, []
+def test_the_content_of_a_target_file_is_part_of_the_runs_fingerprint(tmp_path, training_of):
+    file, found = tmp_path / "t.csv", []
     for female in (0.3, 0.4, 0.3):
         file.write_text(f"gender,share\nfemale,{female}\nmale,{1 - female}\n")
-        config = composed(f"target.file={file}")
-        prompts = asked.prompts(config, "train")
-        judges.classifier.config, judges.encoders, judges.embedder = {}, [], None
-        found.append(build.training_fingerprint(config, tiny_model, judges, prompts))
+        found.append(training_of(f"target.file={file}"))
     assert found[0] == found[2] != found[1]
 
 
@@ -195,22 +180,47 @@ def test_the_content_of_a_target_file_is_part_of_the_runs_fingerprint(tmp_path, 
         (["validation.every=2"], True),  # the last step is a validation, wherever it lies
     ],
 )
-def test_how_many_steps_there_are_counts_where_it_changes_them(tiny_model, overrides, matter):
-    judges = make_trainee(tiny_model).judges
-    judges.classifier.config, judges.encoders, judges.embedder = {}, [], None
-    configs = [composed("optimizer.schedule=constant", *overrides, f"steps={n}") for n in (4, 8)]
-    keys = [build.training_fingerprint(c, tiny_model, judges, asked.prompts(c, "train")) for c in configs]
+def test_how_many_steps_there_are_counts_where_it_changes_them(training_of, overrides, matter):
+    keys = [training_of("optimizer.schedule=constant", *overrides, f"steps={n}") for n in (4, 8)]
     assert (keys[0] != keys[1]) == matter
 
 
-def test_the_detectors_weights_count_and_not_their_place(tmp_path):
+def test_an_audit_the_memory_and_the_device_leave_a_training_what_it_is(training_of):
+    other = ["audit=full", "audit.seed=1", "judge@audit.judge=hf", "micro_batch=3", "model.device=cuda", "cache=null"]
+    keys = {training_of(*some) for some in ([], *([one] for one in [*other, "resume=false"]))}
+    assert len(keys) == 1 and training_of("loss.image=.5") not in keys
+
+
+def test_a_saved_adapter_counts_by_its_tensors(tmp_path):
+    """A run that is audited again writes its adapter again, and safetensors order their header by chance."""
+
+    def key(*overrides):
+        return build.adapter_fingerprint(composed("adapter=lora_text", f"adapter.path={tmp_path}", *overrides))
+
+    file = tmp_path / "pytorch_lora_weights.safetensors"
+    save_file({"a": torch.ones(2), "b": torch.zeros(3)}, file, metadata={"one": "1", "two": "2"})
+    first, content = key(), file.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header["__metadata__"] = dict(reversed(header["__metadata__"].items()))
+    turned = json.dumps(header, separators=(",", ":")).encode().ljust(length)
+    file.write_bytes(content[:8] + turned + content[8 + length :])
+    assert file.read_bytes() != content and key() == first != key("adapter.scale=.5")
+    save_file({"a": torch.ones(2), "c": torch.zeros(3)}, file)
+    assert key() != first
+    file.write_bytes(content[:-2])
+    with pytest.raises(FairDiffError, match="^adapter.path: .*pytorch_lora_weights.safetensors: cannot read"):
+        key()
+
+
+def test_the_detectors_weights_count_and_not_their_place():
     config = composed()
     detector = build.build_detector(config)
-    key = build.eyes_key(config, detector)
-    assert build.eyes_key(composed("detector.root=elsewhere"), detector) == key
-    assert build.eyes_key(composed("detector.expand=2"), detector) != key
+    key = build.detector_fingerprint(config, detector)
+    assert build.detector_fingerprint(composed("detector.root=elsewhere"), detector) == key
+    assert build.detector_fingerprint(composed("detector.expand=2"), detector) != key
     next(detector.parameters()).data[0] += 1e-3
-    assert build.eyes_key(config, detector) != key
+    assert build.detector_fingerprint(config, detector) != key
 
 
 @pytest.mark.parametrize(
@@ -218,21 +228,23 @@ def test_the_detectors_weights_count_and_not_their_place(tmp_path):
     [
         (["target.file=labour", "target.gender.female=.7", "target.gender.male=.3"], "labour.csv sets its shares too"),
         (["target.file=labour", "attribute=[age]"], "labour.csv: no column of shares, allowed: age.young, age.old"),
-        (["target.joint={female:0.5,male:0.6}"], "target.joint: shares sum to 1.1, allowed: 1"),
-        (["target.joint=half"], "target.joint: found 'half', allowed: a list of rows or nested shares"),
-        (["target.file=labour", "prompts.train=FILE"], "labour.csv: no row for the subject 'astronaut', found 812"),
+        (["target.file=HERE/sum.yaml"], "sum.yaml: shares sum to 1.1, allowed: 1"),
+        (["target.file=HERE/half.yaml"], "half.yaml: found 'half', allowed: a list of rows or nested shares"),
+        (["target.file=labour", "prompts.train=HERE/own.txt"], "labour.csv: no row for the subject 'astronaut', found 812"),
     ],
 )
 def test_targets_that_do_not_fit_the_run_are_one_line(tmp_path, overrides, says):
-    (tmp_path / "people.txt").write_text("astronaut\nnurse\n")
-    config = composed(*(o.replace("FILE", str(tmp_path / "people.txt")) for o in overrides))
+    (tmp_path / "own.txt").write_text("astronaut\nnurse\n")
+    (tmp_path / "sum.yaml").write_text("{female: 0.5, male: 0.6}\n")
+    (tmp_path / "half.yaml").write_text("half\n")
+    config = composed(*(o.replace("HERE", str(tmp_path)) for o in overrides))
     with pytest.raises(FairDiffError) as caught:
-        asked.targets(config, asked.prompts(config, "train"))
+        make_plan(config)
     assert says in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_an_inline_joint_reaches_training_and_audit():
-    config = composed("attribute=[gender,age]", "target.joint={female:{young:.4,old:.1},male:{young:.2,old:.3}}")
-    targets = asked.targets(config, asked.prompts(config, "train"))
+def test_a_nested_table_reaches_training_and_audit(tmp_path):
+    (tmp_path / "joint.yaml").write_text("female: {young: 0.4, old: 0.1}\nmale: {young: 0.2, old: 0.3}\n")
+    targets = make_plan(composed("attribute=[gender,age]", f"target.file={tmp_path / 'joint.yaml'}")).targets
     assert np.allclose(targets.of("anything").table, [[0.4, 0.1], [0.2, 0.3]])
     assert np.allclose(targets.audited({"gender×age": ("gender", "age")}, [])["gender×age"], [0.4, 0.1, 0.2, 0.3])

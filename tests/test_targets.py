@@ -1,4 +1,4 @@
-"""Laws of the targets: marginals, permutation, closed form against transport, relaxation."""
+"""Laws of the targets: marginals, permutation, closed form against transport, class weights."""
 
 import time
 from itertools import permutations
@@ -161,20 +161,6 @@ def test_sixteen_corners_and_sixty_four_faces_take_no_time():
     began = time.process_time()
     assign(probs, target, np.random.default_rng(0))
     assert time.process_time() - began < 0.5  # 24 ms of one core
-
-
-def test_relaxation_goes_from_the_target_to_the_models_own_shares():
-    asked = Target(("gender",), np.array([0.5, 0.5]))
-    own, calls = np.array([0.1, 0.9]), []
-
-    def measure(prompt):
-        calls.append(prompt)
-        return None if prompt == "no faces" else own
-
-    assert Targets(asked, relaxation=0.0, own=measure).of("a nurse") is asked and calls == []
-    assert np.allclose(Targets(asked, relaxation=1.0, own=measure).of("a nurse").table, own)
-    assert np.allclose(Targets(asked, relaxation=0.25, own=measure).of("a nurse").table, [0.4, 0.6])
-    assert Targets(asked, relaxation=1.0, own=measure).of("no faces") is asked
 
 
 def test_the_audit_gets_joints_only_where_they_are_no_product():

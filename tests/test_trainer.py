@@ -91,7 +91,7 @@ def test_a_prompt_without_people_is_only_asked_to_stay_as_it_is(tiny_model):
 
 def test_prompts_without_people_are_trained_among_the_others(tiny_folder, tmp_path):
     trainee = make_trainee(load_model(tiny_folder), "lora_text")
-    prompts = [*PROMPTS, Prompt("a tree", "object", "tree")]
+    prompts = [*PROMPTS, Prompt("a tree", "object", "tree", people=False)]
     train(trainee, prompts, schedule(steps=4), tmp_path, "key", QUIET)
     rows = {row["prompts"][0]: row for row in read_metrics(tmp_path / "metrics.jsonl")}
     assert set(rows) == {p.text for p in prompts}
@@ -100,7 +100,7 @@ def test_prompts_without_people_are_trained_among_the_others(tiny_folder, tmp_pa
 
 
 def test_prompts_without_people_do_not_hide_that_nothing_else_is_learnt(tiny_folder, tmp_path):
-    prompts = [Prompt("a tree", "object", "tree"), PROMPTS[0]]
+    prompts = [Prompt("a tree", "object", "tree", people=False), PROMPTS[0]]
     for name, steps, says in (("long", 24, "10 steps in a row"), ("short", 4, "no step had a face with a label")):
         trainee = make_trainee(load_model(tiny_folder), "lora_text", detector=NoFaces())
         with pytest.raises(FairDiffError, match=says):

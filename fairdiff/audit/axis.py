@@ -15,6 +15,7 @@ import pandas as pd
 from fairdiff.audit import intervals as iv
 from fairdiff.audit.correction import corrected_bias_interval, corrected_suite, resampled_confusions
 from fairdiff.audit.records import probability_columns
+from fairdiff.bias import bias as bias_of
 
 
 def software_versions() -> dict[str, str]:
@@ -118,7 +119,7 @@ def tally(rows: pd.DataFrame, axis: Axis, spec: MetricSpec, index: pd.Series) ->
     return counts
 
 
-def asked(axis: Axis, spec: MetricSpec) -> bool:
+def requested(axis: Axis, spec: MetricSpec) -> bool:
     """Whether a target was set for this axis, or for all of its members."""
     return axis.name in spec.targets or all(member in spec.targets for member in axis.members)
 
@@ -152,7 +153,7 @@ def suite_metrics(counts: np.ndarray, missing: np.ndarray, axis: Axis, spec: Met
     seen, two = faces > 0, faces > 1
     shares = counts[seen] / faces[seen, None]
     aim = axis.target_PK[seen]
-    bias, distance = iv.bias(shares), iv.total_variation(shares, aim)
+    bias, distance = bias_of(shares), iv.total_variation(shares, aim)
     bounds = [iv.missing_face_bounds(c, m) for c, m in zip(counts, missing, strict=True)]
     floors = [iv.noise_floor(K, int(n)) for n in faces[seen]]
     tv_floors = [iv.total_variation_floor(t, int(n)) for t, n in zip(aim, faces[seen], strict=True)]
@@ -172,7 +173,7 @@ def suite_metrics(counts: np.ndarray, missing: np.ndarray, axis: Axis, spec: Met
         },
         "target": {
             "shares": dict(zip(axis.classes, axis.target_PK.mean(0), strict=True)),
-            "asked": asked(axis, spec),
+            "requested": requested(axis, spec),
             "uniform": bool(np.allclose(axis.target_PK, 1 / K)),
             "total_variation": mean_over_prompts(distance, spec) | {
                 "floor": average(tv_floors), "maximum": average(1 - aim.min(1)),
@@ -227,7 +228,7 @@ def prompt_metrics(counts, images, axis: Axis, prompts: pd.DataFrame, spec: Metr
                 name: {"share": shares[k], "ci95": region[k]} for k, name in enumerate(axis.classes)
             },
             "bias": {
-                "value": iv.bias(shares), "ci95": iv.bias_interval(counts[row]),
+                "value": bias_of(shares), "ci95": iv.bias_interval(counts[row]),
                 "floor": iv.noise_floor(len(axis.classes), faces),
                 "missing_face_bounds": iv.missing_face_bounds(counts[row], int(images[row]) - faces),
             },

@@ -6,6 +6,7 @@ Every number is an audit's own (`wording.comparison`); only means over seeds are
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from statistics import fmean, stdev
@@ -19,10 +20,11 @@ from fairdiff.audit.wording import comparison, interval, last_model, number, sig
 from fairdiff.errors import FairDiffError
 
 _SEED = re.compile(r"(^|/)seed\d+$")
+_AUDIT = re.compile(r"(^|/)audits/[^/]+$")  # where a run folder has its audits
 
 
 def find_audits(folders: Iterable[str | Path]) -> dict[str, dict]:
-    """The audits at or below `folders`: {run folder below what all have in common: audit.json}, in order of names.
+    """The audits at or below `folders`: {folder below what all runs have in common: audit.json}, in order of names.
 
     Raises FairDiffError for a folder without any and for a file that is no audit of this version.
     """
@@ -40,7 +42,8 @@ def find_audits(folders: Iterable[str | Path]) -> dict[str, dict]:
             if schema != SCHEMA:
                 raise FairDiffError(f"{path}: is no audit: found schema {schema}, allowed: {SCHEMA}")
             found[path.parent.resolve().as_posix()] = audit
-    common = os.path.commonpath(list(found)) if len(found) > 1 else Path(next(iter(found))).parent
+    runs = {_AUDIT.sub("", name) for name in found}
+    common = os.path.commonpath(runs) if len(runs) > 1 else Path(next(iter(runs))).parent
     return {os.path.relpath(name, common): audit for name, audit in found.items()}
 
 
@@ -53,7 +56,14 @@ def comparison_tables(audits: dict[str, dict]) -> list[Table]:
     suites: dict[tuple, dict[str, dict]] = {}
     for name, audit in audits.items():
         suites.setdefault(_suite(audit), {})[name] = audit
-    return [_table(some) for some in suites.values()]
+    return [_table(_by_run(some)) for some in suites.values()]
+
+
+def _by_run(audits: dict[str, dict]) -> dict[str, dict]:
+    """The same by run folder, but for a run that has several audits here."""
+    runs = {name: _AUDIT.sub("", name) for name in audits}
+    count = Counter(runs.values())
+    return {run if count[run] == 1 else name: audits[name] for name, run in runs.items()}
 
 
 def _suite(audit: dict) -> tuple:

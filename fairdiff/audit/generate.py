@@ -36,18 +36,18 @@ class Prompt(Protocol):
 
 @dataclass(frozen=True)
 class AuditPlan:
-    """What is asked. `prompts` show people; `unrelated` do not and must not move.
+    """What is generated. `prompts` show people; `without_people` do not and must not change.
 
     hashes: SHA-256 of what "before", "start", "after" and "judge" (detector and encoders included) are made of; a changed
     hash makes old records stale. strip: pictures of each prompt kept as thumbnails at most `thumbnail` pixels wide.
-    shared: a folder where runs leave their records of "before" for each other, so that a sweep paints them once.
+    shared: a folder where runs leave their records of "before" for each other, so that a sweep generates them once.
     """
 
     prompts: Sequence[Prompt]
-    unrelated: Sequence[Prompt]
+    without_people: Sequence[Prompt]
     attributes: dict[str, tuple[str, ...]]
     images_per_prompt: int
-    unrelated_images: int
+    without_people_images: int
     batch_size: int
     seed: int
     latent_shape: tuple[int, ...]
@@ -58,12 +58,12 @@ class AuditPlan:
 
     def images_of(self, people: bool) -> int:
         """Pictures of one prompt, with or without people."""
-        return self.images_per_prompt if people else self.unrelated_images
+        return self.images_per_prompt if people else self.without_people_images
 
     @property
     def images_per_model(self) -> int:
-        """Pictures one model is asked for."""
-        return len(self.prompts) * self.images_per_prompt + len(self.unrelated) * self.unrelated_images
+        """How many images one model generates."""
+        return len(self.prompts) * self.images_per_prompt + len(self.without_people) * self.without_people_images
 
 
 def run_audit(
@@ -77,18 +77,18 @@ def run_audit(
     """Audit some models and return all records, also written to `folder`/records.parquet.
 
     `generators` holds some of "before", "start" and "after"; the others are compared with "before", which must have been
-    audited into the same folder (in this call or an earlier one). `on_images(n)` is told of every n images
+    audited into the same folder (in this call or an earlier one). `on_images(n)` is called for every n images
     done or found done.
     FairDiffError: no prompt, a prompt twice, a judge with other classes, pictures that are not finite or not in [0, 1].
     """
     _check(plan, generators, measurer)
     auditor = _Auditor(plan, measurer, noise, RecordStore(Path(folder) / "records"), on_images)
-    asked = [(prompt, True) for prompt in plan.prompts] + [(prompt, False) for prompt in plan.unrelated]
+    every = [(prompt, True) for prompt in plan.prompts] + [(prompt, False) for prompt in plan.without_people]
     for model in (m for m in MODELS if m in generators):
-        for prompt, people in asked:
+        for prompt, people in every:
             auditor.audit(model, generators[model], prompt, people)
     models = [m for m in MODELS if m == "before" or m in generators]
-    records = auditor.collect(models, [prompt.text for prompt, _ in asked])
+    records = auditor.collect(models, [prompt.text for prompt, _ in every])
     save_records(Path(folder) / "records.parquet", records)
     return records
 
@@ -98,16 +98,16 @@ def _check(plan: AuditPlan, generators: dict[str, Generate], measurer: Measurer)
         raise FairDiffError("audit: the list of prompts is empty")
     if not generators or not set(generators) <= set(MODELS):
         raise FairDiffError(f"audit: found models {sorted(generators)}, allowed: {', '.join(MODELS)}")
-    texts = Counter(prompt.text for prompt in [*plan.prompts, *plan.unrelated])
+    texts = Counter(prompt.text for prompt in [*plan.prompts, *plan.without_people])
     twice = [text for text, times in texts.items() if times > 1]
     if twice:
         raise FairDiffError(f"audit: the prompt '{twice[0]}' occurs twice")
     for name, classes in plan.attributes.items():
         if name not in measurer.judge.attributes:
-            raise FairDiffError(f"audit.judge: judges {', '.join(measurer.judge.attributes)}, asked for {name}")
+            raise FairDiffError(f"audit.judge: judges {', '.join(measurer.judge.attributes)}, requested {name}")
         found = tuple(measurer.judge.attributes[name])
         if found != tuple(classes):
-            raise FairDiffError(f"audit.judge: the classes of {name} are {found}, asked for {tuple(classes)}")
+            raise FairDiffError(f"audit.judge: the classes of {name} are {found}, requested {tuple(classes)}")
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ def _rows(plan: AuditPlan, what: tuple[str, Prompt, bool], measured: Measured, b
     n = len(measured.found_B)
     missing = np.full(n, np.nan, np.float32)
 
-    def moved(encoder: str) -> np.ndarray:
+    def similarity(encoder: str) -> np.ndarray:
         return cosine(measured.features[encoder], before[encoder]) if encoder in before else missing
 
     between = cosine_to_others(measured.features["encoder"]) if "encoder" in measured.features else missing
@@ -213,7 +213,7 @@ def _rows(plan: AuditPlan, what: tuple[str, Prompt, bool], measured: Measured, b
             f"p.{name}.{label}": measured.probs[name][:, k]
             for name, classes in plan.attributes.items() for k, label in enumerate(classes)
         },
-        "clip_t": measured.clip_t_B, "clip_i": moved("clip"), "dino": moved("encoder"), "between": between,
+        "clip_t": measured.clip_t_B, "clip_i": similarity("clip"), "dino": similarity("encoder"), "between": between,
         "model_hash": plan.hashes[model], "judge_hash": plan.hashes["judge"],
     }  # fmt: skip
     return pd.DataFrame(columns)

@@ -16,14 +16,9 @@ from scipy.stats import binom, binomtest, norm
 from scipy.stats import t as student
 from statsmodels.stats.proportion import multinomial_proportions_confint, proportion_confint
 
+from fairdiff.bias import bias
+
 Interval = tuple[float, float]
-
-
-def bias(shares) -> np.ndarray:
-    """Mean absolute gap between the shares of all pairs of classes, over the last axis; 0 is parity, 2/K one class."""
-    shares = np.asarray(shares, float)
-    i, j = np.triu_indices(shares.shape[-1], 1)
-    return np.abs(shares[..., i] - shares[..., j]).mean(-1)
 
 
 def mean_deviation(n, p) -> np.ndarray:

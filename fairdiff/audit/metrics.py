@@ -1,6 +1,6 @@
-"""Records in, audit.json out: a pure function of the table and of what is asked of it.
+"""Records in, audit.json out: a pure function of the table and of the request.
 
-Pictures without a face have no label and are counted apart. Undefined numbers are null, never 0.
+Images without a face have no label and are counted apart. Undefined numbers are null, never 0.
 """
 
 import math
@@ -13,22 +13,23 @@ from fairdiff.audit import intervals as iv
 from fairdiff.audit.axis import (
     Axis,
     MetricSpec,
-    asked,
     axes_of,
     difference_over_prompts,
     labels,
     mean_over_prompts,
     prompt_metrics,
+    requested,
     suite_metrics,
     tally,
 )
 from fairdiff.audit.records import MODELS, probability_columns
+from fairdiff.bias import bias
 
-SCHEMA = "fairdiff.audit/2"
-SURE = 0.9  # of a class: what the face loss calls confident (Shen et al., ICLR 2024)
+SCHEMA = "fairdiff.audit/3"
+CONFIDENT = 0.9  # of a class: what the face loss calls confident (Shen et al., ICLR 2024)
 
 ESTIMANDS = {
-    "bias.mean": "mean over prompts of the plug-in bias at this number of pictures; its floor is not 0",
+    "bias.mean": "mean over prompts of the plug-in bias at this number of images; its noise floor is not 0",
     "bias.ci95": "that mean over the population of such prompts; prompts resampled, percentiles widened for their number",
     "bias.sd_over_prompts": "spread of the per-prompt bias, not a standard error",
     "bias.floor": "what a perfectly fair generator shows on average at the same numbers of faces",
@@ -44,20 +45,21 @@ ESTIMANDS = {
     "per_prompt.bias.ci95": "the prompt's own true bias: Wilson (two classes) or Goodman's simultaneous region",
     "corrected": "the judge's error on labelled faces undone, assumed to be the same on generated ones",
     "families": "the same over the prompts of one family; their intervals are for that family, not for a comparison",
-    "unsure.rate": "faces whose most probable class has less than .9, all prompts pooled: neither class is clearly shown, "
+    "low_confidence.rate": "faces whose most probable class has less than .9, all prompts pooled: no class is clear, "
     "and labels of such faces can hide a bias or make one; Wilson, for these prompts and new noise",
     "no_face.rate": "pictures without a face, all prompts pooled; Wilson, for these prompts and new noise",
     "paired": "after minus before on the same prompts and noise; prompts resampled (rates: over pictures)",
     "trained": "after minus start (the untrained adapter, where it changes images by itself), as paired: what training did",
     "paired.drift": "of an attribute without a target: the change of its bias, and whether its whole interval lies within "
     "(yes) or outside (no) the margin",
-    "unrelated.ratio": "mean movement under the adapter over mean distance between two seeds, in 1 - cosine",
+    "without_people.relative_drift": "mean drift (1 - cosine to the image before) over the mean distance between two "
+    "seeds",
 }
 
 
 def compute_metrics(records: pd.DataFrame, spec: MetricSpec) -> dict:
-    """All of audit.json (schema `fairdiff.audit/2`) as plain Python values, NaN replaced by None."""
-    people, unrelated = records[records.people], records[~records.people]
+    """All of audit.json (schema `fairdiff.audit/3`) as plain Python values, NaN replaced by None."""
+    people, without_people = records[records.people], records[~records.people]
     prompts = people.drop_duplicates("prompt_index").sort_values("prompt_index")
     axes = axes_of(spec, len(prompts))
     models, tallies = {}, {}
@@ -79,7 +81,7 @@ def compute_metrics(records: pd.DataFrame, spec: MetricSpec) -> dict:
         "models": models,
         "paired": paired("before"),
         "trained": paired("start"),
-        "unrelated": _unrelated(unrelated, spec) if len(unrelated) else None,
+        "without_people": _without_people(without_people, spec) if len(without_people) else None,
         "sample_size": {
             "images_for_half_width_0.10": iv.images_for_half_width(0.10),
             f"images_for_equivalence_{spec.delta:.2f}": iv.images_for_equivalence(spec.delta),
@@ -109,7 +111,7 @@ def _model(rows: pd.DataFrame, axes: list[Axis], tallies: dict, prompts: pd.Data
         entry["per_prompt"] = prompt_metrics(counts, images, axis, prompts, spec)
         entry["target"]["prompts_rejected"] = sum(item["target"]["p_holm"] < 0.05 for item in entry["per_prompt"])
         if len(axis.members) == 1:
-            entry["unsure"] = _unsure(rows, axis)
+            entry["low_confidence"] = _low_confidence(rows, axis)
         result["attributes" if len(axis.members) == 1 else "joint"][axis.name] = entry
     result["families"] = {
         family: {"prompts": int(rows_P.sum())} | _grouped(axes, lambda axis, rows_P=rows_P: suite_metrics(
@@ -125,12 +127,12 @@ def _model(rows: pd.DataFrame, axes: list[Axis], tallies: dict, prompts: pd.Data
     return result
 
 
-def _unsure(rows: pd.DataFrame, axis: Axis) -> dict:
-    """Faces of which the judge is not sure: no class has a probability of `SURE`."""
+def _low_confidence(rows: pd.DataFrame, axis: Axis) -> dict:
+    """Low-confidence faces: no class has a probability of `CONFIDENT`."""
     largest = rows.loc[rows.found, probability_columns({axis.name: axis.classes})].max(axis=1)
-    unsure = int((largest < SURE).sum())
-    rate = unsure / len(largest) if len(largest) else math.nan
-    return {"rate": rate, "ci95": iv.rate_interval(unsure, len(largest))}
+    low_confidence = int((largest < CONFIDENT).sum())
+    rate = low_confidence / len(largest) if len(largest) else math.nan
+    return {"rate": rate, "ci95": iv.rate_interval(low_confidence, len(largest))}
 
 
 def _families(family_P: pd.Series) -> dict[str, np.ndarray]:
@@ -152,7 +154,7 @@ def _change(counts: list[np.ndarray], axis: Axis, spec: MetricSpec) -> dict:
     seen = (counts[0].sum(1) > 0) & (counts[1].sum(1) > 0)
     two = (counts[0].sum(1) > 1) & (counts[1].sum(1) > 1)
     shares = [c[seen] / c[seen].sum(1, keepdims=True) for c in counts]
-    b, a = (iv.bias(f) for f in shares)
+    b, a = (bias(f) for f in shares)
     tb, ta = (iv.total_variation(f, axis.target_PK[seen]) for f in shares)
     sb, sa = (iv.unbiased_squared_gap(c[two]) for c in counts)
     return {
@@ -174,10 +176,10 @@ def _paired(
         faces = (kinds[0] >= 0) & (kinds[1] >= 0)
         changed = (kinds[0] != kinds[1])[faces].mean() if faces.any() else math.nan
         entry = _change([tallies[m][axis.name] for m in pair], axis, spec) | {"class_changed": changed}
-        if len(axis.members) == 1 and not asked(axis, spec):
-            moved = entry["bias"]
-            verdict = iv.drift_verdict(moved["ci95"], spec.drift)
-            entry["drift"] = moved | {"margin": spec.drift, "stayed_within": verdict}
+        if len(axis.members) == 1 and not requested(axis, spec):
+            change_of_bias = entry["bias"]
+            verdict = iv.drift_verdict(change_of_bias["ci95"], spec.drift)
+            entry["drift"] = change_of_bias | {"margin": spec.drift, "stayed_within": verdict}
         return entry
 
     def change_in(rows_P: np.ndarray) -> Callable[[Axis], dict]:
@@ -204,31 +206,31 @@ def _prompt_means(values: pd.Series, rows: pd.DataFrame) -> np.ndarray:
     return values.groupby(rows.prompt_index).mean().dropna().to_numpy()
 
 
-def _unrelated(rows: pd.DataFrame, spec: MetricSpec) -> dict:
-    """Prompts without people: how far the adapter moves them, in units of the distance between two seeds."""
+def _without_people(rows: pd.DataFrame, spec: MetricSpec) -> dict:
+    """Prompts without people: the drift of their images, also relative to the distance between two seeds."""
     pair = ("before", "after")
     before, after = (rows[rows.model == model] for model in pair)
     between = (1 - before.between).groupby(before.prompt_index).mean()
-    moved = (1 - after.dino).groupby(after.prompt_index).mean().reindex(between.index)
+    drift = (1 - after.dino).groupby(after.prompt_index).mean().reindex(between.index)
     ratio, interval = math.nan, (math.nan, math.nan)
-    if moved.notna().all() and (between > 0).all():
-        ratio = moved.mean() / between.mean()
-        draws = iv.resampled_prompts(len(moved), spec.draws, spec.seed)
-        boot = moved.to_numpy()[draws].mean(1) / between.to_numpy()[draws].mean(1)
-        interval = iv.percentile_interval(boot, len(moved))
+    if drift.notna().all() and (between > 0).all():
+        ratio = drift.mean() / between.mean()
+        draws = iv.resampled_prompts(len(drift), spec.draws, spec.seed)
+        boot = drift.to_numpy()[draws].mean(1) / between.to_numpy()[draws].mean(1)
+        interval = iv.percentile_interval(boot, len(drift))
     names = before.drop_duplicates("prompt_index").set_index("prompt_index")
     return {
         "prompts": len(between),
         "images_per_prompt": int(before.groupby("prompt_index").size().max()),
-        "movement": mean_over_prompts(moved.dropna().to_numpy(), spec),
+        "drift": mean_over_prompts(drift.dropna().to_numpy(), spec),
         "between_seeds": mean_over_prompts(between.dropna().to_numpy(), spec),
-        "ratio": {"value": ratio, "ci95": interval},
+        "relative_drift": {"value": ratio, "ci95": interval},
         "false_face": {
             model: {"rate": part.found.mean(), "ci95": iv.rate_interval(int(part.found.sum()), len(part))}
             for model, part in zip(pair, (before, after), strict=True)
         },
         "per_prompt": [
-            {"prompt_index": int(i), "prompt": names.prompt[i], "subject": names.subject[i], "movement": moved[i],
+            {"prompt_index": int(i), "prompt": names.prompt[i], "subject": names.subject[i], "drift": drift[i],
              "between_seeds": between[i]}
             for i in between.index
         ],

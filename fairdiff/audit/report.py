@@ -27,10 +27,10 @@ from fairdiff.audit.wording import (
 from fairdiff.files import write_text
 
 
-def render_report(folder: Path, audit: dict, asked: dict[str, list[str]], history: list[dict]) -> Path:
+def render_report(folder: Path, audit: dict, settings: dict[str, list[str]], history: list[dict]) -> Path:
     """Write `folder`/report.html from the audit, the picture strips in `folder`/records and metrics.jsonl's rows.
 
-    `asked`: headings with lines (target, adapter, sampler, ...), shown as given. `history` may be empty.
+    `settings`: headings with lines (target, adapter, sampler, ...), shown as given. `history` may be empty.
     """
     environment = Environment(
         loader=PackageLoader("fairdiff.audit", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
@@ -39,7 +39,7 @@ def render_report(folder: Path, audit: dict, asked: dict[str, list[str]], histor
     environment.filters |= {"number": number, "percent": percent, "interval": interval, "signed": signed}
     html = environment.get_template("report.html.j2").render(
         audit=audit,
-        asked=asked,
+        settings=settings,
         title=headline(audit),
         cards=[_card(audit, name) for name in attribute_order(audit)],
         rows=[(group, list(rows)) for group, rows in comparison(audit).items()],
@@ -47,7 +47,7 @@ def render_report(folder: Path, audit: dict, asked: dict[str, list[str]], histor
         shares=[_shares(audit, name) for name in attribute_order(audit)],
         joint=[(name, Markup(_overall(audit, "joint", name))) for name in last_model(audit)["joint"]],
         curves=[Markup(curve_chart(points, name)) for name, points in _curves(history).items()],
-        unrelated=_unrelated_pictures(audit, RecordStore(Path(folder) / "records")),
+        without_people=_without_people(audit, RecordStore(Path(folder) / "records")),
         unmeasured=not_measured(audit),
     )
     path = Path(folder) / "report.html"
@@ -81,8 +81,8 @@ def summary_table(audit: dict) -> Table:
             cells = [_cell(form(row[key][0]), interval(row[key][1], form)) for key in shown]
             if audit["trained"]:
                 cells[0] = _cell(form(row["before"][0]), "")  # room for the others' intervals in 80 columns
-            moved = _cell(signed(row[change][0], form), interval(row[change][1], form))
-            table.add_row(row["name"], *cells, moved, row["verdict"] or number(row["floor"]))
+            changed = _cell(signed(row[change][0], form), interval(row[change][1], form))
+            table.add_row(row["name"], *cells, changed, row["verdict"] or number(row["floor"]))
         table.add_section()
     return table
 
@@ -123,7 +123,7 @@ def _overall(audit: dict, kind: str, name: str) -> str:
     models = {model: entry[kind][name] for model, entry in audit["models"].items()}
     target = last_model(audit)[kind][name]["target"]
     rows = [
-        _share_row(label, models, label, share if target["asked"] else None)
+        _share_row(label, models, label, share if target["requested"] else None)
         for label, share in target["shares"].items()
     ]
     return share_chart([("share of pictures with a face", rows)], f"{name}: shares over all prompts")
@@ -141,14 +141,14 @@ def _shares(audit: dict, name: str) -> dict:
         (label, [
             _share_row(
                 first[i]["subject"], {m: e["per_prompt"][i] for m, e in models.items()}, label,
-                first[i]["target"]["shares"][label] if target["asked"] else None,
+                first[i]["target"]["shares"][label] if target["requested"] else None,
             )
             for i in order
         ])
         for label in shown
     ]  # fmt: skip
     return {
-        "name": name, "asked": target["asked"], "overall": Markup(_overall(audit, "attributes", name)),
+        "name": name, "requested": target["requested"], "overall": Markup(_overall(audit, "attributes", name)),
         "per_prompt": Markup(share_chart(panels, f"{name}: shares of each prompt")),
         "rejected": {model: entry["target"]["prompts_rejected"] for model, entry in models.items()},
     }  # fmt: skip
@@ -171,8 +171,8 @@ def _pictures(audit: dict, store: RecordStore) -> list[dict]:
     return [about for _, about in sorted(items, key=lambda pair: pair[0])]
 
 
-def _unrelated_pictures(audit: dict, store: RecordStore) -> list[dict]:
-    items = audit["unrelated"]["per_prompt"] if audit["unrelated"] else []
+def _without_people(audit: dict, store: RecordStore) -> list[dict]:
+    items = audit["without_people"]["per_prompt"] if audit["without_people"] else []
     return [item | {"strips": _strips(store, list(audit["models"]), item["prompt"])} for item in items]
 
 

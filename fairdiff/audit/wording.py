@@ -10,12 +10,12 @@ VERDICTS = {
 
 
 def distance_of(entry: dict) -> dict:
-    """The number to judge an attribute by: bias, or total variation where the target asked for is not uniform.
+    """The number to judge an attribute by: bias, or total variation where the requested target is not uniform.
 
     Bias is the distance to parity and so the wrong number for any other target. `key` is its name in `paired`.
     """
     target = entry["target"]
-    if not target["asked"] or target["uniform"]:
+    if not target["requested"] or target["uniform"]:
         return {"key": "bias", "name": "bias", "short": "bias", **entry["bias"]}
     names = {"key": "total_variation", "name": "distance to target", "short": "distance"}
     return names | target["total_variation"]
@@ -32,8 +32,8 @@ def comparison(audit: dict) -> dict[str, list[dict]]:
         """change: from the entry of `paired` or `trained` to the change's own entry; None where it has none."""
         cells = {m: get(audit["models"][m]) if m in audit["models"] else (None, None) for m in MODELS}
         for key, pair in (("change", paired), ("trained", trained)):
-            moved = change(pair) if pair and change else None
-            cells[key] = (moved["difference"], moved["ci95"]) if moved else (None, None)
+            found = change(pair) if pair and change else None
+            cells[key] = (found["difference"], found["ci95"]) if found else (None, None)
         return {"name": name, **cells, "floor": floor, "verdict": "", "format": form or number, "note": note}
 
     for kind, title in (("attributes", "attributes"), ("joint", "combinations")):
@@ -44,10 +44,10 @@ def comparison(audit: dict) -> dict[str, list[dict]]:
                 f"{name} {distance['short']}", lambda m, k=kind, n=name: _pair(distance_of(m[k][n])),
                 lambda p, k=kind, n=name, key=distance["key"]: p[k][n][key], distance["floor"],
             ))  # fmt: skip
-    asked = [name for name in attribute_order(audit) if last_model(audit)["attributes"][name]["target"]["asked"]]
+    targeted = [name for name in attribute_order(audit) if last_model(audit)["attributes"][name]["target"]["requested"]]
     for family, entries in last_model(audit)["families"].items():
         groups[f"{family} prompts"] = []
-        for name in asked:
+        for name in targeted:
             distance = distance_of(entries["attributes"][name])
             groups[f"{family} prompts"].append(row(
                 f"{family}: {name} {distance['short']}",
@@ -55,11 +55,11 @@ def comparison(audit: dict) -> dict[str, list[dict]]:
                 lambda p, f=family, n=name, key=distance["key"]: p["families"][f]["attributes"][n][key],
                 distance["floor"],
             ))  # fmt: skip
-    groups["gap to the target, noise removed"] = [
+    groups["RMS gap to the target, noise-corrected"] = [
         row(f"{name} gap", lambda model, n=name: _pair(model["attributes"][n]["target"]["unbiased_rms"]), None, 0.0,
-            note="root mean square over prompts of how far the difference of two classes' shares is from what was asked; "
+            note="root mean square over prompts of how far the difference of two classes' shares is from the requested one; "
             "of two classes twice the share that is off")
-        for name in asked
+        for name in targeted
     ]  # fmt: skip
     drifts = {n: e["drift"] for n, e in (paired["attributes"] if paired else {}).items() if "drift" in e}
     groups["attributes without a target"] = [
@@ -69,9 +69,9 @@ def comparison(audit: dict) -> dict[str, list[dict]]:
         for name, drift in drifts.items()
     ]  # fmt: skip
     groups["pictures"] = [
-        row(f"{name} unclear", lambda m, n=name: _rate(m["attributes"][n]["unsure"]), None, form=percent,
+        row(f"{name} low conf.", lambda m, n=name: _rate(m["attributes"][n]["low_confidence"]), None, form=percent,
             note="faces whose most probable class has less than .9")
-        for name in asked
+        for name in targeted
     ]  # fmt: skip
     groups["pictures"] += [
         row("no face", lambda m: _rate(m["no_face"]), lambda p: p["no_face"], form=percent),
@@ -81,10 +81,11 @@ def comparison(audit: dict) -> dict[str, list[dict]]:
         row("between seeds", lambda m: _pair(m["between_seeds"]), lambda p: p["between_seeds"],
             note="1 − cosine of two pictures of one prompt: variety"),
     ]  # fmt: skip
-    if audit["unrelated"] is not None:
-        ratio = audit["unrelated"]["ratio"]
-        row_ = row("no people: moved", lambda m: (None, None), None, note="1 is as far as another seed")
-        groups["pictures"].append(row_ | {"after": (ratio["value"], ratio["ci95"])})
+    if audit["without_people"] is not None:
+        ratio = audit["without_people"]["relative_drift"]
+        note = "distance to the image before, in distances between two seeds"
+        drift = row("no people: drift", lambda m: (None, None), None, note=note)
+        groups["pictures"].append(drift | {"after": (ratio["value"], ratio["ci95"])})
     return groups
 
 
@@ -94,9 +95,9 @@ def headline(audit: dict) -> str:
     Where the untrained adapter changes images by itself, training is credited with the difference to it.
     """
     entries = last_model(audit)["attributes"]
-    asked = [name for name in attribute_order(audit) if entries[name]["target"]["asked"]] or list(entries)
+    targeted = [name for name in attribute_order(audit) if entries[name]["target"]["requested"]] or list(entries)
     parts = []
-    for name in asked:
+    for name in targeted:
         distance = distance_of(entries[name])
         value = {k: number(distance_of(m["attributes"][name])["mean"], 2) for k, m in audit["models"].items()}
         if audit["paired"] is None:
@@ -152,7 +153,7 @@ def not_measured(audit: dict) -> list[str]:
         )
     if any(last[key]["mean"] is None for key in ("clip_t", "dino")):
         lines.append("What an absent encoder would have measured (shown as –).")
-    bystanders = [name for name, entry in last["attributes"].items() if not entry["target"]["asked"]]
+    bystanders = [name for name, entry in last["attributes"].items() if not entry["target"]["requested"]]
     if bystanders:
         lines.append(f"Success for {', '.join(bystanders)}: measured, but no target was set for it.")
     return lines
@@ -185,7 +186,7 @@ def last_model(audit: dict) -> dict:
 def attribute_order(audit: dict) -> list[str]:
     """Attributes with a target first, in the order they were given."""
     entries = last_model(audit)["attributes"]
-    return sorted(entries, key=lambda name: not entries[name]["target"]["asked"])
+    return sorted(entries, key=lambda name: not entries[name]["target"]["requested"])
 
 
 def _pair(entry: dict) -> tuple:

@@ -30,7 +30,7 @@ class AuditConfig:
     """split: which prompts are audited, "test" or, to choose settings by, "validation". judge: apart from training's.
 
     prompts: how many of each family (null: all). images_per_prompt: images of each.
-    without_people: how many prompts without people, which must not change, with `LEAST_IMAGES` images or fewer each.
+    without_people: how many prompts without people, which must not change, with 16 images or fewer each.
     seed: of the noise and the resampling. equivalence: the gap below which the whole interval must lie for "on target".
     drift: the change of an untargeted attribute's bias that still counts as none.
     """
@@ -59,7 +59,7 @@ class Config:
 
     steps: updates of the adapter. global_batch: images of each prompt in one of them. noise_pool: noises of each prompt
     in training, used in whole slices of global_batch; their reference images are cached.
-    micro_batch: images decoded at once. Replay takes 4 times as many (image, step) pairs and an audit samples 5 times as
+    micro_batch: images decoded at once. Replay takes twice as many (image, step) pairs and an audit samples three times as
     many images at once. It sets the memory and not the result.
     seed: of everything random in training. resume: the same command goes on where it stopped, false starts over.
     cache: a folder for what the frozen model generated and measured, null for none.

@@ -134,7 +134,7 @@ class Lora:
         self.rank, self.alpha = rank, alpha
         for name, module in self.modules.items():
             config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=_layers(name), init_lora_weights="gaussian")
-            inject_adapter_in_model(config, module)  # not through transformers, which asks for a peft of its own choice
+            inject_adapter_in_model(config, module)  # not through transformers, which wants a peft of its own choice
             keep_in_float32(module)
         for parameter in self.parameters():
             if parameter.any():  # peft drew the down-projection from the global stream: draw it from ours

@@ -54,7 +54,7 @@ def convert(files: list[Path], folder: Path) -> dict[str, object]:
     else:
         save_lora(temporary, parts, rank, rank, StableDiffusionPipeline)
         names = [name for name in ("text_encoder", "unet") if name in parts]
-        options = f"adapter.type=lora adapter.parts=[{','.join(names)}] adapter.rank={rank} adapter.alpha={rank}"
+        options = f"adapter.type=lora adapter.parts=[{','.join(names)}] adapter.rank={rank}"
         about |= {"type": "lora", "options": options, "load_with": "load_lora_weights", "prompt_prefix": ""}
     write_json(temporary / "adapter.json", about)
     temporary.rename(folder)

@@ -38,7 +38,7 @@ def initial_noise(prompt: str, seed: int, indices: Iterable[int], shape: tuple[i
 
 @dataclass(frozen=True)
 class Trajectory:
-    """The U-Net's inputs (T tensors BCHW, scaled as the solver asks), its time steps [T] and z_0."""
+    """The U-Net's inputs (T tensors BCHW, scaled as the solver wants them), its time steps [T] and z_0."""
 
     inputs: list[Tensor]
     timesteps: Tensor

@@ -9,7 +9,7 @@ MEMORY = 0.9  # of the moving average of a term's norm
 class Balance:
     """Factors f_k that give term k the share r_k of the gradient, on a moving average n_k of its norm.
 
-    f_k = r_k (sum_j n_j) / n_k, so that f_k n_k = r_k sum_j n_j: the shares are the ones asked for while the sum of
+    f_k = r_k (sum_j n_j) / n_k, so that f_k n_k = r_k sum_j n_j: the shares are the requested ones while the sum of
     the norms stays, and with it the meaning of the learning rate and of gradient clipping. n_k is the exponential
     average of ||g_k|| with its start-up bias divided out, the current step included, so no term is ever scaled to
     more than 1 / (1 - MEMORY) times its share.

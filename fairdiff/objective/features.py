@@ -1,4 +1,4 @@
-"""Frozen encoders that say how far pictures moved: CLIP (image and text) and a self-supervised image encoder.
+"""Frozen encoders that measure the drift of images: CLIP (image and text) and a self-supervised image encoder.
 
 Each owns its preprocessing, sees the whole picture and returns L2-normalised features; gradients pass to the pixels.
 `config` is, with the weights, all that its answers depend on.

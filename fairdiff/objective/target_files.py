@@ -68,8 +68,8 @@ class WrittenTarget:
         return self.targets[name]
 
 
-def read_target(path: str | Path, classes: Classes, unasked: Iterable[str] = ()) -> WrittenTarget:
-    """Read a target file of any form above; `unasked`: attributes whose columns may be there without being asked.
+def read_target(path: str | Path, classes: Classes, others: Iterable[str] = ()) -> WrittenTarget:
+    """Read a target file of any form above; `others`: attributes whose columns may be there unused.
 
     FairDiffError, one line with file and row or column: unreadable, empty, a missing or unknown column or class, a cell
     or key twice or missing, a share that is no number in [0, 1], shares that do not sum to 1.
@@ -88,7 +88,7 @@ def read_target(path: str | Path, classes: Classes, unasked: Iterable[str] = ())
         except yaml.YAMLError as error:
             raise FairDiffError(f"{where}: is not YAML: {' '.join(str(error).split())}") from error
     found, table = read_table(text, where)
-    columns = [column for column in found if column.split(".")[0] not in unasked or "." not in column]
+    columns = [column for column in found if column.split(".")[0] not in others or "." not in column]
     rows: Rows = [(f"line {number}", {c: cells[c] for c in columns}) for number, cells in table]
     return _written(where, columns, rows, classes)
 
@@ -154,7 +154,7 @@ def _check_joint_columns(where: str, columns: list[str], classes: Classes) -> No
     allowed = [*classes, "share"]
     for column in columns:
         if column not in allowed:
-            raise FairDiffError(f"{where}: found the column {column}, allowed: {', '.join(allowed)} (what is asked)")
+            raise FairDiffError(f"{where}: found the column {column}, allowed: {', '.join(allowed)}")
     for name in classes:
         if name not in columns:
             raise FairDiffError(f"{where}: no column {name}, found {', '.join(columns)}")
@@ -187,16 +187,16 @@ def _class_columns(where: str, columns: list[str], classes: Classes) -> dict[str
         if len(owners) != 1 or owners[0] in chosen:
             reason = "" if not owners else ", which says no class or one that has a column already"
             raise FairDiffError(
-                f"{where}: found the column {column}{reason}, allowed: {', '.join([*KEYS, *allowed])} (what is asked)"
+                f"{where}: found the column {column}{reason}, allowed: {', '.join([*KEYS, *allowed])}"
             )
         chosen[owners[0]] = column
     if not chosen:
         raise FairDiffError(f"{where}: no column of shares, allowed: {', '.join(allowed)}")
-    asked = dict.fromkeys(name for name, _ in chosen)
-    missing = [f"{name}.{cls}" for name in asked for cls in classes[name] if (name, cls) not in chosen]
+    chosen_names = dict.fromkeys(name for name, _ in chosen)
+    missing = [f"{name}.{cls}" for name in chosen_names for cls in classes[name] if (name, cls) not in chosen]
     if missing:
         raise FairDiffError(f"{where}: no column for {missing[0]}, found {', '.join(columns)}")
-    return {name: [chosen[name, cls] for cls in classes[name]] for name in classes if name in asked}
+    return {name: [chosen[name, cls] for cls in classes[name]] for name in classes if name in chosen_names}
 
 
 def _marginals(where: str, cells: dict[str, Any], chosen: dict[str, list[str]]) -> Target:

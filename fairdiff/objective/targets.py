@@ -41,7 +41,7 @@ class Target:
         return cls(tuple(marginals), table)
 
     def marginal(self, *attributes: str) -> np.ndarray:
-        """Shares of these attributes' classes, one axis each, in the order asked for; none is above 1 by rounding."""
+        """Shares of these attributes' classes, one axis each, in this order; none is above 1 by rounding."""
         rest = tuple(i for i, name in enumerate(self.attributes) if name not in attributes)
         kept = [name for name in self.attributes if name in attributes]
         shares = self.table.sum(rest).transpose([kept.index(name) for name in attributes])
@@ -52,14 +52,14 @@ class Target:
 
         A face is pushed into its own class by 1 - p, whichever that is, and at the target t_k F faces have class k. Without
         weights, as in the paper, the frequent classes outweigh the rare ones and shares end beyond the target: simulated
-        at F = 40 at .20 where .25 is asked for, at .01 where .10 is (weighted: .25, .08). 1 where the target is uniform. Of
-        marginal shares: what a joint table asks beyond those is not balanced so.
+        at F = 40 at .20 where .25 is the target, at .01 where .10 is (weighted: .25, .08). 1 where the target is uniform. Of
+        marginal shares: what a joint table says beyond those is not balanced so.
         """
         shares = self.marginal(attribute)
         return np.divide(1 / len(shares), shares, out=np.zeros_like(shares), where=shares > 0)
 
     def times(self, other: "Target", *attributes: str) -> "Target":
-        """The product with a target of other, independent attributes, its axes in the order asked for."""
+        """The product with a target of other, independent attributes, its axes in the given order."""
         both = Target((*self.attributes, *other.attributes), np.multiply.outer(self.table, other.table))
         return Target(attributes, both.marginal(*attributes))
 
@@ -97,7 +97,7 @@ class Targets:
 
 @dataclass(frozen=True)
 class Labels:
-    """What transport asks of each face: `classes[a]` int [F], `confidence[a]` float [F] in [1/K, 1]."""
+    """The transport labels of each face: `classes[a]` int [F], `confidence[a]` float [F] in [1/K, 1]."""
 
     classes: dict[str, np.ndarray]
     confidence: dict[str, np.ndarray]

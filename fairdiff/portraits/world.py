@@ -12,6 +12,7 @@ from importlib.resources import files
 
 import numpy as np
 
+from fairdiff.bias import bias
 from fairdiff.prompts import Prompt, fill, with_article
 
 CLASSES = {
@@ -305,12 +306,6 @@ def _phrase_caption(rng: np.random.Generator, subject: str, person: Person, name
 
 def _pick(rng: np.random.Generator, choices: tuple[str, ...]) -> str:
     return choices[int(rng.integers(len(choices)))]
-
-
-def bias(shares: np.ndarray) -> float:
-    """Mean absolute difference over all pairs of classes, 2/(K(K-1)) sum_{i<j} |p_i - p_j|, in [0, 1]."""
-    upper = np.triu_indices(len(shares), 1)
-    return float(np.abs(shares[:, None] - shares[None])[upper].mean())
 
 
 def describe() -> dict[str, float]:

@@ -26,7 +26,7 @@ class Originals:
 
     generate: (prompt, indices, steps) -> images of the model with the adapter off. folder: None keeps them in memory.
     block: how many pool indices are made at once. compared: of how many of each block, its first, a training batch is
-    told, None for all; they are made apart from the rest.
+    given, None for all; they are made apart from the rest.
     """
 
     perception: Perception
@@ -64,7 +64,7 @@ class Originals:
         return (self.compared or self.block) / self.block
 
     def made_with(self, index: int) -> range:
-        """Which pool indices are made at once with this one: always the same, so no row depends on what was asked before."""
+        """Which pool indices are made at once with this one: always the same, so no row depends on earlier calls."""
         start = index // self.block * self.block
         first, end = start + (self.compared or self.block), start + self.block
         return range(start, first) if index < first else range(first, end)
@@ -73,7 +73,7 @@ class Originals:
         """`get` for those indices that are compared, zeros for others; and what each weighs [B]: 1 / their share, or 0.
 
         Indices are exchangeable, so that a sum over the compared with these weights is an unbiased estimate of the sum
-        over all (Horvitz and Thompson 1952), and a fixed part of the pool is all that is ever painted.
+        over all (Horvitz and Thompson 1952), and a fixed part of the pool is all that is ever sampled.
         """
         first = self.compared or self.block
         inside = [i for i in indices if i % self.block < first]

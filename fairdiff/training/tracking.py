@@ -48,9 +48,3 @@ def read_metrics(path: Path) -> list[dict]:
         except json.JSONDecodeError:
             break
     return rows
-
-
-def bias_of(shares: list[float]) -> float:
-    """bias = 2 / (K (K - 1)) sum_{i<j} |f_i - f_j| of one batch's shares (section 5 of the paper), in [0, 1]."""
-    k = len(shares)
-    return 2 / (k * (k - 1)) * sum(abs(a - b) for i, a in enumerate(shares) for b in shares[i + 1 :])

@@ -61,7 +61,7 @@ def draw_batches(prompts: list[Prompt], schedule: Schedule, step: int) -> list[B
 
     Prompts go round in a new order each epoch. Each prompt's noise pool goes round too: its batches are slices of the
     pool, always the same ones, as they are whole blocks of the cache of originals: with new ones a single batch would
-    have several blocks painted where T is new to them. What is beyond the last whole slice is not used.
+    have several blocks sampled where T is new to them. What is beyond the last whole slice is not used.
     """
     return [_draw(prompts, schedule, step * schedule.prompts + place) for place in range(schedule.prompts)]
 

@@ -12,9 +12,9 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
+from fairdiff.bias import bias
 from fairdiff.errors import FairDiffError
 from fairdiff.training.step import Batch, StepResult, Trainee, training_step
-from fairdiff.training.tracking import bias_of
 
 Step = Callable[[Trainee, Batch], StepResult]
 
@@ -53,7 +53,7 @@ class Update:
 
     def biases(self) -> dict[str, float]:
         """Mean over prompts of the bias of each attribute in a prompt's pictures, by the training judge."""
-        return _means([{a: bias_of(s) for a, s in result.shares.items() if s} for _, result in self.good])
+        return _means([{a: float(bias(s)) for a, s in result.shares.items() if s} for _, result in self.good])
 
 
 def gather(trainee: Trainee, batches: list[Batch], step: Step = training_step) -> Update:

@@ -1,6 +1,6 @@
 """Validation during training: how fair and how faithful the averaged adapter is on prompts it does not train on.
 
-Everything painted here is a function of (prompt, seed, index), as in training; training's generators are not touched.
+Everything generated here is a function of (prompt, seed, index), as in training; training's generators are not touched.
 """
 
 import math
@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from fairdiff.bias import bias
 from fairdiff.diffusion.sampling import initial_noise
 from fairdiff.prompts import Prompt
 from fairdiff.training.step import Trainee
-from fairdiff.training.tracking import bias_of
 
 SIMILARITIES = ("clip_i", "dino")  # of the preservation encoders, in their order
 
@@ -56,12 +56,12 @@ def _one_prompt(trainee: Trainee, validation: Validation, prompt: str, noise_see
     model, perception, target = trainee.model, trainee.perception, trainee.objective.target.of(prompt)
     indices = list(range(validation.images))
     originals = trainee.originals.get(prompt, indices, validation.sampler_steps)
-    paint = model.generator(trainee.method.guidance, validation.sampler_steps, trainee.adapter.prefix)
+    generate = model.generator(trainee.method.guidance, validation.sampler_steps, trainee.adapter.prefix)
     noise = initial_noise(prompt, noise_seed, indices, model.latent_shape).to(model.unet.device)
     classes: dict[str, list[torch.Tensor]] = {a: [] for a in target.attributes}
     cosines: list[torch.Tensor] = []
     for rows in torch.arange(validation.images).split(trainee.originals.block):
-        image = paint(prompt, noise[rows])
+        image = generate(prompt, noise[rows])
         seen = perception.classify_faces(image)
         for a in classes:
             classes[a].append(seen.logits[a].argmax(1).cpu())
@@ -72,11 +72,11 @@ def _one_prompt(trainee: Trainee, validation: Validation, prompt: str, noise_see
     row = dict(zip(SIMILARITIES, similarity, strict=False))
     row |= {"semantics": sum(similarity) / len(similarity), "no_face": 1 - faces / validation.images}
     for a in classes:
-        asked = torch.from_numpy(target.marginal(a))
-        counts = torch.bincount(torch.cat(classes[a]), minlength=len(asked))
-        row[f"distance.{a}"] = worst_distance(counts, validation.images - faces, asked)
+        wanted = torch.from_numpy(target.marginal(a))
+        counts = torch.bincount(torch.cat(classes[a]), minlength=len(wanted))
+        row[f"distance.{a}"] = worst_distance(counts, validation.images - faces, wanted)
         if faces:
-            row[f"bias.{a}"] = bias_of((counts / faces).tolist())
+            row[f"bias.{a}"] = float(bias(counts / faces))
     return row
 
 

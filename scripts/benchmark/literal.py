@@ -1,6 +1,6 @@
-"""The reference algorithm, literally: three sampling passes, the last with a graph over time. And exact gradients.
+"""Gradients by a graph over time: the reference algorithm, literally, and our step with autograd for its replay.
 
-Source: Shen et al., ICLR 2024, section 4 and its public code (sail-sg/finetune-fair-diffusion), retold:
+Source: Shen et al., ICLR 2024, section 4 and its public code (sail-sg/finetune-fair-diffusion), retold in `literal_step`:
     1  sample B pictures without a graph, micro-batch by micro-batch, to set the targets
     2  sample the B originals again with the frozen model
     3  sample the B pictures a third time with a graph over all T steps, every U-Net call checkpointed, its input

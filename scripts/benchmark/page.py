@@ -13,7 +13,8 @@ literally" is the published algorithm (Shen et al., ICLR 2024) retold in
 [`scripts/benchmark/literal.py`](../scripts/benchmark/literal.py): three sampling passes, originals sampled again at every
 step, the prompt encoded in every micro-batch, a graph over time with gradient checkpointing. Its gradient equals ours at
 K = T with the step weights `reference` to 1e-4 (`tests/test_bench.py`). Variants take turns in one process; [brackets]
-hold the smallest and the largest of the rounds around the median.
+hold the smallest and the largest of the rounds around the median. Commands are as they were given on their dates; since
+then `decode_batch` and `replay_batch` have become one key, `micro_batch`, and `prompts.train_limit` is gone.
 """
 REMARKS = Path(__file__).parent / "remarks.md"  # what the numbers say, by hand
 COMMANDS = {

@@ -60,7 +60,7 @@ class Bench:
         faces = crop(image_BCHW, boxes, 64, EXPAND)
         answers = {
             name: {key: logits.argmax(1).numpy() for key, logits in judge(faces).items()}
-            for name, judge in self.perception.items()
+            for name, judge in self.judges.items()
         }
         return boxes.found_B.numpy(), answers
 

@@ -1,7 +1,7 @@
-"""Draw the pictures of the docs: renders, generated pictures, and before/after strips of a run.
+"""Draw the pictures of the docs: renders, generated pictures, and before/after strips of an audit.
 
-python scripts/build_portraits/pictures.py                                     renders.jpg and generated.jpg
-python scripts/build_portraits/pictures.py --run outputs/debias/default/seed0  before_after.jpg
+python scripts/build_portraits/pictures.py                                                renders.jpg and generated.jpg
+python scripts/build_portraits/pictures.py --audit outputs/gender/default/seed0/audits/*  before_after.jpg
 """
 
 import argparse
@@ -58,13 +58,13 @@ def generated() -> list[np.ndarray]:
     return rows
 
 
-def before_after(run: Path, prompts: int) -> Image.Image:
+def before_after(audit: Path, prompts: int) -> Image.Image:
     """Strips of the first test prompts: each pair of rows is one prompt before and after, each column one noise."""
-    store, strips = RecordStore(run / "records"), []
+    store, strips = RecordStore(audit / "records"), []
     texts = [p.text for p in world.prompts("occupation", "test")]
     painted = [t for t in texts if store.path("after", t, "png").exists()][:prompts]
     if not painted:
-        raise SystemExit(f"{run}: holds no audited test occupation")
+        raise SystemExit(f"{audit}: holds no audited test occupation")
     for text in painted:
         pair = [np.asarray(Image.open(store.path(model, text, "png")).convert("RGB")) for model in ("before", "after")]
         strips += [*pair, np.full((6, *pair[0].shape[1:]), 255, np.uint8)]
@@ -74,14 +74,14 @@ def before_after(run: Path, prompts: int) -> Image.Image:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--run", type=Path, default=None, help="a finished run folder")
+    parser.add_argument("--audit", type=Path, default=None, help="the folder of a run's audit")
     parser.add_argument("--prompts", type=int, default=5)
     parser.add_argument("--out", type=Path, default=DOCS)
     args = parser.parse_args(argv)
     torch.set_num_threads(2)
     args.out.mkdir(parents=True, exist_ok=True)
-    if args.run:
-        before_after(args.run, args.prompts).save(args.out / "before_after.jpg", quality=90)
+    if args.audit:
+        before_after(args.audit, args.prompts).save(args.out / "before_after.jpg", quality=90)
         return
     rng = np.random.default_rng(0)
     page(renders_of_captions(read(build_folder() / "renders"), rng), 1).save(args.out / "renders.jpg", quality=88)

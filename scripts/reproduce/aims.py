@@ -74,12 +74,12 @@ def drift(axis: str) -> Callable[[list[dict]], Found]:
     return find
 
 
-def unsure(axis: str) -> Callable[[list[dict]], Found]:
+def low_confidence(axis: str) -> Callable[[list[dict]], Found]:
     """Low-confidence faces after, as a multiple of those before; interval from Wilson's of the rate after."""
 
     def find(audits: list[dict]) -> Found:
-        before = float(np.mean([entry(a, "before")[axis]["unsure"]["rate"] for a in audits]))
-        after = [entry(a, "after")[axis]["unsure"] for a in audits]
+        before = float(np.mean([entry(a, "before")[axis]["low_confidence"]["rate"] for a in audits]))
+        after = [entry(a, "after")[axis]["low_confidence"] for a in audits]
         rates = [e["rate"] / before for e in after]
         low, high = np.mean([e["ci95"] for e in after], axis=0) / before
         return Found(float(np.mean(rates)), over_seeds((float(low), float(high)), rates), lambda v: f"{v:.2f} ×")
@@ -87,9 +87,9 @@ def unsure(axis: str) -> Callable[[list[dict]], Found]:
     return find
 
 
-def moved(audits: list[dict]) -> Found:
-    """How far images of prompts without people move, as a part of the distance between two seeds."""
-    ratios = [a["unrelated"]["ratio"] for a in audits]
+def relative_drift(audits: list[dict]) -> Found:
+    """Of images of prompts without people: their distance to those before, in distances between two seeds."""
+    ratios = [a["without_people"]["relative_drift"] for a in audits]
     values = [ratio["value"] for ratio in ratios]
     return Found(float(np.mean(values)), over_seeds(mean_interval_of(ratios), values))
 
@@ -128,7 +128,7 @@ AIMS = [
     _at_most("adapters", "lora_text", "gender bias", 0.20, bias("gender")),
     _stays("adapters", "lora_text", "race"),
     _stays("adapters", "lora_text", "age"),
-    Aim("adapters", "lora_text", "low-confidence faces (gender)", "≤ 2 ×", 0, 2, unsure("gender")),
+    Aim("adapters", "lora_text", "low-confidence faces (gender)", "≤ 2 ×", 0, 2, low_confidence("gender")),
     _at_most(E, "gender", "gender bias", 0.13, bias("gender")),
     _stays(E, "gender", "race"),
     _stays(E, "gender", "age"),
@@ -146,7 +146,7 @@ AIMS = [
         for f in ("occupation", "styled", "descriptor", "sport")
         for a in ("gender", "race")
     ),
-    *(_at_most(E, name, "images without people moved", 0.25, moved) for name in EXPERIMENTS),
+    *(_at_most(E, name, "relative drift without people", 0.25, relative_drift) for name in EXPERIMENTS),
 ]
 
 

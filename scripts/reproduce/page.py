@@ -20,10 +20,10 @@ part in training. Labels are perceived presentation in images, never identity.
 
 - **Bias** is the paper's, 2 / (K (K - 1)) sum |f_i - f_j| of a prompt's shares, then the mean over prompts. Its floor is what
   a perfectly fair generator shows at that number of images.
-- **[low, high]**: 95 % interval over prompts and, with several seeds, over seeds too (no face, CLIP, moved: the mean of the
-  seeds' own intervals). ±: standard deviation over seeds.
-- **Old**: mean share. **Low confidence**: faces of whose gender the classifier is less than 90 % sure. **Moved**: how far
-  images without people move, as a part of the distance between two seeds. **CLIP-T**: after minus before.
+- **[low, high]**: 95 % interval over prompts and, with several seeds, over seeds too (no face, CLIP, relative drift: the
+  mean of the seeds' own intervals). ±: standard deviation over seeds.
+- **Old**: mean share. **Low confidence**: faces of whose gender the classifier is less than 90 % sure. **Relative
+  drift**: distance of images without people to those before, in distances between two seeds. **CLIP-T**: after minus before.
 - Commands sample in bfloat16 where the processor has it, as they do by themselves.
 """
 PAPER = """
@@ -77,7 +77,7 @@ def _table(found: dict[str, list[dict]], planned: dict[str, int]) -> list[str]:
     if len(sizes) == 1:
         shown = [f"{axis} {number(floors[axis]['bias']['floor'])}" for axis in AXES if axis in floors]
         lines.append(f"\nFloors: {', '.join(shown)}.")
-    head = ["run", "no face", "low confidence", "CLIP-T", "CLIP-I", "DINO", "moved"]
+    head = ["run", "no face", "low confidence", "CLIP-T", "CLIP-I", "DINO", "relative drift"]
     lines += ["", _cells(head), "|" + "---|" * len(head)]
     lines += [_cells(_kept(name, audits)) for name, audits in found.items()]
     return ["\n", "\n".join(lines), "\n"]
@@ -104,7 +104,7 @@ def _cells(cells: list[str]) -> str:
 
 
 def _families(found: dict[str, list[dict]]) -> list[str]:
-    """Every kind of prompt by itself, of the runs that asked several."""
+    """Every kind of prompt by itself, of the runs that train on several."""
     lines = []
     for name, audits in found.items():
         for family, prompts in audits[0]["families"].items() if len(audits[0]["families"]) > 1 else ():
@@ -119,8 +119,8 @@ def _targets(found: dict[str, list[dict]]) -> list[str]:
     """Distance to targets that are not uniform."""
     lines = []
     for name, audits in found.items():
-        asked = [axis for axis in AXES if axis in (e := entry(audits[0], "after")) and e[axis]["target"]["asked"]]
-        lines += [f"| {name} | {axis} | {excess(audits, axis, 'target', 'total_variation')} |" for axis in asked]
+        requested = [axis for axis in AXES if axis in (e := entry(audits[0], "after")) and e[axis]["target"]["requested"]]
+        lines += [f"| {name} | {axis} | {excess(audits, axis, 'target', 'total_variation')} |" for axis in requested]
     said = "\nTotal variation: half the sum of absolute differences to the prompt's own target, mean over prompts. Left: of "
     said += "what it had before in excess of its floor (a generator exactly on target).\n"
     return ["\n| run | | total variation to the target |\n|---|---|---|\n", "\n".join(lines), "\n", said]
@@ -166,10 +166,10 @@ def _kept(name: str, audits: list[dict]) -> list[str]:
     return [
         name,
         seeds_interval([m["no_face"] for m in after], "rate", one_digit),
-        seeds_interval([m["attributes"]["gender"]["unsure"] for m in after], "rate", one_digit),
+        seeds_interval([m["attributes"]["gender"]["low_confidence"] for m in after], "rate", one_digit),
         seeds_interval([a["paired"]["clip_t"] for a in audits], "difference", signed),
         *(seeds_interval([m[key] for m in after], "mean") for key in ("clip_i", "dino")),
-        seeds_interval([a["unrelated"]["ratio"] for a in audits], "value"),
+        seeds_interval([a["without_people"]["relative_drift"] for a in audits], "value"),
     ]
 
 

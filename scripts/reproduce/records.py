@@ -30,7 +30,7 @@ def record(audit: dict) -> dict:
     kept["models"] = {name: _model(model) for name, model in audit["models"].items()}
     if audit["paired"]:
         kept["paired"] = {"clip_t": audit["paired"]["clip_t"]}
-        kept["unrelated"] = {key: audit["unrelated"][key] for key in ("ratio", "false_face")}
+        kept["without_people"] = {key: audit["without_people"][key] for key in ("relative_drift", "false_face")}
     return _rounded(kept)
 
 
@@ -48,9 +48,9 @@ def _axis(axis: dict) -> dict:
         }
         for p in axis["per_prompt"]
     ]
-    return ({"unsure": axis["unsure"]} if "unsure" in axis else {}) | {
+    return ({"low_confidence": axis["low_confidence"]} if "low_confidence" in axis else {}) | {
         "bias": {key: axis["bias"][key] for key in ("mean", "ci95", "floor")},
-        "target": {"asked": axis["target"]["asked"]},
+        "target": {"requested": axis["target"]["requested"]},
         "shares": {cls: {key: entry[key] for key in ("share", "ci95")} for cls, entry in axis["shares"].items()},
         "per_prompt": rows,
     }

@@ -10,16 +10,43 @@ from reproduce.plan import Run
 from reproduce.records import read_records
 
 VALIDATION = ("audit.split=validation", "audit.prompts=16", "audit.images_per_prompt=60")  # of different occupations
-TEXT, TOKENS = ("adapter=lora_text",), ("adapter=soft_tokens",)
-FAST = ("steps=120",)
-SHARE = "loss.image={}"
+def _own(adapter: str, rate: str, image: float = 0.4, face: float = 0.08, **more: object) -> tuple[str, ...]:
+    """The overrides of a candidate: every setting that the search has varied, whatever the default is now."""
+    chosen = {"steps": 120, "confidence": 0.8, "prompts": 1, "batch": 24, "weights": "solver", "rank": 8} | more
+    if adapter == "lora_both" and "rank" not in more:
+        chosen["rank"] = 4
+    size = () if adapter == "soft_tokens" else (f"adapter.rank={chosen['rank']}",)
+    return (
+        f"adapter={adapter}", f"adapter.learning_rate={rate}", *size, f"gradient.type={chosen['weights']}",
+        f"loss.image={image:g}", f"loss.face={face:g}", f"loss.confidence={chosen['confidence']:g}",
+        f"prompts.per_step={chosen['prompts']}", f"global_batch={chosen['batch']}", f"steps={chosen['steps']}",
+    )  # fmt: skip
+
+
+TEXT, TOKENS, UNET, BOTH = "lora_text", "soft_tokens", "lora_unet", "lora_both"
 CANDIDATES = {
-    "text, rate 6e-3": (*TEXT, *FAST, "adapter.learning_rate=6e-3", SHARE.format(0.17)),
-    "text, rate 1.2e-2": (*TEXT, *FAST, "adapter.learning_rate=1.2e-2", SHARE.format(0.17)),
-    "text, rate 2.4e-2": (*TEXT, *FAST, "adapter.learning_rate=2.4e-2", SHARE.format(0.17)),
-    "text, image share .4": (*TEXT, *FAST, "adapter.learning_rate=1.2e-2", SHARE.format(0.4)),
-    "text, image share .85": (*TEXT, *FAST, "adapter.learning_rate=1.2e-2", SHARE.format(0.85)),
-    "tokens, rate 3e-2": (*TOKENS, *FAST, "adapter.learning_rate=3e-2", SHARE.format(0.17)),
+    "text, rate 6e-3": _own(TEXT, "6e-3", 0.17),
+    "text, rate 1.2e-2": _own(TEXT, "1.2e-2", 0.17),
+    "text, rate 2.4e-2": _own(TEXT, "2.4e-2", 0.17),
+    "text, image share .4": _own(TEXT, "1.2e-2"),
+    "text, image share .85": _own(TEXT, "1.2e-2", 0.85),
+    "text, 240 steps": _own(TEXT, "1.2e-2", steps=240),
+    "text, two prompts a step": _own(TEXT, "1.2e-2", prompts=2, batch=12),
+    "text, label confidence .5": _own(TEXT, "1.2e-2", confidence=0.5),
+    "text, label confidence .95": _own(TEXT, "1.2e-2", confidence=0.95),
+    "text, face share .3": _own(TEXT, "1.2e-2", face=0.3),
+    "tokens, rate 3e-2": _own(TOKENS, "3e-2", 0.17, weights="unit"),
+    "tokens, 300 steps": _own(TOKENS, "3e-2", 0.17, weights="unit", steps=300),
+    "unet, equal step weights": _own(UNET, "4e-3", weights="unit"),
+    "unet, equal step weights, label confidence .5": _own(UNET, "4e-3", weights="unit", confidence=0.5),
+    "unet": _own(UNET, "4e-3"),
+    "both, equal step weights": _own(BOTH, "4e-3", weights="unit"),
+    "both": _own(BOTH, "4e-3"),
+    "both, face share .3": _own(BOTH, "4e-3", face=0.3),
+    "both, face share .8": _own(BOTH, "4e-3", face=0.8),
+    "both, face share .5, rate 8e-3": _own(BOTH, "8e-3", face=0.5),
+    "both, face share .3, rank 16": _own(BOTH, "3e-3", face=0.3, rank=16),
+    "both, face share .3, 300 steps": _own(BOTH, "4e-3", face=0.3, steps=300),
 }
 HEAD = """# How the settings were chosen
 
@@ -27,13 +54,14 @@ Written by `python scripts/search.py`: one training each, seed 0, audited on val
 Test occupations took no part. Labels are perceived presentation in images, never identity.
 
 Bias: mean over prompts with its 95 % interval over prompts. Change: after minus before of an attribute without a target.
-Low confidence: faces of whose gender the classifier is less than 90 % sure, before and after. Moved: images without people.
+Low confidence: faces of whose gender the classifier is less than 90 % sure, before and after.
+Relative drift: images without people.
 
 Chosen: "text, image share .4" and, for soft tokens, the rate of "tokens, rate 3e-2". Soft tokens now run with the image share
 .4 too, which has not been measured for them, nor have the settings of the two U-Net adapters on this model. A rate of 2.4e-2
 breaks the images. Sixteen occupations do not tell differences of .05 apart; more steps and other ranks have not been tried.
 
-| candidate | gender bias | change of race bias | change of age bias | low confidence | DINO | moved |
+| candidate | gender bias | change of race bias | change of age bias | low confidence | DINO | relative drift |
 |---|---|---|---|---|---|---|
 """
 
@@ -55,6 +83,6 @@ def _row(run: Run, audit: dict) -> str:
     low, high = after["bias"]["ci95"]
     bias = f"{number(before['bias']['mean'])} → {number(after['bias']['mean'])} [{number(low)}, {number(high)}]"
     changes = [str(drift(axis)([audit])) for axis in ("race", "age")]
-    unsure = " → ".join(percent(e["unsure"]["rate"], 1) for e in (before, after))
-    cells = [bias, *changes, unsure, number(audit["models"]["after"]["dino"]["mean"])]
-    return f"| {run.name} | {' | '.join(cells)} | {number(audit['unrelated']['ratio']['value'])} |"
+    low_confidence = " → ".join(percent(e["low_confidence"]["rate"], 1) for e in (before, after))
+    cells = [bias, *changes, low_confidence, number(audit["models"]["after"]["dino"]["mean"])]
+    return f"| {run.name} | {' | '.join(cells)} | {number(audit['without_people']['relative_drift']['value'])} |"

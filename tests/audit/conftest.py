@@ -16,8 +16,8 @@ def measurer() -> Measurer:
 def plan() -> AuditPlan:
     people = [Asked(f"a photo of the face of a {s}, a person", "occupation", s) for s in ("nurse", "pilot", "baker")]
     return AuditPlan(
-        prompts=people, unrelated=[Asked("a red teapot", "object", "teapot"), Asked("a tree", "object", "tree")],
-        attributes=ColourJudge.attributes, images_per_prompt=24, unrelated_images=6, batch_size=10, seed=7,
+        prompts=people, without_people=[Asked("a red teapot", "object", "teapot"), Asked("a tree", "object", "tree")],
+        attributes=ColourJudge.attributes, images_per_prompt=24, without_people_images=6, batch_size=10, seed=7,
         latent_shape=(3, 4, 4), hashes={"before": "b0", "start": "s0", "after": "a0", "judge": "j0"}, strip=4,
     )  # fmt: skip
 

@@ -96,6 +96,21 @@ def test_runs_from_anywhere_keep_their_names_and_only_seeds_are_averaged(audited
     assert names == ["a/run", "b/run", "b/run/seed7", "b/run/seed8", "b/run:"]  # the last is the mean of two
 
 
+def test_an_audit_in_its_run_folder_has_the_name_of_the_run(audited, tmp_path):
+    """Runs lie in seed<n>, their audits in seed<n>/audits/<name>: each seed's short audit, a longer one, one later."""
+    for seed in (7, 8):
+        for name, prompts in ((f"test-2x24-{seed}", 2), (f"test-3x24-{seed}", 3)):
+            audited(f"fair/seed{seed}/audits/{name}", 0.1, seed, prompts)
+    tables = comparison_tables(find_audits([tmp_path / "runs"]))
+    assert [[row[0] for row in rows(shown([t]), "gender bias")] for t in tables] == [["seed7", "seed8", "mean"]] * 2
+    (alone,) = comparison_tables(find_audits([tmp_path / "runs" / "fair" / "seed7" / "audits" / "test-2x24-7"]))
+    assert [row[0] for row in rows(shown([alone]), "gender bias")] == ["seed7"]
+    audited("fair/seed7/audits/test-3x24-more", 0.0)
+    _, longer = comparison_tables(find_audits([tmp_path / "runs"]))
+    names = [row[0] for row in rows(shown([longer]), "gender bias")]
+    assert names == ["seed7/audits/test-3x24-7", "seed7/audits/test-3x24-more", "seed8"]  # no seed twice in a mean
+
+
 def test_seeds_of_one_run_by_themselves(audited, tmp_path):
     for seed in (7, 8):
         audited(f"seed{seed}", 0.1, seed)

@@ -109,8 +109,8 @@ def test_bad_input_is_one_clear_error(plan, measurer, noise, tmp_path):
     with pytest.raises(FairDiffError, match="empty"):
         audit(replace(plan, prompts=[]))
     with pytest.raises(FairDiffError, match="'a tree' occurs twice"):
-        audit(replace(plan, unrelated=[Asked("a tree", "object", "tree")] * 2))
-    with pytest.raises(FairDiffError, match="asked for race"):
+        audit(replace(plan, without_people=[Asked("a tree", "object", "tree")] * 2))
+    with pytest.raises(FairDiffError, match="requested race"):
         audit(replace(plan, attributes={"race": ("White", "Black")}))
     with pytest.raises(FairDiffError, match="classes of gender"):
         audit(replace(plan, attributes={"gender": ("male", "female")}))
@@ -140,7 +140,7 @@ def test_encoders_may_be_absent(plan, measurer, noise, tmp_path):
 def test_a_real_pipeline_and_detector_go_through(plan, measurer, noise, tmp_path, tiny_model):
     """A diffusers model with random weights; the whole picture is the face, so prompts without people have one too."""
     small = dataclasses.replace(
-        plan, prompts=plan.prompts[:1], images_per_prompt=4, unrelated_images=2, latent_shape=tiny_model.latent_shape
+        plan, prompts=plan.prompts[:1], images_per_prompt=4, without_people_images=2, latent_shape=tiny_model.latent_shape
     )
     whole = dataclasses.replace(measurer, detector=WholeImage())
     paint = tiny_model.generator(2.0, 2)

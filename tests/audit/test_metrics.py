@@ -56,17 +56,26 @@ def audit(records):
     return compute_metrics(records, MetricSpec(ATTRIBUTES, {"name": "hand"}))
 
 
+def test_a_request_that_was_written_down_counts_the_same(records):
+    """What a run keeps beside its records, so that the report can be made anew from them."""
+    targets = {"gender": np.array([0.6, 0.4]), "race": np.array([[0.5, 0.25, 0.25], [0.2, 0.2, 0.6]])}
+    confusion = {"gender": np.array([[90, 10], [5, 95]])}
+    spec = MetricSpec(ATTRIBUTES, {"name": "hand"}, targets, confusion, 0.2, 0.05, 200, 3)
+    again = MetricSpec.from_json(json.loads(json.dumps(spec.to_json())))
+    assert again.attributes == ATTRIBUTES and compute_metrics(records, again) == compute_metrics(records, spec)
+
+
 def test_unsure_counts_faces_without_a_clear_class(audit, records):
-    rates = {name: entry["unsure"]["rate"] for name, entry in audit["models"]["after"]["attributes"].items()}
+    rates = {name: entry["low_confidence"]["rate"] for name, entry in audit["models"]["after"]["attributes"].items()}
     assert rates == {"gender": 0.5, "race": 1.0}  # 6 faces: f has .9, m .8; no race has more than .8
-    low, high = audit["models"]["after"]["attributes"]["gender"]["unsure"]["ci95"]
+    low, high = audit["models"]["after"]["attributes"]["gender"]["low_confidence"]["ci95"]
     assert 0.1 < low < 0.5 < high < 0.9
     nobody = compute_metrics(records.assign(found=False), MetricSpec(ATTRIBUTES, {"name": "hand"}))
-    assert nobody["models"]["after"]["attributes"]["gender"]["unsure"]["rate"] is None
+    assert nobody["models"]["after"]["attributes"]["gender"]["low_confidence"]["rate"] is None
 
 
 def test_the_schema_of_the_issue(audit):
-    assert audit["schema"] == "fairdiff.audit/2" and audit["prompts"] == 2 and audit["images_per_prompt"] == 4
+    assert audit["schema"] == "fairdiff.audit/3" and audit["prompts"] == 2 and audit["images_per_prompt"] == 4
     assert set(audit["models"]) == {"before", "after"} and audit["judge"] == {"name": "hand"}
     for model in audit["models"].values():
         for entry in [*model["attributes"].values(), *model["joint"].values()]:
@@ -138,12 +147,12 @@ def test_faces_and_pairs_by_hand(audit):
 
 
 def test_prompts_without_people_by_hand(audit):
-    unrelated = audit["unrelated"]
-    assert unrelated["prompts"] == 2 and unrelated["images_per_prompt"] == 2
-    assert unrelated["movement"]["mean"] == pytest.approx(0.04)
-    assert unrelated["between_seeds"]["mean"] == pytest.approx(0.2)
-    assert unrelated["ratio"]["value"] == pytest.approx(0.2)
-    assert unrelated["false_face"]["after"]["rate"] == 0 and unrelated["false_face"]["after"]["ci95"][1] > 0.3
+    without_people = audit["without_people"]
+    assert without_people["prompts"] == 2 and without_people["images_per_prompt"] == 2
+    assert without_people["drift"]["mean"] == pytest.approx(0.04)
+    assert without_people["between_seeds"]["mean"] == pytest.approx(0.2)
+    assert without_people["relative_drift"]["value"] == pytest.approx(0.2)
+    assert without_people["false_face"]["after"]["rate"] == 0 and without_people["false_face"]["after"]["ci95"][1] > 0.3
 
 
 def test_targets_by_hand(records):
@@ -196,7 +205,7 @@ def test_one_model_one_prompt_and_no_face_at_all(records):
     audit = compute_metrics(alone, MetricSpec(ATTRIBUTES, {}))
     bias = audit["models"]["before"]["attributes"]["gender"]["bias"]
     assert bias["mean"] == 1 and bias["ci95"] == [None, None] and bias["sd_over_prompts"] is None
-    assert audit["paired"] is None and audit["unrelated"] is None
+    assert audit["paired"] is None and audit["without_people"] is None
     blank = alone.assign(found=False, **{c: np.nan for c in alone.columns if c.startswith("p.")})
     entry = compute_metrics(blank, MetricSpec(ATTRIBUTES, {}))["models"]["before"]["attributes"]["gender"]
     assert entry["bias"]["mean"] is None and entry["target"]["verdict"] == "undecided"

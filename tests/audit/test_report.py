@@ -57,8 +57,8 @@ def judge():
 
 @pytest.fixture
 def make(plan, measurer, noise, tmp_path, judge, history):
-    def make(generators=("before", "after"), unrelated=True, nobody=(), **spec):
-        asked = replace(plan, unrelated=plan.unrelated if unrelated else [])
+    def make(generators=("before", "after"), without_people=True, nobody=(), **spec):
+        asked = replace(plan, without_people=plan.without_people if without_people else [])
         leans = {"before": 2.0, "start": 1.0, "after": 0.1}
         painters = {model: Painter(lean, faceless=float(model in nobody)) for model, lean in leans.items()}
         records = run_audit(asked, {m: painters[m] for m in generators}, measurer, noise, tmp_path, lambda n: None)
@@ -87,7 +87,7 @@ def test_it_shows_what_the_audit_holds(make):
         assert interval(entry["bias"]["ci95"]) in text
         assert interval(entry["corrected"]["bias"]["ci95"]) in text
         assert f"{entry['bias']['floor']:.3f}" in text
-    assert interval(audit["unrelated"]["ratio"]["ci95"]) in text
+    assert interval(audit["without_people"]["relative_drift"]["ci95"]) in text
     for words in ("perceived presentation", "not the one used as training signal", "gender: female 0.5", "loss align",
                   "b0", "a0", "j0", "What was not measured", "nurse", "teapot", "[95, 5]"):  # fmt: skip
         assert words in text, words
@@ -149,7 +149,7 @@ def test_a_judge_that_also_trained_is_called_out(make):
 
 
 def test_one_model_and_no_unrelated_prompts(make):
-    audit, html = make(generators=("before",), unrelated=False)
+    audit, html = make(generators=("before",), without_people=False)
     assert Page(html).open == [] and headline(audit).startswith("Gender bias is ")
     assert "Prompts without people" not in html
     summary_table(audit)

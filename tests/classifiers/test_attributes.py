@@ -73,7 +73,7 @@ def test_gradient_reaches_the_pixels_of_its_own_row_only(net, crops):
 
 def test_other_classes_than_asked_are_an_error_naming_the_key(folder):
     load_attribute_net(folder, {"gender": ("female", "male")})
-    with pytest.raises(ValueError, match=r"config.json: attributes.gender is \['female', 'male'\], asked"):
+    with pytest.raises(ValueError, match=r"config.json: attributes.gender is \['female', 'male'\], requested"):
         load_attribute_net(folder, {"gender": ("male", "female")})
     with pytest.raises(ValueError, match="attributes.age"):
         load_attribute_net(folder, {"age": ("young", "old")})

@@ -1,0 +1,13 @@
+"""Bias of shares, the one formula that training, audit and the embedded model's statistics use."""
+
+import numpy as np
+
+
+def bias(shares) -> np.ndarray:
+    """2 / (K (K - 1)) sum_{i<j} |p_i - p_j| over the last axis [..., K] (Shen et al., ICLR 2024, section 5).
+
+    The mean absolute gap between the shares of all pairs of classes; 0 is parity, 2/K one class alone.
+    """
+    shares = np.asarray(shares, float)
+    i, j = np.triu_indices(shares.shape[-1], 1)
+    return np.abs(shares[..., i] - shares[..., j]).mean(-1)

@@ -1,0 +1,138 @@
+"""Write docs/reference/configuration.md from the schemas, their docstrings and the files of conf.
+
+python scripts/reference.py
+"""
+
+import re
+from dataclasses import fields, is_dataclass
+from inspect import getdoc
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from fairdiff import config as schemas
+from fairdiff.cli import CONF
+from fairdiff.files import flat, write_text
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "reference" / "configuration.md"
+HEAD = """# Configuration
+
+Written by `python scripts/reference.py` from the schemas in `fairdiff/config` and the files in `conf`; do not edit.
+
+A command takes two kinds of settings. A **group** chooses a file: `adapter=soft_tokens`. A **key** sets one value:
+`loss.image=.2`. A key wins over every file. Among files a later one wins: detector, judge, loss, audit, adapter, model,
+experiment. An unknown key, a wrong type or an impossible value ends the command with one line and exit code 2.
+
+`--cfg job` prints the composed settings and runs nothing. `config.yaml` in the run folder holds them as they ran.
+Formats of target and prompt files: [Files](files.md).
+"""
+GROUPS = """
+## Groups
+
+`attribute` takes a list in brackets, and its order is kept. `judge@audit.judge` chooses the audit's attribute classifier
+from the files of `judge`. Choices in **bold** are the defaults of `python train.py`.
+"""
+KEYS = """
+## Keys
+
+`default` is the value that `python train.py` runs with. `model=sd15` is the value there, where it differs.
+"""
+PLAIN = {"str": "text", "None": "null", "bool": "true or false", "Any": "any"}
+LONGEST = 60  # characters of a value in the table
+
+
+def composed(*overrides: str) -> Any:
+    """The configuration of a command line, not checked, with Hydra's own part."""
+    with initialize_config_dir(CONF, version_base="1.3"):
+        return compose("config", list(overrides), return_hydra_config=True)
+
+
+def about_file(path: Path) -> str:
+    """The comment at the head of a file of conf, else what the file sets."""
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("# @package")]
+    if lines[0].startswith("# "):
+        return lines[0][2:]
+    content = yaml.safe_load("\n".join(lines))
+    return "; ".join(f"`{key}: {shown(value)}`" for key, value in flat(content).items())
+
+
+def group_rows(chosen: dict[str, Any]) -> list[str]:
+    """A table row for every choice of every group."""
+    rows = ["", "| choice | what it is |", "|---|---|"]
+    for file in sorted(Path(CONF).glob("*/*.yaml")):
+        used = chosen.get(file.parent.name)
+        default = file.stem in (used if isinstance(used, list) else [used])
+        choice = f"`{file.parent.name}={file.stem}`"
+        rows.append(f"| {f'**{choice}**' if default else choice} | {escaped(about_file(file))} |")
+    return rows
+
+
+def meanings(schema: type) -> tuple[str, dict[str, str]]:
+    """What a schema's docstring says of it all, and of each key: "key, key: text", at the start of a line or sentence."""
+    names = "|".join(f.name for f in fields(schema))
+    parts = re.split(rf"(?:^|(?<=\n)|(?<=\. ))((?:{names})(?:, (?:{names}))*): ", getdoc(schema))
+    texts = [" ".join(part.split()) for part in parts]
+    found = {name: text for keys, text in zip(texts[1::2], texts[2::2], strict=True) for name in keys.split(", ")}
+    return texts[0], found
+
+
+def key_rows(schema: type, prefix: str, default: Any, photographs: Any) -> list[str]:
+    """The table of one schema's keys; nested schemas have tables of their own."""
+    about, found = meanings(schema)
+    rows = ["", escaped(about), ""] if about else [""]
+    rows += ["| key | type | default | `model=sd15` | meaning |", "|---|---|---|---|---|"]
+    for f in fields(schema):
+        if is_dataclass(f.type) or f.name == "attributes":
+            continue
+        here, there = (OmegaConf.select(some, f"{prefix}{f.name}") for some in (default, photographs))
+        other = cell(there) if here != there else ""
+        cells = [f"`{prefix}{f.name}`", kind(f.type), cell(here), other, escaped(found.get(f.name, ""))]
+        rows.append(f"| {' | '.join(cells)} |")
+    return rows
+
+
+def kind(type_: Any) -> str:
+    """A field's type in words."""
+    text = type_.__name__ if type(type_) is type else str(type_).replace("typing.", "")
+    return " or ".join(PLAIN.get(name, name) for name in text.split(" | "))
+
+
+def shown(value: Any) -> str:
+    """A value as the command line takes it."""
+    if OmegaConf.is_config(value):
+        value = OmegaConf.to_container(value)
+    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=1e9, allow_unicode=True)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def cell(value: Any) -> str:
+    """A value for the table; a long one stands in its file only."""
+    return f"`{shown(value)}`" if len(shown(value)) <= LONGEST else "see `conf`"
+
+
+def escaped(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;")
+
+
+def page() -> str:
+    """The whole page."""
+    default, photographs = composed(), composed("model=sd15")
+    lines = [HEAD, GROUPS.strip(), *group_rows(default.hydra.runtime.choices), KEYS]
+    tables = [("The run", schemas.Config, "")]
+    for f in fields(schemas.Config):
+        if f.name == "attributes":
+            tables.append(("`attributes.<name>`, as for gender", schemas.AttributeConfig, "attributes.gender."))
+        elif is_dataclass(f.type):
+            tables.append((f"`{f.name}`", f.type, f"{f.name}."))
+    tables.append(("`audit.judge`", schemas.JudgeConfig, "audit.judge."))
+    for title, schema, prefix in tables:
+        lines += [f"### {title}", *key_rows(schema, prefix, default, photographs), ""]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    write_text(PAGE, page())
+    print(PAGE)
