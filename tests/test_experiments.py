@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 
 import train  # noqa: E402
 
-EXPERIMENTS = {  # images a step, how sure of the original's class, attributes, adapter: the paper's
+EXPERIMENTS = {  # images a step, how sure of the original's class, attributes: the paper's; adapter
     "gender": (24, 0.9, ["gender"], "lora"),
     "gender_tokens": (24, 0.9, ["gender"], "soft_tokens"),
     "race": (32, 0.9, ["race"], "lora"),
@@ -50,6 +50,7 @@ FORCED = {  # every key that differs between models, beside those of what looks 
     "optimizer.schedule",  # how the rate falls depends on the number of steps
     "detector.input_size", "detector.crop_size", "micro_batch",  # pixels, memory
 }  # fmt: skip
+LOSSES = ("balanced", "balanced_faces", "paper")
 LOOKS = ("judge.", "features.", "audit.judge.")
 
 
@@ -68,13 +69,15 @@ def test_every_experiment_composes_with_every_model(name, model):
     config = configure(f"model={model}", f"experiment={name}", *(["judge.path=x"] if model == "sd15" else []))
     batch, sure, attributes, adapter = EXPERIMENTS[name]
     assert (config.global_batch, config.loss.confident_class) == (batch, sure)
-    assert config.loss.shares == pytest.approx({"align": 75 / 123, "image": 40 / 123, "face": 8 / 123})
+    face = {"soft_tokens": 8, "lora": 30}[adapter]
+    total = 75 + 40 + face
+    assert config.loss.shares == pytest.approx({"align": 75 / total, "image": 40 / total, "face": face / total})
     assert list(config.attributes) == attributes and config.adapter.type == adapter
     assert config.noise_pool >= batch
     if adapter == "soft_tokens":
         assert config.adapter.tokens == 5
     else:
-        assert config.adapter.parts == ["text_encoder"]
+        assert config.adapter.parts == ["text_encoder", "unet"]
     uniform = {a: {c: 1 / len(t.classes) for c in t.classes} for a, t in config.attributes.items()}
     target = uniform | ({"age": {"young": 0.75, "old": 0.25}} if "age" in attributes else {})
     assert {a: config.target[a] for a in attributes} == target
@@ -107,8 +110,9 @@ def test_the_gradient_is_the_users_then_the_models_then_the_adapters():
     def found(*overrides):
         return configure(*overrides).gradient.type
 
-    assert found("adapter=soft_tokens") == found("adapter=lora_unet") == "unit"
-    assert found() == found("adapter=lora_text") == found("experiment=gender") == "solver"
+    assert found("adapter=soft_tokens") == "unit"
+    assert found() == found("experiment=gender") == "solver"
+    assert found("adapter=lora_text") == found("adapter=lora_unet") == found("adapter=lora_both") == "solver"
     assert found("model=sd15", "adapter=lora_text") == found("model=sd15", "experiment=gender") == "unit"
     for own in (["adapter=lora_text"], ["experiment=gender"], ["model=sd15", "adapter=lora_text"]):
         assert found(*own, "gradient.type=reference") == "reference"
@@ -129,15 +133,20 @@ def test_the_papers_experiments_have_its_settings_on_stable_diffusion(name):
     assert (config.global_batch, config.target, config.attributes) == (plain.global_batch, plain.target, plain.attributes)
     optimizer = config.optimizer
     assert (optimizer.schedule, optimizer.weight_decay, optimizer.ema) == ("constant", 0.01, 0.996)
-    assert config.adapter.learning_rate == 5e-5
+    adapter = config.adapter
+    assert adapter.learning_rate == 5e-5 and adapter.type == EXPERIMENTS[name][3]
+    assert adapter.tokens == 5 if adapter.type == "soft_tokens" else (adapter.parts, adapter.rank) == (["text_encoder"], 50)
     lines = (Path(CONF) / "experiment" / f"paper_{name}.yaml").read_text().splitlines()
-    assert len(lines) <= 10 and "Shen et al. 2024" in lines[1]
+    assert len(lines) <= 11 and "Shen et al. 2024" in lines[1]
 
 
 def test_what_a_loss_file_says_is_what_runs_with_every_adapter_and_model():
     """How many images are compared is the model's to say."""
-    for kind in ("balanced", "paper"):
-        written = OmegaConf.to_container(OmegaConf.load(Path(CONF) / "loss" / f"{kind}.yaml")) | {"originals": 0.25}
+    files = {kind: OmegaConf.to_container(OmegaConf.load(Path(CONF) / "loss" / f"{kind}.yaml")) for kind in LOSSES}
+    assert files["balanced_faces"].pop("defaults") == ["balanced", "_self_"]
+    for kind in LOSSES:
+        below = files["balanced"] if kind == "balanced_faces" else {}
+        written = below | files[kind] | {"originals": 0.25}
         for adapter in ("soft_tokens", "lora_text", "lora_unet", "lora_both"):
             for model in ("portraits", "sd15"):
                 own = [f"loss={kind}", f"adapter={adapter}", f"model={model}", "judge.path=x"]
@@ -146,13 +155,25 @@ def test_what_a_loss_file_says_is_what_runs_with_every_adapter_and_model():
     assert configure("loss=paper", "loss.image=.5").loss.image == 0.5
 
 
+def test_the_face_term_has_a_larger_share_with_the_unet_unless_the_user_chooses_a_loss():
+    def face(*overrides):
+        return configure(*overrides).loss.face
+
+    assert face("adapter=lora_text") == face("adapter=soft_tokens") == 0.08
+    assert face() == face("adapter=lora_unet") == face("model=sd15", "judge.path=x", "adapter=lora_both") == 0.3
+    assert face("loss=balanced") == 0.08 and face("loss.face=.1") == 0.1
+    assert face("loss=paper") == face("experiment=paper_gender", "adapter=lora_both", "judge.path=x") == 1
+
+
 def test_a_term_that_is_left_out_leaves_its_share_to_the_others():
-    assert configure("loss.face=null").loss.shares == pytest.approx({"align": 75 / 115, "image": 40 / 115})
-    assert configure("loss.face=0").loss.shares == configure("loss.face=null").loss.shares  # measured only
-    assert configure("loss.face=0").loss.weights == {"align": 1, "image": 1, "face": 0}
-    assert configure("loss.image=.75").loss.shares["image"] == pytest.approx(75 / 158)
-    paper = configure("loss=paper").loss
-    assert paper.shares == {} and paper.weights == {"align": 1, "image": 8, "face": 1}
+    def loss(*overrides):
+        return configure("adapter=lora_text", *overrides).loss
+
+    assert loss("loss.face=null").shares == pytest.approx({"align": 75 / 115, "image": 40 / 115})
+    assert loss("loss.face=0").shares == loss("loss.face=null").shares  # measured only
+    assert loss("loss.face=0").weights == {"align": 1, "image": 1, "face": 0}
+    assert loss("loss.image=.75").shares["image"] == pytest.approx(75 / 158)
+    assert loss("loss=paper").shares == {} and loss("loss=paper").weights == {"align": 1, "image": 8, "face": 1}
 
 
 def test_batches_are_the_users_then_the_experiments():
