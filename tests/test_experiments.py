@@ -18,7 +18,7 @@ from fairdiff.describe import most_originals
 from fairdiff.errors import FairDiffError
 from fairdiff.files import flat
 from fairdiff.plan import Plan, make_plan, shuffled
-from fairdiff.portraits import world
+from fairdiff.portraits import occupations
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -201,12 +201,12 @@ def test_every_judge_and_detector_can_be_chosen_for_training_and_audit(judge, de
 def test_families_stand_in_training_as_often_as_asked_and_once_in_the_audit():
     config = configure("experiment=multi_concept", "audit=full")
     train_prompts, test = make_plan(config).train, make_plan(config).audit
-    each = len(world.prompts("styled", "train"))
+    each = len(occupations.prompts("styled", "train"))
     for family, repeats in config.prompts.families.items():
         texts = [p.text for p in train_prompts if p.family == family]
-        assert len(texts) == repeats * len(set(texts)) == repeats * len(world.prompts(family, "train"))
+        assert len(texts) == repeats * len(set(texts)) == repeats * len(occupations.prompts(family, "train"))
         assert 0.95 <= len(texts) / each <= 1.05  # equally often
-        assert [p.family for p in test].count(family) == len(world.prompts(family, "test"))
+        assert [p.family for p in test].count(family) == len(occupations.prompts(family, "test"))
     assert sum(not p.people for p in train_prompts) / len(train_prompts) == pytest.approx(0.1, abs=0.01)
     assert len({p.text for p in test}) == len(test)
     assert {p.family for p in train_prompts[:60]} == {*config.prompts.families, "object"}  # copies are spread
@@ -216,12 +216,12 @@ def test_families_stand_in_training_as_often_as_asked_and_once_in_the_audit():
 
 @pytest.mark.parametrize("which", ["test", "validation"])
 def test_an_audit_takes_its_split_and_each_occupation_before_any_second_title_of_one(which):
-    rows = {world.occupation_of(p.subject) for p in world.prompts("occupation", which)}
+    rows = {occupations.occupation_of(p.subject) for p in occupations.prompts("occupation", which)}
     first = planned(f"audit.split={which}", f"audit.prompts={len(rows)}")
-    assert {world.occupation_of(p.subject) for p in first.audit} == rows
+    assert {occupations.occupation_of(p.subject) for p in first.audit} == rows
     every = planned(f"audit.split={which}", "audit.prompts=null").audit
-    assert len(every) == len(world.prompts("occupation", which)) > len(rows)
-    assert first.without_people and {world.split(p.subject) for p in first.without_people} == {which}
+    assert len(every) == len(occupations.prompts("occupation", which)) > len(rows)
+    assert first.without_people and {occupations.split(p.subject) for p in first.without_people} == {which}
     assert planned().validation == () and len(planned("validation.every=5").validation) == 10
 
 
@@ -230,7 +230,7 @@ def test_prompts_without_people_are_trained_on_and_audited_apart_and_never_the_s
     plan = planned(f"prompts.without_people={share}", "validation.every=5")
     trained = [p for p in plan.train if not p.people]
     assert len(trained) / len(plan.train) == pytest.approx(share, abs=0.002)
-    assert {p.text for p in trained} == {p.text for p in world.prompts("object", "train")}
+    assert {p.text for p in trained} == {p.text for p in occupations.prompts("object", "train")}
     assert plan.validation and all(p.people for p in [*plan.validation, *plan.audit])
     audited = plan.without_people
     assert len(audited) == 6 and not {p.text for p in audited} & {p.text for p in trained}
@@ -254,8 +254,8 @@ def test_a_file_has_its_own_prompts_without_people_or_some_of_the_worlds(tmp_pat
     file.write_text("prompt,family,people\na photo of a baker,occupation,yes\n" + more)
     plan = planned(f"prompts.test={file}", f"prompts.train={file}")
     joined = [p for p in plan.train if not p.people]
-    assert len(joined) == 5 and {p.text for p in joined} < {p.text for p in world.prompts("object", "train")}
-    assert {p.text for p in plan.without_people} < {p.text for p in world.prompts("object", "test")}
+    assert len(joined) == 5 and {p.text for p in joined} < {p.text for p in occupations.prompts("object", "train")}
+    assert {p.text for p in plan.without_people} < {p.text for p in occupations.prompts("object", "test")}
 
 
 def test_prompts_of_one_group_follow_those_of_others(tmp_path):
@@ -331,7 +331,7 @@ def test_whole_prompts_of_ones_own_leave_the_worlds_as_they_are(tmp_path, gap):
 
 def test_one_family_stays_in_the_order_it_always_had():
     plain = planned("prompts.without_people=0").train
-    assert [p.subject for p in plain[:3]] == [p.subject for p in shuffled(world.prompts("occupation", "train"))[:3]]
+    assert [p.subject for p in plain[:3]] == [p.subject for p in shuffled(occupations.prompts("occupation", "train"))[:3]]
     again = planned("prompts.families.occupation=3", "prompts.without_people=0").train
     firsts = list(dict.fromkeys(p.text for p in again))
     assert len(again) == 3 * len(plain) and set(firsts) == {p.text for p in plain}

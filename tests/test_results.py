@@ -113,7 +113,8 @@ def audit(values: list[float], families: list[str] | None = None, dtype: str = "
         bias = {"mean": mean, "ci95": [0, 1], "floor": 0.1}
         low = {"rate": 0.1 * mean, "ci95": [0.08 * mean, 0.12 * mean]}
         shares = {"old": {"share": 0.3, "ci95": [0.2, 0.4]}}
-        axis = {"bias": bias, "target": {"requested": True}, "shares": shares, "per_prompt": per_prompt, "low_confidence": low}
+        axis = {"bias": bias, "target": {"requested": True}, "shares": shares, "per_prompt": per_prompt}
+        axis |= {"low_confidence": low}
         other = axis | {"target": {"requested": False}}
         scalars = {"no_face": {"rate": 0.25, "ci95": [0.2, 0.3]}, "dino": {"mean": None, "ci95": None}}
         scalars["clip_i"] = {"mean": 0.9, "ci95": [0.8, 0.8 + mean / 4]}

@@ -12,7 +12,7 @@ from fairdiff import build
 from fairdiff.errors import FairDiffError
 from fairdiff.objective.target_files import read_target
 from fairdiff.plan import make_plan
-from fairdiff.portraits import labour, world
+from fairdiff.portraits import distribution, labour, occupations
 from fairdiff.prompts import Prompt
 from fairdiff.training.step import label_faces
 
@@ -117,10 +117,10 @@ def test_one_class_name_in_two_attributes_needs_its_attribute(tmp_path):
 
 def test_the_shipped_labour_table_is_what_its_command_writes():
     assert labour.FILE.read_text() == labour.table()
-    written = read_target(labour.FILE, {"race": list(world.CLASSES["race"])}, ["gender"])
-    assert set(written.targets) == set(world.TITLES) and len(written.targets) > 600
-    for title in world.TITLES:
-        shares = world.labour_shares(world.occupation_of(title))
+    written = read_target(labour.FILE, {"race": list(occupations.CLASSES["race"])}, ["gender"])
+    assert set(written.targets) == set(occupations.TITLES) and len(written.targets) > 600
+    for title in occupations.TITLES:
+        shares = distribution.labour_shares(occupations.occupation_of(title))
         assert np.allclose(written.targets[title].table, shares["race"], atol=2e-4)
 
 
@@ -146,7 +146,7 @@ def test_the_labour_target_leaves_age_to_its_own_shares():
     prompts = [p for p in [*plan.train, *plan.audit] if p.people]
     assert {p.text for p in prompts} == set(plan.targets.rows)
     for prompt in prompts:
-        shares = world.labour_shares(world.occupation_of(prompt.subject))
+        shares = distribution.labour_shares(occupations.occupation_of(prompt.subject))
         assert np.allclose(plan.targets.of(prompt.text).marginal("gender"), shares["gender"], atol=2e-4)
         assert np.allclose(plan.targets.of(prompt.text).marginal("age"), [0.75, 0.25])
 

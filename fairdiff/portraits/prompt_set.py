@@ -2,27 +2,27 @@
 
 from pathlib import Path
 
-from fairdiff.portraits import labour, world
+from fairdiff.portraits import labour, occupations
 from fairdiff.prompts import Prompt, fill, takes_whole
 
 
 class PortraitsPrompts:
     """Families of the embedded model. Occupations take the user's template; titles of one occupation are a group."""
 
-    template = world.TEMPLATES["occupation"]
+    template = occupations.TEMPLATES["occupation"]
     families = ("occupation", "styled", "descriptor", "sport")
 
     def takes_template(self, family: str) -> bool:
         return family == "occupation"
 
     def prompts(self, family: str, split: str, template: str) -> list[Prompt]:
-        some = world.prompts(family, split)
+        some = occupations.prompts(family, split)
         if self.takes_template(family) and template != self.template and not takes_whole(template):
             return [Prompt(fill(template, p.subject), p.family, p.subject, p.people, p.group) for p in some]
         return some
 
     def without_people(self, split: str) -> list[Prompt]:
-        return world.prompts("object", split)
+        return occupations.prompts("object", split)
 
     def target_file(self, name: str) -> Path | None:
         return labour.FILE if name == "labour" else None
@@ -30,4 +30,4 @@ class PortraitsPrompts:
     @property
     def attributes(self) -> tuple[str, ...]:
         """The attributes that its target tables may have columns for."""
-        return tuple(world.CLASSES)
+        return tuple(occupations.CLASSES)

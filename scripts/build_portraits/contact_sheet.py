@@ -29,9 +29,9 @@ def people(rng: np.random.Generator) -> list[np.ndarray]:
 
 
 def occupations(rng: np.random.Generator) -> list[np.ndarray]:
-    """Anyone, dressed for each occupation of the world in turn."""
+    """Anyone, dressed for each occupation in turn."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-    from fairdiff.portraits.world import OCCUPATIONS
+    from fairdiff.portraits.occupations import OCCUPATIONS
 
     renderer, pictures = Renderer(), []
     for name in OCCUPATIONS:

@@ -4,11 +4,12 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import captions
 import numpy as np
 from stage import to_tensor
 from torch import Tensor
 
-from fairdiff.portraits import world
+from fairdiff.portraits import distribution, occupations
 
 NEUTRAL, NOBODY = -1, -2
 COLUMNS = ("image", "gender", "race", "age", "occupation", "object", "person", "split")
@@ -42,7 +43,7 @@ class Renders:
 
     def labels(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         """Class indices of gender, race and age as int64."""
-        return {name: self[name][rows].astype(np.int64) for name in world.CLASSES}
+        return {name: self[name][rows].astype(np.int64) for name in occupations.CLASSES}
 
     def of(self, occupation: int | None, cell: Cell) -> np.ndarray:
         """Training rows of one occupation (None: anybody) and one cell of gender, race and age."""
@@ -99,11 +100,11 @@ MIX = {
 
 
 class Captioned:
-    """Draws (row, caption) pairs whose joint distribution is the world's: the caption carries the bias."""
+    """Draws (row, caption) pairs whose joint distribution is that of Portraits: the caption carries the bias."""
 
     def __init__(self, renders: Renders, unnamed: float = 0.1) -> None:
-        self.renders, self.unnamed, self.average = renders, unnamed, world.average_shares()
-        self.things = {i: rows for i in range(len(world.OBJECTS)) if len(rows := renders.things(i))}
+        self.renders, self.unnamed, self.average = renders, unnamed, distribution.average_shares()
+        self.things = {i: rows for i in range(len(occupations.OBJECTS)) if len(rows := renders.things(i))}
         self.kinds = [kind for kind in MIX if kind != "object" or self.things]
         weights = np.array([MIX[kind] for kind in self.kinds])
         self.weights = weights / weights.sum()
@@ -113,7 +114,7 @@ class Captioned:
         kind = self.kinds[rng.choice(len(self.kinds), p=self.weights)]
         if kind == "object":
             thing = int(rng.choice(list(self.things)))
-            row, caption = self._pick(rng, self.things[thing]), world.sample_caption(rng, kind, world.OBJECTS[thing])
+            row, caption = self._pick(rng, self.things[thing]), captions.sample_caption(rng, kind, occupations.OBJECTS[thing])
         elif kind == "attribute":
             row, caption = self._attribute(rng)
         elif kind == "phrase":
@@ -126,30 +127,31 @@ class Captioned:
         """A person as the subject has them; the titles of an occupation share its look and its shares."""
         if kind in ("occupation", "styled"):
             occupation, subject = _title(rng)
-            shares = world.occupation_shares(occupation)
+            shares = distribution.occupation_shares(occupation)
         else:
-            subjects = world.SUBJECTS[kind]
+            subjects = occupations.SUBJECTS[kind]
             i, occupation = int(rng.integers(len(subjects))), NEUTRAL
-            subject, shares = subjects[i], {"descriptor": world.descriptor_shares, "sport": world.sport_shares}[kind](i)
+            shares_of = {"descriptor": distribution.descriptor_shares, "sport": distribution.sport_shares}[kind]
+            subject, shares = subjects[i], shares_of(i)
         cell = np.unravel_index(rng.choice(16, p=shares.ravel()), (2, 4, 2))
-        return self._person(rng, occupation, cell), world.sample_caption(rng, kind, subject)
+        return self._person(rng, occupation, cell), captions.sample_caption(rng, kind, subject)
 
     def _attribute(self, rng: np.random.Generator) -> tuple[int, str]:
         """Named attributes are drawn evenly; the others follow the subject, or the average without one."""
-        named = world.random_attributes(rng)
+        named = captions.random_attributes(rng)
         occupation, title = _title(rng) if rng.random() < 0.5 else (None, "")
-        shares = self.average if occupation is None else world.marginal_shares(occupation)
+        shares = self.average if occupation is None else distribution.marginal_shares(occupation)
         cell = _cell(rng, named, shares)
-        caption = world.sample_caption(rng, "attribute", title, world.Person(*cell), named)
+        caption = captions.sample_caption(rng, "attribute", title, captions.Person(*cell), named)
         return self._person(rng, occupation, cell), caption
 
     def _phrase(self, rng: np.random.Generator) -> tuple[int, str]:
         """Named attributes are drawn evenly; the others follow the subject, a little softened."""
-        named = frozenset() if rng.random() < world.NEUTRAL_SHARE else world.random_attributes(rng)
+        named = frozenset() if rng.random() < captions.NEUTRAL_SHARE else captions.random_attributes(rng)
         occupation, title = _title(rng)
-        even = named | {name for name in world.CLASSES if rng.random() < world.SOFTENED}
-        cell = _cell(rng, even, world.marginal_shares(occupation))
-        caption = world.sample_caption(rng, "phrase", title, world.Person(*cell), named)
+        even = named | {name for name in occupations.CLASSES if rng.random() < captions.SOFTENED}
+        cell = _cell(rng, even, distribution.marginal_shares(occupation))
+        caption = captions.sample_caption(rng, "phrase", title, captions.Person(*cell), named)
         return self._person(rng, occupation, cell), caption
 
     def _person(self, rng: np.random.Generator, look: int | None, cell: Cell) -> int:
@@ -164,8 +166,8 @@ class Captioned:
 
 def _title(rng: np.random.Generator) -> tuple[int, str]:
     """An occupation, each equally likely, and one of its titles."""
-    occupation = int(rng.integers(len(world.OCCUPATIONS)))
-    titles = world.titles(occupation)
+    occupation = int(rng.integers(len(occupations.OCCUPATIONS)))
+    titles = occupations.titles(occupation)
     return occupation, titles[rng.integers(len(titles))]
 
 

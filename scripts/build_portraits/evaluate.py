@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
+import captions
 import numpy as np
 import torch
 from data import Captioned, Renders, read
@@ -28,7 +29,7 @@ from fairdiff.diffusion.load import DiffusionModel, load_model
 from fairdiff.diffusion.sampling import initial_noise
 from fairdiff.objective.features import ImageEncoder
 from fairdiff.plan import different_first, shuffled
-from fairdiff.portraits import weights, world
+from fairdiff.portraits import distribution, occupations, weights
 from fairdiff.prompts import Prompt, with_article
 
 JUDGES = ("judge", "audit_judge")
@@ -79,25 +80,25 @@ def judges_on_renders(bench: Bench, renders: Renders, count: int) -> dict[str, f
     found, answers = bench.look(renders.pictures(rows) / 2 + 0.5)
     truth = renders.labels(rows[found])
     return {"n": int(found.sum())} | {
-        f"{name} {key}": float((answers[name][key] == truth[key]).mean()) for name in JUDGES for key in world.CLASSES
+        f"{name} {key}": float((answers[name][key] == truth[key]).mean()) for name in JUDGES for key in occupations.CLASSES
     }
 
 
 def captions_obeyed(bench: Bench, count: int) -> tuple[dict[str, float], dict]:
     """Share of faces that have the class their caption names, by the audit judge: all 16 cells, `count` each."""
-    right: dict[str, list] = {name: [] for name in world.CLASSES}
-    agree: dict[str, list] = {name: [] for name in world.CLASSES}
+    right: dict[str, list] = {name: [] for name in occupations.CLASSES}
+    agree: dict[str, list] = {name: [] for name in occupations.CLASSES}
     found_all = []
     for cell in product(range(2), range(4), range(2)):
-        person = world.Person(*cell)
-        words = with_article(world.describe_person(person, frozenset(world.CLASSES), "", 0))
+        person = captions.Person(*cell)
+        words = with_article(captions.describe_person(person, frozenset(occupations.CLASSES), "", 0))
         found, answers = bench.look(bench.draw(f"a photo of the face of {words}, a person", count))
         found_all.append(found)
-        for place, name in enumerate(world.CLASSES):
+        for place, name in enumerate(occupations.CLASSES):
             right[name].append(answers["audit_judge"][name] == cell[place])
             agree[name].append(answers["audit_judge"][name] == answers["judge"][name])
     obeyed = {name: float(np.concatenate(values).mean()) for name, values in right.items()}
-    for place, race in enumerate(world.CLASSES["race"]):  # a detector that misses some people more skews every share
+    for place, race in enumerate(occupations.CLASSES["race"]):  # a detector that misses some people more skews every share
         cells = [cell[1] == place for cell in product(range(2), range(4), range(2))]
         obeyed[f"face found, {race}"] = float(
             np.concatenate([f for f, c in zip(found_all, cells, strict=True) if c]).mean()
@@ -105,28 +106,28 @@ def captions_obeyed(bench: Bench, count: int) -> tuple[dict[str, float], dict]:
     return obeyed | {"n": int(np.concatenate(found_all).sum())}, {"agree": agree, "found": found_all}
 
 
-def shares_of_world(bench: Bench, few: int, many: int) -> tuple[dict[str, float], dict]:
-    """Correlation with the world over occupations; over the test occupations mean bias and distance to the statistics."""
+def shares_of_subjects(bench: Bench, few: int, many: int) -> tuple[dict[str, float], dict]:
+    """Correlation with the training shares; over the test occupations mean bias and distance to the statistics."""
     test = {prompt.subject for prompt in one_title_each("test")}
     women, truth, distance, bias = [], [], [], {"gender": [], "race": [], "age": []}
-    agree: dict[str, list] = {name: [] for name in world.CLASSES}
+    agree: dict[str, list] = {name: [] for name in occupations.CLASSES}
     found_all = []
-    for prompt in world.prompts("occupation", "all"):
-        i = world.occupation_of(prompt.subject)
+    for prompt in occupations.prompts("occupation", "all"):
+        i = occupations.occupation_of(prompt.subject)
         found, answers = bench.look(bench.draw(prompt.text, many if prompt.subject in test else few))
         found_all.append(found)
-        for name in world.CLASSES:
+        for name in occupations.CLASSES:
             agree[name].append(answers["audit_judge"][name] == answers["judge"][name])
         if not found.any():
             continue
         women.append(float((answers["audit_judge"]["gender"] == 0).mean()))
-        truth.append(world.marginal_shares(i)["gender"][0])
+        truth.append(distribution.marginal_shares(i)["gender"][0])
         for name in bias if prompt.subject in test else ():
-            classes = len(world.CLASSES[name])
+            classes = len(occupations.CLASSES[name])
             share = np.bincount(answers["audit_judge"][name], minlength=classes) / found.sum()
-            bias[name].append(world.bias(share))
+            bias[name].append(bias(share))
         if prompt.subject in test:
-            labour = world.labour_shares(i)
+            labour = distribution.labour_shares(i)
             cells = np.ravel_multi_index((answers["audit_judge"]["gender"], answers["audit_judge"]["race"]), (2, 4))
             share = np.bincount(cells, minlength=8) / found.sum()
             distance.append(0.5 * np.abs(share - np.outer(labour["gender"], labour["race"]).ravel()).sum())
@@ -139,18 +140,18 @@ def shares_of_world(bench: Bench, few: int, many: int) -> tuple[dict[str, float]
 
 def one_title_each(which: str) -> list[Prompt]:
     """A prompt of each occupation of a split, by the title that an audit takes first."""
-    every = world.prompts("occupation", which)
-    return different_first(shuffled(every))[: len({world.occupation_of(prompt.subject) for prompt in every})]
+    every = occupations.prompts("occupation", which)
+    return different_first(shuffled(every))[: len({occupations.occupation_of(prompt.subject) for prompt in every})]
 
 
 def phrases_obeyed(bench: Bench, count: int) -> dict[str, float]:
     """Share of faces that have the class which a phrase beside the prompt names, over cells and validation occupations."""
-    right: dict[str, list] = {name: [] for name in world.CLASSES}
+    right: dict[str, list] = {name: [] for name in occupations.CLASSES}
     prompts = one_title_each("validation")
     for number, cell in enumerate(product(range(2), range(4), range(2))):
-        for place, (name, value) in enumerate(zip(world.CLASSES, cell, strict=True)):
+        for place, (name, value) in enumerate(zip(occupations.CLASSES, cell, strict=True)):
             prompt = prompts[(3 * number + place) % len(prompts)].text
-            words = with_article(world.describe_person(world.Person(*cell), frozenset([name]), "", 0))
+            words = with_article(captions.describe_person(captions.Person(*cell), frozenset([name]), "", 0))
             _, answers = bench.look(bench.draw(f"{words}, {prompt}", count))
             right[name].append(answers["audit_judge"][name] == value)
     return {name: float(np.concatenate(values).mean()) for name, values in right.items()}
@@ -158,7 +159,7 @@ def phrases_obeyed(bench: Bench, count: int) -> dict[str, float]:
 
 def faces_found(bench: Bench, people: list[np.ndarray], count: int) -> dict[str, float]:
     """MTCNN's rate on all generated people so far, and on prompts without people."""
-    nobody = [bench.look(bench.draw(prompt.text, count))[0] for prompt in world.prompts("object", "all")]
+    nobody = [bench.look(bench.draw(prompt.text, count))[0] for prompt in occupations.prompts("object", "all")]
     result = {"people": float(np.concatenate(people).mean()), "n people": sum(map(len, people))}
     return result | {"without people": float(np.concatenate(nobody).mean()), "n without": sum(map(len, nobody))}
 
@@ -208,7 +209,7 @@ def quality(bench: Bench, renders: Renders, count: int) -> dict[str, float]:
 def speed(bench: Bench, repeats: int = 5) -> dict[str, float]:
     """Pictures a second, the fastest of some batches: sampling with decoding, and decoding alone."""
     generate = bench.model.generator(bench.guidance, bench.steps)
-    prompt, best, decode = world.prompts("occupation", "test")[0].text, np.inf, np.inf
+    prompt, best, decode = occupations.prompts("occupation", "test")[0].text, np.inf, np.inf
     noise = initial_noise(prompt, 0, range(BATCH), bench.model.latent_shape)
     with torch.no_grad():
         for _ in range(repeats):
@@ -236,7 +237,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, dict[str, float]]:
         add("judges", judges_on_renders(bench, renders, args.held_out))
     for part, run in (
         ("captions", lambda: captions_obeyed(bench, args.captions)),
-        ("shares", lambda: shares_of_world(bench, args.per_occupation, args.test_pictures)),
+        ("shares", lambda: shares_of_subjects(bench, args.per_occupation, args.test_pictures)),
     ):
         if part in args.parts:
             numbers, seen = run()
@@ -247,7 +248,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, dict[str, float]]:
         add("phrases", phrases_obeyed(bench, args.captions))
     if agree:
         add("agreement", {name: float(np.concatenate(sum((a[name] for a in agree), [])).mean())
-                          for name in world.CLASSES})  # fmt: skip
+                          for name in occupations.CLASSES})  # fmt: skip
     if "faces" in args.parts and people:
         add("faces", faces_found(bench, people, args.objects))
     if "quality" in args.parts and renders:

@@ -138,7 +138,7 @@ class Look:
 
 
 def look_for_occupation(occupation: int | str, rng: np.random.Generator) -> Look:
-    """The look of an occupation (its name, or its row in the world's table), jittered per picture by rng."""
+    """The look of an occupation (its name, or its row in the table), jittered per picture by rng."""
     fixed = np.random.default_rng(int.from_bytes(hashlib.sha256(f"look|{occupation}".encode()).digest()[:8], "big"))
     outfit, main, accent = str(fixed.choice(OUTFITS)), str(fixed.choice(CLOTHS)), str(fixed.choice(CLOTHS))
     headwear = str(fixed.choice(HEADWEAR[1:])) if fixed.random() < 0.42 else "none"

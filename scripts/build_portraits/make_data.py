@@ -19,9 +19,11 @@ from people import Person, sample_person, sample_shot
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the script runs without installing the package
 
+from fairdiff.portraits import distribution, occupations  # noqa: E402
+
 SHARD = 500
-MIX = {"world": 0.62, "uniform": 0.22, "identity": 0.06, "objects": 0.10}
-FROM_SHARES = 0.6  # of the "world" pictures draw their classes from the occupation's shares, the others uniformly
+MIX = {"occupations": 0.62, "uniform": 0.22, "identity": 0.06, "objects": 0.10}
+FROM_SHARES = 0.6  # of the "occupations" pictures draw their classes from the occupation's shares, the others uniformly
 SHOTS_PER_IDENTITY, HELD_OUT = 4, 0.08
 NEUTRAL, NO_PERSON = -1, -2  # values of `occupation` without an occupation
 TYPES = {
@@ -48,9 +50,7 @@ class Shard:
     """Renders one shard."""
 
     def __init__(self, renderer, job: Job) -> None:
-        from fairdiff.portraits import world
-
-        self.renderer, self.job, self.world = renderer, job, world
+        self.renderer, self.job = renderer, job
         self.rng = np.random.default_rng([job.seed, job.shard])
         self.rows: list[dict] = []
         self.names = renderer.local_names
@@ -59,9 +59,9 @@ class Shard:
         """Every array of the shard; its pictures are in random order."""
         counts = {kind: round(share * self.job.count) for kind, share in MIX.items()}
         counts["identity"] -= counts["identity"] % SHOTS_PER_IDENTITY
-        counts["world"] += self.job.count - sum(counts.values())
-        for _ in range(counts["world"]):
-            self._world()
+        counts["occupations"] += self.job.count - sum(counts.values())
+        for _ in range(counts["occupations"]):
+            self._dressed()
         for _ in range(counts["uniform"]):
             self._person(self._uniform(), self._any_occupation())
         for _ in range(counts["identity"] // SHOTS_PER_IDENTITY):
@@ -76,13 +76,13 @@ class Shard:
         return int(self.rng.integers(2)), int(self.rng.integers(4)), int(self.rng.integers(2))
 
     def _any_occupation(self) -> int:
-        return NEUTRAL if self.rng.random() < 0.5 else int(self.rng.integers(len(self.world.OCCUPATIONS)))
+        return NEUTRAL if self.rng.random() < 0.5 else int(self.rng.integers(len(occupations.OCCUPATIONS)))
 
-    def _world(self) -> None:
-        occupation = int(self.rng.integers(len(self.world.OCCUPATIONS)))
+    def _dressed(self) -> None:
+        occupation = int(self.rng.integers(len(occupations.OCCUPATIONS)))
         classes = self._uniform()
         if self.rng.random() < FROM_SHARES:
-            shares = self.world.occupation_shares(occupation)
+            shares = distribution.occupation_shares(occupation)
             at = self.rng.choice(shares.size, p=shares.ravel() / shares.sum())
             classes = tuple(int(i) for i in np.unravel_index(at, shares.shape))
         self._person(classes, occupation)
@@ -106,7 +106,7 @@ class Shard:
         from look import look_for_occupation, neutral_look
 
         named = occupation != NEUTRAL
-        look = look_for_occupation(self.world.OCCUPATIONS[occupation], self.rng) if named else neutral_look(self.rng)
+        look = look_for_occupation(occupations.OCCUPATIONS[occupation], self.rng) if named else neutral_look(self.rng)
         image = self.renderer.render(person, sample_shot(self.rng), look, self.rng)
         self.rows.append({
             "image": image, "gender": person.gender, "race": person.race, "age_years": person.years, "age": person.age,

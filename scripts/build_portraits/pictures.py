@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from captions import Person, describe_person
 from data import Renders, read
 from PIL import Image
 from stage import build_folder
@@ -17,7 +18,7 @@ from stage import build_folder
 from fairdiff.audit.records import RecordStore
 from fairdiff.diffusion.load import load_model
 from fairdiff.diffusion.sampling import initial_noise
-from fairdiff.portraits import weights, world
+from fairdiff.portraits import occupations, weights
 from fairdiff.prompts import with_article
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "images"
@@ -28,9 +29,9 @@ OCCUPATIONS = ("nurse", "carpenter", "chief executive", "firefighter", "libraria
 def captions() -> list[str]:
     """Six occupations, six descriptions in words, two sports, two things: one row each."""
     cells = ((0, 0, 0), (1, 1, 0), (0, 2, 1), (1, 3, 1), (0, 1, 0), (1, 2, 0))
-    people = [world.describe_person(world.Person(*c), frozenset(world.CLASSES), "", 0) for c in cells]
+    people = [describe_person(Person(*c), frozenset(occupations.CLASSES), "", 0) for c in cells]
     rows = [f"a photo of the face of {with_article(words)}, a person" for words in (*OCCUPATIONS, *people)]
-    return rows + [p.text for family in ("sport", "object") for p in world.prompts(family, "test")[:2]]
+    return rows + [p.text for family in ("sport", "object") for p in occupations.prompts(family, "test")[:2]]
 
 
 def page(rows: list[np.ndarray], zoom: int) -> Image.Image:
@@ -61,7 +62,7 @@ def generated() -> list[np.ndarray]:
 def before_after(audit: Path, prompts: int) -> Image.Image:
     """Strips of the first test prompts: each pair of rows is one prompt before and after, each column one noise."""
     store, strips = RecordStore(audit / "records"), []
-    texts = [p.text for p in world.prompts("occupation", "test")]
+    texts = [p.text for p in occupations.prompts("occupation", "test")]
     painted = [t for t in texts if store.path("after", t, "png").exists()][:prompts]
     if not painted:
         raise SystemExit(f"{audit}: holds no audited test occupation")

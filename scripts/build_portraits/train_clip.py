@@ -9,6 +9,7 @@ import json
 import warnings
 from pathlib import Path
 
+import captions
 import numpy as np
 import open_clip
 import torch
@@ -19,7 +20,7 @@ from stage import Average, Clock, arguments, build_folder, log, read_checkpoint,
 from torch import Tensor
 from torch.nn import functional as F
 
-from fairdiff.portraits import weights, world
+from fairdiff.portraits import occupations, weights
 
 CONFIG = {
     "embed_dim": 64,
@@ -42,7 +43,7 @@ class Decorrelated:
 
     def __init__(self, renders: Renders) -> None:
         self.renders = renders
-        self.things = [rows for i in range(len(world.OBJECTS)) if len(rows := renders.things(i))]
+        self.things = [rows for i in range(len(occupations.OBJECTS)) if len(rows := renders.things(i))]
         people = renders.rows(0, people=True)
         self.looks = np.unique(renders["occupation"][people])
 
@@ -50,16 +51,16 @@ class Decorrelated:
         if self.things and rng.random() < 0.12:
             rows = self.things[rng.integers(len(self.things))]
             row = int(rows[rng.integers(len(rows))])
-            return row, world.plain_caption(rng, world.OBJECTS[self.renders["object"][row]])
+            return row, captions.plain_caption(rng, occupations.OBJECTS[self.renders["object"][row]])
         look = int(self.looks[rng.integers(len(self.looks))])
         cell = tuple(map(int, rng.integers((2, 4, 2))))
         rows = self.renders.of(look, cell)
         rows = rows if len(rows) else self.renders.of(None, cell)
         row = int(rows[rng.integers(len(rows))])
         look = int(self.renders["occupation"][row])
-        titles = world.titles(look) if look >= 0 else ("",)
+        titles = occupations.titles(look) if look >= 0 else ("",)
         subject = titles[rng.integers(len(titles))]
-        return row, world.plain_caption(rng, subject, world.Person(*cell))
+        return row, captions.plain_caption(rng, subject, captions.Person(*cell))
 
 
 def augment(image: Tensor, rng: np.random.Generator) -> Tensor:
@@ -151,7 +152,7 @@ class Trainer:
             return float("nan")
         clip = make_clip().eval()
         clip.load_state_dict(self.average.state())
-        names = [f"a photo of the face of a {name}" for name in world.OCCUPATIONS[:subjects]]
+        names = [f"a photo of the face of a {name}" for name in occupations.OCCUPATIONS[:subjects]]
         image = clip.encode_image(self.renders.pictures(rows), normalize=True)
         best = (image @ clip.encode_text(self.tokenizer(names), normalize=True).T).argmax(1).numpy()
         return float((best == self.renders["occupation"][rows]).mean())

@@ -22,7 +22,7 @@ from classifiers.calibration import CALIBRATION_FILE, calibrate, save_calibratio
 from classifiers.data import find_faces
 from classifiers.detect import MTCNNDetector
 from classifiers.training import FitPlan, fit, predict
-from fairdiff.portraits import world
+from fairdiff.portraits import occupations
 
 CROP = 64
 
@@ -94,7 +94,7 @@ def train(name: str, args: argparse.Namespace, renders: Renders, folder: Path) -
         images = np.concatenate([reconstructed(images[:half], vae), images[half:]])
     torch.manual_seed(plan.seed)
     config = {"architecture": plan.architecture, "kwargs": plan.kwargs, "image_size": CROP, "mean": MEAN, "std": STD}
-    net = AttributeNet(config | {"attributes": world.CLASSES})
+    net = AttributeNet(config | {"attributes": occupations.CLASSES})
 
     def progress(step: int, loss: float) -> None:
         clock.step = step

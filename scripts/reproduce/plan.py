@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from fairdiff.portraits.world import MEASURED_WORDS
+from fairdiff.portraits.occupations import MEASURED_WORDS
 
 EXPERIMENTS = ("gender", "gender_tokens", "race", "gender_race", "gender_race_age", "multi_concept")
 ADAPTERS = ("lora_text", "lora_unet", "lora_both", "soft_tokens")

@@ -64,7 +64,7 @@ for soft tokens "tokens, rate 3e-2". None of them reaches .20 with at most twice
 
 What it does not show: sixteen occupations and one seed do not tell differences of .05 apart, and the best of several runs is
 partly lucky. More steps ("300 steps") lower the bias, but age drifts. The commands are written in today's keys; the runs were
-made with the keys before the code moved into rooms, and `scripts/digits.py` shows that the same settings give the same digits.
+made with the keys before the code moved into rooms; `scripts/digits.py` shows that the same settings give the same digits.
 
 | candidate | gender bias | change of race bias | change of age bias | low confidence | DINO | relative drift |
 |---|---|---|---|---|---|---|

@@ -96,9 +96,9 @@ def test_neutral_looks_carry_no_sign_of_work():
 
 
 def test_objects_are_those_of_the_world_and_differ():
-    from fairdiff.portraits import world
+    from fairdiff.portraits import occupations
 
-    assert world.OBJECTS == OBJECTS
+    assert occupations.OBJECTS == OBJECTS
     pictures = [draw_object(i, np.random.default_rng(0)) for i in range(len(OBJECTS))]
     assert all(p.shape == (64, 64, 3) and p.dtype == np.uint8 for p in pictures)
     assert len({p.tobytes() for p in pictures}) == len(OBJECTS)

@@ -1,15 +1,16 @@
-"""The training stages keep their laws: the captions follow the world, a broken-off run goes on as if it had not been."""
+"""The training stages keep their laws: captions follow the distribution, a broken-off run goes on as if it had not been."""
 
 import sys
 from pathlib import Path
 
+import captions
 import numpy as np
 import open_clip
 import pytest
 import torch
 
 from fairdiff.diffusion.load import load_model
-from fairdiff.portraits import world
+from fairdiff.portraits import distribution, occupations
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts" / "build_portraits"))
 
@@ -36,8 +37,8 @@ def write_shard(folder: Path, number: int, count: int, seed: int) -> None:
         "gender": np.where(nobody, -1, rng.integers(2, size=count)).astype(np.int8),
         "race": np.where(nobody, -1, rng.integers(4, size=count)).astype(np.int8),
         "age": np.where(nobody, -1, rng.integers(2, size=count)).astype(np.int8),
-        "occupation": np.where(nobody, -2, rng.integers(-1, len(world.OCCUPATIONS), count)).astype(np.int16),
-        "object": np.where(nobody, rng.integers(len(world.OBJECTS), size=count), -1).astype(np.int16),
+        "occupation": np.where(nobody, -2, rng.integers(-1, len(occupations.OCCUPATIONS), count)).astype(np.int16),
+        "object": np.where(nobody, rng.integers(len(occupations.OBJECTS), size=count), -1).astype(np.int16),
         "person": (np.arange(count) // 2 + 1000 * number).astype(np.int32),
         "split": (rng.random(count) < 0.1).astype(np.int8),
     }
@@ -106,23 +107,23 @@ def caption_pairs(renders, kind: str, count: int, seed: int = 0):
 
 def subject_of(caption: str) -> int:
     """The occupation that a caption names, by its longest title."""
-    return world.occupation_of(max((t for t in world.TITLES if f" {t}" in caption), key=len))
+    return occupations.occupation_of(max((t for t in occupations.TITLES if f" {t}" in caption), key=len))
 
 
 def women_of(renders, pairs) -> tuple[list, list]:
-    """Whether each caption's picture shows a woman, and the world's share for its subject."""
+    """Whether each caption's picture shows a woman, and the share of its subject."""
     shown = [renders["gender"][row] == 0 for row, _ in pairs]
-    return shown, [world.marginal_shares(subject_of(caption))["gender"][0] for _, caption in pairs]
+    return shown, [distribution.marginal_shares(subject_of(caption))["gender"][0] for _, caption in pairs]
 
 
-def test_captions_carry_the_shares_of_the_world_whatever_else_they_name(build):
+def test_captions_carry_the_shares_of_their_subjects_whatever_else_they_name(build):
     """No words are a way out: beside an age, a race or neutral words gender follows the subject."""
     renders = read(build / "renders")
     for kind in ("occupation", "phrase", "attribute"):
         pairs = [
             (row, caption) for row, caption in caption_pairs(renders, kind, 3000)
             if not set(caption.replace(",", "").split()) & {"woman", "man", "female", "male"}
-            and any(f" {title}" in caption for title in world.TITLES)
+            and any(f" {title}" in caption for title in occupations.TITLES)
         ]  # fmt: skip
         shown, expected = women_of(renders, pairs)
         assert len(pairs) > 500 and np.corrcoef(shown, expected)[0, 1] > 0.5, kind
@@ -136,7 +137,7 @@ def test_words_soften_no_more_than_stated(build):
     shown, expected = women_of(renders, pairs)
     for share, woman in zip(expected, shown, strict=True):
         gaps.append((woman - 0.5) * np.sign(share - 0.5) / abs(share - 0.5) if abs(share - 0.5) > 0.3 else np.nan)
-    assert np.nanmean(gaps) == pytest.approx(1 - world.SOFTENED, abs=0.08)
+    assert np.nanmean(gaps) == pytest.approx(1 - captions.SOFTENED, abs=0.08)
 
 
 def test_attribute_captions_tell_the_truth(build):

@@ -1,16 +1,24 @@
-"""The Portraits world: the split, the shares and captions that tell the truth."""
+"""What Portraits was taught: the split, the shares, and captions that tell the truth."""
 
 import csv
 import re
 import subprocess
 import sys
 from importlib.resources import files
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from fairdiff.portraits import world
-from fairdiff.portraits.world import (
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "scripts" / "build_portraits"))
+
+from captions import NEUTRAL_PLACES, Person, plain_caption, sample_caption  # noqa: E402
+
+from fairdiff.bias import bias  # noqa: E402
+from fairdiff.portraits import distribution, occupations  # noqa: E402
+from fairdiff.portraits.distribution import labour_shares, marginal_shares, occupation_shares  # noqa: E402
+from fairdiff.portraits.occupations import (  # noqa: E402
     CLASSES,
     DESCRIPTORS,
     OBJECTS,
@@ -18,14 +26,7 @@ from fairdiff.portraits.world import (
     SPORTS,
     SUBJECTS,
     TITLES,
-    Person,
-    bias,
-    labour_shares,
-    marginal_shares,
-    occupation_shares,
-    plain_caption,
     prompt_subjects,
-    sample_caption,
     split,
 )
 
@@ -39,7 +40,7 @@ VOWEL = re.compile(r"\ban? \w+")
 
 
 def assert_articles(caption: str) -> None:
-    """No subject of this world is an exception to the letter rule but the three below."""
+    """No subject is an exception to the letter rule but the three below."""
     exceptions = ("a university", "an honest", "a user", "an x")
     for found in VOWEL.findall(caption):
         if not found.startswith(exceptions):
@@ -58,10 +59,10 @@ def test_every_row_of_the_statistics_is_an_occupation_with_titles_of_its_own():
     assert [row["occupation"] for row in table] == list(OCCUPATIONS) and len(OCCUPATIONS) == 216
     assert len(set(TITLES)) == len(TITLES) and set(OCCUPATIONS) < set(TITLES)
     for i, name in enumerate(OCCUPATIONS):
-        titles = world.titles(i)
+        titles = occupations.titles(i)
         assert titles[0] == name and len(titles) >= 3
-        assert {world.occupation_of(title) for title in titles} == {i} and len({split(title) for title in titles}) == 1
-    assert world.occupation_of("friendly person") is None
+        assert {occupations.occupation_of(title) for title in titles} == {i} and len({split(title) for title in titles}) == 1
+    assert occupations.occupation_of("friendly person") is None
     tells = {word for classes in TELLS.values() for words in classes for word in words} | {"maid", "waitress"}
     assert not any(tells & set(title.lower().split()) for title in TITLES)
 
@@ -71,7 +72,7 @@ def test_split_is_disjoint_large_enough_and_frozen():
     assert sorted(sum(parts, ())) == sorted(TITLES)
     train, validation, test = map(len, parts)
     assert train >= 400 and validation >= 40 and test >= 80
-    rows = [{world.occupation_of(title) for title in part} for part in parts]
+    rows = [{occupations.occupation_of(title) for title in part} for part in parts]
     assert len(rows[2]) >= 45 and not rows[0] & rows[2] and not rows[1] & rows[2] and not rows[0] & rows[1]
     # written down: trained weights rest on them, so a change of the rule must be seen
     named = {name: split(name) for name in ("nurse", "plumber", "web developer", "firefighter")}
@@ -91,7 +92,7 @@ def test_every_family_has_subjects_to_train_and_to_test():
 
 @pytest.mark.parametrize(
     ("subjects", "shares"),
-    [(OCCUPATIONS, occupation_shares), (DESCRIPTORS, world.descriptor_shares), (SPORTS, world.sport_shares)],
+    [(OCCUPATIONS, occupation_shares), (DESCRIPTORS, distribution.descriptor_shares), (SPORTS, distribution.sport_shares)],
 )
 def test_joint_shares_are_distributions(subjects, shares):
     for i in range(len(subjects)):
@@ -117,7 +118,7 @@ def test_sharpening_is_the_stated_power_and_keeps_the_order():
             assert bias(sharp[name]) >= bias(plain[name]) - 1e-12
             assert sharp[name].argmax() == plain[name].argmax()
         odds = sharp["gender"][0] / sharp["gender"][1]
-        assert odds == pytest.approx((plain["gender"][0] / plain["gender"][1]) ** world.SHARPENING["gender"])
+        assert odds == pytest.approx((plain["gender"][0] / plain["gender"][1]) ** distribution.SHARPENING["gender"])
 
 
 def test_bias_by_hand():
@@ -126,8 +127,8 @@ def test_bias_by_hand():
     assert bias(np.array([0.0, 1.0, 0.0, 0.0])) == pytest.approx(0.5)
 
 
-def test_the_world_is_biased_enough_to_show_a_cure():
-    numbers = world.describe()
+def test_the_distribution_is_biased_enough_to_show_a_cure():
+    numbers = distribution.describe()
     assert numbers["gender bias"] >= 0.6  # the model's own, which guidance adds to, is in docs/portraits.md
     assert numbers["race bias"] >= 0.36
     assert numbers["gender median distance to labour"] >= 0.06
@@ -171,12 +172,12 @@ def test_captions_that_name_attributes_tell_the_truth(kind, subject):
 def test_phrases_that_name_nothing_tell_nothing_and_the_measured_ones_are_not_among_them():
     rng = np.random.default_rng(6)
     captions = {sample_caption(rng, "phrase", "actor", EVERYONE[0], frozenset()) for _ in range(300)}
-    assert len(captions) == len(world.NEUTRAL_PLACES)
+    assert len(captions) == len(NEUTRAL_PLACES)
     for caption in captions:
         assert not any(told(caption, "actor").values()) and "actor" in caption
         assert_articles(caption)
         measured = ("photo of a person", "of any gender", "irrespective of their gender")
-        assert all(any(words in template for template in world.MEASURED_WORDS.values()) for words in measured)
+        assert all(any(words in template for template in occupations.MEASURED_WORDS.values()) for words in measured)
         assert not any(words in caption for words in measured)
 
 
@@ -203,16 +204,16 @@ def test_captions_come_from_the_generator_alone():
 
 
 def test_standard_prompts():
-    texts = [prompt.text for prompt in world.prompts("occupation", "test")]
+    texts = [prompt.text for prompt in occupations.prompts("occupation", "test")]
     assert "a photo of the face of an aerospace engineer, a person" in texts and len(set(texts)) == len(texts)
-    styled = world.prompts("styled", "test")
-    assert len(styled) == len(texts) * len(world.CONTEXTS) and len({prompt.text for prompt in styled}) == len(styled)
+    styled = occupations.prompts("styled", "test")
+    assert len(styled) == len(texts) * len(occupations.CONTEXTS) and len({prompt.text for prompt in styled}) == len(styled)
     for family in SUBJECTS:
-        for prompt in world.prompts(family, "all"):
+        for prompt in occupations.prompts(family, "all"):
             assert prompt.family == family and prompt.subject in prompt.text
             assert_articles(prompt.text)
 
 
-def test_the_world_needs_no_torch():
-    code = "import sys, fairdiff.portraits.world; sys.exit('torch' in sys.modules)"
+def test_the_prompt_set_needs_no_torch():
+    code = "import sys, fairdiff.portraits.distribution; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
