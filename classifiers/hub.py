@@ -24,9 +24,13 @@ class HubClassifier(nn.Module):
     """
 
     def __init__(
-        self, nets: list[nn.Module], pixels: list[Pixels], source: dict[str, int], mapping: Classes,
+        self,
+        nets: list[nn.Module],
+        pixels: list[Pixels],
+        source: dict[str, int],
+        mapping: Classes,
         requested: Mapping[str, tuple[str, ...]],
-    ):  # fmt: skip
+    ):
         super().__init__()
         self.nets, self.pixels, self.source = nn.ModuleList(freeze(net) for net in nets), pixels, source
         self.attributes = {name: tuple(classes) for name, classes in requested.items()}
@@ -35,9 +39,12 @@ class HubClassifier(nn.Module):
             place = {label: i for i, label in labels_of(self.nets[source[name]]).items()}
             self.columns[name] = [[place[str(label)] for label in mapping[name][c]] for c in classes]
         self.config = {
-            "pixels": [p.about() for p in pixels], "source": source, "columns": self.columns,
-            "nets": [architecture(net) for net in nets], "attributes": self.attributes,
-        }  # fmt: skip
+            "pixels": [p.about() for p in pixels],
+            "source": source,
+            "columns": self.columns,
+            "nets": [architecture(net) for net in nets],
+            "attributes": self.attributes,
+        }
         self.eval()
 
     def forward(self, crop_FCHW: Tensor) -> dict[str, Tensor]:

@@ -36,7 +36,10 @@ from fairdiff.training.validation import Validation
 
 # Keys that leave the result of training as it is. steps: of a constant rate they only ask for more of it.
 NOT_TRAINING = ("audit", "resume", "cache", "micro_batch", "steps")
-REPLAYED, AUDITED = 2, 3  # images at once in replay and audit, in micro-batches of decoding, which needs the most memory
+REPLAYED, AUDITED = (
+    2,
+    3,
+)  # images at once in replay and audit, in micro-batches of decoding, which needs the most memory
 Judge = AttributeNet | HubClassifier | ZeroShotClassifier
 
 
@@ -51,7 +54,7 @@ def training_fingerprint(config: Config, plan: Plan, model: DiffusionModel, perc
         kept["steps"] = config.steps
     texts = [[(p.text, p.family, p.people) for p in some] for some in (plan.train, plan.validation)]
     tables = [target.table.tolist() for target in plan.targets.known()]
-    bank = None if perception.bank is None else perception.bank.embedding_ND.tolist()
+    bank = None if perception.bank is None else fingerprint.of_named({"bank": perception.bank.embedding_ND})
     frozen = [model.fingerprint(precision=False), perception_fingerprint(config, perception)]
     return fingerprint.of_values(kept, frozen, bank, texts, tables, adapter_fingerprint(config))
 
@@ -159,7 +162,7 @@ def build_detector(config: Config) -> Detector:
             return WholeImage()
         case "insightface":
             with blame("detector.root"):
-                return InsightFaceDetector(Path(config.detector.root), input_size=config.detector.input_size)
+                return InsightFaceDetector(Path(config.detector.root))
     return MTCNNDetector(input_size=config.detector.input_size).to(config.model.device)
 
 

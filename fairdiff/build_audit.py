@@ -13,6 +13,7 @@ from fairdiff.audit.axis import MetricSpec, groups_of, software_versions
 from fairdiff.audit.correction import check_confusion
 from fairdiff.audit.generate import AuditPlan, Generate
 from fairdiff.audit.measure import Measurer
+from fairdiff.audit.metrics import SCHEMA as METRICS_SCHEMA
 from fairdiff.audit.records import SCHEMA as RECORDS_SCHEMA
 from fairdiff.build import AUDITED, Judge, build_classifier, build_detector, build_encoders, detector_fingerprint
 from fairdiff.config import Config, JudgeConfig
@@ -127,7 +128,7 @@ def audit_name(config: Config, plan: AuditPlan, spec: MetricSpec) -> str:
     texts = [[(p.text, p.family, p.subject) for p in some] for some in (plan.prompts, plan.without_people)]
     sizes = [plan.images_per_prompt, plan.without_people_images, plan.seed, spec.delta, spec.drift]
     tables = [{k: v.tolist() for k, v in table.items()} for table in (spec.targets, spec.confusion)]
-    key = fingerprint.of_values(RECORDS_SCHEMA, plan.hashes, texts, sizes, tables)
+    key = fingerprint.of_values(RECORDS_SCHEMA, METRICS_SCHEMA, plan.hashes, texts, sizes, tables)
     return f"{config.audit.split}-{len(plan.prompts)}x{plan.images_per_prompt}-{key[:8]}"
 
 

@@ -75,7 +75,17 @@ RENAMED = {
 }
 
 # Overrides that do not change the training; `experiment` and `seed` have folders of their own.
-ELSEWHERE = ("audit", "judge@audit.judge", "resume", "cache", "micro_batch", "model.device", "experiment", "seed", "hydra")
+ELSEWHERE = (
+    "audit",
+    "judge@audit.judge",
+    "resume",
+    "cache",
+    "micro_batch",
+    "model.device",
+    "experiment",
+    "seed",
+    "hydra",
+)
 
 
 def _run_name(overrides: list[str], constant_rate: bool = False) -> str:
@@ -167,7 +177,7 @@ def fail(error: Exception) -> None:
 
 
 def _instead(override: str) -> str:
-    """"; in its place: ..." for an override of old, "" for any other."""
+    """ "; in its place: ..." for an override of old, "" for any other."""
     for old, new in RENAMED.items():
         if f"{override}=".startswith(old if "=" in old else (f"{old}=", f"{old}.")):
             return f"; in its place: {new}"
@@ -175,7 +185,7 @@ def _instead(override: str) -> str:
 
 
 def _like(key: str) -> str:
-    """"; allowed: ..." for a key that is unknown: what stands in its place, the alike first."""
+    """ "; allowed: ..." for a key that is unknown: what stands in its place, the alike first."""
     if new := _instead(key):
         return new
     *path, last = key.split(".")

@@ -52,7 +52,9 @@ def warnings(plan: Plan, model: DiffusionModel, prefix: str) -> list[str]:
     texts = list(dict.fromkeys(prompt.text for prompt in [*plan.train, *plan.audit]))
     if cut := model.overlong(prefix, texts):
         most = model.tokenizer.model_max_length
-        lines.append(f"warning: the end of {len(cut)} prompts lies beyond the {most} tokens that are read, as of {cut[0]!r}")
+        lines.append(
+            f"warning: the end of {len(cut)} prompts lies beyond the {most} tokens that are read, as of {cut[0]!r}"
+        )
     return lines
 
 

@@ -57,7 +57,9 @@ def read_table(text: str, where: str) -> tuple[list[str], list[tuple[int, dict[s
                 raise FairDiffError(f"{where}, line {table.line_num}: found more cells than columns")
             cells = {column: (cell or "").strip() for column, cell in row.items()}
             if any("\n" in cell or "\r" in cell for cell in cells.values()):
-                raise FairDiffError(f"{where}, line {table.line_num}: a cell goes over several lines; a quotation mark?")
+                raise FairDiffError(
+                    f"{where}, line {table.line_num}: a cell goes over several lines; a quotation mark?"
+                )
             rows.append((table.line_num, cells))
     except csv.Error as error:
         raise FairDiffError(f"{where}, line {table.line_num}: is no CSV: {error}") from error
@@ -68,4 +70,6 @@ def flat(tree, prefix: str = "") -> dict:
     """{"a.b": value} of nested mappings."""
     if not isinstance(tree, dict):
         return {prefix: tree}
-    return {k: v for key, item in tree.items() for k, v in flat(item, f"{prefix}.{key}" if prefix else str(key)).items()}
+    return {
+        k: v for key, item in tree.items() for k, v in flat(item, f"{prefix}.{key}" if prefix else str(key)).items()
+    }

@@ -26,7 +26,9 @@ def train_job(config: Config, folder: Path) -> None:
         trainee = build.build_trainee(config, plan, model, perception)
         about = describe.about_adapter(config, plan, model, trainee.adapter, training)
         run.begin(folder, asdict(config), training)
-        for line in describe.budget(config, plan, trainee, audit) + describe.warnings(plan, model, trainee.adapter.prefix):
+        for line in describe.budget(config, plan, trainee, audit) + describe.warnings(
+            plan, model, trainee.adapter.prefix
+        ):
             console.print(line, markup=False)
         train(trainee, list(plan.train), build.build_schedule(config, plan), folder, training, console)
         run.save_adapter(folder, trainee.adapter, about)

@@ -160,7 +160,9 @@ def _written_target(config: Config, embedded: PortraitsPrompts) -> WrittenTarget
         return None
     classes = {name: list(attribute.classes) for name, attribute in config.attributes.items()}
     known = embedded.target_file(file)
-    written = read_target(known, classes, set(embedded.attributes) - set(classes)) if known else read_target(file, classes)
+    written = (
+        read_target(known, classes, set(embedded.attributes) - set(classes)) if known else read_target(file, classes)
+    )
     for name in written.attributes:
         shares = config.target[name]
         if max(shares.values()) - min(shares.values()) > 0.01:  # .333, .333, .334 are equal shares

@@ -148,6 +148,10 @@ def _from_csv(where: str, text: str, template: str | None, family: str) -> list[
             prompt = Prompt(cells["prompt"], kind, cells.get("subject") or cells["prompt"])
         else:
             prompt = _prompt(cells.get("template", template), cells["subject"], kind)
+        if kind == "object" and "people" not in columns:  # what the name alone said before this release
+            raise FairDiffError(
+                f"{where}, line {number}: family: found object, allowed with a column people (yes or no)"
+            )
         people = (cells.get("people") or "yes").lower()
         if people not in ("yes", "no"):
             raise FairDiffError(f"{where}, line {number}: people: found {cells['people']}, allowed: yes, no")

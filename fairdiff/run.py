@@ -34,6 +34,11 @@ def begin(folder: Path, settings: dict, training: str) -> None:
     removed. Only called once everything has been built.
     """
     state = read_state(folder)
+    there = [name for name in OUTPUTS if (folder / name).exists()]
+    if there and not state:
+        raise FairDiffError(
+            f"{folder}: holds {there[0]} but no run.json, so it is left alone; choose another hydra.run.dir"
+        )
     if not settings["resume"]:
         empty(folder)
     elif state and state.get("training") != training:
@@ -46,13 +51,9 @@ def begin(folder: Path, settings: dict, training: str) -> None:
 
 
 def empty(folder: Path) -> None:
-    """Remove a run's outputs; FairDiffError where outputs lie without a run.json of ours, for they may not be ours."""
-    there = [name for name in OUTPUTS if (folder / name).exists()]
-    if there and not read_state(folder):
-        raise FairDiffError(f"{folder}: holds {there[0]} but no run.json, so it is not emptied; choose another hydra.run.dir")
-    for name in there:
-        path = folder / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    """Remove a run's outputs, and nothing else that lies there."""
+    for path in (folder / name for name in OUTPUTS):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def read_state(folder: Path) -> dict:
@@ -68,7 +69,7 @@ def read_state(folder: Path) -> dict:
 
 
 def differences(folder: Path, settings: dict, most: int = 4) -> str:
-    """" (steps: 45 there, 60 requested)": the keys in which config.yaml differs; "" where none are known.
+    """ " (steps: 45 there, 60 requested)": the keys in which config.yaml differs; "" where none are known.
 
     A config.yaml that is missing or damaged only costs the message its detail.
     """

@@ -231,7 +231,7 @@ def test_a_mistake_never_empties_a_finished_run(tmp_path, monkeypatch, capsys):
 def test_a_folder_that_may_be_somebody_elses_is_not_emptied(name, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / name).write_text("mine")
-    with pytest.raises(FairDiffError, match=f"holds {name} but no run.json, so it is not emptied; choose another"):
+    with pytest.raises(FairDiffError, match=f"holds {name} but no run.json, so it is left alone; choose another"):
         run.begin(tmp_path, asdict(composed("resume=false")), "a")
     assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"notes.txt": "mine", name: "mine"}
     (tmp_path / name).unlink()

@@ -159,7 +159,8 @@ def suite_metrics(counts: np.ndarray, missing: np.ndarray, axis: Axis, spec: Met
     tv_floors = [iv.total_variation_floor(t, int(n)) for t, n in zip(aim, faces[seen], strict=True)]
     on_target = rms_over_prompts(iv.unbiased_squared_gap(counts[two], axis.target_PK[two]), spec)
     result = {
-        "bias": mean_over_prompts(bias, spec) | {
+        "bias": mean_over_prompts(bias, spec)
+        | {
             "sd_over_prompts": bias.std(ddof=1) if len(bias) > 1 else math.nan,
             "floor": average(floors),
             "maximum": 2 / K,
@@ -175,14 +176,16 @@ def suite_metrics(counts: np.ndarray, missing: np.ndarray, axis: Axis, spec: Met
             "shares": dict(zip(axis.classes, axis.target_PK.mean(0), strict=True)),
             "requested": requested(axis, spec),
             "uniform": bool(np.allclose(axis.target_PK, 1 / K)),
-            "total_variation": mean_over_prompts(distance, spec) | {
-                "floor": average(tv_floors), "maximum": average(1 - aim.min(1)),
+            "total_variation": mean_over_prompts(distance, spec)
+            | {
+                "floor": average(tv_floors),
+                "maximum": average(1 - aim.min(1)),
             },
             "unbiased_rms": on_target,
             "delta": spec.delta,
             "verdict": iv.verdict(on_target["ci95"], spec.delta, int(faces.sum()), K),
         },
-    }  # fmt: skip
+    }
     if axis.name in spec.confusion and two.any():
         result["corrected"] = _corrected(counts[two], axis, spec, axis.target_PK[two])
     return result
@@ -194,7 +197,8 @@ def _corrected(counts: np.ndarray, axis: Axis, spec: MetricSpec, target: np.ndar
     aimed = corrected_suite(counts, confusion, target, seed=spec.seed)
     return {
         "bias": {
-            "mean": raw.mean_bias, "ci95": raw.mean_bias_interval,
+            "mean": raw.mean_bias,
+            "ci95": raw.mean_bias_interval,
             "unbiased_rms": {"value": raw.rms, "ci95": raw.rms_interval},
         },
         "shares": {
@@ -205,7 +209,7 @@ def _corrected(counts: np.ndarray, axis: Axis, spec: MetricSpec, target: np.ndar
             "verdict": iv.verdict(aimed.rms_interval, spec.delta, int(counts.sum()), counts.shape[1]),
         },
         "confusion": confusion,
-    }  # fmt: skip
+    }
 
 
 def prompt_metrics(counts, images, axis: Axis, prompts: pd.DataFrame, spec: MetricSpec) -> list[dict]:
@@ -221,14 +225,17 @@ def prompt_metrics(counts, images, axis: Axis, prompts: pd.DataFrame, spec: Metr
         faces, region = int(counts[row].sum()), iv.share_region(counts[row])
         shares = counts[row] / faces if faces else np.full(len(counts[row]), math.nan)
         item = {
-            "prompt_index": int(prompt.prompt_index), "prompt": prompt.prompt, "subject": prompt.subject,
-            "family": prompt.family, "images": int(images[row]), "faces": faces,
+            "prompt_index": int(prompt.prompt_index),
+            "prompt": prompt.prompt,
+            "subject": prompt.subject,
+            "family": prompt.family,
+            "images": int(images[row]),
+            "faces": faces,
             "counts": dict(zip(axis.classes, counts[row], strict=True)),
-            "shares": {
-                name: {"share": shares[k], "ci95": region[k]} for k, name in enumerate(axis.classes)
-            },
+            "shares": {name: {"share": shares[k], "ci95": region[k]} for k, name in enumerate(axis.classes)},
             "bias": {
-                "value": bias_of(shares), "ci95": iv.bias_interval(counts[row]),
+                "value": bias_of(shares),
+                "ci95": iv.bias_interval(counts[row]),
                 "floor": iv.noise_floor(len(axis.classes), faces),
                 "missing_face_bounds": iv.missing_face_bounds(counts[row], int(images[row]) - faces),
             },
@@ -236,9 +243,10 @@ def prompt_metrics(counts, images, axis: Axis, prompts: pd.DataFrame, spec: Metr
                 "shares": dict(zip(axis.classes, axis.target_PK[row], strict=True)),
                 "total_variation": iv.total_variation(shares, axis.target_PK[row]),
                 "floor": iv.total_variation_floor(axis.target_PK[row], faces),
-                "p": p_values[row], "p_holm": holm[row],
+                "p": p_values[row],
+                "p_holm": holm[row],
             },
-        }  # fmt: skip
+        }
         if confusions is not None and faces:
             item["bias"]["corrected_ci95"] = corrected_bias_interval(counts[row], confusions, seed=spec.seed)
         items.append(item)

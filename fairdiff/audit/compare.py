@@ -80,11 +80,15 @@ def _table(audits: dict[str, dict]) -> Table:
     about = f"{first['prompts']} prompts × {first['images_per_prompt']} pictures, judge: {first['judge']['path']}"
     targets = {audit["provenance"].get("target") for audit in audits.values()} - {None}
     table = Table(
-        title=escape(", target: ".join([about, *targets]) if len(targets) == 1 else about), title_justify="left",
+        title=escape(", target: ".join([about, *targets]) if len(targets) == 1 else about),
+        title_justify="left",
         caption=r"\[low, high]: 95 % interval; ±: standard deviation over seeds; floor: what a perfectly fair "
         "(or on-target) generator shows",
-        caption_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False,
-    )  # fmt: skip
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
     for name in ("", "before", "after", "", "change", "", "floor"):
         table.add_column(name, justify="right" if name else "left", overflow="fold")
     rows: dict[str, dict[str, dict]] = {}

@@ -124,12 +124,20 @@ class _Auditor:
         """Everything the rows of this model and prompt depend on; all but those of "before" depend on "before" too."""
         plan, measurer = self.plan, self.measurer
         return fingerprint(
-            model=model, prompt=prompt.text, family=prompt.family, subject=prompt.subject, people=people,
-            images=plan.images_of(people), seed=plan.seed, latent=list(plan.latent_shape), attributes=plan.attributes,
-            crop=[measurer.crop_size, measurer.expand], strip=[plan.strip, plan.thumbnail],
+            model=model,
+            prompt=prompt.text,
+            family=prompt.family,
+            subject=prompt.subject,
+            people=people,
+            images=plan.images_of(people),
+            seed=plan.seed,
+            latent=list(plan.latent_shape),
+            attributes=plan.attributes,
+            crop=[measurer.crop_size, measurer.expand],
+            strip=[plan.strip, plan.thumbnail],
             hashes={name: plan.hashes[name] for name in {"judge", "before", model}},
             encoders=[measurer.clip is not None, measurer.encoder is not None],
-        )  # fmt: skip
+        )
 
     def audit(self, model: str, generate: Generate, prompt: Prompt, people: bool) -> None:
         """Generate, measure and store one prompt of one model, unless it is done already."""
@@ -206,14 +214,25 @@ def _rows(plan: AuditPlan, what: tuple[str, Prompt, bool], measured: Measured, b
 
     between = cosine_to_others(measured.features["encoder"]) if "encoder" in measured.features else missing
     columns = {
-        "model": model, "family": prompt.family, "people": people, "subject": prompt.subject, "prompt": prompt.text,
-        "image_index": np.arange(n), "seed": plan.seed, "found": measured.found_B,
+        "model": model,
+        "family": prompt.family,
+        "people": people,
+        "subject": prompt.subject,
+        "prompt": prompt.text,
+        "image_index": np.arange(n),
+        "seed": plan.seed,
+        "found": measured.found_B,
         **{corner: measured.box_B4[:, i] for i, corner in enumerate(("x0", "y0", "x1", "y1"))},
         **{
             f"p.{name}.{label}": measured.probs[name][:, k]
-            for name, classes in plan.attributes.items() for k, label in enumerate(classes)
+            for name, classes in plan.attributes.items()
+            for k, label in enumerate(classes)
         },
-        "clip_t": measured.clip_t_B, "clip_i": similarity("clip"), "dino": similarity("encoder"), "between": between,
-        "model_hash": plan.hashes[model], "judge_hash": plan.hashes["judge"],
-    }  # fmt: skip
+        "clip_t": measured.clip_t_B,
+        "clip_i": similarity("clip"),
+        "dino": similarity("encoder"),
+        "between": between,
+        "model_hash": plan.hashes[model],
+        "judge_hash": plan.hashes["judge"],
+    }
     return pd.DataFrame(columns)

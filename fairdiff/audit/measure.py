@@ -72,7 +72,9 @@ def measure(measurer: Measurer, image_BCHW: Tensor, prompt: str) -> Measured:
             bad = int((~logits_FK.isfinite().all(1)).sum())
             if bad:  # an argmax would count them as some class
                 where = f"{bad} of {len(row_F)} faces of '{prompt}'"
-                raise FairDiffError(f"audit.judge: {name}: logits that are not finite for {where}, allowed: finite ones")
+                raise FairDiffError(
+                    f"audit.judge: {name}: logits that are not finite for {where}, allowed: finite ones"
+                )
             probs[name][row_F] = _array(logits_FK.float().softmax(1))
     features, clip_t_B = {}, np.full(batch, np.nan, np.float32)
     if measurer.clip is not None:

@@ -114,11 +114,15 @@ def _model(rows: pd.DataFrame, axes: list[Axis], tallies: dict, prompts: pd.Data
             entry["low_confidence"] = _low_confidence(rows, axis)
         result["attributes" if len(axis.members) == 1 else "joint"][axis.name] = entry
     result["families"] = {
-        family: {"prompts": int(rows_P.sum())} | _grouped(axes, lambda axis, rows_P=rows_P: suite_metrics(
-            tallies[axis.name][rows_P], (images - tallies[axis.name].sum(1))[rows_P], axis.rows(rows_P), spec
-        ))
+        family: {"prompts": int(rows_P.sum())}
+        | _grouped(
+            axes,
+            lambda axis, rows_P=rows_P: suite_metrics(
+                tallies[axis.name][rows_P], (images - tallies[axis.name].sum(1))[rows_P], axis.rows(rows_P), spec
+            ),
+        )
         for family, rows_P in _families(prompts.family).items()
-    }  # fmt: skip
+    }
     missing = int((~rows.found).sum())
     result["no_face"] = {"rate": missing / len(rows), "ci95": iv.rate_interval(missing, len(rows)), "images": missing}
     for name in ("clip_t", "clip_i", "dino"):
@@ -230,11 +234,16 @@ def _without_people(rows: pd.DataFrame, spec: MetricSpec) -> dict:
             for model, part in zip(pair, (before, after), strict=True)
         },
         "per_prompt": [
-            {"prompt_index": int(i), "prompt": names.prompt[i], "subject": names.subject[i], "drift": drift[i],
-             "between_seeds": between[i]}
+            {
+                "prompt_index": int(i),
+                "prompt": names.prompt[i],
+                "subject": names.subject[i],
+                "drift": drift[i],
+                "between_seeds": between[i],
+            }
             for i in between.index
         ],
-    }  # fmt: skip
+    }
 
 
 def _plain(value):

@@ -33,9 +33,12 @@ def render_report(folder: Path, audit: dict, settings: dict[str, list[str]], his
     `settings`: headings with lines (target, adapter, sampler, ...), shown as given. `history` may be empty.
     """
     environment = Environment(
-        loader=PackageLoader("fairdiff.audit", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        loader=PackageLoader("fairdiff.audit", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
         lstrip_blocks=True,
-    )  # fmt: skip
+    )
     environment.filters |= {"number": number, "percent": percent, "interval": interval, "signed": signed}
     html = environment.get_template("report.html.j2").render(
         audit=audit,
@@ -105,11 +108,19 @@ def _card(audit: dict, name: str) -> dict:
     paired = audit["paired"] and audit["paired"]["attributes"][name]
     trained = audit["trained"] and audit["trained"]["attributes"][name][distance["key"]]
     return {
-        "name": name, "entries": entries, "last": last, "target": last["target"], "chart": Markup(chart),
-        "distances": distances, "distance": distance, "difference": paired and paired[distance["key"]],
-        "changed": paired and paired["class_changed"], "drift": paired and paired.get("drift"), "trained": trained,
+        "name": name,
+        "entries": entries,
+        "last": last,
+        "target": last["target"],
+        "chart": Markup(chart),
+        "distances": distances,
+        "distance": distance,
+        "difference": paired and paired[distance["key"]],
+        "changed": paired and paired["class_changed"],
+        "drift": paired and paired.get("drift"),
+        "trained": trained,
         "verdict": VERDICTS[last["target"]["verdict"]].format(delta=last["target"]["delta"]),
-    }  # fmt: skip
+    }
 
 
 def _share_row(label: str, models: dict[str, dict], name: str, target: float | None) -> Row:
@@ -138,20 +149,27 @@ def _shares(audit: dict, name: str) -> dict:
     first = next(iter(models.values()))["per_prompt"]
     order = sorted(range(len(first)), key=lambda i: first[i]["shares"][classes[0]]["share"] or 0)
     panels = [
-        (label, [
-            _share_row(
-                first[i]["subject"], {m: e["per_prompt"][i] for m, e in models.items()}, label,
-                first[i]["target"]["shares"][label] if target["requested"] else None,
-            )
-            for i in order
-        ])
+        (
+            label,
+            [
+                _share_row(
+                    first[i]["subject"],
+                    {m: e["per_prompt"][i] for m, e in models.items()},
+                    label,
+                    first[i]["target"]["shares"][label] if target["requested"] else None,
+                )
+                for i in order
+            ],
+        )
         for label in shown
-    ]  # fmt: skip
+    ]
     return {
-        "name": name, "requested": target["requested"], "overall": Markup(_overall(audit, "attributes", name)),
+        "name": name,
+        "requested": target["requested"],
+        "overall": Markup(_overall(audit, "attributes", name)),
         "per_prompt": Markup(share_chart(panels, f"{name}: shares of each prompt")),
         "rejected": {model: entry["target"]["prompts_rejected"] for model, entry in models.items()},
-    }  # fmt: skip
+    }
 
 
 def _pictures(audit: dict, store: RecordStore) -> list[dict]:

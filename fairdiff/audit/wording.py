@@ -26,67 +26,102 @@ def comparison(audit: dict) -> dict[str, list[dict]]:
 
     "trained" is the change from "start" to "after", (None, None) where there is no such model.
     """
-    paired, trained, groups = audit["paired"], audit["trained"], {}
-
-    def row(name: str, get, change, floor=None, form=None, note: str = "") -> dict:
-        """change: from the entry of `paired` or `trained` to the change's own entry; None where it has none."""
-        cells = {m: get(audit["models"][m]) if m in audit["models"] else (None, None) for m in MODELS}
-        for key, pair in (("change", paired), ("trained", trained)):
-            found = change(pair) if pair and change else None
-            cells[key] = (found["difference"], found["ci95"]) if found else (None, None)
-        return {"name": name, **cells, "floor": floor, "verdict": "", "format": form or number, "note": note}
-
-    for kind, title in (("attributes", "attributes"), ("joint", "combinations")):
-        groups[title] = []
-        for name in attribute_order(audit) if kind == "attributes" else last_model(audit)["joint"]:
-            distance = distance_of(last_model(audit)[kind][name])
-            groups[title].append(row(
-                f"{name} {distance['short']}", lambda m, k=kind, n=name: _pair(distance_of(m[k][n])),
-                lambda p, k=kind, n=name, key=distance["key"]: p[k][n][key], distance["floor"],
-            ))  # fmt: skip
     targeted = [name for name in attribute_order(audit) if last_model(audit)["attributes"][name]["target"]["requested"]]
-    for family, entries in last_model(audit)["families"].items():
-        groups[f"{family} prompts"] = []
-        for name in targeted:
-            distance = distance_of(entries["attributes"][name])
-            groups[f"{family} prompts"].append(row(
-                f"{family}: {name} {distance['short']}",
-                lambda m, f=family, n=name: _pair(distance_of(m["families"][f]["attributes"][n])),
-                lambda p, f=family, n=name, key=distance["key"]: p["families"][f]["attributes"][n][key],
-                distance["floor"],
-            ))  # fmt: skip
-    groups["RMS gap to the target, noise-corrected"] = [
-        row(f"{name} gap", lambda model, n=name: _pair(model["attributes"][n]["target"]["unbiased_rms"]), None, 0.0,
-            note="root mean square over prompts of how far the difference of two classes' shares is from the requested one; "
-            "of two classes twice the share that is off")
-        for name in targeted
-    ]  # fmt: skip
-    drifts = {n: e["drift"] for n, e in (paired["attributes"] if paired else {}).items() if "drift" in e}
+    groups = {
+        "attributes": [_distance_row(audit, ("attributes", name)) for name in attribute_order(audit)],
+        "combinations": [_distance_row(audit, ("joint", name)) for name in last_model(audit)["joint"]],
+    }
+    for family in last_model(audit)["families"]:
+        paths = [("families", family, "attributes", name) for name in targeted]
+        groups[f"{family} prompts"] = [_distance_row(audit, path, f"{family}: ") for path in paths]
+    groups["RMS gap to the target, noise-corrected"] = [_gap_row(audit, name) for name in targeted]
+    drifts = audit["paired"]["attributes"] if audit["paired"] else {}
     groups["attributes without a target"] = [
-        row(f"{name} within ±{number(drift['margin'], 2)}", lambda _: (None, None),
-            lambda p, n=name: p["attributes"][n]["drift"], note="the change of its bias; a verdict needs the whole interval")
-        | {"verdict": drift["stayed_within"]}
-        for name, drift in drifts.items()
-    ]  # fmt: skip
-    groups["pictures"] = [
-        row(f"{name} low conf.", lambda m, n=name: _rate(m["attributes"][n]["low_confidence"]), None, form=percent,
-            note="faces whose most probable class has less than .9")
-        for name in targeted
-    ]  # fmt: skip
-    groups["pictures"] += [
-        row("no face", lambda m: _rate(m["no_face"]), lambda p: p["no_face"], form=percent),
-        row("CLIP-T", lambda m: _pair(m["clip_t"]), lambda p: p["clip_t"], note="picture against prompt"),
-        row("CLIP-I", lambda m: _pair(m["clip_i"]), None, note="after against before, same noise"),
-        row("image encoder", lambda m: _pair(m["dino"]), None, note="in DINO's place: after against before, same noise"),
-        row("between seeds", lambda m: _pair(m["between_seeds"]), lambda p: p["between_seeds"],
-            note="1 − cosine of two pictures of one prompt: variety"),
-    ]  # fmt: skip
-    if audit["without_people"] is not None:
-        ratio = audit["without_people"]["relative_drift"]
-        note = "distance to the image before, in distances between two seeds"
-        drift = row("no people: drift", lambda m: (None, None), None, note=note)
-        groups["pictures"].append(drift | {"after": (ratio["value"], ratio["ci95"])})
+        _drift_row(audit, name, entry["drift"]) for name, entry in drifts.items() if "drift" in entry
+    ]
+    groups["pictures"] = [_confidence_row(audit, name) for name in targeted] + _image_rows(audit)
     return groups
+
+
+def _row(audit: dict, name: str, get, change=None, *, floor=None, form=None, note: str = "") -> dict:
+    """get: from a model to (value, ci95). change: from `paired` or `trained` to the change's entry; None for no change."""
+    cells = {m: get(audit["models"][m]) if m in audit["models"] else (None, None) for m in MODELS}
+    for key, pair in (("change", audit["paired"]), ("trained", audit["trained"])):
+        found = change(pair) if pair and change else None
+        cells[key] = (found["difference"], found["ci95"]) if found else (None, None)
+    return {"name": name, **cells, "floor": floor, "verdict": "", "format": form or number, "note": note}
+
+
+def _at(tree: dict, path: tuple[str, ...]) -> dict:
+    for key in path:
+        tree = tree[key]
+    return tree
+
+
+def _distance_row(audit: dict, path: tuple[str, ...], prefix: str = "") -> dict:
+    """Bias, or the distance to the target, of the attribute or combination at `path` of every model."""
+    distance = distance_of(_at(last_model(audit), path))
+    return _row(
+        audit,
+        f"{prefix}{path[-1]} {distance['short']}",
+        lambda model: _pair(distance_of(_at(model, path))),
+        lambda pair: _at(pair, path)[distance["key"]],
+        floor=distance["floor"],
+    )
+
+
+def _gap_row(audit: dict, name: str) -> dict:
+    note = (
+        "root mean square over prompts of how far the difference of two classes' shares is from the requested one; of two "
+        "classes twice the share that is off"
+    )
+    gap = ("attributes", name, "target", "unbiased_rms")
+    return _row(audit, f"{name} gap", lambda model: _pair(_at(model, gap)), floor=0.0, note=note)
+
+
+def _drift_row(audit: dict, name: str, drift: dict) -> dict:
+    row = _row(
+        audit,
+        f"{name} within ±{number(drift['margin'], 2)}",
+        lambda _: (None, None),
+        lambda pair: pair["attributes"][name]["drift"],
+        note="the change of its bias; a verdict needs the whole interval",
+    )
+    return row | {"verdict": drift["stayed_within"]}
+
+
+def _confidence_row(audit: dict, name: str) -> dict:
+    rate = ("attributes", name, "low_confidence")
+    note = "faces whose most probable class has less than .9"
+    return _row(audit, f"{name} low conf.", lambda model: _rate(_at(model, rate)), form=percent, note=note)
+
+
+def _image_rows(audit: dict) -> list[dict]:
+    """What is measured on whole images."""
+    rows = [
+        _row(audit, "no face", lambda m: _rate(m["no_face"]), lambda p: p["no_face"], form=percent),
+        _row(audit, "CLIP-T", lambda m: _pair(m["clip_t"]), lambda p: p["clip_t"], note="image against prompt"),
+        _row(audit, "CLIP-I", lambda m: _pair(m["clip_i"]), note="after against before, same noise"),
+        _row(
+            audit,
+            "image encoder",
+            lambda m: _pair(m["dino"]),
+            note="in DINO's place: after against before, same noise",
+        ),
+        _row(
+            audit,
+            "between seeds",
+            lambda m: _pair(m["between_seeds"]),
+            lambda p: p["between_seeds"],
+            note="1 − cosine of two images of one prompt: variety",
+        ),
+    ]
+    if audit["without_people"] is not None:
+        drift = audit["without_people"]["relative_drift"]
+        note = "distance to the image before, in distances between two seeds"
+        row = _row(audit, "no people: drift", lambda _: (None, None), note=note)
+        rows.append(row | {"after": (drift["value"], drift["ci95"])})
+    return rows
 
 
 def headline(audit: dict) -> str:
@@ -130,8 +165,11 @@ def not_measured(audit: dict) -> list[str]:
     ]
     same = audit["judge"].get("same_as_training_judge")
     if same:
-        lines.insert(0, "An independent opinion: the judge of this audit is the one that trained the adapter, and an "
-                        "optimised loss flatters itself on its own judge.")  # fmt: skip
+        lines.insert(
+            0,
+            "An independent opinion: the judge of this audit is the one that trained the adapter, and an "
+            "optimised loss flatters itself on its own judge.",
+        )
     else:
         known = "other than the training one" if same is False else "perhaps the one that trained the adapter"
         lines.append(f"Disagreement between judges: one audit judge, {known}, labelled every picture.")

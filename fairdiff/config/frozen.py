@@ -82,7 +82,7 @@ class AttributeConfig:
 
 @dataclass
 class DetectorConfig:
-    """type mtcnn and insightface resize the shorter side to input_size; whole takes the whole picture as the face.
+    """mtcnn resizes the shorter side to input_size (insightface to its own 640); whole takes the whole image as the face.
 
     crop_size: side of what the judges see, of a square box `expand` times the face.
     root: the folder of insightface's models, which are for non-commercial research and do not come with this project.

@@ -231,7 +231,13 @@ def save_lora(folder: Path, state: dict[str, dict[str, Tensor]], rank: int, alph
     for name, factors in state.items():
         root = "" if name == "unet" else TEXT_ROOT
         given[f"{name}_lora_layers"] = {root + key.removeprefix(root): value for key, value in factors.items()}
-        about = {"r": rank, "lora_alpha": alpha, "target_modules": _layers(name), "rank_pattern": {}, "alpha_pattern": {}}
+        about = {
+            "r": rank,
+            "lora_alpha": alpha,
+            "target_modules": _layers(name),
+            "rank_pattern": {},
+            "alpha_pattern": {},
+        }
         given[f"{name}_lora_adapter_metadata"] = about  # without it diffusers takes alpha = rank
     pipeline.save_lora_weights(folder, **given)
 

@@ -74,9 +74,12 @@ class DiffusionModel:
     def _tokens(self, *prompts: str, tokenizer=None):
         tokenizer = tokenizer or self.tokenizer
         return tokenizer(
-            list(prompts), padding=self.padding, max_length=tokenizer.model_max_length, truncation=True,
+            list(prompts),
+            padding=self.padding,
+            max_length=tokenizer.model_max_length,
+            truncation=True,
             return_tensors="pt",
-        ).to(self.unet.device)  # fmt: skip
+        ).to(self.unet.device)
 
     def encode_pair(self, prompt: str) -> tuple[Tensor, Tensor]:
         """Conditional and unconditional embeddings [1, L, D] of one length L.
@@ -157,7 +160,11 @@ def load_model(path: str | Path, padding: str = "max_length", device: str = "cpu
             pipeline = StableDiffusionXLPipeline.from_pretrained(**where, use_safetensors=True, add_watermarker=False)
         else:
             pipeline = StableDiffusionPipeline.from_pretrained(
-                **where, use_safetensors=True, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+                **where,
+                use_safetensors=True,
+                safety_checker=None,
+                feature_extractor=None,
+                requires_safety_checker=False,
             )
     except Exception as error:  # diffusers, safetensors and the hub each have their own kinds
         reason = " ".join(str(error).split())[:300]
@@ -171,7 +178,9 @@ def load_model(path: str | Path, padding: str = "max_length", device: str = "cpu
         model.tokenizer_2, model.text_encoder_2 = pipeline.tokenizer_2, pipeline.text_encoder_2
         model.empty_is_zero = pipeline.config.force_zeros_for_empty_prompt
         if padding != "max_length":
-            raise FairDiffError(f"model.padding: found {padding}, allowed with Stable Diffusion XL ({path}): max_length")
+            raise FairDiffError(
+                f"model.padding: found {padding}, allowed with Stable Diffusion XL ({path}): max_length"
+            )
     for module in (*model.text_encoders, model.unet, model.vae):
         module.requires_grad_(False).eval().float().to(device)
         if any(not p.isfinite().all() for p in module.parameters()):
@@ -215,7 +224,7 @@ def check_device(name: str) -> None:
 
 
 def fast_dtype(device: str) -> str:
-    """"bfloat16" where the device has instructions for it, else "float32", which is faster than emulating them."""
+    """ "bfloat16" where the device has instructions for it, else "float32", which is faster than emulating them."""
     if device.startswith("cuda"):
         able = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     else:

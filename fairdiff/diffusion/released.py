@@ -40,7 +40,9 @@ def convert(files: list[Path], folder: Path) -> dict[str, object]:
             raise FairDiffError(f"{file}: holds {name}, as another of these files does")
         parts[name] = state
     if "soft_tokens" in parts and len(parts) > 1:
-        raise FairDiffError(f"{', '.join(map(str, files))}: soft tokens and LoRA are adapters of their own; convert one")
+        raise FairDiffError(
+            f"{', '.join(map(str, files))}: soft tokens and LoRA are adapters of their own; convert one"
+        )
     rank = 0 if "soft_tokens" in parts else _rank(parts, files)
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -66,7 +68,9 @@ def read_released(file: Path) -> tuple[str, dict[str, Tensor]]:
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # missing, cut short, another format, or code that would have to be run
-        raise FairDiffError(f"{file}: cannot read it without running code: {' '.join(str(error).split())[:200]}") from error
+        raise FairDiffError(
+            f"{file}: cannot read it without running code: {' '.join(str(error).split())[:200]}"
+        ) from error
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise FairDiffError(f"{file}: holds no flat dict of tensors")
     for key, value in state.items():
@@ -75,7 +79,9 @@ def read_released(file: Path) -> tuple[str, dict[str, Tensor]]:
     if "token_embedding.weight" in state and set(state) <= PREFIX_KEYS:
         rows = state["token_embedding.weight"]
         if rows.ndim != 2 or len(rows) < 2:
-            raise FairDiffError(f"{file}: token_embedding.weight is {tuple(rows.shape)}, allowed: a dummy row and tokens")
+            raise FairDiffError(
+                f"{file}: token_embedding.weight is {tuple(rows.shape)}, allowed: a dummy row and tokens"
+            )
         return "soft_tokens", {TOKEN: rows[1:].float().contiguous()}
     for name, pattern, rename in (("text_encoder", TEXT_KEY, _text_name), ("unet", UNET_KEY, _unet_name)):
         found = {key: pattern.fullmatch(key) for key in state}

@@ -113,9 +113,10 @@ class Part:
 
 def align_term(now: FaceBatch, part: Part, images: int) -> Tensor:
     """Sum over attributes and kept faces of w_y CE(h(x_f), y_f), divided by the images B of the whole batch."""
-    return sum(
-        alignment_loss(now.logits[a], part.labels[a], part.kept[a], part.weights[a]).sum() for a in part.labels
-    ) / images
+    return (
+        sum(alignment_loss(now.logits[a], part.labels[a], part.kept[a], part.weights[a]).sum() for a in part.labels)
+        / images
+    )
 
 
 def image_term(perception: Perception, damping: dict[str, Damping], now: FaceBatch, part: Part, images: int) -> Tensor:

@@ -186,9 +186,7 @@ def _class_columns(where: str, columns: list[str], classes: Classes) -> dict[str
         owners = [(n, c) for n, names in classes.items() for c in names if column in (c, f"{n}.{c}")]
         if len(owners) != 1 or owners[0] in chosen:
             reason = "" if not owners else ", which says no class or one that has a column already"
-            raise FairDiffError(
-                f"{where}: found the column {column}{reason}, allowed: {', '.join([*KEYS, *allowed])}"
-            )
+            raise FairDiffError(f"{where}: found the column {column}{reason}, allowed: {', '.join([*KEYS, *allowed])}")
         chosen[owners[0]] = column
     if not chosen:
         raise FairDiffError(f"{where}: no column of shares, allowed: {', '.join(allowed)}")
