@@ -28,7 +28,7 @@ SMALL = ("audit.prompts=3", "audit.images_per_prompt=10", "audit.without_people=
 # every setting that is chosen anew now and then stands here, so that a new choice changes no digit
 RATE = "adapter.learning_rate=1e-2"
 RUNS = {
-    "main job": ("steps=4", "global_batch=24", "prompts.per_step=1", RATE, "loss.image=0.4"),
+    "main job": ("steps=4", "adapter=lora_text", "global_batch=24", "prompts.per_step=1", RATE, "loss.image=0.4"),
     "soft tokens, labour statistics": (
         "steps=3", "adapter=soft_tokens", "global_batch=24", RATE, "attribute=[gender,race]", "target.file=labour",
         "prompts.per_step=2", "loss.image=0.4", "gradient.type=unit",
@@ -38,8 +38,8 @@ RUNS = {
         "loss.originals=1", "gradient.type=unit", "global_batch=12", "noise_pool=12", "sampler.train_steps=[4,6]",
     ),
     "several families, validated": (
-        "steps=4", "experiment=multi_concept", "global_batch=12", "noise_pool=12", "prompts.per_step=1", RATE,
-        "validation.every=2", "validation.prompts=1", "validation.images=8", "loss.image=0.4",
+        "steps=4", "experiment=multi_concept", "adapter=lora_text", "global_batch=12", "noise_pool=12", RATE,
+        "prompts.per_step=1", "validation.every=2", "validation.prompts=1", "validation.images=8", "loss.image=0.4",
     ),
 }  # fmt: skip
 
