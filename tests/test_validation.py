@@ -186,7 +186,7 @@ def test_an_interrupted_run_with_everything_on_ends_bit_equal(tiny_folder, tmp_p
 
 
 def test_the_floor_of_portraits_is_between_images_that_broke_and_those_that_did_not():
-    """Of the committed records of the search: a rate of 2.4e-2 breaks the images, the other candidates do not."""
+    """Of the committed records of the search: a rate of 2.4e-2 breaks the images, 240 steps on the text side drift too far."""
     root = Path(__file__).resolve().parent.parent / "docs" / "measurements" / "search" / "search"
 
     def semantics(path):
@@ -194,6 +194,6 @@ def test_the_floor_of_portraits_is_between_images_that_broke_and_those_that_did_
         return (after["clip_i"]["mean"] + after["dino"]["mean"]) / 2
 
     every = {path.parent.name: semantics(path) for path in root.glob("*/seed0.json")}
-    broken = every.pop("text_rate_2.4e-2")
-    assert len(every) >= 5 and broken < composed().validation.floor < min(every.values())
+    lost = [every.pop(name) for name in ("text_rate_2.4e-2", "text_240_steps")]
+    assert len(every) >= 5 and max(lost) < composed().validation.floor < min(every.values())
     assert composed("model=sd15").validation.floor == 0.5  # the paper's .62 to .74 of photographs pass

@@ -5,6 +5,7 @@ python scripts/build_portraits/pictures.py --audit outputs/gender/default/seed0/
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from captions import Person, describe_person
 from data import Renders, read
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from stage import build_folder
 
 from fairdiff.audit.records import RecordStore
@@ -60,17 +61,33 @@ def generated() -> list[np.ndarray]:
 
 
 def before_after(audit: Path, prompts: int) -> Image.Image:
-    """Strips of the first test prompts: each pair of rows is one prompt before and after, each column one noise."""
-    store, strips = RecordStore(audit / "records"), []
-    texts = [p.text for p in occupations.prompts("occupation", "test")]
-    painted = [t for t in texts if store.path("after", t, "png").exists()][:prompts]
-    if not painted:
+    """Labelled strips of the first audited occupations, before and after: each column is one noise.
+
+    The share of women is that of all images of the prompt, by the audit judge.
+    """
+    store = RecordStore(audit / "records")
+    models = json.loads((audit / "audit.json").read_text())["models"]
+    shares = {
+        model: {p["prompt"]: p["shares"]["female"]["share"] for p in models[model]["attributes"]["gender"]["per_prompt"]}
+        for model in ("before", "after")
+    }
+    known = [p for p in occupations.prompts("occupation", "test") if p.text in shares["after"]][:prompts]
+    if not known:
         raise SystemExit(f"{audit}: holds no audited test occupation")
-    for text in painted:
-        pair = [np.asarray(Image.open(store.path(model, text, "png")).convert("RGB")) for model in ("before", "after")]
-        strips += [*pair, np.full((6, *pair[0].shape[1:]), 255, np.uint8)]
-    sheet = Image.fromarray(np.concatenate(strips[:-1], 0))
-    return sheet.resize((sheet.width * 2, sheet.height * 2), Image.LANCZOS)
+    strips = {m: [Image.open(store.path(m, p.text, "png")).convert("RGB") for p in known] for m in shares}
+    width, height = strips["before"][0].size
+    left, gap, zoom = 330, 14, 2
+    sheet = Image.new("RGB", (left + width * zoom, len(known) * (2 * height * zoom + gap) - gap), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(24)
+    for row, prompt in enumerate(known):
+        top = row * (2 * height * zoom + gap)
+        for place, (model, pictures) in enumerate(strips.items()):
+            y = top + place * height * zoom
+            sheet.paste(pictures[row].resize((width * zoom, height * zoom), Image.LANCZOS), (left, y))
+            words = f"{model}: {shares[model][prompt.text]:.0%} women"
+            draw.text((left - 16, y + height), words, "black", font, anchor="rm")
+        draw.text((8, top + 8), prompt.subject, "black", font, anchor="lt")
+    return sheet
 
 
 def main(argv: list[str] | None = None) -> None:
