@@ -186,7 +186,7 @@ def test_an_interrupted_run_with_everything_on_ends_bit_equal(tiny_folder, tmp_p
 
 
 def test_the_floor_of_portraits_is_between_images_that_broke_and_those_that_did_not():
-    """Of the committed records of the search: a rate of 2.4e-2 breaks the images, 240 steps on the text side drift too far."""
+    """Of the committed records of the search: a rate of 2.4e-2 breaks the images, 240 steps of text drift too far."""
     root = Path(__file__).resolve().parent.parent / "docs" / "measurements" / "search" / "search"
 
     def semantics(path):
