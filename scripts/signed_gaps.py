@@ -1,11 +1,11 @@
-"""How far occupations still lean after debiasing, and whether runs leave the same ones leaning.
+"""Signed gaps of occupations before and after debiasing, and whether runs leave the same occupations uneven.
 
-python scripts/leans.py outputs/gender/default/seed0 outputs/gender/default/seed1
+python scripts/signed_gaps.py outputs/gender/default/seed0 outputs/gender/default/seed1
 
-A folder is a run's, or that of one of its audits. The lean of an occupation is its share of faces of the first class less
-that of the second, in [-1, 1], of perceived presentation. Printed of each run: slope b and standard deviation of the
-residuals r of the least-squares line after = a + b before over occupations. Of each pair of runs: the correlation of r, and
-that of r from disjoint halves of the pictures (even ones of one run, odd ones of the other, and the other way around), which
+A folder is a run's, or that of one of its audits. The signed gap of an occupation is its share of faces of the first class
+minus that of the second, in [-1, 1], of perceived presentation. Printed for each run: slope b and standard deviation of the
+residuals r of the least-squares line after = a + b before over occupations. For each pair of runs: the correlation of r, and
+that of r from disjoint halves of the images (even ones of one run, odd ones of the other, and the other way around), which
 share no noise.
 """
 
@@ -19,8 +19,8 @@ import pandas as pd
 from fairdiff.cli import fail
 
 
-def leans(records: pd.DataFrame, attribute: str) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Per occupation [P]: lean before, and lean after in all pictures, the even and the odd ones.
+def signed_gaps(records: pd.DataFrame, attribute: str) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Per occupation [P]: gap before, and gap after in all images, the even and the odd ones.
 
     ValueError unless `attribute` has two classes.
     """
@@ -30,10 +30,10 @@ def leans(records: pd.DataFrame, attribute: str) -> tuple[np.ndarray, list[np.nd
         raise ValueError(f"--attribute {attribute}: has {classes[attribute]} classes; allowed, with two: {two}")
     first, second = (c for c in records if c.startswith(f"p.{attribute}."))
     faces = records[records.people & records.found].sort_values("prompt")
-    faces = faces.assign(lean=np.sign(faces[first] - faces[second]), half=faces.image_index % 2)
+    faces = faces.assign(gap=np.sign(faces[first] - faces[second]), half=faces.image_index % 2)
     before, after = (faces[faces.model == model] for model in ("before", "after"))
     parts = [after, after[after.half == 0], after[after.half == 1]]
-    return before.groupby("prompt").lean.mean().to_numpy(), [p.groupby("prompt").lean.mean().to_numpy() for p in parts]
+    return before.groupby("prompt").gap.mean().to_numpy(), [p.groupby("prompt").gap.mean().to_numpy() for p in parts]
 
 
 def records_of(folder: Path) -> Path:
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
     found = {}
     for folder in args.folders:
         try:
-            before, parts = leans(pd.read_parquet(records_of(folder)), args.attribute)
+            before, parts = signed_gaps(pd.read_parquet(records_of(folder)), args.attribute)
         except (OSError, ValueError) as error:
             fail(error)
         fits = [residuals(before, part) for part in parts]

@@ -1,4 +1,4 @@
-"""scripts/leans.py on records whose line and residuals are known."""
+"""scripts/signed_gaps.py on records whose line and residuals are known."""
 
 import shutil
 import sys
@@ -10,7 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 
-from leans import leans, main, records_of, residuals  # noqa: E402
+from signed_gaps import main, records_of, residuals, signed_gaps  # noqa: E402
 
 
 def records(before: list[int], after: list[int]) -> pd.DataFrame:
@@ -26,7 +26,7 @@ def records(before: list[int], after: list[int]) -> pd.DataFrame:
 
 
 def test_slope_and_residuals_are_those_of_a_known_line():
-    before, (after, even, odd) = leans(records([0, 2, 5, 8, 10], [4, 4, 5, 6, 6]), "gender")
+    before, (after, even, odd) = signed_gaps(records([0, 2, 5, 8, 10], [4, 4, 5, 6, 6]), "gender")
     assert before.tolist() == pytest.approx([-1, -0.6, 0, 0.6, 1])
     assert after.tolist() == pytest.approx([-0.2, -0.2, 0, 0.2, 0.2]) == even.tolist() == odd.tolist()
     slope, rest = residuals(before, after)
@@ -39,7 +39,7 @@ def test_slope_and_residuals_are_those_of_a_known_line():
 def test_an_attribute_without_two_classes_is_named_with_those_that_have_them(attribute, found):
     three = records([1], [1]).assign(**{f"p.race.{k}": 1 / 3 for k in "abc"})
     with pytest.raises(ValueError, match=f"--attribute {attribute}: {found}; allowed, with two: gender$"):
-        leans(three, attribute)
+        signed_gaps(three, attribute)
 
 
 def test_a_runs_only_audit_is_found_and_of_several_one_is_chosen(tmp_path, capsys):
