@@ -125,10 +125,10 @@ def _part_left(group: str, run: str, what: str, high: float, find) -> Aim:
 
 E = "experiments"
 AIMS = [
-    _at_most("adapters", "lora_text", "gender bias", 0.20, bias("gender")),
-    _stays("adapters", "lora_text", "race"),
-    _stays("adapters", "lora_text", "age"),
-    Aim("adapters", "lora_text", "low-confidence faces (gender)", "≤ 2 ×", 0, 2, low_confidence("gender")),
+    _at_most("adapters", "lora_both", "gender bias", 0.20, bias("gender")),
+    _stays("adapters", "lora_both", "race"),
+    _stays("adapters", "lora_both", "age"),
+    Aim("adapters", "lora_both", "low-confidence faces (gender)", "≤ 2 ×", 0, 2, low_confidence("gender")),
     _at_most(E, "gender", "gender bias", 0.13, bias("gender")),
     _stays(E, "gender", "race"),
     _stays(E, "gender", "age"),

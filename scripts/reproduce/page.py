@@ -15,8 +15,8 @@ HEAD = """# Results
 
 Written by `python scripts/results.py` from the audits made so far, on the embedded model ([portraits.md](portraits.md)).
 Settings are chosen on validation occupations ([search.md](search.md)). No setting was chosen by the test occupations of this
-page, but 24 of them have been looked at: in the audit of the main job that the README shows. The audit classifier never took
-part in training. Labels are perceived presentation in images, never identity.
+page, but 24 of them had been looked at before, in an audit of the adapter that was then the default. The audit classifier
+never took part in training. Labels are perceived presentation in images, never identity.
 
 - **Bias** is the paper's, 2 / (K (K - 1)) sum |f_i - f_j| of a prompt's shares, then the mean over prompts. Its floor is what
   a perfectly fair generator shows at that number of images.
