@@ -69,9 +69,9 @@ def test_every_experiment_composes_with_every_model(name, model):
     config = configure(f"model={model}", f"experiment={name}", *(["judge.path=x"] if model == "sd15" else []))
     batch, sure, attributes, adapter = EXPERIMENTS[name]
     assert (config.global_batch, config.loss.confident_class) == (batch, sure)
-    face = {"soft_tokens": 8, "lora": 30}[adapter]
-    total = 75 + 40 + face
-    assert config.loss.shares == pytest.approx({"align": 75 / total, "image": 40 / total, "face": face / total})
+    image, face = {"soft_tokens": (17, 8), "lora": (40, 30)}[adapter]
+    total = 75 + image + face
+    assert config.loss.shares == pytest.approx({"align": 75 / total, "image": image / total, "face": face / total})
     assert list(config.attributes) == attributes and config.adapter.type == adapter
     assert config.noise_pool >= batch
     if adapter == "soft_tokens":
