@@ -36,10 +36,9 @@ from fairdiff.training.validation import Validation
 
 # Keys that leave the result of training as it is. steps: of a constant rate they only ask for more of it.
 NOT_TRAINING = ("audit", "resume", "cache", "micro_batch", "steps")
-REPLAYED, AUDITED = (
-    2,
-    3,
-)  # images at once in replay and audit, in micro-batches of decoding, which needs the most memory
+# images at once in replay and in an audit, in micro-batches of decoding, which needs the most memory
+REPLAYED = 2
+AUDITED = 3
 Judge = AttributeNet | HubClassifier | ZeroShotClassifier
 
 
@@ -112,11 +111,13 @@ def precisions(config: Config) -> tuple[torch.dtype, torch.dtype]:
 
 def build_model(config: Config) -> DiffusionModel:
     check_device(config.model.device)
+    held, sampled = precisions(config)
     model = load_model(config.model.path or weights("model"), config.model.padding, config.model.device)
     model.scheduler = make_solver(config.sampler.scheduler, model.scheduler.config, config.sampler.final_sigmas)
     model.decode_batch = config.micro_batch
     model.negative = config.prompts.negative
-    held, model.sampling_dtype = precisions(config)
+    model.sampling_dtype = sampled
+    _ = model.weights_fingerprint  # taken as loaded, in float32, so that a run's identity is the same on every device
     model.lower_precision(held)
     return model
 

@@ -7,7 +7,6 @@ from fairdiff.audit.axis import software_versions
 from fairdiff.build import adapter_options, compared_images, read_about
 from fairdiff.build_audit import Audit
 from fairdiff.config import Config
-from fairdiff.diffusion.adapters import Adapter
 from fairdiff.diffusion.load import DiffusionModel
 from fairdiff.files import flat
 from fairdiff.plan import Plan
@@ -70,11 +69,11 @@ def adapter_warnings(config: Config, plan: Plan) -> list[str]:
     ]
 
 
-def about_adapter(config: Config, plan: Plan, model: DiffusionModel, adapter: Adapter, training: str) -> dict:
+def about_adapter(config: Config, plan: Plan, model: DiffusionModel, training: str) -> dict:
     """adapter.json: all that using the adapter takes, and what made it."""
-    soft = adapter.kind == "soft_tokens"
+    soft = config.adapter.type == "soft_tokens"
     return {
-        "type": adapter.kind,
+        "type": config.adapter.type,
         "options": " ".join(f"adapter.{key}={value}" for key, value in adapter_options(config).items()),
         "load_with": "load_textual_inversion" if soft else "load_lora_weights",
         "prompt_prefix": "<fairdiff> " if soft else "",

@@ -42,6 +42,15 @@ def write_json(path: Path, value) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def read_given(path: Path, where: str) -> str:
+    """The text of a file that the user names, without a byte order mark; FairDiffError, beginning with `where`."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise FairDiffError(f"{where}: cannot read it: {reason}") from error
+
+
 def read_table(text: str, where: str) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     """The columns of a CSV and its rows with their line numbers; a short row's missing cells are "".
 

@@ -24,11 +24,10 @@ def train_job(config: Config, folder: Path) -> None:
         console.print(f"this run is finished; resume=false starts over ({folder})")
     else:
         trainee = build.build_trainee(config, plan, model, perception)
-        about = describe.about_adapter(config, plan, model, trainee.adapter, training)
+        about = describe.about_adapter(config, plan, model, training)
         run.begin(folder, asdict(config), training)
-        for line in describe.budget(config, plan, trainee, audit) + describe.warnings(
-            plan, model, trainee.adapter.prefix
-        ):
+        budget = describe.budget(config, plan, trainee, audit)
+        for line in budget + describe.warnings(plan, model, trainee.adapter.prefix):
             console.print(line, markup=False)
         train(trainee, list(plan.train), build.build_schedule(config, plan), folder, training, console)
         run.save_adapter(folder, trainee.adapter, about)

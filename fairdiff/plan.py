@@ -12,7 +12,7 @@ from fairdiff.errors import FairDiffError, blame
 from fairdiff.objective.target_files import WrittenTarget, read_target
 from fairdiff.objective.targets import Target, Targets
 from fairdiff.portraits.prompt_set import PortraitsPrompts
-from fairdiff.prompts import Prompt, read_prompts
+from fairdiff.prompts import Prompt, PromptSet, read_prompts
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def make_plan(config: Config, training: bool = True) -> Plan:
     )
 
 
-def _training_prompts(config: Config, embedded: PortraitsPrompts) -> list[Prompt]:
+def _training_prompts(config: Config, embedded: PromptSet) -> list[Prompt]:
     """In a fixed shuffle, each family's prompts as often as `prompts.families` says, and prompts without people."""
     families = _families(config, embedded, "train")
     repeated = [p for family, some in families.items() for p in some * config.prompts.families.get(family, 1)]
@@ -79,7 +79,7 @@ def _training_prompts(config: Config, embedded: PortraitsPrompts) -> list[Prompt
     return shuffled(people + own)
 
 
-def _split(config: Config, embedded: PortraitsPrompts, split: str, limit: int | None) -> list[Prompt]:
+def _split(config: Config, embedded: PromptSet, split: str, limit: int | None) -> list[Prompt]:
     """Validation or test prompts of people, each once, family by family, `limit` of each family (None: all)."""
     families = _families(config, embedded, split).values()
     found = [p for some in families for p in different_first(shuffled([p for p in some if p.people]))[:limit]]
@@ -93,14 +93,14 @@ def _require_people(config: Config, split: str, prompts: list[Prompt]) -> None:
         raise FairDiffError(f"prompts.{split}: found {file} with no prompt of people, allowed: one or more")
 
 
-def _unchanged(config: Config, embedded: PortraitsPrompts) -> list[Prompt]:
+def _unchanged(config: Config, embedded: PromptSet) -> list[Prompt]:
     """Audited prompts without people: the file's own, or the embedded set's."""
     split = config.audit.split
     own = [p for some in _families(config, embedded, split).values() for p in some if not p.people]
     return (own or embedded.without_people(split))[: config.audit.without_people]
 
 
-def _families(config: Config, embedded: PortraitsPrompts, split: str) -> dict[str, list[Prompt]]:
+def _families(config: Config, embedded: PromptSet, split: str) -> dict[str, list[Prompt]]:
     """The prompts of a split by family: the user's file, or families of the embedded set."""
     path, template = getattr(config.prompts, split), config.prompts.template
     if not path:
@@ -111,7 +111,7 @@ def _families(config: Config, embedded: PortraitsPrompts, split: str) -> dict[st
     return families
 
 
-def _check_families(config: Config, embedded: PortraitsPrompts) -> None:
+def _check_families(config: Config, embedded: PromptSet) -> None:
     """FairDiffError for a family that is not there, and for a template into which nothing is put."""
     own = config.prompts
     files = [own.train, own.validation, own.test]
@@ -153,7 +153,7 @@ def shuffled(prompts: list[Prompt]) -> list[Prompt]:
     return [prompt for _, prompt in sorted(zip(keys, prompts, strict=True), key=lambda pair: pair[0])]
 
 
-def _written_target(config: Config, embedded: PortraitsPrompts) -> WrittenTarget | None:
+def _written_target(config: Config, embedded: PromptSet) -> WrittenTarget | None:
     """The content of `target.file`; FairDiffError if `target.<attribute>` is set for an attribute that it covers."""
     file = config.target["file"]
     if file is None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from fairdiff.errors import FairDiffError
-from fairdiff.files import read_table
+from fairdiff.files import read_given, read_table
 
 # "a {}" or "{subject}": the optional article before the gap is set to suit the subject
 _GAP = re.compile(r"(?:\b(?P<article>an?|An?)\s+)?\{(?:subject)?\}")
@@ -33,18 +33,22 @@ class Prompt:
 class PromptSet(Protocol):
     """Prompts that come with a model: families of subjects, each in three splits, and target tables for them.
 
-    template: the words around a subject in a family that takes others. groups, people: as in `Prompt`.
+    template: the words around a subject in a family that takes others. attributes: those that its target tables may have
+    columns for.
     """
 
     template: str
     families: tuple[str, ...]
+    attributes: tuple[str, ...]
 
     def prompts(self, family: str, split: str, template: str) -> list[Prompt]:
         """The prompts of a family in "train", "validation" or "test"; `template` where the family takes one."""
 
-    def takes_template(self, family: str) -> bool: ...
+    def takes_template(self, family: str) -> bool:
+        """Whether the words around a subject of this family may be others than `template`."""
 
-    def without_people(self, split: str) -> list[Prompt]: ...
+    def without_people(self, split: str) -> list[Prompt]:
+        """Prompts of a split that show no people."""
 
     def target_file(self, name: str) -> Path | None:
         """The table of target shares that has this name, None if there is none."""
@@ -104,11 +108,7 @@ def read_prompts(
     path = Path(path)
     if path.suffix not in (".txt", ".csv"):
         raise FairDiffError(f"{key}: {path}: the name must end in .txt or .csv")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise FairDiffError(f"{key}: {path}: cannot read the prompts: {reason}") from error
+    text = read_given(path, f"{key}: {path}")
     prompts = (_from_csv if path.suffix == ".csv" else _from_lines)(f"{key}: {path}", text, template, family)
     if not prompts:
         raise FairDiffError(f"{key}: {path}: holds no prompts")

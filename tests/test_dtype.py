@@ -92,6 +92,19 @@ def test_auto_is_bfloat16_only_where_the_processor_has_it(monkeypatch, able, wan
     assert composed().model.sampling_dtype == "auto"
 
 
+def test_a_runs_identity_is_the_same_on_a_device_that_holds_its_weights_otherwise(monkeypatch):
+    """The files' weights and the word `auto` are in it, not what they became; what images are made with knows both."""
+    config, found = composed("model.dtype=auto"), []
+    plan = make_plan(config)
+    for fast in ("float32", "bfloat16"):
+        monkeypatch.setattr(build, "fast_dtype", lambda device, fast=fast: fast)
+        model, perception = build.build_model(config), build.build_perception(config, plan)
+        assert model.unet.dtype == model.sampling_dtype == getattr(torch, fast)
+        found.append((build.training_fingerprint(config, plan, model, perception), model.fingerprint()))
+    (one, here), (other, there) = found
+    assert one == other and here != there
+
+
 def test_pictures_sampled_in_bfloat16_are_those_in_float32_whatever_the_batch():
     """Of the embedded model, root mean square over a picture in grey levels."""
     prompt, pictures = "a photo of the face of a nurse, a person", {}

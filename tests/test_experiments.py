@@ -304,9 +304,9 @@ def test_the_budget_counts_whole_blocks_of_originals_and_those_of_the_validation
 
 def test_limits_count_people_of_each_family(tmp_path):
     file = tmp_path / "own.csv"
-    things = [f"a photo of thing {i},{'baker' if i % 2 else 'thing'},no" for i in range(40)]
+    objects = [f"a photo of thing {i},{'baker' if i % 2 else 'thing'},no" for i in range(40)]
     people = [f"a photo of {kind} {i},{kind},yes" for kind in ("baker", "sport") for i in range(4)]
-    file.write_text("\n".join(["prompt,family,people", *things, *people]) + "\n")
+    file.write_text("\n".join(["prompt,family,people", *objects, *people]) + "\n")
     found = planned(f"prompts.test={file}", "audit.prompts=3").audit
     assert [p.family for p in found] == ["baker"] * 3 + ["sport"] * 3
 

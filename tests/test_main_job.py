@@ -13,7 +13,10 @@ from safetensors.torch import load_file
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from tiny import composed  # noqa: E402
+
 import train  # noqa: E402
+from fairdiff import build  # noqa: E402
 from fairdiff.jobs import audit_command as measure  # noqa: E402
 from fairdiff.training.tracking import read_metrics  # noqa: E402
 
@@ -74,6 +77,14 @@ def test_the_run_folder_holds_everything(finished):
     assert state == {"schema": 1, "training": json.loads((finished / "adapter" / "adapter.json").read_text())["training"]}
     assert {p.name for p in (finished / "adapter").iterdir()} == {"pytorch_lora_weights.safetensors", "adapter.json"}
     assert not [p for p in finished.rglob("*") if ".tmp" in p.name]
+
+
+@pytest.mark.slow
+def test_adapter_json_names_the_frozen_model_without_the_adapter(finished):
+    about = json.loads((finished / "adapter" / "adapter.json").read_text())
+    frozen = build.build_model(composed(*SMALL))
+    assert about["base_model_hash"] == frozen.fingerprint(precision=False)
+    assert (about["type"], about["guidance"], about["sampler_steps"]) == ("lora", 1.5, 3)
 
 
 @pytest.mark.slow

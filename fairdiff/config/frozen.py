@@ -32,10 +32,6 @@ class ModelConfig:
         one_of("model.padding", self.padding, ["max_length", "longest"])
         for key in ("dtype", "sampling_dtype"):
             one_of(f"model.{key}", asdict(self)[key], ["auto", "float32", "bfloat16"])
-        if (self.dtype, self.sampling_dtype) == ("bfloat16", "float32"):
-            raise FairDiffError(
-                "model.sampling_dtype: found float32, but model.dtype is bfloat16; allowed: bfloat16, or float32 for both"
-            )
 
 
 @dataclass

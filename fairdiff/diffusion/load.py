@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import diffusers
@@ -104,13 +105,18 @@ class DiffusionModel:
         ids = self.tokenizer([prefix + text for text in prompts], truncation=True, max_length=most + 1).input_ids
         return [text for text, tokens in zip(prompts, ids, strict=True) if len(tokens) > most]
 
+    @cached_property
+    def weights_fingerprint(self) -> str:
+        """Of the frozen weights as they were loaded: taken once, before they change precision and an adapter is hung."""
+        return fingerprint.of_modules(*self.text_encoders, self.unet, self.vae)
+
     def fingerprint(self, precision: bool = True) -> str:
         """Of everything that makes its images: weights, configurations, solver, tokenizers, negative text, precision."""
         about = [architecture(m) for m in (*self.text_encoders, self.unet, self.vae, self.scheduler)]
         texts = [reads(t) for t in (self.tokenizer, self.tokenizer_2) if t is not None]
-        weights = fingerprint.of_modules(*self.text_encoders, self.unet, self.vae)
-        options = [self.padding, self.negative, self.empty_is_zero, str(self.sampling_dtype) if precision else None]
-        return fingerprint.of_values(weights, about, texts, options)
+        options = [self.padding, self.negative, self.empty_is_zero]
+        options += [str(self.unet.dtype), str(self.sampling_dtype)] if precision else []
+        return fingerprint.of_values(self.weights_fingerprint, about, texts, options)
 
     def decode(self, latent_BCHW: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [0, 1] from scaled latents, in the latents' precision whatever the VAE's is."""

@@ -31,7 +31,7 @@ import numpy as np
 import yaml
 
 from fairdiff.errors import FairDiffError
-from fairdiff.files import read_table
+from fairdiff.files import read_given, read_table
 from fairdiff.objective.targets import Target
 from fairdiff.prompts import Prompt
 
@@ -77,11 +77,7 @@ def read_target(path: str | Path, classes: Classes, others: Iterable[str] = ()) 
     path, where = Path(path), f"target.file: {path}"
     if path.suffix not in (".csv", ".yaml", ".yml"):
         raise FairDiffError(f"{where}: found the ending '{path.suffix}', allowed: .csv, .yaml, .yml")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise FairDiffError(f"{where}: cannot read it: {reason}") from error
+    text = read_given(path, where)
     if path.suffix != ".csv":
         try:
             return _nested(yaml.safe_load(text), classes, where)

@@ -21,7 +21,7 @@ from fairdiff.portraits.occupations import (
 )
 
 # Exponents that turn labour shares into the model's world, as text-to-image models sharpen them. Guidance sharpens once
-# more, so they are chosen for what the model then paints (docs/portraits.md): gender and race biases over test
+# more, so they are chosen for what the model then generates (docs/portraits.md): gender and race biases over test
 # occupations near those of Stable Diffusion 1.5 (.67, .42; Shen et al., ICLR 2024, table 1), and gender x race shares
 # far from the statistics (median total variation >= .15). Age is our own assumption to begin with: nothing to sharpen.
 SHARPENING = {"gender": 1.75, "race": 1.4, "age": 1.0}

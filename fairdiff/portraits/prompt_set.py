@@ -11,6 +11,7 @@ class PortraitsPrompts:
 
     template = occupations.TEMPLATES["occupation"]
     families = ("occupation", "styled", "descriptor", "sport")
+    attributes = tuple(occupations.CLASSES)
 
     def takes_template(self, family: str) -> bool:
         return family == "occupation"
@@ -26,8 +27,3 @@ class PortraitsPrompts:
 
     def target_file(self, name: str) -> Path | None:
         return labour.FILE if name == "labour" else None
-
-    @property
-    def attributes(self) -> tuple[str, ...]:
-        """The attributes that its target tables may have columns for."""
-        return tuple(occupations.CLASSES)

@@ -65,8 +65,8 @@ class Learner:
         self.trainee = make_trainee(config, None if own else learner)
         self.config, self.folder = config, folder
         self.schedule = build.build_schedule(config, plan)
-        self.prompts, watched = hold_out(list(plan.train), watch.prompts)
-        self.validation = Validation(watch.every, watched, watch.images, config.sampler.audit_steps, -1.0, None)
+        self.prompts, held_out = hold_out(list(plan.train), watch.prompts)
+        self.validation = Validation(watch.every, held_out, watch.images, config.sampler.audit_steps, -1.0, None)
         self.parameters = self.trainee.adapter.parameters()
         self.optimizer = torch.optim.AdamW(
             self.parameters, self.schedule.learning_rate, weight_decay=self.schedule.weight_decay

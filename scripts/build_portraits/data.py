@@ -51,7 +51,7 @@ class Renders:
             self._index()
         return self._places.get((-9 if occupation is None else occupation, cell), np.empty(0, np.int64))
 
-    def things(self, subject: int) -> np.ndarray:
+    def of_object(self, subject: int) -> np.ndarray:
         """Training rows that show subject number `subject` and no people."""
         return np.flatnonzero((self["object"] == subject) & (self["split"] == 0))
 
@@ -104,8 +104,8 @@ class Captioned:
 
     def __init__(self, renders: Renders, unnamed: float = 0.1) -> None:
         self.renders, self.unnamed, self.average = renders, unnamed, distribution.average_shares()
-        self.things = {i: rows for i in range(len(occupations.OBJECTS)) if len(rows := renders.things(i))}
-        self.kinds = [kind for kind in MIX if kind != "object" or self.things]
+        self.objects = {i: rows for i in range(len(occupations.OBJECTS)) if len(rows := renders.of_object(i))}
+        self.kinds = [kind for kind in MIX if kind != "object" or self.objects]
         weights = np.array([MIX[kind] for kind in self.kinds])
         self.weights = weights / weights.sum()
 
@@ -113,8 +113,9 @@ class Captioned:
         """One training pair; the caption is "" with probability `unnamed` (classifier-free guidance)."""
         kind = self.kinds[rng.choice(len(self.kinds), p=self.weights)]
         if kind == "object":
-            thing = int(rng.choice(list(self.things)))
-            row, caption = self._pick(rng, self.things[thing]), captions.sample_caption(rng, kind, occupations.OBJECTS[thing])
+            shown = int(rng.choice(list(self.objects)))
+            row = self._pick(rng, self.objects[shown])
+            caption = captions.sample_caption(rng, kind, occupations.OBJECTS[shown])
         elif kind == "attribute":
             row, caption = self._attribute(rng)
         elif kind == "phrase":

@@ -39,17 +39,17 @@ def make_clip() -> open_clip.CLIP:
 
 
 class Decorrelated:
-    """Draws (row, plain caption): look and cell are independent, every thing and every look equally likely."""
+    """Draws (row, plain caption): look and cell are independent, every object and every look equally likely."""
 
     def __init__(self, renders: Renders) -> None:
         self.renders = renders
-        self.things = [rows for i in range(len(occupations.OBJECTS)) if len(rows := renders.things(i))]
+        self.objects = [rows for i in range(len(occupations.OBJECTS)) if len(rows := renders.of_object(i))]
         people = renders.rows(0, people=True)
         self.looks = np.unique(renders["occupation"][people])
 
     def draw(self, rng: np.random.Generator) -> tuple[int, str]:
-        if self.things and rng.random() < 0.12:
-            rows = self.things[rng.integers(len(self.things))]
+        if self.objects and rng.random() < 0.12:
+            rows = self.objects[rng.integers(len(self.objects))]
             row = int(rows[rng.integers(len(rows))])
             return row, captions.plain_caption(rng, occupations.OBJECTS[self.renders["object"][row]])
         look = int(self.looks[rng.integers(len(self.looks))])

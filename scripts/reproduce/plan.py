@@ -7,7 +7,7 @@ from fairdiff.portraits.occupations import MEASURED_WORDS
 
 EXPERIMENTS = ("gender", "gender_tokens", "race", "gender_race", "gender_race_age", "multi_concept")
 ADAPTERS = ("lora_text", "lora_unet", "lora_both", "soft_tokens")
-IMAGE_SHARES = (0.05, 1.2, 4)  # relative shares of the image term beside .4, the default: at scale 1
+IMAGE_SHARES = (0.05, 1.2, 4)  # relative shares of the image term beside the default, .4 or with soft tokens .17: at scale 1
 SCALES = (0.25, 0.5, 0.75, 1, 1.25)
 SAME_TRAINING = {"gender": "lora_both", "gender_tokens": "soft_tokens"}  # experiments that are the main job
 PROMPTS = 48  # audited prompts of the experiments, each of another occupation

@@ -58,8 +58,8 @@ Bias: mean over prompts with its 95 % interval over prompts. Change: after minus
 Low confidence: faces of whose gender the classifier is less than 90 % sure, before and after.
 Relative drift: images without people.
 
-Chosen: "both, face share .3" for the default. Adapters with a U-Net part learn more than those of the text encoder alone, in
-half as many steps; without a larger face share one face in eight is ambiguous. For the text encoder "text, image share .4",
+Chosen: "both, face share .3" for the default. Adapters with a U-Net part learn more than those of the text encoder alone.
+Without a larger face share one face in eight is ambiguous. For the text encoder "text, image share .4",
 for soft tokens "tokens, rate 3e-2". No candidate reaches .20 with at most twice as many low-confidence faces.
 
 What it does not show: sixteen occupations and one seed do not tell differences of .05 apart, and the best of several runs is
