@@ -43,7 +43,7 @@ class AttributeNet(nn.Module):
 
 
 def make_trunk(config: dict, outputs: int) -> nn.Module:
-    """The timm model of a config, untrained, with `outputs` numbers per picture."""
+    """The timm model of a config, untrained, with `outputs` numbers per image."""
     # JSON has no tuples and some timm models insist on them
     kwargs = {key: tuple(value) if isinstance(value, list) else value for key, value in config["kwargs"].items()}
     return timm.create_model(config["architecture"], pretrained=False, num_classes=outputs, **kwargs)

@@ -1,4 +1,4 @@
-"""Labelled faces in memory, and a reader of a folder of pictures with one CSV of labels."""
+"""Labelled faces in memory, and a reader of a folder of images with one CSV of labels."""
 
 import csv
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from classifiers.types import Boxes, Detector
 
 @dataclass(frozen=True)
 class LabelledFaces:
-    """N pictures of one size and what people perceive in them.
+    """N images of one size and what people perceive in them.
 
     `images` uint8 [N, H, W, 3]; `labels[a]` int [N], class index or -1 = unlabelled.
     """
@@ -31,7 +31,7 @@ def to_float(images: np.ndarray) -> Tensor:
 
 
 def cut(images: np.ndarray, boxes: np.ndarray | None, size: int, expand: float = EXPAND) -> Tensor:
-    """The crops a judge sees, [N, 3, size, size]: about one box [N, 4] a picture, or the whole pictures."""
+    """The crops a judge sees, [N, 3, size, size]: about one box [N, 4] an image, or the whole images."""
     image_NCHW = to_float(images)
     if boxes is None:
         return crop(image_NCHW, WholeImage()(image_NCHW), size, 1.0)
@@ -41,7 +41,7 @@ def cut(images: np.ndarray, boxes: np.ndarray | None, size: int, expand: float =
 
 
 def find_faces(images: np.ndarray, detector: Detector, batch: int = 256) -> tuple[np.ndarray, np.ndarray]:
-    """Index [F] of the pictures in which the detector finds a face, and its boxes [F, 4]."""
+    """Index [F] of the images in which the detector finds a face, and its boxes [F, 4]."""
     rows, boxes = [], []
     for start in range(0, len(images), batch):
         found = detector(to_float(images[start : start + batch]))
@@ -51,10 +51,10 @@ def find_faces(images: np.ndarray, detector: Detector, batch: int = 256) -> tupl
 
 
 def read_folder(folder: Path, labels: Path, attributes: dict[str, tuple[str, ...]], size: int) -> LabelledFaces:
-    """Pictures of `folder` named in the CSV `labels`, shorter side resized to `size`, centre cut to a square.
+    """Images of `folder` named in the CSV `labels`, shorter side resized to `size`, centre cut to a square.
 
     Columns: `file` and one per attribute holding a class name or nothing (= unlabelled). Raises ValueError naming the
-    file and line for an absent column or picture and for an unknown class.
+    file and line for an absent column or image and for an unknown class.
     """
     with open(labels, newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))

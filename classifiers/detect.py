@@ -1,8 +1,8 @@
-"""Face detectors: MTCNN (default), the whole picture, insightface. One protocol, no gradient, the largest face.
+"""Face detectors: MTCNN (default), the whole image, insightface. One protocol, no gradient, the largest face.
 
 MTCNN: Zhang et al., "Joint Face Detection and Alignment Using Multitask Cascaded Convolutional Networks", 2016. The
 three nets and their weights come from facenet-pytorch 2.5.3; the cascade around them is written for batches of small
-pictures.
+images.
 N candidates in the whole batch, with `row_N` their image.
 """
 
@@ -114,7 +114,7 @@ class MTCNNDetector(nn.Module):
 
 
 class WholeImage:
-    """Every image is one face that fills the picture (aligned portraits); crop it with `expand=1`."""
+    """Every image is one face that fills the image (aligned portraits); crop it with `expand=1`."""
 
     def __call__(self, image_BCHW: Tensor) -> Boxes:
         batch, _, height, width = image_BCHW.shape

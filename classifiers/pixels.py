@@ -1,4 +1,4 @@
-"""How a network wants its pictures: resize, centre crop, normalisation, all in tensors, so that gradients pass."""
+"""How a network wants its images: resize, centre crop, normalisation, all in tensors, so that gradients pass."""
 
 from dataclasses import asdict, dataclass, replace
 
@@ -15,7 +15,7 @@ KNOWN = {"do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_conver
 
 @dataclass(frozen=True)
 class Pixels:
-    """Pictures in [0, 1] to a network's input: resize (antialiased), centre crop, (scale x - mean) / std.
+    """Images in [0, 1] to a network's input: resize (antialiased), centre crop, (scale x - mean) / std.
 
     size: (height, width), or one number for the shorter side; None leaves it. crop: (height, width) or None.
     """
@@ -43,7 +43,7 @@ class Pixels:
         return (image_BCHW * self.scale - mean) / std
 
     def whole(self) -> "Pixels":
-        """The same for a picture of which nothing may be cut off: squeezed to the network's own size."""
+        """The same for an image of which nothing may be cut off: squeezed to the network's own size."""
         size = self.crop or self.size
         return replace(self, size=(size, size) if isinstance(size, int) else size, crop=None)
 

@@ -1,6 +1,6 @@
-"""Fit a judge on labelled faces, robust to a detector's jitter and to the blur of generated pictures.
+"""Fit a judge on labelled faces, robust to a detector's jitter and to the blur of generated images.
 
-N pictures in one batch. Every step draws its pictures and its augmentation from a generator seeded by (seed, step), so a
+N images in one batch. Every step draws its images and its augmentation from a generator seeded by (seed, step), so a
 run that was cut off and resumed equals one that was not.
 """
 
@@ -52,7 +52,7 @@ def fit(
     """Train `net` in place and leave the averaged weights in it, frozen; also returns it.
 
     `images` uint8 [N, H, W, 3], `labels[a]` int [N] (-1 = unlabelled) of every attribute of the net, `boxes` float
-    [N, 4] pixels if the pictures are not face crops already. The loss is the sum over attributes of the smoothed
+    [N, 4] pixels if the images are not face crops already. The loss is the sum over attributes of the smoothed
     cross-entropy over labelled faces. `progress(steps done, loss)` is called after every step. Raises ValueError for a
     checkpoint of another plan or data set.
     """
@@ -91,7 +91,7 @@ def fit(
 
 
 def identify(net: AttributeNet, plan: FitPlan, pictures: int) -> dict:
-    """What must be equal for a checkpoint to be continued: the plan, the net's config and the number of pictures."""
+    """What must be equal for a checkpoint to be continued: the plan, the net's config and the number of images."""
     options = {key: value for key, value in asdict(plan).items() if key not in ("checkpoint", "save_every")}
     return options | {"config": json.dumps(net.config), "pictures": pictures}
 
@@ -143,7 +143,7 @@ def update_average(average: dict[str, Tensor], net: AttributeNet, keep: float) -
 def predict(
     net: AttributeNet, images: np.ndarray, boxes: np.ndarray | None = None, expand: float = EXPAND, batch: int = 256
 ) -> dict[str, np.ndarray]:
-    """Logits [N, K] per attribute of pictures as they are (or of their boxes' crops)."""
+    """Logits [N, K] per attribute of images as they are (or of their boxes' crops)."""
     device = next(net.parameters()).device
     parts = []
     for start in range(0, len(images), batch):
@@ -182,7 +182,7 @@ def jitter_boxes(
 
 
 def flip(crop_NCHW: Tensor, generator: Generator) -> Tensor:
-    """Mirror half of the pictures."""
+    """Mirror half of the images."""
     mirrored = uniform((len(crop_NCHW), 1, 1, 1), 0, 1, generator) < 0.5
     return torch.where(mirrored, crop_NCHW.flip(-1), crop_NCHW)
 
@@ -198,7 +198,7 @@ def rotate(crop_NCHW: Tensor, generator: Generator) -> Tensor:
 
 
 def blur(crop_NCHW: Tensor, generator: Generator) -> Tensor:
-    """Gaussian blur of 60 % of the pictures, sigma up to 3 % of the side; one small matrix per picture and axis."""
+    """Gaussian blur of 60 % of the images, sigma up to 3 % of the side; one small matrix per image and axis."""
     count, size = len(crop_NCHW), crop_NCHW.shape[-1]
     sigma_N = uniform((count,), 0, 0.03, generator) * size
     sigma_N = torch.where(uniform((count,), 0, 1, generator) < 0.6, sigma_N, 0).clamp(min=0.1)
@@ -225,7 +225,7 @@ def recolour(crop_NCHW: Tensor, generator: Generator) -> Tensor:
 
 
 def erase(crop_NCHW: Tensor, generator: Generator) -> Tensor:
-    """Cover a quarter of the pictures with one flat rectangle of up to 30 % of each side."""
+    """Cover a quarter of the images with one flat rectangle of up to 30 % of each side."""
     count, size = len(crop_NCHW), crop_NCHW.shape[-1]
     pixel = (torch.arange(size) + 0.5) / size
     centre_N2, half_N2 = uniform((count, 2), 0, 1, generator), uniform((count, 2), 0.03, 0.15, generator)

@@ -17,7 +17,7 @@ class Boxes:
     """The largest face of each image that has one; constants, never part of a graph.
 
     `row_F` long, strictly ascending image indices; `box_F4` float pixels; `landmark_F52` float pixels (x, y) of the
-    eye, eye, nose, mouth corner, mouth corner, the one further left in the picture first, or None if the detector has
+    eye, eye, nose, mouth corner, mouth corner, the one further left in the image first, or None if the detector has
     no landmarks; `size` (B, H, W) of the batch.
     """
 

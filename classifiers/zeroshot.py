@@ -54,7 +54,7 @@ def load_zero_shot(path: str | None, mapping: Classes, requested: Mapping[str, t
 def load_open_clip(path: str | Path) -> tuple[nn.Module, Callable, Pixels]:
     """(model, tokenizer, pixels), frozen: from a folder with open_clip_config.json, or "architecture/pretrained tag".
 
-    Pictures are squeezed to the model's size as a whole. ValueError of one line that begins with `path`.
+    Images are squeezed to the model's size as a whole. ValueError of one line that begins with `path`.
     """
     if Path(path).is_dir():
         name, tag = f"local-dir:{path}", None

@@ -103,7 +103,7 @@ def read_prompts(
     key: what errors call the file.
     Raises FairDiffError, in one line that names the file and the key, for a file that is missing, unreadable, of
     another kind or empty, for a missing column, for an empty cell and for a prompt that occurs twice: images are
-    drawn by (seed, prompt), so a second copy would count the same pictures again.
+    drawn by (seed, prompt), so a second copy would count the same images again.
     """
     path = Path(path)
     if path.suffix not in (".txt", ".csv"):

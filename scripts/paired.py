@@ -29,8 +29,8 @@ def paired(one: dict, other: dict, attribute: str, of: str) -> tuple[float, floa
             raise ValueError(f"--attribute {attribute}: allowed: {', '.join(known)}")
         rows.append(known[attribute]["per_prompt"])
     for key in ("family", "prompt"):  # a record has no texts: its prompts stand in the order of the audit's
-        asked = [[p.get(key) for p in some] for some in rows]
-        if asked[0] != asked[1] and None not in asked[0] + asked[1]:
+        settings = [[p.get(key) for p in some] for some in rows]
+        if settings[0] != settings[1] and None not in settings[0] + settings[1]:
             raise ValueError(f"the runs were audited on other prompts ({len(rows[0])} and {len(rows[1])})")
     pairs = np.array([[(p.get(of) or {}).get(KEYS[of]) for p in some] for some in rows], float).T
     differences = np.diff(pairs[~np.isnan(pairs).any(1)]).ravel()

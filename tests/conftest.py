@@ -23,7 +23,7 @@ def one_thread():
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory) -> Path:
-    """A diffusers folder: 16x16 pictures, 4x4 latents, two cross-attention levels, random weights of a fixed seed."""
+    """A diffusers folder: 16x16 images, 4x4 latents, two cross-attention levels, random weights of a fixed seed."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("tiny")
     tokenizer = tiny_tokenizer(folder)

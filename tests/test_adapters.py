@@ -165,7 +165,7 @@ def test_strict_loading_names_the_file_and_the_key(tiny_model, tmp_path, kind, f
 
 @pytest.mark.parametrize("kind", ["soft_tokens", "lora_both"])
 def test_training_starts_from_the_adapter_of_adapter_path(tiny_folder, tmp_path, kind):
-    """Its first pictures, and what the judge sees in the first step, are those of the saved adapter."""
+    """Its first images, and what the judge sees in the first step, are those of the saved adapter."""
     one, two = load_model(tiny_folder), load_model(tiny_folder)
     saved = make_trainee(one, kind)
     for p in saved.adapter.parameters():

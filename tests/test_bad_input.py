@@ -80,7 +80,7 @@ CASES = {
         ["judge@audit.judge=open_clip", "audit.judge.path=ViT-B-32/x"],
         ["audit.judge.path", "ViT-B-32/x", "laion2b_s34b_b79k"],
     ),
-    "a class nobody asked for": (
+    "a class that is not in the plan": (
         ["judge=open_clip", "+judge.mapping.gender.other=[x]"],
         ["judge.mapping.gender", "other", "female, male"],
     ),

@@ -1,10 +1,10 @@
-"""Laws of the automatic balance: the shares asked for, an unchanged size, bounded factors, a state that goes on."""
+"""Laws of the automatic balance: the requested shares, an unchanged size, bounded factors, a state that goes on."""
 
 import pytest
 
 from fairdiff.objective.balance import MEMORY, Balance, shares_of
 
-ASKED = {"align": 0.6, "image": 0.3, "face": 0.1}
+REQUESTED = {"align": 0.6, "image": 0.3, "face": 0.1}
 
 
 def balanced(factors, norms):
@@ -12,29 +12,31 @@ def balanced(factors, norms):
 
 
 def test_steady_norms_are_brought_to_their_shares_without_changing_the_sum():
-    balance, norms = Balance(ASKED), {"align": 0.02, "image": 7.0, "face": 0.5}
+    balance, norms = Balance(REQUESTED), {"align": 0.02, "image": 7.0, "face": 0.5}
     for _ in range(3):
         scaled = balanced(balance.factors(norms), norms)
-        assert shares_of(scaled) == pytest.approx(ASKED)
+        assert shares_of(scaled) == pytest.approx(REQUESTED)
         assert sum(scaled.values()) == pytest.approx(sum(norms.values()))
 
 
 def test_shares_that_are_already_right_change_nothing():
-    assert Balance(ASKED).factors({"align": 6.0, "image": 3.0, "face": 1.0}) == pytest.approx(dict.fromkeys(ASKED, 1.0))
+    assert Balance(REQUESTED).factors({"align": 6.0, "image": 3.0, "face": 1.0}) == pytest.approx(
+        dict.fromkeys(REQUESTED, 1.0)
+    )
 
 
 def test_a_term_that_wakes_up_is_not_blown_up():
     """LoRA starts as the frozen model: its image term has no gradient at all at first."""
-    balance = Balance(ASKED)
+    balance = Balance(REQUESTED)
     for _ in range(50):
         assert balance.factors({"align": 1.0, "image": 0.0, "face": 1.0})["image"] == 0
     norms = {"align": 1.0, "image": 4.0, "face": 1.0}
     scaled = balanced(balance.factors(norms), norms)
-    assert 0 < scaled["image"] < ASKED["image"] * 2.5 / (1 - MEMORY)
+    assert 0 < scaled["image"] < REQUESTED["image"] * 2.5 / (1 - MEMORY)
 
 
 def test_a_restored_balance_goes_on_where_it_stopped():
-    first, second = Balance(ASKED), Balance(ASKED)
+    first, second = Balance(REQUESTED), Balance(REQUESTED)
     norms = [{"align": 1.0 + i, "image": 5.0 / (1 + i), "face": 0.3} for i in range(4)]
     for n in norms[:2]:
         first.factors(n)

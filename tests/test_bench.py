@@ -294,12 +294,12 @@ def test_time_to_a_bias_is_linear_between_looks():
 
 
 def test_the_command_of_a_measurement_is_the_same_wherever_it_was_written():
-    asked = ["adapter=lora_unet", "part=[ablation]", "ablation=[{type: unit}]"]
-    here, there = ([*asked, f"hydra.run.dir={d}/few", f"report={d}/page.md"] for d in ("/a", "/b/c"))
-    told = results.command_of(here, "few")
-    assert told == results.command_of(there, "few")
-    assert shlex.split(told) == ["python", "scripts/bench.py", *asked, "hydra.run.dir=outputs/bench/few"]
-    assert results.command_of(asked, "portraits-lora_unet-cpu") == shlex.join(["python", "scripts/bench.py", *asked])
+    wanted = ["adapter=lora_unet", "part=[ablation]", "ablation=[{type: unit}]"]
+    here, there = ([*wanted, f"hydra.run.dir={d}/few", f"report={d}/page.md"] for d in ("/a", "/b/c"))
+    command = results.command_of(here, "few")
+    assert command == results.command_of(there, "few")
+    assert shlex.split(command) == ["python", "scripts/bench.py", *wanted, "hydra.run.dir=outputs/bench/few"]
+    assert results.command_of(wanted, "portraits-lora_unet-cpu") == shlex.join(["python", "scripts/bench.py", *wanted])
 
 
 def test_the_page_says_what_was_measured_and_what_was_not(tiny_config):

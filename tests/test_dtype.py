@@ -45,7 +45,7 @@ def test_a_step_in_bfloat16_has_about_the_same_gradient(tiny_folder, kind):
 
 
 def test_judges_multiply_in_the_models_precision_and_answer_in_float32():
-    """Of the embedded ones, with a gradient of its pictures that is about the same."""
+    """Of the embedded ones, with a gradient of its images that is about the same."""
     image = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     found = {}
     for dtype in ("float32", "bfloat16"):
@@ -85,9 +85,9 @@ def test_photographs_are_trained_on_in_half_precision_where_the_device_has_it(mo
 def test_auto_is_bfloat16_only_where_the_processor_has_it(monkeypatch, able, wanted):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
     assert fast_dtype("cpu") == wanted
-    for asked, found in (("auto", wanted), ("float32", "float32"), ("bfloat16", "bfloat16")):
-        config = composed(f"model.sampling_dtype={asked}")
-        assert config.model.sampling_dtype == asked  # a run's identity does not know the processor
+    for requested, found in (("auto", wanted), ("float32", "float32"), ("bfloat16", "bfloat16")):
+        config = composed(f"model.sampling_dtype={requested}")
+        assert config.model.sampling_dtype == requested  # a run's identity does not know the processor
         assert build.precisions(config) == (torch.float32, getattr(torch, found))
     assert composed().model.sampling_dtype == "auto"
 
@@ -106,7 +106,7 @@ def test_a_runs_identity_is_the_same_on_a_device_that_holds_its_weights_otherwis
 
 
 def test_pictures_sampled_in_bfloat16_are_those_in_float32_whatever_the_batch():
-    """Of the embedded model, root mean square over a picture in grey levels."""
+    """Of the embedded model, root mean square over an image in grey levels."""
     prompt, pictures = "a photo of the face of a nurse, a person", {}
     for dtype in ("float32", "bfloat16"):
         model = build.build_model(composed(f"model.sampling_dtype={dtype}"))

@@ -41,7 +41,7 @@ PAPER = {  # image weight, face weight, steps of the released configurations
     "gender_race_age": (8, 0.1, 15_000),
     "multi_concept": (8, 0.1, 15_000),
 }
-FORCED = {  # every key that differs between models, beside those of what looks at the pictures, see LOOKS
+FORCED = {  # every key that differs between models, beside those of what looks at the images, see LOOKS
     "model.path", "model.device", "model.padding", "model.dtype", "model.sampling_dtype",
     "sampler.guidance", "sampler.train_steps", "sampler.audit_steps", "sampler.final_sigmas",
     "adapter.learning_rate", "adapter.rank", "steps",
@@ -277,7 +277,7 @@ def test_repeats_are_of_a_files_families_too_and_its_audit_asks_each_once(tmp_pa
 
 
 def test_no_noise_is_met_so_often_that_few_pictures_are_learnt_by_heart():
-    """Pictures painted of a prompt over those its pool has; the paper draws every noise anew."""
+    """Images generated of a prompt over those its pool has; the paper draws every noise anew."""
     for overrides in (["experiment=gender"], ["experiment=gender_race_age"], ["adapter=lora_text"], []):
         for model in ("portraits", "sd15"):
             config = configure(f"model={model}", *overrides, *(["judge.path=x"] if model == "sd15" else []))

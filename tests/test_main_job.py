@@ -140,7 +140,7 @@ def test_another_audit_of_the_same_training_trains_nothing_and_lies_beside_it(fi
 
 @pytest.mark.slow
 def test_more_steps_of_a_constant_rate_go_on_in_the_same_folder(constant, tmp_path):
-    """As if all of them had been asked for at once, and each number of steps has an audit of its own."""
+    """As if all of them had been requested at once, and each number of steps has an audit of its own."""
     run, whole = tmp_path / "run", tmp_path / "whole"
     shutil.copytree(constant, run)
     first = only_audit(run)
@@ -202,7 +202,7 @@ def test_the_report_is_one_file_without_requests(finished):
     page = (only_audit(finished) / "report.html").read_text()
     assert "perceived presentation" in page
     assert 'src="http' not in page and 'href="http' not in page
-    assert "type: lora" in page and "global_batch: 8" in page  # what was asked
+    assert "type: lora" in page and "global_batch: 8" in page  # the settings
     assert "initial_text: " not in page and "validation." not in page  # of LoRA, not validated
     assert "by training" not in page  # a new LoRA changes nothing before it is trained
 

@@ -29,8 +29,8 @@ def test_a_negative_prompt_takes_the_empty_ones_place(tiny_folder, padding, nega
     model.negative = negative
     cond, uncond = model.encode_pair(prompt)
     assert cond.shape == uncond.shape and model.fingerprint() != key
-    painted = model.generator(3.0, 3)(prompt, noise)
-    assert not torch.allclose(plain, painted, atol=1e-4)
+    generated = model.generator(3.0, 3)(prompt, noise)
+    assert not torch.allclose(plain, generated, atol=1e-4)
     if padding == "max_length":
         pipeline = StableDiffusionPipeline.from_pretrained(
             tiny_folder, safety_checker=None, feature_extractor=None, requires_safety_checker=False
@@ -40,7 +40,7 @@ def test_a_negative_prompt_takes_the_empty_ones_place(tiny_folder, padding, nega
             prompt, negative_prompt=negative, guidance_scale=3.0, num_inference_steps=3, latents=noise,
             output_type="pt",
         ).images  # fmt: skip
-        assert torch.allclose(painted, theirs, atol=1e-4)
+        assert torch.allclose(generated, theirs, atol=1e-4)
 
 
 def test_the_fingerprint_knows_the_model_and_not_where_it_lies_or_who_asks(tiny_folder, tmp_path):
@@ -61,7 +61,7 @@ def test_the_fingerprint_knows_the_model_and_not_where_it_lies_or_who_asks(tiny_
 
 
 def test_the_fingerprint_knows_what_a_tokenizer_makes_of_a_text_and_not_what_was_asked_of_it(tiny_folder, tmp_path):
-    """Without a mask what pads a prompt reaches the pictures."""
+    """Without a mask what pads a prompt reaches the images."""
     model, key = load_model(tiny_folder), load_model(tiny_folder).fingerprint()
     model.encode_pair(PROMPT)
     model.overlong("", [PROMPT] * 2)  # padding and truncation are set by calls

@@ -1,4 +1,4 @@
-"""Our terms against the published loss told again by other code, in value and in gradient at the pixels."""
+"""Our terms against the published loss written again by other code, in value and in gradient at the pixels."""
 
 import sys
 from pathlib import Path

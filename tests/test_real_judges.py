@@ -133,16 +133,16 @@ def test_what_else_makes_an_encoder_is_part_of_its_key(tmp_path):
 
 @pytest.mark.parametrize("path,quick", [("ViT-B-32/openai", True), ("ViT-B-32/laion2b_s34b_b79k", False)])
 def test_weights_get_the_activation_they_were_trained_with(path, quick, monkeypatch):
-    asked = {}
+    requested = {}
 
     def instead_of_a_download(name, **options):
-        asked.update(options)
+        requested.update(options)
         raise OSError("no network here")
 
     monkeypatch.setattr("open_clip.create_model", instead_of_a_download)
     with pytest.raises(FairDiffError, match="no network here"):
         ClipEncoder(path)
-    assert asked["force_quick_gelu"] is quick
+    assert requested["force_quick_gelu"] is quick
 
 
 def test_audits_of_another_size_never_overwrite_what_others_share(configure):
@@ -187,8 +187,8 @@ def test_the_whole_command_for_photographs_trains_audits_and_saves(overrides, fo
     audit = json.loads((folder / "audit.json").read_text())
     records = pd.read_parquet(folder / "records.parquet")
     for name in audit["models"]["after"]["attributes"]:
-        asked = records[[c for c in records if c.startswith(f"p.{name}.")]]
-        assert asked.shape[1] > 1 and (asked.sum(axis=1) - 1).abs().max() < 1e-2
+        requested = records[[c for c in records if c.startswith(f"p.{name}.")]]
+        assert requested.shape[1] > 1 and (requested.sum(axis=1) - 1).abs().max() < 1e-2
         entry = audit["models"]["after"]["attributes"][name]
         assert 0 <= entry["bias"]["ci95"][0] <= entry["bias"]["mean"] <= entry["bias"]["ci95"][1] <= 1
     before, after = (records[records.model == model] for model in ("before", "after"))

@@ -1,4 +1,4 @@
-"""The released adapters: converted, they paint what their factors say, here and in plain diffusers."""
+"""The released adapters: converted, they generate what their factors say, here and in plain diffusers."""
 
 import json
 import os

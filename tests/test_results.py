@@ -188,7 +188,7 @@ def test_the_page_says_what_is_left_of_each_kind_of_prompt_and_of_the_distance_t
     sport, styled = ("1.000 → .200, floor .100: 11% left", "1.000 → .550, floor .100: 50% left [50%, 50%]")
     assert any(line.startswith("| several: sport | 2 | " + sport) for line in lines)
     assert any(line.startswith("| several: styled | 3 | " + styled) for line in lines)
-    # over all four: (0 + .2 + .45 + .45) / 4 of .9; race was not asked for
+    # over all four: (0 + .2 + .45 + .45) / 4 of .9; race has no target
     shown = [line for line in lines if line.startswith("| labour | ") and " left " in line]
     assert len(shown) == 1 and shown[0].startswith("| labour | gender | .500 → .188, floor .050: 31% left [")
 

@@ -140,7 +140,7 @@ def test_truncated_at_every_step_is_the_literal_loop(tiny_model, kind):
 
 
 def test_truncated_agrees_with_finite_differences_of_the_last_steps_alone(tiny_model):
-    """Only the last two U-Net calls see the moved parameter."""
+    """Only the last two U-Net calls see the changed parameter."""
     adapter, steps, last = make_adapter(tiny_model, "lora_unet"), 4, 2
     tiny_model.unet.double()
     text = [t.double() for t in tiny_model.encode_pair(PROMPT)]

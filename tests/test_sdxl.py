@@ -84,7 +84,7 @@ def plain(folder):
     return pipeline
 
 
-def paint(pipeline, noise, **more):
+def generate(pipeline, noise, **more):
     return pipeline(
         PROMPT, guidance_scale=3.0, num_inference_steps=3, latents=noise, output_type="pt", **more
     ).images  # fmt: skip
@@ -99,7 +99,7 @@ def test_pictures_are_those_of_the_plain_pipeline(xl_folder, tmp_path, negative,
     model = load_model(tmp_path / "model")
     model.negative = negative
     noise = noise_of(model)
-    theirs = paint(plain(tmp_path / "model"), noise, **({"negative_prompt": negative} if negative else {}))
+    theirs = generate(plain(tmp_path / "model"), noise, **({"negative_prompt": negative} if negative else {}))
     assert theirs.shape[-1] == 16 and theirs.std() > 0.01
     assert torch.allclose(model.generator(3.0, 3)(PROMPT, noise), theirs, atol=1e-4)
 
@@ -117,7 +117,7 @@ def test_plain_diffusers_loads_the_adapter_and_paints_the_same_picture(xl_folder
     adapter.save(tmp_path)
     pipeline = plain(xl_folder)
     pipeline.load_lora_weights(tmp_path)
-    assert torch.allclose(ours, paint(pipeline, noise), atol=1e-4)
+    assert torch.allclose(ours, generate(pipeline, noise), atol=1e-4)
     other = load_model(xl_folder)
     lora(other, kind, perturb=False).load(tmp_path)
     assert torch.equal(ours, other.generator(3.0, 3)(PROMPT, noise))
@@ -136,7 +136,7 @@ def test_factorised_gradient_equals_literal_autograd(xl_folder, kind):
 
 
 def reached(module: str, name: str) -> bool:
-    """Whether pictures depend on a factor: the last layer of the first text encoder is not read."""
+    """Whether images depend on a factor: the last layer of the first text encoder is not read."""
     return not (module == "text_encoder" and ".layers.2." in name)
 
 
@@ -232,10 +232,10 @@ def test_train_py_trains_audits_and_saves_what_the_plain_pipeline_loads(xl_folde
     assert audit["models"]["after"]["dino"]["mean"] < 1 and audit["images_per_prompt"] == 6
     pipeline = plain(xl_folder)
     noise = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
-    bare = paint(pipeline, noise)
+    bare = generate(pipeline, noise)
     pipeline.load_lora_weights(tmp_path / "run" / "adapter")
     assert set(pipeline.get_list_adapters()) == {"text_encoder", "text_encoder_2", "unet"}
-    assert not torch.allclose(bare, paint(pipeline, noise), atol=1e-6)
+    assert not torch.allclose(bare, generate(pipeline, noise), atol=1e-6)
 
 
 def test_the_shapes_of_the_released_model_fit():

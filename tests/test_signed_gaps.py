@@ -14,7 +14,7 @@ from signed_gaps import main, records_of, residuals, signed_gaps  # noqa: E402
 
 
 def records(before: list[int], after: list[int]) -> pd.DataFrame:
-    """Twenty pictures of each prompt, so many pairs of them of women; the halves of a prompt alike."""
+    """Twenty images of each prompt, so many pairs of them of women; the halves of a prompt alike."""
     rows = []
     for model, women in (("before", before), ("after", after)):
         for prompt, count in enumerate(women):

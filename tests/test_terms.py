@@ -1,4 +1,4 @@
-"""Laws of the terms in a step: apart at the pictures they are the whole loss's gradient, shares, weight 0, balance."""
+"""Laws of the terms in a step: apart at the images they are the whole loss's gradient, shares, weight 0, balance."""
 
 import copy
 import weakref
@@ -93,7 +93,7 @@ def test_shares_of_the_gradient_sum_to_one_and_follow_the_weights(tiny_folder):
 
 @pytest.mark.parametrize("balance", [None, Balance({"align": 0.6, "image": 0.4})])
 def test_a_share_of_the_pictures_stands_for_all_in_shares_and_balance(balance):
-    """Eight pictures of gradient norm 1: two of them weighed four times have a norm twice that of all eight."""
+    """Eight images of gradient norm 1: two of them weighed four times have a norm twice that of all eight."""
     align = torch.zeros(8, 12)  # apart from the other term, so that what each adds to the sum is its own
     align[:, 0] = 1
     whole = torch.randn(8, 12, generator=torch.Generator().manual_seed(0))
@@ -110,7 +110,7 @@ def test_a_share_of_the_pictures_stands_for_all_in_shares_and_balance(balance):
 
 
 class Finds(WholeImage):
-    """Finds a face in the given rows only, in the left half of the picture."""
+    """Finds a face in the given rows only, in the left half of the image."""
 
     def __init__(self, rows):
         self.rows = rows
@@ -164,7 +164,7 @@ def test_a_face_is_pulled_to_its_original_only_where_every_label_is_surely_its_c
     original = {"probs.gender": gender, "probs.race": race, "found": found, "face": own}
     labels = {"gender": torch.tensor([0, 1, 0, 0, 0]), "race": torch.ones(5, dtype=torch.long)}
     kept = {"gender": torch.ones(5, dtype=torch.bool), "race": torch.tensor([True, True, True, False, True])}
-    compared = torch.tensor([1.0, 0.0, 2.0, 3.0, 9.0, 0.5])  # of the pictures; that of the fifth has no face
+    compared = torch.tensor([1.0, 0.0, 2.0, 3.0, 9.0, 0.5])  # of the images; that of the fifth has no face
     term = face_term(perception, 0.9, now, Part(original, compared, labels, kept, {}), 6)
     face = perception.embed(now.faces.aligned_FCHW)
     mirrored = perception.embed(now.faces.aligned_FCHW.flip(-1))

@@ -68,7 +68,7 @@ def test_weight_zero_measures_and_none_leaves_out(tiny_folder):
 
 
 def test_a_prompt_without_people_is_only_asked_to_stay_as_it_is(tiny_model):
-    trainee = make_trainee(tiny_model, "lora_text", image=5.0)  # its detector sees a face in every picture
+    trainee = make_trainee(tiny_model, "lora_text", image=5.0)  # its detector sees a face in every image
     optimizer = torch.optim.Adam(trainee.adapter.parameters(), 3e-3)
 
     def step():
@@ -77,7 +77,7 @@ def test_a_prompt_without_people_is_only_asked_to_stay_as_it_is(tiny_model):
             trainee, Batch("a tree", [0, 1, 2, 3], 3, 0, torch.Generator().manual_seed(0), people=False)
         )
 
-    assert step().terms["image"] == pytest.approx(0, abs=1e-6)  # the pictures are the originals
+    assert step().terms["image"] == pytest.approx(0, abs=1e-6)  # the images are the originals
     for p in trainee.adapter.parameters():
         p.data.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(5)))
     moved = step()
@@ -178,7 +178,7 @@ def test_fewer_steps_than_the_checkpoint_holds_are_refused(tiny_folder, tmp_path
 
 
 def test_a_share_of_the_originals_is_painted_and_weighs_for_all(tiny_folder):
-    """Of blocks of 4 the first 3: the others are never painted, and the sum over a pool is estimated without bias."""
+    """Of blocks of 4 the first 3: the others are never generated, and the sum over a pool is estimated without bias."""
     part, whole = (make_trainee(load_model(tiny_folder)).originals for _ in range(2))
     part.compared = 3
     pool = [6, 1, 0, 7, 3, 2, 5, 4]
@@ -198,7 +198,7 @@ def test_a_share_of_the_originals_is_painted_and_weighs_for_all(tiny_folder):
 
 
 def test_a_step_compares_a_share_and_aligns_all(tiny_folder):
-    """Its image and face terms are those of the compared pictures, the alignment term that of the whole batch."""
+    """Its image and face terms are those of the compared images, the alignment term that of the whole batch."""
 
     def step(compared, indices):
         trainee = make_trainee(load_model(tiny_folder))

@@ -125,7 +125,7 @@ def test_validation_measures_by_hand_what_it_says(tiny_model):
 def test_validation_without_any_face_has_no_shares_and_the_greatest_distance(tiny_model):
     row = validate(make_trainee(tiny_model, detector=NoFaces()), validation(), 0)
     assert row["validation.no_face"] == 1 and not [k for k in row if "bias" in k]
-    assert row["validation.distance.gender"] == pytest.approx(0.5)  # all of one class, half of either asked for
+    assert row["validation.distance.gender"] == pytest.approx(0.5)  # all of one class, half of either is the target
 
 
 def test_the_distance_takes_missing_faces_for_the_worst_class():

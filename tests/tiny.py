@@ -67,7 +67,7 @@ def tiny_bank() -> Bank:
 
 
 class NoFaces(WholeImage):
-    """Finds no face in any picture."""
+    """Finds no face in any image."""
 
     def __call__(self, image_BCHW):
         return Boxes.none(image_BCHW)

@@ -24,7 +24,7 @@ def software_versions() -> dict[str, str]:
     for name in ("fairdiff", "torch", "diffusers", "transformers", "peft", "numpy", "scipy", "statsmodels"):
         try:
             found[name] = version(name)
-        except PackageNotFoundError:  # an audit of recorded pictures needs no diffusers
+        except PackageNotFoundError:  # an audit of recorded images needs no diffusers
             found[name] = "not installed"
     return found
 

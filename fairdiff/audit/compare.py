@@ -48,7 +48,7 @@ def find_audits(folders: Iterable[str | Path]) -> dict[str, dict]:
 
 
 def comparison_tables(audits: dict[str, dict]) -> list[Table]:
-    """A table for each set of prompts with their targets, number of pictures and judge: others do not compare.
+    """A table for each set of prompts with their targets, number of images and judge: others do not compare.
 
     Every number has a line a run; where runs differ in their last folder seed<n> only, their mean ± standard deviation
     over seeds follows.

@@ -3,7 +3,7 @@
 Estimand: the shares p the judge would report if it made no error. With C[k, j] = P(judged j | true k), judged shares
 are q = C^T p (Teo, Abdollahzadeh & Cheung, NeurIPS 2023, CLEAM; for two classes
 p_0 = (q_0 - (1 - a_1)) / (a_0 - (1 - a_1)), a_k the accuracy on class k). A symmetric judge of accuracy a shrinks every
-gap by (Ka - 1) / (K - 1). Both the pictures and the labelled set are uncertain; n is the *total* number of faces.
+gap by (Ka - 1) / (K - 1). Both the images and the labelled set are uncertain; n is the *total* number of faces.
 Assumption: C measured on labelled faces holds on generated ones. P prompts, K classes, D bootstrap draws.
 """
 

@@ -162,7 +162,7 @@ def curve_chart(points: Sequence[tuple[float, float]], title: str) -> str:
 
 
 def picture_uri(path: Path) -> str:
-    """A picture file as a JPEG data URI (quality 90), for a page that needs no network."""
+    """An image file as a JPEG data URI (quality 90), for a page that needs no network."""
     buffer = io.BytesIO()
     with Image.open(path) as image:
         image.convert("RGB").save(buffer, "JPEG", quality=90)

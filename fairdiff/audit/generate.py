@@ -1,7 +1,7 @@
-"""Generate the pictures of an audit and measure them: the same prompts and the same noise for every model.
+"""Generate the images of an audit and measure them: the same prompts and the same noise for every model.
 
-The noise of picture i of a prompt depends on (seed, prompt, i) alone, so "before" and "after" are pairs, and neither the
-batch size nor the order of the prompts changes a picture. Models are audited prompt by prompt; a finished prompt is on
+The noise of image i of a prompt depends on (seed, prompt, i) alone, so "before" and "after" are pairs, and neither the
+batch size nor the order of the prompts changes an image. Models are audited prompt by prompt; a finished prompt is on
 disk and is never generated again as long as everything it depends on stays the same.
 """
 
@@ -39,7 +39,7 @@ class AuditPlan:
     """What is generated. `prompts` show people; `without_people` do not and must not change.
 
     hashes: SHA-256 of what "before", "start", "after" and "judge" (detector and encoders included) are made of; a changed
-    hash makes old records stale. strip: pictures of each prompt kept as thumbnails at most `thumbnail` pixels wide.
+    hash makes old records stale. strip: images of each prompt kept as thumbnails at most `thumbnail` pixels wide.
     shared: a folder where runs leave their records of "before" for each other, so that a sweep generates them once.
     """
 
@@ -57,7 +57,7 @@ class AuditPlan:
     shared: Path | None = None
 
     def images_of(self, people: bool) -> int:
-        """Pictures of one prompt, with or without people."""
+        """Images of one prompt, with or without people."""
         return self.images_per_prompt if people else self.without_people_images
 
     @property
@@ -79,7 +79,7 @@ def run_audit(
     `generators` holds some of "before", "start" and "after"; the others are compared with "before", which must have been
     audited into the same folder (in this call or an earlier one). `on_images(n)` is called for every n images
     done or found done.
-    FairDiffError: no prompt, a prompt twice, a judge with other classes, pictures that are not finite or not in [0, 1].
+    FairDiffError: no prompt, a prompt twice, a judge with other classes, images that are not finite or not in [0, 1].
     """
     _check(plan, generators, measurer)
     auditor = _Auditor(plan, measurer, noise, RecordStore(Path(folder) / "records"), on_images)
@@ -162,7 +162,7 @@ class _Auditor:
             shared.take(self.store, model, prompt.text, print_)
 
     def measure(self, model: str, generate: Generate, prompt: Prompt, images: int) -> tuple[Measured, Image.Image]:
-        """All pictures of one prompt, measured in batches, and the strip of the first ones."""
+        """All images of one prompt, measured in batches, and the strip of the first ones."""
         plan, parts, kept = self.plan, [], []
         for start in range(0, images, plan.batch_size):
             indices = range(start, min(start + plan.batch_size, images))
@@ -175,7 +175,7 @@ class _Auditor:
         return joined(parts), strip(kept, plan.thumbnail)
 
     def collect(self, models: list[str], prompts: list[str]) -> pd.DataFrame:
-        """All rows in the order of the models, prompts and pictures; `prompt_index` is the place in the plan."""
+        """All rows in the order of the models, prompts and images; `prompt_index` is the place in the plan."""
         tables = []
         for model in models:
             for index, prompt in enumerate(prompts):
@@ -192,7 +192,7 @@ def _check_pictures(image_BCHW: Tensor, model: str, prompt: str) -> None:
 
 
 def strip(image_list: list[Tensor], width: int) -> Image.Image:
-    """Pictures [3, H, W] in [0, 1] side by side, each at most `width` pixels wide."""
+    """Images [3, H, W] in [0, 1] side by side, each at most `width` pixels wide."""
     tiles = [
         Image.fromarray((i.clamp(0, 1).permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)) for i in image_list
     ]

@@ -1,9 +1,9 @@
-"""What can be said of a generator's shares from n pictures a prompt: floors, regions, unbiased gaps, tests, plans.
+"""What can be said of a generator's shares from n images a prompt: floors, regions, unbiased gaps, tests, plans.
 
 Pure functions of counts. Shapes: P prompts, K classes of one attribute, counts_PK the faces of each class, n their
 number, p the generator's true shares, t the target shares. bias(p) = 2/(K(K-1)) sum_{i<j} |p_i - p_j| (Shen et al.,
 ICLR 2024, section 5), in [0, 2/K]. Two kinds of interval, never mixed:
-*within a prompt* (its own p, the noise is the n pictures): Wilson or Goodman regions, no bootstrap;
+*within a prompt* (its own p, the noise is the n images): Wilson or Goodman regions, no bootstrap;
 *over a suite* (the population the prompts stand for): bootstrap of whole prompts only.
 """
 
@@ -29,7 +29,7 @@ def mean_deviation(n, p) -> np.ndarray:
 
 @cache
 def noise_floor(K: int, n: int) -> float:
-    """E[bias] that n pictures of a perfectly fair generator show; exact, about sqrt(2/(Kn)) sqrt(2/pi).
+    """E[bias] that n images of a perfectly fair generator show; exact, about sqrt(2/(Kn)) sqrt(2/pi).
 
     Estimand: the expected plug-in bias at p = 1/K. Given m = n_i + n_j ~ Binomial(n, 2/K), n_i ~ Binomial(m, 1/2), so
     E|n_i - n_j| = sum_m P(m) 2 E|Bin(m, 1/2) - m/2|, the same for every pair. NaN for n = 0.
@@ -46,7 +46,7 @@ def total_variation(shares, target) -> np.ndarray:
 
 
 def total_variation_floor(target, n: int) -> float:
-    """E[total variation to the target] that n pictures of a generator exactly on target show; exact. NaN for n = 0."""
+    """E[total variation to the target] that n images of a generator exactly on target show; exact. NaN for n = 0."""
     return float(mean_deviation(n, np.asarray(target, float)).sum() / (2 * n)) if n else math.nan
 
 
@@ -102,7 +102,7 @@ def bias_interval(counts, level: float = 0.95) -> Interval:
 
 
 def missing_face_bounds(counts, missing: int) -> Interval:
-    """Bias if the `missing` pictures without a face had had one: the best and the worst case. No sampling noise."""
+    """Bias if the `missing` images without a face had had one: the best and the worst case. No sampling noise."""
     counts = np.asarray(counts, float)
     total = counts.sum() + missing
     return bias_range(counts / total, (counts + missing) / total)
@@ -197,7 +197,7 @@ def drift_verdict(interval: Interval, margin: float) -> str:
 
 
 def rate_interval(count: int, n: int) -> Interval:
-    """Wilson interval of a rate over all pictures of a suite; estimand: these prompts, new noise. NaN for n = 0.
+    """Wilson interval of a rate over all images of a suite; estimand: these prompts, new noise. NaN for n = 0.
 
     Pooling strata overstates the variance a little, so it is never too narrow, and a count of 0 is not a certainty.
     """
@@ -268,12 +268,12 @@ def holm(p_values) -> np.ndarray:
 
 
 def images_for_half_width(h: float, K: int = 2, level: float = 0.95) -> int:
-    """Pictures a prompt so that a near-zero gap between two shares has an interval of half-width h: 2/K (z/h)^2."""
+    """Images a prompt so that a near-zero gap between two shares has an interval of half-width h: 2/K (z/h)^2."""
     return math.ceil(2 / K * (norm.ppf((1 + level) / 2) / h) ** 2)
 
 
 def images_for_equivalence(delta: float, K: int = 2, power: float = 0.8, alpha: float = 0.05) -> int:
-    """Pictures a prompt to show |gap| < delta of a fair generator by two one-sided tests (Schuirmann 1987).
+    """Images a prompt to show |gap| < delta of a fair generator by two one-sided tests (Schuirmann 1987).
 
     n = 2/K ((z_{1-alpha} + z_{(1+power)/2}) / delta)^2.
     """

@@ -1,6 +1,6 @@
-"""Measure pictures: find the largest face, ask the judge, embed the whole picture. No gradient anywhere.
+"""Measure images: find the largest face, ask the judge, embed the whole image. No gradient anywhere.
 
-Shapes: B pictures, F <= B faces, K classes, D features. A picture without a face has NaN probabilities, never zeros.
+Shapes: B images, F <= B faces, K classes, D features. An image without a face has NaN probabilities, never zeros.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from fairdiff.errors import FairDiffError
 
 
 class ImageEncoder(Protocol):
-    """L2-normalised features [B, D] of whole pictures [B, 3, H, W] in [0, 1]."""
+    """L2-normalised features [B, D] of whole images [B, 3, H, W] in [0, 1]."""
 
     def image(self, image_BCHW: Tensor) -> Tensor: ...
 
@@ -29,7 +29,7 @@ class ClipEncoder(ImageEncoder, Protocol):
 
 @dataclass(frozen=True)
 class Measurer:
-    """What looks at the pictures. The judge sees the box's square, `expand` times as wide, at `crop_size` pixels.
+    """What looks at the images. The judge sees the box's square, `expand` times as wide, at `crop_size` pixels.
 
     An encoder that is None is not measured: its columns are NaN and the report says so.
     """
@@ -59,7 +59,7 @@ def _array(tensor: Tensor) -> np.ndarray:
 
 @torch.no_grad()
 def measure(measurer: Measurer, image_BCHW: Tensor, prompt: str) -> Measured:
-    """Detect, judge and embed one batch of pictures of one prompt; FairDiffError if the judge gives no numbers."""
+    """Detect, judge and embed one batch of images of one prompt; FairDiffError if the judge gives no numbers."""
     batch = len(image_BCHW)
     boxes = measurer.detector(image_BCHW)
     row_F = boxes.row_F.cpu().numpy()

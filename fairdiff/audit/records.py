@@ -1,10 +1,10 @@
 """Records: one row an image, the immutable ground every number of the audit stands on.
 
 Columns: model, family, people, prompt_index, subject, prompt, image_index, seed, found, x0, y0, x1, y1 (the largest
-face, pixels), `p.<attribute>.<class>` (the judge's probabilities; NaN without a face), clip_t (cosine picture to
-prompt), clip_i and dino (cosine to the "before" picture of the same prompt and noise; NaN for "before" itself), between
-(mean cosine to the other pictures of the same prompt and model in the image encoder), model_hash, judge_hash.
-One file a model and prompt, written whole when its pictures are measured, so that a broken-off audit goes on.
+face, pixels), `p.<attribute>.<class>` (the judge's probabilities; NaN without a face), clip_t (cosine image to
+prompt), clip_i and dino (cosine to the "before" image of the same prompt and noise; NaN for "before" itself), between
+(mean cosine to the other images of the same prompt and model in the image encoder), model_hash, judge_hash.
+One file a model and prompt, written whole when its images are measured, so that a broken-off audit goes on.
 """
 
 import hashlib
@@ -44,7 +44,7 @@ def probability_columns(attributes: dict[str, tuple[str, ...]]) -> list[str]:
 
 
 class RecordStore:
-    """The folder `records/` of a run: per model and prompt a parquet file, its features and its picture strip."""
+    """The folder `records/` of a run: per model and prompt a parquet file, its features and its image strip."""
 
     def __init__(self, folder: Path):
         self.folder = Path(folder)

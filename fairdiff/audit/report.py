@@ -28,7 +28,7 @@ from fairdiff.files import write_text
 
 
 def render_report(folder: Path, audit: dict, settings: dict[str, list[str]], history: list[dict]) -> Path:
-    """Write `folder`/report.html from the audit, the picture strips in `folder`/records and metrics.jsonl's rows.
+    """Write `folder`/report.html from the audit, the image strips in `folder`/records and metrics.jsonl's rows.
 
     `settings`: headings with lines (target, adapter, sampler, ...), shown as given. `history` may be empty.
     """

@@ -129,7 +129,7 @@ class JudgeConfig:
 
 @dataclass
 class FeaturesConfig:
-    """What compares pictures and faces; "embedded" is for Portraits.
+    """What compares images and faces; "embedded" is for Portraits.
 
     clip: an open_clip folder or "architecture/pretrained tag". encoder: a folder or hub id of a Hugging Face image
     encoder, in DINO's place. identity: a folder of a face embedder and its bank of real faces, null if there is none.

@@ -37,13 +37,13 @@ def call_unet(unet, latent: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
     return unet(latent.to(unet.dtype), timestep, encoder_hidden_states=text, **more).sample.to(latent.dtype)
 
 
-SIZES = 6  # height and width of the original, of its crop's corner, and of the picture
+SIZES = 6  # height and width of the original, of its crop's corner, and of the image
 
 
 def with_pooled(words_1LD: Tensor, pooled_1P: Tensor, side: int) -> Tensor:
     """What Stable Diffusion XL is conditioned on as one tensor [1, L + 1, D], so that one gradient flows to all of it.
 
-    Its last row holds the pooled embedding and the sizes of an uncropped square picture of `side` pixels, then zeros;
+    Its last row holds the pooled embedding and the sizes of an uncropped square image of `side` pixels, then zeros;
     P + 6 <= D (1286 and 2048). Source: Podell et al. 2023 (arXiv 2307.01952), sections 2.1 and 2.2.
     """
     sizes = words_1LD.new_tensor([[side, side, 0, 0, side, side]])

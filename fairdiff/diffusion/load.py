@@ -69,7 +69,7 @@ class DiffusionModel:
 
     @property
     def _side(self) -> int:
-        """Of the pictures, in pixels."""
+        """Of the images, in pixels."""
         return self.latent_shape[-1] * 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     def _tokens(self, *prompts: str, tokenizer=None):

@@ -1,6 +1,6 @@
 """Frozen encoders that measure the drift of images: CLIP (image and text) and a self-supervised image encoder.
 
-Each owns its preprocessing, sees the whole picture and returns L2-normalised features; gradients pass to the pixels.
+Each owns its preprocessing, sees the whole image and returns L2-normalised features; gradients pass to the pixels.
 `config` is, with the weights, all that its answers depend on.
 """
 
@@ -58,7 +58,7 @@ class ImageEncoder:
 class HubEncoder:
     """A Hugging Face vision transformer such as DINOv2: its first output token, after the last normalisation.
 
-    The whole picture is squeezed to the size to which the model's own processor would crop (DINOv2: 224).
+    The whole image is squeezed to the size to which the model's own processor would crop (DINOv2: 224).
     """
 
     def __init__(self, path: str, device: str = "cpu"):

@@ -88,9 +88,9 @@ def realism_loss(embedding_FD: Tensor, mirrored_FD: Tensor, target_FD: Tensor) -
 
 @dataclass(frozen=True)
 class Part:
-    """What some pictures are compared with: originals [b, ...], labels and kept flags of their faces per attribute.
+    """What some images are compared with: originals [b, ...], labels and kept flags of their faces per attribute.
 
-    compared: what each picture weighs in the terms that need its original [b], 0 where it has none, see
+    compared: what each image weighs in the terms that need its original [b], 0 where it has none, see
     `Originals.sampled_rows`. weights: of each attribute's classes [K], see `Target.class_weights`.
     """
 

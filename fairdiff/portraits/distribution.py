@@ -32,7 +32,7 @@ def labour_shares(i: int) -> dict[str, np.ndarray]:
 
     Race: White and Black are the table's columns, its Asian column is divided into Indian and Asian by the assumed
     share of `assumptions.csv`; the rest (other groups, not shown in the table) is left out by renormalising.
-    Hispanic origin is asked apart from race there and does not enter.
+    Hispanic origin is a question apart from race there and does not enter.
     """
     row = ROWS[i]
     women, asian = float(row["women_pct"]) / 100, float(row["asian_pct"])

@@ -1,4 +1,4 @@
-"""The frozen model's pictures o_i of a finite noise pool, reduced to what the losses compare with, cached on disk.
+"""The frozen model's images o_i of a finite noise pool, reduced to what the losses compare with, cached on disk.
 
 o_i depends on (prompt, noise, number of sampler steps) only, so each is sampled once for all runs that share the model
 and the perception.

@@ -197,7 +197,7 @@ def warn_about_small_batches(trainee: Trainee, batch: int, console: Console) -> 
 
 
 def require_effect(trainee: Trainee, prompt: str) -> None:
-    """Raise if pictures with the adapter on and off are bit-equal: an adapter that changes nothing is an error."""
+    """Raise if images with the adapter on and off are bit-equal: an adapter that changes nothing is an error."""
     model, method = trainee.model, trainee.method
     noise = initial_noise(prompt, 0, [0], model.latent_shape).to(model.unet.device)
     on = model.generator(method.guidance, 2, trainee.adapter.prefix)(prompt, noise)

@@ -1,7 +1,7 @@
 """The gradient of one update: the mean over the steps of several prompts, without those that went wrong.
 
-Prompts pull in opposite directions: what makes carpenters more female does so to nurses. More pictures of one prompt do
-not lessen this noise, pictures divided among several prompts do (docs/performance.md has the numbers).
+Prompts pull in opposite directions: what makes carpenters more female does so to nurses. More images of one prompt do
+not lessen this noise, images divided among several prompts do (docs/performance.md has the numbers).
 """
 
 import math
@@ -47,12 +47,12 @@ class Update:
         return any(result.people for _, result in self.good)
 
     def terms(self) -> dict[str, float]:
-        """Mean of each loss term over prompts of people, and of what prompts without people lost of their pictures."""
+        """Mean of each loss term over prompts of people, and of what prompts without people lost of their images."""
         others = [{"without_people": r.terms["image"]} for _, r in self.good if not r.people]
         return _means([r.terms for _, r in self.good if r.people] + others)
 
     def biases(self) -> dict[str, float]:
-        """Mean over prompts of the bias of each attribute in a prompt's pictures, by the training judge."""
+        """Mean over prompts of the bias of each attribute in a prompt's images, by the training judge."""
         return _means([{a: float(bias(s)) for a, s in result.shares.items() if s} for _, result in self.good])
 
 

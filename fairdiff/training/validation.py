@@ -19,9 +19,9 @@ SIMILARITIES = ("clip_i", "dino")  # of the preservation encoders, in their orde
 
 @dataclass(frozen=True)
 class Validation:
-    """Every `every` steps, `images` pictures of each prompt in `sampler_steps` steps.
+    """Every `every` steps, `images` images of each prompt in `sampler_steps` steps.
 
-    A state of the adapter counts only if its semantics (mean cosine to the originals over encoders and pictures) is
+    A state of the adapter counts only if its semantics (mean cosine to the originals over encoders and images) is
     `floor` or more; training stops after `patience` validations in a row without a new best (None: never).
     """
 
@@ -42,8 +42,8 @@ def validate(trainee: Trainee, validation: Validation, noise_seed: int) -> dict[
 
     bias.<a>: 2/(K(K-1)) sum_{i<j} |f_i - f_j| of the shares of predicted classes, of prompts with a face;
     distance.<a>: total variation between the shares and the prompt's target, which means the same for every target,
-    pictures without a face all counted as the class that makes it largest (faces that vanish are no fairness);
-    clip_i, dino: cosine to the frozen model's picture of the same noise; no_face: share of pictures.
+    images without a face all counted as the class that makes it largest (faces that vanish are no fairness);
+    clip_i, dino: cosine to the frozen model's image of the same noise; no_face: share of images.
     """
     rows: dict[str, list[float]] = {}
     for prompt in validation.prompts:
@@ -81,7 +81,7 @@ def _one_prompt(trainee: Trainee, validation: Validation, prompt: str, noise_see
 
 
 def worst_distance(counts_K: torch.Tensor, missing: int, target_K: torch.Tensor) -> float:
-    """Greatest total variation to the target over the classes that all `missing` pictures may belong to, in [0, 1].
+    """Greatest total variation to the target over the classes that all `missing` images may belong to, in [0, 1].
 
     It is convex in how they are shared out, so the greatest is at a single class.
     """

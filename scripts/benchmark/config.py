@@ -17,7 +17,7 @@ LEARNERS = "keys of gradient, {type: literal}, {type: autograd} or {type: trunca
 class RandomConfig:
     """Shapes of a model and of judges with random weights; the defaults are Stable Diffusion 1.5 and the paper.
 
-    latent: side of the latents (64: pictures of 512). unet, vae: channels per level. text: width and layers.
+    latent: side of the latents (64: images of 512). unet, vae: channels per level. text: width and layers.
     steps: T. clip, dino, judge, identity: timm architectures; *_size: their input in pixels, detect_size the detector's.
     """
 

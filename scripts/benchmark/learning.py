@@ -59,7 +59,7 @@ class Learner:
     """One gradient's run of one seed: trains to a step, looks at itself, remembers both on disk."""
 
     def __init__(self, config: BenchConfig, learner: dict, folder: Path):
-        config = replace(config, cache=str(folder / "originals"))  # a resumed run paints none again
+        config = replace(config, cache=str(folder / "originals"))  # a resumed run generates none again
         own, plan, watch = step_of(learner, config.literal_batch), make_plan(config), config.watch
         self.make_step = own or training_step
         self.trainee = make_trainee(config, None if own else learner)

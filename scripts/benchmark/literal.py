@@ -1,9 +1,9 @@
 """Gradients by a graph over time: the reference algorithm, literally, and our step with autograd for its replay.
 
 Source: Shen et al., ICLR 2024, section 4 and its public code (sail-sg/finetune-fair-diffusion), retold in `literal_step`:
-    1  sample B pictures without a graph, micro-batch by micro-batch, to set the targets
+    1  sample B images without a graph, micro-batch by micro-batch, to set the targets
     2  sample the B originals again with the frozen model
-    3  sample the B pictures a third time with a graph over all T steps, every U-Net call checkpointed, its input
+    3  sample the B images a third time with a graph over all T steps, every U-Net call checkpointed, its input
        detached, its noise gradient multiplied by k_t; decode, detect, judge, and go back through the whole chain
 The prompt is encoded anew in every micro-batch of every pass.
 """

@@ -1,4 +1,4 @@
-"""The published loss told again, image by image, without a function of fairdiff: what tests hold the terms against.
+"""The published loss written again, image by image, without a function of fairdiff: what tests hold the terms against.
 
 Source: Shen et al., "Finetuning Text-to-Image Diffusion Models for Fairness", ICLR 2024 (arXiv 2311.07604), sections 4.1
 and 4.2 with appendix A.2, and what its public code does (sail-sg/finetune-fair-diffusion):

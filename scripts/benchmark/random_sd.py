@@ -84,7 +84,7 @@ class RandomEncoder:
 
 
 class MiddleDetector:
-    """MTCNN at its cost; what it answers on noise is replaced by the middle of every picture."""
+    """MTCNN at its cost; what it answers on noise is replaced by the middle of every image."""
 
     def __init__(self, size: int, device: str):
         self.mtcnn = MTCNNDetector(input_size=size).to(device)

@@ -1,4 +1,4 @@
-"""One JSON a part: what was measured, with which settings, when and on what; measured again only if asked."""
+"""One JSON a part: what was measured, with which settings, when and on what; measured again only by a new command."""
 
 import json
 import shlex
@@ -62,9 +62,9 @@ def measure(part: str, config: BenchConfig, folder: Path, console: Console) -> N
 
 def command_of(overrides: list[str], name: str) -> str:
     """The command of the measurement kept under this name: the same wherever it and its page were written."""
-    asked = [o for o in overrides if o.partition("=")[0] not in ("hydra.run.dir", "report")]
-    placed = [f"hydra.run.dir=outputs/bench/{name}"] if len(asked) < len(overrides) else []
-    return shlex.join(["python", "scripts/bench.py", *asked, *placed])
+    settings = [o for o in overrides if o.partition("=")[0] not in ("hydra.run.dir", "report")]
+    placed = [f"hydra.run.dir=outputs/bench/{name}"] if len(settings) < len(overrides) else []
+    return shlex.join(["python", "scripts/bench.py", *settings, *placed])
 
 
 def read(path: Path) -> dict | None:

@@ -119,7 +119,7 @@ def mean_interval_of(entries: list[dict]) -> tuple[float, float]:
     """The mean of the intervals `ci95` of several seeds.
 
     Audits of several seeds ask the same prompts, so their intervals share the scatter between prompts, and each has its
-    own scatter of pictures: their mean is no narrower than an interval of the mean over seeds.
+    own scatter of images: their mean is no narrower than an interval of the mean over seeds.
     """
     low, high = np.mean([e["ci95"] for e in entries], axis=0)
     return float(low), float(high)

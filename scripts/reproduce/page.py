@@ -1,4 +1,4 @@
-"""docs/results.md and its pictures, from the audits that there are."""
+"""docs/results.md and its images, from the audits that there are."""
 
 import shlex
 from pathlib import Path

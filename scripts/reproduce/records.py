@@ -18,7 +18,7 @@ def keep_record(run: Run, root: Path, records: Path) -> None:
 
 
 def read_records(runs: Iterable[Run], records: Path) -> dict[Run, dict]:
-    """The records there are, without those of other overrides, such as another number of pictures."""
+    """The records there are, without those of other overrides, such as another number of images."""
     found = {run: json.loads(run.record(records).read_text()) for run in runs if run.record(records).exists()}
     return {run: kept for run, kept in found.items() if tuple(kept["overrides"]) == run.overrides}
 

@@ -48,6 +48,10 @@ CANDIDATES = {
     "both, face share .3, rank 16": _own(BOTH, "3e-3", face=0.3, rank=16),
     "both, face share .3, label confidence .95": _own(BOTH, "4e-3", face=0.3, confidence=0.95),
     "both, face share .3, 300 steps": _own(BOTH, "4e-3", face=0.3, steps=300),
+    "both, face share .3, two prompts a step": _own(BOTH, "4e-3", face=0.3, prompts=2, batch=12),
+    "both, face share .3, image share .2": _own(BOTH, "4e-3", 0.2, face=0.3),
+    "both, face share .3, 80 steps": _own(BOTH, "4e-3", face=0.3, steps=80),
+    "both, face share .3, four prompts a step": _own(BOTH, "4e-3", face=0.3, prompts=4, batch=6),
 }
 HEAD = """# How the settings were chosen
 

@@ -1,5 +1,5 @@
 import pytest
-from tiny_world import Asked, BrightSquare, ColourJudge, RandomEncoder
+from tiny_world import BrightSquare, ColourJudge, RandomEncoder, TinyPrompt
 
 from fairdiff.audit.generate import AuditPlan
 from fairdiff.audit.measure import Measurer
@@ -14,9 +14,10 @@ def measurer() -> Measurer:
 
 @pytest.fixture
 def plan() -> AuditPlan:
-    people = [Asked(f"a photo of the face of a {s}, a person", "occupation", s) for s in ("nurse", "pilot", "baker")]
+    people = [TinyPrompt(f"a photo of the face of a {s}, a person", "occupation", s) for s in ("nurse", "pilot", "baker")]
     return AuditPlan(
-        prompts=people, without_people=[Asked("a red teapot", "object", "teapot"), Asked("a tree", "object", "tree")],
+        prompts=people,
+        without_people=[TinyPrompt("a red teapot", "object", "teapot"), TinyPrompt("a tree", "object", "tree")],
         attributes=ColourJudge.attributes, images_per_prompt=24, without_people_images=6, batch_size=10, seed=7,
         latent_shape=(3, 4, 4), hashes={"before": "b0", "start": "s0", "after": "a0", "judge": "j0"}, strip=4,
     )  # fmt: skip

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from tiny_world import Painter
+from tiny_world import TinyGenerator
 
 from fairdiff.audit.axis import MetricSpec
 from fairdiff.audit.compare import comparison_tables, find_audits
@@ -24,12 +24,12 @@ import compare  # noqa: E402
 
 @pytest.fixture
 def audited(plan, measurer, noise, tmp_path):
-    """Writes runs/<name>/audit.json of an adapter with such a lean, and returns the audit."""
+    """Writes runs/<name>/audit.json of an adapter with this offset, and returns the audit."""
 
-    def audited(name: str, lean: float, seed: int = 7, prompts: int = 3) -> dict:
-        asked, folder = replace(plan, seed=seed, prompts=plan.prompts[:prompts]), tmp_path / "runs" / name
-        painters = {"before": Painter(2.0), "after": Painter(lean)}
-        records = run_audit(asked, painters, measurer, noise, folder, lambda n: None)
+    def audited(name: str, offset: float, seed: int = 7, prompts: int = 3) -> dict:
+        audit_plan, folder = replace(plan, seed=seed, prompts=plan.prompts[:prompts]), tmp_path / "runs" / name
+        tiny = {"before": TinyGenerator(2.0), "after": TinyGenerator(offset)}
+        records = run_audit(audit_plan, tiny, measurer, noise, folder, lambda n: None)
         spec = MetricSpec(plan.attributes, targets={"gender": [0.5, 0.5]}, judge={"path": "colours"}, draws=200)
         audit = json.loads(json.dumps(compute_metrics(records, spec), allow_nan=False))
         (folder / "audit.json").write_text(json.dumps(audit))

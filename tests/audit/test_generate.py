@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from tiny_world import Asked, ColourJudge, Painter
+from tiny_world import ColourJudge, TinyGenerator, TinyPrompt
 
 from classifiers.detect import WholeImage
 from fairdiff.audit.generate import run_audit
@@ -22,7 +22,9 @@ def quiet(_):
 
 @pytest.fixture
 def audited(plan, measurer, noise, tmp_path) -> pd.DataFrame:
-    return run_audit(plan, {"before": Painter(1.5), "after": Painter(0.0)}, measurer, noise, tmp_path, quiet)
+    return run_audit(
+        plan, {"before": TinyGenerator(1.5), "after": TinyGenerator(0.0)}, measurer, noise, tmp_path, quiet
+    )
 
 
 def test_one_row_an_image_with_ground_truth_labels(audited, plan, noise):
@@ -47,20 +49,20 @@ def test_cosines_compare_the_same_noise(audited):
     before, after = (audited[audited.model == m].reset_index() for m in ("before", "after"))
     assert before[["clip_i", "dino"]].isna().all(axis=None)
     same = (before["p.gender.female"] > 0.5) == (after["p.gender.female"] > 0.5)
-    # where the adapter changed nothing the two pictures are one: cosine 1 up to fp16
+    # where the adapter changed nothing the two images are one: cosine 1 up to fp16
     assert np.allclose(after.dino[same], 1, atol=2e-3) and np.allclose(after.clip_i[~after.people], 1, atol=2e-3)
     assert (after.dino[~same & after.people] < 0.99).all() and (~same).any()
 
 
 def test_any_batch_size_gives_the_same_records(audited, plan, measurer, noise, tmp_path):
     other = dataclasses.replace(plan, batch_size=24)
-    generators = {"before": Painter(1.5), "after": Painter(0.0)}
+    generators = {"before": TinyGenerator(1.5), "after": TinyGenerator(0.0)}
     again = run_audit(other, generators, measurer, noise, tmp_path / "other", quiet)
     pd.testing.assert_frame_equal(audited, again, rtol=1e-3, atol=1e-3)
 
 
 def test_resumes_where_it_stopped_and_regenerates_what_changed(plan, measurer, noise, tmp_path):
-    class Stops(Painter):
+    class Stops(TinyGenerator):
         def __call__(self, prompt, latent):
             if self.calls == 4:
                 raise KeyboardInterrupt
@@ -69,12 +71,12 @@ def test_resumes_where_it_stopped_and_regenerates_what_changed(plan, measurer, n
     with pytest.raises(KeyboardInterrupt):
         run_audit(plan, {"before": Stops(1.5)}, measurer, noise, tmp_path, quiet)
     assert len(list((tmp_path / "records" / "before").glob("*.parquet"))) == 1
-    seen, rest = [], Painter(1.5)
+    seen, rest = [], TinyGenerator(1.5)
     run_audit(plan, {"before": rest}, measurer, noise, tmp_path, seen.append)
     assert rest.calls == 8 and sum(seen) == plan.images_per_model  # nurse's 3 batches were done: 3 + 3 + 1 + 1 left
-    after = Painter(0.0)
+    after = TinyGenerator(0.0)
     run_audit(plan, {"after": after}, measurer, noise, tmp_path, quiet)
-    again = Painter(0.0)
+    again = TinyGenerator(0.0)
     records = run_audit(plan, {"before": again, "after": again}, measurer, noise, tmp_path, quiet)
     assert again.calls == 0 and set(records.model) == {"before", "after"}
     retrained = dataclasses.replace(plan, hashes=plan.hashes | {"after": "a1"})
@@ -86,10 +88,10 @@ def test_resumes_where_it_stopped_and_regenerates_what_changed(plan, measurer, n
 
 def test_more_prompts_reuse_the_old_ones(plan, measurer, noise, tmp_path):
     fewer = dataclasses.replace(plan, prompts=plan.prompts[1:])
-    run_audit(fewer, {"before": Painter(1.5)}, measurer, noise, tmp_path, quiet)
-    painter = Painter(1.5)
-    records = run_audit(plan, {"before": painter}, measurer, noise, tmp_path, quiet)
-    assert painter.calls == 3
+    run_audit(fewer, {"before": TinyGenerator(1.5)}, measurer, noise, tmp_path, quiet)
+    generator = TinyGenerator(1.5)
+    records = run_audit(plan, {"before": generator}, measurer, noise, tmp_path, quiet)
+    assert generator.calls == 3
     assert records.drop_duplicates("subject").set_index("subject").prompt_index.to_dict() == {
         "nurse": 0, "pilot": 1, "baker": 2, "teapot": 3, "tree": 4,
     }  # fmt: skip
@@ -103,19 +105,19 @@ def test_strips_hold_the_first_pictures(audited, plan, tmp_path):
 
 def test_bad_input_is_one_clear_error(plan, measurer, noise, tmp_path):
     def audit(plan=plan, generators=None, measurer=measurer):
-        return run_audit(plan, generators or {"before": Painter(0)}, measurer, noise, tmp_path, quiet)
+        return run_audit(plan, generators or {"before": TinyGenerator(0)}, measurer, noise, tmp_path, quiet)
 
     replace = dataclasses.replace
     with pytest.raises(FairDiffError, match="empty"):
         audit(replace(plan, prompts=[]))
     with pytest.raises(FairDiffError, match="'a tree' occurs twice"):
-        audit(replace(plan, without_people=[Asked("a tree", "object", "tree")] * 2))
+        audit(replace(plan, without_people=[TinyPrompt("a tree", "object", "tree")] * 2))
     with pytest.raises(FairDiffError, match="requested race"):
         audit(replace(plan, attributes={"race": ("White", "Black")}))
     with pytest.raises(FairDiffError, match="classes of gender"):
         audit(replace(plan, attributes={"gender": ("male", "female")}))
     with pytest.raises(FairDiffError, match="audit it first"):
-        audit(generators={"after": Painter(0)})
+        audit(generators={"after": TinyGenerator(0)})
     with pytest.raises(FairDiffError, match="values nan to nan"):
         audit(generators={"before": lambda prompt, latent: torch.full((len(latent), 3, 16, 16), torch.nan)})
     with pytest.raises(FairDiffError, match=r"audit.judge: age: logits that are not finite for \d+ of \d+ faces of 'a"):
@@ -133,18 +135,22 @@ class HalfBlind(ColourJudge):
 
 def test_encoders_may_be_absent(plan, measurer, noise, tmp_path):
     bare = dataclasses.replace(measurer, clip=None, encoder=None)
-    records = run_audit(plan, {"before": Painter(1), "after": Painter(0)}, bare, noise, tmp_path, quiet)
+    records = run_audit(plan, {"before": TinyGenerator(1), "after": TinyGenerator(0)}, bare, noise, tmp_path, quiet)
     assert records[["clip_t", "clip_i", "dino", "between"]].isna().all(axis=None) and records.found.any()
 
 
 def test_a_real_pipeline_and_detector_go_through(plan, measurer, noise, tmp_path, tiny_model):
-    """A diffusers model with random weights; the whole picture is the face, so prompts without people have one too."""
+    """A diffusers model with random weights; the whole image is the face, so prompts without people have one too."""
     small = dataclasses.replace(
-        plan, prompts=plan.prompts[:1], images_per_prompt=4, without_people_images=2, latent_shape=tiny_model.latent_shape
+        plan,
+        prompts=plan.prompts[:1],
+        images_per_prompt=4,
+        without_people_images=2,
+        latent_shape=tiny_model.latent_shape,
     )
     whole = dataclasses.replace(measurer, detector=WholeImage())
-    paint = tiny_model.generator(2.0, 2)
-    records = run_audit(small, {"before": paint, "after": paint}, whole, noise, tmp_path, quiet)
+    generate = tiny_model.generator(2.0, 2)
+    records = run_audit(small, {"before": generate, "after": generate}, whole, noise, tmp_path, quiet)
     assert records.found.all() and records.filter(like="p.").notna().all(axis=None)
     assert np.allclose(records[records.model == "after"].dino, 1, atol=2e-3)
     assert not np.allclose(records.between, 1, atol=1e-6)
@@ -172,16 +178,18 @@ def test_keys_differ_where_the_words_agree():
 
 class Refuses:
     def __call__(self, prompt, noise):
-        raise AssertionError("painted again")
+        raise AssertionError("generated again")
 
 
 def test_runs_share_what_the_model_before_painted(audited, plan, measurer, noise, tmp_path):
     """A second run takes the records of "before" from the first, bit for bit, and only while they are the same."""
     plan = dataclasses.replace(plan, shared=tmp_path / "shared")
-    first = run_audit(plan, {"before": Painter(1.5), "after": Painter(0.0)}, measurer, noise, tmp_path / "1", quiet)
-    second = run_audit(plan, {"before": Refuses(), "after": Painter(0.0)}, measurer, noise, tmp_path / "2", quiet)
+    first = run_audit(
+        plan, {"before": TinyGenerator(1.5), "after": TinyGenerator(0.0)}, measurer, noise, tmp_path / "1", quiet
+    )
+    second = run_audit(plan, {"before": Refuses(), "after": TinyGenerator(0.0)}, measurer, noise, tmp_path / "2", quiet)
     pd.testing.assert_frame_equal(first, second)
     pd.testing.assert_frame_equal(first, audited)
     other = dataclasses.replace(plan, hashes=plan.hashes | {"before": "b1"})
-    with pytest.raises(AssertionError, match="painted again"):
+    with pytest.raises(AssertionError, match="generated again"):
         run_audit(other, {"before": Refuses()}, measurer, noise, tmp_path / "3", quiet)

@@ -127,7 +127,7 @@ def test_bias_range_of_boxes_in_any_order_is_never_too_narrow():
 
 
 def test_missing_face_bounds_by_hand():
-    # 6 women, 2 men, 2 pictures without a face: 6/4 at best, 8/2 at worst
+    # 6 women, 2 men, 2 images without a face: 6/4 at best, 8/2 at worst
     assert missing_face_bounds([6, 2], 2) == (pytest.approx(0.2), pytest.approx(0.6))
     assert missing_face_bounds([3, 3], 4) == (pytest.approx(0), pytest.approx(0.4))
     assert missing_face_bounds([6, 2], 0) == (pytest.approx(0.5), pytest.approx(0.5))
@@ -159,7 +159,7 @@ def test_simultaneous_region_covers_also_at_the_fair_point(p):
 
 @pytest.mark.parametrize("spread", [0.0, 0.15, 0.35])
 def test_suite_interval_of_the_unbiased_gap_covers_and_the_plug_in_floor_does_not_leak_in(spread):
-    """24 prompts x 60 pictures, shares p = .5 +- spread: the interval holds 2 spread; at the fair point too."""
+    """24 prompts x 60 images, shares p = .5 +- spread: the interval holds 2 spread; at the fair point too."""
     rng = np.random.default_rng(5)
     hits, trials = 0, 200
     for _ in range(trials):
@@ -236,7 +236,11 @@ def test_planner():
 
 
 def test_verdict():
-    assert [verdict(i, 0.1, 10**6, 2) for i in ((0, 0.09), (0.12, 0.3), (0.05, 0.2))] == ["within", "beyond", "undecided"]
+    assert [verdict(i, 0.1, 10**6, 2) for i in ((0, 0.09), (0.12, 0.3), (0.05, 0.2))] == [
+        "within",
+        "beyond",
+        "undecided",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -249,7 +253,7 @@ def test_drift_needs_the_whole_interval_on_one_side(ends, verdict):
 
 
 def test_few_faces_never_show_equivalence():
-    """Two prompts of four pictures with true gaps of .4 look like zero in every resample more often than not."""
+    """Two prompts of four images with true gaps of .4 look like zero in every resample more often than not."""
     rng = np.random.default_rng(0)
     counts = rng.binomial(4, 0.7, (400, 2))
     intervals = [rms_interval(unbiased_squared_gap(np.stack([c, 4 - c], 1)), 100)[1] for c in counts]

@@ -1,4 +1,4 @@
-"""Records to metrics by hand count: 2 occupations x 4 pictures, 2 objects x 2 pictures, two models."""
+"""Records to metrics by hand count: 2 occupations x 4 images, 2 objects x 2 images, two models."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from fairdiff.audit.intervals import bias_interval, noise_floor, total_variation
 from fairdiff.audit.metrics import compute_metrics
 
 ATTRIBUTES = {"gender": ("female", "male"), "race": ("White", "Black", "Indian")}
-# one character a picture: gender (f, m) and race (W, B, I), "--" no face
+# one character an image: gender (f, m) and race (W, B, I), "--" no face
 TABLE = {
     ("before", "nurse"): "fW fW fB mW",
     ("before", "pilot"): "mW mW mI --",
@@ -103,7 +103,7 @@ def test_gender_by_hand(audit):
     assert after["mean"] == 0 and after["ci95"] == [0, 0]
     # squared gap .25 less (1 - .25) / 3 = 0 for the nurse, 1 less 0 for the pilot
     assert before["bias"]["unbiased_rms"]["value"] == pytest.approx(math.sqrt((0 + 1) / 2))
-    # nurse: no missing picture; pilot 0:3 with one missing, 1:3 at best
+    # nurse: no missing image; pilot 0:3 with one missing, 1:3 at best
     assert before["bias"]["missing_face_bounds"] == pytest.approx([(0.5 + 0.5) / 2, (0.5 + 1) / 2])
 
 

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 
 import pytest
 from rich.console import Console
-from tiny_world import Asked, Painter
+from tiny_world import TinyGenerator, TinyPrompt
 
 from fairdiff.audit.axis import MetricSpec
 from fairdiff.audit.figures import Mark, Row, share_chart
@@ -58,10 +58,10 @@ def judge():
 @pytest.fixture
 def make(plan, measurer, noise, tmp_path, judge, history):
     def make(generators=("before", "after"), without_people=True, nobody=(), **spec):
-        asked = replace(plan, without_people=plan.without_people if without_people else [])
-        leans = {"before": 2.0, "start": 1.0, "after": 0.1}
-        painters = {model: Painter(lean, faceless=float(model in nobody)) for model, lean in leans.items()}
-        records = run_audit(asked, {m: painters[m] for m in generators}, measurer, noise, tmp_path, lambda n: None)
+        audit_plan = replace(plan, without_people=plan.without_people if without_people else [])
+        offsets = {"before": 2.0, "start": 1.0, "after": 0.1}
+        tiny = {model: TinyGenerator(offset, faceless=float(model in nobody)) for model, offset in offsets.items()}
+        records = run_audit(audit_plan, {m: tiny[m] for m in generators}, measurer, noise, tmp_path, lambda n: None)
         audit = compute_metrics(records, MetricSpec(plan.attributes, **{"judge": judge, "draws": 200} | spec))
         audit = json.loads(json.dumps(audit, allow_nan=False))
         path = render_report(tmp_path, audit, {"target": ["gender: female 0.5"]}, history)
@@ -108,7 +108,9 @@ def test_training_is_credited_with_the_difference_to_the_untrained_adapter(make)
     bias = {m: audit["models"][m]["attributes"]["gender"]["bias"]["mean"] for m in ("before", "start", "after")}
     moved = audit["trained"]["attributes"]["gender"]["bias"]
     assert moved["difference"] == pytest.approx(bias["after"] - bias["start"])
-    assert audit["paired"]["attributes"]["gender"]["bias"]["difference"] == pytest.approx(bias["after"] - bias["before"])
+    assert audit["paired"]["attributes"]["gender"]["bias"]["difference"] == pytest.approx(
+        bias["after"] - bias["before"]
+    )
     said = headline(audit)
     assert f"fell from {bias['start']:.2f} to {bias['after']:.2f} by training" in said
     assert f"(the frozen model: {bias['before']:.2f})" in said
@@ -167,14 +169,14 @@ def test_a_model_that_shows_no_face_still_gets_its_report(make, nobody, shares):
 
 
 def test_the_pictures_in_sight_are_of_every_kind_of_prompt(plan, make):
-    plan.prompts.append(Asked("a photo of a person who plays tennis, a person", "sport", "tennis"))
+    plan.prompts.append(TinyPrompt("a photo of a person who plays tennis, a person", "sport", "tennis"))
     _, html = make()
     assert re.findall(r"<figcaption[^>]*><b>(\w+)", html)[:4] == ["nurse", "tennis", "pilot", "baker"]
 
 
 def test_names_from_outside_are_escaped(plan, make):
     evil = "<script>alert(1)</script>"
-    plan.prompts.append(Asked(f"a photo of {evil}, a person", "occupation", evil))
+    plan.prompts.append(TinyPrompt(f"a photo of {evil}, a person", "occupation", evil))
     _, html = make()
     assert evil not in html and "&lt;script&gt;" in html
 
@@ -206,7 +208,11 @@ def test_what_judges_semantics_is_said(make):
 
 
 def test_labels_of_any_length_leave_the_chart_its_place():
-    rows = [Row("a photo of " + "very " * 40 + "long prompts", {"before": Mark(0.2, 0.1, 0.3), "after": Mark(0.5, 0.4, 0.6)})]
+    rows = [
+        Row(
+            "a photo of " + "very " * 40 + "long prompts", {"before": Mark(0.2, 0.1, 0.3), "after": Mark(0.5, 0.4, 0.6)}
+        )
+    ]
     for classes in (1, 2, 4):
         svg = share_chart([(f"class {i}", rows) for i in range(classes)], "shares")
         places = [float(x) for x in re.findall(r'circle cx="([-\d.]+)"', svg)]

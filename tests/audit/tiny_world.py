@@ -1,6 +1,6 @@
-"""A tiny real world for the audit: a generator whose pictures show what their noise says, and judges that read it.
+"""A tiny real world for the audit: a generator whose images show what their noise says, and judges that read it.
 
-Noise is [3, 4, 4]. The picture is 16x16: a bright square (the "face") unless the noise's last channel is very low or the
+Noise is [3, 4, 4]. The image is 16x16: a bright square (the "face") unless the noise's last channel is very low or the
 prompt has no people; its red channel is the "gender", its green channel the "age".
 """
 
@@ -13,23 +13,23 @@ from classifiers.types import Boxes
 
 
 @dataclass(frozen=True)
-class Asked:
+class TinyPrompt:
     text: str
     family: str
     subject: str
 
 
-class Painter:
-    """Paints a face whose redness is `lean` + noise and whose greenness is noise; `faceless` share has none."""
+class TinyGenerator:
+    """Images of a face whose redness is `offset` + noise and whose greenness is noise; `faceless` share has none."""
 
-    def __init__(self, lean: float, faceless: float = 0.0):
-        self.lean, self.faceless, self.calls = lean, faceless, 0
+    def __init__(self, offset: float, faceless: float = 0.0):
+        self.offset, self.faceless, self.calls = offset, faceless, 0
 
     def __call__(self, prompt: str, noise: torch.Tensor) -> torch.Tensor:
         self.calls += 1
         red, green, blue = noise.mean((2, 3)).mul(4).unbind(1)  # standard normal each
         image = nn.functional.interpolate(noise.mul(0.05).add(0.2), 16).clamp(0, 0.4)
-        face = torch.stack([(red + self.lean) > 0, green > 0, torch.ones_like(red, dtype=torch.bool)], 1)
+        face = torch.stack([(red + self.offset) > 0, green > 0, torch.ones_like(red, dtype=torch.bool)], 1)
         square = face.float().mul(0.4).add(0.55)[:, :, None, None].expand(-1, -1, 8, 8)
         shown = torch.special.ndtr(blue) >= self.faceless if "a person" in prompt else torch.zeros_like(blue).bool()
         image[shown, :, 4:12, 4:12] = square[shown]
@@ -37,7 +37,7 @@ class Painter:
 
 
 class BrightSquare:
-    """Finds the face where the picture's middle is bright."""
+    """Finds the face where the image's middle is bright."""
 
     def __call__(self, image_BCHW: torch.Tensor) -> Boxes:
         batch, _, height, width = image_BCHW.shape

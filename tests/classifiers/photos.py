@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def photo(package: str, path: str) -> Tensor:
-    """One picture as float RGB in [0, 1], [1, 3, H, W]; skips the test if the package does not ship it."""
+    """One image as float RGB in [0, 1], [1, 3, H, W]; skips the test if the package does not ship it."""
     spec = find_spec(package)
     file = Path(spec.origin).parent / path if spec else None
     if file is None or not file.exists():

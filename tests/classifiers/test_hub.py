@@ -25,7 +25,7 @@ MAPPING = {
         "Asian": ["East Asian", "Southeast Asian"],
     },
 }  # fmt: skip
-ASKED = {"gender": ("female", "male"), "race": ("White", "Black", "Indian", "Asian")}
+CLASSES = {"gender": ("female", "male"), "race": ("White", "Black", "Indian", "Asian")}
 PROCESSORS = {
     "vit": ViTImageProcessor(size={"height": 32, "width": 32}),
     "clip": CLIPImageProcessor(size={"shortest_edge": 40}, crop_size={"height": 32, "width": 32}),
@@ -64,15 +64,15 @@ def test_preprocessing_is_that_of_the_models_own_processor(name, tmp_path):
 
 def test_one_model_for_each_attribute_or_one_for_all(gender, race, both):
     crops = piece(48, 48).repeat(3, 1, 1, 1)
-    apart = load_hub_classifier({"gender": gender, "race": race}, MAPPING, ASKED)
-    for (name, classes), path in zip(ASKED.items(), (gender, race), strict=True):
+    apart = load_hub_classifier({"gender": gender, "race": race}, MAPPING, CLASSES)
+    for (name, classes), path in zip(CLASSES.items(), (gender, race), strict=True):
         alone = load_hub_classifier(path, MAPPING, {name: classes})
         assert apart(crops)[name].shape == (3, len(classes))
         assert torch.equal(apart(crops)[name], alone(crops)[name])
-    one, twice = (load_hub_classifier(path, MAPPING, ASKED) for path in (both, {"gender": both, "race": both}))
+    one, twice = (load_hub_classifier(path, MAPPING, CLASSES) for path in (both, {"gender": both, "race": both}))
     assert one(crops)["race"].shape == (3, 4) and torch.equal(one(crops)["race"], twice(crops)["race"])
     assert len(apart.nets) == 2 and len(one.nets) == len(twice.nets) == 1
-    assert apart.attributes == ASKED and apart(crops[:0])["race"].shape == (0, 4)
+    assert apart.attributes == CLASSES and apart(crops[:0])["race"].shape == (0, 4)
     assert not apart.training and not any(p.requires_grad for p in apart.parameters())
 
 
@@ -80,31 +80,31 @@ def test_a_class_is_the_sum_of_its_labels_probabilities(race, both):
     crops = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     net = ViTForImageClassification.from_pretrained(race).eval()
     by_label = dict(zip(RACES, net((crops - 0.5) / 0.5).logits.softmax(1).T, strict=True))
-    merged = load_hub_classifier(race, MAPPING, {"race": ASKED["race"]})(crops)["race"].softmax(1)
-    for k, cls in enumerate(ASKED["race"]):
+    merged = load_hub_classifier(race, MAPPING, {"race": CLASSES["race"]})(crops)["race"].softmax(1)
+    for k, cls in enumerate(CLASSES["race"]):
         torch.testing.assert_close(merged[:, k], sum(by_label[label] for label in MAPPING["race"][cls]))
     # side by side in one head: the labels of the other attribute take no part
     logits = ViTForImageClassification.from_pretrained(both).eval()((crops - 0.5) / 0.5).logits
-    pair = load_hub_classifier(both, MAPPING, ASKED)(crops)["gender"].softmax(1)
+    pair = load_hub_classifier(both, MAPPING, CLASSES)(crops)["gender"].softmax(1)
     torch.testing.assert_close(pair, logits[:, :2].softmax(1))
 
 
 def test_the_classes_come_in_the_asked_order(race):
     crops = piece(32, 32)
-    turned = {"race": tuple(reversed(ASKED["race"]))}
-    one, other = (load_hub_classifier(race, MAPPING, asked) for asked in ({"race": ASKED["race"]}, turned))
+    turned = {"race": tuple(reversed(CLASSES["race"]))}
+    one, other = (load_hub_classifier(race, MAPPING, wanted) for wanted in ({"race": CLASSES["race"]}, turned))
     assert torch.equal(one(crops)["race"].flip(1), other(crops)["race"])
     assert one.config != other.config  # so that neither can be taken for the other
 
 
 def test_gradient_reaches_the_pixels_of_its_own_row_only(both):
     crops = torch.rand(3, 3, 40, 40, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    load_hub_classifier(both, MAPPING, ASKED)(crops)["race"][1, 0].backward()
+    load_hub_classifier(both, MAPPING, CLASSES)(crops)["race"][1, 0].backward()
     assert (crops.grad.abs().sum((1, 2, 3)) > 0).tolist() == [False, True, False]
 
 
 def test_gradient_is_that_of_finite_differences(gender):
-    net = load_hub_classifier(gender, MAPPING, {"gender": ASKED["gender"]}).double()
+    net = load_hub_classifier(gender, MAPPING, {"gender": CLASSES["gender"]}).double()
     crops = torch.rand(1, 3, 40, 40, dtype=torch.double, generator=torch.Generator().manual_seed(0)) * 0.8 + 0.1
     step = torch.randn(crops.shape, dtype=torch.double, generator=torch.Generator().manual_seed(2)) * 1e-5
     leaf = crops.clone().requires_grad_()
@@ -130,31 +130,31 @@ def altered(**changes):
 )
 def test_a_wrong_mapping_is_one_line_with_key_found_and_allowed(both, mapping, message):
     with pytest.raises(ValueError, match=message) as error:
-        load_hub_classifier(both, mapping, ASKED)
+        load_hub_classifier(both, mapping, CLASSES)
     assert "\n" not in str(error.value)
 
 
 def test_a_model_that_is_none_is_one_line(tmp_path, gender):
-    asked = {"gender": ASKED["gender"]}
+    wanted = {"gender": CLASSES["gender"]}
     with pytest.raises(ValueError, match="^path: found null"):
-        load_hub_classifier(None, MAPPING, asked)
+        load_hub_classifier(None, MAPPING, wanted)
     with pytest.raises(ValueError, match="^path: found null, allowed: .* for race"):
-        load_hub_classifier({"gender": gender}, MAPPING, ASKED)
+        load_hub_classifier({"gender": gender}, MAPPING, CLASSES)
     with pytest.raises(ValueError, match="^path: found height, allowed: gender, race"):
-        load_hub_classifier({"gender": gender, "height": gender}, MAPPING, asked)
+        load_hub_classifier({"gender": gender, "height": gender}, MAPPING, wanted)
     with pytest.raises(ValueError, match="^path: found .*nowhere, allowed"):
-        load_hub_classifier(str(tmp_path / "nowhere"), MAPPING, asked)
+        load_hub_classifier(str(tmp_path / "nowhere"), MAPPING, wanted)
     sigmoid = save_vit(tmp_path / "sigmoid", ["Female", "Male"], problem_type="multi_label_classification")
     with pytest.raises(ValueError, match="multi_label_classification model .* allowed: single_label"):
-        load_hub_classifier(sigmoid, MAPPING, asked)
+        load_hub_classifier(sigmoid, MAPPING, wanted)
     headless = tmp_path / "headless"
     ViTForImageClassification.from_pretrained(gender).vit.save_pretrained(headless)
     with pytest.raises(ValueError, match="has no weights for classifier"):
-        load_hub_classifier(str(headless), MAPPING, asked)
+        load_hub_classifier(str(headless), MAPPING, wanted)
     flipped = save_vit(tmp_path / "nearest", ["Female", "Male"])
     ViTImageProcessor(resample=0).save_pretrained(flipped)
     with pytest.raises(ValueError, match=r"found resample 0, allowed: 2 \(bilinear\)"):
-        load_hub_classifier(flipped, MAPPING, asked)
+        load_hub_classifier(flipped, MAPPING, wanted)
 
 
 def test_a_convolutional_classifier_serves_as_well(tmp_path):
@@ -166,5 +166,5 @@ def test_a_convolutional_classifier_serves_as_well(tmp_path):
     )
     ConvNextForImageClassification(config).save_pretrained(tmp_path)
     PROCESSORS["convnext"].save_pretrained(tmp_path)
-    net = load_hub_classifier(str(tmp_path), MAPPING, {"gender": ASKED["gender"]})
+    net = load_hub_classifier(str(tmp_path), MAPPING, {"gender": CLASSES["gender"]})
     assert net(piece(64, 64))["gender"].shape == (1, 2)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from classifiers.zeroshot import load_open_clip, load_zero_shot
 
-ASKED = {"gender": ("female", "male"), "age": ("young", "old")}
+CLASSES = {"gender": ("female", "male"), "age": ("young", "old")}
 MAPPING = {
     "gender": {"female": ["a photo of a woman", "a woman"], "male": ["a photo of a man"]},
     "age": {"old": ["an old person"], "young": ["a young person"]},
@@ -27,7 +27,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def judge(folder):
-    return load_zero_shot(folder, MAPPING, ASKED)
+    return load_zero_shot(folder, MAPPING, CLASSES)
 
 
 def test_preprocessing_is_open_clips_own(folder):
@@ -46,7 +46,7 @@ def test_logits_are_scaled_cosines_to_the_mean_direction_of_the_prompts(folder, 
     by_hand = image @ F.normalize(female, dim=0) * model.logit_scale.exp()
     torch.testing.assert_close(judge(crops)["gender"][:, 0], by_hand)
     old = F.normalize(model.encode_text(tokenizer(["an old person"])), dim=1)[0]
-    torch.testing.assert_close(judge(crops)["age"][:, 1], image @ old * model.logit_scale.exp())  # the asked order
+    torch.testing.assert_close(judge(crops)["age"][:, 1], image @ old * model.logit_scale.exp())  # the wanted order
 
 
 def test_frozen_and_differentiable_row_by_row(judge):
@@ -54,11 +54,11 @@ def test_frozen_and_differentiable_row_by_row(judge):
     judge(crops)["age"][2, 0].backward()
     assert (crops.grad.abs().sum((1, 2, 3)) > 0).tolist() == [False, False, True]
     assert not judge.training and not any(p.requires_grad for p in judge.parameters())
-    assert judge(crops[:0])["age"].shape == (0, 2) and judge.attributes == ASKED
+    assert judge(crops[:0])["age"].shape == (0, 2) and judge.attributes == CLASSES
 
 
 def test_other_prompts_are_another_judge(folder, judge):
-    other = load_zero_shot(folder, MAPPING | {"age": {"old": ["a grandparent"], "young": ["a young person"]}}, ASKED)
+    other = load_zero_shot(folder, MAPPING | {"age": {"old": ["a grandparent"], "young": ["a young person"]}}, CLASSES)
     assert other.config != judge.config and not torch.equal(other.text_age, judge.text_age)
 
 
@@ -78,7 +78,7 @@ def test_other_prompts_are_another_judge(folder, judge):
 )
 def test_bad_input_is_one_line(folder, path, mapping, message):
     with pytest.raises(ValueError, match=message) as error:
-        load_zero_shot(folder if path == "here" else path, mapping, ASKED)
+        load_zero_shot(folder if path == "here" else path, mapping, CLASSES)
     assert "\n" not in str(error.value)
 
 

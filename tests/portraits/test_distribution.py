@@ -47,7 +47,7 @@ def assert_articles(caption: str) -> None:
             assert (found.split(" ")[1][0].lower() in "aeiou") == found.startswith("an "), caption
 
 
-def told(caption: str, subject: str) -> dict[str, set[int]]:
+def named_classes(caption: str, subject: str) -> dict[str, set[int]]:
     """Which class of which attribute the words of a caption outside its subject name."""
     words = set(caption.replace(subject, "").replace(",", "").split())
     return {name: {k for k, tell in enumerate(tells) if words & tell} for name, tells in TELLS.items()}
@@ -146,7 +146,7 @@ def test_captions_by_subject_name_it_and_no_attribute(kind):
         for _ in range(4):
             caption = sample_caption(rng, kind, subject)
             assert subject in caption
-            assert not any(told(caption, subject).values()), caption
+            assert not any(named_classes(caption, subject).values()), caption
             assert_articles(caption)
 
 
@@ -160,12 +160,12 @@ def test_captions_that_name_attributes_tell_the_truth(kind, subject):
         truth = {"gender": person.gender, "race": person.race, "age": person.age}
         for _ in range(30):
             caption = sample_caption(rng, kind, subject, person)
-            found = told(caption, subject)
+            found = named_classes(caption, subject)
             assert any(found.values()) and subject in caption
             assert all(classes <= {truth[name]} for name, classes in found.items()), caption
             assert_articles(caption)
         for named in [{"gender"}, {"race"}, {"gender", "age"}, set(CLASSES)]:
-            found = told(sample_caption(rng, kind, subject, person, frozenset(named)), subject)
+            found = named_classes(sample_caption(rng, kind, subject, person, frozenset(named)), subject)
             assert {name for name, classes in found.items() if classes} == named
 
 
@@ -174,7 +174,7 @@ def test_phrases_that_name_nothing_tell_nothing_and_the_measured_ones_are_not_am
     captions = {sample_caption(rng, "phrase", "actor", EVERYONE[0], frozenset()) for _ in range(300)}
     assert len(captions) == len(NEUTRAL_PLACES)
     for caption in captions:
-        assert not any(told(caption, "actor").values()) and "actor" in caption
+        assert not any(named_classes(caption, "actor").values()) and "actor" in caption
         assert_articles(caption)
         measured = ("photo of a person", "of any gender", "irrespective of their gender")
         assert all(any(words in template for template in occupations.MEASURED_WORDS.values()) for words in measured)
@@ -186,13 +186,13 @@ def test_plain_captions_name_the_look_often_without_attributes_and_never_a_wrong
     bare = 0
     for person in EVERYONE * 20:
         caption = plain_caption(rng, "electrician", person)
-        found = told(caption, "electrician")
+        found = named_classes(caption, "electrician")
         bare += not any(found.values())
         assert found["gender"] <= {person.gender} and found["race"] <= {person.race} and found["age"] <= {person.age}
         assert "electrician" in caption
     assert 0.4 < bare / (len(EVERYONE) * 20) < 0.6
     assert "a red apple on a table" in plain_caption(rng, "a red apple on a table")
-    assert any(told(plain_caption(rng, "", EVERYONE[0]), "").values())
+    assert any(named_classes(plain_caption(rng, "", EVERYONE[0]), "").values())
 
 
 def test_captions_come_from_the_generator_alone():

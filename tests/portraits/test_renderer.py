@@ -1,4 +1,4 @@
-"""The renderer keeps its laws: same draw, same picture; looks know no attributes; shards know no workers."""
+"""The renderer keeps its laws: same draw, same image; looks know no attributes; shards know no workers."""
 
 import sys
 from dataclasses import replace

@@ -29,7 +29,7 @@ from train_clip import Decorrelated  # noqa: E402
 
 
 def write_shard(folder: Path, number: int, count: int, seed: int) -> None:
-    """Random pictures with random labels; a tenth without people, every second person twice."""
+    """Random images with random labels; a tenth without people, every second person twice."""
     rng = np.random.default_rng(seed)
     nobody = rng.random(count) < 0.1
     columns = {
@@ -111,7 +111,7 @@ def subject_of(caption: str) -> int:
 
 
 def women_of(renders, pairs) -> tuple[list, list]:
-    """Whether each caption's picture shows a woman, and the share of its subject."""
+    """Whether each caption's image shows a woman, and the share of its subject."""
     shown = [renders["gender"][row] == 0 for row, _ in pairs]
     return shown, [distribution.marginal_shares(subject_of(caption))["gender"][0] for _, caption in pairs]
 
