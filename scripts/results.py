@@ -3,6 +3,7 @@
 python scripts/results.py                        all groups; the same command goes on
 python scripts/results.py adapters --seeds 0     one group
 python scripts/results.py --jobs 2               two runs at a time, sooner on two cores: six hours, by estimate
+python scripts/results.py --missing              only what has no record yet
 python scripts/results.py --render               only write the page anew
 
 Each run is one `train.py` or `scripts/audit.py` command, which resumes by itself, reprints what is finished and refuses a
@@ -22,7 +23,7 @@ from pathlib import Path
 
 from reproduce.page import write_page
 from reproduce.plan import GROUPS, Run, plan
-from reproduce.records import keep_record
+from reproduce.records import keep_record, without_record
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -82,6 +83,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--jobs", type=int, choices=range(1, 65), default=1, metavar="N", help="runs at a time")
     parser.add_argument("--folder", type=Path, default=ROOT / "outputs" / "results")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "results.md")
+    parser.add_argument("--missing", action="store_true", help="only runs without a record")
     parser.add_argument("--render", action="store_true", help="run nothing")
     args = parser.parse_args(argv)
     unknown = [group for group in args.groups if group not in GROUPS]
@@ -91,6 +93,8 @@ def main(argv: list[str] | None = None) -> None:
     shown = plan(list(dict.fromkeys([*args.seeds, 0, 1, 2])), args.images)
     records = args.page.parent / "measurements" / "results"
     chosen = [run for run in runs if not args.groups or run.group in args.groups]
+    if args.missing:
+        chosen = without_record(chosen, records)
     needed = [] if args.render else with_needed(chosen)
     try:
         for run in each_done(needed, args.jobs, lambda run: carry_out(run, args.folder, args.jobs)):

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 from time import sleep
@@ -20,7 +21,7 @@ from reproduce.aims import AIMS, Aim, bias, drift, left, low_confidence, relativ
 from reproduce.numbers import over_seeds  # noqa: E402
 from reproduce.page import write_page  # noqa: E402
 from reproduce.plan import ADAPTERS, GROUPS, Run, plan  # noqa: E402
-from reproduce.records import keep_record  # noqa: E402
+from reproduce.records import keep_record, without_record  # noqa: E402
 from reproduce.search import candidates, write_search  # noqa: E402
 from results import Failed, each_done, with_needed  # noqa: E402
 
@@ -242,6 +243,14 @@ def test_what_stays_with_words_is_compared_subject_by_subject(tmp_path):
     # above the floor of .1: .2 and .6 of .4 and .8
     assert len(rows) == 1 and rows[0].count("67% stays [") == 3
     assert "`python scripts/audit.py 'a person,'`" in (tmp_path / "results.md").read_text()
+
+
+def test_a_run_counts_as_measured_by_a_record_of_its_own_overrides(tmp_path):
+    run = Run("adapters", "one", ("adapter=lora_text",), 0)
+    put(run, tmp_path / "runs", audit([0.3, 0.7]))
+    keep_record(run, tmp_path / "runs", tmp_path / "records")
+    others = [replace(run, seed=1), replace(run, overrides=("adapter=lora_text", "steps=9"))]
+    assert without_record([run, *others], tmp_path / "records") == others
 
 
 def test_what_is_left_is_the_mean_over_seeds():

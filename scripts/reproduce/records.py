@@ -23,6 +23,12 @@ def read_records(runs: Iterable[Run], records: Path) -> dict[Run, dict]:
     return {run: kept for run, kept in found.items() if tuple(kept["overrides"]) == run.overrides}
 
 
+def without_record(runs: list[Run], records: Path) -> list[Run]:
+    """The runs that have no record of these overrides."""
+    measured = read_records(runs, records)
+    return [run for run in runs if run not in measured]
+
+
 def record(audit: dict) -> dict:
     """The part of audit.json that the page shows, in its shape; numbers to six decimals."""
     kept = {key: audit[key] for key in ("prompts", "images_per_prompt", "families")}
