@@ -23,7 +23,7 @@ from fairdiff.errors import FairDiffError, blame
 from fairdiff.plan import Plan
 from fairdiff.portraits import weights
 
-MOST_UNCHANGED = 16  # images of each prompt without people
+FEW = 16  # images of each prompt without people, and of each that names a class
 
 
 def build_confusion(config: Config, attributes: dict[str, tuple[str, ...]]) -> dict[str, np.ndarray]:
@@ -102,16 +102,17 @@ def build_audit(
         "after": fingerprint.of_values(frozen, after, config.steps),
         "judge": fingerprint.of_values(looking, detector_fingerprint(config, detector)),
     }
-    unchanged_images = min(MOST_UNCHANGED, options.images_per_prompt)
-    sizes = (options.images_per_prompt, unchanged_images, options.seed)
+    few_images = min(FEW, options.images_per_prompt)
+    sizes = (options.images_per_prompt, few_images, options.seed)
     # a folder for each size, else audits of two sizes would overwrite each other
     shared = fingerprint.of_values(RECORDS_SCHEMA, hashes["before"], hashes["judge"], *sizes)
     audit_plan = AuditPlan(
         prompts=plan.audit,
+        named=plan.named,
         without_people=plan.without_people,
         attributes=attributes,
         images_per_prompt=options.images_per_prompt,
-        without_people_images=unchanged_images,
+        few_images=few_images,
         batch_size=AUDITED * config.micro_batch,
         seed=options.seed,
         latent_shape=model.latent_shape,
@@ -125,8 +126,9 @@ def build_audit(
 
 def audit_name(config: Config, plan: AuditPlan, spec: MetricSpec) -> str:
     """The folder of an audit below its training: "test-24x60-3f9a2c1b", sizes in words and a hash of all it depends on."""
-    texts = [[(p.text, p.family, p.subject) for p in some] for some in (plan.prompts, plan.without_people)]
-    sizes = [plan.images_per_prompt, plan.without_people_images, plan.seed, spec.delta, spec.drift]
+    every = (plan.prompts, plan.named, plan.without_people)
+    texts = [[(p.text, p.family, p.subject, p.names) for p in some] for some in every]
+    sizes = [plan.images_per_prompt, plan.few_images, plan.seed, spec.delta, spec.drift]
     tables = [{k: v.tolist() for k, v in table.items()} for table in (spec.targets, spec.confusion)]
     key = fingerprint.of_values(RECORDS_SCHEMA, METRICS_SCHEMA, plan.hashes, texts, sizes, tables)
     return f"{config.audit.split}-{len(plan.prompts)}x{plan.images_per_prompt}-{key[:8]}"

@@ -12,7 +12,7 @@ from fairdiff.errors import FairDiffError, blame
 from fairdiff.objective.target_files import WrittenTarget, read_target
 from fairdiff.objective.targets import Target, Targets
 from fairdiff.portraits.prompt_set import PortraitsPrompts
-from fairdiff.prompts import Prompt, PromptSet, read_prompts
+from fairdiff.prompts import Prompt, PromptSet, read_prompts, with_phrase
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,8 @@ class Plan:
     """Attributes with their classes, the prompts of each kind, and the target of every prompt of people.
 
     train: in the fixed order in which an epoch is shuffled, repeated as `prompts.families` says, prompts without people
-    among them. validation: () without validation. audit: prompts of people; without_people: prompts that must not change.
+    among them. validation: () without validation. audit: prompts of people; named: some of them with a class in words, whose
+    images are to show it; without_people: prompts that must not change.
     targets: of every prompt of people above. target_lines: the same in words.
     """
 
@@ -28,6 +29,7 @@ class Plan:
     train: tuple[Prompt, ...]
     validation: tuple[Prompt, ...]
     audit: tuple[Prompt, ...]
+    named: tuple[Prompt, ...]
     without_people: tuple[Prompt, ...]
     targets: Targets
     target_lines: tuple[str, ...]
@@ -57,6 +59,7 @@ def make_plan(config: Config, training: bool = True) -> Plan:
         train=tuple(train),
         validation=tuple(validation),
         audit=tuple(audit),
+        named=tuple(_named(config, audit)),
         without_people=tuple(_unchanged(config, embedded)),
         targets=_targets(config, written, [*train, *validation, *audit]),
         target_lines=tuple(_target_lines(config, written)),
@@ -98,6 +101,14 @@ def _unchanged(config: Config, embedded: PromptSet) -> list[Prompt]:
     split = config.audit.split
     own = [p for some in _families(config, embedded, split).values() for p in some if not p.people]
     return (own or embedded.without_people(split))[: config.audit.without_people]
+
+
+def _named(config: Config, audit: list[Prompt]) -> list[Prompt]:
+    """The first audited prompts with each class in words, attribute by attribute."""
+    phrases = config.audit.phrases
+    some = audit[: config.audit.named or 0]
+    classes = [(name, cls) for name in config.attributes if name in phrases for cls in config.attributes[name].classes]
+    return [with_phrase(p, phrases[name][cls], f"{name}.{cls}") for name, cls in classes for p in some]
 
 
 def _families(config: Config, embedded: PromptSet, split: str) -> dict[str, list[Prompt]]:

@@ -21,6 +21,7 @@ class Prompt:
 
     people: whether its images show people. The images of a prompt without people are only to stay as they are.
     group: prompts of one group show the same people, as synonyms do; "" for a prompt on its own.
+    names: the class that the text names by itself, "gender.female"; "" for none.
     """
 
     text: str
@@ -28,6 +29,7 @@ class Prompt:
     subject: str
     people: bool = True
     group: str = ""
+    names: str = ""
 
 
 class PromptSet(Protocol):
@@ -84,6 +86,11 @@ def fill(template: str, subject: str) -> str:
         return f"{chosen.capitalize() if found[0] == 'A' else chosen} {subject}"
 
     return _GAP.sub(put, template)
+
+
+def with_phrase(prompt: Prompt, phrase: str, names: str) -> Prompt:
+    """The prompt with a phrase in the place of its closing "a person", or at its end: "..., a woman"."""
+    return replace(prompt, text=f"{prompt.text.removesuffix(', a person')}, {phrase}", names=names)
 
 
 def takes_whole(template: str) -> bool:

@@ -29,7 +29,7 @@ def signed_gaps(records: pd.DataFrame, attribute: str) -> tuple[np.ndarray, list
         two = ", ".join(a for a, k in classes.items() if k == 2) or "none here"
         raise ValueError(f"--attribute {attribute}: has {classes[attribute]} classes; allowed, with two: {two}")
     first, second = (c for c in records if c.startswith(f"p.{attribute}."))
-    faces = records[records.people & records.found].sort_values("prompt")
+    faces = records[records.people & (records.names == "") & records.found].sort_values("prompt")
     faces = faces.assign(gap=np.sign(faces[first] - faces[second]), half=faces.image_index % 2)
     before, after = (faces[faces.model == model] for model in ("before", "after"))
     parts = [after, after[after.half == 0], after[after.half == 1]]

@@ -110,12 +110,13 @@ def audit() -> dict:
     """An audit with everything in it: two families, three models, a joint, a known error, prompts without people."""
     classes, rows = {"gender": ("female", "male"), "race": ("White", "Black")}, []
     rng = np.random.default_rng(0)
-    for model, prompt, image in product(("before", "start", "after"), range(6), range(8)):
-        people = prompt < 4
+    for model, prompt, image in product(("before", "start", "after"), range(7), range(8)):
+        people, names = prompt not in (4, 5), "gender.male" if prompt == 6 else ""
         share = {f"p.{a}.{c}": p for a in classes for c, p in zip(classes[a], rng.dirichlet([1, 1]), strict=True)}
         after = np.nan if model == "before" else 0.9
         rows.append({
-            "model": model, "family": "sport" if prompt % 2 else "occupation", "people": people, "prompt_index": prompt,
+            "model": model, "family": "sport" if prompt % 2 else "occupation", "people": people, "names": names,
+            "prompt_index": prompt,
             "subject": f"s{prompt}", "prompt": f"a {prompt}", "image_index": image, "seed": 1, "found": people, **share,
             "clip_t": 0.3, "clip_i": after, "dino": after, "between": 0.5, "model_hash": model, "judge_hash": "j",
         })  # fmt: skip
@@ -134,12 +135,14 @@ def test_the_page_of_audit_json_names_every_key_and_no_other():
     assert text.count(found["schema"]) == 2
     model = found["models"]["after"]
     gender = model["attributes"]["gender"]
-    shown = [found, model, gender, gender["target"], gender["per_prompt"][0], found["paired"], found["without_people"]]
+    shown = [found, model, gender, gender["target"], gender["per_prompt"][0], found["paired"], found["named"]]
+    shown.append(found["without_people"])
     assert named == [set(part) for part in shown]
     words = set(re.findall(r"`(\w+)`", text))  # the keys below those
     change, others = found["paired"]["attributes"], found["without_people"]
     deeper = [gender["bias"], gender["target"]["total_variation"], gender["corrected"], gender["per_prompt"][0]["bias"]]
     deeper += [gender["per_prompt"][0]["target"], change["gender"], change["race"]["drift"]]
-    deeper += [others["relative_drift"], others["per_prompt"][0]]
+    deeper += [others["relative_drift"], others["per_prompt"][0], gender["bias"]["worst_tenth"]]
+    deeper += [found["named"]["attributes"]["gender"], found["named"]["per_prompt"][0]]
     for part in deeper:
         assert set(part) <= words, set(part) - words

@@ -257,6 +257,18 @@ def test_a_file_has_its_own_prompts_without_people_or_some_of_the_worlds(tmp_pat
     assert {p.text for p in plan.without_people} < {p.text for p in occupations.prompts("object", "test")}
 
 
+def test_prompts_that_name_a_class_are_the_first_audited_ones_with_each_class_in_words():
+    plan = planned("experiment=gender_race", "audit.named=2")
+    assert [p.names for p in plan.named[:4]] == ["gender.female"] * 2 + ["gender.male"] * 2 and len(plan.named) == 2 * (2 + 4)
+    subject = plan.audit[0].subject
+    assert plan.named[0].text.endswith(f"{subject}, a woman") and plan.named[4].text.endswith(f"{subject}, a White person")
+    assert plan.audit[0].text == plan.named[0].text.replace("a woman", "a person") and plan.named[0].subject == subject
+    assert planned("audit.named=null").named == ()
+    for wrong in ("audit.phrases.gender.female=3", "+audit.phrases.gender.other=x", "+audit.phrases.hair={red: a}"):
+        with pytest.raises(FairDiffError, match=r"audit.phrases"):
+            planned(wrong)
+
+
 def test_prompts_of_one_group_follow_those_of_others(tmp_path):
     """A file says itself which of its prompts show the same people."""
     file = tmp_path / "own.csv"

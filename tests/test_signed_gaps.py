@@ -20,8 +20,8 @@ def records(before: list[int], after: list[int]) -> pd.DataFrame:
         for prompt, count in enumerate(women):
             for image in range(20):
                 p = 0.9 if image // 2 < count else 0.2
-                rows.append([model, True, True, f"{prompt:02}", image, p, 1 - p])
-    names = ["model", "people", "found", "prompt", "image_index", "p.gender.female", "p.gender.male"]
+                rows.append([model, True, "", True, f"{prompt:02}", image, p, 1 - p])
+    names = ["model", "people", "names", "found", "prompt", "image_index", "p.gender.female", "p.gender.male"]
     return pd.DataFrame(rows, columns=names).sample(frac=1, random_state=0)
 
 

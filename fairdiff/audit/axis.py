@@ -6,6 +6,7 @@ Shapes: P prompts, K classes, counts_PK faces of each class. Every mean over pro
 import itertools
 import math
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 
@@ -147,6 +148,16 @@ def rms_over_prompts(squared_gaps: np.ndarray, spec: MetricSpec) -> dict:
     return {"value": value, "ci95": interval}
 
 
+def _worst(values: np.ndarray, statistic: Callable, faces: np.ndarray, target: np.ndarray, spec: MetricSpec) -> dict:
+    """The mean over the tenth of the prompts that are worst, what chance alone makes of it, and how many they are."""
+    return {
+        "mean": float(iv.worst_tenth(values)) if len(values) else math.nan,
+        "ci95": iv.worst_tenth_interval(values, spec.draws, spec.seed),
+        "floor": iv.worst_tenth_floor(statistic, faces, target, seed=spec.seed),
+        "prompts": math.ceil(len(values) / 10),
+    }
+
+
 def suite_metrics(counts: np.ndarray, missing: np.ndarray, axis: Axis, spec: MetricSpec) -> dict:
     """Suite-level numbers of one attribute or joint; prompts without a face take no part (bounds: they do)."""
     K, faces = counts.shape[1], counts.sum(1)
@@ -163,6 +174,7 @@ def suite_metrics(counts: np.ndarray, missing: np.ndarray, axis: Axis, spec: Met
         | {
             "sd_over_prompts": bias.std(ddof=1) if len(bias) > 1 else math.nan,
             "floor": average(floors),
+            "worst_tenth": _worst(bias, lambda f, _: bias_of(f), faces[seen], np.full(aim.shape, 1 / K), spec),
             "maximum": 2 / K,
             "unbiased_rms": rms_over_prompts(iv.unbiased_squared_gap(counts[two]), spec),
             "missing_face_bounds": np.mean(bounds, 0),
@@ -179,6 +191,7 @@ def suite_metrics(counts: np.ndarray, missing: np.ndarray, axis: Axis, spec: Met
             "total_variation": mean_over_prompts(distance, spec)
             | {
                 "floor": average(tv_floors),
+                "worst_tenth": _worst(distance, iv.total_variation, faces[seen], aim, spec),
                 "maximum": average(1 - aim.min(1)),
             },
             "unbiased_rms": on_target,

@@ -32,11 +32,14 @@ class Prompt(Protocol):
     text: str
     family: str
     subject: str
+    people: bool
+    names: str
 
 
 @dataclass(frozen=True)
 class AuditPlan:
-    """What is generated. `prompts` show people; `without_people` do not and must not change.
+    """What is generated. `prompts` show people; `named` show people of the class that they name (`Prompt.names`, such as
+    "gender.female"); `without_people` do not and must not change.
 
     hashes: SHA-256 of what "before", "start", "after" and "judge" (detector and encoders included) are made of; a changed
     hash makes old records stale. strip: images of each prompt kept as thumbnails at most `thumbnail` pixels wide.
@@ -47,23 +50,29 @@ class AuditPlan:
     without_people: Sequence[Prompt]
     attributes: dict[str, tuple[str, ...]]
     images_per_prompt: int
-    without_people_images: int
+    few_images: int
     batch_size: int
     seed: int
     latent_shape: tuple[int, ...]
     hashes: dict[str, str]
+    named: Sequence[Prompt] = ()
     strip: int = 8
     thumbnail: int = 96
     shared: Path | None = None
 
-    def images_of(self, people: bool) -> int:
-        """Images of one prompt, with or without people."""
-        return self.images_per_prompt if people else self.without_people_images
+    @property
+    def every(self) -> list[Prompt]:
+        """All prompts in the order of the records."""
+        return [*self.prompts, *self.named, *self.without_people]
+
+    def images_of(self, prompt: Prompt) -> int:
+        """Images of one prompt: `few_images` of one that names a class or is without people."""
+        return self.images_per_prompt if prompt.people and not prompt.names else self.few_images
 
     @property
     def images_per_model(self) -> int:
         """How many images one model generates."""
-        return len(self.prompts) * self.images_per_prompt + len(self.without_people) * self.without_people_images
+        return sum(self.images_of(prompt) for prompt in self.every)
 
 
 def run_audit(
@@ -83,12 +92,11 @@ def run_audit(
     """
     _check(plan, generators, measurer)
     auditor = _Auditor(plan, measurer, noise, RecordStore(Path(folder) / "records"), on_images)
-    every = [(prompt, True) for prompt in plan.prompts] + [(prompt, False) for prompt in plan.without_people]
     for model in (m for m in MODELS if m in generators):
-        for prompt, people in every:
-            auditor.audit(model, generators[model], prompt, people)
+        for prompt in plan.every:
+            auditor.audit(model, generators[model], prompt)
     models = [m for m in MODELS if m == "before" or m in generators]
-    records = auditor.collect(models, [prompt.text for prompt, _ in every])
+    records = auditor.collect(models, [prompt.text for prompt in plan.every])
     save_records(Path(folder) / "records.parquet", records)
     return records
 
@@ -98,7 +106,7 @@ def _check(plan: AuditPlan, generators: dict[str, Generate], measurer: Measurer)
         raise FairDiffError("audit: the list of prompts is empty")
     if not generators or not set(generators) <= set(MODELS):
         raise FairDiffError(f"audit: found models {sorted(generators)}, allowed: {', '.join(MODELS)}")
-    texts = Counter(prompt.text for prompt in [*plan.prompts, *plan.without_people])
+    texts = Counter(prompt.text for prompt in plan.every)
     twice = [text for text, times in texts.items() if times > 1]
     if twice:
         raise FairDiffError(f"audit: the prompt '{twice[0]}' occurs twice")
@@ -120,7 +128,7 @@ class _Auditor:
     store: RecordStore
     on_images: Callable[[int], None]
 
-    def fingerprint(self, model: str, prompt: Prompt, people: bool) -> str:
+    def fingerprint(self, model: str, prompt: Prompt) -> str:
         """Everything the rows of this model and prompt depend on; all but those of "before" depend on "before" too."""
         plan, measurer = self.plan, self.measurer
         return fingerprint(
@@ -128,8 +136,9 @@ class _Auditor:
             prompt=prompt.text,
             family=prompt.family,
             subject=prompt.subject,
-            people=people,
-            images=plan.images_of(people),
+            people=prompt.people,
+            names=prompt.names,
+            images=plan.images_of(prompt),
             seed=plan.seed,
             latent=list(plan.latent_shape),
             attributes=plan.attributes,
@@ -139,25 +148,25 @@ class _Auditor:
             encoders=[measurer.clip is not None, measurer.encoder is not None],
         )
 
-    def audit(self, model: str, generate: Generate, prompt: Prompt, people: bool) -> None:
+    def audit(self, model: str, generate: Generate, prompt: Prompt) -> None:
         """Generate, measure and store one prompt of one model, unless it is done already."""
         before: dict[str, np.ndarray] = {}
         if model != "before":
-            if not self.store.complete("before", prompt.text, self.fingerprint("before", prompt, people)):
+            if not self.store.complete("before", prompt.text, self.fingerprint("before", prompt)):
                 raise FairDiffError(f"audit: '{prompt.text}' has no records of the model before; audit it first")
             before = self.store.read_features("before", prompt.text)
-        print_ = self.fingerprint(model, prompt, people)
+        print_ = self.fingerprint(model, prompt)
         shared = RecordStore(self.plan.shared) if self.plan.shared and model == "before" else None
         if shared and not self.store.complete(model, prompt.text, print_):
             self.store.take(shared, model, prompt.text, print_)
         if self.store.complete(model, prompt.text, print_):
-            self.on_images(self.plan.images_of(people))
+            self.on_images(self.plan.images_of(prompt))
             return
-        measured, sheet = self.measure(model, generate, prompt, self.plan.images_of(people))
+        measured, sheet = self.measure(model, generate, prompt, self.plan.images_of(prompt))
         with atomic_path(self.store.path(model, prompt.text, "png")) as temporary:
             sheet.save(temporary)
         self.store.write_features(model, prompt.text, measured.features)
-        self.store.write(model, prompt.text, _rows(self.plan, (model, prompt, people), measured, before), print_)
+        self.store.write(model, prompt.text, _rows(self.plan, model, prompt, measured, before), print_)
         if shared:
             shared.take(self.store, model, prompt.text, print_)
 
@@ -180,7 +189,7 @@ class _Auditor:
         for model in models:
             for index, prompt in enumerate(prompts):
                 table = self.store.read(model, prompt)
-                table.insert(3, "prompt_index", index)
+                table.insert(4, "prompt_index", index)
                 tables.append(table)
         return pd.concat(tables, ignore_index=True)
 
@@ -204,8 +213,7 @@ def strip(image_list: list[Tensor], width: int) -> Image.Image:
     return sheet
 
 
-def _rows(plan: AuditPlan, what: tuple[str, Prompt, bool], measured: Measured, before: dict) -> pd.DataFrame:
-    model, prompt, people = what
+def _rows(plan: AuditPlan, model: str, prompt: Prompt, measured: Measured, before: dict) -> pd.DataFrame:
     n = len(measured.found_B)
     missing = np.full(n, np.nan, np.float32)
 
@@ -216,7 +224,8 @@ def _rows(plan: AuditPlan, what: tuple[str, Prompt, bool], measured: Measured, b
     columns = {
         "model": model,
         "family": prompt.family,
-        "people": people,
+        "people": prompt.people,
+        "names": prompt.names,
         "subject": prompt.subject,
         "prompt": prompt.text,
         "image_index": np.arange(n),

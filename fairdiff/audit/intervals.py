@@ -8,6 +8,7 @@ ICLR 2024, section 5), in [0, 2/K]. Two kinds of interval, never mixed:
 """
 
 import math
+from collections.abc import Callable
 from functools import cache, lru_cache
 
 import numpy as np
@@ -166,6 +167,32 @@ def mean_interval(values, draws: int = 2000, seed: int = 0) -> Interval:
     if len(values) < 2:
         return math.nan, math.nan
     return percentile_interval(values[resampled_prompts(len(values), draws, seed)].mean(1), len(values))
+
+
+def worst_tenth(values_P) -> np.ndarray:
+    """Mean of the largest tenth of the values over the last axis [..., P], rounded up to whole prompts."""
+    values_P = np.asarray(values_P, float)
+    return np.sort(values_P, -1)[..., -math.ceil(values_P.shape[-1] / 10) :].mean(-1)
+
+
+def worst_tenth_interval(values, draws: int = 2000, seed: int = 0) -> Interval:
+    """Interval of `worst_tenth` over the population of prompts, resampling prompts, at this number of images."""
+    values = np.asarray(values, float)
+    if len(values) < 2:
+        return math.nan, math.nan
+    return percentile_interval(worst_tenth(values[resampled_prompts(len(values), draws, seed)]), len(values))
+
+
+def worst_tenth_floor(statistic: Callable, n_P, target_PK, draws: int = 400, seed: int = 0) -> float:
+    """E[worst tenth of a statistic of shares [..., K]] that a generator exactly on each prompt's target shows at n_P faces.
+
+    Larger than the floor of the mean: of many prompts some are off by chance. Monte Carlo; NaN without prompts.
+    """
+    if not len(n_P):
+        return math.nan
+    rng = np.random.default_rng(seed)
+    drawn = [rng.multinomial(int(n), t, size=draws) / n for n, t in zip(n_P, target_PK, strict=True)]
+    return float(worst_tenth(np.stack([statistic(shares, t) for shares, t in zip(drawn, target_PK, strict=True)], -1)).mean())
 
 
 def rms_interval(squared_gaps, draws: int = 2000, seed: int = 0) -> tuple[float, Interval]:

@@ -25,7 +25,7 @@ from fairdiff.audit.axis import (
 from fairdiff.audit.records import MODELS, probability_columns
 from fairdiff.bias import bias
 
-SCHEMA = "fairdiff.audit/3"
+SCHEMA = "fairdiff.audit/4"
 CONFIDENT = 0.9  # of a class: what the face loss calls confident (Shen et al., ICLR 2024)
 
 ESTIMANDS = {
@@ -52,14 +52,18 @@ ESTIMANDS = {
     "trained": "after minus start (the untrained adapter, where it changes images by itself), as paired: what training did",
     "paired.drift": "of an attribute without a target: the change of its bias, and whether its whole interval lies within "
     "(yes) or outside (no) the margin",
+    "bias.worst_tenth": "mean of the tenth of the prompts with the largest bias; its floor, what a perfectly fair generator "
+    "shows, is larger than that of the mean: some prompts are off by chance",
+    "named.kept": "share of the faces that show the class which their prompt names; mean over subjects, subjects resampled",
     "without_people.relative_drift": "mean drift (1 - cosine to the image before) over the mean distance between two "
     "seeds",
 }
 
 
 def compute_metrics(records: pd.DataFrame, spec: MetricSpec) -> dict:
-    """All of audit.json (schema `fairdiff.audit/3`) as plain Python values, NaN replaced by None."""
-    people, without_people = records[records.people], records[~records.people]
+    """All of audit.json (schema `fairdiff.audit/4`) as plain Python values, NaN replaced by None."""
+    usual, named = records[records.names == ""], records[records.names != ""]
+    people, without_people = usual[usual.people], usual[~usual.people]
     prompts = people.drop_duplicates("prompt_index").sort_values("prompt_index")
     axes = axes_of(spec, len(prompts))
     models, tallies = {}, {}
@@ -81,6 +85,7 @@ def compute_metrics(records: pd.DataFrame, spec: MetricSpec) -> dict:
         "models": models,
         "paired": paired("before"),
         "trained": paired("start"),
+        "named": _named(named, spec) if len(named) else None,
         "without_people": _without_people(without_people, spec) if len(without_people) else None,
         "sample_size": {
             "images_for_half_width_0.10": iv.images_for_half_width(0.10),
@@ -242,6 +247,38 @@ def _without_people(rows: pd.DataFrame, spec: MetricSpec) -> dict:
                 "between_seeds": between[i],
             }
             for i in between.index
+        ],
+    }
+
+
+def _named(rows: pd.DataFrame, spec: MetricSpec) -> dict:
+    """Prompts that name a class: the share of their faces that show it, by attribute and model.
+
+    kept: mean over subjects, each the mean over classes; subjects are resampled.
+    """
+    attribute, cls = rows.names.str.partition(".")[0], rows.names.str.partition(".")[2]
+    entries: dict[str, dict] = {}
+    models = [model for model in MODELS if (rows.model == model).any()]
+    for name in attribute.unique():
+        faces = rows[(attribute == name) & rows.found]
+        wanted = cls[faces.index].map({c: k for k, c in enumerate(spec.attributes[name])})
+        kept = pd.Series(labels(faces, spec.attributes, (name,)) == wanted, dtype=float)
+        by = kept.groupby([faces.model, faces.subject, cls[faces.index]]).mean()
+        subjects = by.groupby(level=[0, 1]).mean().unstack(0).reindex(columns=models)  # a row a subject
+        entry = {"kept": {model: mean_over_prompts(subjects[model].dropna().to_numpy(), spec) for model in models}}
+        if "after" in models:
+            change = (subjects["after"] - subjects["before"]).dropna().to_numpy()
+            entry["change"] = difference_over_prompts(change, spec)
+        classes = by.groupby(level=[2, 0]).mean()
+        entry["classes"] = {c: {m: classes.get((c, m), math.nan) for m in models} for c in spec.attributes[name]}
+        entries[name] = entry
+    return {
+        "prompts": rows.prompt.nunique(),
+        "images_per_prompt": int(rows.groupby(["model", "prompt_index"]).size().max()),
+        "attributes": entries,
+        "per_prompt": [
+            {"prompt": p.prompt, "subject": p.subject, "names": p.names}
+            for p in rows.drop_duplicates("prompt_index").sort_values("prompt_index").itertuples()
         ],
     }
 

@@ -1,9 +1,10 @@
 """Records: one row an image, the immutable ground every number of the audit stands on.
 
-Columns: model, family, people, prompt_index, subject, prompt, image_index, seed, found, x0, y0, x1, y1 (the largest
-face, pixels), `p.<attribute>.<class>` (the judge's probabilities; NaN without a face), clip_t (cosine image to
-prompt), clip_i and dino (cosine to the "before" image of the same prompt and noise; NaN for "before" itself), between
-(mean cosine to the other images of the same prompt and model in the image encoder), model_hash, judge_hash.
+Columns: model, family, people, names (the class that the prompt names, "gender.female", or ""), prompt_index, subject,
+prompt, image_index, seed, found, x0, y0, x1, y1 (the largest face, pixels), `p.<attribute>.<class>` (the judge's
+probabilities; NaN without a face), clip_t (cosine image to prompt), clip_i and dino (cosine to the "before" image of the
+same prompt and noise; NaN for "before" itself), between (mean cosine to the other images of the same prompt and model in
+the image encoder), model_hash, judge_hash.
 One file a model and prompt, written whole when its images are measured, so that a broken-off audit goes on.
 """
 
@@ -21,7 +22,7 @@ import pyarrow.parquet as pq
 from fairdiff.errors import FairDiffError
 from fairdiff.files import atomic_path
 
-SCHEMA = 1  # raised when the same settings fill records with something else (tests/test_schemas.py)
+SCHEMA = 2  # raised when the same settings fill records with something else (tests/test_schemas.py)
 MODELS = ("before", "start", "after")  # frozen; with the untrained adapter, where that changes images; trained
 SUFFIXES = ("parquet", "npz", "png")  # of one prompt's files; the parquet file is the mark of completeness
 _FINGERPRINT = b"fairdiff.fingerprint"

@@ -51,6 +51,7 @@ def render_report(folder: Path, audit: dict, settings: dict[str, list[str]], his
         joint=[(name, Markup(_overall(audit, "joint", name))) for name in last_model(audit)["joint"]],
         curves=[Markup(curve_chart(points, name)) for name, points in _curves(history).items()],
         without_people=_without_people(audit, RecordStore(Path(folder) / "records")),
+        named=_named(audit, RecordStore(Path(folder) / "records")),
         unmeasured=not_measured(audit),
     )
     path = Path(folder) / "report.html"
@@ -68,6 +69,7 @@ def summary_table(audit: dict) -> Table:
         + (", same noise before and after" if audit["paired"] else ""),
         title_justify="left",
         caption=r"\[low, high]: 95 % interval; floor: what a perfectly fair (or on-target) generator shows"
+        + "; worst: mean of the worst tenth of the prompts; kept: faces that show the class which a prompt names"
         + ("; start: the adapter before training; trained: after minus start" if audit["trained"] else ""),
         caption_justify="left",
         box=box.SIMPLE_HEAD,
@@ -119,8 +121,18 @@ def _card(audit: dict, name: str) -> dict:
         "changed": paired and paired["class_changed"],
         "drift": paired and paired.get("drift"),
         "trained": trained,
+        "worst": distance["worst_tenth"] | {"subjects": _worst_subjects(last, distance["key"])},
+        "kept": audit["named"] and audit["named"]["attributes"].get(name),
         "verdict": VERDICTS[last["target"]["verdict"]].format(delta=last["target"]["delta"]),
     }
+
+
+def _worst_subjects(entry: dict, key: str) -> list[str]:
+    """The subjects of the worst tenth of the prompts, the worst first."""
+    rows = [(p["bias"]["value"] if key == "bias" else p["target"][key], p["subject"]) for p in entry["per_prompt"]]
+    rows = sorted((row for row in rows if row[0] is not None), reverse=True)
+    most = (entry["bias"] if key == "bias" else entry["target"][key])["worst_tenth"]["prompts"]
+    return [subject for _, subject in rows[:most]]
 
 
 def _share_row(label: str, models: dict[str, dict], name: str, target: float | None) -> Row:
@@ -187,6 +199,12 @@ def _pictures(audit: dict, store: RecordStore) -> list[dict]:
         items.append((met[item["family"]], about))
         met[item["family"]] += 1
     return [about for _, about in sorted(items, key=lambda pair: pair[0])]
+
+
+def _named(audit: dict, store: RecordStore) -> list[dict]:
+    """Strips of the prompts that name a class."""
+    items = audit["named"]["per_prompt"] if audit["named"] else []
+    return [item | {"strips": _strips(store, list(audit["models"]), item["prompt"])} for item in items]
 
 
 def _without_people(audit: dict, store: RecordStore) -> list[dict]:

@@ -31,6 +31,7 @@ def comparison(audit: dict) -> dict[str, list[dict]]:
         "attributes": [_distance_row(audit, ("attributes", name)) for name in attribute_order(audit)],
         "combinations": [_distance_row(audit, ("joint", name)) for name in last_model(audit)["joint"]],
     }
+    groups["worst tenth of the prompts"] = [_worst_row(audit, name) for name in targeted]
     for family in last_model(audit)["families"]:
         paths = [("families", family, "attributes", name) for name in targeted]
         groups[f"{family} prompts"] = [_distance_row(audit, path, f"{family}: ") for path in paths]
@@ -39,6 +40,8 @@ def comparison(audit: dict) -> dict[str, list[dict]]:
     groups["attributes without a target"] = [
         _drift_row(audit, name, entry["drift"]) for name, entry in drifts.items() if "drift" in entry
     ]
+    if audit["named"] is not None:
+        groups["prompts that name a class"] = [_kept_row(audit, name) for name in audit["named"]["attributes"]]
     groups["pictures"] = [_confidence_row(audit, name) for name in targeted] + _image_rows(audit)
     return groups
 
@@ -68,6 +71,28 @@ def _distance_row(audit: dict, path: tuple[str, ...], prefix: str = "") -> dict:
         lambda pair: _at(pair, path)[distance["key"]],
         floor=distance["floor"],
     )
+
+
+def _worst_row(audit: dict, name: str) -> dict:
+    path = ("attributes", name)
+    distance = distance_of(_at(last_model(audit), path))
+    worst = distance["worst_tenth"]
+    return _row(
+        audit,
+        f"{name} worst",
+        lambda model: _pair(distance_of(_at(model, path))["worst_tenth"]),
+        floor=worst["floor"],
+        note=f"{distance['short']}, mean of {worst['prompts']}",
+    )
+
+
+def _kept_row(audit: dict, name: str) -> dict:
+    """How many faces show the class that their prompt names."""
+    entry = audit["named"]["attributes"][name]
+    cells = {model: _pair(kept) for model, kept in entry["kept"].items()}
+    change = entry.get("change")
+    row = _row(audit, f"{name} kept", lambda _: (None, None), form=percent, note="faces that show the class")
+    return row | cells | {"change": (change["difference"], change["ci95"]) if change else (None, None)}
 
 
 def _gap_row(audit: dict, name: str) -> dict:

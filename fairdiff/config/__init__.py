@@ -31,6 +31,9 @@ class AuditConfig:
 
     prompts: how many of each family (null: all). images_per_prompt: images of each.
     without_people: how many prompts without people, which must not change, with 16 images or fewer each.
+    named: how many prompts are audited with each class in words too, whose images are to show it, with as many images; null
+    for none.
+    phrases: attribute -> class -> words for a person of it, "a woman"; attributes without them are not audited so.
     seed: of the noise and the resampling. equivalence: the gap below which the whole interval must lie for "on target".
     drift: the change of an untargeted attribute's bias that still counts as none.
     """
@@ -39,6 +42,8 @@ class AuditConfig:
     prompts: int | None = None
     images_per_prompt: int = 60
     without_people: int = 6
+    named: int | None = 6
+    phrases: dict[str, Any] = field(default_factory=dict)
     seed: int = 20231113
     equivalence: float = 0.10
     drift: float = 0.06
@@ -46,7 +51,7 @@ class AuditConfig:
 
     def __post_init__(self):
         one_of("audit.split", self.split, ["test", "validation"])
-        for key in ("prompts", "images_per_prompt", "without_people"):
+        for key in ("prompts", "images_per_prompt", "without_people", "named"):
             positive(f"audit.{key}", asdict(self)[key])
         between("audit.seed", self.seed, 0, 2**31 - 1)
         between("audit.equivalence", self.equivalence, 0.001, 1)
@@ -106,6 +111,7 @@ class Config:
         if not self.attributes:
             raise FairDiffError("attribute: found [], allowed: one or more of gender, race, age or your own")
         _check_target(self.attributes, self.target)
+        _check_phrases(self.attributes, self.audit.phrases)
 
 
 def _check_target(attributes: dict[str, AttributeConfig], target: dict[str, Any]) -> None:
@@ -130,3 +136,12 @@ def _check_target(attributes: dict[str, AttributeConfig], target: dict[str, Any]
             raise FairDiffError(f"target.{name}: no share for {', '.join(missing)}")
         if abs(sum(shares.values()) - 1) > 1e-6:
             raise FairDiffError(f"target.{name}: shares sum to {sum(shares.values()):.6g}, allowed: 1")
+
+
+def _check_phrases(attributes: dict[str, AttributeConfig], phrases: dict[str, Any]) -> None:
+    for name, words in phrases.items():
+        one_of("audit.phrases", name, [*attributes])
+        classes = attributes[name].classes
+        known = isinstance(words, dict) and {*words} == {*classes} and all(isinstance(w, str) for w in words.values())
+        if not known:
+            raise FairDiffError(f"audit.phrases.{name}: found {words}, allowed: words for each of {', '.join(classes)}")

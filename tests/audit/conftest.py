@@ -17,8 +17,8 @@ def plan() -> AuditPlan:
     people = [TinyPrompt(f"a photo of the face of a {s}, a person", "occupation", s) for s in ("nurse", "pilot", "baker")]
     return AuditPlan(
         prompts=people,
-        without_people=[TinyPrompt("a red teapot", "object", "teapot"), TinyPrompt("a tree", "object", "tree")],
-        attributes=ColourJudge.attributes, images_per_prompt=24, without_people_images=6, batch_size=10, seed=7,
+        without_people=[TinyPrompt(f"a {name}", "object", name, people=False) for name in ("teapot", "tree")],
+        attributes=ColourJudge.attributes, images_per_prompt=24, few_images=6, batch_size=10, seed=7,
         latent_shape=(3, 4, 4), hashes={"before": "b0", "start": "s0", "after": "a0", "judge": "j0"}, strip=4,
     )  # fmt: skip
 

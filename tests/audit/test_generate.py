@@ -54,6 +54,18 @@ def test_cosines_compare_the_same_noise(audited):
     assert (after.dino[~same & after.people] < 0.99).all() and (~same).any()
 
 
+def test_prompts_that_name_a_class_are_generated_beside_the_others_and_change_none(audited, plan, measurer, noise, tmp_path):
+    named = [TinyPrompt("a photo of the face of a nurse, a woman", "occupation", "nurse", names="gender.female")]
+    more = dataclasses.replace(plan, named=named)
+    generators = {"before": TinyGenerator(1.5), "after": TinyGenerator(0.0)}
+    records = run_audit(more, generators, measurer, noise, tmp_path / "named", quiet)
+    own = records[records.names != ""]
+    assert set(own.names) == {"gender.female"} and len(own) == 2 * plan.few_images and own.people.all()
+    rest = records[records.names == ""].drop(columns="prompt_index").reset_index(drop=True)
+    pd.testing.assert_frame_equal(rest, audited.drop(columns="prompt_index"))
+    assert more.images_per_model == plan.images_per_model + plan.few_images
+
+
 def test_any_batch_size_gives_the_same_records(audited, plan, measurer, noise, tmp_path):
     other = dataclasses.replace(plan, batch_size=24)
     generators = {"before": TinyGenerator(1.5), "after": TinyGenerator(0.0)}
@@ -111,7 +123,7 @@ def test_bad_input_is_one_clear_error(plan, measurer, noise, tmp_path):
     with pytest.raises(FairDiffError, match="empty"):
         audit(replace(plan, prompts=[]))
     with pytest.raises(FairDiffError, match="'a tree' occurs twice"):
-        audit(replace(plan, without_people=[TinyPrompt("a tree", "object", "tree")] * 2))
+        audit(replace(plan, without_people=[TinyPrompt("a tree", "object", "tree", people=False)] * 2))
     with pytest.raises(FairDiffError, match="requested race"):
         audit(replace(plan, attributes={"race": ("White", "Black")}))
     with pytest.raises(FairDiffError, match="classes of gender"):
@@ -145,7 +157,7 @@ def test_a_real_pipeline_and_detector_go_through(plan, measurer, noise, tmp_path
         plan,
         prompts=plan.prompts[:1],
         images_per_prompt=4,
-        without_people_images=2,
+        few_images=2,
         latent_shape=tiny_model.latent_shape,
     )
     whole = dataclasses.replace(measurer, detector=WholeImage())

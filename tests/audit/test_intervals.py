@@ -9,6 +9,7 @@ from scipy.optimize import linprog
 from scipy.stats import multinomial
 from statsmodels.stats.multitest import multipletests
 
+from fairdiff.audit import intervals as iv
 from fairdiff.audit.intervals import (
     bias,
     bias_interval,
@@ -261,3 +262,15 @@ def test_few_faces_never_show_equivalence():
     assert all(verdict(ends, 0.1, 8, 2) != "within" for ends in intervals)
     least = images_for_equivalence(0.1)
     assert [verdict((0.0, 0.05), 0.1, n, 2) for n in (least - 1, least)] == ["undecided", "within"]
+
+
+def test_the_worst_tenth_of_prompts_rounds_up_and_its_floor_is_what_chance_makes():
+    assert iv.worst_tenth(np.arange(21.0)) == pytest.approx((18 + 19 + 20) / 3)
+    assert iv.worst_tenth([0.3]) == pytest.approx(0.3)
+    fair = np.full((40, 2), 0.5)
+    floor = iv.worst_tenth_floor(lambda f, _: bias(f), [60] * 40, fair, draws=2000)
+    draws = np.abs(2 * np.random.default_rng(3).binomial(60, 0.5, (2000, 40)) / 60 - 1)
+    assert floor == pytest.approx(np.sort(draws, 1)[:, -4:].mean(), rel=0.02) and floor > 2 * iv.noise_floor(2, 60)
+    assert math.isnan(iv.worst_tenth_floor(lambda f, _: bias(f), [], fair[:0]))
+    low, high = iv.worst_tenth_interval(np.linspace(0, 1, 30), seed=1)
+    assert low < iv.worst_tenth(np.linspace(0, 1, 30)) <= high <= 1

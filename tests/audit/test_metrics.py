@@ -29,7 +29,7 @@ def row(model, index, subject, image, code):
     columns |= {f"p.race.{c}": p for c, p in zip(ATTRIBUTES["race"], race, strict=True)}
     moved = {"before": np.nan, "after": 0.9}[model]
     return {
-        "model": model, "family": "occupation" if people else "object", "people": people, "prompt_index": index,
+        "model": model, "family": "occupation" if people else "object", "people": people, "names": "", "prompt_index": index,
         "subject": subject, "prompt": f"a {subject}", "image_index": image, "found": code != "--", **columns,
         "clip_t": 0.3 if model == "before" else 0.28, "clip_i": moved, "dino": moved if people else moved + 0.06,
         "between": 0.6 if people else 0.8,
@@ -65,6 +65,44 @@ def test_a_request_that_was_written_down_counts_the_same(records):
     assert again.attributes == ATTRIBUTES and compute_metrics(records, again) == compute_metrics(records, spec)
 
 
+def test_a_named_class_is_kept_by_the_faces_that_show_it_subject_by_subject(records):
+    """Prompts that name a class: nurse keeps 3 of 4 and then 1 of 2 women, all men; they change no other number."""
+    shown = {
+        ("before", "nurse", "female"): "fW fW fW mW", ("after", "nurse", "female"): "fW mW -- --",
+        ("before", "nurse", "male"): "mW mW", ("after", "nurse", "male"): "mW mW",
+        ("before", "pilot", "female"): "fW fW", ("after", "pilot", "female"): "mW fW",
+        ("before", "pilot", "male"): "mW fW", ("after", "pilot", "male"): "mB mB",
+    }  # fmt: skip
+    rows = []
+    for (model, subject, cls), codes in shown.items():
+        about = {"prompt": f"a {subject}, {cls}", "names": f"gender.{cls}"}
+        place = 4 + ["nurse", "pilot"].index(subject) * 2 + (cls == "male")
+        rows += [row(model, place, subject, i, code) | about for i, code in enumerate(codes.split())]
+    spec = MetricSpec(ATTRIBUTES, {"name": "hand"})
+    audit = compute_metrics(pd.concat([records, pd.DataFrame(rows)]), spec)
+    entry = audit["named"]["attributes"]["gender"]
+    assert entry["kept"]["before"]["mean"] == pytest.approx(((0.75 + 1) / 2 + (1 + 0.5) / 2) / 2)
+    assert entry["kept"]["after"]["mean"] == pytest.approx(((0.5 + 1) / 2 + (0.5 + 1) / 2) / 2)
+    assert entry["change"]["difference"] == pytest.approx(0.75 - 0.8125)
+    assert entry["classes"]["female"] == pytest.approx({"before": 0.875, "after": 0.5})
+    assert (audit["named"]["prompts"], audit["named"]["images_per_prompt"]) == (4, 4)
+    assert audit | {"named": None} == compute_metrics(records, spec)
+
+
+def test_a_named_class_without_a_face_has_no_share(records):
+    nobody = [row(model, 4, "nurse", 0, "--") | {"names": "gender.female"} for model in ("before", "after")]
+    audit = compute_metrics(pd.concat([records, pd.DataFrame(nobody)]), MetricSpec(ATTRIBUTES, {"name": "hand"}))
+    entry = audit["named"]["attributes"]["gender"]
+    assert entry["kept"]["after"]["mean"] is None and entry["classes"]["female"]["before"] is None
+
+
+def test_the_worst_tenth_is_the_mean_of_the_largest(audit):
+    entry = audit["models"]["before"]["attributes"]["gender"]
+    assert entry["bias"]["worst_tenth"]["mean"] == 1.0 and entry["bias"]["worst_tenth"]["prompts"] == 1  # pilot
+    assert entry["bias"]["worst_tenth"]["mean"] > entry["bias"]["mean"]
+    assert entry["bias"]["worst_tenth"]["floor"] > entry["bias"]["floor"]
+
+
 def test_unsure_counts_faces_without_a_clear_class(audit, records):
     rates = {name: entry["low_confidence"]["rate"] for name, entry in audit["models"]["after"]["attributes"].items()}
     assert rates == {"gender": 0.5, "race": 1.0}  # 6 faces: f has .9, m .8; no race has more than .8
@@ -75,7 +113,7 @@ def test_unsure_counts_faces_without_a_clear_class(audit, records):
 
 
 def test_the_schema_of_the_issue(audit):
-    assert audit["schema"] == "fairdiff.audit/3" and audit["prompts"] == 2 and audit["images_per_prompt"] == 4
+    assert audit["schema"] == "fairdiff.audit/4" and audit["prompts"] == 2 and audit["images_per_prompt"] == 4
     assert set(audit["models"]) == {"before", "after"} and audit["judge"] == {"name": "hand"}
     for model in audit["models"].values():
         for entry in [*model["attributes"].values(), *model["joint"].values()]:

@@ -57,8 +57,8 @@ def judge():
 
 @pytest.fixture
 def make(plan, measurer, noise, tmp_path, judge, history):
-    def make(generators=("before", "after"), without_people=True, nobody=(), **spec):
-        audit_plan = replace(plan, without_people=plan.without_people if without_people else [])
+    def make(generators=("before", "after"), without_people=True, nobody=(), named=(), **spec):
+        audit_plan = replace(plan, without_people=plan.without_people if without_people else [], named=named)
         offsets = {"before": 2.0, "start": 1.0, "after": 0.1}
         tiny = {model: TinyGenerator(offset, faceless=float(model in nobody)) for model, offset in offsets.items()}
         records = run_audit(audit_plan, {m: tiny[m] for m in generators}, measurer, noise, tmp_path, lambda n: None)
@@ -68,6 +68,19 @@ def make(plan, measurer, noise, tmp_path, judge, history):
         return audit, path.read_text(encoding="utf-8")
 
     return make
+
+
+def test_the_page_says_how_often_a_named_class_is_shown_and_which_prompts_are_worst(make, plan):
+    named = [TinyPrompt(f"{p.text}, a woman", "occupation", p.subject, names="gender.female") for p in plan.prompts]
+    audit, html = make(targets={"gender": [0.5, 0.5]}, named=named)
+    text = " ".join("".join(Page(html).text).split())
+    kept = audit["named"]["attributes"]["gender"]["kept"]
+    assert f"the share of faces that show it is {kept['before']['mean']:.2f}" in text
+    assert f"female {100 * kept['before']['mean']:.0f}" in text and "3 prompts" in text
+    entry = audit["models"]["after"]["attributes"]["gender"]
+    worst = max(entry["per_prompt"], key=lambda p: p["bias"]["value"])["subject"]
+    assert f"The worst tenth of the prompts ({worst}) has {entry['bias']['worst_tenth']['mean']:.2f}" in text
+    assert {"gender kept", "gender worst"} <= {row["name"] for rows in comparison(audit).values() for row in rows}
 
 
 def test_one_file_that_asks_nothing_of_the_network(make):
@@ -83,7 +96,7 @@ def test_it_shows_what_the_audit_holds(make):
     text = " ".join("".join(Page(html).text).split())
     for model in ("before", "after"):
         entry = audit["models"][model]["attributes"]["gender"]
-        assert f"{entry['bias']['mean']:.3f}" in text
+        assert f"{entry['bias']['mean']:.2f}" in text
         assert interval(entry["bias"]["ci95"]) in text
         assert interval(entry["corrected"]["bias"]["ci95"]) in text
         assert f"{entry['bias']['floor']:.3f}" in text
@@ -190,7 +203,7 @@ def test_the_terminal_table_fits_and_names_every_number(make, generators, width)
     assert "…" not in text
     for rows in comparison(audit).values():
         assert all(row["name"] in text for row in rows)
-    assert f"{audit['models']['after']['attributes']['gender']['bias']['mean']:.3f}" in text
+    assert f"{audit['models']['after']['attributes']['gender']['bias']['mean']:.2f}" in text
 
 
 def test_figures_of_change_have_signs():

@@ -17,6 +17,8 @@ class TinyPrompt:
     text: str
     family: str
     subject: str
+    people: bool = True
+    names: str = ""
 
 
 class TinyGenerator:
