@@ -1,7 +1,7 @@
 """From configuration and plan to an audit: what is generated, what looks at it, and what is counted."""
 
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -48,9 +48,13 @@ def build_confusion(config: Config, attributes: dict[str, tuple[str, ...]]) -> d
 
 @dataclass(frozen=True)
 class Audit:
-    """An audit ready to run: what is generated, what looks at it, and what is counted. name: of its folder."""
+    """An audit ready to run: what is generated, what looks at it, and what is counted. name: of its folder.
+
+    others: the same prompts of people at further guidance scales.
+    """
 
     plan: AuditPlan
+    others: dict[float, AuditPlan]
     measurer: Measurer
     spec: MetricSpec
     name: str
@@ -92,20 +96,28 @@ def build_audit(
         seed=options.seed,
         provenance=provenance(config, plan, model),
     )
-    frozen = fingerprint.of_values(model.fingerprint(), config.sampler.guidance, config.sampler.audit_steps)
     looking = [fingerprint.of_modules(judge), judge.config]
     looking += [item for e in (clip, encoder) for item in (fingerprint.of_modules(e.model), e.config)]
     started = [build.adapter_options(config), build.adapter_fingerprint(config)]
-    hashes = {
-        "before": frozen,
-        "start": fingerprint.of_values(frozen, started),
-        "after": fingerprint.of_values(frozen, after, config.steps),
-        "judge": fingerprint.of_values(looking, detector_fingerprint(config, detector)),
-    }
+    looking_hash = fingerprint.of_values(looking, detector_fingerprint(config, detector))
     few_images = min(FEW, options.images_per_prompt)
     sizes = (options.images_per_prompt, few_images, options.seed)
-    # a folder for each size, else audits of two sizes would overwrite each other
-    shared = fingerprint.of_values(RECORDS_SCHEMA, hashes["before"], hashes["judge"], *sizes)
+
+    def hashes(guidance: float) -> dict[str, str]:
+        frozen = fingerprint.of_values(model.fingerprint(), guidance, config.sampler.audit_steps)
+        return {
+            "before": frozen,
+            "start": fingerprint.of_values(frozen, started),
+            "after": fingerprint.of_values(frozen, after, config.steps),
+            "judge": looking_hash,
+        }
+
+    def shared(hashes: dict[str, str]) -> Path | None:
+        """A folder for each size, else audits of two sizes would overwrite each other."""
+        key = fingerprint.of_values(RECORDS_SCHEMA, hashes["before"], hashes["judge"], *sizes)
+        return Path(config.cache) / "audits" / key if config.cache else None
+
+    own = hashes(config.sampler.guidance)
     audit_plan = AuditPlan(
         prompts=plan.audit,
         named=plan.named,
@@ -116,21 +128,25 @@ def build_audit(
         batch_size=AUDITED * config.micro_batch,
         seed=options.seed,
         latent_shape=model.latent_shape,
-        hashes=hashes,
-        shared=Path(config.cache) / "audits" / shared if config.cache else None,
+        hashes=own,
+        shared=shared(own),
     )
+    others = {
+        scale: replace(audit_plan, named=(), without_people=(), hashes=hashes(scale), shared=shared(hashes(scale)))
+        for scale in sorted({*options.guidance} - {config.sampler.guidance})
+    }
     crop = config.detector
     measurer = Measurer(detector, judge, clip, encoder, crop.crop_size, crop.expand)
-    return Audit(audit_plan, measurer, spec, audit_name(config, audit_plan, spec))
+    return Audit(audit_plan, others, measurer, spec, audit_name(config, audit_plan, spec, [*others]))
 
 
-def audit_name(config: Config, plan: AuditPlan, spec: MetricSpec) -> str:
+def audit_name(config: Config, plan: AuditPlan, spec: MetricSpec, scales: list[float]) -> str:
     """The folder of an audit below its training: "test-24x60-3f9a2c1b", sizes in words and a hash of all it depends on."""
     every = (plan.prompts, plan.named, plan.without_people)
     texts = [[(p.text, p.family, p.subject, p.names) for p in some] for some in every]
     sizes = [plan.images_per_prompt, plan.few_images, plan.seed, spec.delta, spec.drift]
     tables = [{k: v.tolist() for k, v in table.items()} for table in (spec.targets, spec.confusion)]
-    key = fingerprint.of_values(RECORDS_SCHEMA, METRICS_SCHEMA, plan.hashes, texts, sizes, tables)
+    key = fingerprint.of_values(RECORDS_SCHEMA, METRICS_SCHEMA, plan.hashes, texts, sizes, tables, scales)
     return f"{config.audit.split}-{len(plan.prompts)}x{plan.images_per_prompt}-{key[:8]}"
 
 
@@ -152,12 +168,14 @@ def provenance(config: Config, plan: Plan, model: DiffusionModel) -> dict:
     }
 
 
-def build_generators(config: Config, model: DiffusionModel, adapter: Adapter | None) -> dict[str, Generate]:
-    """ "before": the frozen model; "after": with the adapter, if there is one.
+def build_generators(
+    config: Config, model: DiffusionModel, adapter: Adapter | None, guidance: float
+) -> dict[str, Generate]:
+    """At a guidance scale, "before": the frozen model; "after": with the adapter, if there is one.
 
     "start": with the adapter as it was before training, where that changes images: initial words, a loaded adapter.
     """
-    options = (config.sampler.guidance, config.sampler.audit_steps)
+    options = (guidance, config.sampler.audit_steps)
 
     def before(prompt: str, noise: torch.Tensor) -> torch.Tensor:
         with adapter.off() if adapter else nullcontext():

@@ -1,6 +1,7 @@
 """The two jobs, each a table of contents: configuration -> plan -> build -> train -> audit -> report."""
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from fairdiff import build, describe, run
@@ -32,7 +33,7 @@ def train_job(config: Config, folder: Path) -> None:
         train(trainee, list(plan.train), build.build_schedule(config, plan), folder, training, console)
         run.save_adapter(folder, trainee.adapter, about)
         lines = describe.report_lines(config, plan, adapter=True, trained=True)
-        run.carry_out(folder, audit, build_generators(config, model, trainee.adapter), lines, console)
+        run.carry_out(folder, audit, partial(build_generators, config, model, trainee.adapter), lines, console)
     run.conclude(folder, audit, console)
 
 
@@ -53,7 +54,7 @@ def audit_job(config: Config, folder: Path) -> None:
             console.print(line, markup=False)
         run.begin(folder, asdict(config), f"none: {adapter_hash}")
         lines = describe.report_lines(config, plan, adapter=adapter is not None, trained=False)
-        run.carry_out(folder, audit, build_generators(config, model, adapter), lines, console)
+        run.carry_out(folder, audit, partial(build_generators, config, model, adapter), lines, console)
     run.conclude(folder, audit, console)
 
 

@@ -2,10 +2,12 @@
 
 config.yaml  run.json  metrics.jsonl  checkpoints/  adapter/     one training, named by all that changes it
 audits/<name>/  records/  records.parquet  request.json  audit.json  report.html     each audit of it
+audits/<name>/guidance/<scale>/  records/  records.parquet                           at further guidance scales
 """
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import yaml
@@ -109,13 +111,24 @@ def finished(folder: Path, audit: Audit) -> bool:
 
 
 def carry_out(
-    folder: Path, audit: Audit, generators: dict[str, Generate], lines: dict[str, list[str]], console: Console
+    folder: Path,
+    audit: Audit,
+    generators_at: Callable[[float], dict[str, Generate]],
+    lines: dict[str, list[str]],
+    console: Console,
 ) -> None:
-    """Generate the same prompts and noise with each model, measure, and write records, audit.json and report.html."""
-    where = audit_folder(folder, audit)
+    """Generate the same prompts and noise with each model, measure, and write records, audit.json and report.html.
+
+    generators_at: the models at a guidance scale.
+    """
+    where, own = audit_folder(folder, audit), audit.spec.provenance["guidance"]
+    plans = {own: (audit.plan, where)} | {s: (plan, where / "guidance" / f"{s:g}") for s, plan in audit.others.items()}
+    total = sum(len(generators_at(scale)) * plan.images_per_model for scale, (plan, _) in plans.items())
     with progress(console) as bar:
-        task = bar.add_task("audit", total=len(generators) * audit.plan.images_per_model, note="images")
-        run_audit(audit.plan, generators, audit.measurer, initial_noise, where, lambda n: bar.update(task, advance=n))
+        task = bar.add_task("audit", total=total, note="images")
+        for scale, (plan, place) in plans.items():
+            generators = generators_at(scale)
+            run_audit(plan, generators, audit.measurer, initial_noise, place, lambda n: bar.update(task, advance=n))
     write_json(where / "request.json", {"spec": audit.spec.to_json(), "lines": lines})
     report(where, read_metrics(folder / "metrics.jsonl"))
 
@@ -128,7 +141,9 @@ def report(where: Path, history: list[dict]) -> None:
         spec = MetricSpec.from_json(request["spec"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FairDiffError(f"{path}: cannot be read as the request of an audit ({type(error).__name__})") from error
-    metrics = compute_metrics(load_records(where / "records.parquet"), spec)
+    records = load_records(where / "records.parquet")
+    at_guidance = {float(path.name): load_records(path / "records.parquet") for path in where.glob("guidance/*")}
+    metrics = compute_metrics(records, spec, at_guidance)
     write_json(where / "audit.json", metrics)
     render_report(where, metrics, request["lines"], history)
 

@@ -122,9 +122,9 @@ def audit() -> dict:
         })  # fmt: skip
     spec = MetricSpec(
         classes, {"path": "x", "same_as_training_judge": False}, {"gender": np.array([0.5, 0.5])},
-        {name: np.array([[90, 10], [10, 90]]) for name in classes},
+        {name: np.array([[90, 10], [10, 90]]) for name in classes}, provenance={"guidance": 7.5},
     )  # fmt: skip
-    return compute_metrics(pd.DataFrame(rows), spec)
+    return compute_metrics(pd.DataFrame(rows), spec, {3.0: pd.DataFrame(rows)})
 
 
 def test_the_page_of_audit_json_names_every_key_and_no_other():
@@ -143,6 +143,6 @@ def test_the_page_of_audit_json_names_every_key_and_no_other():
     deeper = [gender["bias"], gender["target"]["total_variation"], gender["corrected"], gender["per_prompt"][0]["bias"]]
     deeper += [gender["per_prompt"][0]["target"], change["gender"], change["race"]["drift"]]
     deeper += [others["relative_drift"], others["per_prompt"][0], gender["bias"]["worst_tenth"]]
-    deeper += [found["named"]["attributes"]["gender"], found["named"]["per_prompt"][0]]
+    deeper += [found["named"]["attributes"]["gender"], found["named"]["per_prompt"][0], found["guidance"][0]]
     for part in deeper:
         assert set(part) <= words, set(part) - words

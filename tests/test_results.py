@@ -125,6 +125,7 @@ def audit(values: list[float], families: list[str] | None = None, dtype: str = "
         "prompts": len(values), "images_per_prompt": 60,
         "provenance": {"seed": 1, "sampling_dtype": dtype, "target": "gender: female 0.5, male 0.5", "hashes": {}},
         "families": {family: families.count(family) for family in families},
+        "named": {"attributes": {"gender": {"kept": {"after": {"mean": 0.96, "ci95": [0.9, 1.0]}}}}},
         "models": {"before": model([1.0] * len(values)), "after": model(values)},
         "paired": {"clip_t": {"difference": -0.0125, "ci95": [-0.02, 0.001]}},
         "without_people": {"relative_drift": {"value": 0.2, "ci95": [0.1, 1.5]}, "false_face": {}}, "records": "much more",
@@ -154,7 +155,7 @@ def test_the_page_averages_seeds_and_says_what_is_missing(tmp_path):
     # CLIP-I: intervals to .875 and .925
     held = ["25.0% ± 0.0% [20.0%, 30.0%]", "4.0% ± 1.4% [3.2%, 4.8%]", "−.013 ± .000 [−.020, +.001]"]
     held += [".900 ± .000 [.800, .900]", "–"]
-    assert kept == f"| gender | {' | '.join(held)} | .200 ± .000 [.100, 1.500] |"
+    assert kept == f"| gender | {' | '.join(held)} | .200 ± .000 [.100, 1.500] | gender 96% ± 0% [90%, 100%] |"
     assert "No record: race." in text and "`python train.py experiment=gender`" in text
     assert "Floors: gender .100" in text
     put(runs[0], tmp_path / "runs", audit([0.2, 0.4, none], dtype="float32"))

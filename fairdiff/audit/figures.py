@@ -127,6 +127,44 @@ def bias_chart(marks: dict[str, Mark | None], floor: float | None, limit: float,
     return _svg(width, top + deep + 24, body, title)
 
 
+def line_chart(
+    lines: dict[str, Sequence[tuple[float, Mark | None]]], floor: float | None, title: str, across: str
+) -> str:
+    """Values from 0 with intervals against a number, one line a model; the noise floor is a shaded band from 0."""
+    width, height, left, right, top, bottom = 320, 200, 46, 16, 26, 40
+    xs = sorted({x for points in lines.values() for x, _ in points})
+    marks = [mark for points in lines.values() for _, mark in points if mark is not None]
+    most = max([mark.high or mark.value for mark in marks], default=0) or 1
+    span = (xs[-1] - xs[0]) or 1
+
+    def x_of(x: float) -> float:
+        return left + 8 + (x - xs[0]) / span * (width - left - right - 16)
+
+    def y_of(y: float) -> float:
+        return top + (1 - min(max(y, 0), most) / most) * (height - top - bottom)
+
+    body = [_text(left, 14, title, "head")]
+    if floor is not None:
+        band = f'width="{width - left - right}" height="{y_of(0) - y_of(floor):.1f}" class="floor"'
+        body.append(f'<rect x="{left}" y="{y_of(floor):.1f}" {band}/>')
+    for share in (0, 0.5, 1):
+        y = y_of(share * most)
+        body += [_line(left, y, width - right, y, "grid"), _text(left - 6, y + 4, f"{share * most:.2g}", "tick", "end")]
+    body += [_text(x_of(x), height - 22, f"{x:g}", "tick", "middle") for x in xs]
+    body.append(_text((left + width - right) / 2, height - 5, across, "tick", "middle"))
+    for kind, points in lines.items():
+        there = [(x, mark) for x, mark in points if mark is not None]
+        path = " ".join(f"{x_of(x):.1f},{y_of(mark.value):.1f}" for x, mark in there)
+        body.append(f'<polyline points="{path}" class="{kind}"/>')
+        for x, mark in there:
+            ends = "" if mark.low is None or mark.high is None else f" [{mark.low:.3f}, {mark.high:.3f}]"
+            body.append(f"<g><title>{escape(f'{kind}, {x:g}: {mark.value:.3f}{ends}')}</title>")
+            if ends:
+                body.append(_line(x_of(x), y_of(mark.low), x_of(x), y_of(mark.high), f"whisker {kind}"))
+            body.append(f'<circle cx="{x_of(x):.1f}" cy="{y_of(mark.value):.1f}" r="4.2" class="dot {kind}"/></g>')
+    return _svg(width, height, body, title)
+
+
 def _smooth(values: Sequence[float], weight: float) -> list[float]:
     """Exponential moving average without its start-up bias."""
     result, total, mass = [], 0.0, 0.0

@@ -54,14 +54,20 @@ ESTIMANDS = {
     "(yes) or outside (no) the margin",
     "bias.worst_tenth": "mean of the tenth of the prompts with the largest bias; its floor, what a perfectly fair generator "
     "shows, is larger than that of the mean: some prompts are off by chance",
+    "guidance": "bias.mean and target.total_variation at other guidance scales, with the same prompts and noise",
     "named.kept": "share of the faces that show the class which their prompt names; mean over subjects, subjects resampled",
     "without_people.relative_drift": "mean drift (1 - cosine to the image before) over the mean distance between two "
     "seeds",
 }
 
 
-def compute_metrics(records: pd.DataFrame, spec: MetricSpec) -> dict:
-    """All of audit.json (schema `fairdiff.audit/4`) as plain Python values, NaN replaced by None."""
+def compute_metrics(
+    records: pd.DataFrame, spec: MetricSpec, at_guidance: dict[float, pd.DataFrame] | None = None
+) -> dict:
+    """All of audit.json (schema `fairdiff.audit/4`) as plain Python values, NaN replaced by None.
+
+    at_guidance: records of the same prompts at further guidance scales.
+    """
     usual, named = records[records.names == ""], records[records.names != ""]
     people, without_people = usual[usual.people], usual[~usual.people]
     prompts = people.drop_duplicates("prompt_index").sort_values("prompt_index")
@@ -87,6 +93,7 @@ def compute_metrics(records: pd.DataFrame, spec: MetricSpec) -> dict:
         "trained": paired("start"),
         "named": _named(named, spec) if len(named) else None,
         "without_people": _without_people(without_people, spec) if len(without_people) else None,
+        "guidance": _over_guidance(models, at_guidance, spec) if at_guidance else None,
         "sample_size": {
             "images_for_half_width_0.10": iv.images_for_half_width(0.10),
             f"images_for_equivalence_{spec.delta:.2f}": iv.images_for_equivalence(spec.delta),
@@ -249,6 +256,29 @@ def _without_people(rows: pd.DataFrame, spec: MetricSpec) -> dict:
             for i in between.index
         ],
     }
+
+
+def _over_guidance(models: dict, at_guidance: dict[float, pd.DataFrame], spec: MetricSpec) -> list[dict]:
+    """Bias and distance to the target of each attribute at every guidance scale, that of `models` among them."""
+    every = {float(spec.provenance["guidance"]): models}
+    every |= {scale: compute_metrics(records, spec)["models"] for scale, records in at_guidance.items()}
+    keys = ("mean", "ci95", "floor")
+    return [
+        {
+            "scale": scale,
+            "models": {
+                model: {
+                    name: {
+                        "bias": {key: axis["bias"][key] for key in keys},
+                        "total_variation": {key: axis["target"]["total_variation"][key] for key in keys},
+                    }
+                    for name, axis in entry["attributes"].items()
+                }
+                for model, entry in found.items()
+            },
+        }
+        for scale, found in sorted(every.items())
+    ]
 
 
 def _named(rows: pd.DataFrame, spec: MetricSpec) -> dict:

@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from fairdiff.audit.figures import Mark, Row, bias_chart, curve_chart, picture_uri, share_chart
+from fairdiff.audit.figures import Mark, Row, bias_chart, curve_chart, line_chart, picture_uri, share_chart
 from fairdiff.audit.records import MODELS, RecordStore
 from fairdiff.audit.wording import (
     VERDICTS,
@@ -51,6 +51,7 @@ def render_report(folder: Path, audit: dict, settings: dict[str, list[str]], his
         joint=[(name, Markup(_overall(audit, "joint", name))) for name in last_model(audit)["joint"]],
         curves=[Markup(curve_chart(points, name)) for name, points in _curves(history).items()],
         without_people=_without_people(audit, RecordStore(Path(folder) / "records")),
+        guidance=_guidance(audit),
         named=_named(audit, RecordStore(Path(folder) / "records")),
         unmeasured=not_measured(audit),
     )
@@ -199,6 +200,25 @@ def _pictures(audit: dict, store: RecordStore) -> list[dict]:
         items.append((met[item["family"]], about))
         met[item["family"]] += 1
     return [about for _, about in sorted(items, key=lambda pair: pair[0])]
+
+
+def _guidance(audit: dict) -> list[Markup]:
+    """A chart for each attribute with a target: its distance at every guidance scale."""
+    charts = []
+    for name in attribute_order(audit) if audit["guidance"] else []:
+        distance = distance_of(last_model(audit)["attributes"][name])
+        if not last_model(audit)["attributes"][name]["target"]["requested"]:
+            continue
+        lines = {
+            model: [
+                (at["scale"], _mark(found["mean"], found["ci95"]))
+                for at in audit["guidance"]
+                for found in [at["models"][model][name][distance["key"]]]
+            ]
+            for model in audit["models"]
+        }
+        charts.append(Markup(line_chart(lines, distance["floor"], f"{name} {distance['name']}", "guidance")))
+    return charts
 
 
 def _named(audit: dict, store: RecordStore) -> list[dict]:

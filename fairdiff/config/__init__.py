@@ -34,6 +34,7 @@ class AuditConfig:
     named: how many prompts are audited with each class in words too, whose images are to show it, with as many images; null
     for none.
     phrases: attribute -> class -> words for a person of it, "a woman"; attributes without them are not audited so.
+    guidance: further guidance scales at which the same prompts are audited, for a chart; bias can grow with the scale.
     seed: of the noise and the resampling. equivalence: the gap below which the whole interval must lie for "on target".
     drift: the change of an untargeted attribute's bias that still counts as none.
     """
@@ -44,6 +45,7 @@ class AuditConfig:
     without_people: int = 6
     named: int | None = 6
     phrases: dict[str, Any] = field(default_factory=dict)
+    guidance: list[float] = field(default_factory=list)
     seed: int = 20231113
     equivalence: float = 0.10
     drift: float = 0.06
@@ -53,6 +55,8 @@ class AuditConfig:
         one_of("audit.split", self.split, ["test", "validation"])
         for key in ("prompts", "images_per_prompt", "without_people", "named"):
             positive(f"audit.{key}", asdict(self)[key])
+        for scale in self.guidance:
+            between("audit.guidance", scale, 0, 100)
         between("audit.seed", self.seed, 0, 2**31 - 1)
         between("audit.equivalence", self.equivalence, 0.001, 1)
         between("audit.drift", self.drift, 0.001, 1)

@@ -24,6 +24,7 @@ never took part in training. Labels are perceived presentation in images, never 
   mean of the seeds' own intervals). ±: standard deviation over seeds.
 - **Old**: mean share. **Low confidence**: faces of whose gender the classifier is less than 90 % sure. **Relative
   drift**: distance of images without people to those before, in distances between two seeds. **CLIP-T**: after minus before.
+  **Named class kept**: faces that show the class which their prompt names, after.
 - Commands sample in bfloat16 where the processor has it, as they do by themselves.
 """
 PAPER = """
@@ -77,7 +78,7 @@ def _table(found: dict[str, list[dict]], planned: dict[str, int]) -> list[str]:
     if len(sizes) == 1:
         shown = [f"{axis} {number(floors[axis]['bias']['floor'])}" for axis in AXES if axis in floors]
         lines.append(f"\nFloors: {', '.join(shown)}.")
-    head = ["run", "no face", "low confidence", "CLIP-T", "CLIP-I", "DINO", "relative drift"]
+    head = ["run", "no face", "low confidence", "CLIP-T", "CLIP-I", "DINO", "relative drift", "named class kept"]
     lines += ["", _cells(head), "|" + "---|" * len(head)]
     lines += [_cells(_kept(name, audits)) for name, audits in found.items()]
     return ["\n", "\n".join(lines), "\n"]
@@ -170,7 +171,13 @@ def _kept(name: str, audits: list[dict]) -> list[str]:
         seeds_interval([a["paired"]["clip_t"] for a in audits], "difference", signed),
         *(seeds_interval([m[key] for m in after], "mean") for key in ("clip_i", "dino")),
         seeds_interval([a["without_people"]["relative_drift"] for a in audits], "value"),
+        "; ".join(f"{axis} {_named(audits, axis)}" for axis in audits[0].get("named") or ()) or "–",
     ]
+
+
+def _named(audits: list[dict], axis: str) -> str:
+    """How many faces show the class of this attribute that their prompt names, after."""
+    return seeds_interval([a["named"][axis]["after"] for a in audits if a.get("named")], "mean", percent)
 
 
 def _figure(found: dict[str, list[dict]], page: Path) -> list[str]:

@@ -34,6 +34,7 @@ def record(audit: dict) -> dict:
     kept = {key: audit[key] for key in ("prompts", "images_per_prompt", "families")}
     kept["provenance"] = {key: audit["provenance"][key] for key in ("seed", "sampling_dtype", "target", "hashes")}
     kept["models"] = {name: _model(model) for name, model in audit["models"].items()}
+    kept["named"] = audit["named"] and {name: e["kept"] for name, e in audit["named"]["attributes"].items()}
     if audit["paired"]:
         kept["paired"] = {"clip_t": audit["paired"]["clip_t"]}
         kept["without_people"] = {key: audit["without_people"][key] for key in ("relative_drift", "false_face")}

@@ -96,6 +96,16 @@ def test_a_named_class_without_a_face_has_no_share(records):
     assert entry["kept"]["after"]["mean"] is None and entry["classes"]["female"]["before"] is None
 
 
+def test_every_guidance_scale_has_the_numbers_of_its_own_records(records):
+    spec = MetricSpec(ATTRIBUTES, {"name": "hand"}, provenance={"guidance": 1.5})
+    stronger = records.assign(**{"p.gender.female": 0.9, "p.gender.male": 0.1})  # everybody found is a woman
+    audit = compute_metrics(records, spec, {7.5: stronger, 1.0: records})
+    assert [at["scale"] for at in audit["guidance"]] == [1.0, 1.5, 7.5]
+    of_scale = [at["models"]["after"]["gender"]["bias"]["mean"] for at in audit["guidance"]]
+    assert of_scale[0] == of_scale[1] == audit["models"]["after"]["attributes"]["gender"]["bias"]["mean"] < of_scale[2] == 1
+    assert compute_metrics(records, spec)["guidance"] is None
+
+
 def test_the_worst_tenth_is_the_mean_of_the_largest(audit):
     entry = audit["models"]["before"]["attributes"]["gender"]
     assert entry["bias"]["worst_tenth"]["mean"] == 1.0 and entry["bias"]["worst_tenth"]["prompts"] == 1  # pilot

@@ -11,7 +11,7 @@ from rich.console import Console
 from tiny_world import TinyGenerator, TinyPrompt
 
 from fairdiff.audit.axis import MetricSpec
-from fairdiff.audit.figures import Mark, Row, share_chart
+from fairdiff.audit.figures import Mark, Row, line_chart, share_chart
 from fairdiff.audit.generate import run_audit
 from fairdiff.audit.metrics import compute_metrics
 from fairdiff.audit.report import render_report, summary_table
@@ -81,6 +81,15 @@ def test_the_page_says_how_often_a_named_class_is_shown_and_which_prompts_are_wo
     worst = max(entry["per_prompt"], key=lambda p: p["bias"]["value"])["subject"]
     assert f"The worst tenth of the prompts ({worst}) has {entry['bias']['worst_tenth']['mean']:.2f}" in text
     assert {"gender kept", "gender worst"} <= {row["name"] for rows in comparison(audit).values() for row in rows}
+
+
+def test_a_chart_shows_every_model_at_every_guidance_scale():
+    lines = {"before": [(1.0, Mark(0.5, 0.4, 0.6)), (7.5, Mark(0.9, 0.8, 1.0))], "after": [(1.0, Mark(0.1)), (7.5, None)]}
+    svg = line_chart(lines, 0.1, "gender bias", "guidance")
+    assert svg.count("<circle") == 3 and svg.count("whisker") == 2 and ">7.5<" in svg and "after, 1: 0.100<" in svg
+    left, right = (float(x) for x in re.findall(r'<circle cx="([\d.]+)"[^>]+dot before', svg))
+    assert left < right
+    assert line_chart({"before": [(2.0, None)]}, None, "gender bias", "guidance").count("<circle") == 0
 
 
 def test_one_file_that_asks_nothing_of_the_network(make):
