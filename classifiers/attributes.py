@@ -89,7 +89,7 @@ def write_folder(net: nn.Module, config: dict, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "model.safetensors.part")
     os.replace(folder / "model.safetensors.part", folder / "model.safetensors")
-    (folder / "config.json.part").write_text(json.dumps(config, indent=1) + "\n")
+    (folder / "config.json.part").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
     os.replace(folder / "config.json.part", folder / "config.json")
 
 
@@ -97,7 +97,7 @@ def read_config(folder: Path, extra: str) -> dict:
     """config.json with the keys of every net and `extra`; an absent or unknown key is an error."""
     file = folder / "config.json"
     try:
-        config = json.loads(file.read_text())
+        config = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{file}: no such file") from None
     except json.JSONDecodeError as error:

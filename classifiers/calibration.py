@@ -96,13 +96,13 @@ def save_calibration(calibrations: dict[str, Calibration], file: Path) -> None:
         name: {"classes": c.classes, "counts": c.counts.tolist(), "temperature": c.temperature, "ece": c.ece}
         for name, c in calibrations.items()
     }
-    Path(file).write_text(json.dumps(content, indent=1) + "\n")
+    Path(file).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def load_calibration(file: Path) -> dict[str, Calibration]:
     """Inverse of `save_calibration`; ValueError naming the file if it is something else."""
     try:
-        content = json.loads(Path(file).read_text())
+        content = json.loads(Path(file).read_text(encoding="utf-8"))
         return {
             name: Calibration(tuple(c["classes"]), np.asarray(c["counts"], np.int64), c["temperature"], c["ece"])
             for name, c in content.items()

@@ -144,7 +144,7 @@ def read_about(adapter: Path) -> dict:
     """adapter.json beside the weights of a saved adapter, {} if there is none."""
     path = adapter / "adapter.json"
     try:
-        about = json.loads(path.read_text()) if path.exists() else {}
+        about = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except ValueError as error:
         raise FairDiffError(f"adapter.path: {path}: is not JSON") from error
     return about if isinstance(about, dict) else {}

@@ -3,6 +3,7 @@
 With config.py the only module of the package that imports hydra or omegaconf.
 """
 
+import codecs
 import hashlib
 import os
 import re
@@ -73,6 +74,9 @@ RENAMED = {
     "target.relaxation": "nothing, shares in between are written as target.<attribute> or in target.file",
     "validation.sampler_steps": "sampler.audit_steps",
 }
+
+# What a terminal shows where its encoding lacks a character
+PLAIN = str.maketrans({"−": "-", "–": "-", "×": "x", "→": "->", "±": "+-", "≤": "<=", "\u00a0": " "})
 
 # Overrides that do not change the training; `experiment` and `seed` have folders of their own.
 ELSEWHERE = (
@@ -151,6 +155,10 @@ def main(task: Callable[[Config, Path], None], name: str = "config") -> Callable
             fail(FairDiffError(f"{one_line(error)}; it takes less with a smaller {less}"))
 
     def run() -> None:
+        any_terminal()
+        for word in sys.argv[1:]:
+            if re.search("[\ud800-\udfff]", word):  # Python's stand-ins for stray bytes
+                fail(FairDiffError(f"{word!a}: is not text in {sys.getfilesystemencoding()}; PYTHONUTF8=1 reads UTF-8"))
         if os.environ.get("WORLD_SIZE", "1") != "1":  # of torchrun and accelerate: each would write the same folder
             fail(FairDiffError(f"WORLD_SIZE: found {os.environ['WORLD_SIZE']}, allowed: 1, a run is one process"))
         os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors reach us instead of a printed traceback
@@ -168,6 +176,19 @@ def main(task: Callable[[Config, Path], None], name: str = "config") -> Callable
             sys.exit(130)
 
     return run
+
+
+def _plainly(error: UnicodeEncodeError) -> tuple[str, int]:
+    """What stands for characters that an encoding has not: "-" for a minus sign, an escape for an unknown one."""
+    text = error.object[error.start : error.end].translate(PLAIN)
+    return text.encode("ascii", "backslashreplace").decode("ascii"), error.end
+
+
+def any_terminal() -> None:
+    """Let stdout take every text, in an encoding such as ASCII, Latin-1 or Windows-1252 too."""
+    codecs.register_error("fairdiff.plainly", _plainly)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="fairdiff.plainly")
 
 
 def fail(error: Exception) -> None:

@@ -3,11 +3,23 @@
 import csv
 import json
 import os
+import re
+import stat
+import unicodedata
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from fairdiff.errors import FairDiffError
+
+MOST_MEGABYTES = 128
+MOST_LINES = 1_000_000
+# all but tab and line feed, and what Python and YAML take for the end of a line and an editor does not
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 @contextmanager
@@ -42,37 +54,84 @@ def write_json(path: Path, value) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_given(path: Path, where: str) -> str:
-    """The text of a file that the user names, without a byte order mark; FairDiffError, beginning with `where`."""
+def read_given(path: Path, where: str, megabytes: int = MOST_MEGABYTES) -> str:
+    """The text of a file that the user names: NFC, without a byte order mark, its lines (LF, CRLF or CR) ended by LF.
+
+    FairDiffError, beginning with `where`: unreadable, no regular file, too long, not UTF-8, control characters.
+    """
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        about = path.stat()
+        if not stat.S_ISREG(about.st_mode):  # opening a pipe waits for a writer
+            raise FairDiffError(f"{where}: cannot read it: it is a folder, a pipe or a device, allowed: a file")
+        if about.st_size > megabytes * 10**6:
+            size = f"{about.st_size / 10**6:,.0f}"
+            raise FairDiffError(f"{where}: cannot read it: it has {size} MB, allowed: at most {megabytes}")
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        reason = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else reason
         raise FairDiffError(f"{where}: cannot read it: {reason}") from error
+    if found := _CONTROL.search(text):
+        number = text.count("\n", 0, found.start()) + 1
+        raise FairDiffError(
+            f"{where}, line {number}: found the control character U+{ord(found[0]):04X}; lines end with LF, CRLF or CR"
+        )
+    if (lines := text.count("\n")) > MOST_LINES:
+        raise FairDiffError(f"{where}: holds {lines:,} lines, allowed: {MOST_LINES:,}")
+    return unicodedata.normalize("NFC", text)
 
 
 def read_table(text: str, where: str) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     """The columns of a CSV and its rows with their line numbers; a short row's missing cells are "".
 
-    FairDiffError, beginning with `where`: a quotation mark left open or out of place, a cell over several lines (a mark
-    left open swallows what follows), more cells than columns.
+    FairDiffError, beginning with `where`: a column twice, a quotation mark left open or out of place, a cell over
+    several lines (a mark left open swallows what follows), more cells than columns.
     """
-    # universal newlines inside quoted cells are csv's own business, hence keepends
-    table = csv.DictReader(text.splitlines(keepends=True), skipinitialspace=True, strict=True)
+    table = csv.reader(text.split("\n"), skipinitialspace=True, strict=True)
+    columns: list[str] = []
     rows = []
+    before = 0
     try:
         for row in table:
-            if None in row:  # where csv puts the cells beyond the last column
-                raise FairDiffError(f"{where}, line {table.line_num}: found more cells than columns")
-            cells = {column: (cell or "").strip() for column, cell in row.items()}
-            if any("\n" in cell or "\r" in cell for cell in cells.values()):
+            if table.line_num > before + 1:
                 raise FairDiffError(
                     f"{where}, line {table.line_num}: a cell goes over several lines; a quotation mark?"
                 )
-            rows.append((table.line_num, cells))
+            before += 1
+            cells = [cell.strip() for cell in row]
+            if not columns:
+                columns = cells
+            elif len(cells) > len(columns):
+                raise FairDiffError(f"{where}, line {before}: found more cells than columns")
+            elif cells:
+                cells += [""] * (len(columns) - len(cells))
+                rows.append((before, dict(zip(columns, cells, strict=True))))
     except csv.Error as error:
         raise FairDiffError(f"{where}, line {table.line_num}: is no CSV: {error}") from error
-    return list(table.fieldnames or []), rows
+    if twice := [column for column, count in Counter(filter(None, columns)).items() if count > 1]:
+        raise FairDiffError(f"{where}: the column {twice[0]} stands there twice")
+    return columns, rows
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which no key may stand twice, where PyYAML takes the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        mapping = super().construct_mapping(node, deep)  # refuses what cannot be a key
+        if twice := [key for key, count in Counter(keys).items() if count > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {twice[0]} stands there twice", node.start_mark)
+        return mapping
+
+
+def read_yaml(text: str, where: str) -> Any:
+    """The value of a YAML text; FairDiffError, beginning with `where`, if it is none, has a key twice or nests too deep."""
+    try:
+        return yaml.load(text, _Loader)
+    except RecursionError as error:
+        raise FairDiffError(f"{where}: is nested too deep") from error
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or a number that is none
+        raise FairDiffError(f"{where}: is not YAML: {' '.join(str(error).split())}") from error
 
 
 def flat(tree, prefix: str = "") -> dict:

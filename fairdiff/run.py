@@ -22,7 +22,7 @@ from fairdiff.build_audit import Audit
 from fairdiff.diffusion.adapters import Adapter
 from fairdiff.diffusion.sampling import initial_noise
 from fairdiff.errors import FairDiffError
-from fairdiff.files import flat, write_json, write_text
+from fairdiff.files import flat, read_yaml, write_json, write_text
 from fairdiff.training.tracking import progress, read_metrics
 
 SCHEMA = 1  # of run.json
@@ -62,7 +62,7 @@ def read_state(folder: Path) -> dict:
     """run.json, {} if there is none; FairDiffError if it is not a run's."""
     path = folder / "run.json"
     try:
-        state = json.loads(path.read_text()) if path.exists() else {}
+        state = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except ValueError:
         state = None
     if not isinstance(state, dict) or (state and state.get("schema") != SCHEMA):
@@ -77,8 +77,8 @@ def differences(folder: Path, settings: dict, most: int = 4) -> str:
     """
     path = folder / "config.yaml"
     try:
-        there = flat(yaml.safe_load(path.read_text())) if path.exists() else {}
-    except (yaml.YAMLError, UnicodeDecodeError):
+        there = flat(read_yaml(path.read_text(encoding="utf-8"), str(path))) if path.exists() else {}
+    except (FairDiffError, UnicodeDecodeError):
         there = {}
     wanted = flat(yaml.safe_load(yaml.safe_dump(settings)))  # tuples and the like as they come back from a file
     ignored = ("audit", "resume", "cache", "micro_batch", "model.device")
@@ -137,7 +137,7 @@ def report(where: Path, history: list[dict]) -> None:
     """audit.json and report.html of an audit folder from its records; `history`: rows of the training's metrics.jsonl."""
     path = where / "request.json"
     try:
-        request = json.loads(path.read_text())
+        request = json.loads(path.read_text(encoding="utf-8"))
         spec = MetricSpec.from_json(request["spec"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FairDiffError(f"{path}: cannot be read as the request of an audit ({type(error).__name__})") from error
@@ -151,5 +151,5 @@ def report(where: Path, history: list[dict]) -> None:
 def conclude(folder: Path, audit: Audit, console: Console) -> None:
     """Print the table; the last line names the report."""
     where = audit_folder(folder, audit)
-    console.print(summary_table(json.loads((where / "audit.json").read_text())))
+    console.print(summary_table(json.loads((where / "audit.json").read_text(encoding="utf-8"))))
     print(f"report: {where / 'report.html'}")

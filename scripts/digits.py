@@ -67,7 +67,7 @@ def carry_out(overrides: tuple[str, ...], folder: Path) -> dict:
     """One run in a new process; its adapter's hash and its audit's numbers."""
     command = [sys.executable, "train.py", *overrides, *SMALL, f"hydra.run.dir={folder}", f"cache={folder}/cache"]
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    audit = json.loads(next(folder.rglob("audit.json")).read_text())
+    audit = json.loads(next(folder.rglob("audit.json")).read_text(encoding="utf-8"))
     return {"adapter": weights_hash(folder / "adapter"), "audit": " ".join(sorted(numbers(audit)))}
 
 
@@ -117,7 +117,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.command == "write":
         write(args.file)
         return
-    one, other = (json.loads(file.read_text()) for file in args.files)
+    one, other = (json.loads(file.read_text(encoding="utf-8")) for file in args.files)
     if one["machine"] != other["machine"]:
         print(f"warning: another machine or other versions: {one['machine']} and {other['machine']}")
     lines = differences(one, other)

@@ -15,7 +15,7 @@ import numpy as np
 from reproduce.numbers import entry, signed
 
 from fairdiff.audit.intervals import mean_interval
-from fairdiff.cli import fail
+from fairdiff.cli import any_terminal, fail
 
 KEYS = {"bias": "value", "target": "total_variation"}
 
@@ -47,8 +47,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--attribute", default="gender")
     parser.add_argument("--of", choices=KEYS, default="bias")
     args = parser.parse_args(argv)
+    any_terminal()
     try:
-        one, other = (json.loads(path.read_text()) for path in (args.one, args.other))
+        one, other = (json.loads(path.read_text(encoding="utf-8")) for path in (args.one, args.other))
         mean, low, high, count = paired(one, other, args.attribute, args.of)
     except (OSError, ValueError) as error:
         fail(error)

@@ -43,8 +43,8 @@ def carry_out(run: Run, folder: Path, jobs: int) -> None:
     print("$ python", " ".join(command[1:]), flush=True)
     log.parent.mkdir(parents=True, exist_ok=True)
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
-    env = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-    with log.open("a") as out:
+    env = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONIOENCODING": "utf-8"}
+    with log.open("a", encoding="utf-8") as out:
         code = subprocess.run(command, cwd=ROOT, env=env, stdout=out, stderr=subprocess.STDOUT).returncode
     if code:
         raise Failed(code, f"{run.group}/{run.name}, seed {run.seed}: failed, see {log}")

@@ -1,13 +1,16 @@
 """Command lines: those of the README are understood, and a sweep puts each run where the same run lands by itself."""
 
+import io
 import re
 import shlex
 import sys
 from pathlib import Path
 
 import pytest
+from rich.table import Table
 
 from fairdiff.cli import main
+from fairdiff.training.tracking import make_console
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = {"train.py": "config", "scripts/audit.py": "measure"}
@@ -91,3 +94,32 @@ def test_more_steps_go_on_in_the_same_folder_where_they_can(overrides, same, mon
     here = {"monkeypatch": monkeypatch, "tmp_path": tmp_path}
     found = {lands(*overrides, f"steps={steps}", **here) for steps in (4, 8)}
     assert (found == {lands(*overrides, **here)}) == same and len(found) == (1 if same else 2)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_every_terminal_takes_what_is_printed(encoding, tmp_path, monkeypatch):
+    """A whole run ended in a traceback at its table."""
+    out = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+
+    def show(config, folder):
+        table = Table("gender×race")
+        table.add_row("−.05 ± .01 → –, 3\u00a0% 看")
+        make_console().print(table)
+        print("report: 看/report.html")
+
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "argv", ["train.py", f"hydra.run.dir={tmp_path}"])
+    main(show)()
+    out.flush()
+    said = out.buffer.getvalue().decode(encoding)
+    assert "-.05" in said.replace("−", "-") and "report: \\u770b/report.html" in said
+
+
+def test_an_argument_that_is_no_text_here_is_one_line(tmp_path, monkeypatch, capsys):
+    """As every accent is in a C locale without Python's UTF-8 mode."""
+    stray = "prompts.template='une {} à côté'".encode().decode("ascii", "surrogateescape")
+    monkeypatch.setattr(sys, "argv", ["train.py", stray, f"hydra.run.dir={tmp_path / 'run'}"])
+    with pytest.raises(SystemExit) as exit_info:
+        main(lambda config, folder: None)()
+    said = capsys.readouterr().err
+    assert exit_info.value.code == 2 and said.count("\n") == 1 and "PYTHONUTF8=1" in said

@@ -33,7 +33,7 @@ HYDRA = {"config", "cli"}  # the rooms that know hydra and omegaconf
 
 def imports(path: Path) -> set[str]:
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -70,8 +70,30 @@ def test_arrows(path):
 
 def test_every_room_says_what_lives_there():
     for folder in {path.parent for path in MODULES}:
-        assert ast.get_docstring(ast.parse((folder / "__init__.py").read_text())), folder
+        assert ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))), folder
 
 
 def test_the_test_sees_the_house():
     assert len(MODULES) > 15 and "fairdiff.objective.targets" in imports(ROOT / "fairdiff" / "training" / "step.py")
+
+
+def text_without_encoding(path: Path) -> list[int]:
+    """Lines that read or write text in the encoding of whoever's machine it is."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call) or any(keyword.arg == "encoding" for keyword in node.keywords):
+            continue
+        called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        owner = getattr(getattr(node.func, "value", None), "id", "")
+        modes = [a.value for a in [*node.args, *(k.value for k in node.keywords)] if isinstance(a, ast.Constant)]
+        binary = any(isinstance(mode, str) and "b" in mode and len(mode) < 4 for mode in modes)
+        if called == "read_text" or (called == "write_text" and isinstance(node.func, ast.Attribute)):
+            found.append(node.lineno)
+        elif called == "open" and not binary and owner != "Image":
+            found.append(node.lineno)
+    return found
+
+
+@pytest.mark.parametrize("path", [*MODULES, *sorted((ROOT / "scripts").rglob("*.py")), ROOT / "train.py"], ids=name)
+def test_every_text_names_its_encoding(path):
+    assert not text_without_encoding(path), "encoding='utf-8', or fairdiff.files"

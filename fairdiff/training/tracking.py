@@ -41,14 +41,14 @@ class Metrics:
     def write(self, row: dict) -> None:
         """One line; values that are not finite become null."""
         clean = {k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in row.items()}
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(clean) + "\n")
 
 
 def read_metrics(path: Path) -> list[dict]:
     """All rows of a metrics.jsonl, [] if there is none; a last line cut short by a crash is left out."""
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:

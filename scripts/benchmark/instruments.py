@@ -155,7 +155,7 @@ def peak_memory(device: str, task: Callable[[], None]) -> float:
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # what was freed before would be used again unseen
-    Path("/proc/self/clear_refs").write_text("5")  # Linux: the high-water mark starts again from here
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # Linux: the high-water mark starts again from here
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     task()
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10

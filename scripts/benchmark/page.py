@@ -36,7 +36,7 @@ def write_page(results: Path, page: Path) -> None:
 
 def render(measurements: list[dict]) -> str:
     """The page as Markdown; a part that was never measured names its command."""
-    lines = [INTRO, REMARKS.read_text()]
+    lines = [INTRO, REMARKS.read_text(encoding="utf-8")]
     for part, (title, command) in COMMANDS.items():
         lines.append(f"## {title}\n")
         own = [m for m in measurements if m["part"] == part]

@@ -70,6 +70,6 @@ def command_of(overrides: list[str], name: str) -> str:
 def read(path: Path) -> dict | None:
     """A measurement, None if there is none."""
     try:
-        return json.loads(path.read_text()) if path.exists() else None
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
     except ValueError as error:
         raise FairDiffError(f"{path}: is not JSON; delete it, or measure anew with resume=false") from error

@@ -140,7 +140,7 @@ def conditions(config: BenchConfig) -> dict:
 
 def _cpuinfo() -> list[str]:
     path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else []
+    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
 
 
 def describe(config: BenchConfig) -> dict:

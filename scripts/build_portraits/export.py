@@ -30,9 +30,9 @@ def export_model(folder: Path, out: Path) -> None:
         )  # fmt: skip
     pipeline.save_pretrained(out, safe_serialization=True)
     about = out / "text_encoder" / "config.json"  # else transformers loads it in half precision, diffusers the rest in full
-    write_json(about, json.loads(about.read_text()) | {"dtype": "float32"})
+    write_json(about, json.loads(about.read_text(encoding="utf-8")) | {"dtype": "float32"})
     about = out / "vae" / "config.json"  # one that was loaded from a folder names it
-    write_json(about, {k: v for k, v in json.loads(about.read_text()).items() if k != "_name_or_path"})
+    write_json(about, {k: v for k, v in json.loads(about.read_text(encoding="utf-8")).items() if k != "_name_or_path"})
     (out / "tokenizer" / "tokenizer.json").unlink()  # 3.6 MB; the two files below are 1.5 and load to the same ids
     for name in ("vocab.json", "merges.txt"):
         shutil.copy(folder / "tokenizer" / name, out / "tokenizer" / name)

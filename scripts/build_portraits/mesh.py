@@ -85,7 +85,7 @@ def load_head() -> Head:
 
 def _read_obj(path: Path):
     xyz, uv, faces, corners, groups, group = [], [], [], [], [], ""
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
         word = line.split()
         if not word:
             continue
@@ -131,7 +131,7 @@ def _build(root: Path) -> Head:
     files, target = _target_files(root), []
     for path in files.values():
         delta = np.zeros_like(base)
-        with gzip.open(path, "rt") as lines:
+        with gzip.open(path, "rt", encoding="utf-8") as lines:
             for words in (line.split() for line in lines if line[0] not in "#\n"):
                 if row_of[int(words[0])] >= 0:
                     delta[row_of[int(words[0])]] = [float(w) for w in words[1:4]]

@@ -66,7 +66,7 @@ def before_after(audit: Path, prompts: int) -> Image.Image:
     The share of women is that of all images of the prompt, by the audit judge.
     """
     store = RecordStore(audit / "records")
-    models = json.loads((audit / "audit.json").read_text())["models"]
+    models = json.loads((audit / "audit.json").read_text(encoding="utf-8"))["models"]
     shares = {
         model: {p["prompt"]: p["shares"]["female"]["share"] for p in models[model]["attributes"]["gender"]["per_prompt"]}
         for model in ("before", "after")

@@ -90,7 +90,7 @@ def export_clip(folder: Path, out: Path) -> None:
     halves = {k: v.half().contiguous() for k, v in (state["net"] | state["average"]).items() if k != "attn_mask"}
     out.mkdir(parents=True, exist_ok=True)
     (out / "open_clip_config.json").write_text(
-        json.dumps({"model_cfg": CONFIG, "preprocess_cfg": PREPROCESS}, indent=1)
+        json.dumps({"model_cfg": CONFIG, "preprocess_cfg": PREPROCESS}, indent=1), encoding="utf-8"
     )
     save_file(halves, out / "open_clip_model.safetensors")
 

@@ -55,7 +55,7 @@ class Run:
 
     def audit(self, root: Path) -> Path:
         """audit.json beside the report that the command named last."""
-        line = self.log(root).read_text().rstrip().splitlines()[-1]
+        line = self.log(root).read_text(encoding="utf-8").rstrip().splitlines()[-1]
         return Path(line.removeprefix("report: ")).with_name("audit.json")
 
     def record(self, records: Path) -> Path:

@@ -12,14 +12,14 @@ AXES = ("gender", "race", "age", "gender×race")
 
 def keep_record(run: Run, root: Path, records: Path) -> None:
     """Write the record of a run whose audit lies under `root`."""
-    kept = record(json.loads(run.audit(root).read_text())) | {"overrides": run.overrides}
+    kept = record(json.loads(run.audit(root).read_text(encoding="utf-8"))) | {"overrides": run.overrides}
     text = json.dumps(kept, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     write_text(run.record(records), text + "\n")
 
 
 def read_records(runs: Iterable[Run], records: Path) -> dict[Run, dict]:
     """The records there are, without those of other overrides, such as another number of images."""
-    found = {run: json.loads(run.record(records).read_text()) for run in runs if run.record(records).exists()}
+    found = {run: json.loads(run.record(records).read_text(encoding="utf-8")) for run in runs if run.record(records).exists()}
     return {run: kept for run, kept in found.items() if tuple(kept["overrides"]) == run.overrides}
 
 
