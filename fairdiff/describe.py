@@ -10,6 +10,7 @@ from fairdiff.config import Config
 from fairdiff.diffusion.load import DiffusionModel
 from fairdiff.files import flat
 from fairdiff.plan import Plan
+from fairdiff.prompts import wrong_article
 from fairdiff.training.step import Trainee
 
 
@@ -39,7 +40,7 @@ def most_originals(config: Config, plan: Plan) -> int:
 
 
 def warnings(plan: Plan, model: DiffusionModel, prefix: str) -> list[str]:
-    """Audited prompts that are trained on, and prompts that lose their end.
+    """Audited prompts that are trained on or the same to the model, articles as English has none, lost ends of prompts.
 
     Behind soft tokens they lose it sooner than without, which would pass for an effect of the adapter.
     """
@@ -48,6 +49,14 @@ def warnings(plan: Plan, model: DiffusionModel, prefix: str) -> list[str]:
         some = ", ".join(known[:3]) + (", ..." if len(known) > 3 else "")
         line = f"warning: {len(known)} of {len(plan.audit)} audited prompts are trained on ({some})"
         lines.append(f"{line}; they say nothing about others")
+    audited = [prompt.text for prompt in [*plan.audit, *plan.without_people]]
+    if same := model.read_as_one(audited):
+        line = f"warning: {len(same)} of {len(audited)} audited prompts read to the model as another does"
+        lines.append(f"{line} ({same[0][1]!r} as {same[0][0]!r}); intervals take them for different prompts")
+    every = dict.fromkeys([*plan.train, *plan.validation, *plan.audit])
+    if odd := [prompt.text for prompt in every if wrong_article(prompt)]:
+        line = f"warning: {len(odd)} prompts have an article that does not suit, as {odd[0]!r}"
+        lines.append(f"{line}; in English templates {{a}} {{}} sets a or an")
     texts = list(dict.fromkeys(prompt.text for prompt in [*plan.train, *plan.audit]))
     if cut := model.overlong(prefix, texts):
         most = model.tokenizer.model_max_length

@@ -5,14 +5,19 @@ The builder, the trainer and the audit are handed the plan; none of them reads p
 
 import hashlib
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from unicodedata import normalize
 
 from fairdiff.config import Config
 from fairdiff.errors import FairDiffError, blame
-from fairdiff.objective.target_files import WrittenTarget, read_target
+from fairdiff.files import write_text
+from fairdiff.objective.target_files import WrittenTarget, read_target, table_to_fill_in
 from fairdiff.objective.targets import Target, Targets
 from fairdiff.portraits.prompt_set import PortraitsPrompts
 from fairdiff.prompts import Prompt, PromptSet, read_prompts, with_phrase
+
+Families = dict[str, list[Prompt]]  # family -> its prompts
 
 
 @dataclass(frozen=True)
@@ -37,8 +42,13 @@ class Plan:
     @property
     def not_held_out(self) -> list[str]:
         """The subjects of audited prompts that are also trained on, in whatever words around them."""
-        trained = {prompt.subject.casefold() for prompt in self.train}
-        return [prompt.subject for prompt in self.audit if prompt.subject.casefold() in trained]
+        trained = {_plain(prompt.subject) for prompt in self.train}
+        return [prompt.subject for prompt in self.audit if _plain(prompt.subject) in trained]
+
+
+def _plain(subject: str) -> str:
+    """A subject as text encoders read it, whatever its capitals and spaces."""
+    return " ".join(subject.casefold().split())
 
 
 def make_plan(config: Config, training: bool = True) -> Plan:
@@ -49,10 +59,12 @@ def make_plan(config: Config, training: bool = True) -> Plan:
     """
     embedded = PortraitsPrompts()
     _check_families(config, embedded)
-    train = _training_prompts(config, embedded) if training else []
-    validation = _split(config, embedded, "validation", config.validation.prompts)
+    splits = [*(["train"] if training else []), "validation", config.audit.split]
+    prompts = _read_splits(config, embedded, splits)
+    train = _training_prompts(config, embedded, prompts["train"]) if training else []
+    validation = _some(config, "validation", prompts["validation"], config.validation.prompts)
     validation = validation if training and config.validation.every else []
-    audit = _split(config, embedded, config.audit.split, config.audit.prompts)
+    audit = _some(config, config.audit.split, prompts[config.audit.split], config.audit.prompts)
     written = _written_target(config, embedded)
     return Plan(
         attributes={name: tuple(attribute.classes) for name, attribute in config.attributes.items()},
@@ -60,15 +72,36 @@ def make_plan(config: Config, training: bool = True) -> Plan:
         validation=tuple(validation),
         audit=tuple(audit),
         named=tuple(_named(config, audit)),
-        without_people=tuple(_unchanged(config, embedded)),
+        without_people=tuple(_unchanged(config, embedded, prompts[config.audit.split])),
         targets=_targets(config, written, [*train, *validation, *audit]),
         target_lines=tuple(_target_lines(config, written)),
     )
 
 
-def _training_prompts(config: Config, embedded: PromptSet) -> list[Prompt]:
+def _read_splits(config: Config, embedded: PromptSet, splits: list[str]) -> dict[str, Families]:
+    """The prompts of each split by family: the user's file, or families of the embedded set.
+
+    Every file is read once, whatever it is given for: it may change or go while the run goes on.
+    """
+    own, template = config.prompts, config.prompts.template
+    known = tuple(dict.fromkeys([*embedded.families, *own.families]))
+    read: dict[str, list[Prompt]] = {}
+    found: dict[str, Families] = {}
+    for split in splits:
+        path = getattr(own, split)
+        if not path:
+            found[split] = {family: embedded.prompts(family, split, template) for family in own.families}
+            continue
+        if path not in read:
+            read[path] = read_prompts(path, template, key=f"prompts.{split}", families=known)
+        found[split] = {}
+        for prompt in read[path]:
+            found[split].setdefault(prompt.family, []).append(prompt)
+    return found
+
+
+def _training_prompts(config: Config, embedded: PromptSet, families: Families) -> list[Prompt]:
     """In a fixed shuffle, each family's prompts as often as `prompts.families` says, and prompts without people."""
-    families = _families(config, embedded, "train")
     repeated = [p for family, some in families.items() for p in some * config.prompts.families.get(family, 1)]
     people = shuffled([prompt for prompt in repeated if prompt.people])
     _require_people(config, "train", people)
@@ -82,10 +115,10 @@ def _training_prompts(config: Config, embedded: PromptSet) -> list[Prompt]:
     return shuffled(people + own)
 
 
-def _split(config: Config, embedded: PromptSet, split: str, limit: int | None) -> list[Prompt]:
+def _some(config: Config, split: str, families: Families, limit: int | None) -> list[Prompt]:
     """Validation or test prompts of people, each once, family by family, `limit` of each family (None: all)."""
-    families = _families(config, embedded, split).values()
-    found = [p for some in families for p in different_first(shuffled([p for p in some if p.people]))[:limit]]
+    some = families.values()
+    found = [p for own in some for p in different_first(shuffled([p for p in own if p.people]))[:limit]]
     _require_people(config, split, found)
     return found
 
@@ -96,11 +129,10 @@ def _require_people(config: Config, split: str, prompts: list[Prompt]) -> None:
         raise FairDiffError(f"prompts.{split}: found {file} with no prompt of people, allowed: one or more")
 
 
-def _unchanged(config: Config, embedded: PromptSet) -> list[Prompt]:
+def _unchanged(config: Config, embedded: PromptSet, families: Families) -> list[Prompt]:
     """Audited prompts without people: the file's own, or the embedded set's."""
-    split = config.audit.split
-    own = [p for some in _families(config, embedded, split).values() for p in some if not p.people]
-    return (own or embedded.without_people(split))[: config.audit.without_people]
+    own = [p for some in families.values() for p in some if not p.people]
+    return (own or embedded.without_people(config.audit.split))[: config.audit.without_people]
 
 
 def _named(config: Config, audit: list[Prompt]) -> list[Prompt]:
@@ -109,17 +141,6 @@ def _named(config: Config, audit: list[Prompt]) -> list[Prompt]:
     some = audit[: config.audit.named or 0]
     classes = [(name, cls) for name in config.attributes if name in phrases for cls in config.attributes[name].classes]
     return [with_phrase(p, phrases[name][cls], f"{name}.{cls}") for name, cls in classes for p in some]
-
-
-def _families(config: Config, embedded: PromptSet, split: str) -> dict[str, list[Prompt]]:
-    """The prompts of a split by family: the user's file, or families of the embedded set."""
-    path, template = getattr(config.prompts, split), config.prompts.template
-    if not path:
-        return {family: embedded.prompts(family, split, template) for family in config.prompts.families}
-    families: dict[str, list[Prompt]] = {}
-    for prompt in read_prompts(path, template, key=f"prompts.{split}"):
-        families.setdefault(prompt.family, []).append(prompt)
-    return families
 
 
 def _check_families(config: Config, embedded: PromptSet) -> None:
@@ -164,12 +185,23 @@ def shuffled(prompts: list[Prompt]) -> list[Prompt]:
     return [prompt for _, prompt in sorted(zip(keys, prompts, strict=True), key=lambda pair: pair[0])]
 
 
+def write_targets(config: Config) -> Path:
+    """Write `target.file`, which is not there yet: a row for each subject of a training, with `target`'s shares."""
+    file = config.target["file"]
+    if not file or Path(file).suffix != ".csv" or Path(file).exists():
+        raise FairDiffError(f"target.file: found {file}, allowed: the name of a new file that ends in .csv")
+    plan = make_plan(replace(config, target=config.target | {"file": None}))
+    subjects = dict.fromkeys(p.subject for p in [*plan.train, *plan.validation, *plan.audit] if p.people)
+    write_text(Path(file), table_to_fill_in(subjects, {name: config.target[name] for name in config.attributes}))
+    return Path(file)
+
+
 def _written_target(config: Config, embedded: PromptSet) -> WrittenTarget | None:
     """The content of `target.file`; FairDiffError if `target.<attribute>` is set for an attribute that it covers."""
     file = config.target["file"]
     if file is None:
         return None
-    classes = {name: list(attribute.classes) for name, attribute in config.attributes.items()}
+    classes = {name: [normalize("NFC", cls) for cls in own.classes] for name, own in config.attributes.items()}
     known = embedded.target_file(file)
     written = (
         read_target(known, classes, set(embedded.attributes) - set(classes)) if known else read_target(file, classes)
@@ -196,7 +228,11 @@ def _targets(config: Config, written: WrittenTarget | None, prompts: list[Prompt
         return Targets(free)
     if written.key is None:
         return Targets(written.targets[""].times(free, *config.attributes))
-    return Targets(None, {p.text: written.of(p).times(free, *config.attributes) for p in prompts if p.people})
+    people = [prompt for prompt in prompts if prompt.people]
+    written.require(people)
+    different = {id(target): target for target in map(written.of, people)}  # equal rows of a table have one
+    full = {key: target.times(free, *config.attributes) for key, target in different.items()}
+    return Targets(None, {prompt.text: full[id(written.of(prompt))] for prompt in people})
 
 
 def _target_lines(config: Config, written: WrittenTarget | None) -> list[str]:

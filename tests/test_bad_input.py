@@ -44,7 +44,8 @@ CASES = {
     "unknown class": (["+target.gender.other=.1"], ["target.gender", "other", "female, male"]),
     "class in other letters": (["target.gender.Female=.7"], ["target.gender.Female", "target.<attribute>.<class>"]),
     "a group written with a dot": (["audit.judge=hf"], ["judge@audit.judge=net, hf"]),
-    "negative share": (["target.gender.female=-1", "target.gender.male=2"], ["target.gender.female", "[0, 1]"]),
+    "negative share": (["target.gender.female=-1", "target.gender.male=2"], ["target.gender.female", "[1e-06, 1]"]),
+    "a share next to nothing": (["target.gender.female=1e-320", "target.gender.male=1"], ["target.gender.female", "1e-320"]),
     "target of an attribute that is not trained": (["+target.race.White=1"], ["target", "race", "gender"]),
     "target is no table": (["target.gender=half"], ["target.gender", "half"]),
     "target file is no text": (["target.file=[a.csv]"], ["target.file", "found ['a.csv']", "a path"]),
@@ -117,7 +118,7 @@ CASES = {
     "an attribute of one's own": (["attributes.glasses.classes=[a,b]"], ["attributes.glasses", "--config-dir"]),
     "an attribute of one's own, appended": (["+attributes.glasses.classes=[a,b]"], ["glasses", "--config-dir"]),
     "template that nothing is put into": (
-        ["~prompts.families.occupation", "+prompts.families.styled=1", "prompts.template='a {}'"],
+        ["~prompts.families.occupation", "+prompts.families.styled=1", "prompts.template='{a} {}'"],
         ["prompts.template", "styled", "occupation"],
     ),
     "float32 of what is held in bfloat16": (

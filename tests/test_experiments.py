@@ -385,7 +385,7 @@ def test_audited_prompts_that_are_trained_on_are_known_whatever_stands_around_th
         assert plan.not_held_out == []
     held_out = planned().audit[0].subject
     (tmp_path / "own.txt").write_text(f"{held_out.title()}\nastronaut\n")
-    own = planned(f"prompts.train={tmp_path / 'own.txt'}", 'prompts.template="a portrait of a {}"', "audit=full")
+    own = planned(f"prompts.train={tmp_path / 'own.txt'}", 'prompts.template="a portrait of {a} {}"', "audit=full")
     assert own.not_held_out == replace(own, audit=planned().audit).not_held_out == [held_out]
 
 

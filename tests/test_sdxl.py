@@ -224,7 +224,7 @@ def test_train_py_trains_audits_and_saves_what_the_plain_pipeline_loads(xl_folde
         tmp_path / "run", "model=sdxl", f"model.path={xl_folder}", "model.device=cpu", "adapter=lora_both",
         "adapter.learning_rate=1e-2", "~judge", "~judge@audit.judge", "features.clip=embedded",
         "features.encoder=embedded", "features.identity=embedded", "detector=whole", "loss.confidence=.5",
-        "prompts.template='a photo of the face of a {}'",
+        "prompts.template='a photo of the face of {a} {}'",
     )  # fmt: skip
     (folder,) = (tmp_path / "run" / "audits").iterdir()
     assert (folder / "report.html").exists()

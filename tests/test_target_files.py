@@ -1,6 +1,11 @@
 """Targets of one's own: joint tables and rows of a prompt, from the file up to a built run."""
 
 import json
+import sys
+from itertools import pairwise
+from pathlib import Path
+from string import ascii_lowercase as LETTERS
+from unicodedata import normalize
 
 import numpy as np
 import pytest
@@ -9,6 +14,7 @@ from safetensors.torch import save_file
 from tiny import composed, make_trainee
 
 from fairdiff import build
+from fairdiff.config import Config
 from fairdiff.errors import FairDiffError
 from fairdiff.objective.target_files import read_target
 from fairdiff.plan import make_plan
@@ -16,6 +22,7 @@ from fairdiff.portraits import distribution, labour, occupations
 from fairdiff.prompts import Prompt
 from fairdiff.training.step import label_faces
 
+ROOT = Path(__file__).resolve().parent.parent
 WHICH = ("train", "test")
 CLASSES = {"gender": ["female", "male"], "race": ["White", "Black", "Indian", "Asian"]}
 TABLE = np.array([[0.30, 0.10, 0.05, 0.05], [0.05, 0.05, 0.10, 0.30]])
@@ -71,8 +78,21 @@ BAD = {
     "sum.csv": ("subject,female,male\nnurse,.5,.6\n", r"line 2 \('nurse'\): gender: shares sum to 1\.1, allowed: 1"),
     "word.csv": (
         "subject,female,male\nnurse,half,.5\n",
-        r"line 2 .*female: found 'half', allowed: a number in \[0, 1\]",
+        r"line 2 .*female: found 'half', allowed: 0, or a number in \[1e-06, 1\]",
     ),
+    "tiny.csv": ("subject,female,male\nnurse,1e-320,1\n", r"female: found '1e-320', allowed: 0, or"),
+    "tiny.yaml": (NESTED.replace("0.3,", "1.0e-320,", 1), "female × White: share: found 1e-320, allowed: 0, or"),
+    "huge.yaml": (NESTED.replace("0.3,", f"{10**400},", 1), r"share: found 10+\.\.\."),
+    "digits.yaml": (NESTED.replace("0.3,", f"{'9' * 9000},", 1), "is not YAML: Exceeds the limit"),
+    "date.yaml": ("2024-99-99", "is not YAML"),
+    "twice.yaml": (NESTED + NESTED[: NESTED.index("\n") + 1], "is not YAML: the key female stands there twice"),
+    "inner.yaml": (NESTED.replace("Black", "White"), "the key White stands there twice"),
+    "list.yaml": ("- [1]: 2\n", "is not YAML"),
+    "nested.yaml": ("[" * 1500 + "]" * 1500, "is nested too deep"),
+    "bomb.yaml": ("a: &a [1, 1]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in pairwise(LETTERS)), "found"),
+    "rows.yaml": ("- &a [x, x]\n- {gender: *a, race: White, share: 1}\n", "found .*, allowed: a list of rows"),
+    "long.yaml": ("x: 1\n" * 300_000, "it has 2 MB, allowed: at most 1"),
+    "lines.csv": ("subject,female,male\nnurse\u2028chef,1,0\n", r"line 2: found the control character U\+2028"),
     "nan.csv": ("subject,female,male\nnurse,nan,.5\n", "found 'nan'"),
     "short.csv": ("subject,female,male\nnurse,.5\n", "male: found ''"),
     "long.csv": ("subject,female,male\nnurse,.5,.5,.5\n", "line 2: found more cells than columns"),
@@ -230,7 +250,7 @@ def test_the_detectors_weights_count_and_not_their_place():
         (["target.file=labour", "attribute=[age]"], "labour.csv: no column of shares, allowed: age.young, age.old"),
         (["target.file=HERE/sum.yaml"], "sum.yaml: shares sum to 1.1, allowed: 1"),
         (["target.file=HERE/half.yaml"], "half.yaml: found 'half', allowed: a list of rows or nested shares"),
-        (["target.file=labour", "prompts.train=HERE/own.txt"], "labour.csv: no row for the subject 'astronaut', found 812"),
+        (["target.file=labour", "prompts.train=HERE/own.txt"], "labour.csv: no row for 1 of 26 subjects: 'astronaut'"),
     ],
 )
 def test_targets_that_do_not_fit_the_run_are_one_line(tmp_path, overrides, says):
@@ -248,3 +268,66 @@ def test_a_nested_table_reaches_training_and_audit(tmp_path):
     targets = make_plan(composed("attribute=[gender,age]", f"target.file={tmp_path / 'joint.yaml'}")).targets
     assert np.allclose(targets.of("anything").table, [[0.4, 0.1], [0.2, 0.3]])
     assert np.allclose(targets.audited({"gender×age": ("gender", "age")}, [])["gender×age"], [0.4, 0.1, 0.2, 0.3])
+
+
+def own(tmp_path, subjects: str, table: str, *overrides: str) -> Config:
+    """A configuration of these subjects, for training and audit, and this target file."""
+    (tmp_path / "own.txt").write_text(subjects, encoding="utf-8")
+    (tmp_path / "t.csv").write_text(table, encoding="utf-8")
+    files = [f"prompts.{which}={tmp_path / 'own.txt'}" for which in WHICH]
+    return composed(*files, f"target.file={tmp_path / 't.csv'}", *overrides)
+
+
+def test_rows_that_are_missing_are_told_at_once_and_shortened(tmp_path):
+    subjects = "".join(f"subject {i}\n" for i in range(135))
+    with pytest.raises(FairDiffError) as caught:
+        make_plan(own(tmp_path, subjects, "subject,female,male\nsubject 3,1,0\nsubject 7,1,0\n"))
+    message = str(caught.value)
+    assert "no row for 133 of 135 subjects: 'subject " in message and "and 128 more" in message and len(message) < 600
+    assert "a row *" in message and "python scripts/target_file.py" in message
+
+
+def test_a_row_of_its_own_goes_before_that_of_all_others(tmp_path):
+    plan = make_plan(own(tmp_path, "nurse\nchef\nbaker\n", "subject,female,male\n*,.4,.6\nchef,.3,.7\n"))
+    found = {p.subject: plan.targets.of(p.text).table.tolist() for p in plan.train}
+    assert found == {"nurse": [0.4, 0.6], "chef": [0.3, 0.7], "baker": [0.4, 0.6]}
+    joint = "subject,gender,share\n*,female,.4\n*,male,.6\nchef,female,.3\nchef,male,.7\n"
+    assert found == {
+        p.subject: target.table.tolist()
+        for plan in [make_plan(own(tmp_path, "nurse\nchef\nbaker\n", joint))]
+        for p in plan.train
+        for target in [plan.targets.of(p.text)]
+    }
+
+
+def test_a_row_finds_its_prompt_in_whatever_form_the_accents_are(tmp_path):
+    for one, other in (("NFC", "NFD"), ("NFD", "NFC")):
+        table = normalize(other, "subject,female,male\ninfirmière,.9,.1\nchef,.3,.7\n")
+        plan = make_plan(own(tmp_path, normalize(one, "infirmière\nchef\n"), table))
+        assert {p.subject: plan.targets.of(p.text).table[0] for p in plan.train} == {"infirmière": 0.9, "chef": 0.3}
+
+
+def test_rows_of_equal_shares_have_one_target(tmp_path):
+    """A table of 400,000 rows is then read in seconds."""
+    config = own(tmp_path, "a\nb\nc\n", "subject,female,male\na,.4,.6\nb,.4,.6\nc,.5,.5\n")
+    assert len({id(target) for target in make_plan(config).targets.rows.values()}) == 2
+
+
+def test_a_table_to_fill_in_is_written_once_and_fits_its_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "path", [*sys.path, str(ROOT / "scripts")])
+    import target_file
+
+    (tmp_path / "own.txt").write_text('nurse\nchef, "the best"\n', encoding="utf-8")
+    overrides = [f"prompts.{which}={tmp_path / 'own.txt'}" for which in WHICH]
+    overrides += ["attribute=[gender,age]", "target.age={young:.75,old:.25}", f"target.file={tmp_path / 'new.csv'}"]
+    monkeypatch.setattr(sys, "argv", ["target_file.py", *overrides, f"hydra.run.dir={tmp_path}"])
+    target_file.task()
+    assert str(tmp_path / "new.csv") in capsys.readouterr().out
+    head, *rows = (tmp_path / "new.csv").read_text(encoding="utf-8").splitlines()
+    assert head == "subject,gender.female,gender.male,age.young,age.old"
+    assert set(rows[:2]) == {"nurse,0.5,0.5,0.75,0.25", '"chef, ""the best""",0.5,0.5,0.75,0.25'}
+    plan = make_plan(composed(*(o for o in overrides if "target.age" not in o)))
+    assert np.allclose(plan.targets.of(plan.train[0].text).table, [[0.375, 0.125]] * 2)
+    with pytest.raises(SystemExit):
+        target_file.task()
+    assert "new.csv, allowed: the name of a new file" in capsys.readouterr().err

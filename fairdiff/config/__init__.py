@@ -133,8 +133,9 @@ def _check_target(attributes: dict[str, AttributeConfig], target: dict[str, Any]
             )
         for cls, share in shares.items():
             one_of(f"target.{name}", cls, attribute.classes)
-            if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
-                raise FairDiffError(f"target.{name}.{cls}: found {share}, allowed: a number in [0, 1]")
+            number = isinstance(share, int | float) and not isinstance(share, bool)
+            if not number or not (share == 0 or 1e-6 <= share <= 1):  # the reciprocals of much smaller ones overflow
+                raise FairDiffError(f"target.{name}.{cls}: found {share}, allowed: 0, or a number in [1e-06, 1]")
         missing = [c for c in attribute.classes if c not in shares]
         if missing:
             raise FairDiffError(f"target.{name}: no share for {', '.join(missing)}")

@@ -43,7 +43,7 @@ class AdapterConfig:
 class PromptsConfig:
     """train, validation, test: a file each, as fairdiff/prompts.py reads it; null: the embedded set's `families`.
 
-    template: the words around a subject, "a photo of a {}"; "{}" takes the lines of a file as whole prompts.
+    template: the words around a subject, "a photo of {a} {}"; "{}" takes the lines of a file as whole prompts.
     families: how often one round of training visits each prompt of a family (an audit takes each prompt once).
     without_people: the share of training prompts that show no people. Their images are only to stay as they are. They come
     from the file, else from the embedded set; there are none where the image term has no weight.
@@ -51,7 +51,7 @@ class PromptsConfig:
     negative: the text of the unconditional branch, in training, reference images and audit.
     """
 
-    template: str = "a photo of the face of a {}, a person"
+    template: str = "a photo of the face of {a} {}, a person"
     train: str | None = None
     validation: str | None = None
     test: str | None = None

@@ -99,11 +99,22 @@ class DiffusionModel:
         cond = self.text_encoder(both.input_ids[:1])[0]
         return cond, self.text_encoder(both.input_ids[1:], attention_mask=both.attention_mask[1:])[0]
 
+    def token_ids(self, prompts: list[str]) -> list[list[int]]:
+        """What the text encoder reads of each prompt, and one token more where the prompt goes on."""
+        most = self.tokenizer.model_max_length
+        return self.tokenizer(prompts, truncation=True, max_length=most + 1).input_ids  # nothing warns of its length
+
     def overlong(self, prefix: str, prompts: list[str]) -> list[str]:
         """The prompts whose end the text encoder does not see behind `prefix`."""
-        most = self.tokenizer.model_max_length  # one token more is enough to know, and nothing warns
-        ids = self.tokenizer([prefix + text for text in prompts], truncation=True, max_length=most + 1).input_ids
-        return [text for text, tokens in zip(prompts, ids, strict=True) if len(tokens) > most]
+        ids = self.token_ids([prefix + text for text in prompts])
+        return [text for text, tokens in zip(prompts, ids, strict=True) if len(tokens) > self.tokenizer.model_max_length]
+
+    def read_as_one(self, prompts: list[str]) -> list[tuple[str, str]]:
+        """Each prompt that the model cannot tell from one before it, behind that one: ("a nurse", "A  Nurse")."""
+        first: dict[tuple[int, ...], str] = {}
+        most = self.tokenizer.model_max_length
+        read = [tuple(ids[:most]) for ids in self.token_ids(prompts)]
+        return [(first[ids], text) for ids, text in zip(read, prompts, strict=True) if first.setdefault(ids, text) != text]
 
     @cached_property
     def weights_fingerprint(self) -> str:

@@ -15,29 +15,35 @@ Row per prompt    CSV: a column `prompt` (the whole text) or `subject`, and marg
                       nurse,0.9,0.1
 Joint per prompt  the joint table's columns beside `prompt` or `subject`: a whole table for each.
 
-Every prompt of people that is trained on, validated or audited needs its row; rows of others do no harm.
+Every prompt of people that is trained on, validated or audited needs its row; a row `*` is that of all without one, and
+rows of others do no harm. `python scripts/target_file.py` writes a table to fill in.
 
-Columns `family` and `template` may stand there too. Shares lie in [0, 1] and sum to 1; a sum that is off by no more
-than 0.002, as rounded statistics are, is scaled to 1.
+Columns `family` and `template` may stand there too. Shares are 0 or lie in [1e-06, 1] and sum to 1; a sum that is off by
+no more than 0.002, as rounded statistics are, is scaled to 1.
 """
 
+import csv
+import io
 import math
+import reprlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from fairdiff.errors import FairDiffError
-from fairdiff.files import read_given, read_table
+from fairdiff.files import read_given, read_table, read_yaml
 from fairdiff.objective.targets import Target
 from fairdiff.prompts import Prompt
 
 KEYS = ("prompt", "subject")
 NOTES = ("family", "template")
 ROUNDING = 2e-3
+SMALLEST = 1e-6  # of a share that is not 0: nobody draws a million images, and the reciprocals of much smaller ones overflow
+OTHERS = "*"  # the key of the row for prompts without a row of their own
+YAML_MEGABYTES = 1  # it holds one joint table
 
 Classes = dict[str, list[str]]  # attribute -> its classes, in the order of `attribute`
 Rows = list[tuple[str, dict[str, Any]]]  # (where the row stands, its cells)
@@ -56,16 +62,23 @@ class WrittenTarget:
         return next(iter(self.targets.values())).attributes
 
     def of(self, prompt: Prompt) -> Target:
-        """The target written for a prompt; FairDiffError if there is none."""
-        if self.key is None:
-            return self.targets[""]
-        name = prompt.text if self.key == "prompt" else prompt.subject
-        if name not in self.targets:
-            few = ", ".join(list(self.targets)[:3])
+        """The target written for a prompt, KeyError if there is none."""
+        key = self._key(prompt)
+        return self.targets[key if key in self.targets or OTHERS not in self.targets else OTHERS]
+
+    def require(self, prompts: Iterable[Prompt]) -> None:
+        """FairDiffError if prompts have no row, which names the first few of them."""
+        asked = dict.fromkeys(map(self._key, prompts))
+        missing = [key for key in asked if key not in self.targets]
+        if missing and OTHERS not in self.targets:
+            few = ", ".join(f"'{key}'" for key in missing[:5]) + (f" and {len(missing) - 5} more" if missing[5:] else "")
             raise FairDiffError(
-                f"{self.source}: no row for the {self.key} '{name}', found {len(self.targets)}: {few}, ..."
+                f"{self.source}: no row for {len(missing)} of {len(asked)} {self.key}s: {few}; allowed: a row for each, or "
+                f"a row {OTHERS} for all others; `python scripts/target_file.py` writes all into another target.file"
             )
-        return self.targets[name]
+
+    def _key(self, prompt: Prompt) -> str:
+        return "" if self.key is None else prompt.text if self.key == "prompt" else prompt.subject
 
 
 def read_target(path: str | Path, classes: Classes, others: Iterable[str] = ()) -> WrittenTarget:
@@ -77,16 +90,21 @@ def read_target(path: str | Path, classes: Classes, others: Iterable[str] = ()) 
     path, where = Path(path), f"target.file: {path}"
     if path.suffix not in (".csv", ".yaml", ".yml"):
         raise FairDiffError(f"{where}: found the ending '{path.suffix}', allowed: .csv, .yaml, .yml")
-    text = read_given(path, where)
     if path.suffix != ".csv":
-        try:
-            return _nested(yaml.safe_load(text), classes, where)
-        except yaml.YAMLError as error:
-            raise FairDiffError(f"{where}: is not YAML: {' '.join(str(error).split())}") from error
-    found, table = read_table(text, where)
+        return _nested(read_yaml(read_given(path, where, YAML_MEGABYTES), where), classes, where)
+    found, table = read_table(read_given(path, where), where)
     columns = [column for column in found if column.split(".")[0] not in others or "." not in column]
-    rows: Rows = [(f"line {number}", {c: cells[c] for c in columns}) for number, cells in table]
-    return _written(where, columns, rows, classes)
+    return _written(where, columns, [(f"line {number}", cells) for number, cells in table], classes)
+
+
+def table_to_fill_in(subjects: Iterable[str], shares: dict[str, dict[str, float]]) -> str:
+    """The text of a CSV with a row for each subject and these shares, attribute -> class -> share."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["subject", *(f"{name}.{cls}" for name, classes in shares.items() for cls in classes)])
+    row = [f"{share:g}" for classes in shares.values() for share in classes.values()]
+    writer.writerows([subject, *row] for subject in subjects)
+    return text.getvalue()
 
 
 def _nested(value: Any, classes: Classes, where: str) -> WrittenTarget:
@@ -94,11 +112,16 @@ def _nested(value: Any, classes: Classes, where: str) -> WrittenTarget:
     if isinstance(value, dict):
         rows = _flat(where, value, list(classes))
     elif isinstance(value, list) and all(isinstance(row, dict) for row in value):
-        rows = [(f"row {i}", {str(k): v for k, v in row.items()}) for i, row in enumerate(value, 1)]
+        rows = [(f"row {i}", {str(k): _scalar(v) for k, v in row.items()}) for i, row in enumerate(value, 1)]
     else:
-        raise FairDiffError(f"{where}: found {value!r}, allowed: a list of rows or nested shares")
+        raise FairDiffError(f"{where}: found {reprlib.repr(value)}, allowed: a list of rows or nested shares")
     columns = list(dict.fromkeys(column for _, cells in rows for column in cells))
     return _written(where, columns, rows, classes)
+
+
+def _scalar(value: Any) -> Any:
+    """The same value, of a list or mapping a short text: by aliases it may be far longer than its file."""
+    return reprlib.repr(value) if isinstance(value, dict | list | set) else value
 
 
 def _flat(where: str, value: Any, names: list[str], above: tuple[str, ...] = ()) -> Rows:
@@ -108,7 +131,7 @@ def _flat(where: str, value: Any, names: list[str], above: tuple[str, ...] = ())
     if not isinstance(value, dict):
         place = " × ".join(above)
         raise FairDiffError(
-            f"{where}, {place}: found {value!r}, allowed: a share for each class of {names[len(above)]}"
+            f"{where}, {place}: found {reprlib.repr(value)}, allowed: a share for each class of {names[len(above)]}"
         )
     return [row for name, below in value.items() for row in _flat(where, below, names, (*above, str(name)))]
 
@@ -116,9 +139,6 @@ def _flat(where: str, value: Any, names: list[str], above: tuple[str, ...] = ())
 def _written(where: str, columns: list[str], rows: Rows, classes: Classes) -> WrittenTarget:
     if not rows:
         raise FairDiffError(f"{where}: holds no rows")
-    twice = [column for column in columns if columns.count(column) > 1]
-    if twice:
-        raise FairDiffError(f"{where}: the column {twice[0]} stands there twice")
     keys = [column for column in KEYS if column in columns]
     share_columns = [column for column in columns if column not in (*keys, *NOTES)]
     if "share" in columns:
@@ -131,12 +151,16 @@ def _written(where: str, columns: list[str], rows: Rows, classes: Classes) -> Wr
     if not keys:
         raise FairDiffError(f"{where}: needs a column share, prompt or subject, found {', '.join(columns)}")
     chosen = _class_columns(where, share_columns, classes)
-    targets = {}
+    targets: dict[str, Target] = {}
+    known: dict[tuple[str, ...], Target] = {}  # rows of equal shares have one target
     for place, cells in rows:
         key = _key(f"{where}, {place}", cells, keys)
         if key in targets:
             raise FairDiffError(f"{where}, {place}: the {keys[0]} '{key}' stands there twice")
-        targets[key] = _marginals(f"{where}, {place} ('{key}')", cells, chosen)
+        shares = tuple(str(cells.get(column)) for column in share_columns)
+        if shares not in known:
+            known[shares] = _marginals(f"{where}, {place} ('{key}')", cells, chosen)
+        targets[key] = known[shares]
     return WrittenTarget(where, keys[0], targets)
 
 
@@ -204,10 +228,10 @@ def _marginals(where: str, cells: dict[str, Any], chosen: dict[str, list[str]]) 
 def _share(where: str, found: Any) -> float:
     try:
         value = float(found)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         value = math.nan
-    if isinstance(found, bool) or not 0 <= value <= 1:
-        raise FairDiffError(f"{where}: found {found!r}, allowed: a number in [0, 1]")
+    if isinstance(found, bool) or not (value == 0 or SMALLEST <= value <= 1):
+        raise FairDiffError(f"{where}: found {reprlib.repr(found)}, allowed: 0, or a number in [{SMALLEST:g}, 1]")
     return value
 
 

@@ -29,7 +29,7 @@ class Target:
     def __post_init__(self):
         if self.table.ndim != len(self.attributes):
             raise ValueError(f"target table has {self.table.ndim} axes for {len(self.attributes)} attributes")
-        if (self.table < 0).any() or not np.isclose(self.table.sum(), 1, atol=1e-6):
+        if (self.table < 0).any() or not abs(self.table.sum() - 1) < 1e-5:
             raise ValueError(f"target shares must be non-negative and sum to 1, found sum {self.table.sum():.6g}")
 
     @classmethod

@@ -16,10 +16,10 @@ CLASSES = {
     "age": ("young", "old"),
 }
 TEMPLATES = {
-    "occupation": "a photo of the face of a {}, a person",
-    "styled": "a photo of the face of a {}, a person",
-    "descriptor": "a photo of the face of a {}",
-    "sport": "a photo of the face of a {}, a person",
+    "occupation": "a photo of the face of {a} {}, a person",
+    "styled": "a photo of the face of {a} {}, a person",
+    "descriptor": "a photo of the face of {a} {}",
+    "sport": "a photo of the face of {a} {}, a person",
     "object": "a photo of {}",
 }
 CONTEXTS = (
@@ -39,8 +39,8 @@ MEASURED_WORDS = {
     "as it is": TEMPLATES["occupation"],
     "photo of a person, before": f"photo of a person, {TEMPLATES['occupation']}",
     # Bansal et al. 2022 (arXiv 2210.15230), the ethical intervention that Shen et al. compare with
-    "ethical intervention": f"{TEMPLATES['occupation']}, if all individuals can be a {{}} irrespective of their gender",
-    "of any gender, after": "a photo of the face of a {}, a person of any gender",
+    "ethical intervention": f"{TEMPLATES['occupation']}, if all individuals can be {{a}} {{}} irrespective of their gender",
+    "of any gender, after": "a photo of the face of {a} {}, a person of any gender",
 }
 
 

@@ -8,20 +8,20 @@ from fairdiff.portraits.occupations import CLASSES, CONTEXTS, TEMPLATES
 from fairdiff.prompts import fill, with_article
 
 VARIANTS = (
-    "a portrait of a {}",
-    "a {} at work, photo",
-    "a photo of a {}",
-    "a close-up of a {}",
-    "the face of a {}",
-    "a {}",
+    "a portrait of {a} {}",
+    "{a} {} at work, photo",
+    "a photo of {a} {}",
+    "a close-up of {a} {}",
+    "the face of {a} {}",
+    "{a} {}",
 )
 PERSON_TEMPLATES = (
-    "a photo of the face of a {}, a person",
-    "a photo of the face of a {}",
-    "a photo of a {}",
-    "a portrait of a {}",
-    "a close-up of a {}",
-    "a {}",
+    "a photo of the face of {a} {}, a person",
+    "a photo of the face of {a} {}",
+    "a photo of {a} {}",
+    "a portrait of {a} {}",
+    "a close-up of {a} {}",
+    "{a} {}",
 )
 # Where an attribute phrase stands beside the usual prompt; and words that name no attribute, whose pictures are as usual.
 PHRASE_PLACES = ("{phrase}, {prompt}", "photo of {phrase}, {prompt}", "{bare}, {phrase}")

@@ -1,6 +1,8 @@
 """What Portraits was taught: the split, the shares, and captions that tell the truth."""
 
 import csv
+import hashlib
+import json
 import re
 import subprocess
 import sys
@@ -13,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts" / "build_portraits"))
 
-from captions import NEUTRAL_PLACES, Person, plain_caption, sample_caption  # noqa: E402
+from captions import NEUTRAL_PLACES, PERSON_TEMPLATES, VARIANTS, Person, plain_caption, sample_caption  # noqa: E402
 
 from fairdiff.bias import bias  # noqa: E402
 from fairdiff.portraits import distribution, occupations  # noqa: E402
@@ -29,6 +31,7 @@ from fairdiff.portraits.occupations import (  # noqa: E402
     prompt_subjects,
     split,
 )
+from fairdiff.prompts import fill  # noqa: E402
 
 EVERYONE = [Person(g, r, a) for g in range(2) for r in range(4) for a in range(2)]
 TELLS = {
@@ -65,6 +68,21 @@ def test_every_row_of_the_statistics_is_an_occupation_with_titles_of_its_own():
     assert occupations.occupation_of("friendly person") is None
     tells = {word for classes in TELLS.values() for words in classes for word in words} | {"maid", "waitress"}
     assert not any(tells & set(title.lower().split()) for title in TITLES)
+
+
+def test_the_texts_that_the_model_learnt_are_frozen():
+    """Weights, caches and records rest on them: a change of articles or templates must leave every one as it is."""
+    prompts = [[p.text for p in occupations.prompts(family, "all")] for family in occupations.TEMPLATES]
+    assert digest(prompts) == "6ccc002124279a64"
+    measured = [[fill(words, title) for title in TITLES] for words in occupations.MEASURED_WORDS.values()]
+    assert digest(measured) == "ab978449f46afb02"
+    subjects = (*TITLES, *DESCRIPTORS, *SPORTS)
+    captions = [fill(words, subject) for words in (*VARIANTS, *PERSON_TEMPLATES) for subject in subjects]
+    assert digest(captions) == "1bcd7b61d307b868"
+
+
+def digest(texts: list) -> str:
+    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]
 
 
 def test_split_is_disjoint_large_enough_and_frozen():
