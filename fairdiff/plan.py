@@ -62,8 +62,9 @@ def make_plan(config: Config, training: bool = True) -> Plan:
     splits = [*(["train"] if training else []), "validation", config.audit.split]
     prompts = _read_splits(config, embedded, splits)
     train = _training_prompts(config, embedded, prompts["train"]) if training else []
-    validation = _some(config, "validation", prompts["validation"], config.validation.prompts)
-    validation = validation if training and config.validation.every else []
+    validation = []
+    if training and config.validation.every:
+        validation = _some(config, "validation", prompts["validation"], config.validation.prompts)
     audit = _some(config, config.audit.split, prompts[config.audit.split], config.audit.prompts)
     written = _written_target(config, embedded)
     return Plan(

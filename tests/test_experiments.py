@@ -269,6 +269,16 @@ def test_prompts_that_name_a_class_are_the_first_audited_ones_with_each_class_in
             planned(wrong)
 
 
+def test_trigger_words_are_audited_beside_other_families_and_never_trained_on():
+    plan = planned("+prompts.families.trigger=1", "audit.prompts=5")
+    assert [p.family for p in plan.audit] == ["occupation"] * 5 + ["trigger"] * 5
+    assert plan.train == planned().train and plan.not_held_out == []
+    alone = make_plan(configure("+prompts.families.trigger=1", "~prompts.families.occupation", "audit.prompts=null"), False)
+    assert len(alone.audit) == len(occupations.TRIGGERS) and alone.train == ()
+    with pytest.raises(FairDiffError, match=r"prompts.train: .*no prompt of people"):
+        planned("+prompts.families.trigger=1", "~prompts.families.occupation")
+
+
 def test_prompts_of_one_group_follow_those_of_others(tmp_path):
     """A file says itself which of its prompts show the same people."""
     file = tmp_path / "own.csv"

@@ -10,7 +10,7 @@ class PortraitsPrompts:
     """Families of the embedded model. Occupations take the user's template; titles of one occupation are a group."""
 
     template = occupations.TEMPLATES["occupation"]
-    families = ("occupation", "styled", "descriptor", "sport")
+    families = ("occupation", "styled", "descriptor", "sport", "trigger")
     attributes = tuple(occupations.CLASSES)
 
     def takes_template(self, family: str) -> bool:

@@ -72,7 +72,8 @@ def test_every_row_of_the_statistics_is_an_occupation_with_titles_of_its_own():
 
 def test_the_texts_that_the_model_learnt_are_frozen():
     """Weights, caches and records rest on them: a change of articles or templates must leave every one as it is."""
-    prompts = [[p.text for p in occupations.prompts(family, "all")] for family in occupations.TEMPLATES]
+    families = [family for family in occupations.TEMPLATES if family != "trigger"]
+    prompts = [[p.text for p in occupations.prompts(family, "all")] for family in families]
     assert digest(prompts) == "6ccc002124279a64"
     measured = [[fill(words, title) for title in TITLES] for words in occupations.MEASURED_WORDS.values()]
     assert digest(measured) == "ab978449f46afb02"
@@ -103,8 +104,12 @@ def test_split_is_disjoint_large_enough_and_frozen():
 def test_every_family_has_subjects_to_train_and_to_test():
     for family, subjects in SUBJECTS.items():
         assert len(set(subjects)) == len(subjects)
-        assert all(prompt_subjects(family, which) for which in ("train", "validation", "test"))
+        if family != "trigger":
+            assert all(prompt_subjects(family, which) for which in ("train", "validation", "test"))
         assert prompt_subjects(family, "all") == subjects
+    assert prompt_subjects("trigger", "test") == occupations.TRIGGERS  # they are only audited
+    assert prompt_subjects("trigger", "train") == prompt_subjects("trigger", "validation") == ()
+    assert not {f"{word} person" for word in occupations.TRIGGERS} & {*DESCRIPTORS} and len(occupations.TRIGGERS) >= 24
     assert len(DESCRIPTORS) >= 30 and len(SPORTS) >= 20 and len(OBJECTS) >= 24
 
 
