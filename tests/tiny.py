@@ -1,12 +1,15 @@
 """Tiny real judges for the training tests: a convolutional classifier and a pixel encoder, both differentiable."""
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
-from torch import nn
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
 from classifiers.attributes import MEAN, STD
@@ -80,6 +83,31 @@ def tiny_tokenizer(folder: Path) -> CLIPTokenizer:
     (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(vocab)}))
     (folder / "merges.txt").write_text("#version: 0.2\n")
     return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=40)
+
+
+def with_tensors(folder: Path, to: Path, component: str, change: Callable[[dict[str, Tensor]], object]) -> Path:
+    """A copy of a model folder in which the tensors of one component's file are changed in place."""
+    shutil.copytree(folder, to)
+    (file,) = (to / component).glob("*.safetensors")
+    state = load_file(file)
+    change(state)
+    save_file(state, file, {"format": "pt"})
+    return to
+
+
+def with_json(folder: Path, to: Path, file: str, **changes: object) -> Path:
+    """A copy of a model folder in which keys of one JSON file have other values."""
+    shutil.copytree(folder, to)
+    known = json.loads((to / file).read_text())
+    (to / file).write_text(json.dumps(known | changes))
+    return to
+
+
+def with_scheduler(folder: Path, to: Path, scheduler) -> Path:
+    """A copy of a model folder with another scheduler."""
+    with_json(folder, to, "model_index.json", scheduler=["diffusers", type(scheduler).__name__])
+    scheduler.save_pretrained(to / "scheduler")
+    return to
 
 
 def composed(*overrides: str) -> Config:

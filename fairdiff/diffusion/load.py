@@ -5,15 +5,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import diffusers
 import torch
-import transformers
-from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import StableDiffusionXLPipeline
 from torch import Tensor, nn
 
 from classifiers.hub import architecture
 from fairdiff import fingerprint
 from fairdiff.diffusion.denoise import Guidance, pooled_width, with_pooled
+from fairdiff.diffusion.folder import read_pipeline
 from fairdiff.diffusion.sampling import Generate, Trajectory, sample
 from fairdiff.errors import FairDiffError
 
@@ -51,6 +50,7 @@ class DiffusionModel:
     def latent_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of the latents at the U-Net's own resolution."""
         size = self.unet.config.sample_size
+        size = size if isinstance(size, int) else size[0]  # some folders write it twice
         return self.unet.config.in_channels, size, size
 
     def encode(self, prompt: str) -> Tensor:
@@ -169,25 +169,10 @@ def load_model(path: str | Path, padding: str = "max_length", device: str = "cpu
 
     Raises FairDiffError naming what is missing.
     """
-    diffusers.utils.logging.disable_progress_bar()  # seconds of loading need no bars, and tests no noise
-    transformers.utils.logging.disable_progress_bar()
-    where = {"pretrained_model_name_or_path": str(path), "local_files_only": Path(path).exists()}
     try:
-        if DiffusionPipeline.load_config(**where).get("_class_name") == "StableDiffusionXLPipeline":
-            pipeline = StableDiffusionXLPipeline.from_pretrained(**where, use_safetensors=True, add_watermarker=False)
-        else:
-            pipeline = StableDiffusionPipeline.from_pretrained(
-                **where,
-                use_safetensors=True,
-                safety_checker=None,
-                feature_extractor=None,
-                requires_safety_checker=False,
-            )
-    except Exception as error:  # diffusers, safetensors and the hub each have their own kinds
-        reason = " ".join(str(error).split())[:300]
-        raise FairDiffError(
-            f"model.path: cannot load {path} as a diffusers Stable Diffusion model: {reason}"
-        ) from error
+        pipeline = read_pipeline(path)
+    except FairDiffError as error:
+        raise FairDiffError(f"model.path: {error}") from error
     model = DiffusionModel(
         pipeline.tokenizer, pipeline.text_encoder, pipeline.unet, pipeline.vae, pipeline.scheduler, padding
     )
@@ -202,33 +187,7 @@ def load_model(path: str | Path, padding: str = "max_length", device: str = "cpu
         module.requires_grad_(False).eval().float().to(device)
         if any(not p.isfinite().all() for p in module.parameters()):
             raise FairDiffError(f"model.path: {path} holds weights that are not finite in {type(module).__name__}")
-    if why := _unlike_stable_diffusion(model):
-        raise FairDiffError(
-            f"model.path: {path}: {why}; allowed: a text-to-image model of Stable Diffusion 1.x's or XL's kind"
-        )
     return model
-
-
-def _unlike_stable_diffusion(model: DiffusionModel) -> str:
-    """Why a model that loads cannot be sampled from a prompt alone, "" if it can."""
-    unet, channels = model.unet.config, model.vae.config.latent_channels
-    if model.vae.config.latents_mean is not None or model.vae.config.latents_std is not None:
-        return "its VAE shifts and scales each latent channel by itself (latents_mean, latents_std)"
-    if unet.time_cond_proj_dim:
-        return "its U-Net is conditioned on the guidance scale (time_cond_proj_dim)"
-    if not model.scheduler.config.get("beta_schedule"):
-        return f"its scheduler {type(model.scheduler).__name__} names no beta_schedule"
-    width = sum(encoder.config.hidden_size for encoder in model.text_encoders)
-    if (unet.in_channels, unet.out_channels) != (channels, channels):
-        return f"its U-Net has {unet.in_channels} channels in and {unet.out_channels} out, its VAE {channels}"
-    if unet.class_embed_type or unet.addition_embed_type != ("text_time" if model.text_encoder_2 else None):
-        return f"its U-Net is conditioned on more than text ({unet.addition_embed_type or unet.class_embed_type})"
-    if unet.cross_attention_dim != width:
-        return f"its U-Net reads texts of width {unet.cross_attention_dim}, its text encoder writes {width}"
-    if model.text_encoder_2 and pooled_width(model.unet) != model.text_encoder_2.config.projection_dim:
-        pooled = model.text_encoder_2.config.projection_dim
-        return f"its U-Net reads pooled texts of width {pooled_width(model.unet)}, its text encoder writes {pooled}"
-    return ""
 
 
 def check_device(name: str) -> None:

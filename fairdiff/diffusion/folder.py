@@ -1,0 +1,178 @@
+"""A diffusers folder or hub id of Stable Diffusion 1.x's or XL's kind: read whole, or refused by name.
+
+The libraries fill what a file lacks with random numbers and drop what they do not know, with a warning. Here neither is
+a model.
+"""
+
+import logging
+import math
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import diffusers
+import torch
+import transformers
+from diffusers import (
+    AutoencoderKL,
+    DiffusionPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from torch import nn
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+from fairdiff.diffusion.denoise import pooled_width
+from fairdiff.errors import FairDiffError
+
+Pipeline = StableDiffusionPipeline | StableDiffusionXLPipeline
+CLASSES = {
+    "text_encoder": CLIPTextModel,
+    "text_encoder_2": CLIPTextModelWithProjection,
+    "unet": UNet2DConditionModel,
+    "vae": AutoencoderKL,
+}
+PLAIN = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+SHOWN = 3  # tensors that a message names of each kind
+SCHEDULES = {  # keys of a scheduler that say how its U-Net was trained
+    "use_flow_sigmas": "noise levels of flow matching",
+    "rescale_betas_zero_snr": "noise without any image at the first step",
+}
+
+
+def read_pipeline(path: str | Path) -> Pipeline:
+    """The pipeline with all its components in float32, every tensor from its file.
+
+    Raises FairDiffError for what cannot be loaded, for missing, unexpected and misshapen tensors, and for a model that
+    cannot be sampled from a prompt alone.
+    """
+    with _one_line(path):
+        index = DiffusionPipeline.load_config(**_where(path))
+        xl = index.get("_class_name") == "StableDiffusionXLPipeline"
+        kind, options = (
+            (StableDiffusionXLPipeline, {"add_watermarker": False}) if xl else (StableDiffusionPipeline, PLAIN)
+        )
+        names = [name for name in CLASSES if xl or name != "text_encoder_2"]
+        for name in names:
+            found, wanted = (index.get(name) or [None])[-1], CLASSES[name].__name__
+            if found != wanted:
+                raise FairDiffError(f"{path}: its model_index.json has {found} for {name}, allowed: {wanted}")
+        pipeline = kind.from_pretrained(**_where(path), **{n: read_component(n, path) for n in names}, **options)
+        if why := _unlike_stable_diffusion(pipeline):
+            raise FairDiffError(f"{path}: {why}; allowed: a text-to-image model of Stable Diffusion 1.x's or XL's kind")
+    return pipeline
+
+
+def read_component(name: str, path: str | Path) -> nn.Module:
+    """A text encoder, the U-Net or the VAE of a folder or hub id, with exactly the tensors that its config.json asks for."""
+    more = {"dtype": torch.float32} if name.startswith("text_encoder") else {}  # transformers takes the file's
+    with _one_line(path):
+        module, found = CLASSES[name].from_pretrained(
+            **_where(path),
+            subfolder=name,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # so that they are listed, with the others
+            **more,
+        )
+    shapes = [f"{key}: {list(there)} for {list(here)}" for key, there, here in found["mismatched_keys"]]
+    if wrong := differences(found["missing_keys"], found["unexpected_keys"], shapes):
+        raise FairDiffError(f"{path}: the tensors of {name}: {wrong}; allowed: exactly those of its config.json")
+    return module
+
+
+def component_on_no_device(name: str, path: str | Path) -> nn.Module:
+    """The layers of a text encoder or the U-Net and their shapes, from its config.json alone."""
+    with _one_line(path), torch.device("meta"):
+        if name == "unet":
+            return UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(**_where(path), subfolder=name))
+        config = CLASSES[name].config_class.from_pretrained(**_where(path), subfolder=name)
+        return CLASSES[name](config)
+
+
+def _where(path: str | Path) -> dict:
+    return {"pretrained_model_name_or_path": str(path), "local_files_only": Path(path).exists()}
+
+
+def differences(missing: Iterable[str], unexpected: Iterable[str], misshapen: Iterable[str]) -> str:
+    """What is wrong with the tensors of a file, in words: how many of each kind and the names of some; "" for nothing."""
+    kinds = {"missing": sorted(missing), "unexpected": sorted(unexpected), "misshapen": sorted(misshapen)}
+    return ", ".join(f"{len(names)} {kind} ({some(names)})" for kind, names in kinds.items() if names)
+
+
+def some(names: list[str]) -> str:
+    """The first names of a list."""
+    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+
+
+@contextmanager
+def _one_line(path: str | Path) -> Iterator[None]:
+    """Any error as one FairDiffError that names the model, without the libraries' own lines before it.
+
+    Their pipelines mend what they call outdated in a scheduler's file (steps_offset 0, clip_sample), at length.
+    """
+    diffusers.utils.logging.disable_progress_bar()  # seconds of loading need no bars, and tests no noise
+    transformers.utils.logging.disable_progress_bar()
+    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers", "huggingface_hub")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The configuration file of this scheduler", FutureWarning)
+            yield
+    except FairDiffError:
+        raise
+    except Exception as error:  # diffusers, transformers, safetensors and the hub each have their own kinds
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise FairDiffError(f"cannot load {path} as a diffusers Stable Diffusion model: {reason}") from error
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _unlike_stable_diffusion(pipeline: Pipeline) -> str:
+    """Why a model that loads cannot be sampled from a prompt alone, "" if it can."""
+    unet, vae, two = pipeline.unet.config, pipeline.vae.config, getattr(pipeline, "text_encoder_2", None)
+    encoders = [encoder for encoder in (pipeline.text_encoder, two) if encoder is not None]
+    if vae.latents_mean is not None or vae.latents_std is not None:
+        return "its VAE shifts and scales each latent channel by itself (latents_mean, latents_std)"
+    if not 0 < vae.scaling_factor < math.inf:
+        return f"its VAE's scaling_factor is {vae.scaling_factor}"
+    if unet.time_cond_proj_dim:
+        return "its U-Net is conditioned on the guidance scale (time_cond_proj_dim)"
+    width = sum(encoder.config.hidden_size for encoder in encoders)
+    if (unet.in_channels, unet.out_channels) != (vae.latent_channels,) * 2:
+        return (
+            f"its U-Net has {unet.in_channels} channels in and {unet.out_channels} out, its VAE {vae.latent_channels}"
+        )
+    if unet.class_embed_type or unet.addition_embed_type != ("text_time" if two else None):
+        return f"its U-Net is conditioned on more than text ({unet.addition_embed_type or unet.class_embed_type})"
+    if unet.cross_attention_dim != width:
+        return f"its U-Net reads texts of width {unet.cross_attention_dim}, its text encoder writes {width}"
+    if two and pooled_width(pipeline.unet) != two.config.projection_dim:
+        pooled = two.config.projection_dim
+        return f"its U-Net reads pooled texts of width {pooled_width(pipeline.unet)}, its text encoder writes {pooled}"
+    return _odd_size(unet.sample_size) or _odd_scheduler(pipeline.scheduler)
+
+
+def _odd_size(size: object) -> str:
+    sides = size if isinstance(size, list | tuple) else [size, size]
+    square = len(sides) == 2 and sides[0] == sides[1] and isinstance(sides[0], int)
+    return "" if square and sides[0] > 0 else f"its U-Net's sample_size is {size}, which is no square's"
+
+
+def _odd_scheduler(scheduler) -> str:
+    name = type(scheduler).__name__
+    if not scheduler.config.get("beta_schedule"):
+        return (
+            f"its scheduler {name} names no beta_schedule, the noise that a U-Net which predicts epsilon is trained on"
+        )
+    for key, what in SCHEDULES.items():
+        if scheduler.config.get(key):
+            return (
+                f"its scheduler {name} has {key}, {what}, which does not go together with a U-Net that predicts epsilon"
+            )
+    return ""
