@@ -20,7 +20,7 @@ from fairdiff import fingerprint
 from fairdiff.config import Config, JudgeConfig
 from fairdiff.diffusion.adapters import Adapter, Lora, SoftTokens
 from fairdiff.diffusion.load import DiffusionModel, check_device, fast_dtype, load_model
-from fairdiff.diffusion.sampling import initial_noise, make_solver
+from fairdiff.diffusion.sampling import initial_noise, make_solver, solver_coefficients
 from fairdiff.errors import FairDiffError, blame
 from fairdiff.objective.balance import Balance
 from fairdiff.objective.features import ClipEncoder, HubEncoder, ImageEncoder
@@ -112,8 +112,16 @@ def precisions(config: Config) -> tuple[torch.dtype, torch.dtype]:
 def build_model(config: Config) -> DiffusionModel:
     check_device(config.model.device)
     held, sampled = precisions(config)
-    model = load_model(config.model.path or weights("model"), config.model.padding, config.model.device)
-    model.scheduler = make_solver(config.sampler.scheduler, model.scheduler.config, config.sampler.final_sigmas)
+    path = config.model.path or weights("model")
+    model = load_model(path, config.model.padding, config.model.device)
+    options = config.sampler
+    try:
+        solver = make_solver(options.scheduler, model.scheduler.config, options.final_sigmas, options.spacing)
+        for steps in {*options.train_steps, options.audit_steps}:
+            solver_coefficients(solver, steps)
+    except FairDiffError as error:
+        raise FairDiffError(f"model.path: {path}: {error}") from error
+    model.scheduler = solver
     model.decode_batch = config.micro_batch
     model.negative = config.prompts.negative
     model.sampling_dtype = sampled

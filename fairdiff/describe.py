@@ -8,6 +8,7 @@ from fairdiff.build import adapter_options, compared_images, read_about
 from fairdiff.build_audit import Audit
 from fairdiff.config import Config
 from fairdiff.diffusion.load import DiffusionModel
+from fairdiff.diffusion.sampling import SOLVERS
 from fairdiff.files import flat
 from fairdiff.plan import Plan
 from fairdiff.prompts import wrong_article
@@ -71,6 +72,8 @@ def adapter_warnings(config: Config, plan: Plan) -> list[str]:
     about = read_about(Path(config.adapter.path))
     wanted = {"guidance": config.sampler.guidance, "negative_prompt": config.prompts.negative}
     wanted |= {"padding": config.model.padding, "target": list(plan.target_lines)}
+    wanted |= {"scheduler": SOLVERS[config.sampler.scheduler].__name__, "spacing": config.sampler.spacing}
+    wanted |= {"final_sigmas": config.sampler.final_sigmas}
     return [
         f"warning: adapter.path: trained with {key} {about[key]!r}, audited with {value!r}"
         for key, value in wanted.items()
@@ -90,6 +93,7 @@ def about_adapter(config: Config, plan: Plan, model: DiffusionModel, training: s
         "base_model_hash": model.fingerprint(precision=False),
         "scheduler": type(model.scheduler).__name__,
         "final_sigmas": config.sampler.final_sigmas,
+        "spacing": config.sampler.spacing,
         "sampler_steps": config.sampler.audit_steps,
         "guidance": config.sampler.guidance,
         "negative_prompt": config.prompts.negative,

@@ -1,14 +1,25 @@
 """Laws of the frozen model: how prompts are padded and encoded, and what its fingerprint knows."""
 
+import json
+import logging
 import shutil
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import (
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+)
+from tiny import composed, with_json, with_scheduler, with_tensors
 from transformers import CLIPTokenizer
 
+from fairdiff import build
 from fairdiff.diffusion.load import load_model
-from fairdiff.diffusion.sampling import initial_noise, make_solver
+from fairdiff.diffusion.sampling import initial_noise, make_solver, solver_coefficients
+from fairdiff.errors import FairDiffError
 
 PROMPT = "a photo of the face of a nurse"
 
@@ -49,14 +60,14 @@ def test_the_fingerprint_knows_the_model_and_not_where_it_lies_or_who_asks(tiny_
     here, there = load_model(tiny_folder), load_model(moved)
     assert here.fingerprint() == there.fingerprint()
     for kind in ("euler", "unipc"):
-        solver = make_solver(kind, here.scheduler.config, "zero")
+        solver = make_solver(kind, here.scheduler.config, "zero", "linspace")
         noted = solver.config["_use_default_values"]
         assert len(noted) > 1
         here.scheduler, key = solver, here.fingerprint()
-        there.scheduler = make_solver(kind, here.scheduler.config, "zero")
+        there.scheduler = make_solver(kind, here.scheduler.config, "zero", "linspace")
         solver._internal_dict = type(solver.config)(dict(solver.config) | {"_use_default_values": noted[::-1]})
         assert there.fingerprint() == here.fingerprint() != key
-        there.scheduler = make_solver(kind, dict(there.scheduler.config) | {"beta_end": 0.02}, "zero")
+        there.scheduler = make_solver(kind, dict(there.scheduler.config) | {"beta_end": 0.02}, "zero", "linspace")
         assert there.fingerprint() != here.fingerprint()
 
 
@@ -73,3 +84,155 @@ def test_the_fingerprint_knows_what_a_tokenizer_makes_of_a_text_and_not_what_was
     other, noise = load_model(folder), initial_noise(PROMPT, 0, range(1), model.latent_shape)
     assert not torch.equal(*(m.generator(3.0, 3)(PROMPT, noise) for m in (model, other)))
     assert other.fingerprint() != key
+
+
+def refused(folder, says, caplog):
+    """One line that says this, and no line of a library beside it."""
+    libraries = [logging.getLogger(name) for name in ("diffusers", "transformers")]
+    for library in libraries:
+        library.addHandler(caplog.handler)
+    try:
+        with pytest.raises(FairDiffError, match=says) as caught:
+            load_model(folder)
+    finally:
+        for library in libraries:
+            library.removeHandler(caplog.handler)
+    assert "\n" not in str(caught.value) and str(folder) in str(caught.value) and not caplog.records
+
+
+DAMAGES = {
+    "missing": (lambda state, key: state.pop(key), r"1 missing \({name}\)"),
+    "unexpected": (lambda state, key: state.update({"layer.new": torch.zeros(3)}), r"1 unexpected \(layer\.new\)"),
+    "misshapen": (
+        lambda state, key: state.update({key: torch.zeros(5, 7)}),
+        r"1 misshapen \({name}: \[5, 7\] for \[.*\]\)",
+    ),
+    "none": (lambda state, key: state.clear(), r"\d\d+ missing \(\w.*, \.\.\.\)"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("component", ["text_encoder", "unet", "vae"])
+def test_a_file_without_all_its_tensors_is_refused_by_their_names(component, damage, tiny_folder, tmp_path, caplog):
+    """The libraries draw what is missing at random, and say so in a warning."""
+    key = {"text_encoder": "encoder.layers.0.mlp.fc1.weight", "unet": "conv_in.weight", "vae": "decoder.conv_in.weight"}
+    change, says = DAMAGES[damage]
+    folder = with_tensors(tiny_folder, tmp_path / "model", component, lambda state: change(state, key[component]))
+    name = key[component].replace(".", r"\.")
+    refused(folder, f"^model.path: .*: the tensors of {component}: {says.format(name=name)}; allowed: exactly", caplog)
+
+
+@pytest.mark.parametrize("component", ["text_encoder", "unet", "vae"])
+def test_a_component_without_a_file_is_one_line_and_the_only_one(component, tiny_folder, tmp_path, caplog):
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    next((folder / component).glob("*.safetensors")).unlink()
+    refused(folder, "^model.path: cannot load .* no file named", caplog)
+
+
+@pytest.mark.parametrize("found", [["diffusers", "AutoencoderTiny"], [None, None], None])
+def test_a_component_of_another_class_is_refused(found, tiny_folder, tmp_path, caplog):
+    folder = with_json(tiny_folder, tmp_path / "model", "model_index.json", vae=found)
+    name = found and found[1]
+    refused(folder, f"its model_index.json has {name} for vae, allowed: AutoencoderKL", caplog)
+
+
+def test_a_size_written_twice_is_the_size(tiny_folder, tmp_path):
+    twice = load_model(with_json(tiny_folder, tmp_path / "model", "unet/config.json", sample_size=[4, 4]))
+    one, noise = load_model(tiny_folder), initial_noise(PROMPT, 0, [0], (4, 4, 4))
+    assert twice.latent_shape == one.latent_shape == (4, 4, 4)
+    assert torch.equal(*(m.generator(3.0, 2)(PROMPT, noise) for m in (one, twice)))
+
+
+@pytest.mark.parametrize("size", [[4, 8], [4], 0, "4", None, 4.5])
+def test_a_size_of_no_square_is_refused(size, tiny_folder, tmp_path, caplog):
+    folder = with_json(tiny_folder, tmp_path / "model", "unet/config.json", sample_size=size)
+    refused(folder, "its U-Net's sample_size is .*, which is no square's", caplog)
+
+
+@pytest.mark.parametrize("factor", [0, -1, float("inf"), float("nan"), "1"])
+def test_a_scaling_factor_that_is_none_is_refused(factor, tiny_folder, tmp_path, caplog):
+    folder = with_json(tiny_folder, tmp_path / "model", "vae/config.json", scaling_factor=factor)
+    refused(folder, "scaling_factor|cannot load", caplog)
+
+
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+
+
+@pytest.mark.parametrize(
+    "scheduler,says",
+    [
+        (FlowMatchEulerDiscreteScheduler(), "FlowMatchEulerDiscreteScheduler names no beta_schedule, .* epsilon"),
+        (
+            DPMSolverMultistepScheduler(**BETAS, use_flow_sigmas=True),
+            "use_flow_sigmas, .* does not go together .* epsilon",
+        ),
+        (
+            DDPMScheduler(**BETAS, rescale_betas_zero_snr=True),
+            "rescale_betas_zero_snr, .* epsilon",
+        ),
+    ],
+)
+def test_a_scheduler_that_its_unet_was_not_trained_with_is_refused(scheduler, says, tiny_folder, tmp_path, caplog):
+    refused(
+        with_scheduler(tiny_folder, tmp_path / "model", scheduler), f"^model.path: .*its scheduler .*{says}", caplog
+    )
+
+
+@pytest.mark.parametrize(
+    "changes,says",
+    [
+        ({"beta_end": 5.0}, "end at (nan|inf) times as much noise as image, allowed: 1 to 1000"),
+        ({"beta_schedule": "squaredcos_cap_v2"}, "end at 2.029e.04 times as much noise as image"),
+        ({"num_train_timesteps": 50}, "end at 0.556. times as much noise as image"),
+        ({"beta_schedule": "magic"}, "magic is not implemented"),
+        ({"beta_end": "x"}, "unsupported operand"),
+        (
+            {"thresholding": True},
+            "thresholding is on, .* allowed: thresholding false in the model's scheduler_config.json",
+        ),
+        ({"prediction_type": "v_prediction"}, "prediction_type is v_prediction, allowed: epsilon"),
+        (
+            {"lower_order_final": False, "_class_name": "UniPCMultistepScheduler"},
+            "of 4 steps are not finite|of 8 steps",
+        ),
+    ],
+)
+def test_a_schedule_that_cannot_be_sampled_on_is_refused_before_anything_is_sampled(
+    changes, says, tiny_folder, tmp_path
+):
+    folder = with_json(tiny_folder, tmp_path / "model", "scheduler/scheduler_config.json", **changes)
+    kind = "unipc" if "_class_name" in changes else "dpm"
+    with pytest.raises(FairDiffError, match=f"^model.path: .*(scheduler|load).*{says}") as caught:
+        build.build_model(composed(f"model.path={folder}", f"sampler.scheduler={kind}"))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["dpm", "ddim", "euler", "unipc"])
+def test_options_of_the_folders_own_scheduler_that_the_chosen_solver_has_not_change_nothing(
+    kind, tiny_folder, tmp_path
+):
+    """DDPM clips by default, and diffusers keeps the key beside the solver's own."""
+    folder = with_scheduler(tiny_folder, tmp_path / "ddpm", DDPMScheduler(**BETAS, clip_sample=True))
+    options = [f"sampler.scheduler={kind}", "sampler.spacing=trailing"]
+    models = [build.build_model(composed(f"model.path={path}", *options)) for path in (tiny_folder, folder)]
+    assert torch.equal(*(solver_coefficients(model.scheduler, 5) for model in models))
+
+
+@pytest.mark.parametrize("name", ["portraits", "sd15"])
+def test_steps_are_spread_as_the_sampler_says_and_not_as_the_folder_does(name, tiny_folder, tmp_path):
+    """Stable Diffusion 1.5's folder says nothing, one that a recent diffusers has written again says "leading"."""
+    old = with_scheduler(tiny_folder, tmp_path / "old", PNDMScheduler(**BETAS, skip_prk_steps=True, steps_offset=1))
+    file = old / "scheduler/scheduler_config.json"
+    said = json.loads(file.read_text())
+    assert said.pop("timestep_spacing") == "leading"
+    new = shutil.copytree(old, tmp_path / "new")
+    file.write_text(json.dumps(said))
+    options = [f"model={name}", "model.device=cpu", "model.dtype=float32"]
+    found = []
+    for path, more in ((old, []), (new, []), (new, ["sampler.spacing=leading"])):
+        model = build.build_model(composed(*options, f"model.path={path}", *more))
+        noise = initial_noise(PROMPT, 0, [0], model.latent_shape)
+        model.scheduler.set_timesteps(21)
+        found.append((int(model.scheduler.timesteps[0]), model.generator(3.0, 4)(PROMPT, noise)))
+    assert [first for first, _ in found] == [999, 999, 946]
+    assert torch.equal(found[0][1], found[1][1]) and not torch.allclose(found[1][1], found[2][1], atol=1e-3)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import (
     AutoencoderKL,
+    DDPMScheduler,
     EDMDPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     StableDiffusionXLPipeline,
@@ -16,7 +17,7 @@ from diffusers import (
 )
 from test_main_job import launch
 from test_sampling import factorised, literal
-from tiny import composed, make_trainee, tiny_tokenizer
+from tiny import composed, make_trainee, tiny_tokenizer, with_scheduler, with_tensors
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from fairdiff import build
@@ -194,7 +195,11 @@ def test_what_it_cannot_do_is_one_line(xl_folder, overrides, says):
 @pytest.mark.parametrize(
     "component,changes,says",
     [
-        ("unet", {"projection_class_embeddings_input_dim": 58}, "reads pooled texts of width 10, its text encoder writes 12"),
+        (
+            "unet",
+            {"projection_class_embeddings_input_dim": 58},
+            "reads pooled texts of width 10, its text encoder writes 12",
+        ),
         ("unet", {"time_cond_proj_dim": 8}, "guidance scale"),
         ("vae", {"latents_mean": [0.1] * 4, "latents_std": [2.0] * 4}, "latents_mean"),
         ("scheduler", {}, "EDMDPMSolverMultistepScheduler names no beta_schedule"),
@@ -209,13 +214,34 @@ def test_others_of_its_kind_that_would_be_painted_wrongly_are_refused(xl_folder,
         file = tmp_path / "model" / "vae" / "config.json"
         file.write_text(json.dumps(json.loads(file.read_text()) | changes))
     else:
-        EDMDPMSolverMultistepScheduler().save_pretrained(tmp_path / "model" / "scheduler")
-        index = json.loads((xl_folder / "model_index.json").read_text())
-        index["scheduler"] = ["diffusers", "EDMDPMSolverMultistepScheduler"]
-        (tmp_path / "model" / "model_index.json").write_text(json.dumps(index))
+        shutil.rmtree(tmp_path / "model")
+        with_scheduler(xl_folder, tmp_path / "model", EDMDPMSolverMultistepScheduler())
     with pytest.raises(FairDiffError, match=says) as caught:
         load_model(tmp_path / "model")
     assert "\n" not in str(caught.value)
+
+
+def test_a_second_text_encoder_without_all_its_tensors_is_refused_by_their_names(xl_folder, tmp_path):
+    def change(state):
+        del state["text_projection.weight"]
+
+    folder = with_tensors(xl_folder, tmp_path / "model", "text_encoder_2", change)
+    with pytest.raises(
+        FairDiffError, match=r"the tensors of text_encoder_2: 1 missing \(text_projection\.weight\); allowed"
+    ):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("kind", ["dpm", "ddim", "euler", "unipc"])
+def test_options_of_the_folders_own_scheduler_that_the_chosen_solver_has_not_change_nothing(xl_folder, tmp_path, kind):
+    """DDPM clips by default. XL's pipeline leaves it so, and diffusers keeps the key beside the solver's own."""
+    ddpm = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1)
+    assert ddpm.config.clip_sample
+    folder, options = with_scheduler(xl_folder, tmp_path / "model", ddpm), ["model=sdxl", "model.device=cpu"]
+    options += ["model.dtype=float32", f"sampler.scheduler={kind}"]
+    models = [build.build_model(composed(*options, f"model.path={path}")) for path in (xl_folder, folder)]
+    noise = noise_of(models[0])
+    assert torch.equal(*(model.generator(3.0, 3)(PROMPT, noise) for model in models))
 
 
 def test_train_py_trains_audits_and_saves_what_the_plain_pipeline_loads(xl_folder, tmp_path, monkeypatch):

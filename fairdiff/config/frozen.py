@@ -41,10 +41,12 @@ class SamplerConfig:
     scheduler: dpm (DPM-Solver++), ddim, euler or unipc, on the model's own noise schedule. guidance: the scale of
     classifier-free guidance, 1 for none.
     final_sigmas: where dpm and unipc end, "zero" or "sigma_min"; ddim and euler end where they do.
+    spacing: how T steps are spread over the schedule, "linspace", "leading" or "trailing", whatever the model's folder says.
     """
 
     scheduler: str = MISSING
     final_sigmas: str = MISSING
+    spacing: str = MISSING
     guidance: float = MISSING
     train_steps: list[int] = MISSING
     audit_steps: int = MISSING
@@ -52,6 +54,7 @@ class SamplerConfig:
     def __post_init__(self):
         one_of("sampler.scheduler", self.scheduler, ["dpm", "ddim", "euler", "unipc"])
         one_of("sampler.final_sigmas", self.final_sigmas, ["zero", "sigma_min"])
+        one_of("sampler.spacing", self.spacing, ["linspace", "leading", "trailing"])
         between("sampler.audit_steps", self.audit_steps, 1, MOST_STEPS)
         between("sampler.guidance", self.guidance, 0, 100)
         if len(self.train_steps) != 2 or not 0 < self.train_steps[0] <= self.train_steps[1]:

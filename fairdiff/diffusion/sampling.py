@@ -8,6 +8,7 @@ dL/dtheta = sum_t w_t J_theta(eps_t; sg(z_t))^T g with g = dL/dz_0.
 
 import copy
 import hashlib
+import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -53,29 +54,53 @@ SOLVERS = {
 }
 
 
-def make_solver(kind: str, config: dict, final_sigmas: str):
-    """A linear, deterministic solver on a model's own noise schedule; final_sigmas: "zero" or "sigma_min" (dpm, unipc)."""
-    extra = {"final_sigmas_type": final_sigmas} if kind in ("dpm", "unipc") else {}
+NOISIEST = (1, 1000)  # noise over image at the last time step: 14.6 of Stable Diffusion, 157 of DDPM's linear betas
+
+
+def make_solver(kind: str, config: dict, final_sigmas: str, spacing: str):
+    """A linear, deterministic solver on a model's own noise schedule.
+
+    final_sigmas: "zero" or "sigma_min" (dpm, unipc). spacing: "linspace", "leading" or "trailing"; folders say one or the
+    other, by which version of diffusers wrote them, and images differ. FairDiffError for a schedule that is none.
+    """
+    extra = {"timestep_spacing": spacing}
+    extra |= {"final_sigmas_type": final_sigmas} if kind in ("dpm", "unipc") else {}
     if kind == "dpm":
         extra["algorithm_type"] = "dpmsolver++"
     if kind == "ddim":
         extra["clip_sample"] = False
-    solver = SOLVERS[kind].from_config(dict(config), **extra)
+    try:
+        solver = SOLVERS[kind].from_config(dict(config), **extra)
+    except Exception as error:  # of a value of another type, an unknown beta_schedule, a combination it does not offer
+        raise FairDiffError(f"scheduler {SOLVERS[kind].__name__}: {_first_words(error)}") from error
     require_linear(solver)
+    noisiest = float(((1 - solver.alphas_cumprod[-1]) / solver.alphas_cumprod[-1]).sqrt())
+    if not NOISIEST[0] <= noisiest <= NOISIEST[1]:  # nor if it is NaN
+        raise FairDiffError(
+            f"scheduler {type(solver).__name__}: its beta_schedule, beta_start, beta_end and num_train_timesteps end at "
+            f"{noisiest:.4g} times as much noise as image, allowed: {NOISIEST[0]} to {NOISIEST[1]}"
+        )
     return solver
 
 
 def require_linear(scheduler) -> None:
-    """Refuse solvers whose z_0 is not a linear function of epsilon predictions (clipping, thresholding, noise)."""
-    config = scheduler.config
+    """Refuse solvers whose z_0 is not a linear function of epsilon predictions (clipping, thresholding, noise).
+
+    What its configuration holds of another solver's options has no effect on it.
+    """
     name = type(scheduler).__name__
     if type(scheduler) not in SOLVERS.values():
         raise FairDiffError(f"scheduler {name}: allowed: {', '.join(s.__name__ for s in SOLVERS.values())}")
-    if config.get("prediction_type", "epsilon") != "epsilon":
+    own = inspect.signature(type(scheduler).__init__).parameters
+    config = {key: value for key, value in scheduler.config.items() if key in own}
+    if config["prediction_type"] != "epsilon":
         raise FairDiffError(f"scheduler {name}: prediction_type is {config['prediction_type']}, allowed: epsilon")
     for key in ("clip_sample", "thresholding"):
         if config.get(key):
-            raise FairDiffError(f"scheduler {name}: {key} is on, but a linear solver is needed; switch it off")
+            raise FairDiffError(
+                f"scheduler {name}: {key} is on, but a linear solver is needed; allowed: {key} false in the model's "
+                "scheduler_config.json, or a sampler.scheduler without it"
+            )
     if str(config.get("algorithm_type", "")).startswith("sde"):
         raise FairDiffError(
             f"scheduler {name}: algorithm_type {config['algorithm_type']} adds noise; allowed: dpmsolver++"
@@ -83,10 +108,19 @@ def require_linear(scheduler) -> None:
 
 
 def _timesteps(scheduler, steps: int, device) -> Tensor:
-    scheduler.set_timesteps(steps, device=device)
+    try:
+        scheduler.set_timesteps(steps, device=device)
+    except Exception as error:  # of a schedule of fewer steps, or with options that ask for more than a number of steps
+        raise FairDiffError(
+            f"scheduler {type(scheduler).__name__}: cannot take {steps} steps: {_first_words(error)}"
+        ) from error
     if len(scheduler.timesteps) != steps:
         raise FairDiffError(f"scheduler {type(scheduler).__name__}: takes {len(scheduler.timesteps)} steps for {steps}")
     return scheduler.timesteps.clone()
+
+
+def _first_words(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 @dataclass(frozen=True)
@@ -135,7 +169,7 @@ def _recorded(unet, step: tuple[int, Tensor], guidance: Guidance, model_input: T
 
 
 def solver_coefficients(scheduler, steps: int) -> Tensor:
-    """c_t [T] of z_0 = a z_T + sum_t c_t eps_t, read off the scheduler by autograd through it alone."""
+    """c_t [T] of z_0 = a z_T + sum_t c_t eps_t, read off the scheduler by autograd through it alone; finite."""
     require_linear(scheduler)
     scheduler = copy.deepcopy(scheduler)
     timesteps = _timesteps(scheduler, steps, "cpu")
@@ -145,7 +179,10 @@ def solver_coefficients(scheduler, steps: int) -> Tensor:
         for e, t in zip(eps, timesteps, strict=True):
             scheduler.scale_model_input(latent, t)  # euler warns without; its inputs do not matter here
             latent = scheduler.step(e, t, latent).prev_sample
-        return torch.stack([g.reshape(()) for g in torch.autograd.grad(latent, eps)])
+        coefficients = torch.stack([g.reshape(()) for g in torch.autograd.grad(latent, eps)])
+    if not coefficients.isfinite().all():
+        raise FairDiffError(f"scheduler {type(scheduler).__name__}: its coefficients of {steps} steps are not finite")
+    return coefficients
 
 
 def gradient_weights(mode: str, scheduler, steps: int) -> Tensor:
