@@ -18,10 +18,11 @@ from classifiers.types import Detector
 from classifiers.zeroshot import ZeroShotClassifier, load_zero_shot
 from fairdiff import fingerprint
 from fairdiff.config import Config, JudgeConfig
-from fairdiff.diffusion.adapters import Adapter, Lora, SoftTokens
+from fairdiff.diffusion.adapters import Adapter, Lora, SoftTokens, changes_images
 from fairdiff.diffusion.load import DiffusionModel, check_device, fast_dtype, load_model
 from fairdiff.diffusion.sampling import initial_noise, make_solver, solver_coefficients
 from fairdiff.errors import FairDiffError, blame
+from fairdiff.files import read_given
 from fairdiff.objective.balance import Balance
 from fairdiff.objective.features import ClipEncoder, HubEncoder, ImageEncoder
 from fairdiff.objective.losses import Damping
@@ -148,14 +149,26 @@ def build_adapter(config: Config, model: DiffusionModel) -> Adapter:
     return adapter
 
 
+def build_saved_adapter(config: Config, plan: Plan, model: DiffusionModel) -> Adapter:
+    """The adapter of `adapter.path` to audit, which must change images where its scale is not 0."""
+    adapter = build_adapter(config, model)
+    if config.adapter.scale and not changes_images(model, adapter, plan.audit[0].text, config.sampler.guidance):
+        raise FairDiffError(
+            f"adapter.path: {config.adapter.path}: changes nothing in the images; allowed: a trained one"
+        )
+    return adapter
+
+
 def read_about(adapter: Path) -> dict:
     """adapter.json beside the weights of a saved adapter, {} if there is none."""
     path = adapter / "adapter.json"
     try:
-        about = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except ValueError as error:
+        about = json.loads(read_given(path, f"adapter.path: {path}")) if path.exists() else {}
+    except (ValueError, RecursionError) as error:
         raise FairDiffError(f"adapter.path: {path}: is not JSON") from error
-    return about if isinstance(about, dict) else {}
+    if not isinstance(about, dict):
+        raise FairDiffError(f"adapter.path: {path}: found {type(about).__name__}, allowed: a table")
+    return about
 
 
 def adapter_options(config: Config) -> dict[str, object]:

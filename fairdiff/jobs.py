@@ -48,7 +48,7 @@ def audit_job(config: Config, folder: Path) -> None:
     if config.resume and run.finished(folder, audit):
         console.print(f"this audit is finished; resume=false starts over ({folder})")
     else:
-        adapter = build.build_adapter(config, model) if config.adapter.path else None
+        adapter = build.build_saved_adapter(config, plan, model) if config.adapter.path else None
         warnings = describe.adapter_warnings(config, plan) if adapter else []
         for line in warnings + describe.warnings(plan, model, adapter.prefix if adapter else ""):
             console.print(line, markup=False)

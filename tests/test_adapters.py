@@ -1,5 +1,6 @@
 """Laws of the adapters: off is the frozen model, on/off/on is the same, plain diffusers loads what is saved."""
 
+import json
 import re
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny import composed, make_trainee
 
-from fairdiff import build
+from fairdiff import build, describe
 from fairdiff.diffusion.adapters import LORA_FILE, SOFT_TOKENS_FILE, TOKEN, Lora, SoftTokens
 from fairdiff.diffusion.load import load_model
 from fairdiff.diffusion.sampling import initial_noise
@@ -137,6 +138,38 @@ def test_plain_diffusers_loads_the_adapter_and_paints_the_same_picture(tiny_fold
     assert torch.allclose(ours, theirs, atol=1e-4)
 
 
+def test_a_pipeline_takes_a_second_adapter_under_another_name(tiny_folder, tmp_path):
+    """As docs/how_to/ship.md says: each generates what it does alone."""
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        tiny_folder, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    noise, ours = initial_noise(PROMPT, 0, range(1), (4, 4, 4)), []
+    for seed, name in enumerate([TOKEN, "<second>"]):
+        model = load_model(tiny_folder)
+        adapter = make(model, "soft_tokens", seed)
+        adapter.save(tmp_path)
+        ours.append(model.generator(3.0, 3, adapter.prefix)(PROMPT, noise))
+        pipeline.load_textual_inversion(tmp_path / SOFT_TOKENS_FILE, **({"token": name} if seed else {}))
+    options = {"guidance_scale": 3.0, "num_inference_steps": 3, "latents": noise, "output_type": "pt"}
+    theirs = [pipeline(f"{name} {PROMPT}", **options).images for name in (TOKEN, "<second>")]
+    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(ours, theirs, strict=True))
+    assert not torch.allclose(*ours, atol=1e-3)
+
+
+def test_a_model_that_was_saved_with_soft_tokens_takes_no_others(tiny_folder, tmp_path):
+    make(load_model(tiny_folder), "soft_tokens").save(tmp_path)
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        tiny_folder, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+    )
+    pipeline.load_textual_inversion(tmp_path / SOFT_TOKENS_FILE)
+    pipeline.save_pretrained(tmp_path / "model")
+    with pytest.raises(
+        FairDiffError, match="^model.path: its tokenizer already knows <fairdiff>, .* the model without it"
+    ):
+        make(load_model(tmp_path / "model"), "soft_tokens")
+
+
 def test_plain_diffusers_paints_with_the_shipped_model_as_the_readme_says():
     pipeline = StableDiffusionPipeline.from_pretrained(weights("model"))
     pipeline.set_progress_bar_config(disable=True)
@@ -218,3 +251,95 @@ def test_soft_tokens_remember_the_words_they_started_from(tiny_folder, tmp_path)
     assert other.initial_text == "chef" and not torch.equal(other.origin[0], nurse)
     other.rescale(0.0)
     assert torch.equal(other.embedding.soft, other.origin[0])
+
+
+ODD = {
+    "not finite": (lambda value: value.fill_(torch.nan), "holds numbers that are not finite"),
+    "complex": (
+        lambda value: value.to(torch.complex64),
+        r"is complex64 of shape \[\d+, \d+\], allowed: a matrix of real",
+    ),
+    "whole numbers": (lambda value: value.int(), r"is int32 of shape"),
+    "rank 0": (lambda value: value[:0], r"is float32 of shape \[0, \d+\], allowed: a matrix of real numbers"),
+    "a number": (lambda value: value.sum(), r"is float32 of shape \[\], allowed: a matrix of real numbers"),
+    "a row": (lambda value: value[0], r"is float32 of shape \[\d+\], allowed: a matrix of real numbers"),
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("kind,file", [("soft_tokens", SOFT_TOKENS_FILE), ("lora_both", LORA_FILE)])
+def test_tensors_that_are_no_matrix_of_finite_real_numbers_are_refused_by_name(kind, file, odd, tiny_model, tmp_path):
+    adapter, (change, says) = make(tiny_model, kind), ODD[odd]
+    adapter.save(tmp_path)
+    state = load_file(tmp_path / file)
+    name = sorted(state)[-1]
+    save_file(state | {name: change(state[name].clone())}, tmp_path / file)
+    with pytest.raises(FairDiffError, match=rf"{file}: {re.escape(name)} {says}") as caught:
+        adapter.load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text,says",
+    [
+        ("{", "its lora_adapter_metadata is no JSON"),
+        ("[" * 100_000, "its lora_adapter_metadata is no JSON"),
+        ("[1]", "its lora_adapter_metadata is list, allowed: a table"),
+        ('{"unet.r": [4], "unet.lora_alpha": 8}', r"\(alpha, rank\) of unet is \(8, \[4\]\)"),
+        ('{"unet.alpha_pattern": {"to_q": 1}}', "has unet.alpha_pattern, allowed: one rank and alpha"),
+        ('{"unet.use_rslora": true}', "has unet.use_rslora, allowed: one rank and alpha"),
+    ],
+)
+def test_settings_of_a_lora_that_are_none_are_refused(text, says, tiny_model, tmp_path):
+    adapter = make(tiny_model, "lora_unet")
+    adapter.save(tmp_path)
+    save_file(load_file(tmp_path / LORA_FILE), tmp_path / LORA_FILE, {"lora_adapter_metadata": text})
+    with pytest.raises(FairDiffError, match=f"{LORA_FILE}: .*{says}") as caught:
+        adapter.load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content,says", [(b"[]", "found list, allowed: a table"), (b"{", "not JSON"), (b"\xff", "not UTF-8")]
+)
+def test_what_stands_beside_an_adapter_is_a_table(content, says, tmp_path):
+    (tmp_path / "adapter.json").write_bytes(content)
+    with pytest.raises(FairDiffError, match=f"^adapter.path: .*adapter.json: .*{says}"):
+        build.read_about(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["soft_tokens", "lora_both"])
+def test_an_adapter_that_changes_nothing_is_not_audited(kind, tiny_folder, tmp_path):
+    """Unless nothing of it is requested: of LoRA, for the words that soft tokens started from change images."""
+    adapter = make(load_model(tiny_folder), kind)
+    adapter.save(tmp_path)
+    options = [f"adapter={kind}", "adapter.tokens=3" if kind == "soft_tokens" else "adapter.rank=4"]
+    options += [f"adapter.path={tmp_path}", f"model.path={tiny_folder}", "cache=null"]
+    if kind != "soft_tokens":  # `make` has another alpha than the configuration
+        save_file(load_file(tmp_path / LORA_FILE), tmp_path / LORA_FILE)
+    config = composed(*options)
+    build.build_saved_adapter(config, make_plan(config, training=False), load_model(tiny_folder))
+    for file in tmp_path.glob("*.safetensors"):
+        save_file({name: torch.zeros_like(value) for name, value in load_file(file).items()}, file)
+    with pytest.raises(FairDiffError, match="^adapter.path: .*(changes nothing in the images|nothing but zeros)"):
+        build.build_saved_adapter(config, make_plan(config, training=False), load_model(tiny_folder))
+    if kind != "soft_tokens":
+        config = composed(*options, "adapter.scale=0")
+        build.build_saved_adapter(config, make_plan(config, training=False), load_model(tiny_folder))
+
+
+@pytest.mark.parametrize("kind", ["dpm", "euler"])
+def test_what_stands_beside_an_adapter_says_how_its_images_are_sampled(kind, tiny_folder):
+    config = composed(f"model.path={tiny_folder}", f"sampler.scheduler={kind}", "sampler.spacing=trailing")
+    about = describe.about_adapter(config, make_plan(config), build.build_model(config), "key")
+    wanted = {"final_sigmas": "zero", "spacing": "trailing", "sampler_steps": config.sampler.audit_steps}
+    wanted["scheduler"] = {"dpm": "DPMSolverMultistepScheduler", "euler": "EulerDiscreteScheduler"}[kind]
+    assert wanted.items() <= about.items()
+
+
+def test_an_audit_that_samples_otherwise_than_training_says_so(tmp_path):
+    config = composed(f"adapter.path={tmp_path}")
+    about = {"scheduler": "DPMSolverMultistepScheduler", "spacing": "leading", "final_sigmas": "sigma_min"}
+    (tmp_path / "adapter.json").write_text(json.dumps(about))
+    said = describe.adapter_warnings(config, make_plan(config, training=False))
+    assert [line.split("trained with ")[1].split(" ")[0] for line in said] == ["spacing", "final_sigmas"]

@@ -258,7 +258,7 @@ def test_a_gradient_of_exactly_zero_is_an_error(tiny_model, tmp_path):
 
 def test_an_adapter_that_changes_nothing_is_an_error(tiny_model):
     trainee = make_trainee(tiny_model, "lora_text")  # its second factor starts at zero
-    with pytest.raises(FairDiffError, match="changes nothing in the pictures"):
+    with pytest.raises(FairDiffError, match="changes nothing in the images"):
         require_effect(trainee, PROMPTS[0].text)
     for parameter in trainee.adapter.parameters():
         parameter.data += 0.1

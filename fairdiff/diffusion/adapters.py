@@ -4,7 +4,6 @@ Every adapter can be switched off (`off()`), so that the frozen model is the sam
 saved in the formats that plain diffusers loads: `load_textual_inversion` and `load_lora_weights`.
 """
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,19 +12,23 @@ import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from fairdiff.diffusion.adapter_files import (
+    LORA_FILE,
+    SOFT_TOKENS_FILE,
+    TEXT_ROOT,
+    TOKEN,
+    layers_of,
+    lora_settings,
+    read_tensors,
+    save_lora,
+)
 from fairdiff.diffusion.load import DiffusionModel
+from fairdiff.diffusion.sampling import initial_noise
 from fairdiff.errors import FairDiffError
 
-TOKEN = "<fairdiff>"
-SOFT_TOKENS_FILE = "soft_tokens.safetensors"
-LORA_FILE = "pytorch_lora_weights.safetensors"
-TEXT_LAYERS = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]  # section 5 of the paper
-UNET_LAYERS = ["to_q", "to_k", "to_v", "to_out.0"]
-TEXT_ROOT = "text_model."  # in files; transformers 5 dropped it from the names inside Stable Diffusion's text encoder
 MODULES = {"text_encoder": ["text_encoder", "text_encoder_2"], "unet": ["unet"]}  # of each of `adapter.parts`
 
 
@@ -62,8 +65,16 @@ class SoftTokens:
         self.tokenizer, self.count = model.tokenizer, tokens
         self.names = [TOKEN] + [f"{TOKEN}_{i}" for i in range(1, tokens)]
         base = model.text_encoder.get_input_embeddings()
+        if TOKEN in model.tokenizer.get_vocab():
+            raise FairDiffError(
+                f"model.path: its tokenizer already knows {TOKEN}, the token of an adapter that was saved with the model; "
+                "allowed: the model without it"
+            )
         if model.tokenizer.add_tokens(self.names) != tokens or len(model.tokenizer) != base.num_embeddings + tokens:
-            raise FairDiffError(f"adapter: the tokenizer already knows {TOKEN} or does not match the text encoder")
+            raise FairDiffError(
+                f"model.path: its tokenizer has {len(model.tokenizer) - tokens} tokens, its text encoder "
+                f"{base.num_embeddings}; allowed with adapter.type=soft_tokens: as many"
+            )
         self.start_from(initial_text, base)
         self.embedding = SoftTokenEmbedding(base, self.origin[0].clone())
         model.text_encoder.set_input_embeddings(self.embedding)
@@ -104,15 +115,18 @@ class SoftTokens:
 
     def load(self, folder: Path) -> None:
         """Read what `save` wrote, the words they started from too; another shape or key is an error."""
-        state = _read(folder / SOFT_TOKENS_FILE)
+        state, about = read_tensors(folder / SOFT_TOKENS_FILE)
         soft = self.embedding.soft
         if set(state) != {TOKEN} or state[TOKEN].shape != soft.shape:
             found = {k: tuple(v.shape) for k, v in state.items()}
             raise FairDiffError(
                 f"{folder / SOFT_TOKENS_FILE}: found {found}, expected {{'{TOKEN}': {tuple(soft.shape)}}}"
             )
-        with safe_open(folder / SOFT_TOKENS_FILE, "pt") as file:
-            text = (file.metadata() or {}).get("initial_text", self.initial_text)
+        if not state[TOKEN].any():  # images differ from those without tokens all the same
+            raise FairDiffError(
+                f"{folder / SOFT_TOKENS_FILE}: {TOKEN} holds nothing but zeros, which no training leaves"
+            )
+        text = about.get("initial_text", self.initial_text)
         self.start_from(text, self.embedding.base)  # `rescale` measures from there
         soft.data.copy_(state[TOKEN])
 
@@ -133,7 +147,7 @@ class Lora:
         self.pipeline = StableDiffusionXLPipeline if model.text_encoder_2 else StableDiffusionPipeline
         self.rank, self.alpha = rank, alpha
         for name, module in self.modules.items():
-            config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=_layers(name), init_lora_weights="gaussian")
+            config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=layers_of(name), init_lora_weights="gaussian")
             inject_adapter_in_model(config, module)  # not through transformers, which wants a peft of its own choice
             keep_in_float32(module)
         for parameter in self.parameters():
@@ -174,16 +188,15 @@ class Lora:
     def load(self, folder: Path) -> None:
         """Read what `save` wrote; a missing, extra or misshapen key is an error naming it."""
         path = folder / LORA_FILE
-        state = _read(path)
+        state, about = read_tensors(path)
+        settings = lora_settings(path, about)
         left = sorted(k for k in state if k.split(".", 1)[0] not in self.modules)
         if left:
             raise FairDiffError(f"{path}: holds {len(left)} keys for no part of this adapter, the first is {left[0]}")
-        with safe_open(path, "pt") as file:
-            about = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
         for name in self.modules:
             ranks = [len(v) for k, v in state.items() if k.startswith(f"{name}.") and ".lora_A." in k]
-            rank = about.get(f"{name}.r", min(ranks, default=self.rank))
-            found = about.get(f"{name}.lora_alpha", rank), rank  # as diffusers takes it where the file does not say
+            rank = settings.get(f"{name}.r", min(ranks, default=self.rank))
+            found = settings.get(f"{name}.lora_alpha", rank), rank  # as diffusers takes it where the file does not say
             if found != (self.alpha, self.rank):
                 raise FairDiffError(
                     f"{path}: (alpha, rank) of {name} is {found}, this adapter has {(self.alpha, self.rank)}"
@@ -221,27 +234,6 @@ def keep_in_float32(module: nn.Module) -> None:
                 factors[name] = cast
 
 
-def _layers(name: str) -> list[str]:
-    return UNET_LAYERS if name == "unet" else TEXT_LAYERS
-
-
-def save_lora(folder: Path, state: dict[str, dict[str, Tensor]], rank: int, alpha: float, pipeline: type) -> None:
-    """Write the LoRA factors of each module, named as peft does, as `load_lora_weights` of a pipeline's class reads them."""
-    given: dict[str, dict] = {}
-    for name, factors in state.items():
-        root = "" if name == "unet" else TEXT_ROOT
-        given[f"{name}_lora_layers"] = {root + key.removeprefix(root): value for key, value in factors.items()}
-        about = {
-            "r": rank,
-            "lora_alpha": alpha,
-            "target_modules": _layers(name),
-            "rank_pattern": {},
-            "alpha_pattern": {},
-        }
-        given[f"{name}_lora_adapter_metadata"] = about  # without it diffusers takes alpha = rank
-    pipeline.save_lora_weights(folder, **given)
-
-
 Adapter = SoftTokens | Lora
 
 
@@ -259,11 +251,10 @@ def at_origin(adapter: Adapter) -> Iterator[None]:
             parameter.data.copy_(value)
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    if not path.exists():
-        beside = sorted(p.name for p in path.parent.glob("*.safetensors"))
-        raise FairDiffError(f"{path}: no such file, found {', '.join(beside) or 'no adapter'} in that folder")
-    try:
-        return load_file(path)
-    except Exception as error:  # missing, truncated, not safetensors
-        raise FairDiffError(f"{path}: cannot read the adapter: {error}") from error
+@torch.no_grad()
+def changes_images(model: DiffusionModel, adapter: Adapter, prompt: str, guidance: float) -> bool:
+    """Whether an image of two sampler steps is another, in any bit, with the adapter on and off."""
+    noise = initial_noise(prompt, 0, [0], model.latent_shape).to(model.unet.device)
+    on = model.generator(guidance, 2, adapter.prefix)(prompt, noise)
+    with adapter.off():
+        return not torch.equal(on, model.generator(guidance, 2)(prompt, noise))

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from fairdiff.diffusion.sampling import initial_noise
+from fairdiff.diffusion.adapters import changes_images
 from fairdiff.errors import FairDiffError
 from fairdiff.objective.targets import smallest_batch
 from fairdiff.prompts import Prompt
@@ -198,13 +198,8 @@ def warn_about_small_batches(trainee: Trainee, batch: int, console: Console) -> 
 
 def require_effect(trainee: Trainee, prompt: str) -> None:
     """Raise if images with the adapter on and off are bit-equal: an adapter that changes nothing is an error."""
-    model, method = trainee.model, trainee.method
-    noise = initial_noise(prompt, 0, [0], model.latent_shape).to(model.unet.device)
-    on = model.generator(method.guidance, 2, trainee.adapter.prefix)(prompt, noise)
-    with trainee.adapter.off():
-        off = model.generator(method.guidance, 2)(prompt, noise)
-    if torch.equal(on, off):
-        raise FairDiffError("training: the trained adapter changes nothing in the pictures")
+    if not changes_images(trainee.model, trainee.adapter, prompt, trainee.method.guidance):
+        raise FairDiffError("training: the trained adapter changes nothing in the images")
 
 
 def _note(update: Update, running: dict[str, float]) -> str:
