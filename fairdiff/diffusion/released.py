@@ -4,38 +4,58 @@ Their files are flat dicts of float32 tensors (github.com/sail-sg/finetune-fair-
 LoRA of the text encoder or the U-Net without an alpha, so of scale 1, or the soft tokens beside a copy of the model's
 position embeddings. They stand for Stable Diffusion 1.5 with prompts that are not padded and guidance 7.5. (The soft
 tokens were trained beside an unconditional text without a mask, which `model.padding=longest` masks, as LoRA was.)
+
+What a file must hold follows from the layers of the model that it is for: of Stable Diffusion 1.5 LoRA of 144 tensors
+of the text encoder and 256 of the U-Net, and tokens [6, 768].
 """
 
-import re
 import shutil
 from pathlib import Path
 
 import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from fairdiff.diffusion.adapters import SOFT_TOKENS_FILE, TOKEN, save_lora
+from fairdiff.diffusion.adapter_files import (
+    SOFT_TOKENS_FILE,
+    TEXT_ROOT,
+    TOKEN,
+    check_matrix,
+    layers_of,
+    save_lora,
+)
+from fairdiff.diffusion.folder import component_on_no_device, differences, read_component, some
 from fairdiff.errors import FairDiffError
 from fairdiff.files import write_json
 
-TEXT_KEY = re.compile(r"(text_model\..+\.(?:[qkv]_proj|out_proj|fc[12]))\.lora_linear_layer\.(down|up)\.weight")
-UNET_KEY = re.compile(r"(.+\.attn[12])\.processor\.to_(q|k|v|out)_lora\.(down|up)\.weight")
-PREFIX_KEYS = {"token_embedding.weight", "position_embedding.weight", "position_ids"}
+RANK, TOKENS = 50, 5  # of every released file
 FACTOR = {"down": "lora_A", "up": "lora_B"}
+PREFIX = ("token_embedding.weight", "position_embedding.weight", "position_ids")
+MARKS = {"text_encoder": ".lora_linear_layer.", "unet": ".processor."}  # in every name of a part's file
+CONTRACT = {  # the authors' own evaluation
+    "scheduler": "DPMSolverMultistepScheduler",
+    "final_sigmas": "sigma_min",
+    "spacing": "linspace",
+    "sampler_steps": 30,
+    "guidance": 7.5,
+    "negative_prompt": "",
+    "padding": "longest",
+}
 
 
-def convert(files: list[Path], folder: Path) -> dict[str, object]:
+def convert(files: list[Path], folder: Path, model: str | Path) -> dict[str, object]:
     """Write released files as one adapter folder: one of the text encoder, one of the U-Net, both, or the soft tokens.
 
-    Returns what `adapter.json` says. Raises FairDiffError, in one line that names the file, for what cannot be read
-    without running its code, for keys of another kind, for factors that do not fit together and for a folder that exists.
+    model: a folder or hub id of what they are for. Returns what `adapter.json` says. Raises FairDiffError, in one line that
+    names the file, for what cannot be read without running its code, for anything but exactly the tensors of a released
+    adapter for this model, and for a folder that exists.
     """
     if folder.exists():
         raise FairDiffError(f"{folder}: exists already, allowed: a new folder")
     parts: dict[str, dict[str, Tensor]] = {}
     for file in files:
-        name, state = read_released(file)
+        name, state = read_released(file, model)
         if name in parts:
             raise FairDiffError(f"{file}: holds {name}, as another of these files does")
         parts[name] = state
@@ -43,27 +63,25 @@ def convert(files: list[Path], folder: Path) -> dict[str, object]:
         raise FairDiffError(
             f"{', '.join(map(str, files))}: soft tokens and LoRA are adapters of their own; convert one"
         )
-    rank = 0 if "soft_tokens" in parts else _rank(parts, files)
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    about = {"padding": "longest", "guidance": 7.5, "negative_prompt": "", "source": [file.name for file in files]}
+    about = CONTRACT | {"source": [file.name for file in files]}
     if "soft_tokens" in parts:
         save_file(parts["soft_tokens"], temporary / SOFT_TOKENS_FILE)
-        count = len(parts["soft_tokens"][TOKEN])
-        about |= {"type": "soft_tokens", "options": f"adapter.type=soft_tokens adapter.tokens={count}"}
+        about |= {"type": "soft_tokens", "options": f"adapter.type=soft_tokens adapter.tokens={TOKENS}"}
         about |= {"load_with": "load_textual_inversion", "prompt_prefix": f"{TOKEN} "}
     else:
-        save_lora(temporary, parts, rank, rank, StableDiffusionPipeline)
+        save_lora(temporary, parts, RANK, RANK, StableDiffusionPipeline)
         names = [name for name in ("text_encoder", "unet") if name in parts]
-        options = f"adapter.type=lora adapter.parts=[{','.join(names)}] adapter.rank={rank}"
+        options = f"adapter.type=lora adapter.parts=[{','.join(names)}] adapter.rank={RANK}"
         about |= {"type": "lora", "options": options, "load_with": "load_lora_weights", "prompt_prefix": ""}
     write_json(temporary / "adapter.json", about)
     temporary.rename(folder)
     return about
 
 
-def read_released(file: Path) -> tuple[str, dict[str, Tensor]]:
+def read_released(file: Path, model: str | Path) -> tuple[str, dict[str, Tensor]]:
     """("text_encoder" or "unet", its LoRA factors as peft names them) or ("soft_tokens", {token: [N, D]})."""
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
@@ -73,44 +91,74 @@ def read_released(file: Path) -> tuple[str, dict[str, Tensor]]:
         ) from error
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise FairDiffError(f"{file}: holds no flat dict of tensors")
-    for key, value in state.items():
-        if not isinstance(key, str) or not value.isfinite().all():
-            raise FairDiffError(f"{file}: {key!r} is no name, or what it names is not finite")
-    if "token_embedding.weight" in state and set(state) <= PREFIX_KEYS:
-        rows = state["token_embedding.weight"]
-        if rows.ndim != 2 or len(rows) < 2:
-            raise FairDiffError(
-                f"{file}: token_embedding.weight is {tuple(rows.shape)}, allowed: a dummy row and tokens"
-            )
-        return "soft_tokens", {TOKEN: rows[1:].float().contiguous()}
-    for name, pattern, rename in (("text_encoder", TEXT_KEY, _text_name), ("unet", UNET_KEY, _unet_name)):
-        found = {key: pattern.fullmatch(key) for key in state}
-        if any(found.values()):
-            other = [key for key, match in found.items() if match is None]
-            other += [key for key, match in found.items() if match and state[key].ndim != 2]
-            if other:
-                raise FairDiffError(f"{file}: {len(other)} keys are none of {name}'s LoRA, the first is {other[0]}")
-            return name, {rename(match): state[key].float().contiguous() for key, match in found.items()}
+    if other := [key for key in state if not isinstance(key, str)]:
+        raise FairDiffError(f"{file}: {other[0]!r} is no name")
+    if PREFIX[0] in state:
+        return "soft_tokens", {TOKEN: _soft_tokens(file, state, model)}
+    for part, mark in MARKS.items():
+        if any(mark in key for key in state):
+            return part, _factors(file, state, part, model)
     raise FairDiffError(f"{file}: no released adapter: {next(iter(state))}")
 
 
-def _text_name(match: re.Match[str]) -> str:
-    return f"{match[1]}.{FACTOR[match[2]]}.weight"
+def released_names(part: str, module: nn.Module) -> dict[str, tuple[str, list[int]]]:
+    """What the file of a part holds: the authors' name of each LoRA factor -> peft's name and its shape."""
+    ends = tuple(f".{end}" for end in layers_of(part))
+    found = {}
+    for name, layer in module.named_modules():
+        if not name.endswith(ends):
+            continue
+        shapes = {"down": [RANK, layer.in_features], "up": [layer.out_features, RANK]}
+        attention, _, projection = name.removesuffix(".0").rpartition(".")
+        theirs = f"{TEXT_ROOT}{name.removeprefix(TEXT_ROOT)}.lora_linear_layer"
+        theirs = f"{attention}.processor.{projection}_lora" if part == "unet" else theirs
+        found |= {f"{theirs}.{f}.weight": (f"{name}.{FACTOR[f]}.weight", shape) for f, shape in shapes.items()}
+    return found
 
 
-def _unet_name(match: re.Match[str]) -> str:
-    return f"{match[1]}.to_{match[2].replace('out', 'out.0')}.{FACTOR[match[3]]}.weight"
+def _factors(file: Path, state: dict[str, Tensor], part: str, model: str | Path) -> dict[str, Tensor]:
+    names = released_names(part, _of_model(component_on_no_device, part, model))
+    allowed = f"allowed: exactly the {len(names)} tensors of LoRA of rank {RANK} on the {part} of {model}"
+    _require_tensors(file, state, {key: shape for key, (_, shape) in names.items()}, allowed)
+    return {names[key][0]: value.float().contiguous() for key, value in state.items()}
 
 
-def _rank(parts: dict[str, dict[str, Tensor]], files: list[Path]) -> int:
-    """The one rank of all factors; each layer must have both."""
-    where, ranks = ", ".join(map(str, files)), set()
-    for factors in parts.values():
-        for name, value in factors.items():
-            other = name.replace(".lora_A.", ".lora_X.").replace(".lora_B.", ".lora_A.").replace(".lora_X.", ".lora_B.")
-            if other not in factors:
-                raise FairDiffError(f"{where}: {name} has no {other}")
-            ranks.add(value.shape[0 if ".lora_A." in name else 1])
-    if len(ranks) > 1:
-        raise FairDiffError(f"{where}: factors of ranks {sorted(ranks)}, allowed: one rank")
-    return ranks.pop()
+def _soft_tokens(file: Path, state: dict[str, Tensor], model: str | Path) -> Tensor:
+    """[N, D], less the dummy row before them."""
+    encoder = _of_model(read_component, "text_encoder", model).state_dict()
+    (position,) = (value for key, value in encoder.items() if key.endswith("embeddings.position_embedding.weight"))
+    shapes = {PREFIX[0]: [1 + TOKENS, position.shape[1]], PREFIX[1]: list(position.shape)}
+    weights = {key: value for key, value in state.items() if key != PREFIX[2]}
+    allowed = f"allowed: a dummy row and {TOKENS} tokens, and the position embedding, of the text_encoder of {model}"
+    _require_tensors(file, weights, shapes, allowed)
+    other = float((weights[PREFIX[1]] - position).norm() / position.norm())
+    if other > 0.01:  # half precision differs by less
+        raise FairDiffError(
+            f"{file}: its position_embedding.weight differs by {other:.0%} from that of the text_encoder of {model}, which "
+            "it should be a copy of"
+        )
+    rows = weights[PREFIX[0]].float()[1:].contiguous()
+    if not rows.any(1).all():
+        raise FairDiffError(
+            f"{file}: a token of token_embedding.weight holds nothing but zeros, which no training leaves"
+        )
+    return rows
+
+
+def _require_tensors(file: Path, state: dict[str, Tensor], shapes: dict[str, list[int]], allowed: str) -> None:
+    """FairDiffError unless the file holds exactly tensors of these names and shapes, and something in each."""
+    both = state.keys() & shapes.keys()
+    misshapen = [f"{k}: {list(state[k].shape)} for {shapes[k]}" for k in both if list(state[k].shape) != shapes[k]]
+    if wrong := differences(shapes.keys() - state.keys(), state.keys() - shapes.keys(), misshapen):
+        raise FairDiffError(f"{file}: {wrong}; {allowed}")
+    for key, value in state.items():
+        check_matrix(value, f"{file}: {key}")
+    if empty := sorted(key for key, value in state.items() if not value.any()):
+        raise FairDiffError(f"{file}: {len(empty)} tensors hold nothing but zeros ({some(empty)})")
+
+
+def _of_model(read, part: str, model: str | Path) -> nn.Module:
+    try:
+        return read(part, model)
+    except FairDiffError as error:
+        raise FairDiffError(f"--model: {error}") from error
