@@ -21,7 +21,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fairdiff.config import AttributeConfig, Config
@@ -117,13 +117,29 @@ ConfigStore.instance().store(name="schema", node=Config)
 
 
 def to_config(cfg: DictConfig) -> Config:
-    """Plain dataclasses from the composed configuration; runs every __post_init__."""
+    """Plain dataclasses from the composed configuration, "~/" expanded; runs every __post_init__."""
+    _expand_home(cfg)
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise FairDiffError(f"{missing[0]}: no value given")
     config = OmegaConf.to_object(cfg)
     _refuse_unknown(config)
     return config
+
+
+def _expand_home(node: DictConfig | ListConfig) -> None:
+    """Values that begin with "~/", which are paths under whatever key, with the home folder in its place."""
+    for key in list(node) if isinstance(node, DictConfig) else range(len(node)):
+        value = None if OmegaConf.is_missing(node, key) else node[key]
+        if OmegaConf.is_config(value):
+            _expand_home(value)
+        elif isinstance(value, str) and value.startswith("~/"):
+            node[key] = os.path.expanduser(value)
+
+
+def _argument(text: str) -> str:
+    """An argument of the command line with "~/" expanded where a value begins: shells leave it, Hydra cannot read it."""
+    return re.sub(r"(?<=[=:,\[ '\"])~(?=/)", lambda _: os.path.expanduser("~"), text)
 
 
 def _refuse_unknown(config: object, *path: str) -> None:
@@ -161,6 +177,7 @@ def main(task: Callable[[Config, Path], None], name: str = "config") -> Callable
                 fail(FairDiffError(f"{word!a}: is not text in {sys.getfilesystemencoding()}; PYTHONUTF8=1 reads UTF-8"))
         if os.environ.get("WORLD_SIZE", "1") != "1":  # of torchrun and accelerate: each would write the same folder
             fail(FairDiffError(f"WORLD_SIZE: found {os.environ['WORLD_SIZE']}, allowed: 1, a run is one process"))
+        sys.argv = [_argument(text) for text in sys.argv]
         os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors reach us instead of a printed traceback
         try:
             hydra.main(config_path=CONF, config_name=name, version_base="1.3")(job)()

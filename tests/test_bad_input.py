@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 
 import train  # noqa: E402  (the entry script is no package)
 from classifiers.calibration import CALIBRATION_FILE  # noqa: E402
-from fairdiff import build, run  # noqa: E402
+from fairdiff import build, jobs, run  # noqa: E402
 from fairdiff.cli import RENAMED, main  # noqa: E402
 from fairdiff.errors import FairDiffError  # noqa: E402
 from fairdiff.files import flat, write_text  # noqa: E402
@@ -60,11 +60,22 @@ CASES = {
     "unknown gradient": (["gradient.type=magic"], ["gradient.type", "magic", "allowed: unit, reference, solver"]),
     "negative weight": (["loss.image=-1"], ["loss.image"]),
     "confidence out of range": (["loss.confidence=1.5"], ["loss.confidence"]),
-    "share of originals and nothing else to learn": (["loss.originals=.5", "loss.align=0"], ["loss.originals", "loss.align"]),
+    "share of originals and nothing else to learn": (
+        ["loss.originals=.5", "loss.align=0"],
+        ["loss.originals", "loss.align"],
+    ),
     "share of originals out of range": (["loss.originals=0"], ["loss.originals", "(0, 1]"]),
     "bad sampler range": (["sampler.train_steps=[9,3]"], ["sampler.train_steps", "[9, 3]"]),
     "template without a gap": (["prompts.template=a photo"], ["prompts.template", "{}"]),
     "missing prompt file": (["prompts.train=nowhere.txt"], ["prompts.train", "nowhere.txt"]),
+    "model folder below the home folder": (["model.path=~/no/such/model"], [f"{Path.home()}/no/such/model"]),
+    "the same in marks": (["model.path='~/no/such/model'"], [f"{Path.home()}/no/such/model"]),
+    "a path of each attribute below the home folder": (
+        ["judge=hf", "judge.path={gender: ~/no/such}"],
+        [f"{Path.home()}/no/such"],
+    ),
+    "prompts below the home folder": (["prompts.train=~/nowhere.txt"], [f"{Path.home()}/nowhere.txt"]),
+    "spacing of no solver": (["sampler.spacing=karras"], ["sampler.spacing", "linspace, leading, trailing"]),
     "model folder does not exist": (["model.path=./no/such/model"], ["model.path", "no/such/model"]),
     "judge folder does not exist": (["judge.path=./no/such/judge"], ["judge.path", "no/such/judge"]),
     "judge of no kind": (["judge.type=clip"], ["judge.type", "net, hf, open_clip"]),
@@ -177,13 +188,13 @@ OLD = {
 }  # fmt: skip
 
 
-def call(overrides, folder, monkeypatch, capsys) -> str:
-    """Run train.py's main in this process; return its one line on stderr."""
+def call(overrides, folder, monkeypatch, capsys, task=train.task) -> str:
+    """Run train.py's main, or another, in this process; return its one line on stderr."""
     monkeypatch.chdir(ROOT)
     quoted = [o.replace("template=a photo", "template='a photo'") for o in overrides]
     monkeypatch.setattr(sys, "argv", ["train.py", *quoted, f"hydra.run.dir={folder}", "cache=null"])
     with pytest.raises(SystemExit) as exit_info:
-        train.task()
+        task()
     captured = capsys.readouterr()
     assert exit_info.value.code == 2
     lines = [line for line in captured.err.splitlines() if line.strip()]
@@ -265,7 +276,9 @@ def test_a_state_that_is_none(tmp_path, monkeypatch, capsys):
 def test_a_state_of_another_version_is_neither_gone_on_with_nor_removed(text, resume, tmp_path):
     (tmp_path / "run.json").write_text(text)
     (tmp_path / "config.yaml").write_text("steps: 3\n")
-    with pytest.raises(FairDiffError, match=r"run.json: is not the state of a run of this version; choose another hydra"):
+    with pytest.raises(
+        FairDiffError, match=r"run.json: is not the state of a run of this version; choose another hydra"
+    ):
         run.begin(tmp_path, asdict(composed(f"resume={resume}")), "a")
     assert (tmp_path / "run.json").read_text() == text and (tmp_path / "config.yaml").read_text() == "steps: 3\n"
 
@@ -280,7 +293,9 @@ def test_a_run_that_begins_again_is_no_longer_finished(tmp_path):
     assert not run.finished(tmp_path, audit) and run.read_state(tmp_path) == {"schema": 1, "training": "a"}
 
 
-@pytest.mark.parametrize("overrides,says", [([], "command goes on"), (["resume=False"], "without resume=false goes on")])
+@pytest.mark.parametrize(
+    "overrides,says", [([], "command goes on"), (["resume=False"], "without resume=false goes on")]
+)
 def test_after_an_interruption_the_advice_loses_nothing(overrides, says, tmp_path, monkeypatch, capsys):
     def interrupted(config, folder):
         raise KeyboardInterrupt
@@ -314,6 +329,31 @@ def test_an_adapter_of_another_kind_names_what_made_it(tmp_path, monkeypatch, ca
     (tmp_path / "adapter.json").write_text(json.dumps(made))
     line = call(["adapter=soft_tokens", f"adapter.path={tmp_path}"], tmp_path / "run", monkeypatch, capsys)
     assert "soft_tokens.safetensors" in line and made["options"] in line
+
+
+def test_an_adapter_that_changes_nothing_is_not_audited(tmp_path, monkeypatch, capsys):
+    """A new one, which is not trained."""
+    config = composed("adapter=lora_text", "cache=null")
+    build.build_adapter(config, build.build_model(config)).save(tmp_path)
+    options = ["adapter=lora_text", f"adapter.path={tmp_path}"]
+    line = call(options, tmp_path / "run", monkeypatch, capsys, main(jobs.audit_job, "measure"))
+    assert f"adapter.path: {tmp_path}: changes nothing in the images" in line
+    assert_nothing_half_written(tmp_path / "run")
+
+
+def test_a_home_folder_in_a_file_of_ones_own_is_the_home_folder(tmp_path, monkeypatch, capsys):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "own.yaml").write_text("# @package _global_\ndefaults: [gender]\nmodel: {path: ~/no/such/model}\n")
+    line = call([f"--config-dir={tmp_path}", "experiment=own"], tmp_path / "run", monkeypatch, capsys)
+    assert f"{Path.home()}/no/such/model" in line
+
+
+def test_a_run_folder_below_the_home_folder_lies_there(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(SystemExit):
+        monkeypatch.setattr(sys, "argv", ["train.py", "hydra.run.dir=~/runs/mine", "model.path=./no/such"])
+        train.task()
+    assert (tmp_path / "runs" / "mine").is_dir() and "model.path" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing"])
