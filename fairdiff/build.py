@@ -121,7 +121,7 @@ def build_model(config: Config) -> DiffusionModel:
         for steps in {*options.train_steps, options.audit_steps}:
             solver_coefficients(solver, steps)
     except FairDiffError as error:
-        raise FairDiffError(f"model.path: {path}: {error}") from error
+        raise FairDiffError(f"model.path: {path}, with the settings of sampler: {error}") from error
     model.scheduler = solver
     model.decode_batch = config.micro_batch
     model.negative = config.prompts.negative

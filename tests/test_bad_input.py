@@ -343,7 +343,8 @@ def test_an_adapter_that_changes_nothing_is_not_audited(tmp_path, monkeypatch, c
 
 def test_a_home_folder_in_a_file_of_ones_own_is_the_home_folder(tmp_path, monkeypatch, capsys):
     (tmp_path / "experiment").mkdir()
-    (tmp_path / "experiment" / "own.yaml").write_text("# @package _global_\ndefaults: [gender]\nmodel: {path: ~/no/such/model}\n")
+    own = "# @package _global_\ndefaults: [gender]\nmodel: {path: ~/no/such/model}\n"
+    (tmp_path / "experiment" / "own.yaml").write_text(own)
     line = call([f"--config-dir={tmp_path}", "experiment=own"], tmp_path / "run", monkeypatch, capsys)
     assert f"{Path.home()}/no/such/model" in line
 
