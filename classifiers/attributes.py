@@ -5,6 +5,7 @@ The mistakes a user can mend are `ValueError`s of one line that name the file an
 """
 
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from classifiers.weights import require_finite
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 KEYS = ("architecture", "kwargs", "image_size", "mean", "std")
@@ -100,21 +103,56 @@ def read_config(folder: Path, extra: str) -> dict:
         config = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{file}: no such file") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file}: not JSON ({error})") from None
+    except (ValueError, RecursionError) as error:  # bytes that are no text, text that is no JSON, too deep a nest
+        raise ValueError(f"{file}: not JSON ({first_line(error)})") from None
     if not isinstance(config, dict):
         raise ValueError(f"{file}: found a {type(config).__name__}, allowed: a mapping")
     keys = {*KEYS, extra}
     if wrong := sorted(keys ^ config.keys()):
         raise ValueError(f"{file}: key {wrong[0]!r} is {'absent' if wrong[0] in keys else 'unknown'}")
+    for key, value in config.items():
+        allowed, holds = LAWS[key]
+        if not holds(value):
+            raise ValueError(f"{file}: {key}: found {json.dumps(value)[:80]}, allowed: {allowed}")
     return config
 
 
+def _is_size(value) -> bool:
+    return type(value) is int and value > 0
+
+
+def _is_triple(value) -> bool:
+    return (
+        isinstance(value, list) and len(value) == 3 and all(type(x) in (int, float) and math.isfinite(x) for x in value)
+    )
+
+
+def _are_classes(value) -> bool:
+    return isinstance(value, list) and len({str(c) for c in value if isinstance(c, str)}) == len(value) > 1
+
+
+LAWS = {  # key -> what is allowed in words, and whether a value is
+    "architecture": ("the name of a timm architecture", lambda value: isinstance(value, str)),
+    "kwargs": ("a mapping of timm's arguments", lambda value: isinstance(value, dict)),
+    "image_size": ("a whole number above 0", _is_size),
+    "mean": ("three numbers", _is_triple),
+    "std": ("three numbers above 0", lambda value: _is_triple(value) and min(value) > 0),
+    "attributes": (
+        "name: [two or more different class names]",
+        lambda value: isinstance(value, dict) and len(value) > 0 and all(map(_are_classes, value.values())),
+    ),
+    "dim": ("a whole number above 0", _is_size),
+}
+
+
 def fill_frozen(build: Callable[[], nn.Module], folder: Path):
-    """`build()` with the folder's weights, strictly: every key present, none left over, every shape as built."""
+    """`build()` with the folder's weights, strictly: every key present, none left over, every shape as built, all finite.
+
+    It has read one image, so that a network of another image_size is known here.
+    """
     try:
         net = build()
-    except (RuntimeError, TypeError, ValueError) as error:  # timm: unknown architecture, argument or value
+    except Exception as error:  # timm: unknown architecture, argument or value; each kind has its own
         raise ValueError(f"{folder}/config.json: timm cannot build it ({first_line(error)})") from None
     file = folder / "model.safetensors"
     try:
@@ -129,8 +167,18 @@ def fill_frozen(build: Callable[[], nn.Module], folder: Path):
     for key, tensor in tensors.items():
         if tensor.shape != expected[key].shape:
             raise ValueError(f"{file}: {key} has shape {list(tensor.shape)}, built {list(expected[key].shape)}")
+        if tensor.is_floating_point() != expected[key].is_floating_point():  # complex ones are no floats either
+            raise ValueError(f"{file}: {key} holds {tensor.dtype}, built {expected[key].dtype}")
+    require_finite(tensors, str(file))
     net.load_state_dict(tensors)
-    return net.eval().requires_grad_(False)
+    net.eval().requires_grad_(False)
+    try:
+        net(torch.full((1, 3, 8, 8), 0.5))
+    except Exception as error:  # torch's and timm's kinds
+        raise ValueError(
+            f"{folder}/config.json: image_size: the network cannot read it ({first_line(error)})"
+        ) from None
+    return net
 
 
 def first_line(error: Exception) -> str:

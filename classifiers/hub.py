@@ -3,6 +3,7 @@
 Mistakes a user can mend are `ValueError`s of one line that begin with the option (`path`, `mapping`).
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageClassification
 
 from classifiers.pixels import Pixels, first_words, freeze, processor_pixels, quiet
+from classifiers.weights import refuse_complex, require_finite
 
 Classes = Mapping[str, Mapping[str, list[str]]]  # attribute -> class -> labels (or prompts)
 
@@ -136,8 +138,14 @@ def _load(place: str) -> tuple[nn.Module, Pixels]:
     local = Path(place).exists()
     quiet()
     try:
+        refuse_complex(Path(place))
         net, found = AutoModelForImageClassification.from_pretrained(
-            place, use_safetensors=True, local_files_only=local, dtype=torch.float32, output_loading_info=True
+            place,
+            use_safetensors=True,
+            local_files_only=local,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are named below
         )
     except Exception as error:  # transformers, safetensors and the hub each have their own kinds
         raise ValueError(
@@ -146,9 +154,39 @@ def _load(place: str) -> tuple[nn.Module, Pixels]:
         ) from None
     if lost := sorted(found["missing_keys"]):  # it would be filled at random
         raise ValueError(f"path: {place} has no weights for {lost[0]}; allowed: a whole image classifier")
+    for key, stored, built in sorted(found["mismatched_keys"]):
+        raise ValueError(f"path: {place}: {key} has shape {list(stored)}, of its config.json {list(built)}")
+    require_finite(net.state_dict(), f"path: {place}")
     if net.config.problem_type not in (None, "single_label_classification") or net.config.num_labels < 2:
         raise ValueError(
             f"path: {place} is a {net.config.problem_type} model with {net.config.num_labels} outputs, "
             "allowed: single_label_classification with two or more"
         )
-    return net, processor_pixels(place, local)
+    _check_columns(place, labels_of(net))
+    pixels = processor_pixels(place, local)
+    _try(place, net, pixels)
+    return net, pixels
+
+
+def _check_columns(place: str, labels: dict[int, str]) -> None:
+    """Every column of the logits has one label, and no label has two."""
+    if sorted(labels) != list(range(len(labels))):
+        keys = ", ".join(map(str, sorted(labels)))
+        raise ValueError(
+            f"path: {place}: config.json: id2label: found the keys {keys}, allowed: 0 to {len(labels) - 1}, one a column"
+        )
+    if twice := [label for label, times in Counter(labels.values()).items() if times > 1]:
+        raise ValueError(
+            f"path: {place}: config.json: id2label: found {twice[0]} more than once, allowed: different labels"
+        )
+
+
+@torch.no_grad()
+def _try(place: str, net: nn.Module, pixels: Pixels) -> None:
+    """One image through the whole classifier, so that what does not fit together is known before long work."""
+    try:
+        net.eval()(pixel_values=pixels(torch.full((1, 3, 64, 64), 0.5)))
+    except Exception as error:  # each architecture has its own kind
+        raise ValueError(
+            f"path: {place}: the classifier cannot read what its image processor makes of an image ({first_words(error)})"
+        ) from None

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from classifiers.attributes import fill_frozen, first_line, make_trunk, preprocess, read_config, write_folder
+from classifiers.weights import require_finite
 
 
 class FaceEmbedder(nn.Module):
@@ -63,12 +64,26 @@ def save_bank(bank: Bank, file: Path) -> None:
     save_file({"embedding": bank.embedding_ND.detach().cpu().half().contiguous()}, file)
 
 
-def load_bank(file: Path) -> Bank:
-    """Inverse of `save_bank`, as float32 rows of length 1; a truncated or foreign file is a ValueError."""
+def load_bank(file: Path, dim: int) -> Bank:
+    """Inverse of `save_bank`, as float32 rows of length 1, of an embedder's `dim`.
+
+    ValueError naming a file that is truncated or foreign, has no face, another width, or no directions in it.
+    """
     try:
         with safe_open(file, "pt") as store:
-            return Bank(F.normalize(store.get_tensor("embedding").float(), dim=1))
+            found_ND = store.get_tensor("embedding")
     except FileNotFoundError:
         raise ValueError(f"{file}: no such file") from None
     except SafetensorError as error:
         raise ValueError(f"{file}: truncated or not a bank of faces ({first_line(error)})") from None
+    shape = list(found_ND.shape)
+    if not found_ND.is_floating_point() or len(shape) != 2 or not shape[0] or shape[1] != dim:
+        raise ValueError(
+            f"{file}: embedding is {found_ND.dtype} of shape {shape}, allowed: floating numbers [faces, {dim}], one face or "
+            "more, as wide as the embedder's dim"
+        )
+    require_finite({"embedding": found_ND}, str(file))
+    embedding_ND = found_ND.float()
+    if empty := (~embedding_ND.any(1)).nonzero().flatten().tolist():
+        raise ValueError(f"{file}: embedding: row {empty[0]} is all 0, allowed: a direction in each row")
+    return Bank(F.normalize(embedding_ND, dim=1))

@@ -226,7 +226,7 @@ def build_perception(config: Config, plan: Plan) -> Perception:
         folder = weights("identity") if features.identity == "embedded" else Path(features.identity)
         with blame("features.identity"):
             embedder = load_face_embedder(folder).to(device)
-            bank: Bank = load_bank(folder / "bank.safetensors").to(device)
+            bank: Bank = load_bank(folder / "bank.safetensors", embedder.config["dim"]).to(device)
     encoders = []
     if config.loss.image is not None:
         encoders = list(build_encoders(features.clip, features.encoder, device))

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import open_clip
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import (
     BitImageProcessor,
     Dinov2Config,
     Dinov2Model,
+    TimmWrapperConfig,
+    TimmWrapperForImageClassification,
     ViTConfig,
     ViTForImageClassification,
     ViTImageProcessor,
@@ -37,6 +39,32 @@ def save_vit(folder: Path, labels: list[str], **more) -> str:
     net.save_pretrained(folder)
     ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
     return str(folder)
+
+
+def save_timm(folder: Path, labels: list[str], **declared) -> str:
+    """A timm classifier in Hugging Face form, which declares its preprocessing in `pretrained_cfg` of its config.json."""
+    torch.manual_seed(0)
+    config = TimmWrapperConfig(
+        architecture="convnext_atto", model_args={"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8]}, num_labels=len(labels),
+        id2label=dict(enumerate(labels)), pretrained_cfg=declared,
+    )  # fmt: skip
+    net = TimmWrapperForImageClassification(config)
+    torch.nn.init.normal_(net.timm_model.head.fc.weight)
+    net.save_pretrained(folder)
+    return str(folder)
+
+
+def change_json(file: Path, **changes) -> None:
+    """Keys of a JSON file set, or with `...` removed."""
+    content = (json.loads(file.read_text()) if file.exists() else {}) | changes
+    file.write_text(json.dumps({key: value for key, value in content.items() if value is not ...}))
+
+
+def change_tensor(file: Path, key: str, change) -> None:
+    """One tensor of a safetensors file replaced by change(tensor)."""
+    tensors = load_file(file)
+    tensors[key] = change(tensors[key]).contiguous()
+    save_file(tensors, file, {"format": "pt"})
 
 
 def save_open_clip(folder: Path) -> str:

@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+from tiny_judges import change_tensor
 from torch.nn import functional as F
 
 from classifiers.attributes import MEAN, STD, AttributeNet, load_attribute_net, save_attribute_net
@@ -98,6 +99,33 @@ def rewrite(folder, **changes):
             lambda f: rewrite(f, kwargs={"depths": [2, 1, 1, 1], "dims": [8] * 4, "kernel_sizes": 3}),
             "key .* is missing",
         ),
+        (lambda f: (f / "config.json").write_text("[" * 100_000), "config.json: not JSON"),
+        (lambda f: (f / "config.json").write_bytes(b"\xff\xfe"), "config.json: not JSON"),
+        (lambda f: rewrite(f, architecture=7), "config.json: architecture: found 7, allowed: the name of a timm"),
+        (lambda f: rewrite(f, kwargs=[]), r"config.json: kwargs: found \[\], allowed: a mapping"),
+        (lambda f: rewrite(f, kwargs={"depths": "many"}), "config.json: timm cannot build it"),
+        (lambda f: rewrite(f, image_size="32"), 'config.json: image_size: found "32", allowed: a whole number above 0'),
+        (lambda f: rewrite(f, image_size=0), "config.json: image_size: found 0"),
+        (lambda f: rewrite(f, mean=0.5), "config.json: mean: found 0.5, allowed: three numbers"),
+        (lambda f: rewrite(f, mean=[0.5, 0.5, float("nan")]), "config.json: mean: found .*NaN"),
+        (lambda f: rewrite(f, std=[0.5, 0, 0.5]), "config.json: std: found .*, allowed: three numbers above 0"),
+        (lambda f: rewrite(f, attributes=["gender"]), "config.json: attributes: found .*, allowed: name: .two or more"),
+        (lambda f: rewrite(f, attributes={"gender": "female"}), "config.json: attributes: found"),
+        (lambda f: rewrite(f, attributes={"gender": ["female", "female"]}), "config.json: attributes: found"),
+        (lambda f: rewrite(f, attributes={"gender": [True, False]}), "config.json: attributes: found"),
+        (
+            lambda f: weight(f, lambda t: t * float("inf")),
+            "model.safetensors: trunk.head.fc.bias holds NaN or infinity",
+        ),
+        (
+            lambda f: weight(f, lambda t: t.to(torch.complex64)),
+            "model.safetensors: trunk.head.fc.bias holds torch.complex64",
+        ),
+        (
+            lambda f: weight(f, lambda t: (t * 9).to(torch.int8)),
+            "model.safetensors: trunk.head.fc.bias holds torch.int8",
+        ),
+        (lambda f: weight(f, lambda t: t.sum()), r"trunk.head.fc.bias has shape \[\]"),
         (lambda f: (f / "model.safetensors").unlink(), "model.safetensors: no such file"),
         (lambda f: truncate(f / "model.safetensors"), "model.safetensors: truncated"),
     ],
@@ -107,6 +135,20 @@ def test_a_spoilt_folder_is_one_line_naming_file_and_key(folder, spoil, message)
     with pytest.raises(ValueError, match=message) as error:
         load_attribute_net(folder)
     assert "\n" not in str(error.value)
+
+
+def weight(folder, change):
+    change_tensor(folder / "model.safetensors", "trunk.head.fc.bias", change)
+
+
+def test_a_network_that_reads_images_of_another_size_is_known_when_it_is_loaded(tmp_path):
+    kwargs = {"img_size": 48, "patch_size": 16, "embed_dim": 16, "depth": 1, "num_heads": 2}
+    save_attribute_net(AttributeNet(config(architecture="vit_tiny_patch16_224", kwargs=kwargs)), tmp_path)
+    with pytest.raises(ValueError, match="config.json: image_size: the network cannot read it .*32") as error:
+        load_attribute_net(tmp_path)
+    assert "\n" not in str(error.value)
+    rewrite(tmp_path, image_size=48)
+    load_attribute_net(tmp_path)
 
 
 def truncate(file):

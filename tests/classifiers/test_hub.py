@@ -4,12 +4,17 @@ import numpy as np
 import pytest
 import torch
 from photos import piece
-from tiny_judges import save_vit
+from PIL import Image
+from tiny_judges import change_json, change_tensor, save_timm, save_vit
 from transformers import (
+    AutoImageProcessor,
     CLIPImageProcessor,
     ConvNextConfig,
     ConvNextForImageClassification,
     ConvNextImageProcessor,
+    EfficientNetImageProcessor,
+    LevitImageProcessor,
+    TimmWrapperForImageClassification,
     ViTForImageClassification,
     ViTImageProcessor,
 )
@@ -60,6 +65,123 @@ def test_preprocessing_is_that_of_the_models_own_processor(name, tmp_path):
     # they round to whole grey levels after resizing: at most about one level apart
     level = (1 if name == "plain" else 1 / 255) / min(processor_pixels(str(tmp_path), True).std)
     assert (ours - theirs).abs().max() <= 1.5 * level and (ours - theirs).abs().mean() <= 0.5 * level
+
+
+TIMM = {"input_size": [3, 48, 48], "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.25]}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"interpolation": "bicubic", "crop_pct": 0.9, "crop_mode": "center"},
+        {"interpolation": "bilinear", "crop_pct": 0.87, "crop_mode": "center"},  # 55 to 48: the margin is odd
+        {"interpolation": "bicubic", "crop_pct": 0.8, "crop_mode": "squash"},
+        {},
+    ],
+)
+def test_a_timm_classifier_sees_what_its_configuration_declares(more, tmp_path):
+    path = save_timm(tmp_path, ["Female", "Male"], **TIMM, **more)
+    image = piece(90, 90)
+    picture = Image.fromarray((image[0] * 255).round().byte().permute(1, 2, 0).numpy())
+    theirs = AutoImageProcessor.from_pretrained(path)(images=picture, return_tensors="pt")["pixel_values"]
+    ours = processor_pixels(path, True)(image)
+    assert ours.shape == theirs.shape and (ours - theirs).abs().mean() <= 0.5 / 255 / min(TIMM["std"])
+    net = TimmWrapperForImageClassification.from_pretrained(path).eval()
+    judge = load_hub_classifier(path, MAPPING, {"gender": CLASSES["gender"]})
+    torch.testing.assert_close(judge(image)["gender"], net(pixel_values=theirs).logits, atol=0.03, rtol=0)
+    assert (judge(image)["gender"] - net(pixel_values=image * 255).logits).abs().max() > 0.3
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda f: change_json(f / "config.json", pretrained_cfg=...), "has no readable image processor"),
+        (lambda f: change_json(f / "config.json", pretrained_cfg={}), "has no readable image processor"),
+        (
+            lambda f: change_json(f / "config.json", pretrained_cfg={"tag": "a1"}),
+            "found no input_size in pretrained_cfg",
+        ),
+        (
+            lambda f: change_json(f / "config.json", pretrained_cfg=TIMM | {"mean": None}),
+            "found no mean in pretrained_cfg",
+        ),
+        (
+            lambda f: change_json(f / "config.json", pretrained_cfg=TIMM | {"crop_mode": "border"}),
+            "found crop_mode border",
+        ),
+        (
+            lambda f: change_json(f / "config.json", pretrained_cfg=TIMM | {"interpolation": "lanczos"}),
+            "interpolation lanczos",
+        ),
+    ],
+)
+def test_a_timm_classifier_that_declares_nothing_is_refused(spoil, message, tmp_path):
+    path = save_timm(tmp_path, ["Female", "Male"], **TIMM)
+    spoil(tmp_path)
+    with pytest.raises(ValueError, match=f"^path: .*{message}") as error:
+        load_hub_classifier(path, MAPPING, {"gender": CLASSES["gender"]})
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("processor", [EfficientNetImageProcessor, LevitImageProcessor])
+def test_a_processor_that_does_more_than_it_declares_is_refused(processor, tmp_path):
+    """One normalises twice, one resizes to 256 / 224 of what it declares."""
+    processor().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"^path: .*its image processor gives .* grey levels") as error:
+        processor_pixels(str(tmp_path), True)
+    assert "\n" not in str(error.value)
+
+
+def weights_of(change):
+    return lambda folder: change_tensor(folder / "model.safetensors", "classifier.weight", change)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (
+            lambda f: change_json(f / "config.json", id2label={1: "Female", 2: "Male"}),
+            "id2label: found the keys 1, 2, .*0 to 1",
+        ),
+        (
+            lambda f: change_json(f / "config.json", id2label={0: "Female", 2: "Male"}),
+            "id2label: found the keys 0, 2, .*0 to 1",
+        ),
+        (
+            lambda f: change_json(f / "config.json", id2label={0: "Male", 1: "Male"}),
+            "id2label: found Male more than once",
+        ),
+        (lambda f: change_json(f / "config.json", id2label={0: "Female", 1: "Male", 2: "?"}), r"shape \[2\].*\[3\]"),
+        (lambda f: change_json(f / "config.json", id2label=["Female", "Male"]), "allowed: a folder or hub id"),
+        (lambda f: change_json(f / "config.json", hidden_size="wide"), "allowed: a folder or hub id"),
+        (lambda f: (f / "config.json").write_text("[]"), "allowed: a folder or hub id"),
+        (lambda f: (f / "preprocessor_config.json").write_text("[]"), "no readable image processor"),
+        (
+            lambda f: (f / "preprocessor_config.json").write_text("{}"),
+            "found none of its steps, allowed: do_center_crop",
+        ),
+        (
+            lambda f: change_json(f / "preprocessor_config.json", image_mean=[0.5]),
+            r"found .*mean \(0.5,\).*three numbers",
+        ),
+        (lambda f: change_json(f / "preprocessor_config.json", image_std=[0, 1, 1]), "std .*allowed: .*std above 0"),
+        (lambda f: change_json(f / "preprocessor_config.json", resample="bicubic"), "its image processor: .*bicubic"),
+        (lambda f: change_json(f / "preprocessor_config.json", size={"height": 0, "width": 9}), r"size \(0, 9\)"),
+        (
+            lambda f: change_json(f / "preprocessor_config.json", size={"height": 40, "width": 40}),
+            "cannot read what its image",
+        ),
+        (weights_of(lambda t: t * float("nan")), "classifier.weight holds NaN or infinity"),
+        (weights_of(lambda t: t.to(torch.complex64)), "classifier.weight is complex"),
+        (weights_of(lambda t: t.sum()), r"classifier.weight has shape \[\].*\[2, 16\]"),
+    ],
+)
+def test_a_spoilt_folder_is_one_line(spoil, message, tmp_path):
+    path = save_vit(tmp_path, ["Female", "Male"])
+    spoil(tmp_path)
+    with pytest.raises(ValueError, match=f"^path: .*{message}") as error:
+        load_hub_classifier(path, MAPPING, {"gender": CLASSES["gender"]})
+    assert "\n" not in str(error.value)
 
 
 def test_one_model_for_each_attribute_or_one_for_all(gender, race, both):

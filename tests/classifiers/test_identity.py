@@ -1,6 +1,7 @@
 import pytest
 import torch
 from tiny import CONVNEXT
+from tiny_judges import change_json, change_tensor
 from torch.nn import functional as F
 
 from classifiers.identity import Bank, FaceEmbedder, load_bank, load_face_embedder, save_bank, save_face_embedder
@@ -39,7 +40,7 @@ def test_targets_carry_no_gradient(bank):
 
 def test_a_bank_survives_the_disk_in_half_precision(bank, tmp_path):
     save_bank(bank, tmp_path / "bank.safetensors")
-    loaded = load_bank(tmp_path / "bank.safetensors")
+    loaded = load_bank(tmp_path / "bank.safetensors", 6)
     torch.testing.assert_close(loaded.embedding_ND, bank.embedding_ND, atol=1e-3, rtol=0)
     torch.testing.assert_close(loaded.embedding_ND.norm(dim=1), torch.ones(20))
 
@@ -47,11 +48,41 @@ def test_a_bank_survives_the_disk_in_half_precision(bank, tmp_path):
 def test_a_spoilt_bank_names_the_file(bank, tmp_path):
     file = tmp_path / "bank.safetensors"
     with pytest.raises(ValueError, match="bank.safetensors: no such file"):
-        load_bank(file)
+        load_bank(file, 6)
     save_bank(bank, file)
     file.write_bytes(file.read_bytes()[:-40])
     with pytest.raises(ValueError, match="bank.safetensors: truncated"):
-        load_bank(file)
+        load_bank(file, 6)
     save_face_embedder(FaceEmbedder(CONFIG), tmp_path)
     with pytest.raises(ValueError, match="model.safetensors: .*not a bank"):
-        load_bank(tmp_path / "model.safetensors")
+        load_bank(tmp_path / "model.safetensors", 6)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t[:0], r"shape \[0, 6\], allowed: .*\[faces, 6\], one face or more"),
+        (lambda t: t[:, :5], r"shape \[20, 5\]"),
+        (lambda t: t[0], r"shape \[6\]"),
+        (lambda t: t.sum(), r"shape \[\]"),
+        (lambda t: t * (torch.arange(20) == 7)[:, None] * float("nan"), "embedding holds NaN or infinity"),
+        (lambda t: t * (torch.arange(20) != 7)[:, None], "row 7 is all 0"),
+        (lambda t: t.to(torch.complex64), "embedding is torch.complex64"),
+        (lambda t: (t * 100).to(torch.int8), "embedding is torch.int8"),
+    ],
+)
+def test_a_bank_that_gives_no_direction_to_pull_to_is_one_line(bank, change, message, tmp_path):
+    file = tmp_path / "bank.safetensors"
+    save_bank(bank, file)
+    change_tensor(file, "embedding", change)
+    with pytest.raises(ValueError, match=f"bank.safetensors: .*{message}") as error:
+        load_bank(file, 6)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("dim", [0, -1, 2.5, "6", True, None])
+def test_an_embedder_of_no_width_is_one_line(dim, tmp_path):
+    save_face_embedder(FaceEmbedder(CONFIG), tmp_path)
+    change_json(tmp_path / "config.json", dim=dim)
+    with pytest.raises(ValueError, match=r"config.json: dim: found .*, allowed: a whole number above 0$"):
+        load_face_embedder(tmp_path)
