@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from classifiers.calibration import CALIBRATION_FILE, load_calibration
+from classifiers.zeroshot import ZeroShotClassifier
 from fairdiff import build, fingerprint
 from fairdiff.audit.axis import MetricSpec, groups_of, software_versions
 from fairdiff.audit.correction import check_confusion
@@ -86,6 +87,8 @@ def build_audit(
     if training_judge is not None:  # else nobody knows here what trained the adapter, if there is one
         same = fingerprint.of_modules(judge) == fingerprint.of_modules(training_judge)
         about_judge["same_as_training_judge"] = same
+    if isinstance(judge, ZeroShotClassifier):
+        about_judge |= {"prompts": judge.config["prompts"], "wordings": judge.wordings}
     spec = MetricSpec(
         attributes=attributes,
         judge=about_judge,
@@ -97,6 +100,7 @@ def build_audit(
         provenance=provenance(config, plan, model),
     )
     looking = [fingerprint.of_modules(judge), judge.config]
+    looking += [judge.wordings] if about_judge.get("wordings") else []
     looking += [item for e in (clip, encoder) for item in (fingerprint.of_modules(e.model), e.config)]
     started = [build.adapter_options(config), build.adapter_fingerprint(config)]
     looking_hash = fingerprint.of_values(looking, detector_fingerprint(config, detector))

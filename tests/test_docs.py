@@ -113,6 +113,7 @@ def audit() -> dict:
     for model, prompt, image in product(("before", "start", "after"), range(7), range(8)):
         people, names = prompt not in (4, 5), "gender.male" if prompt == 6 else ""
         share = {f"p.{a}.{c}": p for a in classes for c, p in zip(classes[a], rng.dirichlet([1, 1]), strict=True)}
+        share |= {"wording.gender.0": image % 2, "wording.gender.1": 0}
         after = np.nan if model == "before" else 0.9
         rows.append({
             "model": model, "family": "sport" if prompt % 2 else "occupation", "people": people, "names": names,
@@ -121,8 +122,9 @@ def audit() -> dict:
             "clip_t": 0.3, "clip_i": after, "dino": after, "between": 0.5, "model_hash": model, "judge_hash": "j",
         })  # fmt: skip
     spec = MetricSpec(
-        classes, {"path": "x", "same_as_training_judge": False}, {"gender": np.array([0.5, 0.5])},
-        {name: np.array([[90, 10], [10, 90]]) for name in classes}, provenance={"guidance": 7.5},
+        classes, {"path": "x", "same_as_training_judge": False, "wordings": {"gender": [{}, {}]}},
+        {"gender": np.array([0.5, 0.5])}, {name: np.array([[90, 10], [10, 90]]) for name in classes},
+        provenance={"guidance": 7.5},
     )  # fmt: skip
     return compute_metrics(pd.DataFrame(rows), spec, {3.0: pd.DataFrame(rows)})
 
@@ -144,5 +146,6 @@ def test_the_page_of_audit_json_names_every_key_and_no_other():
     deeper += [gender["per_prompt"][0]["target"], change["gender"], change["race"]["drift"]]
     deeper += [others["relative_drift"], others["per_prompt"][0], gender["bias"]["worst_tenth"]]
     deeper += [found["named"]["attributes"]["gender"], found["named"]["per_prompt"][0], found["guidance"][0]]
+    deeper += [found["judge"], gender["wordings"], gender["wordings"]["each"][0]]
     for part in deeper:
         assert set(part) <= words, set(part) - words

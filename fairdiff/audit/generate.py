@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from fairdiff.audit.measure import Measured, Measurer, cosine, cosine_to_others, joined, measure
-from fairdiff.audit.records import MODELS, RecordStore, fingerprint, save_records
+from fairdiff.audit.records import MODELS, RecordStore, fingerprint, save_records, wording_column
 from fairdiff.errors import FairDiffError
 from fairdiff.files import atomic_path
 
@@ -236,6 +236,11 @@ def _rows(plan: AuditPlan, model: str, prompt: Prompt, measured: Measured, befor
             f"p.{name}.{label}": measured.probs[name][:, k]
             for name, classes in plan.attributes.items()
             for k, label in enumerate(classes)
+        },
+        **{
+            wording_column(name, j): label_B
+            for name, label_BW in measured.wordings.items()
+            for j, label_B in enumerate(label_BW.T)
         },
         "clip_t": measured.clip_t_B,
         "clip_i": similarity("clip"),

@@ -44,13 +44,17 @@ class Measurer:
 
 @dataclass(frozen=True)
 class Measured:
-    """One batch's results as arrays: found [B] bool, box [B, 4], probabilities [B, K] per attribute, features [B, D]."""
+    """One batch's results as arrays: found [B] bool, box [B, 4], probabilities [B, K] per attribute, features [B, D].
+
+    wordings: of a zero-shot judge the class [B, W] by each wording alone, -1 without a face; {} of others.
+    """
 
     found_B: np.ndarray
     box_B4: np.ndarray
     probs: dict[str, np.ndarray]
     clip_t_B: np.ndarray
     features: dict[str, np.ndarray]
+    wordings: dict[str, np.ndarray]
 
 
 def _array(tensor: Tensor) -> np.ndarray:
@@ -65,9 +69,13 @@ def measure(measurer: Measurer, image_BCHW: Tensor, prompt: str) -> Measured:
     row_F = boxes.row_F.cpu().numpy()
     box_B4 = np.full((batch, 4), np.nan, np.float32)
     probs = {name: np.full((batch, len(k)), np.nan, np.float32) for name, k in measurer.judge.attributes.items()}
+    wordings = {name: np.full((batch, len(w)), -1, np.int8) for name, w in wordings_of(measurer.judge).items()}
     if len(row_F):
         box_B4[row_F] = _array(boxes.box_F4)
-        logits = measurer.judge(crop(image_BCHW, boxes, measurer.crop_size, measurer.expand))
+        crop_FCHW = crop(image_BCHW, boxes, measurer.crop_size, measurer.expand)
+        logits = measurer.judge(crop_FCHW)
+        for name, label_FW in measurer.judge.labels_by_wording(crop_FCHW).items() if wordings else ():
+            wordings[name][row_F] = label_FW.cpu().numpy()
         for name, logits_FK in logits.items():
             bad = int((~logits_FK.isfinite().all(1)).sum())
             if bad:  # an argmax would count them as some class
@@ -83,7 +91,12 @@ def measure(measurer: Measurer, image_BCHW: Tensor, prompt: str) -> Measured:
         features["clip"] = _array(clip_BD)
     if measurer.encoder is not None:
         features["encoder"] = _array(measurer.encoder.image(image_BCHW))
-    return Measured(boxes.found_B.cpu().numpy(), box_B4, probs, clip_t_B, features)
+    return Measured(boxes.found_B.cpu().numpy(), box_B4, probs, clip_t_B, features, wordings)
+
+
+def wordings_of(judge: Classifier) -> dict[str, list[dict[str, list[str]]]]:
+    """A zero-shot judge's wordings, attribute -> one class -> prompts each; {} where there are none to compare."""
+    return getattr(judge, "wordings", {})
 
 
 def joined(parts: list[Measured]) -> Measured:
@@ -94,6 +107,7 @@ def joined(parts: list[Measured]) -> Measured:
         {name: np.concatenate([part.probs[name] for part in parts]) for name in parts[0].probs},
         np.concatenate([part.clip_t_B for part in parts]),
         {name: np.concatenate([part.features[name] for part in parts]) for name in parts[0].features},
+        {name: np.concatenate([part.wordings[name] for part in parts]) for name in parts[0].wordings},
     )
 
 

@@ -22,7 +22,7 @@ from fairdiff.audit.axis import (
     suite_metrics,
     tally,
 )
-from fairdiff.audit.records import MODELS, probability_columns
+from fairdiff.audit.records import MODELS, probability_columns, wording_column
 from fairdiff.bias import bias
 
 SCHEMA = "fairdiff.audit/4"
@@ -47,6 +47,7 @@ ESTIMANDS = {
     "families": "the same over the prompts of one family; their intervals are for that family, not for a comparison",
     "low_confidence.rate": "faces whose most probable class has less than .9, all prompts pooled: no class is clear, "
     "and labels of such faces can hide a bias or make one; Wilson, for these prompts and new noise",
+    "wordings": "mean shares over prompts if a zero-shot judge had one of its wordings only: how far they are its words'",
     "no_face.rate": "pictures without a face, all prompts pooled; Wilson, for these prompts and new noise",
     "paired": "after minus before on the same prompts and noise; prompts resampled (rates: over pictures)",
     "trained": "after minus start (the untrained adapter, where it changes images by itself), as paired: what training did",
@@ -124,6 +125,8 @@ def _model(rows: pd.DataFrame, axes: list[Axis], tallies: dict, prompts: pd.Data
         entry["target"]["prompts_rejected"] = sum(item["target"]["p_holm"] < 0.05 for item in entry["per_prompt"])
         if len(axis.members) == 1:
             entry["low_confidence"] = _low_confidence(rows, axis)
+            if axis.name in spec.judge.get("wordings", {}):
+                entry["wordings"] = _by_wording(rows, axis, spec)
         result["attributes" if len(axis.members) == 1 else "joint"][axis.name] = entry
     result["families"] = {
         family: {"prompts": int(rows_P.sum())}
@@ -149,6 +152,18 @@ def _low_confidence(rows: pd.DataFrame, axis: Axis) -> dict:
     low_confidence = int((largest < CONFIDENT).sum())
     rate = low_confidence / len(largest) if len(largest) else math.nan
     return {"rate": rate, "ci95": iv.rate_interval(low_confidence, len(largest))}
+
+
+def _by_wording(rows: pd.DataFrame, axis: Axis, spec: MetricSpec) -> dict:
+    """The shares, means over prompts with a face, by each wording of a zero-shot judge alone, and their range."""
+    faces = rows[rows.found]
+    each = []
+    for j, prompts in enumerate(spec.judge["wordings"][axis.name]):
+        label = faces[wording_column(axis.name, j)]
+        hits = {name: (label == k).groupby(faces.prompt_index) for k, name in enumerate(axis.classes)}
+        each.append({"prompts": prompts, "shares": {name: hit.mean().mean() for name, hit in hits.items()}})
+    found = {name: [item["shares"][name] for item in each] for name in axis.classes}
+    return {"range": {name: [min(some), max(some)] for name, some in found.items()}, "each": each}
 
 
 def _families(family_P: pd.Series) -> dict[str, np.ndarray]:

@@ -2,9 +2,10 @@
 
 Columns: model, family, people, names (the class that the prompt names, "gender.female", or ""), prompt_index, subject,
 prompt, image_index, seed, found, x0, y0, x1, y1 (the largest face, pixels), `p.<attribute>.<class>` (the judge's
-probabilities; NaN without a face), clip_t (cosine image to prompt), clip_i and dino (cosine to the "before" image of the
-same prompt and noise; NaN for "before" itself), between (mean cosine to the other images of the same prompt and model in
-the image encoder), model_hash, judge_hash.
+probabilities; NaN without a face), `wording.<attribute>.<j>` (of a zero-shot judge the class's number by one wording
+alone; -1 without a face), clip_t (cosine image to prompt), clip_i and dino (cosine to the "before" image of the same
+prompt and noise; NaN for "before" itself), between (mean cosine to the other images of the same prompt and model in the
+image encoder), model_hash, judge_hash.
 One file a model and prompt, written whole when its images are measured, so that a broken-off audit goes on.
 """
 
@@ -42,6 +43,11 @@ def prompt_key(prompt: str) -> str:
 def probability_columns(attributes: dict[str, tuple[str, ...]]) -> list[str]:
     """Names of the judge's columns, in the order of the attributes and their classes."""
     return [f"p.{attribute}.{name}" for attribute, classes in attributes.items() for name in classes]
+
+
+def wording_column(attribute: str, wording: int) -> str:
+    """Name of the column of what one wording of a zero-shot judge says."""
+    return f"wording.{attribute}.{wording}"
 
 
 class RecordStore:

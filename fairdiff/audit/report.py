@@ -50,6 +50,7 @@ def render_report(folder: Path, audit: dict, settings: dict[str, list[str]], his
         shares=[_shares(audit, name) for name in attribute_order(audit)],
         joint=[(name, Markup(_overall(audit, "joint", name))) for name in last_model(audit)["joint"]],
         curves=[Markup(curve_chart(points, name)) for name, points in _curves(history).items()],
+        words=[_words(audit, name) for name in attribute_order(audit) if name in audit["judge"].get("prompts", {})],
         without_people=_without_people(audit, RecordStore(Path(folder) / "records")),
         guidance=_guidance(audit),
         named=_named(audit, RecordStore(Path(folder) / "records")),
@@ -183,6 +184,27 @@ def _shares(audit: dict, name: str) -> dict:
         "per_prompt": Markup(share_chart(panels, f"{name}: shares of each prompt")),
         "rejected": {model: entry["target"]["prompts_rejected"] for model, entry in models.items()},
     }
+
+
+def _words(audit: dict, name: str) -> dict:
+    """What a zero-shot judge compares faces with: each wording's words and the share by them alone, in the last row by all.
+
+    Shares of the first class of two, else of every class.
+    """
+    entries = {model: entry["attributes"][name] for model, entry in audit["models"].items()}
+    classes = audit["attributes"][name]
+    shown = classes[:1] if len(classes) == 2 else classes
+    together = (audit["judge"]["prompts"][name], [e["shares"][c]["share"] for c in shown for e in entries.values()])
+    rows = [] if "wordings" in last_model(audit)["attributes"][name] else [together]
+    if not rows:
+        each = zip(*(e["wordings"]["each"] for e in entries.values()), strict=True)
+        rows = [(some[0]["prompts"], [one["shares"][c] for c in shown for one in some]) for some in each]
+        rows.append(("all of them", together[1]))
+    heads = [f"{c}, {model}" for c in shown for model in entries]
+    ranges = [
+        (f"{c} {model}", e["wordings"]["range"][c]) for model, e in entries.items() for c in shown if "wordings" in e
+    ]
+    return {"name": name, "heads": heads, "rows": rows, "ranges": ranges}
 
 
 def _pictures(audit: dict, store: RecordStore) -> list[dict]:

@@ -1,16 +1,18 @@
 """Zero-shot judges on a tiny random open_clip model saved to a folder."""
 
 import json
+from pathlib import Path
 
 import open_clip
 import pytest
 import torch
+import yaml
 from photos import piece
 from PIL import Image
-from tiny_judges import MODEL, PIXELS, save_open_clip
+from tiny_judges import MODEL, PIXELS, change_tensor, save_open_clip
 from torch.nn import functional as F
 
-from classifiers.zeroshot import load_open_clip, load_zero_shot
+from classifiers.zeroshot import load_open_clip, load_zero_shot, split_wordings
 
 CLASSES = {"gender": ("female", "male"), "age": ("young", "old")}
 MAPPING = {
@@ -62,6 +64,35 @@ def test_other_prompts_are_another_judge(folder, judge):
     assert other.config != judge.config and not torch.equal(other.text_age, judge.text_age)
 
 
+def test_wordings_are_equal_parts_of_each_list():
+    prompts = {"a": ["a1", "a2"], "b": ["b1", "c1", "b2", "c2"], "c": ["d1", "d2", "d3"]}
+    assert split_wordings(prompts, ("c", "b", "a")) == [
+        {"c": ["d1", "d2"], "b": ["b1", "c1"], "a": ["a1"]}, {"c": ["d3"], "b": ["b2", "c2"], "a": ["a2"]}
+    ]  # fmt: skip
+
+
+def test_the_default_words_have_as_many_wordings_in_each_class():
+    mapping = yaml.safe_load((Path(__file__).parents[2] / "conf/judge/open_clip.yaml").read_text())["mapping"]
+    for name, classes in mapping.items():
+        parts = split_wordings(classes, tuple(classes))
+        assert len(parts) > 2 and {len(prompts) % len(parts) for prompts in classes.values()} == {0}, name
+        for part in parts:  # of one wording: the same words around another group
+            words = [set.intersection(*(set(p.replace(" an ", " a ").split()) for p in some)) for some in part.values()]
+            assert words[0] & words[1], part
+
+
+def test_single_wordings_are_no_part_of_what_a_judge_answers(folder):
+    """The same weights and answers as before they were compared, so that no cache of it is made anew."""
+    words = {"female": ["a woman", "she"], "male": ["a man", "he"]}
+    judge = load_zero_shot(folder, {"gender": words}, {"gender": CLASSES["gender"]})
+    assert len(judge.wordings["gender"]) == 2 and not [key for key in judge.state_dict() if "wording" in key]
+    assert set(judge.config) == {"pixels", "prompts"}
+    crops = torch.rand(6, 3, 40, 40, generator=torch.Generator().manual_seed(0))
+    for j, part in enumerate(judge.wordings["gender"]):
+        alone = load_zero_shot(folder, {"gender": part}, {"gender": CLASSES["gender"]})
+        assert torch.equal(judge.labels_by_wording(crops)["gender"][:, j], alone(crops)["gender"].argmax(1))
+
+
 @pytest.mark.parametrize(
     ("path", "mapping", "message"),
     [
@@ -80,6 +111,40 @@ def test_bad_input_is_one_line(folder, path, mapping, message):
     with pytest.raises(ValueError, match=message) as error:
         load_zero_shot(folder if path == "here" else path, mapping, CLASSES)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "message"),
+    [
+        ("preprocess_cfg", {"mean": [0.5]}, "preprocess_cfg: found .*three numbers"),
+        ("preprocess_cfg", {"mean": 0.5}, "preprocess_cfg: "),
+        ("preprocess_cfg", {"std": [0, 1, 1]}, "preprocess_cfg: found .*std above 0"),
+        ("preprocess_cfg", {"interpolation": "nearest"}, "preprocess_cfg: found interpolation nearest"),
+        ("model_cfg", {"embed_dim": "wide"}, "cannot load an open_clip model"),
+        ("model_cfg", {"text_cfg": MODEL["text_cfg"] | {"context_length": 2}}, "read alike, allowed: .*none longer than"),
+    ],
+)
+def test_a_configuration_of_the_wrong_kind_is_one_line(part, changes, message, tmp_path):
+    save_open_clip(tmp_path)
+    about = json.loads((tmp_path / "open_clip_config.json").read_text())
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(about | {part: about[part] | changes}))
+    with pytest.raises(ValueError, match=message) as error:
+        load_zero_shot(str(tmp_path), MAPPING, CLASSES)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t * float("nan"), "holds NaN or infinity"),
+        (lambda t: t.to(torch.complex64), "is complex, allowed: real"),
+    ],
+)
+def test_weights_that_are_no_numbers_are_refused(change, message, tmp_path):
+    save_open_clip(tmp_path)
+    change_tensor(tmp_path / "open_clip_model.safetensors", "visual.conv1.weight", change)
+    with pytest.raises(ValueError, match=f"^path: .*visual.conv1.weight {message}"):
+        load_open_clip(tmp_path)
 
 
 def test_a_folder_without_weights_is_never_filled_at_random(tmp_path):
