@@ -12,6 +12,9 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
 CALIBRATION_FILE = "calibration.json"  # beside a judge's weights
+# What cuts the crops that a judge is asked about: the detector, its input size, the side of the crops in pixels and in
+# face boxes. On other crops a judge errs otherwise.
+CROPS = {"type": str, "input_size": int, "crop_size": int, "expand": (int, float)}
 
 
 def confusion(true_N: np.ndarray, predicted_N: np.ndarray, classes: int) -> np.ndarray:
@@ -90,22 +93,35 @@ def calibrate(
     return result
 
 
-def save_calibration(calibrations: dict[str, Calibration], file: Path) -> None:
-    """JSON beside the judge's weights."""
-    content = {
+def save_calibration(calibrations: dict[str, Calibration], detector: dict, file: Path) -> None:
+    """JSON beside the judge's weights; `detector`: the crops on which they were measured, with the keys of CROPS."""
+    attributes = {
         name: {"classes": c.classes, "counts": c.counts.tolist(), "temperature": c.temperature, "ece": c.ece}
         for name, c in calibrations.items()
     }
-    Path(file).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    Path(file).write_text(json.dumps({"detector": detector, "attributes": attributes}, indent=1) + "\n", encoding="utf-8")
 
 
-def load_calibration(file: Path) -> dict[str, Calibration]:
-    """Inverse of `save_calibration`; ValueError naming the file if it is something else."""
+def load_calibration(file: Path) -> tuple[dict[str, Calibration], dict]:
+    """(calibrations, detector), the inverse of `save_calibration`; ValueError naming the file if it is something else."""
     try:
         content = json.loads(Path(file).read_text(encoding="utf-8"))
-        return {
-            name: Calibration(tuple(c["classes"]), np.asarray(c["counts"], np.int64), c["temperature"], c["ece"])
-            for name, c in content.items()
+        detector = content.get("detector")
+        if not isinstance(detector, dict) or not all(isinstance(detector.get(k), kind) for k, kind in CROPS.items()):
+            raise ValueError(
+                f"detector: found {detector}, allowed: {', '.join(CROPS)} of the crops on which it was measured"
+            )
+        calibrations = {
+            name: Calibration(tuple(c["classes"]), _counts(c["counts"]), c["temperature"], c["ece"])
+            for name, c in content["attributes"].items()
         }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{file}: is no calibration ({type(error).__name__}: {error})") from error
+    return calibrations, {key: detector[key] for key in CROPS}
+
+
+def _counts(found: list) -> np.ndarray:
+    counts = np.asarray(found, float)
+    if not (counts >= 0).all() or (counts % 1).any():
+        raise ValueError(f"counts: found {found}, allowed: numbers of faces")
+    return counts.astype(np.int64)

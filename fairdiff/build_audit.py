@@ -36,7 +36,8 @@ def build_confusion(config: Config, attributes: dict[str, tuple[str, ...]]) -> d
     if not file.exists():
         return {}
     with blame("audit.judge.path"):
-        calibrations = load_calibration(file)
+        calibrations, measured_on = load_calibration(file)
+    _check_crops(config, file, measured_on)
     for name, calibration in calibrations.items():
         if attributes.get(name) != calibration.classes:
             raise FairDiffError(
@@ -45,6 +46,17 @@ def build_confusion(config: Config, attributes: dict[str, tuple[str, ...]]) -> d
         with blame("audit.judge.path", f": {file}: {name}: "):
             check_confusion(calibration.counts, len(calibration.classes))
     return {name: calibration.counts for name, calibration in calibrations.items()}
+
+
+def _check_crops(config: Config, file: Path, measured_on: dict) -> None:
+    """FairDiffError for a calibration that was measured on crops of another detector, size or width than this audit's."""
+    for key, there in measured_on.items():
+        here = getattr(config.detector, key)
+        if here != there and (key != "input_size" or config.detector.type == "mtcnn"):  # others have no input_size
+            raise FairDiffError(
+                f"audit.judge.path: {file} was measured with detector.{key}={there}, found {here}: the judge errs otherwise "
+                "there; allowed: the same, or a folder with the judge and without this file"
+            )
 
 
 @dataclass(frozen=True)

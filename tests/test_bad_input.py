@@ -14,6 +14,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
 from tiny import composed
+from tiny_judges import uncalibrated
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -21,6 +22,7 @@ sys.path.insert(0, str(ROOT))
 import train  # noqa: E402  (the entry script is no package)
 from classifiers.calibration import CALIBRATION_FILE  # noqa: E402
 from fairdiff import build, jobs, run  # noqa: E402
+from fairdiff.build_audit import build_confusion  # noqa: E402
 from fairdiff.cli import RENAMED, main  # noqa: E402
 from fairdiff.errors import FairDiffError  # noqa: E402
 from fairdiff.files import flat, write_text  # noqa: E402
@@ -416,11 +418,34 @@ def test_a_judge_whose_error_cannot_be_undone_is_refused_before_training(counts,
     judge = tmp_path / "judge"
     shutil.copytree(weights("audit_judge"), judge)
     known = json.loads((judge / CALIBRATION_FILE).read_text())
-    known["gender"]["counts"] = counts
+    known["attributes"]["gender"]["counts"] = counts
     (judge / CALIBRATION_FILE).write_text(json.dumps(known))
     line = call([f"audit.judge.path={judge}"], tmp_path / "run", monkeypatch, capsys)
     assert "audit.judge.path" in line and "gender" in line and says in line
     assert_nothing_half_written(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "overrides,says",
+    [
+        (["detector.expand=2.6"], "detector.expand=1.6, found 2.6"),
+        (["detector.crop_size=96"], "detector.crop_size=64, found 96"),
+        (["detector.input_size=80"], "detector.input_size=64, found 80"),
+        (["detector=whole"], "detector.type=mtcnn, found whole"),
+    ],
+)
+def test_a_calibration_of_other_crops_is_refused(overrides, says, tmp_path, monkeypatch, capsys):
+    """The same judge says something else of the same faces there, and its known error is not its error."""
+    line = call(overrides, tmp_path / "run", monkeypatch, capsys)
+    assert "audit.judge.path" in line and CALIBRATION_FILE in line and says in line
+    assert_nothing_half_written(tmp_path / "run")
+    config = composed(*overrides, f"audit.judge.path={uncalibrated(tmp_path / 'judge')}")
+    assert build_confusion(config, {}) == {}
+
+
+def test_a_calibration_of_the_crops_of_the_audit_is_applied():
+    classes = {"gender": ("female", "male"), "race": ("White", "Black", "Indian", "Asian"), "age": ("young", "old")}
+    assert build_confusion(composed(), classes)["gender"].sum() == 1500
 
 
 def test_the_command_itself_prints_no_traceback(tmp_path):

@@ -10,6 +10,7 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, PNDMScheduler, StableDiffusionPipeline
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from tiny_judges import uncalibrated
 
 from fairdiff import build
 from fairdiff.cli import CONF, to_config
@@ -377,11 +378,11 @@ def test_one_step_on_several_families_with_an_audit_of_each(tmp_path, monkeypatc
     small = [
         "steps=1", "global_batch=16", "sampler.train_steps=[2,2]", "sampler.audit_steps=2", "gradient.evaluations=1",
         "audit.prompts=1", "audit.images_per_prompt=4", "audit.without_people=1",
-        "cache=null", "detector=whole", "model.device=cpu",
+        "cache=null", "detector=whole", f"audit.judge.path={uncalibrated(tmp_path / 'judge')}", "model.device=cpu",
     ]  # fmt: skip
-    monkeypatch.setattr(sys, "argv", ["train.py", "experiment=multi_concept", *small, f"hydra.run.dir={tmp_path}"])
+    monkeypatch.setattr(sys, "argv", ["train.py", "experiment=multi_concept", *small, f"hydra.run.dir={tmp_path / 'run'}"])
     train.task()
-    (folder,) = (tmp_path / "audits").iterdir()
+    (folder,) = (tmp_path / "run" / "audits").iterdir()
     audit = json.loads((folder / "audit.json").read_text())
     families = ["occupation", "styled", "descriptor", "sport"]
     assert list(audit["models"]["after"]["families"]) == families == list(audit["paired"]["families"])

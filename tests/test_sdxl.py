@@ -18,6 +18,7 @@ from diffusers import (
 from test_main_job import launch
 from test_sampling import factorised, literal
 from tiny import composed, make_trainee, tiny_tokenizer, with_scheduler, with_tensors
+from tiny_judges import uncalibrated
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from fairdiff import build
@@ -250,7 +251,7 @@ def test_train_py_trains_audits_and_saves_what_the_plain_pipeline_loads(xl_folde
         tmp_path / "run", "model=sdxl", f"model.path={xl_folder}", "model.device=cpu", "adapter=lora_both",
         "adapter.learning_rate=1e-2", "~judge", "~judge@audit.judge", "features.clip=embedded",
         "features.encoder=embedded", "features.identity=embedded", "detector=whole", "loss.confidence=.5",
-        "prompts.template='a photo of the face of {a} {}'",
+        f"audit.judge.path={uncalibrated(tmp_path / 'judge')}", "prompts.template='a photo of the face of {a} {}'",
     )  # fmt: skip
     (folder,) = (tmp_path / "run" / "audits").iterdir()
     assert (folder / "report.html").exists()

@@ -1,6 +1,7 @@
 """Tiny random models in the formats that judges and encoders for photographs come in."""
 
 import json
+import shutil
 from pathlib import Path
 
 import open_clip
@@ -16,6 +17,9 @@ from transformers import (
     ViTForImageClassification,
     ViTImageProcessor,
 )
+
+from classifiers.calibration import CALIBRATION_FILE
+from fairdiff.portraits import weights
 
 MODEL = {
     "embed_dim": 16,
@@ -65,6 +69,12 @@ def change_tensor(file: Path, key: str, change) -> None:
     tensors = load_file(file)
     tensors[key] = change(tensors[key]).contiguous()
     save_file(tensors, file, {"format": "pt"})
+
+
+def uncalibrated(folder: Path) -> str:
+    """The embedded audit judge without its calibration, for crops other than those on which that was measured."""
+    shutil.copytree(weights("audit_judge"), folder, ignore=shutil.ignore_patterns(CALIBRATION_FILE))
+    return str(folder)
 
 
 def save_open_clip(folder: Path) -> str:

@@ -24,7 +24,7 @@ from classifiers.detect import MTCNNDetector
 from classifiers.training import FitPlan, fit, predict
 from fairdiff.portraits import occupations
 
-CROP = 64
+CROP, INPUT = 64, 64
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Faces:
 
 def faces_of(renders: Renders, rows: np.ndarray) -> Faces:
     """The faces of these rows, by the detector of a run."""
-    found, boxes = find_faces(renders["image"][rows], MTCNNDetector(input_size=64))
+    found, boxes = find_faces(renders["image"][rows], MTCNNDetector(input_size=INPUT))
     return Faces(renders["image"][rows[found]], boxes, renders.labels(rows[found]))
 
 
@@ -107,9 +107,10 @@ def train(name: str, args: argparse.Namespace, renders: Renders, folder: Path) -
     shown_as = {"render": held_out.images} | ({"vae": reconstructed(held_out.images, vae)} if vae else {})
     result = {}
     for kind, shown in shown_as.items():  # the last kind, nearest to generated pictures, is the judge's calibration
-        calibrations = calibrate(predict(net, shown, held_out.boxes), held_out.labels, net.attributes)
+        calibrations = calibrate(predict(net, shown, held_out.boxes, fit_plan.expand), held_out.labels, net.attributes)
         result |= {f"{key}_{kind}": calibration.accuracy for key, calibration in calibrations.items()}
-    save_calibration(calibrations, folder / name / CALIBRATION_FILE)
+    detector = {"type": "mtcnn", "input_size": INPUT, "crop_size": CROP, "expand": fit_plan.expand}
+    save_calibration(calibrations, detector, folder / name / CALIBRATION_FILE)
     log(name, clock, **result)
     return result
 

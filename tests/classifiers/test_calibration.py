@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 from scipy.special import log_softmax, softmax
@@ -10,6 +12,8 @@ from classifiers.calibration import (
     save_calibration,
     temperature,
 )
+
+DETECTOR = {"type": "mtcnn", "input_size": 64, "crop_size": 48, "expand": 1.6}
 
 
 def labelled(n: int, classes: int, sharpness: float) -> tuple[np.ndarray, np.ndarray]:
@@ -61,15 +65,37 @@ def test_calibrate_leaves_unlabelled_faces_out_and_survives_the_disk(tmp_path):
     result = calibrate({"gender": logits, "age": logits}, {"gender": true, "age": half}, attributes)
     assert result["gender"].counts.sum() == 500 and result["age"].counts.sum() == 250
     assert result["gender"].accuracy == pytest.approx((logits.argmax(1) == true).mean())
-    save_calibration(result, tmp_path / "calibration.json")
-    loaded = load_calibration(tmp_path / "calibration.json")
+    save_calibration(result, DETECTOR, tmp_path / "calibration.json")
+    loaded, detector = load_calibration(tmp_path / "calibration.json")
+    assert detector == DETECTOR
     assert loaded["age"].classes == ("young", "old") and loaded["age"].ece == result["age"].ece
     np.testing.assert_array_equal(loaded["age"].counts, result["age"].counts)
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"gender": {"classes": ["a"]}}', "\x00\x01"])
-def test_a_broken_file_is_named(tmp_path, text):
+def saved(**changes) -> str:
+    gender = {"classes": ["a", "b"], "counts": [[9, 1], [2, 8]], "temperature": 1.0, "ece": 0.1} | changes
+    return json.dumps({"detector": DETECTOR, "attributes": {"gender": gender}})
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", ""),
+        ("[]", ""),
+        ("[" * 100_000, ""),
+        ("\x00\x01", ""),
+        ('{"gender": {"classes": ["a"]}}', "detector: found None, allowed: type, input_size, crop_size, expand"),
+        (json.dumps({"detector": DETECTOR | {"expand": "wide"}, "attributes": {}}), "detector: found .*wide"),
+        (json.dumps({"detector": DETECTOR}), "attributes"),
+        (saved(counts=[[9, -1], [2, 8]]), "counts: found .*, allowed: numbers of faces"),
+        (saved(counts=[[0.9, 0.1], [0.2, 0.8]]), "counts: found .*, allowed: numbers of faces"),
+        (saved(counts=[["many"]]), "many"),
+        (saved(counts=None), ""),
+    ],
+)
+def test_a_broken_file_is_named(tmp_path, text, says):
     file = tmp_path / "calibration.json"
     file.write_text(text)
-    with pytest.raises(ValueError, match=r"calibration\.json: is no calibration"):
+    with pytest.raises(ValueError, match=rf"calibration\.json: is no calibration .*{says}") as error:
         load_calibration(file)
+    assert "\n" not in str(error.value)
