@@ -9,6 +9,7 @@ from fairdiff.build_audit import build_audit, build_generators
 from fairdiff.cli import main
 from fairdiff.config import Config
 from fairdiff.plan import make_plan
+from fairdiff.training.judges import compare_judges
 from fairdiff.training.tracking import make_console
 from fairdiff.training.trainer import train
 
@@ -26,9 +27,10 @@ def train_job(config: Config, folder: Path) -> None:
     else:
         trainee = build.build_trainee(config, plan, model, perception)
         about = describe.about_adapter(config, plan, model, training)
+        judges = compare_judges(trainee, audit.measurer.judge, plan.train, config.sampler.train_steps[1])
         run.begin(folder, asdict(config), training)
         budget = describe.budget(config, plan, trainee, audit)
-        for line in budget + describe.warnings(plan, model, trainee.adapter.prefix):
+        for line in budget + judges + describe.warnings(plan, model, trainee.adapter.prefix):
             console.print(line, markup=False)
         train(trainee, list(plan.train), build.build_schedule(config, plan), folder, training, console)
         run.save_adapter(folder, trainee.adapter, about)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from test_main_job import launch
-from tiny_judges import save_dinov2, save_open_clip, save_vit
+from tiny_judges import change_tensor, save_dinov2, save_open_clip, save_vit
 
 from classifiers.hub import HubClassifier
 from classifiers.zeroshot import ZeroShotClassifier
@@ -173,12 +173,17 @@ def test_the_whole_command_for_photographs_trains_audits_and_saves(overrides, fo
     ages = ["0-2", "3-9", "10-19", "20-29", "30-39", "40-49", "50-59", "60-69", "more than 70"]
     own = {"gender": labels, "race": races, "age": ages}
     judges = {name: save_vit(tmp_path / name, its) for name, its in own.items()}
+    for path in judges.values():  # so unsure that any two agree as far as they know
+        change_tensor(Path(path) / "model.safetensors", "classifier.weight", lambda t: t * 1e-2)
+    (tmp_path / "clip").mkdir()
+    clip = save_open_clip(tmp_path / "clip")
+    change_tensor(Path(clip) / "open_clip_model.safetensors", "logit_scale", torch.zeros_like)
     judge = "judge.path={" + ",".join(f"{name}:'{path}'" for name, path in judges.items()) + "}"
-    more = [o.replace("{clip}", folders["clip"]).replace("{race}", judges["race"]) for o in overrides]
+    more = [o.replace("{clip}", clip).replace("{race}", judges["race"]) for o in overrides]
     monkeypatch.setattr(sys, "argv", ["train.py"])
     launch(
         tmp_path / "run", "model=sd15", f"model.path={tiny_folder}", "model.device=cpu", "detector=whole", judge,
-        f"audit.judge.path={folders['clip']}", f"features.clip={folders['clip']}",
+        f"audit.judge.path={clip}", f"features.clip={folders['clip']}",
         f"features.encoder={folders['encoder']}", f"features.identity={weights('identity')}", "loss.confidence=.5",
         "adapter.learning_rate=1e-2", "adapter.rank=4", "adapter.tokens=2", "adapter.initial_text=a photo", *more,
     )  # fmt: skip

@@ -1,0 +1,56 @@
+"""Before training: do the training judge and the audit judge mean the same by a class?
+
+With two labels swapped in one of them, training would go towards the opposite of what the audit measures.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from classifiers.agreement import Agreement, agreement
+from classifiers.types import Classifier
+from fairdiff import fingerprint
+from fairdiff.errors import FairDiffError
+from fairdiff.prompts import Prompt
+from fairdiff.training.step import Trainee
+
+PROMPTS, IMAGES = 8, 24  # the first prompts, and reference images of all of them: as many as a training step has
+
+
+@torch.no_grad()
+def compare_judges(trainee: Trainee, audit_judge: Classifier, prompts: Sequence[Prompt], steps: int) -> list[str]:
+    """A line that says on how many faces of the first reference images both judges agree; [] for one and the same judge.
+
+    steps: of the sampler. FairDiffError if their labels cannot mean the same. Changes neither the reference images that are
+    kept nor a random state.
+    """
+    judge = trainee.perception.classifier
+    if judge.config == audit_judge.config and fingerprint.of_modules(judge) == fingerprint.of_modules(audit_judge):
+        return []
+    texts = list(dict.fromkeys(prompt.text for prompt in prompts if prompt.people))[:PROMPTS]
+    names = trainee.objective.target.attributes
+    found: dict[str, list[list[torch.Tensor]]] = {name: [[], []] for name in names}
+    for text in texts:
+        images = trainee.originals.generate(text, list(range(-(-IMAGES // len(texts)))), steps)
+        seen = trainee.perception.classify_faces(images)
+        for logits, which in ((seen.logits, 0), (audit_judge(seen.faces.crop_FCHW), 1)):
+            for name in names:
+                found[name][which].append(logits[name].float().softmax(1).cpu())
+    results = {name: agreement(*(torch.cat(parts).numpy() for parts in both)) for name, both in found.items()}
+    for name, result in results.items():
+        if result.at_odds:
+            raise FairDiffError(_at_odds(name, result, judge.attributes[name]))
+    faces = next(iter(results.values())).faces
+    if not faces:
+        return ["judges: no face in the first reference images on which to compare training judge and audit judge"]
+    shares = ", ".join(f"{100 * result.share:.0f} % ({name})" for name, result in results.items())
+    return [f"judges: training judge and audit judge agree on {shares} of {faces} faces of reference images"]
+
+
+def _at_odds(name: str, result: Agreement, classes: tuple[str, ...]) -> str:
+    pairs = [f"{classes[i]} as {classes[j]}" for i, j in result.renamed]
+    return (
+        f"judge, audit.judge: they agree on {100 * result.share:.0f} % of {result.faces} faces ({name}), and on "
+        f"{100 * result.best_share:.0f} % with {', '.join(pairs)}; allowed: judges that mean the same by a class, see their "
+        "mapping, or the order of the classes in config.json"
+    )

@@ -1,0 +1,75 @@
+"""Before training the two judges are compared: swapped labels are one line, and the comparison leaves no trace."""
+
+import shutil
+
+import pytest
+import torch
+from test_bad_input import assert_nothing_half_written, call
+from tiny import NoFaces, composed, make_trainee
+from tiny_judges import change_tensor
+
+from classifiers.attributes import load_attribute_net
+from fairdiff import build
+from fairdiff.build_audit import build_audit
+from fairdiff.errors import FairDiffError
+from fairdiff.plan import make_plan
+from fairdiff.portraits import weights
+from fairdiff.prompts import Prompt
+from fairdiff.training.judges import compare_judges
+
+
+def renamed(folder, order) -> str:
+    """The embedded training judge, whose outputs (female, male, then four races) come in another order."""
+    shutil.copytree(weights("judge"), folder)
+    rows = [*order, *range(len(order), 8)]
+    for key in ("trunk.fc.weight", "trunk.fc.bias"):
+        change_tensor(folder / "model.safetensors", key, lambda tensor: tensor[rows])
+    return str(folder)
+
+
+def judges(*overrides):
+    """The trainee, the audit judge and the prompts of a command."""
+    config = composed("cache=null", *overrides)
+    plan, model = make_plan(config), build.build_model(config)
+    perception = build.build_perception(config, plan)
+    audit = build_audit(config, plan, model, None, perception.classifier)
+    return build.build_trainee(config, plan, model, perception), audit.measurer.judge, plan.train
+
+
+def test_two_swapped_labels_end_before_training_as_one_line(tmp_path, monkeypatch, capsys):
+    overrides = [f"judge.path={renamed(tmp_path / 'judge', [1, 0])}", "sampler.train_steps=[2,2]"]
+    line = call(overrides, tmp_path / "run", monkeypatch, capsys)
+    assert line.startswith("error: judge, audit.judge: they agree on ") and "% with female as male, male as female" in line
+    assert int(line.split("agree on ")[1].split(" %")[0]) < 20
+    assert_nothing_half_written(tmp_path / "run")
+
+
+def test_an_attribute_is_named_whose_classes_are_swapped_among_others(tmp_path):
+    swapped = renamed(tmp_path / "judge", [0, 1, 3, 2, 4, 5])
+    with pytest.raises(FairDiffError, match=r"\(race\), and on .* with White as Black, Black as White; allowed") as error:
+        compare_judges(*judges("attribute=[gender,race]", f"judge.path={swapped}"), 4)
+    assert "\n" not in str(error.value)
+
+
+def test_judges_that_agree_are_one_line_and_leave_no_trace():
+    trainee, audit_judge, prompts = judges()
+    state, before = torch.get_rng_state(), [p.detach().clone() for p in trainee.adapter.parameters()]
+    (line,) = compare_judges(trainee, audit_judge, prompts, 2)
+    assert line.startswith("judges: training judge and audit judge agree on ") and " faces of reference images" in line
+    assert int(line.split(" agree on ")[1].split(" %")[0]) > 80
+    assert torch.equal(state, torch.get_rng_state()) and trainee.originals.rows == {} and not trainee.originals.sampled
+    assert all(torch.equal(p, q) for p, q in zip(before, trainee.adapter.parameters(), strict=True))
+
+
+def test_one_and_the_same_judge_is_not_compared(tiny_model):
+    trainee = make_trainee(tiny_model)
+    trainee.perception.classifier = load_attribute_net(weights("judge"))
+    assert compare_judges(trainee, load_attribute_net(weights("judge")), [], 4) == []
+
+
+def test_a_detector_that_finds_nobody_says_so(tiny_model):
+    trainee = make_trainee(tiny_model, detector=NoFaces())
+    trainee.perception.classifier = load_attribute_net(weights("judge"))
+    prompts = [Prompt(f"a {subject}", "occupation", subject) for subject in ("nurse", "chef")]
+    (line,) = compare_judges(trainee, load_attribute_net(weights("audit_judge")), prompts, 2)
+    assert "no face in the first reference images" in line
