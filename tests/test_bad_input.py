@@ -83,6 +83,11 @@ CASES = {
     "judge of no kind": (["judge.type=clip"], ["judge.type", "net, hf, open_clip"]),
     "labels for a judge that has none to map": (["+judge.mapping.gender.female=[x]"], ["judge.mapping", "hf"]),
     "labels that are no list": (["judge=hf", "judge.mapping.gender.female=Female"], ["judge.mapping.gender", "Female"]),
+    "labels that are no words": (["judge=hf", "judge.mapping.gender.female=[true]"], ["gender.female", "True (bool)"]),
+    "prompts that are no words": (
+        ["judge=open_clip", "judge.mapping.gender.female=[1]"],
+        ["judge.mapping.gender.female", "found 1 (int)", "quote it"],
+    ),
     "hf judge without a model": (["judge=hf"], ["judge.path", "null", "gender"]),
     "a path each for a judge of one": (["judge.path={gender: x}"], ["judge.path", "judge.type=net: one path"]),
     "a path that is none": (["judge=hf", "judge.path={gender: 3}"], ["judge.path", "found 3", "a hub id"]),
@@ -411,6 +416,34 @@ def test_a_judge_with_other_classes(tmp_path, monkeypatch, capsys):
     (judge / "config.json").write_text(config.replace('"female"', '"woman"'))
     line = call([f"judge.path={judge}"], tmp_path / "run", monkeypatch, capsys)
     assert "judge.path" in line and "woman" in line and "female" in line
+
+
+YES, TEXT = ["'yes'", "'no'"], "allowed: text; quote it, for YAML reads an unquoted yes"
+
+
+@pytest.mark.parametrize(
+    "classes,target,mapping,says",
+    [
+        (["yes", "no"], YES, YES, "attributes.classes: found True (bool), "),
+        (YES, ["yes", "no"], YES, "target.glasses: found True (bool), "),
+        (YES, YES, ["yes", "no"], "judge.mapping.glasses: found True (bool), "),
+        ([1, 2], ["'1'", "'2'"], ["'1'", "'2'"], "attributes.classes: found 1 (int), "),
+        (["'1'", "'2'"], [1, 2], ["'1'", "'2'"], "target.glasses: found 1 (int), "),
+        (["1e3", "010"], ["'1e3'", "'010'"], ["'1e3'", "'010'"], "attributes.classes: found 1000.0 (float), "),
+        (["[a]", "b"], ["a", "b"], ["a", "b"], "attributes.classes: found ['a'] (list), "),
+    ],
+)
+def test_what_yaml_does_not_read_as_text_is_to_be_quoted(classes, target, mapping, says, tmp_path, monkeypatch, capsys):
+    (tmp_path / "attribute").mkdir()
+    (tmp_path / "attribute" / "glasses.yaml").write_text(
+        "# @package _global_\n"
+        f"attributes: {{glasses: {{classes: [{classes[0]}, {classes[1]}], keep_outside: 0.2, keep_face: 0.2}}}}\n"
+        f"target: {{glasses: {{{target[0]}: 0.5, {target[1]}: 0.5}}}}\n"
+        f"judge: {{mapping: {{glasses: {{{mapping[0]}: [x], {mapping[1]}: [y]}}}}}}\n"
+    )
+    own = [f"hydra.searchpath=[file://{tmp_path}]", "attribute=[glasses]", "judge=hf", "judge.path=nowhere"]
+    line = call(own, tmp_path / "run", monkeypatch, capsys)
+    assert line.startswith(f"error: {says}") and TEXT in line
 
 
 @pytest.mark.parametrize("counts,says", [([[60, 40], [58, 42]], "cannot tell its classes apart"), ([[9, 1]], "(1, 2)")])

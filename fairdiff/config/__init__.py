@@ -13,7 +13,7 @@ from fairdiff.config.frozen import (
     ModelConfig,
     SamplerConfig,
 )
-from fairdiff.config.laws import between, one_of, positive
+from fairdiff.config.laws import between, one_of, positive, text
 from fairdiff.config.training import (
     AdapterConfig,
     GradientConfig,
@@ -131,6 +131,7 @@ def _check_target(attributes: dict[str, AttributeConfig], target: dict[str, Any]
             raise FairDiffError(
                 f"target.{name}: found {shares}, allowed: a share for each of {', '.join(attribute.classes)}"
             )
+        text(f"target.{name}", *shares)
         for cls, share in shares.items():
             one_of(f"target.{name}", cls, attribute.classes)
             number = isinstance(share, int | float) and not isinstance(share, bool)

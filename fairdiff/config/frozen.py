@@ -5,7 +5,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from fairdiff.config.laws import between, one_of, positive
+from fairdiff.config.laws import between, one_of, positive, text
 from fairdiff.errors import FairDiffError
 
 MOST_STEPS = 999  # of a noise schedule of 1,000: with all of them multistep solvers divide by zero
@@ -66,13 +66,14 @@ class SamplerConfig:
 
 @dataclass
 class AttributeConfig:
-    """Classes in the judge's order and the damping factors of section A.2 of the paper."""
+    """Classes (text) in the judge's order and the damping factors of section A.2 of the paper."""
 
-    classes: list[str] = MISSING
+    classes: list[Any] = MISSING  # list[str] would make "True" of an unquoted yes
     keep_outside: float = MISSING
     keep_face: float = MISSING
 
     def __post_init__(self):
+        text("attributes.classes", *self.classes)
         between("attributes.keep_outside", self.keep_outside, 0, 1)
         between("attributes.keep_face", self.keep_face, 0, 1)
         if len(self.classes) < 2 or len(set(self.classes)) != len(self.classes):
@@ -128,6 +129,9 @@ class JudgeConfig:
         for name, classes in self.mapping.items():
             if not isinstance(classes, dict) or not all(isinstance(words, list) for words in classes.values()):
                 raise FairDiffError(f"judge.mapping.{name}: found {classes}, allowed: class: [label or prompt, ...]")
+            text(f"judge.mapping.{name}", *classes)
+            for cls, words in classes.items():  # labels may be numbers
+                text(f"judge.mapping.{name}.{cls}", *(w for w in words if type(w) is not int or self.type != "hf"))
 
 
 @dataclass

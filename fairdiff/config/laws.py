@@ -11,6 +11,16 @@ def one_of(key: str, found: Any, allowed: list[Any]) -> None:
         raise FairDiffError(f"{key}: found {found}, allowed: {', '.join(map(str, allowed))}")
 
 
+def text(key: str, *values: Any) -> None:
+    """FairDiffError for a value that is no text, as YAML makes of some words."""
+    for value in values:
+        if not isinstance(value, str):
+            raise FairDiffError(
+                f"{key}: found {value} ({type(value).__name__}), allowed: text; quote it, for YAML reads an unquoted yes, "
+                "no, on, off or number as something else"
+            )
+
+
 def positive(key: str, *values: float | None) -> None:
     """FairDiffError unless every value that is set is greater than 0."""
     for value in values:
