@@ -88,6 +88,10 @@ CASES = {
         ["judge=open_clip", "judge.mapping.gender.female=[1]"],
         ["judge.mapping.gender.female", "found 1 (int)", "quote it"],
     ),
+    "a phrase of a class that is no text": (
+        ["+audit.phrases.gender={true: a woman, false: a man}"],
+        ["audit.phrases.gender", "quote it"],
+    ),
     "hf judge without a model": (["judge=hf"], ["judge.path", "null", "gender"]),
     "a path each for a judge of one": (["judge.path={gender: x}"], ["judge.path", "judge.type=net: one path"]),
     "a path that is none": (["judge=hf", "judge.path={gender: 3}"], ["judge.path", "found 3", "a hub id"]),

@@ -147,6 +147,7 @@ def _check_target(attributes: dict[str, AttributeConfig], target: dict[str, Any]
 def _check_phrases(attributes: dict[str, AttributeConfig], phrases: dict[str, Any]) -> None:
     for name, words in phrases.items():
         one_of("audit.phrases", name, [*attributes])
+        text(f"audit.phrases.{name}", *(words if isinstance(words, dict) else ()))
         classes = attributes[name].classes
         known = isinstance(words, dict) and {*words} == {*classes} and all(isinstance(w, str) for w in words.values())
         if not known:
