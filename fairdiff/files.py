@@ -4,15 +4,19 @@ import csv
 import json
 import os
 import re
+import secrets
+import shutil
 import stat
+import time
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
+from safetensors import SafetensorError
 
 from fairdiff.errors import FairDiffError
 
@@ -20,28 +24,111 @@ MOST_MEGABYTES = 128
 MOST_LINES = 1_000_000
 # all but tab and line feed, and what Python and YAML take for the end of a line and an editor does not
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
+TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{16}\.tmp(\.\w+)?")
+A_DAY = 24 * 60 * 60  # seconds
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, former: Path | None = None) -> Iterator[Path]:
     """A temporary path beside `path` that takes its name when the block ends without an error, else vanishes.
 
-    The temporary name keeps the suffix (numpy and parquet writers look at it); missing parent folders are made.
+    It may become a file or a folder. What has the name once the block has ended outlives a loss of power. former: the
+    name that what was at `path` goes on with. The temporary name keeps the suffix (numpy and parquet writers look at
+    it) and is random: a process id is not unique among machines and containers. Missing parent folders are made.
+    FairDiffError for what cannot be written.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(8)}.tmp{path.suffix}")
     try:
+        _make_folder(path.parent)
         yield temporary
+        _sync(temporary)
+        if former is not None and path.exists():
+            os.replace(path, former)
+        if temporary.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
         os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except (OSError, SafetensorError) as error:
+        raise _unwritten(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # of a disk that is gone; a leftover does no harm
+            shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write bytes atomically."""
-    with atomic_path(path) as temporary:
+def _unwritten(path: Path, error: Exception) -> FairDiffError:
+    reason = (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split())
+    return FairDiffError(
+        f"{path}: cannot be written ({reason}); what is finished is kept, and the command goes on once it can be "
+        "(without resume=false)"
+    )
+
+
+def _make_folder(folder: Path) -> None:
+    new = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for parent in new:
+        _sync_folder(parent.parent)
+
+
+def _sync(path: Path) -> None:
+    """Have a file, or all of a folder, on the disk."""
+    for inner in path.iterdir() if path.is_dir() else []:
+        _sync(inner)
+    if path.is_dir():
+        _sync_folder(path)
+    else:
+        with path.open("r+b") as file:
+            os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have the names in a folder on the disk, where the system can do that: Windows and some network disks cannot."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def remove_leftovers(folder: Path, seconds: float = A_DAY) -> None:
+    """Remove the temporary files in a folder that killed processes left there more than `seconds` ago."""
+    for path in list(folder.glob(".*.tmp*")):
+        with suppress(OSError):  # another process has removed it, or is about to give it its name
+            if TEMPORARY.fullmatch(path.name) and time.time() - path.stat().st_mtime >= seconds:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def require_writable(folder: Path, key: str) -> None:
+    """Make a folder and remove what was left in it long ago; FairDiffError, beginning with `key`, if it takes no file."""
+    probe = folder / f".probe.{secrets.token_hex(8)}.tmp"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise FairDiffError(
+            f"{key}: {folder} cannot be written ({error.strerror}); allowed: a folder that can be, or null for none"
+        ) from error
+    remove_leftovers(folder)
+
+
+def write_bytes(path: Path, data: bytes, former: Path | None = None) -> None:
+    """Write bytes atomically; `former` as for `atomic_path`."""
+    with atomic_path(path, former) as temporary:
         temporary.write_bytes(data)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a text file; after a crash or on a full disk it may be cut short. FairDiffError if it cannot be."""
+    try:
+        with path.open("ab") as file:
+            file.write(f"{line}\n".encode())
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise _unwritten(path, error) from error
 
 
 def write_text(path: Path, text: str) -> None:
