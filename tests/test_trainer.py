@@ -7,15 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from full_disk import full_disk
 from rich.console import Console
+from safetensors.torch import load_file, save_file
 from tiny import NoFaces, make_trainee
 
 from fairdiff import fingerprint
 from fairdiff.diffusion.load import load_model
 from fairdiff.errors import FairDiffError
 from fairdiff.prompts import Prompt
+from fairdiff.training import trainer
 from fairdiff.training.step import Batch, training_step
-from fairdiff.training.tracking import read_metrics
+from fairdiff.training.tracking import Metrics, read_metrics
 from fairdiff.training.trainer import Schedule, draw_batches, require_effect, train
 from fairdiff.training.update import skip_reason
 
@@ -131,6 +134,44 @@ def test_originals_are_sampled_once_and_survive_on_disk(tiny_folder, tmp_path):
     assert all(torch.allclose(again[k].float(), fresh[k].float(), atol=1e-5) for k in fresh)
 
 
+def _without(path, *names):
+    table = load_file(path)
+    save_file({name: tensor for name, tensor in table.items() if name not in names}, path)
+
+
+DAMAGED_CACHE = {
+    "cut short": lambda path: path.write_bytes(path.read_bytes()[:-7]),
+    "emptied": lambda path: path.write_bytes(b""),
+    "zeros": lambda path: path.write_bytes(bytes(path.stat().st_size)),
+    "no index": lambda path: _without(path, "index"),
+    "no feature": lambda path: _without(path, "feature.0"),
+    "only an index": lambda path: save_file({"index": load_file(path)["index"]}, path),
+    "an index of others": lambda path: save_file(load_file(path) | {"index": torch.arange(9)}, path),
+    "another tensor": lambda path: save_file(load_file(path) | {"feature.9": torch.zeros(4, 2)}, path),
+    "a scalar": lambda path: save_file(load_file(path) | {"found": torch.tensor(1.0)}, path),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED_CACHE)
+def test_damaged_originals_are_only_made_anew(name, tiny_folder, tmp_path):
+    first = make_trainee(load_model(tiny_folder), folder=tmp_path).originals
+    known = first.get(PROMPTS[0].text, [0, 3], 3)
+    (path,) = tmp_path.iterdir()
+    DAMAGED_CACHE[name](path)
+    for sampled in (4, 0):  # and are whole again on disk
+        again = make_trainee(load_model(tiny_folder), folder=tmp_path).originals
+        rows = again.get(PROMPTS[0].text, [0, 3], 3)
+        assert again.sampled == sampled and rows.keys() == known.keys()
+        assert all(torch.equal(rows[k], known[k]) for k in known)
+
+
+def test_originals_on_a_full_disk_are_one_line(tiny_folder, tmp_path):
+    originals = make_trainee(load_model(tiny_folder), folder=tmp_path).originals
+    with full_disk(100), pytest.raises(FairDiffError, match="safetensors: cannot be written .File too large"):
+        originals.get(PROMPTS[0].text, [0, 3], 3)
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_is_measured_on_originals_leaves_the_device_once_however_many_there_are(tiny_folder, monkeypatch):
     counts, cpu = [], torch.Tensor.cpu
     monkeypatch.setattr(torch.Tensor, "cpu", lambda self: counts.append(1) or cpu(self))
@@ -142,9 +183,9 @@ def test_what_is_measured_on_originals_leaves_the_device_once_however_many_there
         assert len(counts) <= 6, block  # once each of a feature, the box, found, two attributes and the face
 
 
-def run(folder, out, steps=4, **changes):
+def run(folder, out, steps=4, console=QUIET, **changes):
     trainee = make_trainee(load_model(folder), "lora_text", attributes=("gender", "race"))
-    train(trainee, PROMPTS, schedule(steps=steps, **changes), out, "key", QUIET)
+    train(trainee, PROMPTS, schedule(steps=steps, **changes), out, "key", console)
     return torch.cat([p.detach().flatten() for p in trainee.adapter.parameters()])
 
 
@@ -158,6 +199,40 @@ def test_a_resumed_run_is_bit_equal_to_an_unbroken_one(tiny_folder, tmp_path):
         for name in "ab"
     )
     assert strip == again and [row["step"] for row in strip] == [0, 1, 2, 3]
+
+
+def test_a_damaged_checkpoint_costs_some_steps_and_no_digit(tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "CHECKPOINT_EVERY", 1)
+    unbroken = run(tiny_folder, tmp_path / "a", 4)
+    run(tiny_folder, tmp_path / "b", 3)
+    path = tmp_path / "b/checkpoints/checkpoint.pt"
+    path.write_bytes(path.read_bytes()[:-100])
+    console = Console(file=io.StringIO(), width=400)
+    assert torch.equal(unbroken, run(tiny_folder, tmp_path / "b", 4, console))
+    assert f"warning: {path}: cannot be read" in console.file.getvalue()
+    assert "the checkpoint before it is taken, of step 2" in console.file.getvalue()
+    assert [row["step"] for row in read_metrics(tmp_path / "b/metrics.jsonl")] == [0, 1, 2, 3]
+
+
+ROWS = b'{"step": 0}\n{"step": 1}\n{"step": 2}\n'
+
+
+@pytest.mark.parametrize("tail", [b'{"step": 3', b"{", b'{"prompts": ["caf\xc3', b"\0\0\0"])
+def test_a_last_line_cut_short_is_left_out(tail, tmp_path):
+    (tmp_path / "metrics.jsonl").write_bytes(ROWS + tail)
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [0, 1, 2]
+    Metrics(tmp_path / "metrics.jsonl", 2).write({"step": 2})
+    assert (tmp_path / "metrics.jsonl").read_bytes() == ROWS
+
+
+@pytest.mark.parametrize(
+    "line", [b"", b"[1]", b'{"loss": 1}', b'{"step": "1"}', b'{"step": 1', b"\xff\xfe", b"[" * 99999], ids=range(7)
+)
+def test_a_damaged_line_among_others_is_named(line, tmp_path):
+    (tmp_path / "metrics.jsonl").write_bytes(ROWS.replace(b'{"step": 1}', line))
+    for read in (read_metrics, lambda path: Metrics(path, 2)):
+        with pytest.raises(FairDiffError, match=r"metrics.jsonl, line 2: is no row of a training .*; remove the line"):
+            read(tmp_path / "metrics.jsonl")
 
 
 def test_another_seed_gives_another_adapter(tiny_folder, tmp_path):

@@ -1,10 +1,11 @@
 """A checkpoint that describes itself: step, fingerprint and the state of every part that learns or remembers.
 
-One file, written atomically and never unpickled: parts of it cannot be of different steps.
+One file, written atomically and never unpickled: parts of it cannot be of different steps. The one before it is kept.
 Randomness needs no state: every step draws from its own generator, seeded by (seed, step).
 """
 
-from collections.abc import Iterator
+import io
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -13,9 +14,9 @@ import torch
 from torch import Tensor
 
 from fairdiff.errors import FairDiffError
-from fairdiff.files import atomic_path
+from fairdiff.files import write_bytes
 
-NAME = "checkpoint.pt"
+NAME, PREVIOUS = "checkpoint.pt", "previous.pt"
 
 
 class Part(Protocol):
@@ -71,25 +72,98 @@ class Ema:
 
 
 def save(folder: Path, step: int, fingerprint: str, parts: dict[str, Part]) -> None:
-    """Write the state of every part after `step` finished steps."""
+    """Write the state of every part after `step` finished steps, and keep the checkpoint before it."""
     state = {"step": step, "fingerprint": fingerprint} | {name: part.state_dict() for name, part in parts.items()}
-    with atomic_path(folder / NAME) as temporary:
-        torch.save(state, temporary)
+    buffer = io.BytesIO()  # torch.save itself makes a RuntimeError of a full disk
+    torch.save(state, buffer)
+    write_bytes(folder / NAME, buffer.getbuffer(), folder / PREVIOUS)
 
 
-def load(folder: Path, fingerprint: str, parts: dict[str, Part]) -> int:
-    """Restore every part and return the finished steps, 0 if there are none; another run's checkpoint is an error."""
-    path = folder / NAME
-    if not path.exists():
-        return 0
+def load(folder: Path, fingerprint: str, parts: dict[str, Part], say: Callable[[str], None]) -> int:
+    """Restore every part and return the finished steps, 0 if there are none.
+
+    Of a checkpoint that cannot be read the one before it is taken, which `say` is told. FairDiffError if neither can be
+    read, and for another run's checkpoint.
+    """
+    errors = []
+    for path in (folder / NAME, folder / PREVIOUS):
+        if not path.exists():
+            continue
+        try:
+            state = _read(path, fingerprint, parts)
+        except ValueError as error:
+            errors.append(f"{path}: {error}")
+            continue
+        if errors:
+            path.replace(folder / NAME)  # else the next save would put the damaged one in its place
+            say(f"warning: {errors[0]}; the checkpoint before it is taken, of step {state['step']}")
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+        return state["step"]
+    if errors:
+        raise FairDiffError(f"{'; '.join(errors)}; start over with resume=false")
+    return 0
+
+
+def _read(path: Path, fingerprint: str, parts: dict[str, Part]) -> dict:
+    """The state that `save` wrote; ValueError for anything else, FairDiffError for another run's."""
     try:
-        state = torch.load(path, weights_only=True)
-    except Exception as error:
-        raise FairDiffError(f"{path}: cannot be read ({type(error).__name__}); start over with resume=false") from error
-    if state["fingerprint"] != fingerprint:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # cut short, another format, a disk that cannot read it
+        raise ValueError(f"cannot be read ({type(error).__name__})") from error
+    if not isinstance(state, dict):
+        raise ValueError("is no checkpoint")
+    if isinstance(state.get("fingerprint"), str) and state["fingerprint"] != fingerprint:
         raise FairDiffError(
             f"{path}: was written with other settings; choose another hydra.run.dir or start over with resume=false"
         )
-    for name, part in parts.items():
-        part.load_state_dict(state[name])
-    return state["step"]
+    _compare(state, {"step": 0, "fingerprint": fingerprint} | _expected(state, parts))
+    state["optimizer"]["param_groups"] = parts["optimizer"].state_dict()["param_groups"]  # settings are the run's own
+    return state
+
+
+def _expected(state: dict, parts: dict[str, Part]) -> dict:
+    """States of the form that those of these parts have in the course of training, for `_compare`."""
+    expected = {name: part.state_dict() for name, part in parts.items()}
+    averages, count = expected["ema"]["shadow"], torch.tensor(0.0)
+    moments = {i: {"step": count, "exp_avg": a, "exp_avg_sq": a} for i, a in enumerate(averages)}
+    expected["optimizer"] = {"state": moments}
+    if "best" in expected:
+        best = state.get("best")
+        none_yet = isinstance(best, dict) and best.get("step") is None
+        expected["best"] |= {"step": None, "averages": []} if none_yet else {"step": 0, "averages": averages}
+    return expected
+
+
+def _compare(found: object, expected: object, where: str = "the checkpoint") -> None:
+    """ValueError, naming the place, for another key, length, type or shape, and for NaN, infinity or a negative number."""
+    match expected:
+        case Tensor():
+            if not isinstance(found, Tensor) or not found.is_floating_point() or found.shape != expected.shape:
+                known = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+                raise ValueError(f"{where} is {known}, expected a tensor of shape {list(expected.shape)}")
+            if not found.isfinite().all():
+                raise ValueError(f"{where} holds values that are not finite")
+        case dict():
+            if not isinstance(found, dict):
+                raise ValueError(f"{where} is no table")
+            for key, value in expected.items():
+                if key in found:
+                    _compare(found[key], value, key if where == "the checkpoint" else f"{where}.{key}")
+                elif where != "optimizer.state":  # where parameters without a gradient have none
+                    raise ValueError(f"{where} has no {key}")
+        case list():
+            if not isinstance(found, list) or len(found) != len(expected):
+                raise ValueError(f"{where} is no list of {len(expected)}")
+            for place, value in enumerate(found):
+                _compare(value, expected[place], f"{where}.{place}")
+        case str():
+            if not isinstance(found, str):
+                raise ValueError(f"{where} is {found!r}, expected a text")
+        case None:
+            if found is not None:
+                raise ValueError(f"{where} is {found!r}, expected None")
+        case _:
+            known = (int, float) if isinstance(expected, float) else (int,)
+            if type(found) not in known or not found >= 0:
+                raise ValueError(f"{where} is {found!r}, expected a number from 0")

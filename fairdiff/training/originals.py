@@ -11,10 +11,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from fairdiff.files import atomic_path
+from fairdiff.files import write_bytes
 from fairdiff.objective.perception import Perception
 
 SCHEMA = 1  # raised when the same settings fill the cache with something else (tests/test_schemas.py)
@@ -55,8 +56,16 @@ class Originals:
         key = hashlib.sha256(f"{steps}|{prompt}".encode()).hexdigest()[:24]
         path = self.folder / f"{key}.safetensors" if self.folder else None
         if key not in self.rows:
-            self.rows[key] = _read(path)
+            self.rows[key] = _read(path, self.names)
         return self.rows[key], path
+
+    @property
+    def names(self) -> set[str]:
+        """Of the tensors that `measure` gives."""
+        seen = self.perception
+        names = {"box", "found"} | ({"face"} if seen.embedder is not None else set())
+        names |= {f"feature.{i}" for i in range(len(seen.encoders))}
+        return names | {f"probs.{attribute}" for attribute in seen.classifier.attributes}
 
     @property
     def share(self) -> float:
@@ -98,15 +107,18 @@ class Originals:
         return out
 
 
-def _read(path: Path | None) -> dict[int, dict[str, Tensor]]:
-    if path is None or not path.exists():
+def _read(path: Path | None, names: set[str]) -> dict[int, dict[str, Tensor]]:
+    """The rows of a file, {} if there is none or it is damaged: it is only a cache, so what it held is made anew."""
+    if path is None:
         return {}
     try:
         table = load_file(path)
-    except SafetensorError:  # cut short by a crash: only a cache, so made anew
+    except (SafetensorError, OSError):
         return {}
-    indices = table.pop("index").tolist()
-    return {i: {name: tensor[row] for name, tensor in table.items()} for row, i in enumerate(indices)}
+    index = table.pop("index", torch.zeros(0)).flatten().tolist()
+    if set(table) != names or any(tensor.shape[:1] != (len(index),) for tensor in table.values()):
+        return {}
+    return {i: {name: tensor[row] for name, tensor in table.items()} for row, i in enumerate(index)}
 
 
 def _write(path: Path | None, rows: dict[int, dict[str, Tensor]]) -> None:
@@ -114,5 +126,4 @@ def _write(path: Path | None, rows: dict[int, dict[str, Tensor]]) -> None:
         return
     table = {name: torch.stack([row[name] for row in rows.values()]) for name in next(iter(rows.values()))}
     table["index"] = torch.tensor(list(rows))
-    with atomic_path(path) as temporary:
-        save_file(table, temporary)
+    write_bytes(path, to_bytes(table))

@@ -8,7 +8,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from fairdiff.files import write_text
+from fairdiff.errors import FairDiffError
+from fairdiff.files import append_line, write_text
 
 
 def make_console() -> Console:
@@ -41,16 +42,28 @@ class Metrics:
     def write(self, row: dict) -> None:
         """One line; values that are not finite become null."""
         clean = {k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in row.items()}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(clean) + "\n")
+        append_line(self.path, json.dumps(clean))
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """All rows of a metrics.jsonl, [] if there is none; a last line cut short by a crash is left out."""
+    """All rows of a metrics.jsonl, [] if there is none; a last line cut short by a crash is left out.
+
+    FairDiffError for any other line that is no row.
+    """
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")  # a line may be cut within a character
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for number, line in enumerate(lines, 1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
+        elif number < len(lines):
+            raise FairDiffError(
+                f"{path}, line {number}: is no row of a training (a table with a step); remove the line, it only costs "
+                "the report a point of its curves"
+            )
     return rows

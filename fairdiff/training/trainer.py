@@ -99,7 +99,7 @@ def train(
     ema, best = checkpoint.Ema(parameters, schedule.ema), Best()
     parts = {"ema": ema, "optimizer": optimizer, "best": best}
     parts |= {"balance": trainee.balance} if trainee.balance else {}
-    start = checkpoint.load(checkpoints, fingerprint, parts)
+    start = checkpoint.load(checkpoints, fingerprint, parts, lambda line: console.print(line, markup=False))
     if start > schedule.steps:
         raise FairDiffError(
             f"steps: found {schedule.steps}, but {folder} already holds {start}; allowed: {start} or more"
@@ -137,7 +137,7 @@ def train(
                 checkpoint.save(checkpoints, step + 1, fingerprint, parts)
     finish(schedule, ema, best, console)
     rows = read_metrics(folder / "metrics.jsonl")
-    if rows and not any(row["kept"] for row in rows):
+    if rows and not any(row.get("kept") for row in rows):
         raise FairDiffError(
             "training: nothing was learnt about people: no step had a face with a label (loss.confidence, global_batch), "
             "or all were of prompts without people"

@@ -75,7 +75,7 @@ class Learner:
         self.parts = {"ema": self.ema, "optimizer": self.optimizer}
         self.parts |= {"balance": self.trainee.balance} if self.trainee.balance else {}
         self.key = fingerprint.of_values(learner, config.seed)
-        self.step = checkpoint.load(folder, self.key, self.parts)
+        self.step = checkpoint.load(folder, self.key, self.parts, print)
         self.metrics = Metrics(folder / "metrics.jsonl", self.step + 1)  # row n: after n steps
         self.looked = {row["step"] for row in read_metrics(folder / "metrics.jsonl")}
 
