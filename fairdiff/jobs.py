@@ -27,6 +27,7 @@ def train_job(config: Config, folder: Path) -> None:
     else:
         trainee = build.build_trainee(config, plan, model, perception)
         about = describe.about_adapter(config, plan, model, training)
+        run.require_caches(audit, trainee)
         judges = compare_judges(trainee, audit.measurer.judge, plan.train, config.sampler.train_steps[1])
         run.begin(folder, asdict(config), training)
         budget = describe.budget(config, plan, trainee, audit)
@@ -54,6 +55,7 @@ def audit_job(config: Config, folder: Path) -> None:
         warnings = describe.adapter_warnings(config, plan) if adapter else []
         for line in warnings + describe.warnings(plan, model, adapter.prefix if adapter else ""):
             console.print(line, markup=False)
+        run.require_caches(audit, None)
         run.begin(folder, asdict(config), f"none: {adapter_hash}")
         lines = describe.report_lines(config, plan, adapter=adapter is not None, trained=False)
         run.carry_out(folder, audit, partial(build_generators, config, model, adapter), lines, console)

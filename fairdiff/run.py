@@ -16,13 +16,14 @@ from rich.console import Console
 from fairdiff.audit.axis import MetricSpec
 from fairdiff.audit.generate import Generate, run_audit
 from fairdiff.audit.metrics import compute_metrics
-from fairdiff.audit.records import load_records
+from fairdiff.audit.records import ANEW, load_records
 from fairdiff.audit.report import render_report, summary_table
 from fairdiff.build_audit import Audit
 from fairdiff.diffusion.adapters import Adapter
 from fairdiff.diffusion.sampling import initial_noise
 from fairdiff.errors import FairDiffError
-from fairdiff.files import flat, read_yaml, write_json, write_text
+from fairdiff.files import atomic_path, flat, read_yaml, remove_leftovers, require_writable, write_json, write_text
+from fairdiff.training.step import Trainee
 from fairdiff.training.tracking import progress, read_metrics
 
 SCHEMA = 1  # of run.json
@@ -48,8 +49,10 @@ def begin(folder: Path, settings: dict, training: str) -> None:
             f"{folder}: holds a run with other settings{differences(folder, settings)}; choose another hydra.run.dir or "
             "start over with resume=false"
         )
+    for part in (folder, folder / "checkpoints", *(folder / "audits").rglob("*")):
+        remove_leftovers(part, 0)
+    write_json(folder / "run.json", {"schema": SCHEMA, "training": training})  # first: the folder is ours by it
     write_text(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
-    write_json(folder / "run.json", {"schema": SCHEMA, "training": training})
 
 
 def empty(folder: Path) -> None:
@@ -90,15 +93,20 @@ def differences(folder: Path, settings: dict, most: int = 4) -> str:
     return f" ({'; '.join(shown)}{f' and {len(found) - most} more' if len(found) > most else ''})"
 
 
+def require_caches(audit: Audit, trainee: Trainee | None) -> None:
+    """FairDiffError if what this run shares with others cannot be written; to be called before anything is generated."""
+    shared = [plan.shared and plan.shared / "before" for plan in (audit.plan, *audit.others.values())]
+    for folder in (*shared, trainee and trainee.originals.folder):
+        if folder is not None:
+            require_writable(folder, "cache")
+
+
 def save_adapter(folder: Path, adapter: Adapter, about: dict) -> None:
     """adapter/: weights in diffusers' format beside adapter.json, which says how to use them."""
-    temporary, target = folder / "adapter.tmp", folder / "adapter"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    adapter.save(temporary)
-    write_json(temporary / "adapter.json", about)
-    shutil.rmtree(target, ignore_errors=True)
-    temporary.rename(target)
+    with atomic_path(folder / "adapter") as temporary:
+        temporary.mkdir()
+        adapter.save(temporary)
+        write_json(temporary / "adapter.json", about)
 
 
 def audit_folder(folder: Path, audit: Audit) -> Path:
@@ -140,7 +148,9 @@ def report(where: Path, history: list[dict]) -> None:
         request = json.loads(path.read_text(encoding="utf-8"))
         spec = MetricSpec.from_json(request["spec"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise FairDiffError(f"{path}: cannot be read as the request of an audit ({type(error).__name__})") from error
+        raise FairDiffError(
+            f"{path}: cannot be read as the request of an audit ({type(error).__name__}); {ANEW}"
+        ) from error
     records = load_records(where / "records.parquet")
     at_guidance = {float(path.name): load_records(path / "records.parquet") for path in where.glob("guidance/*")}
     metrics = compute_metrics(records, spec, at_guidance)

@@ -4,10 +4,10 @@ python scripts/report.py RUN          a run folder (all of its audits), or one a
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 from fairdiff import run
+from fairdiff.cli import fail
 from fairdiff.errors import FairDiffError
 from fairdiff.training.tracking import read_metrics
 
@@ -24,9 +24,8 @@ def main(argv: list[str] | None = None) -> None:
         for audit in audits:
             run.report(audit, read_metrics(audit.parent.parent / "metrics.jsonl"))
             print(f"report: {audit / 'report.html'}")
-    except FairDiffError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    except (FairDiffError, OSError) as error:
+        fail(error)
 
 
 if __name__ == "__main__":

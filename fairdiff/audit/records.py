@@ -12,20 +12,25 @@ One file a model and prompt, written whole when its images are measured, so that
 import hashlib
 import json
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
 from fairdiff.errors import FairDiffError
-from fairdiff.files import atomic_path
+from fairdiff.files import atomic_path, write_bytes
 
 SCHEMA = 2  # raised when the same settings fill records with something else (tests/test_schemas.py)
 MODELS = ("before", "start", "after")  # frozen; with the untrained adapter, where that changes images; trained
 SUFFIXES = ("parquet", "npz", "png")  # of one prompt's files; the parquet file is the mark of completeness
+COLUMNS = (
+    "model", "family", "people", "names", "prompt_index", "subject", "prompt", "image_index", "seed", "found",
+    "clip_t", "clip_i", "dino", "between", "model_hash", "judge_hash",
+)  # fmt: skip
+ANEW = "remove report.html of that audit and repeat the run's command, which makes it anew"
 _FINGERPRINT = b"fairdiff.fingerprint"
 
 
@@ -60,23 +65,42 @@ class RecordStore:
         return self.folder / model / f"{prompt_key(prompt)}.{suffix}"
 
     def complete(self, model: str, prompt: str, print_: str) -> bool:
-        """Whether this prompt's rows, features and strip exist and were made with the same fingerprint."""
-        files = [self.path(model, prompt, suffix) for suffix in SUFFIXES]
-        if not all(file.exists() for file in files):
+        """Whether this prompt's rows, features and strip exist, were made with the same fingerprint and can be read.
+
+        A file that cannot be read is named on stdout and removed, so that it is made anew.
+        """
+        rows, features, strip = (self.path(model, prompt, suffix) for suffix in SUFFIXES)
+        if not (rows.exists() and features.exists() and strip.exists()):
             return False
+        path = rows
         try:
-            metadata = pq.read_schema(files[0]).metadata or {}
-        except (pa.ArrowInvalid, OSError):
+            if (pq.read_schema(rows).metadata or {}).get(_FINGERPRINT) != print_.encode():
+                return False
+            count = len(pd.read_parquet(rows))
+            path = features
+            if any(len(value) != count for value in self.read_features(model, prompt).values()):
+                raise ValueError("a row for each image is missing")
+            path = strip
+            with Image.open(strip) as image:
+                image.load()
+        except Exception as error:  # each library has its own for what is cut short, and some have several
+            print(
+                f"warning: {path}: cannot be read ({type(error).__name__}); its images are generated and measured anew"
+            )
+            path.unlink(missing_ok=True)
             return False
-        return metadata.get(_FINGERPRINT) == print_.encode()
+        return True
 
     def take(self, other: "RecordStore", model: str, prompt: str, print_: str) -> None:
         """Copy one prompt's files from another store if they are complete there; the mark of completeness last."""
         if not other.complete(model, prompt, print_):
             return
-        for suffix in reversed(SUFFIXES):
-            with atomic_path(self.path(model, prompt, suffix)) as temporary:
-                shutil.copyfile(other.path(model, prompt, suffix), temporary)
+        try:
+            files = {suffix: other.path(model, prompt, suffix).read_bytes() for suffix in reversed(SUFFIXES)}
+        except OSError:  # another run has just removed it
+            return
+        for suffix, data in files.items():
+            write_bytes(self.path(model, prompt, suffix), data)
 
     def write(self, model: str, prompt: str, rows: pd.DataFrame, print_: str) -> None:
         """Write one prompt's rows; to be called last, since the parquet file is the mark of completeness."""
@@ -94,18 +118,23 @@ class RecordStore:
             np.savez(temporary, **{name: value.astype(np.float16) for name, value in features.items()})
 
     def read_features(self, model: str, prompt: str) -> dict[str, np.ndarray]:
-        with np.load(self.path(model, prompt, "npz")) as file:
-            return {name: file[name].astype(np.float32) for name in file.files}
+        path = self.path(model, prompt, "npz")
+        with path.open("rb") as file, np.load(file) as arrays:  # numpy itself leaves a damaged file open
+            return {name: arrays[name].astype(np.float32) for name in arrays.files}
 
 
 def load_records(path: Path) -> pd.DataFrame:
-    """The table of a finished audit; FairDiffError naming a file that is missing or not a parquet table."""
+    """The table of a finished audit; FairDiffError naming a file that is missing or not a table of records."""
     try:
-        return pd.read_parquet(path)
+        table = pd.read_parquet(path)
     except FileNotFoundError as error:
-        raise FairDiffError(f"{path}: no such records file") from error
-    except (pa.ArrowInvalid, OSError) as error:
-        raise FairDiffError(f"{path}: not a readable records table ({error})") from error
+        raise FairDiffError(f"{path}: no such records file; {ANEW}") from error
+    except (pa.ArrowException, OSError) as error:
+        raise FairDiffError(f"{path}: not a readable records table ({type(error).__name__}); {ANEW}") from error
+    missing = [name for name in COLUMNS if name not in table]
+    if missing:
+        raise FairDiffError(f"{path}: not a records table, it has no column {missing[0]}; {ANEW}")
+    return table
 
 
 def save_records(path: Path, records: pd.DataFrame) -> None:

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fairdiff.audit.figures import Mark, Row, bias_chart, curve_chart, line_chart, picture_uri, share_chart
-from fairdiff.audit.records import MODELS, RecordStore
+from fairdiff.audit.records import ANEW, MODELS, RecordStore
 from fairdiff.audit.wording import (
     VERDICTS,
     attribute_order,
@@ -24,6 +24,7 @@ from fairdiff.audit.wording import (
     percent,
     signed,
 )
+from fairdiff.errors import FairDiffError
 from fairdiff.files import write_text
 
 
@@ -256,7 +257,14 @@ def _without_people(audit: dict, store: RecordStore) -> list[dict]:
 
 def _strips(store: RecordStore, models: list[str], prompt: str) -> list[tuple[str, str]]:
     paths = [(model, store.path(model, prompt, "png")) for model in models]
-    return [(model, picture_uri(path)) for model, path in paths if path.exists()]
+    return [(model, _shown(path)) for model, path in paths if path.exists()]
+
+
+def _shown(path: Path) -> str:
+    try:
+        return picture_uri(path)
+    except (OSError, SyntaxError, ValueError) as error:  # what Pillow has for a damaged file
+        raise FairDiffError(f"{path}: cannot be read as an image ({type(error).__name__}); {ANEW}") from error
 
 
 CURVES = {

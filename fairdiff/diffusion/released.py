@@ -9,7 +9,6 @@ What a file must hold follows from the layers of the model that it is for: of St
 of the text encoder and 256 of the U-Net, and tokens [6, 768].
 """
 
-import shutil
 from pathlib import Path
 
 import torch
@@ -27,7 +26,7 @@ from fairdiff.diffusion.adapter_files import (
 )
 from fairdiff.diffusion.folder import component_on_no_device, differences, read_component, some
 from fairdiff.errors import FairDiffError
-from fairdiff.files import write_json
+from fairdiff.files import atomic_path, write_json
 
 RANK, TOKENS = 50, 5  # of every released file
 FACTOR = {"down": "lora_A", "up": "lora_B"}
@@ -63,21 +62,19 @@ def convert(files: list[Path], folder: Path, model: str | Path) -> dict[str, obj
         raise FairDiffError(
             f"{', '.join(map(str, files))}: soft tokens and LoRA are adapters of their own; convert one"
         )
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     about = CONTRACT | {"source": [file.name for file in files]}
-    if "soft_tokens" in parts:
-        save_file(parts["soft_tokens"], temporary / SOFT_TOKENS_FILE)
-        about |= {"type": "soft_tokens", "options": f"adapter.type=soft_tokens adapter.tokens={TOKENS}"}
-        about |= {"load_with": "load_textual_inversion", "prompt_prefix": f"{TOKEN} "}
-    else:
-        save_lora(temporary, parts, RANK, RANK, StableDiffusionPipeline)
-        names = [name for name in ("text_encoder", "unet") if name in parts]
-        options = f"adapter.type=lora adapter.parts=[{','.join(names)}] adapter.rank={RANK}"
-        about |= {"type": "lora", "options": options, "load_with": "load_lora_weights", "prompt_prefix": ""}
-    write_json(temporary / "adapter.json", about)
-    temporary.rename(folder)
+    with atomic_path(folder) as temporary:
+        temporary.mkdir()
+        if "soft_tokens" in parts:
+            save_file(parts["soft_tokens"], temporary / SOFT_TOKENS_FILE)
+            about |= {"type": "soft_tokens", "options": f"adapter.type=soft_tokens adapter.tokens={TOKENS}"}
+            about |= {"load_with": "load_textual_inversion", "prompt_prefix": f"{TOKEN} "}
+        else:
+            save_lora(temporary, parts, RANK, RANK, StableDiffusionPipeline)
+            names = [name for name in ("text_encoder", "unet") if name in parts]
+            options = f"adapter.type=lora adapter.parts=[{','.join(names)}] adapter.rank={RANK}"
+            about |= {"type": "lora", "options": options, "load_with": "load_lora_weights", "prompt_prefix": ""}
+        write_json(temporary / "adapter.json", about)
     return about
 
 

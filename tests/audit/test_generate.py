@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from full_disk import full_disk
 from PIL import Image
 from tiny_world import ColourJudge, TinyGenerator, TinyPrompt
 
@@ -205,3 +206,73 @@ def test_runs_share_what_the_model_before_painted(audited, plan, measurer, noise
     other = dataclasses.replace(plan, hashes=plan.hashes | {"before": "b1"})
     with pytest.raises(AssertionError, match="generated again"):
         run_audit(other, {"before": Refuses()}, measurer, noise, tmp_path / "3", quiet)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def fewer_rows(path):
+    with np.load(path) as file:
+        features = {name: file[name][1:] for name in file.files}
+    np.savez(path, **features)
+
+
+def zeros_inside(path):
+    """As after a loss of power: the size is right and a page is not."""
+    data = bytearray(path.read_bytes())
+    data[100:600] = bytes(500)
+    path.write_bytes(data)
+
+
+DAMAGES = [(suffix, damage) for suffix in ("parquet", "npz", "png") for damage in (cut, zeros_inside)]
+DAMAGES += [("npz", fewer_rows), *((s, lambda path: path.write_bytes(b"")) for s in ("parquet", "npz", "png"))]
+
+
+@pytest.mark.parametrize("suffix,damage", DAMAGES)
+@pytest.mark.parametrize("model", ["before", "after"])
+def test_damaged_records_are_measured_anew_and_that_is_said(
+    suffix, damage, model, audited, plan, measurer, noise, tmp_path, capsys
+):
+    store = RecordStore(tmp_path / "records")
+    path = store.path(model, plan.prompts[1].text, suffix)
+    damage(path)
+    generators = {"before": TinyGenerator(1.5), "after": TinyGenerator(0.0)}
+    again = run_audit(plan, generators, measurer, noise, tmp_path, quiet)
+    pd.testing.assert_frame_equal(again, audited)
+    assert [g.calls for g in generators.values()] == ([3, 0] if model == "before" else [0, 3])  # of one prompt
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"warning: {path}: cannot be read (") and line.endswith("generated and measured anew")
+    refuse = {"before": Refuses(), "after": Refuses()}
+    pd.testing.assert_frame_equal(run_audit(plan, refuse, measurer, noise, tmp_path, quiet), audited)
+    assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "npz", "png"])
+def test_damaged_records_of_the_cache_are_only_made_anew(suffix, audited, plan, measurer, noise, tmp_path):
+    plan = dataclasses.replace(plan, shared=tmp_path / "shared")
+    run_audit(plan, {"before": TinyGenerator(1.5)}, measurer, noise, tmp_path / "1", quiet)
+    cut(RecordStore(tmp_path / "shared").path("before", plan.prompts[1].text, suffix))
+    for run, calls in (("2", 3), ("3", 0)):  # and whole again in the cache
+        generator = TinyGenerator(1.5)
+        again = run_audit(plan, {"before": generator}, measurer, noise, tmp_path / run, quiet)
+        pd.testing.assert_frame_equal(again, audited[audited.model == "before"])
+        assert generator.calls == calls
+
+
+@pytest.mark.parametrize("room", [0, 200, 2000, 5000, 10000])
+def test_a_full_disk_ends_an_audit_in_one_line_and_nothing_half_written_counts(
+    room, audited, plan, measurer, noise, tmp_path
+):
+    generators = {"before": TinyGenerator(1.5), "after": TinyGenerator(0.0)}
+    with full_disk(room), pytest.raises(FairDiffError, match="cannot be written .*File too large"):
+        run_audit(plan, generators, measurer, noise, tmp_path / "full", quiet)
+    assert not [path for path in (tmp_path / "full").rglob("*") if ".tmp" in path.name]
+    again = run_audit(plan, generators, measurer, noise, tmp_path / "full", quiet)
+    pd.testing.assert_frame_equal(again, audited)
+
+
+def test_a_table_that_is_none_of_records_is_named(audited, tmp_path):
+    audited.drop(columns="found").to_parquet(tmp_path / "records.parquet")
+    with pytest.raises(FairDiffError, match="records.parquet: not a records table, it has no column found; remove report"):
+        load_records(tmp_path / "records.parquet")

@@ -16,6 +16,7 @@ from fairdiff.audit.generate import run_audit
 from fairdiff.audit.metrics import compute_metrics
 from fairdiff.audit.report import render_report, summary_table
 from fairdiff.audit.wording import comparison, distance_of, headline, interval, not_measured, signed
+from fairdiff.errors import FairDiffError
 
 VOID = {"meta", "br", "img"}
 
@@ -98,6 +99,18 @@ def test_one_file_that_asks_nothing_of_the_network(make):
     assert page.addresses and all(address.startswith("data:image/jpeg;base64,") for address in page.addresses)
     assert len(page.addresses) == 2 * (3 + 2)
     assert not re.search(r"https?://|@import|url\(|<script", html)
+
+
+@pytest.mark.parametrize("size", [0, 20, 100])
+def test_a_damaged_strip_is_one_line_that_says_what_to_do(size, make, tmp_path, history):
+    audit, _ = make()
+    strip = next((tmp_path / "records" / "after").glob("*.png"))
+    strip.write_bytes(strip.read_bytes()[:size])
+    with pytest.raises(FairDiffError) as caught:
+        render_report(tmp_path, audit, {}, history)
+    said = str(caught.value)
+    assert said.startswith(f"{strip}: cannot be read as an image (") and "repeat the run's command" in said
+    assert "\n" not in said
 
 
 def test_it_shows_what_the_audit_holds(make):
