@@ -166,9 +166,11 @@ def main(task: Callable[[Config, Path], None], name: str = "config") -> Callable
             task(to_config(cfg), Path(hydra_config.runtime.output_dir))
         except (FairDiffError, OSError) as error:  # before Hydra adds lines of its own
             fail(error)
-        except torch.OutOfMemoryError as error:
-            less = "global_batch or micro_batch"
-            fail(FairDiffError(f"{one_line(error)}; it takes less with a smaller {less}"))
+        except (RuntimeError, MemoryError) as error:
+            line = no_memory(error)
+            if line is None:
+                raise
+            fail(line)
 
     def run() -> None:
         any_terminal()
@@ -206,6 +208,14 @@ def any_terminal() -> None:
     codecs.register_error("fairdiff.plainly", _plainly)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="fairdiff.plainly")
+
+
+def no_memory(error: Exception) -> FairDiffError | None:
+    """What to tell the user where the memory of the device or of the machine was too small, None for another error."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error):
+        less = "it takes less with a smaller global_batch or micro_batch"
+        return FairDiffError(f"out of memory: {one_line(error)}; {less}")
+    return None
 
 
 def fail(error: Exception) -> None:

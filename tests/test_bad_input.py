@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
@@ -326,6 +327,25 @@ def test_a_full_device_is_one_line_that_says_what_takes_less(tmp_path, monkeypat
         main(full)()
     said = capsys.readouterr().err
     assert exit_info.value.code == 2 and said.count("\n") == 1 and "global_batch or micro_batch" in said
+
+
+@pytest.mark.parametrize("allocate", [torch.empty, np.empty, bytearray])
+def test_no_memory_left_is_one_line_that_says_what_takes_less(allocate, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train.py", f"hydra.run.dir={tmp_path}"])
+    with pytest.raises(SystemExit) as exit_info:
+        main(lambda config, folder: allocate(1 << 55))()
+    said = capsys.readouterr().err
+    assert exit_info.value.code == 2 and said.count("\n") == 1
+    assert said.startswith("error: out of memory") and "micro_batch" in said
+
+
+def test_an_error_of_ours_is_not_taken_for_one_of_memory(tmp_path, monkeypatch):
+    def wrong(config, folder):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(sys, "argv", ["train.py", f"hydra.run.dir={tmp_path}"])
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        main(wrong)()
 
 
 def test_a_damaged_configuration_costs_the_refusal_only_its_detail(tmp_path, monkeypatch, capsys):
