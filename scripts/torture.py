@@ -1,0 +1,281 @@
+"""Kill a run, cut its power, fill its disk, damage its files, start it twice: it must end as the undisturbed run does.
+
+python scripts/torture.py                            everything, on the smallest settings of the embedded model: minutes
+python scripts/torture.py --short                    fewer of each: under a minute
+python scripts/torture.py --only kills --only disk   some parts
+python scripts/torture.py model.path=<folder> ...    with other settings
+
+Compared are the adapter, every file of the audit, and metrics.jsonl but for its seconds: bit by bit, on a CPU. Linux only.
+"""
+
+import argparse
+import math
+import os
+import random
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import torch
+from disturbances import PowerLoss, at_write, count_writes, cut, full, kill, nobody_reads
+from safetensors.numpy import load_file
+
+from fairdiff import jobs
+from fairdiff.training import checkpoint, trainer
+from fairdiff.training.tracking import read_metrics
+
+SETTINGS = [
+    "steps=3", "global_batch=4", "noise_pool=4", "sampler.train_steps=[2,2]", "sampler.audit_steps=2",
+    "adapter=lora_text", "audit.prompts=2", "audit.images_per_prompt=2", "audit.without_people=1",
+]  # fmt: skip
+PATIENCE = 300  # seconds of any one run
+Disturb = Callable[[], None]
+
+
+class Run:
+    """A command in a child of this process, which has imported everything already; it writes a checkpoint every step."""
+
+    def __init__(self, folder: Path, cache: Path, disturb: Disturb | None = None):
+        self.folder, self.began = folder, time.monotonic()
+        (self.out, out), (self.err, err) = os.pipe(), os.pipe()
+        sys.stdout.flush()
+        self.pid = os.fork()
+        if self.pid:
+            os.close(out)
+            os.close(err)
+            return
+        os.dup2(out, 1)
+        os.dup2(err, 2)
+        code = 1
+        try:
+            trainer.CHECKPOINT_EVERY = 1
+            sys.argv = ["train.py", *SETTINGS, f"cache={cache}", f"hydra.run.dir={folder}"]
+            if disturb:
+                disturb()
+            jobs.train_command()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            with suppress(OSError):  # nobody reads
+                sys.stdout.flush()
+            os._exit(code)
+
+    def end(self, after: float = PATIENCE, how: signal.Signals = signal.SIGKILL) -> tuple[int, str, str]:
+        """Exit code (negative: the signal), stdout, stderr; the signal is sent if it lives longer than `after` seconds."""
+        while not (ended := os.waitpid(self.pid, os.WNOHANG))[0]:
+            if time.monotonic() - self.began > after:
+                os.kill(self.pid, how)
+                after = PATIENCE
+            time.sleep(0.005)
+        said = []
+        for pipe in (self.out, self.err):  # what one run says has room in a pipe
+            with os.fdopen(pipe, encoding="utf-8") as file:
+                said.append(file.read())
+        return os.waitstatus_to_exitcode(ended[1]), *said
+
+
+def left(folder: Path) -> dict[str, object]:
+    """What a finished run leaves, by file."""
+    found: dict[str, object] = {"metrics": [row | {"seconds": 0} for row in read_metrics(folder / "metrics.jsonl")]}
+    for path in sorted(p for part in ("adapter", "audits") for p in (folder / part).rglob("*") if p.is_file()):
+        name, tensors = path.relative_to(folder).as_posix(), path.suffix == ".safetensors"
+        found[name] = {k: v.tobytes() for k, v in load_file(path).items()} if tensors else path.read_bytes()
+    return found
+
+
+class Torture:
+    """Runs against the undisturbed one. rng: decides when. count: of kills, and of other disturbances a third."""
+
+    def __init__(self, work: Path, rng: random.Random, count: int):
+        self.work, self.rng, self.count, self.some = work, rng, count, math.ceil(count / 3)
+        self.wrong: list[str] = []
+        self.open: Path | None = None  # the folder of a run that has been disturbed and not ended
+        self.cache, self.number = work / "cache0", 0
+        self.cache.mkdir()
+        began, events = time.monotonic(), work / "events"
+        self.whole, self.expected = self.folder(), None
+        self.finish(self.whole, disturb=lambda: count_writes(events))
+        self.seconds, self.writes = time.monotonic() - began, int(events.read_text())
+        print(f"undisturbed: {self.seconds:.1f} s, {self.writes} writes", flush=True)
+
+    def folder(self) -> Path:
+        """A new run folder."""
+        self.number += 1
+        folder = self.work / f"run{self.number}"
+        folder.mkdir()
+        return folder
+
+    def check(self, good: bool, said: str) -> None:
+        if not good:
+            self.wrong.append(said)
+            print(f"WRONG: {said}", flush=True)
+
+    def compare(self, folder: Path) -> None:
+        """Whether what a run left is what the undisturbed one did."""
+        found = left(folder)
+        self.expected = self.expected or found
+        names = [n for n in found | self.expected if found.get(n) != self.expected.get(n)]
+        self.check(not names, f"{folder.name}: not as undisturbed: {', '.join(names)}")
+
+    def finish(self, folder: Path, cache: Path | None = None, disturb: Disturb | None = None) -> str:
+        """Let a run end by itself, compare what it left, and return what it said."""
+        code, out, err = Run(folder, cache or self.cache, disturb).end()
+        self.check(code == 0 and not err, f"{folder.name}: ended with {code}: {err}")
+        if code == 0:
+            self.compare(folder)
+        return out
+
+    def ended(self, ended: tuple[int, str, str], codes: tuple[int, ...], what: str) -> int:
+        """The exit code, which must be one of these, or 0; with one from 1 to 255 stands one line on stderr."""
+        code, _, err = ended
+        good = code in (0, *codes) and (code <= 0 or len(err.strip().splitlines()) == 1)
+        self.check(good, f"{what}: ended with {code}: {err}")
+        return code
+
+    def disturb(self, ways: list[Callable[[Path], int]]) -> None:
+        """Disturb a run in these ways, one after the other; what has ended before is followed by a new one."""
+        for way in ways:
+            while (folder := self.open or self.folder()) and way(folder) == 0:
+                self.compare(folder)
+                self.open = None
+            self.open = folder
+
+    def close(self) -> None:
+        """What was disturbed to the last is finished, without a terminal."""
+        if self.open:
+            self.finish(self.open, disturb=lambda: (os.setsid(), os.close(0)))
+
+    def moment(self) -> float:
+        """Seconds after which to disturb; what comes late in a run is met when it goes on."""
+        return self.rng.uniform(0, 0.7) * self.seconds
+
+    def some_cache(self) -> Path:
+        """Now and then one that is still to be filled, so that its writes are disturbed too."""
+        if self.rng.random() < 0.3:
+            self.cache = self.work / f"cache{len(list(self.work.glob('cache*')))}"
+            self.cache.mkdir()
+        return self.cache
+
+    # the parts
+
+    def kills(self) -> None:
+        """SIGKILL at random moments of training and audit."""
+
+        def way(folder: Path) -> int:
+            run = Run(folder, self.some_cache())
+            return self.ended(run.end(self.moment()), (-signal.SIGKILL,), "killed")
+
+        self.disturb([way] * self.count)
+
+    def writes_cut(self) -> None:
+        """SIGKILL and loss of power inside writes: before and after a file has its name, and with half of it there."""
+
+        def way(folder: Path, name: str) -> int:
+            place, cache, names = self.rng.randint(1, self.writes // 2), self.some_cache(), self.rng.random() < 0.5
+            acts = {"kill": lambda: kill, "cut": lambda: cut, "power": lambda: PowerLoss(names, folder, cache)}
+            run = Run(folder, cache, lambda: at_write(place, acts[name]()))
+            return self.ended(run.end(), (-signal.SIGKILL,), f"{name} at write {place}")
+
+        self.disturb([partial(way, name=name) for name in ("kill", "cut", "power")] * self.some)
+
+    def checkpoints(self) -> None:
+        """A newest checkpoint that is damaged: the one before it is taken, and that is said."""
+        for share in (0.99, 0.5, 0)[: self.count]:
+            folder = self.folder()
+            shutil.copytree(self.whole, folder, dirs_exist_ok=True)
+            shutil.rmtree(folder / "audits")
+            path = folder / "checkpoints" / checkpoint.NAME
+            path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+            out = self.finish(folder)
+            said = "thecheckpointbeforeitistaken" in "".join(out.split())  # it may go over several lines
+            self.check(said, f"nothing said of a damaged checkpoint: {out}")
+
+    def disk(self) -> None:
+        """A disk that is full at each size of a file, and at some of the writes."""
+        folder, cache = self.folder(), self.work / "full"
+        sizes = [0, 100, 1000, 5000, 20_000, 50_000, 100_000, 200_000]
+        for size in sorted(self.rng.sample(sizes, min(self.some, len(sizes)))):
+            run = Run(folder, cache, lambda s=size: resource.setrlimit(resource.RLIMIT_FSIZE, (s, s)))
+            self.ended(run.end(), (2,), f"disk full at {size} bytes")
+        for place in self.rng.sample(range(1, self.writes // 2), self.some):
+            self.ended(Run(folder, cache, lambda p=place: at_write(p, full)).end(), (2,), f"disk full at write {place}")
+        self.finish(folder, cache)
+
+    def folder_twice(self) -> None:
+        """Two runs on one folder: the second is refused."""
+        folder = self.folder()
+        first = Run(folder, self.cache)
+        while not (folder / "run.json").exists() and time.monotonic() - first.began < PATIENCE:
+            time.sleep(0.005)
+        code = self.ended(Run(folder, self.cache).end(), (2,), "a second run on one folder")
+        self.check(code == 2, "a second run on one folder was not refused")
+        self.check(self.ended(first.end(), (), "the first of two runs on one folder") == 0, "the first was disturbed")
+        self.compare(folder)
+
+    def cache_twice(self) -> None:
+        """Two runs on one cache at once."""
+        cache = self.work / "shared"
+        for run in [Run(self.folder(), cache), Run(self.folder(), cache)]:
+            self.ended(run.end(), (), "two runs on one cache")
+            self.compare(run.folder)
+
+    def signals(self) -> None:
+        """Ctrl-C and SIGTERM at random moments, and a stdout that nobody reads."""
+
+        def way(folder: Path, how: signal.Signals) -> int:
+            ended = Run(folder, self.cache).end(self.moment(), how)
+            return self.ended(ended, (128 + how, -how), how.name)
+
+        self.disturb([partial(way, how=how) for how in (signal.SIGINT, signal.SIGTERM)] * self.some)
+        if self.count > 1:
+            folder = self.folder()
+            code, _, err = Run(folder, self.cache, nobody_reads).end()
+            self.check(code in (0, 1, 2) and "Traceback" not in err, f"a stdout that nobody reads: {code}: {err}")
+            self.finish(folder)
+
+
+PARTS = {
+    "kills": Torture.kills,
+    "writes": Torture.writes_cut,
+    "checkpoints": Torture.checkpoints,
+    "disk": Torture.disk,
+    "folder": Torture.folder_twice,
+    "cache": Torture.cache_twice,
+    "signals": Torture.signals,
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("settings", nargs="*", metavar="override", help="of train.py")
+    parser.add_argument("--only", action="append", choices=PARTS, help="this part; may be repeated")
+    parser.add_argument("--short", action="store_true", help="one disturbance of a kind instead of seven to twenty")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)  # a process with threads is not to be forked
+    SETTINGS.extend(args.settings)
+    with tempfile.TemporaryDirectory(prefix="torture-") as work:
+        torture = Torture(Path(work), random.Random(args.seed), 1 if args.short else 20)
+        for name in args.only or PARTS:
+            began = time.monotonic()
+            PARTS[name](torture)
+            print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)
+        torture.close()
+    if torture.wrong:
+        sys.exit(f"{len(torture.wrong)} wrong")
+    print("all as undisturbed")
+
+
+if __name__ == "__main__":
+    main()
