@@ -147,7 +147,7 @@ def report(where: Path, history: list[dict]) -> None:
     try:
         request = json.loads(path.read_text(encoding="utf-8"))
         spec = MetricSpec.from_json(request["spec"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise FairDiffError(
             f"{path}: cannot be read as the request of an audit ({type(error).__name__}); {ANEW}"
         ) from error

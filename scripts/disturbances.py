@@ -43,7 +43,7 @@ def at_write(place: int, act: Callable[[str, int | None], None]) -> None:
 def count_writes(file: Path) -> None:
     """Keep the number of events in a file."""
     events = iter(range(1, sys.maxsize))
-    at_write(1, lambda kind, handle: file.write_text(str(next(events))))
+    at_write(1, lambda kind, handle: file.write_bytes(b"%d" % next(events)))
 
 
 def full(kind: str, handle: int | None) -> None:

@@ -106,7 +106,7 @@ class Torture:
         began, events = time.monotonic(), work / "events"
         self.whole, self.expected = self.folder(), None
         self.finish(self.whole, disturb=lambda: count_writes(events))
-        self.seconds, self.writes = time.monotonic() - began, int(events.read_text())
+        self.seconds, self.writes = time.monotonic() - began, int(events.read_bytes())
         print(f"undisturbed: {self.seconds:.1f} s, {self.writes} writes", flush=True)
 
     def folder(self) -> Path:

@@ -93,7 +93,7 @@ def test_a_full_disk_leaves_the_adapter_as_it_was(room, tiny_folder, tmp_path, m
     assert len(list(tmp_path.iterdir())) == 1
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b'{"spec": []}'])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b'{"spec": []}', b"[" * 99999], ids=range(6))
 def test_a_damaged_request_is_named_with_what_makes_it_anew(content, tmp_path, capsys):
     (tmp_path / "request.json").write_bytes(content)
     with pytest.raises(SystemExit) as exit_info:
