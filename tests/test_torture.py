@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from tiny_judges import uncalibrated
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("kills", "writes", "checkpoints", "disk", "cache", "signals")
@@ -17,6 +18,7 @@ def torture(tiny_folder, tmp_path, *parts: str) -> None:
     (tmp_path / "test.txt").write_text("carpenter\nperson\n")
     command = [sys.executable, "scripts/torture.py", "--short", *(f"--only={part}" for part in parts)]
     command += [f"model.path={tiny_folder}", "detector=whole", "loss.face=null", "prompts.template='a photo of {}'"]
+    command += [f"audit.judge.path={uncalibrated(tmp_path / 'judge')}"]
     command += [f"prompts.{name}={tmp_path / f'{name}.txt'}" for name in ("train", "test")]
     here = os.environ | {"PYTHONPATH": str(ROOT)}
     ended = subprocess.run(command, cwd=ROOT, env=here, capture_output=True, text=True)
