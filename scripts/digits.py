@@ -24,7 +24,7 @@ from fairdiff.audit.axis import software_versions
 from fairdiff.files import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
-SMALL = ("audit.prompts=3", "audit.images_per_prompt=10", "audit.without_people=2")
+SMALL = ("audit.prompts=3", "audit.images_per_prompt=10", "audit.named=null", "audit.without_people=2")
 # every setting that is chosen anew now and then stands here, so that a new choice changes no digit
 RATE = "adapter.learning_rate=1e-2"
 RUNS = {

@@ -34,7 +34,7 @@ from fairdiff.training.tracking import read_metrics
 
 SETTINGS = [
     "steps=3", "global_batch=4", "noise_pool=4", "sampler.train_steps=[2,2]", "sampler.audit_steps=2",
-    "adapter=lora_text", "audit.prompts=2", "audit.images_per_prompt=2", "audit.without_people=1",
+    "adapter=lora_text", "audit.prompts=2", "audit.images_per_prompt=2", "audit.named=1", "audit.without_people=1",
 ]  # fmt: skip
 PATIENCE = 300  # seconds of any one run
 Disturb = Callable[[], None]

@@ -377,7 +377,7 @@ def test_a_model_saved_with_another_solver_gets_a_linear_one(tiny_folder, tmp_pa
 def test_one_step_on_several_families_with_an_audit_of_each(tmp_path, monkeypatch):
     small = [
         "steps=1", "global_batch=16", "sampler.train_steps=[2,2]", "sampler.audit_steps=2", "gradient.evaluations=1",
-        "audit.prompts=1", "audit.images_per_prompt=4", "audit.without_people=1",
+        "audit.prompts=1", "audit.images_per_prompt=4", "audit.named=1", "audit.without_people=1",
         "cache=null", "detector=whole", f"audit.judge.path={uncalibrated(tmp_path / 'judge')}", "model.device=cpu",
     ]  # fmt: skip
     monkeypatch.setattr(sys, "argv", ["train.py", "experiment=multi_concept", *small, f"hydra.run.dir={tmp_path / 'run'}"])

@@ -24,7 +24,7 @@ report = runpy.run_path(str(ROOT / "scripts" / "report.py"))["main"]
 
 SMALL = [
     "steps=2", "global_batch=8", "noise_pool=8", "sampler.train_steps=[3,3]", "sampler.audit_steps=3", "cache=null",
-    "audit.prompts=3", "audit.images_per_prompt=6", "audit.without_people=2",
+    "audit.prompts=3", "audit.images_per_prompt=6", "audit.named=1", "audit.without_people=2",
 ]  # fmt: skip
 
 
@@ -100,7 +100,7 @@ def test_audit_json_has_the_promised_schema(finished):
         if name == "after":
             assert 0 < model["clip_i"]["mean"] <= 1 and 0 < model["dino"]["mean"] <= 1
     records = pd.read_parquet(only_audit(finished) / "records.parquet")
-    assert len(records) == 2 * (3 * 6 + 2 * 6)
+    assert len(records) == 2 * (3 * 6 + 2 * 6 + 2 * 6)  # prompts, both classes of one, prompts without people
 
 
 @pytest.mark.slow
