@@ -1,19 +1,33 @@
 """The two jobs, each a table of contents: configuration -> plan -> build -> train -> audit -> report."""
 
+from collections.abc import Callable
 from dataclasses import asdict
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 
 from fairdiff import build, describe, run
 from fairdiff.build_audit import build_audit, build_generators
 from fairdiff.cli import main
 from fairdiff.config import Config
+from fairdiff.lock import locked
 from fairdiff.plan import make_plan
 from fairdiff.training.judges import compare_judges
 from fairdiff.training.tracking import make_console
 from fairdiff.training.trainer import train
 
 
+def alone(job: Callable[[Config, Path], None]) -> Callable[[Config, Path], None]:
+    """The same job while no other process works in its folder."""
+
+    @wraps(job)
+    def job_alone(config: Config, folder: Path) -> None:
+        with locked(folder):
+            job(config, folder)
+
+    return job_alone
+
+
+@alone
 def train_job(config: Config, folder: Path) -> None:
     """Train an adapter and audit the model without and with it; what is finished is only shown."""
     console = make_console()
@@ -40,6 +54,7 @@ def train_job(config: Config, folder: Path) -> None:
     run.conclude(folder, audit, console)
 
 
+@alone
 def audit_job(config: Config, folder: Path) -> None:
     """Audit a model, or a model and a saved adapter, without training."""
     console = make_console()

@@ -14,6 +14,7 @@ ROOMS = {  # package or module of fairdiff -> what else of fairdiff it may impor
     "prompts": {"errors", "files"},
     "bias": set(),
     "fingerprint": set(),
+    "lock": {"errors"},
     "config": {"errors"},
     "diffusion": {"errors", "files", "fingerprint"},
     "objective": EVERYBODY,
@@ -25,7 +26,7 @@ ROOMS = {  # package or module of fairdiff -> what else of fairdiff it may impor
     "build_audit": EVERYBODY | {"config", "plan", "build", "diffusion", "portraits", "audit"},
     "describe": EVERYBODY | {"config", "plan", "build", "build_audit", "diffusion", "training", "audit"},
     "run": EVERYBODY | {"build_audit", "diffusion", "training", "audit"},
-    "jobs": {"config", "plan", "build", "build_audit", "describe", "run", "cli", "training"},
+    "jobs": {"config", "plan", "build", "build_audit", "describe", "run", "cli", "training", "lock"},
     "cli": {"config", "errors"},
 }
 HYDRA = {"config", "cli"}  # the rooms that know hydra and omegaconf
