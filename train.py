@@ -5,7 +5,7 @@ python train.py 'attribute=[gender,race]' target.gender.female=.7 target.gender.
 python train.py audit=full seed=1                  every test prompt
 """
 
-from fairdiff.jobs import train_command as task
+from fairdiff.start import train as task
 
 if __name__ == "__main__":
     task()

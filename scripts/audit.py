@@ -4,7 +4,7 @@ python scripts/audit.py audit=full                                              
 python scripts/audit.py adapter.path=outputs/gender/default/seed0/adapter         before and after (adapter=... of its kind)
 """
 
-from fairdiff.jobs import audit_command as task
+from fairdiff.start import audit as task
 
 if __name__ == "__main__":
     task()

@@ -1,7 +1,10 @@
 """Bad input gets one clear line on stderr, exit code 2, no traceback, and leaves nothing half-written."""
 
+import copy
 import json
+import math
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,6 +16,8 @@ import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from tiny import composed
 from tiny_judges import uncalibrated
@@ -24,9 +29,12 @@ import train  # noqa: E402  (the entry script is no package)
 from classifiers.calibration import CALIBRATION_FILE  # noqa: E402
 from fairdiff import build, jobs, run  # noqa: E402
 from fairdiff.build_audit import build_confusion  # noqa: E402
-from fairdiff.cli import RENAMED, main  # noqa: E402
+from fairdiff.cli import CONF, main, to_config  # noqa: E402
+from fairdiff.config import PATHS  # noqa: E402
+from fairdiff.config.laws import leaves  # noqa: E402
 from fairdiff.errors import FairDiffError  # noqa: E402
 from fairdiff.files import flat, write_text  # noqa: E402
+from fairdiff.messages import RENAMED  # noqa: E402
 from fairdiff.portraits import weights  # noqa: E402
 
 # (override, what the line must name)
@@ -152,6 +160,35 @@ CASES = {
         ["model.dtype=auto", "model.sampling_dtype=float32"],
         ["model.sampling_dtype", "bfloat16 here"],
     ),
+    "unknown key with two pluses": (["++stepz=5"], ["stepz", "allowed: steps"]),
+    "unknown key of what lies deeper": (["+audit.judge.foo=1"], ["audit.judge.foo", "allowed: audit.judge.type"]),
+    "unknown key of Hydra's with a plus": (["+hydra.foo=1"], ["hydra.foo: there is no such key"]),
+    "a key in other letters": (["prompts.négative=x"], ["prompts.négative", "allowed: prompts.negative"]),
+    "labels of an attribute misspelt": (
+        ["judge=hf", "+judge.mapping.gneder.female=[x]"],
+        ["judge.mapping: found gneder, allowed: gender"],
+    ),
+    "an attribute twice": (["attribute=[gender,gender]"], ["attribute: found gender 2 times"]),
+    "more replayed steps than there are": (
+        ["gradient.evaluations=5"],
+        ["gradient.evaluations: found 5", "train_steps, 4"],
+    ),
+    "a group chosen twice": (
+        ["adapter=lora_text", "adapter=soft_tokens"],
+        ["adapter: found adapter=lora_text and adapter=soft_tokens, allowed: one of them"],
+    ),
+    "a key set twice": (["seed=0", "++seed=1"], ["seed: found seed=0 and ++seed=1, allowed: one of them"]),
+    "path of a shell variable that is not set": (["adapter.path="], ["adapter.path: found an empty path", "or null"]),
+    "quoted path of nothing": (["model.path=''"], ["model.path: found an empty path"]),
+    "empty path of one attribute": (
+        ["judge=hf", "judge.path={gender: ''}"],
+        ["judge.path.gender: found an empty path"],
+    ),
+    "own folder of nothing": (["--config-dir="], ["--config-dir: found an empty path"]),
+    "saved configuration of nothing": (["rerun="], ["rerun: found an empty path, allowed: a run folder"]),
+    "saved configuration of nowhere": (["rerun=no/such"], ["rerun: no/such: found no config.yaml"]),
+    "a pickle": (["--experimental-rerun=x.pickle"], ["--experimental-rerun", "any code", "rerun=<run folder>"]),
+    "reference to no key": (["prompts.negative=${x}"], ["prompts.negative", "'x' not found"]),
     "lora without parts": (["adapter=lora_text", "adapter.parts=[]"], ["adapter.parts", "text_encoder"]),
 }
 
@@ -263,6 +300,70 @@ def test_a_folder_that_may_be_somebody_elses_is_not_emptied(name, tmp_path):
     run.begin(tmp_path, asdict(composed("resume=false")), "b")  # and so is it once the folder is ours
     assert {p.name for p in tmp_path.iterdir()} == {"notes.txt", "config.yaml", "run.json"}
     assert run.read_state(tmp_path) == {"schema": 1, "training": "b"}
+
+
+@pytest.fixture(scope="module")
+def defaults():
+    with initialize_config_dir(CONF, version_base="1.3"):
+        return compose("config")
+
+
+def changed(cfg, key: str, value) -> str:
+    """What the configuration says of one changed value."""
+    cfg = copy.deepcopy(cfg)
+    OmegaConf.update(cfg, key, value)
+    with pytest.raises(FairDiffError) as caught:
+        to_config(cfg)
+    return str(caught.value)
+
+
+def test_every_number_of_the_configuration_is_one(defaults):
+    numbers = [key for key, value in leaves(asdict(to_config(defaults))) if isinstance(value, float)]
+    assert len(numbers) > 15 and "adapter.learning_rate" in numbers
+    for key in numbers:
+        for value in (math.nan, math.inf):
+            assert changed(defaults, key, value).split(": ")[1].startswith(f"found {value}")
+
+
+@pytest.mark.parametrize("key", PATHS)
+def test_no_path_is_empty(key, defaults):
+    for value in ("", "  "):
+        assert (
+            changed(defaults, key, value) == f"{key}: found an empty path, allowed: a path, or null where there is none"
+        )
+
+
+OWN = {  # a file of one's own experiment -> what the line says of it
+    "without its first line": ("steps: 5\n", "experiment/own.yaml: its first line has to be `# @package _global_`"),
+    "a key twice": ("# @package _global_\nsteps: 5\nsteps: 6\n", "experiment/own.yaml, line 3: found duplicate key steps"),
+    "cut short": ("# @package _global_\nsteps: [5\n", "experiment/own.yaml, line 3: expected"),
+    "no text": (b"# \xff\n", "experiment/own.yaml: cannot be read"),
+    "a number": ("5\n", "experiment/own.yaml: cannot be read"),
+    "an unknown key": ("# @package _global_\nstepz: 5\n", "'experiment/own'"),
+    "an attribute twice": (
+        "# @package _global_\ndefaults:\n  - gender\n  - override /attribute: [gender, gender]\n",
+        "attribute: found gender 2 times",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", OWN)
+def test_a_mistake_in_a_file_of_ones_own_names_it(case, tmp_path, monkeypatch, capsys):
+    text, says = OWN[case]
+    (tmp_path / "own" / "experiment").mkdir(parents=True)
+    (tmp_path / "own" / "experiment" / "own.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    options = [f"--config-dir={tmp_path / 'own'}", "experiment=own"]
+    assert says in call(options, tmp_path / "run", monkeypatch, capsys)
+
+
+@pytest.mark.parametrize(
+    "value", ["женщина", "niño", "日本", "don't", 'say "x"', "a photo of {}, smiling", "x;y", "\\!"]
+)
+def test_what_has_to_be_quoted_is_told_how(value, tmp_path, monkeypatch, capsys):
+    """The shell and Hydra read what the line says as the value that was meant."""
+    line = call([f"prompts.negative={value}"], tmp_path / "run", monkeypatch, capsys)
+    (quoted,) = shlex.split(line.split("cannot be read without quotation marks; write ")[1])
+    assert composed(quoted).prompts.negative == value
 
 
 def test_empty_prompt_list(tmp_path, monkeypatch, capsys):
@@ -426,10 +527,20 @@ def test_a_model_that_paints_from_more_than_a_prompt(changes, says, tiny_folder,
     assert f"model.path: {model}: its U-Net" in line and says in line
 
 
-def test_several_processes_are_refused(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "WORLD_SIZE: found 2, allowed: 1" in call([], tmp_path / "run", monkeypatch, capsys)
+@pytest.mark.parametrize("key", ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"])
+def test_several_processes_are_refused(key, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv(key, "2")
+    assert f"{key}: found 2, allowed: 1" in call([], tmp_path / "run", monkeypatch, capsys)
     assert_nothing_half_written(tmp_path / "run")
+
+
+def test_several_processes_that_accelerate_does_not_start_are_refused(tmp_path, monkeypatch, capsys):
+    """On a CPU `accelerate launch --num_processes 2` starts one process, with these in its environment."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    assert "accelerate launch: found several processes" in call([], tmp_path / "run", monkeypatch, capsys)
+    monkeypatch.delenv("MASTER_ADDR")  # as of --num_processes 1
+    assert "steps" in call(["steps=0"], tmp_path / "run", monkeypatch, capsys)
 
 
 def test_a_judge_with_other_classes(tmp_path, monkeypatch, capsys):

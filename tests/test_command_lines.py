@@ -4,12 +4,16 @@ import io
 import re
 import shlex
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 from rich.table import Table
+from tiny import composed
 
+from fairdiff import run
 from fairdiff.cli import main
+from fairdiff.errors import FairDiffError
 from fairdiff.training.tracking import make_console
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -74,7 +78,9 @@ def test_what_leaves_the_training_as_it_is_has_its_folder(other, monkeypatch, tm
 
 def test_what_changes_the_training_has_its_own_folder_in_any_order(monkeypatch, tmp_path):
     here = {"monkeypatch": monkeypatch, "tmp_path": tmp_path}
-    found = {lands(*o.split(), **here) for o in ("", "model.padding=longest", "adapter.rank=2", "judge=hf", "loss.face=null")}
+    found = {
+        lands(*o.split(), **here) for o in ("", "model.padding=longest", "adapter.rank=2", "judge=hf", "loss.face=null")
+    }
     assert len(found) == 5
     assert lands("adapter.rank=2", "loss.face=null", **here) == lands("loss.face=null", "adapter.rank=2", **here)
     long = [f"prompts.negative={'x' * 90}", "adapter.rank=2"]
@@ -123,3 +129,124 @@ def test_an_argument_that_is_no_text_here_is_one_line(tmp_path, monkeypatch, cap
         main(lambda config, folder: None)()
     said = capsys.readouterr().err
     assert exit_info.value.code == 2 and said.count("\n") == 1 and "PYTHONUTF8=1" in said
+@pytest.mark.parametrize("key", ["prompts.negative", "model.path", "prompts.train"])
+def test_values_that_look_alike_in_a_folders_name_have_their_own(key, monkeypatch, tmp_path):
+    values = ["a b", "a/b", "a-b", "a  b", "A b", "a b/", "a_b", "'a b'x"]
+    quoted = [f'{key}="{value}"' for value in values]
+    assert len({lands(one, monkeypatch=monkeypatch, tmp_path=tmp_path).casefold() for one in quoted}) == len(values)
+
+
+def given(name: str, arguments: list[str], monkeypatch) -> list[tuple]:
+    """(configuration, folder below the working directory) of the runs of a command line."""
+    found = []
+    monkeypatch.setattr(sys, "argv", ["x.py", *arguments])
+    main(lambda config, folder: found.append((config, folder.relative_to(folder.cwd()).as_posix())), name)()
+    return found
+
+
+def refused(arguments: list[str], monkeypatch, capsys) -> str:
+    """The only line of a command that runs nothing."""
+    with pytest.raises(SystemExit) as stop:
+        given("config", arguments, monkeypatch)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2
+    return line
+
+
+SAVED = [
+    [],
+    ["experiment=multi_concept", "~prompts.families.occupation", "target.gender.female=.3", "target.gender.male=.7"],
+    ["attribute=[race]", "adapter=soft_tokens", "target.file=labour", "validation.every=5", "loss.image=0.1"],
+    ["model=sd15", "judge.path={gender: a, race: b}", "prompts.negative='ü \\${x} \"'", "loss=paper", "seed=3"],
+    ["resume=false", "cache=null", "adapter.learning_rate=1e-7", "prompts.template='\"{}\"'"],
+]
+
+
+@pytest.mark.parametrize("option", ["rerun", "--config-path"])
+@pytest.mark.parametrize("overrides", SAVED, ids=" ".join)
+def test_a_saved_configuration_runs_again_as_it_was(overrides, option, tmp_path, monkeypatch):
+    """In a folder of its own, and resumed when repeated."""
+    monkeypatch.chdir(tmp_path)
+    config = composed(*overrides)
+    run.begin(tmp_path / "old", asdict(config), "a")
+    ((again, folder),) = given("config", [f"{option}=old"], monkeypatch)
+    assert again == replace(config, resume=True)
+    assert re.fullmatch(rf"outputs/rerun/old-\w{{6}}/default/seed{config.seed}", folder)
+
+
+def test_further_overrides_stand_on_top_of_a_saved_configuration(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = composed("adapter.rank=3", "seed=2")
+    run.begin(tmp_path / "old", asdict(config), "a")
+    ((again, folder),) = given(
+        "config", ["rerun=old", "adapter.rank=2", "seed=5", "+prompts.families.styled=1"], monkeypatch
+    )
+    assert (again.adapter.rank, again.seed, again.prompts.families) == (2, 5, {"occupation": 1, "styled": 1})
+    assert re.fullmatch(r"outputs/rerun/old-\w{6}/\+prompts.families.styled-1,adapter.rank-2-\w{6}/seed5", folder)
+    ((again, folder),) = given("config", ["rerun=old", "resume=false", "hydra.run.dir=here"], monkeypatch)
+    assert (again, folder) == (replace(config, resume=False), "here")
+    swept = given("config", ["-m", "rerun=old", "seed=0,1"], monkeypatch)
+    assert [again.seed for again, _ in swept] == [0, 1] and {again.adapter.rank for again, _ in swept} == {3}
+    ((again, folder),) = given("measure", ["rerun=old"], monkeypatch)
+    assert again == config and re.fullmatch(r"outputs/audit/rerun/old-\w{6}/default", folder)
+
+
+def test_a_saved_configuration_is_one_of_values_and_whole(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    run.begin(tmp_path / "old", asdict(composed("adapter.rank=3")), "a")
+    for group in ("adapter=lora_text", "attribute=[race]", "+experiment=race", "judge@audit.judge=hf"):
+        assert "is a group, a saved configuration takes single values" in refused(
+            ["rerun=old", group], monkeypatch, capsys
+        )
+    assert "foo: there is no such key" in refused(["rerun=old", "++foo=1"], monkeypatch, capsys)
+    file = tmp_path / "old" / "config.yaml"
+    whole = file.read_text()
+    for text, says in (
+        (whole + "adapter: {}\n", "found duplicate key adapter"),
+        (whole.replace("  rank: 3", "  alpha: 3"), "adapter.alpha: there is no such key; in its place: adapter.rank"),
+        (whole.replace("  rank: 3", "  rank: many"), "adapter.rank: Value 'many'"),
+        (whole.replace("steps: 120\n", ""), "steps: no value given"),
+        ("steps: [1\n", "line 2"),
+        ("- 1\n", "found a list"),
+    ):  # fmt: skip
+        assert text != whole
+        file.write_text(text)
+        assert says in refused(["rerun=old"], monkeypatch, capsys), says
+
+
+def test_a_saved_configuration_in_ones_own_folder_is_not_read_in_silence(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    run.begin(tmp_path / "old", asdict(composed("steps=7")), "a")
+    line = refused(["--config-dir", "old"], monkeypatch, capsys)
+    assert "--config-dir: old/config.yaml is not read" in line and "rerun=old" in line
+    file = tmp_path / "old" / "config.yaml"
+    quiet = "{override hydra/job_logging: none}, {override hydra/hydra_logging: none}"
+    file.write_text(f"defaults: [_self_, {quiet}]\nsteps: 7\n")  # a configuration of Hydra's own
+    assert "--config-path: its configuration has no schema" in refused(
+        ["--config-path", str(tmp_path / "old")], monkeypatch, capsys
+    )
+
+
+def test_a_sweep_runs_what_it_can_and_names_the_rest_at_the_end(tmp_path, monkeypatch, capsys):
+    """Values that do not compose, values that break a law, runs that fail."""
+    monkeypatch.chdir(tmp_path)
+    done = []
+
+    def task(config, folder):
+        if config.seed == 3:
+            raise FairDiffError("three is too many")
+        done.append((config.steps, config.seed))
+
+    monkeypatch.setattr(sys, "argv", ["x.py", "-m", "steps=5,many", "seed=0,-1,3,1"])
+    with pytest.raises(SystemExit) as stop:
+        main(task)()
+    assert stop.value.code == 2 and done == [(5, 0), (5, 1)]
+    said = capsys.readouterr().err
+    listed = said.split("error: these runs of the sweep failed:\n")[1].splitlines()
+    assert "Traceback" not in said and len(listed) == 6
+    assert sum("steps=many" in line and "could not be converted to Integer" in line for line in listed) == 4
+    assert any(line.strip().startswith("steps=5 seed=-1: seed: found -1") for line in listed)
+    assert any(line.strip() == "steps=5 seed=3: three is too many" for line in listed)
+    monkeypatch.setattr(sys, "argv", ["x.py", "-m", "seed=0,1"])
+    main(task)()  # nothing of it is left
+    assert capsys.readouterr().err == ""

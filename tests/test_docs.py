@@ -3,16 +3,13 @@
 import re
 import shlex
 import sys
-from itertools import product
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
 import pytest
+from tiny import whole_audit
 
-from fairdiff.audit.axis import MetricSpec
-from fairdiff.audit.metrics import compute_metrics
-from fairdiff.cli import RENAMED, main
+from fairdiff.cli import main
+from fairdiff.messages import RENAMED
 from fairdiff.plan import make_plan
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -106,34 +103,11 @@ def test_the_changelog_names_every_renamed_key():
     assert not [old for old in RENAMED if f"`{old}" not in text]
 
 
-def audit() -> dict:
-    """An audit with everything in it: two families, three models, a joint, a known error, prompts without people."""
-    classes, rows = {"gender": ("female", "male"), "race": ("White", "Black")}, []
-    rng = np.random.default_rng(0)
-    for model, prompt, image in product(("before", "start", "after"), range(7), range(8)):
-        people, names = prompt not in (4, 5), "gender.male" if prompt == 6 else ""
-        share = {f"p.{a}.{c}": p for a in classes for c, p in zip(classes[a], rng.dirichlet([1, 1]), strict=True)}
-        share |= {"wording.gender.0": image % 2, "wording.gender.1": 0}
-        after = np.nan if model == "before" else 0.9
-        rows.append({
-            "model": model, "family": "sport" if prompt % 2 else "occupation", "people": people, "names": names,
-            "prompt_index": prompt,
-            "subject": f"s{prompt}", "prompt": f"a {prompt}", "image_index": image, "seed": 1, "found": people, **share,
-            "clip_t": 0.3, "clip_i": after, "dino": after, "between": 0.5, "model_hash": model, "judge_hash": "j",
-        })  # fmt: skip
-    spec = MetricSpec(
-        classes, {"path": "x", "same_as_training_judge": False, "wordings": {"gender": [{}, {}]}},
-        {"gender": np.array([0.5, 0.5])}, {name: np.array([[90, 10], [10, 90]]) for name in classes},
-        provenance={"guidance": 7.5},
-    )  # fmt: skip
-    return compute_metrics(pd.DataFrame(rows), spec, {3.0: pd.DataFrame(rows)})
-
-
 def test_the_page_of_audit_json_names_every_key_and_no_other():
     text = (ROOT / "docs" / "reference" / "audit_json.md").read_text("utf-8")
     parts = re.split(r"^## .+\n|^(?=\| key of)", text, flags=re.M)[1:]
     named = [{k for row in re.findall(r"^\| (`.+?) \|", p, re.M) for k in re.findall(r"`(\w+)`", row)} for p in parts]
-    found = audit()
+    found = whole_audit()
     assert text.count(found["schema"]) == 2
     model = found["models"]["after"]
     gender = model["attributes"]["gender"]

@@ -27,9 +27,12 @@ ROOMS = {  # package or module of fairdiff -> what else of fairdiff it may impor
     "describe": EVERYBODY | {"config", "plan", "build", "build_audit", "diffusion", "training", "audit"},
     "run": EVERYBODY | {"build_audit", "diffusion", "training", "audit"},
     "jobs": {"config", "plan", "build", "build_audit", "describe", "run", "cli", "training", "lock"},
-    "cli": {"config", "errors"},
+    "start": {"jobs"},
+    "messages": {"config", "errors"},
+    "command_line": {"errors", "messages"},
+    "cli": {"config", "errors", "messages", "command_line", "start"},
 }
-HYDRA = {"config", "cli"}  # the rooms that know hydra and omegaconf
+HYDRA = {"config", "cli", "command_line"}  # the rooms that know hydra and omegaconf
 
 
 def imports(path: Path) -> set[str]:

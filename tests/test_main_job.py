@@ -29,7 +29,8 @@ SMALL = [
 
 
 def launch(folder, *overrides):
-    sys.argv = ["train.py", *SMALL, *overrides, f"hydra.run.dir={folder}"]
+    each = {override.split("=")[0]: override for override in (*SMALL, *overrides)}  # a key is set once
+    sys.argv = ["train.py", *each.values(), f"hydra.run.dir={folder}"]
     train.task()
 
 

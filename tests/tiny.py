@@ -3,8 +3,11 @@
 import json
 import shutil
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
@@ -16,6 +19,8 @@ from classifiers.attributes import MEAN, STD
 from classifiers.detect import WholeImage
 from classifiers.identity import Bank
 from classifiers.types import Boxes
+from fairdiff.audit.axis import MetricSpec
+from fairdiff.audit.metrics import compute_metrics
 from fairdiff.cli import CONF, to_config
 from fairdiff.config import Config
 from fairdiff.diffusion.adapters import Lora, SoftTokens
@@ -153,3 +158,26 @@ def make_trainee(model, kind="soft_tokens", attributes=("gender",), **changes) -
     return Trainee(
         model, adapter, perception, Originals(perception, original, changes.get("folder"), block=4), objective, method
     )
+
+
+def whole_audit() -> dict:
+    """An audit with everything in it: two families, three models, a joint, a known error, prompts without people."""
+    classes, rows = {"gender": ("female", "male"), "race": ("White", "Black")}, []
+    rng = np.random.default_rng(0)
+    for model, prompt, image in product(("before", "start", "after"), range(7), range(8)):
+        people, names = prompt not in (4, 5), "gender.male" if prompt == 6 else ""
+        share = {f"p.{a}.{c}": p for a in classes for c, p in zip(classes[a], rng.dirichlet([1, 1]), strict=True)}
+        share |= {"wording.gender.0": image % 2, "wording.gender.1": 0}
+        after = np.nan if model == "before" else 0.9
+        rows.append({
+            "model": model, "family": "sport" if prompt % 2 else "occupation", "people": people, "names": names,
+            "prompt_index": prompt,
+            "subject": f"s{prompt}", "prompt": f"a {prompt}", "image_index": image, "seed": 1, "found": people, **share,
+            "clip_t": 0.3, "clip_i": after, "dino": after, "between": 0.5, "model_hash": model, "judge_hash": "j",
+        })  # fmt: skip
+    spec = MetricSpec(
+        classes, {"path": "x", "same_as_training_judge": False, "wordings": {"gender": [{}, {}]}},
+        {"gender": np.array([0.5, 0.5])}, {name: np.array([[90, 10], [10, 90]]) for name in classes},
+        provenance={"guidance": 7.5},
+    )  # fmt: skip
+    return compute_metrics(pd.DataFrame(rows), spec, {3.0: pd.DataFrame(rows)})

@@ -1,6 +1,7 @@
 """Every configuration schema with its cross-field laws. What they forbid is a FairDiffError of one line."""
 
 from dataclasses import asdict, dataclass, field
+from difflib import get_close_matches
 from typing import Any
 
 from omegaconf import MISSING
@@ -13,7 +14,7 @@ from fairdiff.config.frozen import (
     ModelConfig,
     SamplerConfig,
 )
-from fairdiff.config.laws import between, one_of, positive, text
+from fairdiff.config.laws import between, finite, leaves, no_empty_path, one_of, positive, text
 from fairdiff.config.training import (
     AdapterConfig,
     GradientConfig,
@@ -23,6 +24,19 @@ from fairdiff.config.training import (
     ValidationConfig,
 )
 from fairdiff.errors import FairDiffError
+
+PATHS = (
+    *("model.path", "adapter.path", "judge.path", "audit.judge.path", "prompts.train", "prompts.validation"),
+    *(
+        "prompts.test",
+        "target.file",
+        "detector.root",
+        "features.clip",
+        "features.encoder",
+        "features.identity",
+        "cache",
+    ),
+)
 
 
 @dataclass
@@ -100,6 +114,10 @@ class Config:
     cache: str | None = "outputs/cache"
 
     def __post_init__(self):
+        for key, found in leaves(asdict(self)):
+            finite(key, found)
+            if key.startswith(PATHS):  # judge.path has one for each attribute, or one for all
+                no_empty_path(key, found)
         for key in ("steps", "global_batch", "noise_pool", "micro_batch"):
             positive(key, asdict(self)[key])
         between("seed", self.seed, 0, 2**31 - 1)
@@ -112,15 +130,32 @@ class Config:
             raise FairDiffError(f"validation.every: found {every}, allowed: at most steps = {self.steps}, or null")
         if every is not None and self.loss.image is None:
             raise FairDiffError("validation.every: needs the encoders of loss.image, which is null; 0 measures only")
+        most, evaluations = self.sampler.train_steps[1], self.gradient.evaluations
+        if evaluations is not None and evaluations > most:
+            raise FairDiffError(
+                f"gradient.evaluations: found {evaluations}, allowed: at most sampler.train_steps, {most}, or null for all"
+            )
         if not self.attributes:
             raise FairDiffError("attribute: found [], allowed: one or more of gender, race, age or your own")
         _check_target(self.attributes, self.target)
         _check_phrases(self.attributes, self.audit.phrases)
+        _check_mapping("judge.mapping", self.judge.mapping, self.attributes)
+        _check_mapping("audit.judge.mapping", self.audit.judge.mapping, self.attributes)
+
+
+def _check_mapping(key: str, mapping: dict[str, Any], attributes: dict[str, AttributeConfig]) -> None:
+    """FairDiffError for a misspelt attribute: one that is not requested may stand there, and nothing reads it."""
+    for name in mapping:
+        near = get_close_matches(name, attributes, 1, 0.8)
+        if near and name not in attributes:
+            raise FairDiffError(f"{key}: found {name}, allowed: {near[0]}")
 
 
 def _check_target(attributes: dict[str, AttributeConfig], target: dict[str, Any]) -> None:
     for name in target:
         one_of("target", name, [*attributes, "file"])
+    if "file" not in target:
+        raise FairDiffError("target.file: no value given, allowed: a path, a name such as labour, or null")
     if "file" in attributes:
         raise FairDiffError("attributes: found the name file, allowed: any other")
     if not isinstance(target["file"], str | None):

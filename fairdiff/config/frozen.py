@@ -98,7 +98,7 @@ class DetectorConfig:
         one_of("detector.type", self.type, ["mtcnn", "whole", "insightface"])
         for key in ("input_size", "crop_size", "expand"):
             positive(f"detector.{key}", asdict(self)[key])
-        if self.type == "insightface" and not self.root:
+        if self.type == "insightface" and self.root is None:
             raise FairDiffError("detector.root: found null, allowed: the folder of insightface's models")
 
 

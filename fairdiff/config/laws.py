@@ -1,5 +1,7 @@
 """What a single value may be; else a FairDiffError of one line."""
 
+import math
+from collections.abc import Iterator
 from typing import Any
 
 from fairdiff.errors import FairDiffError
@@ -32,3 +34,27 @@ def between(key: str, value: float, low: float, high: float) -> None:
     """FairDiffError unless low <= value <= high."""
     if not low <= value <= high:
         raise FairDiffError(f"{key}: found {value}, allowed: {low} to {high}")
+
+
+def leaves(tree: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """("a.b", value) of nested mappings and lists; items of a list have the list's key."""
+    if isinstance(tree, dict):
+        for name, below in tree.items():
+            yield from leaves(below, f"{key}.{name}" if key else str(name))
+    elif isinstance(tree, list):
+        for item in tree:
+            yield from leaves(item, key)
+    else:
+        yield key, tree
+
+
+def finite(key: str, found: Any) -> None:
+    """FairDiffError for a number that is none or without end."""
+    if isinstance(found, float) and not math.isfinite(found):
+        raise FairDiffError(f"{key}: found {found}, allowed: a finite number")
+
+
+def no_empty_path(key: str, found: Any) -> None:
+    """FairDiffError for an empty path, as of a shell variable that is not set."""
+    if isinstance(found, str) and not found.strip():
+        raise FairDiffError(f"{key}: found an empty path, allowed: a path, or null where there is none")

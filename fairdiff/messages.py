@@ -1,0 +1,118 @@
+"""An error of Hydra, OmegaConf or ours as one line that says what is allowed, and what took the place of old keys."""
+
+import re
+from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import get_origin
+
+from fairdiff.config import AttributeConfig, Config
+from fairdiff.errors import FairDiffError
+
+_TOP = Path(__file__).resolve().parent.parent / "conf"  # in a clone; in a wheel it lies in the package
+CONF = str(_TOP if _TOP.is_dir() else Path(__file__).resolve().parent / "conf")
+OWN_ATTRIBUTE = (
+    "; an attribute of one's own is a file like conf/attribute/gender.yaml in a folder `attribute` of one's own folder, "
+    "chosen with --config-dir <that folder> 'attribute=[<its name>]'"
+)
+
+
+_MICRO = "micro_batch, which sets decoding, replay and audit"
+_LITERAL = "nothing, it is only measured, by scripts/bench.py"
+# Old keys, and old choices of files (those with "="), and what takes their place; for one release
+RENAMED = {
+    "adapter.alpha": "adapter.rank, which alpha always equals",
+    "audit.batch_size": _MICRO,
+    "audit.judge=": "judge@audit.judge=net, hf or open_clip",
+    "audit.judge.paths": "audit.judge.path={<attribute>: <path>}",
+    "audit.unrelated_images": "audit.images_per_prompt, of which prompts without people have 16 or fewer",
+    "audit.unrelated_prompts": "audit.without_people",
+    "audit/judge": "judge@audit.judge=net, hf or open_clip",
+    "checkpoint_every": "nothing, a checkpoint is written every 10 steps",
+    "decode_batch": _MICRO,
+    "detector=portraits": "detector=mtcnn",
+    "experiment=debias": "experiment=gender",
+    "features=": "model=sd15 for photographs, or features.clip, features.encoder, features.identity",
+    "gradient=": "gradient.type=unit, reference or solver, and gradient.evaluations",
+    "gradient.detach": _LITERAL,
+    "gradient.last": _LITERAL,
+    "gradient.type=autograd": _LITERAL,
+    "gradient.type=truncated": _LITERAL,
+    "judge.paths": "judge.path={<attribute>: <path>}",
+    "judge=embedded": "judge=net",
+    "loss.balance={": "loss.align, loss.image, loss.face, which are shares with loss.balance=true",
+    "loss.balance.align": "loss.align, a share with loss.balance=true",
+    "loss.balance.face": "loss.face, a share with loss.balance=true",
+    "loss.balance.image": "loss.image, a share with loss.balance=true",
+    "loss.draws": "nothing, there are 256 where transport is not exact",
+    "optimizer=": "optimizer.schedule, optimizer.weight_decay, optimizer.ema of AdamW, the only one",
+    "optimizer.max_grad_norm": "nothing, gradients are not clipped",
+    "optimizer.warmup": "nothing, optimizer.schedule begins at the full rate",
+    "prompts=": "prompts.families, or files as prompts.train, prompts.validation, prompts.test",
+    "prompts.train_limit": "prompts.train, a file of fewer",
+    "replay_batch": _MICRO,
+    "sampler=": "model=portraits or sd15, or sampler.guidance, sampler.audit_steps and the like",
+    "target.joint": "target.file, a YAML file that holds the same",
+    "target.relaxation": "nothing, shares in between are written as target.<attribute> or in target.file",
+    "validation.sampler_steps": "sampler.audit_steps",
+}
+
+
+def instead(override: str) -> str:
+    """ "; in its place: ..." for an override of old, "" for any other."""
+    for old, new in RENAMED.items():
+        if f"{override}=".startswith(old if "=" in old else (f"{old}=", f"{old}.")):
+            return f"; in its place: {new}"
+    return ""
+
+
+def like(key: str) -> str:
+    """ "; allowed: ..." for a key that is unknown: what stands in its place, the alike first."""
+    if new := instead(key):
+        return new
+    *path, last = key.split(".")
+    if path[:1] == ["target"]:
+        return "; allowed: target.<attribute>.<class> of the attributes in attribute=[...], file"
+    if path[:1] == ["attributes"]:
+        known = [f.name for f in fields(AttributeConfig)]
+        close = [] if last in known else get_close_matches(last, known, 3, 0.6)
+        return f"; allowed: {', '.join('.'.join([*path, name]) for name in close)}" if close else OWN_ATTRIBUTE
+    here: type = Config
+    for i, name in enumerate([*path, last]):
+        kinds = {f.name: f.type for f in fields(here)} if is_dataclass(here) else {}
+        if get_origin(kinds.get(name)) is dict:  # new keys of a mapping are Hydra's to append
+            rest = [*path, last][i + 1 :] or ["<key>"]
+            return f"; a new one is written with a plus, as in +{'.'.join([*path[:i], name, *rest])}=<value>"
+        parent, here = here, kinds.get(name, type(None))
+    names = [f.name for f in fields(parent)] if is_dataclass(parent) else []
+    close = get_close_matches(last, names, 3, 0.6) or names
+    return f"; allowed: {', '.join('.'.join([*path, name]) for name in close)}" if names else ""
+
+
+def one_line(error: Exception) -> str:
+    """The message of an error and of what caused it, on one line without Hydra's own advice."""
+    texts = [str(error)]
+    cause = error.__cause__
+    if cause is not None and not isinstance(error, FairDiffError) and str(cause) not in texts[0]:
+        texts.append(str(cause))
+    lines = [line.strip() for text in texts for line in text.splitlines()]
+    noise = ("Set the environment", "object_type=", "reference_type=", "To append", "provider=", "Config search path")
+    keep = [s for s in lines if s and not s.startswith(noise)]
+    first = keep[0] if keep else ""
+    if key := re.search(r"Could not override '([\w./]+)'", first):
+        return f"{key[1]}: there is no such key{like(key[1])}"
+    if (file := re.search(r"In '(\w+)/([^']+)'", first)) and f"Key '{file[1]}' not in 'Config'" in keep:
+        return f"{file[1]}/{file[2]}.yaml: its first line has to be `# @package _global_`, or it sets keys of {file[1]} only"
+    olds = re.findall(r"Error merging override \+*(.+)", first)
+    olds += ["=".join(found) for found in re.findall(r"Could not find '(\w+)/(\w+)'", first)]
+    olds += [joint.join(found) for joint in "=." for found in re.findall(r"^([\w.]+): found (\w+),", first)]
+    for old in olds:
+        if new := instead(old):
+            return f"{old}: there is no such thing any more{new}"
+    if "not a subclass of AttributeConfig" in "".join(keep):
+        return keep[0].split(";")[0] + OWN_ATTRIBUTE
+    if "Config. value" in "".join(keep):
+        keep.append("its keys are set one by one")
+    if group := re.search(r"Could not load '(\w+)/", first):  # Hydra lists no options for lists
+        keep.append("allowed: " + ", ".join(sorted(p.stem for p in Path(CONF, group[1]).glob("*.yaml"))))
+    return "; ".join(keep)
