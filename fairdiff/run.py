@@ -16,6 +16,7 @@ from rich.console import Console
 from fairdiff.audit.axis import MetricSpec
 from fairdiff.audit.generate import Generate, run_audit
 from fairdiff.audit.metrics import compute_metrics
+from fairdiff.audit.read import read_audit
 from fairdiff.audit.records import ANEW, load_records
 from fairdiff.audit.report import render_report, summary_table
 from fairdiff.build_audit import Audit
@@ -161,5 +162,5 @@ def report(where: Path, history: list[dict]) -> None:
 def conclude(folder: Path, audit: Audit, console: Console) -> None:
     """Print the table; the last line names the report."""
     where = audit_folder(folder, audit)
-    console.print(summary_table(json.loads((where / "audit.json").read_text(encoding="utf-8"))))
+    console.print(summary_table(read_audit(where / "audit.json")))
     print(f"report: {where / 'report.html'}")

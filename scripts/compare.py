@@ -7,16 +7,17 @@ python scripts/compare.py outputs/a/seed0 outputs/b/seed0   some runs
 import argparse
 
 from fairdiff.audit.compare import comparison_tables, find_audits
-from fairdiff.cli import any_terminal, fail
+from fairdiff.cli import fail
 from fairdiff.errors import FairDiffError
+from fairdiff.start import ending
 from fairdiff.training.tracking import make_console
 
 
+@ending()
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folders", nargs="+", metavar="folder", help="a run's folder, or one with runs below it")
     args = parser.parse_args(argv)
-    any_terminal()
     try:
         tables = comparison_tables(find_audits(args.folders))
     except (FairDiffError, OSError) as error:

@@ -12,10 +12,12 @@ from pathlib import Path
 from fairdiff.cli import fail
 from fairdiff.diffusion.released import convert
 from fairdiff.errors import FairDiffError
+from fairdiff.start import ending
 
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 
 
+@ending()
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("files", nargs="+", type=Path, metavar="file", help="*.pth as released")

@@ -8,16 +8,32 @@ the target, [0, 1]; of perceived presentation, after training. A prompt without 
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
 from reproduce.numbers import entry, signed
 
 from fairdiff.audit.intervals import mean_interval
-from fairdiff.cli import any_terminal, fail
+from fairdiff.audit.read import COUNT, NUMBER, TEXT, Each, Maybe, read_shape
+from fairdiff.cli import fail
+from fairdiff.errors import FairDiffError
+from fairdiff.start import ending
 
 KEYS = {"bias": "value", "target": "total_variation"}
+PROMPT = {"family": TEXT, "prompt": Maybe(TEXT), "bias": {"value": NUMBER}, "target": {"total_variation": NUMBER}}
+MODEL = dict.fromkeys(("attributes", "joint"), Each({"per_prompt": [PROMPT]}))
+AUDIT = {"models": Each(MODEL), "provenance": {"seed": COUNT}}
+
+
+def read(path: Path) -> dict:
+    """An audit, or the record of one, with a model after training; FairDiffError for any other file."""
+    audit = read_shape(path, AUDIT)
+    if "after" not in audit["models"]:
+        found = ", ".join(audit["models"]) or "none"
+        raise FairDiffError(
+            f"{path}: models: found {found}, allowed: an audit with after, of a training or an adapter.path"
+        )
+    return audit
 
 
 def paired(one: dict, other: dict, attribute: str, of: str) -> tuple[float, float, float, int]:
@@ -40,6 +56,7 @@ def paired(one: dict, other: dict, attribute: str, of: str) -> tuple[float, floa
     return float(differences.mean()), float(low), float(high), len(differences)
 
 
+@ending()
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("one", type=Path)
@@ -47,11 +64,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--attribute", default="gender")
     parser.add_argument("--of", choices=KEYS, default="bias")
     args = parser.parse_args(argv)
-    any_terminal()
     try:
-        one, other = (json.loads(path.read_text(encoding="utf-8")) for path in (args.one, args.other))
-        mean, low, high, count = paired(one, other, args.attribute, args.of)
-    except (OSError, ValueError) as error:
+        mean, low, high, count = paired(read(args.one), read(args.other), args.attribute, args.of)
+    except (FairDiffError, OSError, ValueError) as error:
         fail(error)
     print(f"{args.attribute}, {args.of}: {signed(mean)} [{signed(low)}, {signed(high)}] over {count} prompts")
 

@@ -9,9 +9,11 @@ from pathlib import Path
 from fairdiff import run
 from fairdiff.cli import fail
 from fairdiff.errors import FairDiffError
+from fairdiff.start import ending
 from fairdiff.training.tracking import read_metrics
 
 
+@ending()
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, metavar="RUN")

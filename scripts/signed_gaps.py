@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from fairdiff.cli import fail
+from fairdiff.start import ending
 
 
 def signed_gaps(records: pd.DataFrame, attribute: str) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -53,6 +54,7 @@ def residuals(before: np.ndarray, after: np.ndarray) -> tuple[float, np.ndarray]
     return float(slope), after - offset - slope * before
 
 
+@ending()
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folders", nargs="+", type=Path, metavar="folder", help="of a finished run, before and after")

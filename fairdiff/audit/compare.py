@@ -3,7 +3,6 @@
 Every number is an audit's own (`wording.comparison`); only means over seeds are made here.
 """
 
-import json
 import os
 import re
 from collections import Counter
@@ -15,7 +14,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from fairdiff.audit.metrics import SCHEMA
+from fairdiff.audit.read import read_audit
 from fairdiff.audit.wording import comparison, interval, last_model, number, signed
 from fairdiff.errors import FairDiffError
 
@@ -34,14 +33,7 @@ def find_audits(folders: Iterable[str | Path]) -> dict[str, dict]:
         if not paths:
             raise FairDiffError(f"{folder}: found no finished run (audit.json) in it or below")
         for path in paths:
-            try:
-                audit = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError:
-                audit = None
-            schema = audit.get("schema") if isinstance(audit, dict) else None
-            if schema != SCHEMA:
-                raise FairDiffError(f"{path}: is no audit: found schema {schema}, allowed: {SCHEMA}")
-            found[path.parent.resolve().as_posix()] = audit
+            found[path.parent.resolve().as_posix()] = read_audit(path)
     runs = {_AUDIT.sub("", name) for name in found}
     common = os.path.commonpath(runs) if len(runs) > 1 else Path(next(iter(runs))).parent
     return {os.path.relpath(name, common): audit for name, audit in found.items()}

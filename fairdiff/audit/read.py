@@ -1,0 +1,169 @@
+"""The reader of audit.json: what tables take from it is there and of its kind, or one line says where it is not."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fairdiff.audit.metrics import SCHEMA
+from fairdiff.audit.records import MODELS
+from fairdiff.errors import FairDiffError
+from fairdiff.files import read_given
+
+
+@dataclass(frozen=True)
+class Each:
+    """A mapping of any names to one shape."""
+
+    shape: Any
+
+
+@dataclass(frozen=True)
+class Maybe:
+    """A shape, or nothing, or with `null` that."""
+
+    shape: Any
+    null: bool = True
+
+
+# leaves: what they have to be, in words
+NUMBER, COUNT, FLAG, TEXT = "a number or null", "a whole number from 0", "true or false", "text"
+ENDS = "[low, high] or null"
+
+# shapes: a leaf, a mapping with these keys and any others, a list of one shape
+RATE = {"rate": NUMBER, "ci95": ENDS}
+MEAN = {"mean": NUMBER, "ci95": ENDS}
+CHANGE = {"difference": NUMBER, "ci95": ENDS}
+DISTANCE = MEAN | {"floor": NUMBER, "worst_tenth": MEAN | {"floor": NUMBER, "prompts": COUNT}}
+TARGET = {
+    "requested": FLAG,
+    "uniform": FLAG,
+    "total_variation": DISTANCE,
+    "unbiased_rms": {"value": NUMBER, "ci95": ENDS},
+}
+AXIS = {"bias": DISTANCE, "target": TARGET}
+PROMPT = {"prompt": TEXT, "target": {"shares": Each(NUMBER)}}
+MODEL = {
+    "attributes": Each(AXIS | {"low_confidence": RATE, "per_prompt": [PROMPT]}),
+    "joint": Each(AXIS),
+    "families": Each({"attributes": Each(AXIS)}),
+    "no_face": RATE,
+    **dict.fromkeys(("clip_t", "clip_i", "dino", "between_seeds"), MEAN),
+}
+CHANGED = {"bias": CHANGE, "total_variation": CHANGE}
+PAIR = {
+    "attributes": Each(CHANGED | {"drift": Maybe(CHANGE | {"margin": NUMBER, "stayed_within": TEXT}, null=False)}),
+    "joint": Each(CHANGED),
+    "families": Each({"attributes": Each(CHANGED)}),
+    **dict.fromkeys(("no_face", "clip_t", "between_seeds"), CHANGE),
+}
+AUDIT = {
+    "prompts": COUNT,
+    "images_per_prompt": COUNT,
+    "judge": {"path": TEXT},
+    "models": Each(MODEL),
+    "paired": Maybe(PAIR),
+    "trained": Maybe(PAIR),
+    "named": Maybe({"attributes": Each({"kept": Each(MEAN), "change": Maybe(CHANGE)})}),
+    "without_people": Maybe({"relative_drift": {"value": NUMBER, "ci95": ENDS}}),
+    "provenance": {"target": Maybe(TEXT), "hashes": {"judge": TEXT}},
+}
+
+
+def read_audit(path: Path) -> dict:
+    """An audit of this version; FairDiffError for any other file."""
+    try:
+        return whole(read_shape(path, {}), path)
+    except FairDiffError as error:
+        again = path.parent / "request.json"  # with the records beside it
+        advice = f"; scripts/report.py {path.parent} writes it again from the records" if again.exists() else ""
+        raise FairDiffError(f"{error}{advice}") from error
+
+
+def whole(audit: dict, path: Path) -> dict:
+    """The same, with null for parts that are not there; FairDiffError, beginning with `path`, unless it is an audit."""
+    if audit.get("schema") != SCHEMA:
+        raise FairDiffError(f"{path}: is no audit: found schema {_named(audit.get('schema'))}, allowed: {SCHEMA}")
+    _check(audit, AUDIT, f"{path}: ")
+    audit = {key: None for key, shape in AUDIT.items() if isinstance(shape, Maybe)} | audit
+    _check_names(audit, path)
+    return audit
+
+
+def read_shape(path: Path, shape: Any) -> dict:
+    """The mapping of a JSON file that has at least this shape; FairDiffError that names the place where it has not."""
+    try:
+        found = json.loads(read_given(path, str(path)))
+    except (ValueError, RecursionError) as error:
+        why = "too deeply nested" if isinstance(error, RecursionError) else f"no JSON ({error})"
+        raise FairDiffError(f"{path}: is no audit: it is {why}") from error
+    if not isinstance(found, dict):
+        raise FairDiffError(f"{path}: is no audit: found {_named(found)}, allowed: a mapping")
+    _check(found, shape, f"{path}: ")
+    return found
+
+
+def _check(found: Any, shape: Any, place: str) -> None:
+    """FairDiffError unless `found`, which stands at `place`, has the shape."""
+    below = place if place.endswith(": ") else f"{place}."
+    match shape:
+        case Maybe(shape=inner, null=null):
+            if found is not None or not null:
+                _check(found, inner, place)
+        case str():
+            if not _is(found, shape):
+                raise FairDiffError(f"{place}: found {_named(found)}, allowed: {shape}")
+        case [inner]:
+            if not isinstance(found, list):
+                raise FairDiffError(f"{place}: found {_named(found)}, allowed: a list")
+            for number, item in enumerate(found):
+                _check(item, inner, f"{place}[{number}]")
+        case _:
+            if not isinstance(found, dict):
+                raise FairDiffError(f"{place}: found {_named(found)}, allowed: a mapping")
+            shapes = dict.fromkeys(found, shape.shape) if isinstance(shape, Each) else shape
+            for key, inner in shapes.items():
+                if key in found:
+                    _check(found[key], inner, f"{below}{key}")
+                elif not isinstance(inner, Maybe):
+                    raise FairDiffError(f"{below}{key}: is missing, the file is damaged or no audit of this version")
+
+
+def _is(found: Any, kind: str) -> bool:
+    number = isinstance(found, int | float) and not isinstance(found, bool)
+    match kind:
+        case "a number or null":
+            return found is None or (number and -1e300 < found < 1e300)  # no NaN, nothing too large
+        case "a whole number from 0":
+            return number and isinstance(found, int) and found >= 0
+        case "true or false":
+            return isinstance(found, bool)
+        case "text":
+            return isinstance(found, str)
+    return found is None or (isinstance(found, list) and len(found) == 2 and all(_is(end, NUMBER) for end in found))
+
+
+def _named(found: Any) -> str:
+    """A value in an error: only leaves are short."""
+    return {dict: "a mapping", list: "a list"}.get(type(found)) or json.dumps(found, ensure_ascii=False)[:60]
+
+
+def _check_names(audit: dict, path: Path) -> None:
+    """FairDiffError unless the frozen model is there and all parts have the attributes, combinations and families of it."""
+    models = audit["models"]
+    if "before" not in models or not {*models} <= {*MODELS}:
+        raise FairDiffError(f"{path}: models: found {', '.join(models) or 'none'}, allowed: before, start, after")
+    changes = {key: audit[key] for key in ("paired", "trained") if audit[key] is not None}
+    wanted = _names(models["before"])
+    for place, part in ({f"models.{name}": model for name, model in models.items()} | changes).items():
+        if _names(part) != wanted:
+            raise FairDiffError(f"{path}: {place}: has other attributes, combinations or families than models.before")
+
+    drifts = [{name for name in part["attributes"] if "drift" in part["attributes"][name]} for part in changes.values()]
+    if drifts and drifts[0] != drifts[-1]:
+        raise FairDiffError(f"{path}: trained: has a drift of other attributes than paired")
+
+
+def _names(part: dict) -> list:
+    families = {family: {*entry["attributes"]} for family, entry in part["families"].items()}
+    return [{*part["attributes"]}, {*part["joint"]}, families]
