@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fairdiff import build, describe, run
 from fairdiff.build_audit import build_audit, build_generators
-from fairdiff.cli import main
+from fairdiff.cli.main import main
 from fairdiff.config import Config
 from fairdiff.lock import locked
 from fairdiff.plan import make_plan

@@ -1,14 +1,7 @@
-"""How commands begin and end: Ctrl-C and a reader that has gone are no tracebacks. Imports nothing heavy by itself."""
+"""The commands fairdiff-train and fairdiff-audit. Imports nothing heavy before Ctrl-C is no traceback."""
 
-import codecs
 import os
 import signal
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-# What a terminal shows where its encoding lacks a character
-PLAIN = str.maketrans({"−": "-", "–": "-", "×": "x", "→": "->", "±": "+-", "≤": "<=", "\u00a0": " "})
 
 
 def train() -> None:
@@ -33,55 +26,3 @@ def _command(name: str) -> None:
 def _interrupted(*_: object) -> None:
     os.write(2, b"interrupted\n")
     os._exit(130)  # nothing has begun, and an exception could be swallowed by what is being imported
-
-
-@contextmanager
-def ending(interrupted: str = "interrupted") -> Iterator[None]:
-    """Of a command: exit code 130 and this line after Ctrl-C, 1 and nothing where nobody reads the output any more."""
-    if sys.stdout is None:  # closed before the start, as by >&-
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")
-    any_terminal()
-    try:
-        try:
-            yield
-        except KeyboardInterrupt:
-            print(interrupted, file=sys.stderr)
-            sys.exit(130)
-        except BrokenPipeError:
-            if not reader_is_gone("\n"):
-                raise
-            sys.exit(1)
-    except SystemExit as end:
-        if reader_is_gone() and not end.code:
-            sys.exit(1)
-        raise
-    if reader_is_gone():
-        sys.exit(1)
-
-
-def _plainly(error: UnicodeEncodeError) -> tuple[str, int]:
-    """What stands for characters that an encoding has not: "-" for a minus sign, an escape for an unknown one."""
-    text = error.object[error.start : error.end].translate(PLAIN)
-    return text.encode("ascii", "backslashreplace").decode("ascii"), error.end
-
-
-def any_terminal() -> None:
-    """Let stdout take every text, in an encoding such as ASCII, Latin-1 or Windows-1252 too."""
-    codecs.register_error("fairdiff.plainly", _plainly)
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="fairdiff.plainly")
-
-
-def reader_is_gone(more: str = "") -> bool:
-    """Whether standard output is a pipe that nobody reads any more, as after `| head`.
-
-    more: what is written to find out, after a failed write that has left nothing. If nobody reads, the output now leads
-    nowhere, or Python's own flush at exit would complain.
-    """
-    try:
-        sys.stdout.write(more)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False

@@ -14,7 +14,7 @@ from benchmark.config import BenchConfig, use_schema
 from benchmark.page import write_page
 from benchmark.results import measure
 
-from fairdiff.cli import main
+from fairdiff.cli.main import main
 from fairdiff.files import write_bytes
 from fairdiff.training.tracking import make_console
 

@@ -7,9 +7,9 @@ python scripts/compare.py outputs/a/seed0 outputs/b/seed0   some runs
 import argparse
 
 from fairdiff.audit.compare import comparison_tables, find_audits
-from fairdiff.cli import fail
+from fairdiff.cli.ending import ending
+from fairdiff.cli.main import fail
 from fairdiff.errors import FairDiffError
-from fairdiff.start import ending
 from fairdiff.training.tracking import make_console
 
 

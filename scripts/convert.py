@@ -9,10 +9,10 @@ python scripts/audit.py model=sd15 adapter=lora_text adapter.path=outputs/releas
 import argparse
 from pathlib import Path
 
-from fairdiff.cli import fail
+from fairdiff.cli.ending import ending
+from fairdiff.cli.main import fail
 from fairdiff.diffusion.released import convert
 from fairdiff.errors import FairDiffError
-from fairdiff.start import ending
 
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 

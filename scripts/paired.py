@@ -15,9 +15,9 @@ from reproduce.numbers import entry, signed
 
 from fairdiff.audit.intervals import mean_interval
 from fairdiff.audit.read import COUNT, NUMBER, TEXT, Each, Maybe, read_shape
-from fairdiff.cli import fail
+from fairdiff.cli.ending import ending
+from fairdiff.cli.main import fail
 from fairdiff.errors import FairDiffError
-from fairdiff.start import ending
 
 KEYS = {"bias": "value", "target": "total_variation"}
 PROMPT = {"family": TEXT, "prompt": Maybe(TEXT), "bias": {"value": NUMBER}, "target": {"total_variation": NUMBER}}

@@ -14,7 +14,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from fairdiff import config as schemas
-from fairdiff.cli import CONF
+from fairdiff.cli.main import CONF
 from fairdiff.files import flat, write_text
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "reference" / "configuration.md"

@@ -7,9 +7,9 @@ import argparse
 from pathlib import Path
 
 from fairdiff import run
-from fairdiff.cli import fail
+from fairdiff.cli.ending import ending
+from fairdiff.cli.main import fail
 from fairdiff.errors import FairDiffError
-from fairdiff.start import ending
 from fairdiff.training.tracking import read_metrics
 
 

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fairdiff.cli import fail
-from fairdiff.start import ending
+from fairdiff.cli.ending import ending
+from fairdiff.cli.main import fail
 
 
 def signed_gaps(records: pd.DataFrame, attribute: str) -> tuple[np.ndarray, list[np.ndarray]]:

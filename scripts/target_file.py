@@ -6,7 +6,7 @@ python train.py target.file=shares.csv prompts.train=train.txt prompts.test=test
 
 from pathlib import Path
 
-from fairdiff.cli import main
+from fairdiff.cli.main import main
 from fairdiff.config import Config
 from fairdiff.plan import write_targets
 

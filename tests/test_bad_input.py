@@ -29,12 +29,12 @@ import train  # noqa: E402  (the entry script is no package)
 from classifiers.calibration import CALIBRATION_FILE  # noqa: E402
 from fairdiff import build, jobs, run  # noqa: E402
 from fairdiff.build_audit import build_confusion  # noqa: E402
-from fairdiff.cli import CONF, main, to_config  # noqa: E402
+from fairdiff.cli.main import CONF, main, to_config  # noqa: E402
+from fairdiff.cli.messages import RENAMED  # noqa: E402
 from fairdiff.config import PATHS  # noqa: E402
 from fairdiff.config.laws import leaves  # noqa: E402
 from fairdiff.errors import FairDiffError  # noqa: E402
 from fairdiff.files import flat, write_text  # noqa: E402
-from fairdiff.messages import RENAMED  # noqa: E402
 from fairdiff.portraits import weights  # noqa: E402
 
 # (override, what the line must name)

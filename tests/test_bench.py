@@ -12,7 +12,7 @@ from hydra.core.config_store import ConfigStore
 from tiny import composed, make_trainee
 
 from fairdiff import build
-from fairdiff.cli import CONF, to_config
+from fairdiff.cli.main import CONF, to_config
 from fairdiff.config import Config
 from fairdiff.diffusion.load import load_model
 from fairdiff.errors import FairDiffError

@@ -12,7 +12,7 @@ from rich.table import Table
 from tiny import composed
 
 from fairdiff import run
-from fairdiff.cli import main
+from fairdiff.cli.main import main
 from fairdiff.errors import FairDiffError
 from fairdiff.training.tracking import make_console
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from tiny import whole_audit
 
-from fairdiff.cli import main
-from fairdiff.messages import RENAMED
+from fairdiff.cli.main import main
+from fairdiff.cli.messages import RENAMED
 from fairdiff.plan import make_plan
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from tiny_judges import uncalibrated
 
 from fairdiff import build
-from fairdiff.cli import CONF, to_config
+from fairdiff.cli.main import CONF, to_config
 from fairdiff.config import Config
 from fairdiff.describe import most_originals
 from fairdiff.errors import FairDiffError

@@ -28,11 +28,9 @@ ROOMS = {  # package or module of fairdiff -> what else of fairdiff it may impor
     "run": EVERYBODY | {"build_audit", "diffusion", "training", "audit"},
     "jobs": {"config", "plan", "build", "build_audit", "describe", "run", "cli", "training", "lock"},
     "start": {"jobs"},
-    "messages": {"config", "errors"},
-    "command_line": {"errors", "messages"},
-    "cli": {"config", "errors", "messages", "command_line", "start"},
+    "cli": {"config", "errors"},
 }
-HYDRA = {"config", "cli", "command_line"}  # the rooms that know hydra and omegaconf
+HYDRA = {"config", "cli"}  # the rooms that know hydra and omegaconf
 
 
 def imports(path: Path) -> set[str]:

@@ -16,7 +16,7 @@ from classifiers.hub import HubClassifier
 from classifiers.zeroshot import ZeroShotClassifier
 from fairdiff import build
 from fairdiff.build_audit import build_audit
-from fairdiff.cli import CONF, to_config
+from fairdiff.cli.main import CONF, to_config
 from fairdiff.errors import FairDiffError
 from fairdiff.objective.features import ClipEncoder, HubEncoder
 from fairdiff.plan import make_plan

@@ -10,7 +10,7 @@ from time import sleep
 import pytest
 from hydra import compose, initialize_config_dir
 
-from fairdiff.cli import CONF, to_config
+from fairdiff.cli.main import CONF, to_config
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from tiny import whole_audit
 
-from fairdiff.cli import main
-from fairdiff.start import ending
+from fairdiff.cli.ending import ending
+from fairdiff.cli.main import main
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))

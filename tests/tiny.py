@@ -21,7 +21,7 @@ from classifiers.identity import Bank
 from classifiers.types import Boxes
 from fairdiff.audit.axis import MetricSpec
 from fairdiff.audit.metrics import compute_metrics
-from fairdiff.cli import CONF, to_config
+from fairdiff.cli.main import CONF, to_config
 from fairdiff.config import Config
 from fairdiff.diffusion.adapters import Lora, SoftTokens
 from fairdiff.diffusion.sampling import initial_noise

@@ -9,8 +9,9 @@ from typing import get_origin
 from fairdiff.config import AttributeConfig, Config
 from fairdiff.errors import FairDiffError
 
-_TOP = Path(__file__).resolve().parent.parent / "conf"  # in a clone; in a wheel it lies in the package
-CONF = str(_TOP if _TOP.is_dir() else Path(__file__).resolve().parent / "conf")
+_PACKAGE = Path(__file__).resolve().parent.parent
+_TOP = _PACKAGE.parent / "conf"  # in a clone; in a wheel it lies in the package
+CONF = str(_TOP if _TOP.is_dir() else _PACKAGE / "conf")
 OWN_ATTRIBUTE = (
     "; an attribute of one's own is a file like conf/attribute/gender.yaml in a folder `attribute` of one's own folder, "
     "chosen with --config-dir <that folder> 'attribute=[<its name>]'"

@@ -1,7 +1,4 @@
-"""What stands between Hydra and the mains: composed configuration -> dataclasses, and every error as one line.
-
-With config, command_line and messages the only modules of the package that know Hydra or OmegaConf.
-"""
+"""What stands between Hydra and the mains: composed configuration -> dataclasses, and every error as one line."""
 
 import os
 import sys
@@ -24,11 +21,11 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from fairdiff.command_line import of_file, prepare, quoting
+from fairdiff.cli.command_line import of_file, prepare, quoting
+from fairdiff.cli.ending import ending, reader_is_gone
+from fairdiff.cli.messages import CONF, like, one_line
 from fairdiff.config import Config
 from fairdiff.errors import FairDiffError
-from fairdiff.messages import CONF, like, one_line
-from fairdiff.start import ending, reader_is_gone
 
 ConfigStore.instance().store(name="schema", node=Config)
 

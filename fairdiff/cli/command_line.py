@@ -18,8 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
+from fairdiff.cli.messages import CONF, like, one_line
 from fairdiff.errors import FairDiffError
-from fairdiff.messages import CONF, like, one_line
 
 EXPERIMENT = "${hydra:runtime.choices.experiment}"  # in the folders of conf
 # how many processes a launcher started, by torchrun, MPICH, Open MPI and MVAPICH
