@@ -264,7 +264,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)  # a process with threads is not to be forked
-    SETTINGS[:] = {o.split("=")[0]: o for o in (*SETTINGS, *args.settings)}.values()  # a key is set once
+    SETTINGS.extend(args.settings)
     with tempfile.TemporaryDirectory(prefix="torture-") as work:
         torture = Torture(Path(work), random.Random(args.seed), 1 if args.short else 20)
         for name in args.only or PARTS:

@@ -177,7 +177,6 @@ CASES = {
         ["adapter=lora_text", "adapter=soft_tokens"],
         ["adapter: found adapter=lora_text and adapter=soft_tokens, allowed: one of them"],
     ),
-    "a key set twice": (["seed=0", "++seed=1"], ["seed: found seed=0 and ++seed=1, allowed: one of them"]),
     "path of a shell variable that is not set": (["adapter.path="], ["adapter.path: found an empty path", "or null"]),
     "quoted path of nothing": (["model.path=''"], ["model.path: found an empty path"]),
     "empty path of one attribute": (

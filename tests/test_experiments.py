@@ -339,7 +339,7 @@ def test_a_split_without_people_is_refused(tmp_path, which):
     file = tmp_path / "own.csv"
     file.write_text("prompt,people\na photo of a red teapot,no\n")
     with pytest.raises(FairDiffError, match=f"prompts.{which}: found .*own.csv with no prompt of people"):
-        planned(f"prompts.{which}={file}")
+        planned(f"prompts.{which}={file}", *(["validation.every=10"] if which == "validation" else []))
 
 
 @pytest.mark.parametrize("gap", ["{}", "{subject}"])

@@ -29,8 +29,7 @@ SMALL = [
 
 
 def launch(folder, *overrides):
-    each = {override.split("=")[0]: override for override in (*SMALL, *overrides)}  # a key is set once
-    sys.argv = ["train.py", *each.values(), f"hydra.run.dir={folder}"]
+    sys.argv = ["train.py", *SMALL, *overrides, f"hydra.run.dir={folder}"]
     train.task()
 
 

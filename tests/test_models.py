@@ -190,7 +190,7 @@ def test_a_scheduler_that_its_unet_was_not_trained_with_is_refused(scheduler, sa
             {"thresholding": True},
             "thresholding is on, .* allowed: thresholding false in the model's scheduler_config.json",
         ),
-        ({"prediction_type": "v_prediction"}, "prediction_type is v_prediction, allowed: epsilon"),
+        ({"prediction_type": "sample"}, "prediction_type is sample, allowed: epsilon, v_prediction"),
         (
             {"lower_order_final": False, "_class_name": "UniPCMultistepScheduler"},
             "of 4 steps are not finite|of 8 steps",

@@ -1,5 +1,8 @@
 """Laws of sampling and of the factorised gradient, each held against literal autograd or finite differences."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 import torch
 from diffusers import (
@@ -29,6 +32,7 @@ BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_line
 SOLVERS = {
     "dpm": DPMSolverMultistepScheduler(**BETAS),
     "ddim": DDIMScheduler(**BETAS, clip_sample=False, steps_offset=1),
+    "dpm, velocity": DPMSolverMultistepScheduler(**BETAS, prediction_type="v_prediction"),
 }
 PROMPT = "a photo of the face of a nurse"
 
@@ -213,6 +217,39 @@ def test_final_latent_is_linear_with_the_stated_coefficients(solver):
     assert latent.item() == pytest.approx(
         (solver_coefficients(scheduler, steps) * eps.flatten()).sum().item(), rel=1e-4
     )
+
+
+class Velocity(torch.nn.Module):
+    """A U-Net that predicts the velocity of the noise that another one predicts: v = (eps - sigma z) / alpha."""
+
+    def __init__(self, unet, scheduler):
+        super().__init__()
+        self.unet, self.abar = unet, scheduler.alphas_cumprod
+        self.config, self.dtype, self.device = unet.config, unet.dtype, unet.device
+
+    def forward(self, latent, timestep, **more):
+        abar = self.abar[timestep.long()].reshape(-1, 1, 1, 1)
+        eps = self.unet(latent, timestep, **more).sample
+        return SimpleNamespace(sample=(eps - (1 - abar).sqrt() * latent) / abar.sqrt())
+
+
+@pytest.mark.parametrize("kind", ["dpm", "ddim"])
+@pytest.mark.parametrize("mode", ["unit", "reference"])
+def test_a_model_of_velocity_gives_the_images_and_the_gradient_of_the_noise_that_it_means(tiny_model, kind, mode):
+    noise_solver = SOLVERS[kind]
+    solver = type(noise_solver).from_config(noise_solver.config, prediction_type="v_prediction")
+    adapter = make_adapter(tiny_model, "lora_unet")
+    expected = factorised(tiny_model, adapter, noise_solver, mode, 5)
+    plain = sample(tiny_model.unet, noise_solver, guidance_of(tiny_model, adapter), noise_of(tiny_model), 5).final
+    velocity = replace(tiny_model, unet=Velocity(tiny_model.unet, noise_solver))
+    images = sample(velocity.unet, solver, guidance_of(tiny_model, adapter), noise_of(tiny_model), 5).final
+    assert torch.allclose(images, plain, atol=1e-4)
+    found = factorised(velocity, adapter, solver, mode, 5)
+    assert (found - expected).norm() < 1e-3 * expected.norm()
+
+
+def noise_of(model):
+    return initial_noise(PROMPT, 0, range(2), model.latent_shape)
 
 
 def test_unit_weights_descend():

@@ -111,10 +111,14 @@ def key_of(override: str) -> str:
     return override.split("=")[0].lstrip("+")
 
 
+def _is_group(key: str) -> bool:
+    return "@" in key or Path(CONF, key).is_dir()
+
+
 def _refuse_twice(overrides: list[str]) -> None:
-    """FairDiffError for a key that is set twice: the first would be dropped. `~key` and `+key=...` go together."""
+    """FairDiffError for a group that is chosen twice. Of a key the last value is taken, as everywhere in Hydra."""
     for key, count in Counter(map(key_of, overrides)).items():
-        if count > 1:
+        if count > 1 and _is_group(key):
             found = " and ".join(o for o in overrides if key_of(o) == key)
             raise FairDiffError(f"{key}: found {found}, allowed: one of them")
 
@@ -151,7 +155,7 @@ def _refuse_groups(overrides: list[str]) -> None:
     """FairDiffError for a group: a saved configuration is one of values, and no longer knows what they came from."""
     for override in overrides:
         key = key_of(override).lstrip("~")
-        if "@" in key or Path(CONF, key).is_dir():
+        if _is_group(key):
             raise FairDiffError(
                 f"{key}: is a group, a saved configuration takes single values on top, such as adapter.rank=8; allowed: "
                 "the group's values, or the command that made the run"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Guidance:
-    """Text embeddings and scale s of classifier-free guidance: eps = eps_u + s (eps_c - eps_u)."""
+    """Text embeddings and scale s of classifier-free guidance: y = y_u + s (y_c - y_u)."""
 
     cond: Tensor
     uncond: Tensor
@@ -19,18 +19,18 @@ class Guidance:
 
 
 def predict(unet, latent: Tensor, timestep: Tensor, guidance: Guidance) -> Tensor:
-    """Guided noise prediction eps_u + s (eps_c - eps_u) [B, C, H, W]; one batch of 2B, or B when s = 1."""
+    """Guided prediction y_u + s (y_c - y_u) [B, C, H, W], of noise or velocity; one batch of 2B, or B when s = 1."""
     batch = len(latent)
     cond = guidance.cond.expand(batch, -1, -1)
     if guidance.scale == 1:
         return call_unet(unet, latent, timestep, cond)
     text = torch.cat([guidance.uncond.expand(batch, -1, -1), cond])
-    eps_u, eps_c = call_unet(unet, torch.cat([latent, latent]), timestep, text).chunk(2)
-    return eps_u + guidance.scale * (eps_c - eps_u)
+    uncond, cond = call_unet(unet, torch.cat([latent, latent]), timestep, text).chunk(2)
+    return uncond + guidance.scale * (cond - uncond)
 
 
 def call_unet(unet, latent: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
-    """Noise prediction [B, C, H, W] in the latents' precision, computed in the U-Net's own (bfloat16 on a GPU)."""
+    """What the U-Net predicts [B, C, H, W], in the latents' precision, computed in the U-Net's own (bfloat16 on a GPU)."""
     text, more = text.to(unet.dtype), {}
     if unet.config.addition_embed_type == "text_time":
         text, more["added_cond_kwargs"] = split_pooled(unet, text)

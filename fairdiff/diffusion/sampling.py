@@ -1,9 +1,11 @@
 """One sampler, its linear coefficients, and the replay that turns an image gradient into an adapter gradient.
 
 Shapes: B images, T sampler steps, latents_BCHW, cond_1LD (one prompt) or cond_BLD.
-Source of the factorised form: z_0 is linear in the noise predictions once the U-Net's inputs are detached (adjusted
-direct fine-tuning, Shen et al., ICLR 2024, section 4.3), z_0 = a z_T + sum_t c_t eps_t, hence
-dL/dtheta = sum_t w_t J_theta(eps_t; sg(z_t))^T g with g = dL/dz_0.
+Source of the factorised form: z_0 is linear in the predictions y_t once the U-Net's inputs are detached (adjusted
+direct fine-tuning, Shen et al., ICLR 2024, section 4.3), z_0 = a z_T + sum_t c_t y_t, hence
+dL/dtheta = sum_t w_t J_theta(y_t; sg(z_t))^T g with g = dL/dz_0.
+y_t is what the model predicts: the noise eps, or the velocity v of eps = alpha_t v + sigma_t z_t (Salimans and Ho 2022,
+arXiv 2202.00512), alpha_t^2 = abar_t, sigma_t^2 = 1 - abar_t.
 """
 
 import copy
@@ -54,6 +56,7 @@ SOLVERS = {
 }
 
 
+PREDICTIONS = ("epsilon", "v_prediction")
 NOISIEST = (1, 1000)  # noise over image at the last time step: 14.6 of Stable Diffusion, 157 of DDPM's linear betas
 
 
@@ -84,7 +87,7 @@ def make_solver(kind: str, config: dict, final_sigmas: str, spacing: str):
 
 
 def require_linear(scheduler) -> None:
-    """Refuse solvers whose z_0 is not a linear function of epsilon predictions (clipping, thresholding, noise).
+    """Refuse solvers whose z_0 is not a linear function of the predictions (clipping, thresholding, noise).
 
     What its configuration holds of another solver's options has no effect on it.
     """
@@ -93,8 +96,9 @@ def require_linear(scheduler) -> None:
         raise FairDiffError(f"scheduler {name}: allowed: {', '.join(s.__name__ for s in SOLVERS.values())}")
     own = inspect.signature(type(scheduler).__init__).parameters
     config = {key: value for key, value in scheduler.config.items() if key in own}
-    if config["prediction_type"] != "epsilon":
-        raise FairDiffError(f"scheduler {name}: prediction_type is {config['prediction_type']}, allowed: epsilon")
+    if config["prediction_type"] not in PREDICTIONS:
+        allowed = ", ".join(PREDICTIONS)
+        raise FairDiffError(f"scheduler {name}: prediction_type is {config['prediction_type']}, allowed: {allowed}")
     for key in ("clip_sample", "thresholding"):
         if config.get(key):
             raise FairDiffError(
@@ -127,8 +131,8 @@ def _first_words(error: Exception) -> str:
 class Graph:
     """A graph over the sampler steps themselves, the oracle of `replay`: each U-Net call is checkpointed.
 
-    detach: cut the U-Net's inputs (B_t = I). scale_T multiplies the gradient of step t's noise. last: only the last k steps
-    have a graph (DRaFT-K: Clark et al., ICLR 2024, arXiv 2309.17400), None for all (DRaFT). With detach and
+    detach: cut the U-Net's inputs (B_t = I). scale_T multiplies the gradient of step t's prediction. last: only the last k
+    steps have a graph (DRaFT-K: Clark et al., ICLR 2024, arXiv 2309.17400), None for all (DRaFT). With detach and
     scale_t = w_t / c_t this gives the gradient of `replay`.
     """
 
@@ -147,60 +151,64 @@ def sample(unet, scheduler, guidance: Guidance, noise: Tensor, steps: int, graph
             model_input = scheduler.scale_model_input(latent, t)
             inputs.append(model_input.detach())
             if graph is None:
-                eps = predict(unet, model_input, t, guidance)
+                predicted = predict(unet, model_input, t, guidance)
             else:
-                eps = _recorded(unet, (i, t), guidance, model_input, graph)
-            latent = scheduler.step(eps, t, latent).prev_sample
+                predicted = _recorded(unet, (i, t), guidance, model_input, graph)
+            latent = scheduler.step(predicted, t, latent).prev_sample
     return Trajectory(inputs, timesteps, latent)
 
 
 def _recorded(unet, step: tuple[int, Tensor], guidance: Guidance, model_input: Tensor, graph: Graph) -> Tensor:
-    """The noise prediction of step (number, time) with a graph, its forward done again in the backward."""
+    """The prediction of step (number, time) with a graph, its forward done again in the backward."""
     i, t = step
 
     def call(x, cond, uncond):
         return predict(unet, x, t, Guidance(cond, uncond, guidance.scale))
 
     model_input = model_input.detach() if graph.detach else model_input
-    eps = checkpoint(call, model_input, guidance.cond, guidance.uncond, use_reentrant=False)
-    if graph.scale_T is not None and eps.requires_grad:
-        eps.register_hook(lambda grad, k=float(graph.scale_T[i]): grad * k)
-    return eps
+    predicted = checkpoint(call, model_input, guidance.cond, guidance.uncond, use_reentrant=False)
+    if graph.scale_T is not None and predicted.requires_grad:
+        predicted.register_hook(lambda grad, k=float(graph.scale_T[i]): grad * k)
+    return predicted
 
 
 def solver_coefficients(scheduler, steps: int) -> Tensor:
-    """c_t [T] of z_0 = a z_T + sum_t c_t eps_t, read off the scheduler by autograd through it alone; finite."""
+    """c_t [T] of z_0 = a z_T + sum_t c_t y_t, read off the scheduler by autograd through it alone; finite."""
     require_linear(scheduler)
     scheduler = copy.deepcopy(scheduler)
     timesteps = _timesteps(scheduler, steps, "cpu")
     with torch.enable_grad():
-        eps = [torch.zeros(1, 1, 1, 1, requires_grad=True) for _ in timesteps]
+        predicted = [torch.zeros(1, 1, 1, 1, requires_grad=True) for _ in timesteps]
         latent = torch.zeros(1, 1, 1, 1)
-        for e, t in zip(eps, timesteps, strict=True):
+        for y, t in zip(predicted, timesteps, strict=True):
             scheduler.scale_model_input(latent, t)  # euler warns without; its inputs do not matter here
-            latent = scheduler.step(e, t, latent).prev_sample
-        coefficients = torch.stack([g.reshape(()) for g in torch.autograd.grad(latent, eps)])
+            latent = scheduler.step(y, t, latent).prev_sample
+        coefficients = torch.stack([g.reshape(()) for g in torch.autograd.grad(latent, predicted)])
     if not coefficients.isfinite().all():
         raise FairDiffError(f"scheduler {type(scheduler).__name__}: its coefficients of {steps} steps are not finite")
     return coefficients
 
 
 def gradient_weights(mode: str, scheduler, steps: int) -> Tensor:
-    """w_t [T] by which step t's noise gradient is multiplied.
+    """w_t [T] by which the gradient of step t's prediction is multiplied.
 
     unit: mean(c) at every step (A_t = 1 of the paper, with the sign of the solver); solver: c_t (B_t = I only);
     reference: c_t k_t with k_t proportional to sqrt(abar_t) sqrt(1 - abar_t) / beta_t, geometric mean 1 (released code).
+    unit and reference weigh the gradient of the *noise*, with the c of a model that predicts it. Of one that predicts
+    velocity that gradient is alpha_t times its own, since its inputs are detached.
     """
-    c = solver_coefficients(scheduler, steps)
     if mode == "solver":
-        return c
+        return solver_coefficients(scheduler, steps)
+    of_noise = type(scheduler).from_config(scheduler.config, prediction_type="epsilon")
+    c = solver_coefficients(of_noise, steps)
+    times = _timesteps(copy.deepcopy(scheduler), steps, "cpu").long()
+    abar, beta = scheduler.alphas_cumprod[times], scheduler.betas[times]
+    noise_by_prediction = abar.sqrt() if scheduler.config.prediction_type == "v_prediction" else torch.ones(steps)
     if mode == "unit":
-        return c.mean().expand(steps).clone()
+        return c.mean() * noise_by_prediction
     if mode == "reference":
-        times = _timesteps(copy.deepcopy(scheduler), steps, "cpu").long()
-        abar, beta = scheduler.alphas_cumprod[times], scheduler.betas[times]
         k = (abar * (1 - abar)).sqrt() / beta
-        return c * k / k.log().mean().exp()
+        return c * k / k.log().mean().exp() * noise_by_prediction
     raise ValueError(f"gradient.type: found {mode}, allowed: unit, reference, solver")
 
 
@@ -227,7 +235,7 @@ class Upstream:
 
 
 def replay(unet, trajectory: Trajectory, guidance: Guidance, upstream: Upstream, micro_batch: int) -> None:
-    """Accumulate sum_t w_t J(eps_t; sg(z_t))^T g into every leaf that the U-Net and the text embeddings reach.
+    """Accumulate sum_t w_t J(y_t; sg(z_t))^T g into every leaf that the U-Net and the text embeddings reach.
 
     One forward and backward per chosen (image, step) pair, in micro-batches of any size: memory is constant in T.
     `guidance.cond` and `.uncond` are [1, L, D] leaves or constants; the unconditional half runs only if something
@@ -247,5 +255,5 @@ def replay(unet, trajectory: Trajectory, guidance: Guidance, upstream: Upstream,
             latent = torch.stack([trajectory.inputs[s][i] for i, s in zip(image[rows], step[rows], strict=True)])
             grad = upstream.grad[image[rows]] * (weight[rows] * factor).view(-1, 1, 1, 1)
             times = trajectory.timesteps[step[rows]]
-            eps = call_unet(unet, latent, times, text.expand(len(rows), -1, -1))
-            eps.backward(grad)
+            predicted = call_unet(unet, latent, times, text.expand(len(rows), -1, -1))
+            predicted.backward(grad)
