@@ -13,6 +13,7 @@ from diffusers import (
     PNDMScheduler,
     StableDiffusionPipeline,
 )
+from safetensors.torch import load_file, save_file
 from tiny import composed, with_json, with_scheduler, with_tensors
 from transformers import CLIPTokenizer
 
@@ -134,6 +135,28 @@ def test_a_component_of_another_class_is_refused(found, tiny_folder, tmp_path, c
     folder = with_json(tiny_folder, tmp_path / "model", "model_index.json", vae=found)
     name = found and found[1]
     refused(folder, f"its model_index.json has {name} for vae, allowed: AutoencoderKL", caplog)
+
+
+def test_a_folder_with_weights_in_half_precision_only_is_read(tiny_folder, tmp_path):
+    """As `save_pretrained(variant="fp16")` names them, a component at a time or all of them."""
+    expected = load_model(tiny_folder)
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    for component in ("unet", "vae", "text_encoder"):
+        (file,) = (folder / component).glob("*.safetensors")
+        state = {name: tensor.half() for name, tensor in load_file(file).items()}
+        save_file(state, file.with_name(f"{file.stem}.fp16.safetensors"), {"format": "pt"})
+        file.unlink()
+        model = load_model(folder)
+        for name, tensor in getattr(model, component).state_dict().items():
+            wanted = getattr(expected, component).state_dict()[name]
+            assert tensor.dtype == torch.float32 and torch.equal(tensor, wanted.half().float())
+
+
+def test_the_old_name_of_stable_diffusion_is_known(capsys, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(FairDiffError, match="cannot load stable-diffusion-v1-5/stable-diffusion-v1-5"):
+        load_model("runwayml/stable-diffusion-v1-5")
+    assert "runwayml/stable-diffusion-v1-5 is stable-diffusion-v1-5/stable-diffusion-v1-5 now" in capsys.readouterr().out
 
 
 def test_a_size_written_twice_is_the_size(tiny_folder, tmp_path):

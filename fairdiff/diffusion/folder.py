@@ -35,6 +35,7 @@ CLASSES = {
     "vae": AutoencoderKL,
 }
 PLAIN = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+MOVED = {"runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5"}  # on the hub
 SHOWN = 3  # tensors that a message names of each kind
 SCHEDULES = {  # keys of a scheduler that say how its U-Net was trained
     "use_flow_sigmas": "noise levels of flow matching",
@@ -48,6 +49,9 @@ def read_pipeline(path: str | Path) -> Pipeline:
     Raises FairDiffError for what cannot be loaded, for missing, unexpected and misshapen tensors, and for a model that
     cannot be sampled from a prompt alone.
     """
+    if str(path) in MOVED and not Path(path).exists():
+        print(f"warning: model.path: {path} is {MOVED[str(path)]} now", flush=True)
+        path = MOVED[str(path)]
     with _one_line(path):
         index = DiffusionPipeline.load_config(**_where(path))
         xl = index.get("_class_name") == "StableDiffusionXLPipeline"
@@ -72,6 +76,7 @@ def read_component(name: str, path: str | Path) -> nn.Module:
         module, found = CLASSES[name].from_pretrained(
             **_where(path),
             subfolder=name,
+            variant=_variant(Path(path) / name),
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # so that they are listed, with the others
@@ -81,6 +86,12 @@ def read_component(name: str, path: str | Path) -> nn.Module:
     if wrong := differences(found["missing_keys"], found["unexpected_keys"], shapes):
         raise FairDiffError(f"{path}: the tensors of {name}: {wrong}; allowed: exactly those of its config.json")
     return module
+
+
+def _variant(folder: Path) -> str | None:
+    """ "fp16" for a component's folder that has its weights in this form only, which half of what is on disk is."""
+    files = list(folder.glob("*.safetensors"))
+    return "fp16" if files and all(".fp16" in file.name for file in files) else None
 
 
 def component_on_no_device(name: str, path: str | Path) -> nn.Module:
@@ -170,9 +181,8 @@ def _odd_scheduler(scheduler) -> str:
         return (
             f"its scheduler {name} names no beta_schedule, the noise that a U-Net which predicts epsilon is trained on"
         )
+    predicts = scheduler.config.get("prediction_type", "epsilon")
     for key, what in SCHEDULES.items():
         if scheduler.config.get(key):
-            return (
-                f"its scheduler {name} has {key}, {what}, which does not go together with a U-Net that predicts epsilon"
-            )
+            return f"its scheduler {name} has {key}, {what}, which does not go together with a U-Net that predicts {predicts}"
     return ""
