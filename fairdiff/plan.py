@@ -61,7 +61,7 @@ def make_plan(config: Config, training: bool = True) -> Plan:
     _check_families(config, embedded)
     splits = [*(["train"] if training else []), "validation", config.audit.split]
     prompts = _read_splits(config, embedded, splits)
-    train = _training_prompts(config, embedded, prompts["train"]) if training else []
+    train, named = _training_prompts(config, embedded, prompts["train"]) if training else ([], {})
     validation = []
     if training and config.validation.every:
         validation = _some(config, "validation", prompts["validation"], config.validation.prompts)
@@ -74,7 +74,7 @@ def make_plan(config: Config, training: bool = True) -> Plan:
         audit=tuple(audit),
         named=tuple(_named(config, audit)),
         without_people=tuple(_unchanged(config, embedded, prompts[config.audit.split])),
-        targets=_targets(config, written, [*train, *validation, *audit]),
+        targets=_targets(config, written, [*(p for p in train if not p.names), *validation, *audit], named),
         target_lines=tuple(_target_lines(config, written)),
     )
 
@@ -101,19 +101,29 @@ def _read_splits(config: Config, embedded: PromptSet, splits: list[str]) -> dict
     return found
 
 
-def _training_prompts(config: Config, embedded: PromptSet, families: Families) -> list[Prompt]:
-    """In a fixed shuffle, each family's prompts as often as `prompts.families` says, and prompts without people."""
+def _training_prompts(
+    config: Config, embedded: PromptSet, families: Families
+) -> tuple[list[Prompt], dict[Prompt, Prompt]]:
+    """In a fixed shuffle, each family's prompts as often as `prompts.families` says, some with a class in words, and prompts
+    without people. Beside them: prompt with a class in words -> the same without.
+    """
     repeated = [p for family, some in families.items() for p in some * config.prompts.families.get(family, 1)]
     people = shuffled([prompt for prompt in repeated if prompt.people])
     _require_people(config, "train", people)
-    share = config.prompts.without_people
-    if not config.loss.image or not share:  # the image term is the only thing that they learn
-        return people
-    own = [prompt for prompt in repeated if not prompt.people]
-    if not own:
+    classes = _classes_in_words(config)
+    without = config.prompts.without_people if config.loss.image else 0.0  # they learn by the image term alone
+    share = config.prompts.named if classes and config.loss.align else 0.0
+    each = len(people) / (1 - without - share)
+    named, different = {}, list(dict.fromkeys(people))
+    for i in range(round(each * share)):
+        name, cls, phrase = classes[i % len(classes)]
+        plain = different[i // len(classes) % len(different)]
+        named[with_phrase(plain, phrase, f"{name}.{cls}")] = plain
+    own = [prompt for prompt in repeated if not prompt.people] if without else []
+    if without and not own:
         some = embedded.without_people("train")
-        own = [some[i % len(some)] for i in range(round(len(people) * share / (1 - share)))]
-    return shuffled(people + own)
+        own = [some[i % len(some)] for i in range(round(each * without))]
+    return shuffled([*people, *named, *own]), named
 
 
 def _some(config: Config, split: str, families: Families, limit: int | None) -> list[Prompt]:
@@ -138,10 +148,18 @@ def _unchanged(config: Config, embedded: PromptSet, families: Families) -> list[
 
 def _named(config: Config, audit: list[Prompt]) -> list[Prompt]:
     """The first audited prompts with each class in words, attribute by attribute."""
-    phrases = config.audit.phrases
     some = audit[: config.audit.named or 0]
-    classes = [(name, cls) for name in config.attributes if name in phrases for cls in config.attributes[name].classes]
-    return [with_phrase(p, phrases[name][cls], f"{name}.{cls}") for name, cls in classes for p in some]
+    return [with_phrase(p, phrase, f"{name}.{cls}") for name, cls, phrase in _classes_in_words(config) for p in some]
+
+
+def _classes_in_words(config: Config) -> list[tuple[str, str, str]]:
+    """(attribute, class, words for a person of it) of the attributes that have such words."""
+    return [
+        (name, cls, attribute.phrases[cls])
+        for name, attribute in config.attributes.items()
+        if attribute.phrases
+        for cls in attribute.classes
+    ]
 
 
 def _check_families(config: Config, embedded: PromptSet) -> None:
@@ -218,8 +236,22 @@ def _written_target(config: Config, embedded: PromptSet) -> WrittenTarget | None
     return written
 
 
-def _targets(config: Config, written: WrittenTarget | None, prompts: list[Prompt]) -> Targets:
-    """The target of every given prompt of people. Attributes that no file covers are independent of the rest."""
+def _targets(
+    config: Config, written: WrittenTarget | None, prompts: list[Prompt], named: dict[Prompt, Prompt]
+) -> Targets:
+    """The target of every given prompt of people. Attributes that no file covers are independent of the rest.
+
+    named: prompts with a class in words, whose target is that of the same prompt without, given this class.
+    """
+    usual = _usual_targets(config, written, prompts)
+    rows = {}
+    for prompt, plain in named.items():
+        name, _, cls = prompt.names.partition(".")
+        rows[prompt.text] = usual.of(plain.text).given(name, config.attributes[name].classes.index(cls))
+    return Targets(usual.common, usual.rows | rows)
+
+
+def _usual_targets(config: Config, written: WrittenTarget | None, prompts: list[Prompt]) -> Targets:
     covered = () if written is None else written.attributes
     rest = [name for name in config.attributes if name not in covered]
     marginals = {name: [float(config.target[name][c]) for c in config.attributes[name].classes] for name in rest}

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -199,7 +200,7 @@ def test_every_judge_and_detector_can_be_chosen_for_training_and_audit(judge, de
 
 
 def test_families_stand_in_training_as_often_as_asked_and_once_in_the_audit():
-    config = configure("experiment=multi_concept", "audit=full")
+    config = configure("experiment=multi_concept", "audit=full", "prompts.named=0")
     train_prompts, test = make_plan(config).train, make_plan(config).audit
     each = len(occupations.prompts("styled", "train"))
     for family, repeats in config.prompts.families.items():
@@ -247,12 +248,12 @@ def test_a_file_has_its_own_prompts_without_people_or_some_of_the_worlds(tmp_pat
     file = tmp_path / "own.csv"
     more = "".join(f"a photo of a baker of {n} cakes,occupation,\n" for n in range(44))
     file.write_text("prompt,family,people\na photo of a baker,occupation,yes\na photo of a red teapot,pots,No\n" + more)
-    plan = planned(f"prompts.test={file}", f"prompts.train={file}", "audit.prompts=null")
+    plan = planned(f"prompts.test={file}", f"prompts.train={file}", "audit.prompts=null", "prompts.named=0")
     assert all("baker" in p.text for p in plan.audit) and len(plan.audit) == 45
     assert [p.text for p in plan.without_people] == ["a photo of a red teapot"]
     assert [p.text for p in plan.train if not p.people] == ["a photo of a red teapot"]
     file.write_text("prompt,family,people\na photo of a baker,occupation,yes\n" + more)
-    plan = planned(f"prompts.test={file}", f"prompts.train={file}")
+    plan = planned(f"prompts.test={file}", f"prompts.train={file}", "prompts.named=0")
     joined = [p for p in plan.train if not p.people]
     assert len(joined) == 5 and {p.text for p in joined} < {p.text for p in occupations.prompts("object", "train")}
     assert {p.text for p in plan.without_people} < {p.text for p in occupations.prompts("object", "test")}
@@ -265,9 +266,36 @@ def test_prompts_that_name_a_class_are_the_first_audited_ones_with_each_class_in
     assert plan.named[0].text.endswith(f"{subject}, a woman") and plan.named[4].text.endswith(f"{subject}, a White person")
     assert plan.audit[0].text == plan.named[0].text.replace("a woman", "a person") and plan.named[0].subject == subject
     assert planned("audit.named=null").named == ()
-    for wrong in ("audit.phrases.gender.female=3", "+audit.phrases.gender.other=x", "+audit.phrases.hair={red: a}"):
-        with pytest.raises(FairDiffError, match=r"audit.phrases"):
+    for wrong in ("attributes.gender.phrases.female=3", "+attributes.gender.phrases.other=x"):
+        with pytest.raises(FairDiffError, match=r"attributes.phrases"):
             planned(wrong)
+
+
+def test_a_share_of_the_training_prompts_names_a_class_which_is_their_target():
+    plan = planned("experiment=gender_race", "prompts.named=.3", "target.race.White=.7", "target.race.Black=.3",
+                   "target.race.Indian=0", "target.race.Asian=0")  # fmt: skip
+    named = [p for p in plan.train if p.names]
+    assert len(named) / len(plan.train) == pytest.approx(0.3, abs=0.01)
+    assert sum(not p.people for p in plan.train) / len(plan.train) == pytest.approx(0.1, abs=0.01)
+    usual = {p.text for p in plan.train if p.people and not p.names}
+    counts = Counter(p.names for p in named)
+    assert len(counts) == 6 and max(counts.values()) - min(counts.values()) <= 1
+    assert len({p.text for p in named}) == len(named)
+    for prompt in named:
+        name, cls = prompt.names.split(".")
+        assert prompt.text.split(", ")[0] + ", a person" in usual
+        target = plan.targets.of(prompt.text)
+        assert target.marginal(name)[plan.attributes[name].index(cls)] == pytest.approx(1)
+        other = {"gender": "race", "race": "gender"}[name]
+        assert target.marginal(other) == pytest.approx([0.5, 0.5] if other == "gender" else [0.7, 0.3, 0, 0])
+    assert plan.targets.of(next(iter(usual))).marginal("gender") == pytest.approx([0.5, 0.5])
+    assert not any(p.names for p in planned("prompts.named=0").train)
+    assert not any(p.names for p in planned("~attributes.gender.phrases.female", "~attributes.gender.phrases.male").train)
+
+
+def test_published_settings_name_no_class_in_training():
+    published = [f"paper_{name}" for name in EXPERIMENTS]
+    assert all(configure(f"experiment={name}", "judge.path=x").prompts.named == 0 for name in published)
 
 
 def test_trigger_words_are_audited_beside_other_families_and_never_trained_on():
@@ -293,7 +321,8 @@ def test_prompts_of_one_group_follow_those_of_others(tmp_path):
 def test_repeats_are_of_a_files_families_too_and_its_audit_asks_each_once(tmp_path):
     file = tmp_path / "own.csv"
     file.write_text("prompt,family\n" + "".join(f"a {f} {n},{f}\n" for f in ("sport", "dance") for n in range(20)))
-    own = configure("experiment=multi_concept", f"prompts.train={file}", f"prompts.test={file}", "prompts.without_people=0")
+    own = configure("experiment=multi_concept", f"prompts.train={file}", f"prompts.test={file}",
+                    "prompts.without_people=0", "prompts.named=0")  # fmt: skip
     families = [p.family for p in make_plan(own).train]
     assert {f: families.count(f) for f in set(families)} == {"sport": 20 * 310, "dance": 20}
     assert [p.family for p in make_plan(own).audit].count("sport") == 20
@@ -352,9 +381,9 @@ def test_whole_prompts_of_ones_own_leave_the_worlds_as_they_are(tmp_path, gap):
 
 
 def test_one_family_stays_in_the_order_it_always_had():
-    plain = planned("prompts.without_people=0").train
+    plain = planned("prompts.without_people=0", "prompts.named=0").train
     assert [p.subject for p in plain[:3]] == [p.subject for p in shuffled(occupations.prompts("occupation", "train"))[:3]]
-    again = planned("prompts.families.occupation=3", "prompts.without_people=0").train
+    again = planned("prompts.families.occupation=3", "prompts.without_people=0", "prompts.named=0").train
     firsts = list(dict.fromkeys(p.text for p in again))
     assert len(again) == 3 * len(plain) and set(firsts) == {p.text for p in plain}
 

@@ -121,11 +121,12 @@ def audit(values: list[float], families: list[str] | None = None, dtype: str = "
         scalars["clip_i"] = {"mean": 0.9, "ci95": [0.8, 0.8 + mean / 4]}
         return {"attributes": {"gender": axis, "race": other, "age": other}, "joint": {}} | scalars
 
+    kept = (("before", 1.0), ("after", 0.96))
     return {
         "prompts": len(values), "images_per_prompt": 60,
         "provenance": {"seed": 1, "sampling_dtype": dtype, "target": "gender: female 0.5, male 0.5", "hashes": {}},
         "families": {family: families.count(family) for family in families},
-        "named": {"attributes": {"gender": {"kept": {"after": {"mean": 0.96, "ci95": [0.9, 1.0]}}}}},
+        "named": {"attributes": {"gender": {"kept": {m: {"mean": v, "ci95": [0.9, 1.0]} for m, v in kept}}}},
         "models": {"before": model([1.0] * len(values)), "after": model(values)},
         "paired": {"clip_t": {"difference": -0.0125, "ci95": [-0.02, 0.001]}},
         "without_people": {"relative_drift": {"value": 0.2, "ci95": [0.1, 1.5]}, "false_face": {}}, "records": "much more",
@@ -286,7 +287,7 @@ def test_the_search_is_on_validation_occupations_and_its_table_holds_what_was_me
     write_search(runs, tmp_path / "records", tmp_path / "search.md")
     lines = (tmp_path / "search.md").read_text().splitlines()
     rows = [line for line in lines if line.startswith(f"| {runs[0].name} |")]
-    assert len(rows) == 1 and "| 1.000 → .300 [" in rows[0] and "| 10.0% → 3.0% | .900 | .200 |" in rows[0]
+    assert len(rows) == 1 and "| 1.000 → .300 [" in rows[0] and "| 10.0% → 3.0% | .900 | .200 | 100% → 96% |" in rows[0]
 
 
 def test_a_difference_of_two_runs_is_paired_over_their_prompts(tmp_path, capsys):

@@ -226,3 +226,22 @@ def test_batches_are_pushed_back_to_the_target_from_both_sides(faces, share, unw
     assert plain < -error[0] and below > error[1]
     (_, above), error = push(share + 0.03)
     assert above < -error[1]
+
+
+def test_given_a_class_the_others_keep_what_they_are_beside_it():
+    table = np.array([[0.1, 0.3], [0.6, 0.0]])
+    target = Target(("gender", "age"), table)
+    assert target.given("gender", 0).table == pytest.approx(np.array([[0.25, 0.75], [0, 0]]))
+    assert target.given("age", 1).table == pytest.approx(np.array([[0, 1], [0, 0]]))
+    nobody = Target(("gender", "age"), np.array([[0.4, 0.6], [0.0, 0.0]]))  # the others' own shares where there are none
+    assert nobody.given("gender", 1).table == pytest.approx(np.array([[0, 0], [0.4, 0.6]]))
+    probs = {"gender": np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]])}
+    labels = assign(probs, Target.from_marginals({"gender": [0.5, 0.5]}).given("gender", 1), np.random.default_rng(0))
+    assert labels.classes["gender"].tolist() == [1, 1, 1] and labels.kept("gender", 0.99).all()
+
+
+def test_a_prompt_with_a_target_of_its_own_goes_before_the_common_one():
+    common, own = Target.from_marginals({"gender": [0.5, 0.5]}), Target.from_marginals({"gender": [1, 0]})
+    targets = Targets(common, {"a nurse, a woman": own})
+    assert targets.of("a nurse, a woman") is own and targets.of("a nurse") is common and targets.known() == [common, own]
+    assert targets.audited({"gender": ("gender",)}, ["a nurse"])["gender"] == pytest.approx([0.5, 0.5])

@@ -58,6 +58,13 @@ def test_a_prompt_without_a_confident_label_counts_by_its_other_terms():
     assert alone.good and not alone.aligned
 
 
+def test_a_prompt_that_names_a_class_is_no_part_of_the_bias():
+    named = StepResult({"align": 0.1, "image": 0.5}, {"gender": [1.0, 0.0]}, 4, 4, named=True, grad_share={"align": 1.0})
+    good = ([2.0, 0.0], [1.0], [0.0])
+    row = update_of({"a": good, "b": good}, results={"b": named})[0].row()
+    assert row["bias.gender"] == 0.5 and row["loss.align"] == 1.0 and row["loss.named"] == 0.1 and "loss.image" not in row
+
+
 def test_without_any_good_prompt_nothing_is_to_be_applied():
     update, grads = update_of({"nan": ([NAN, 0.0], [0.0], [0.0])})
     assert not update.good and grads == [None, None, None]

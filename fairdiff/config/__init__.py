@@ -45,9 +45,8 @@ class AuditConfig:
 
     prompts: how many of each family (null: all). images_per_prompt: images of each.
     without_people: how many prompts without people, which must not change, with 16 images or fewer each.
-    named: how many prompts are audited with each class in words too, whose images are to show it, with as many images; null
-    for none.
-    phrases: attribute -> class -> words for a person of it, "a woman"; attributes without them are not audited so.
+    named: how many prompts are audited with each class in words too (`phrases` of an attribute), whose images are to show it,
+    with as many images; null for none.
     guidance: further guidance scales at which the same prompts are audited, for a chart; bias can grow with the scale.
     seed: of the noise and the resampling. equivalence: the gap below which the whole interval must lie for "on target".
     drift: the change of an untargeted attribute's bias that still counts as none.
@@ -58,7 +57,6 @@ class AuditConfig:
     images_per_prompt: int = 60
     without_people: int = 6
     named: int | None = 6
-    phrases: dict[str, Any] = field(default_factory=dict)
     guidance: list[float] = field(default_factory=list)
     seed: int = 20231113
     equivalence: float = 0.10
@@ -138,7 +136,6 @@ class Config:
         if not self.attributes:
             raise FairDiffError("attribute: found [], allowed: one or more of gender, race, age or your own")
         _check_target(self.attributes, self.target)
-        _check_phrases(self.attributes, self.audit.phrases)
         _check_mapping("judge.mapping", self.judge.mapping, self.attributes)
         _check_mapping("audit.judge.mapping", self.audit.judge.mapping, self.attributes)
 
@@ -177,13 +174,3 @@ def _check_target(attributes: dict[str, AttributeConfig], target: dict[str, Any]
             raise FairDiffError(f"target.{name}: no share for {', '.join(missing)}")
         if abs(sum(shares.values()) - 1) > 1e-6:
             raise FairDiffError(f"target.{name}: shares sum to {sum(shares.values()):.6g}, allowed: 1")
-
-
-def _check_phrases(attributes: dict[str, AttributeConfig], phrases: dict[str, Any]) -> None:
-    for name, words in phrases.items():
-        one_of("audit.phrases", name, [*attributes])
-        text(f"audit.phrases.{name}", *(words if isinstance(words, dict) else ()))
-        classes = attributes[name].classes
-        known = isinstance(words, dict) and {*words} == {*classes} and all(isinstance(w, str) for w in words.values())
-        if not known:
-            raise FairDiffError(f"audit.phrases.{name}: found {words}, allowed: words for each of {', '.join(classes)}")

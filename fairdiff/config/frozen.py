@@ -66,11 +66,16 @@ class SamplerConfig:
 
 @dataclass
 class AttributeConfig:
-    """Classes (text) in the judge's order and the damping factors of section A.2 of the paper."""
+    """Classes (text) in the judge's order and the damping factors of section A.2 of the paper.
+
+    phrases: class -> words for a person of it, "a woman", for prompts that name a class (`prompts.named`, `audit.named`);
+    empty: there are no such prompts.
+    """
 
     classes: list[Any] = MISSING  # list[str] would make "True" of an unquoted yes
     keep_outside: float = MISSING
     keep_face: float = MISSING
+    phrases: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
         text("attributes.classes", *self.classes)
@@ -78,6 +83,11 @@ class AttributeConfig:
         between("attributes.keep_face", self.keep_face, 0, 1)
         if len(self.classes) < 2 or len(set(self.classes)) != len(self.classes):
             raise FairDiffError(f"attributes.classes: found {self.classes}, allowed: two or more different names")
+        text("attributes.phrases", *self.phrases)
+        words = self.phrases.values()
+        if self.phrases and ({*self.phrases} != {*self.classes} or not all(isinstance(w, str) and w for w in words)):
+            wanted = ", ".join(self.classes)
+            raise FairDiffError(f"attributes.phrases: found {self.phrases}, allowed: words for each of {wanted}")
 
 
 @dataclass

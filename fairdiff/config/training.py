@@ -47,6 +47,8 @@ class PromptsConfig:
     families: how often one round of training visits each prompt of a family (an audit takes each prompt once).
     without_people: the share of training prompts that show no people. Their images are only to stay as they are. They come
     from the file, else from the embedded set; there are none where the image term has no weight.
+    named: the share of training prompts that have a class in words (`phrases` of an attribute), "..., a woman". Their target
+    is this class alone, so that the model still shows what a prompt names.
     per_step: prompts whose mean gradient makes one step, with `global_batch` images each (the paper: 1).
     negative: the text of the unconditional branch, in training, reference images and audit.
     """
@@ -58,11 +60,18 @@ class PromptsConfig:
     per_step: int = 1
     families: dict[str, int] = field(default_factory=lambda: {"occupation": 1})
     without_people: float = 0.0
+    named: float = 0.0
     negative: str = ""
 
     def __post_init__(self):
-        if not 0 <= self.without_people < 1:
-            raise FairDiffError(f"prompts.without_people: found {self.without_people}, allowed: [0, 1)")
+        for key in ("without_people", "named"):
+            if not 0 <= asdict(self)[key] < 1:
+                raise FairDiffError(f"prompts.{key}: found {asdict(self)[key]}, allowed: [0, 1)")
+        if self.without_people + self.named >= 1:
+            raise FairDiffError(
+                f"prompts.named: found {self.named} beside prompts.without_people={self.without_people}, allowed: below 1 "
+                "together"
+            )
         positive("prompts.per_step", self.per_step)
         for family, repeats in self.families.items():
             positive(f"prompts.families.{family}", repeats)

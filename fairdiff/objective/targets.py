@@ -58,6 +58,15 @@ class Target:
         shares = self.marginal(attribute)
         return np.divide(1 / len(shares), shares, out=np.zeros_like(shares), where=shares > 0)
 
+    def given(self, attribute: str, place: int) -> "Target":
+        """This distribution where one attribute has a known class: of prompts that name it."""
+        axis = self.attributes.index(attribute)
+        rest = self.table.take(place, axis)
+        rest = rest if rest.sum() > 0 else self.table.sum(axis)  # a class that no image shall show otherwise
+        table = np.zeros_like(self.table)
+        table[(slice(None),) * axis + (place,)] = rest / rest.sum()
+        return Target(self.attributes, table)
+
     def times(self, other: "Target", *attributes: str) -> "Target":
         """The product with a target of other, independent attributes, its axes in the given order."""
         both = Target((*self.attributes, *other.attributes), np.multiply.outer(self.table, other.table))
@@ -66,7 +75,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Targets:
-    """The target of each prompt: one in `common` or, where that is None, each prompt's own in `rows` (by its text)."""
+    """The target of each prompt: its own in `rows` (by its text), else the one in `common`, if there is one."""
 
     common: Target | None
     rows: dict[str, Target] = field(default_factory=dict)
@@ -76,12 +85,12 @@ class Targets:
         return self.known()[0].attributes
 
     def known(self) -> list[Target]:
-        """Every target, one a prompt unless there is only one."""
-        return [self.common] if self.common is not None else list(self.rows.values())
+        """Every target: the common one, and one for each prompt with its own."""
+        return ([] if self.common is None else [self.common]) + list(self.rows.values())
 
     def of(self, prompt: str) -> Target:
         """The target of a prompt."""
-        return self.rows[prompt] if self.common is None else self.common
+        return self.rows[prompt] if self.common is None or prompt in self.rows else self.common
 
     def audited(self, groups: dict[str, tuple[str, ...]], prompts: list[str]) -> dict[str, np.ndarray]:
         """Shares [K], or [P, K] where prompts have their own, of each attribute and of each group that is no product."""

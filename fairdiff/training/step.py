@@ -74,7 +74,7 @@ class Method:
 class Batch:
     """One prompt, B indices into its noise pool, the number T of sampler steps, and a generator for this step.
 
-    people: whether the images are to show people, see `Prompt.people`.
+    people: whether the images are to show people, named: whether the prompt names a class, see `Prompt`.
     """
 
     prompt: str
@@ -83,13 +83,14 @@ class Batch:
     noise_seed: int
     generator: torch.Generator
     people: bool = True
+    named: bool = False
 
 
 @dataclass
 class StepResult:
     """Mean of each term over the images, the classifier's shares per attribute, faces found and labels kept.
 
-    skipped: why nothing is learnt from the batch, "" if something is. people: whether its prompt shows people.
+    skipped: why nothing is learnt from the batch, "" if something is. people, named: of its prompt, see `Batch`.
     grad_share: each weighted (and balanced) term's norm at the images, divided by the sum of these norms.
     """
 
@@ -99,6 +100,7 @@ class StepResult:
     kept: int
     skipped: str = ""
     people: bool = True
+    named: bool = False
     grad_share: dict[str, float] = field(default_factory=dict)
 
 
@@ -179,7 +181,7 @@ def label_batch(trainee: Trainee, batch: Batch, final: Tensor) -> tuple[list[Fac
         {a: w.to(device) for a, w in class_weights.items()},
     )
     found, kept = sum(len(f.faces.row_F) for f in faces), sum(int(k.sum()) for k in part.kept.values())
-    result = StepResult({}, shares, found, kept, people=batch.people)
+    result = StepResult({}, shares, found, kept, people=batch.people, named=batch.named)
     result.skipped = "" if finite else "the classifier's logits are not finite"
     return faces, part, result
 

@@ -78,7 +78,8 @@ def _draw(prompts: list[Prompt], schedule: Schedule, visit: int) -> Batch:
     indices = (part * schedule.batch + place).tolist()
     low, high = schedule.sampler_steps
     sampler_steps = int(torch.randint(low, high + 1, (), generator=generator))
-    return Batch(prompts[which].text, indices, sampler_steps, schedule.seed, generator, prompts[which].people)
+    prompt = prompts[which]
+    return Batch(prompt.text, indices, sampler_steps, schedule.seed, generator, prompt.people, bool(prompt.names))
 
 
 def _generator(seed: int, stream: int, index: int) -> torch.Generator:

@@ -33,8 +33,13 @@ class Update:
         row = {"prompts": [prompt for prompt, _ in self.good], "grad_norm": self.norm}
         row |= {"faces": sum(r.faces for r in results), "kept": sum(r.kept for r in results)}
         row |= {f"loss.{k}": v for k, v in self.terms().items()}
-        row |= {f"grad_share.{k}": v for k, v in _means([r.grad_share for r in results if r.people]).items()}
+        row |= {f"grad_share.{k}": v for k, v in _means([r.grad_share for r in self.usual]).items()}
         return row | {f"bias.{k}": v for k, v in self.biases().items()}
+
+    @property
+    def usual(self) -> list[StepResult]:
+        """Of prompts that show people and name no class."""
+        return [result for _, result in self.good if result.people and not result.named]
 
     @property
     def aligned(self) -> bool:
@@ -47,13 +52,16 @@ class Update:
         return any(result.people for _, result in self.good)
 
     def terms(self) -> dict[str, float]:
-        """Mean of each loss term over prompts of people, and of what prompts without people lost of their images."""
+        """Mean of each loss term over prompts of people that name no class; the alignment term of those that do; and what
+        prompts without people lost of their images.
+        """
         others = [{"without_people": r.terms["image"]} for _, r in self.good if not r.people]
-        return _means([r.terms for _, r in self.good if r.people] + others)
+        others += [{"named": r.terms["align"]} for _, r in self.good if r.named]
+        return _means([r.terms for r in self.usual] + others)
 
     def biases(self) -> dict[str, float]:
         """Mean over prompts of the bias of each attribute in a prompt's images, by the training judge."""
-        return _means([{a: float(bias(s)) for a, s in result.shares.items() if s} for _, result in self.good])
+        return _means([{a: float(bias(s)) for a, s in result.shares.items() if s} for result in self.usual])
 
 
 def gather(trainee: Trainee, batches: list[Batch], step: Step = training_step) -> Update:

@@ -12,14 +12,15 @@ from reproduce.records import read_records
 VALIDATION = ("audit.split=validation", "audit.prompts=16", "audit.images_per_prompt=60")  # of different occupations
 def _own(adapter: str, rate: str, image: float = 0.4, face: float = 0.08, **more: object) -> tuple[str, ...]:
     """The overrides of a candidate: every setting that the search has varied, whatever the default is now."""
-    chosen = {"steps": 120, "confidence": 0.8, "prompts": 1, "batch": 24, "weights": "solver", "rank": 8} | more
+    chosen = {"steps": 120, "confidence": 0.8, "prompts": 1, "batch": 24, "weights": "solver", "rank": 8, "named": 0} | more
     if adapter == "lora_both" and "rank" not in more:
         chosen["rank"] = 4
     size = () if adapter == "soft_tokens" else (f"adapter.rank={chosen['rank']}",)
     return (
         f"adapter={adapter}", f"adapter.learning_rate={rate}", *size, f"gradient.type={chosen['weights']}",
         f"loss.image={image:g}", f"loss.face={face:g}", f"loss.confidence={chosen['confidence']:g}",
-        f"prompts.per_step={chosen['prompts']}", f"global_batch={chosen['batch']}", f"steps={chosen['steps']}",
+        f"prompts.per_step={chosen['prompts']}", f"prompts.named={chosen['named']}", f"global_batch={chosen['batch']}",
+        f"steps={chosen['steps']}",
     )  # fmt: skip
 
 
@@ -51,6 +52,8 @@ CANDIDATES = {
     "both, face share .3, two prompts a step": _own(BOTH, "4e-3", face=0.3, prompts=2, batch=12),
     "both, face share .3, image share .2": _own(BOTH, "4e-3", 0.2, face=0.3),
     "both, face share .3, 80 steps": _own(BOTH, "4e-3", face=0.3, steps=80),
+    "both, face share .3, a fifth names a class": _own(BOTH, "4e-3", face=0.3, named=0.2),
+    "both, face share .3, a third names a class": _own(BOTH, "4e-3", face=0.3, named=0.35),
 }
 HEAD = """# How the settings were chosen
 
@@ -59,7 +62,7 @@ Test occupations took no part. Labels are perceived presentation in images, neve
 
 Bias: mean over prompts with its 95 % interval over prompts. Change: after minus before of an attribute without a target.
 Low confidence: faces of whose gender the classifier is less than 90 % sure, before and after.
-Relative drift: images without people.
+Relative drift: images without people. Kept: faces that show the class which their prompt names, before and after.
 
 Chosen: "both, face share .3" for the default. Adapters with a U-Net part learn more than those of the text encoder alone.
 Without a larger face share one face in eight is ambiguous. For the text encoder "text, image share .4",
@@ -68,10 +71,11 @@ for soft tokens "tokens, rate 3e-2". No candidate reaches .20 with at most twice
 What it does not show: sixteen occupations and one seed do not tell differences of .05 apart, and the best of several runs is
 partly lucky. More steps ("300 steps") lower the bias, but age drifts. The commands are written in today's keys; the runs were
 made with the keys before the code moved into rooms; `scripts/digits.py` shows that the same settings give the same digits.
-The last three were made later on another processor, whose rounding differs: the frozen model stands at .621 there.
+Those from "two prompts a step" on were made later on another processor, whose rounding differs: the frozen model stands at
+.621 there.
 
-| candidate | gender bias | change of race bias | change of age bias | low confidence | DINO | relative drift |
-|---|---|---|---|---|---|---|
+| candidate | gender bias | change of race bias | change of age bias | low confidence | DINO | relative drift | kept |
+|---|---|---|---|---|---|---|---|
 """
 
 
@@ -94,4 +98,7 @@ def _row(run: Run, audit: dict) -> str:
     changes = [str(drift(axis)([audit])) for axis in ("race", "age")]
     low_confidence = " → ".join(percent(e["low_confidence"]["rate"], 1) for e in (before, after))
     cells = [bias, *changes, low_confidence, number(audit["models"]["after"]["dino"]["mean"])]
-    return f"| {run.name} | {' | '.join(cells)} | {number(audit['without_people']['relative_drift']['value'])} |"
+    cells.append(number(audit["without_people"]["relative_drift"]["value"]))
+    named = audit.get("named")
+    cells.append(" → ".join(percent(named["gender"][m]["mean"], 0) for m in ("before", "after")) if named else "–")
+    return f"| {run.name} | {' | '.join(cells)} |"
