@@ -35,6 +35,7 @@ from fairdiff.training.tracking import read_metrics
 SETTINGS = [
     "steps=3", "global_batch=4", "noise_pool=4", "sampler.train_steps=[2,2]", "sampler.audit_steps=2",
     "adapter=lora_text", "audit.prompts=2", "audit.images_per_prompt=2", "audit.named=1", "audit.without_people=1",
+    "audit.named=null",
 ]  # fmt: skip
 PATIENCE = 300  # seconds of any one run
 Disturb = Callable[[], None]
@@ -54,6 +55,7 @@ class Run:
             return
         os.dup2(out, 1)
         os.dup2(err, 2)
+        sys.stdout, sys.stderr = (open(number, "w", encoding="utf-8", closefd=False) for number in (1, 2))
         code = 1
         try:
             trainer.CHECKPOINT_EVERY = 1
@@ -68,6 +70,7 @@ class Run:
             traceback.print_exc()
         finally:
             with suppress(OSError):  # nobody reads
+                sys.stderr.flush()
                 sys.stdout.flush()
             os._exit(code)
 
@@ -106,6 +109,8 @@ class Torture:
         began, events = time.monotonic(), work / "events"
         self.whole, self.expected = self.folder(), None
         self.finish(self.whole, disturb=lambda: count_writes(events))
+        if self.wrong:
+            sys.exit("the undisturbed run did not end well")
         self.seconds, self.writes = time.monotonic() - began, int(events.read_bytes())
         print(f"undisturbed: {self.seconds:.1f} s, {self.writes} writes", flush=True)
 

@@ -1,14 +1,17 @@
 """A run folder survives being cut off at any of its writes; what is damaged in it is named in one line."""
 
+import io
 import json
 import os
 import runpy
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from full_disk import full_disk
+from rich.console import Console
 from safetensors.torch import load_file
 from tiny import composed
 
@@ -16,6 +19,7 @@ from fairdiff import run
 from fairdiff.diffusion.adapters import LORA_FILE, Lora
 from fairdiff.diffusion.load import load_model
 from fairdiff.errors import FairDiffError
+from fairdiff.files import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -91,6 +95,20 @@ def test_a_full_disk_leaves_the_adapter_as_it_was(room, tiny_folder, tmp_path, m
     run.save_adapter(tmp_path, other, {"steps": 2})
     assert all((t == 2).all() for t in load_file(tmp_path / "adapter" / LORA_FILE).values())
     assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{", b"[]", b'{"schema": "other/1"}', b"\xff", b"[" * 99999], ids=range(7))
+def test_a_damaged_audit_is_named_with_what_makes_it_again(content, tmp_path):
+    audit = SimpleNamespace(name="test-3x6-00000000")
+    where = run.audit_folder(tmp_path, audit)
+    write_text(where / "request.json", "{}")
+    if content is not None:
+        (where / "audit.json").write_bytes(content)
+    with pytest.raises(FairDiffError) as caught:
+        run.conclude(tmp_path, audit, Console(file=io.StringIO()))
+    said = str(caught.value)
+    assert said.startswith(f"{where / 'audit.json'}: ") and "\n" not in said
+    assert f"scripts/report.py {where} writes it again" in said
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b'{"spec": []}', b"[" * 99999], ids=range(6))
