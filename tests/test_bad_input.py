@@ -98,8 +98,8 @@ CASES = {
         ["judge.mapping.gender.female", "found 1 (int)", "quote it"],
     ),
     "a phrase of a class that is no text": (
-        ["++attributes.gender.phrases={true: a woman, false: a man}"],
-        ["attributes.phrases", "quote it"],
+        ["attributes.gender.phrases.female=true"],
+        ["attributes.phrases", "words for each of female, male"],
     ),
     "hf judge without a model": (["judge=hf"], ["judge.path", "null", "gender"]),
     "a path each for a judge of one": (["judge.path={gender: x}"], ["judge.path", "judge.type=net: one path"]),

@@ -375,7 +375,7 @@ def test_a_split_without_people_is_refused(tmp_path, which):
 def test_whole_prompts_of_ones_own_leave_the_worlds_as_they_are(tmp_path, gap):
     file = tmp_path / "own.txt"
     file.write_text("a photo of a baker in Paris\n")
-    plan = planned(f"prompts.train={file}", f'prompts.template="{gap}"')
+    plan = planned(f"prompts.train={file}", f'prompts.template="{gap}"', "prompts.named=0")
     assert [p.text for p in plan.train if p.people] == ["a photo of a baker in Paris"]
     assert plan.audit == planned().audit
 
