@@ -15,6 +15,7 @@ SOME = {"multi_concept": 12}  # of each of four families
 GROUPS = {
     "words": "Words alone, without an adapter",
     "adapters": "The main job with each adapter",
+    "without_named": "The main job without prompts that name a class",
     "experiments": "The paper's experiments",
     "targets": "Other targets",
     "frontier": "Bias against semantics",
@@ -78,6 +79,9 @@ def plan(seeds: list[int], images: int) -> list[Run]:
     for seed in seeds:
         main = {adapter: Run("adapters", adapter, (f"adapter={adapter}",), seed) for adapter in ADAPTERS}
         runs += main.values()
+        if seed == first:
+            blind = {adapter: (f"adapter={adapter}", "prompts.named=0") for adapter in ADAPTERS}
+            runs += [Run("without_named", adapter, own, seed) for adapter, own in blind.items()]
         for name in EXPERIMENTS:
             same = main.get(SAME_TRAINING.get(name))
             own = same.overrides if same else (f"experiment={name}",)

@@ -55,6 +55,7 @@ CANDIDATES = {
     "both, face share .3, again": _own(BOTH, "4e-3", face=0.3),
     "both, face share .3, a fifth names a class": _own(BOTH, "4e-3", face=0.3, named=0.2),
     "both, face share .3, a third names a class": _own(BOTH, "4e-3", face=0.3, named=0.35),
+    "both, face share .3, a third names a class, 180 steps": _own(BOTH, "4e-3", face=0.3, named=0.35, steps=180),
 }
 HEAD = """# How the settings were chosen
 
