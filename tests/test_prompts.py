@@ -17,6 +17,7 @@ from fairdiff.files import MOST_LINES, MOST_MEGABYTES
 from fairdiff.plan import make_plan
 from fairdiff.prompts import Prompt, fill, read_prompts, with_article
 
+PLAIN = "prompts.named=0"  # training prompts as they are given
 SPLITS = ("train", "validation", "test")
 
 
@@ -111,9 +112,9 @@ def test_words_that_look_like_an_article_are_left_as_they_are(template, subject)
 def test_a_template_whose_article_does_not_suit_is_warned_of(tmp_path, tiny_model):
     (tmp_path / "own.txt").write_text("actor\nnurse\n", encoding="utf-8")
     files = [f"prompts.{split}={tmp_path / 'own.txt'}" for split in ("train", "test")]
-    said = warnings(make_plan(composed(*files, 'prompts.template="a portrait of a {}"')), tiny_model, "")
+    said = warnings(make_plan(composed(PLAIN, *files, 'prompts.template="a portrait of a {}"')), tiny_model, "")
     assert any("1 prompts have an article" in line and "'a portrait of a actor'" in line for line in said)
-    said = warnings(make_plan(composed(*files, 'prompts.template="a portrait of {a} {}"')), tiny_model, "")
+    said = warnings(make_plan(composed(PLAIN, *files, 'prompts.template="a portrait of {a} {}"')), tiny_model, "")
     assert not any("article" in line for line in said)
 
 
@@ -193,7 +194,7 @@ def test_a_file_is_read_once_whatever_it_is_given_for(tmp_path, monkeypatch):
         return prompts
 
     monkeypatch.setattr(plan, "read_prompts", once)
-    found = make_plan(composed(*(f"prompts.{split}={tmp_path / 'own.csv'}" for split in SPLITS), "validation.every=10"))
+    found = make_plan(composed(PLAIN, *(f"prompts.{split}={tmp_path / 'own.csv'}" for split in SPLITS), "validation.every=10"))
     assert len(read) == 1 and {p.subject for p in found.audit} == {p.subject for p in found.validation} == {"nurse", "chef"}
     assert [p.subject for p in found.without_people] == ["teapot"]
 
@@ -249,7 +250,7 @@ def test_csv_columns(tmp_path):
 def test_own_prompts_reach_training_and_audit(tmp_path):
     (tmp_path / "mine.csv").write_text('prompt,family\n"two nurses, smiling",pair\na chef,\n')
     (tmp_path / "held_out.txt").write_text("astronaut\n")
-    config = composed(f"prompts.train={tmp_path / 'mine.csv'}", f"prompts.test={tmp_path / 'held_out.txt'}")
+    config = composed(PLAIN, f"prompts.train={tmp_path / 'mine.csv'}", f"prompts.test={tmp_path / 'held_out.txt'}")
     plan = make_plan(config)
     assert {(p.text, p.family) for p in plan.train} == {("two nurses, smiling", "pair"), ("a chef", "custom")}
     assert [(p.text, p.subject) for p in plan.audit] == [("a photo of the face of an astronaut, a person", "astronaut")]

@@ -22,6 +22,7 @@ from fairdiff.portraits import distribution, labour, occupations
 from fairdiff.prompts import Prompt
 from fairdiff.training.step import label_faces
 
+PLAIN = "prompts.named=0"  # training prompts as they are given
 ROOT = Path(__file__).resolve().parent.parent
 WHICH = ("train", "test")
 CLASSES = {"gender": ["female", "male"], "race": ["White", "Black", "Indian", "Asian"]}
@@ -148,7 +149,7 @@ def test_a_row_reaches_the_labels_of_its_prompt(tmp_path, tiny_model):
     """Through build and the step: one prompt's row asks for women only, the other's for men only."""
     (tmp_path / "people.txt").write_text("nurse\nchef\n")
     (tmp_path / "t.csv").write_text("subject,female,male\nchef,0,1\nnurse,1,0\n")
-    config = composed(f"target.file={tmp_path / 't.csv'}", *(f"prompts.{w}={tmp_path / 'people.txt'}" for w in WHICH))
+    config = composed(PLAIN, f"target.file={tmp_path / 't.csv'}", *(f"prompts.{w}={tmp_path / 'people.txt'}" for w in WHICH))
     plan, trainee = make_plan(config), make_trainee(tiny_model)
     trainee.objective = build.build_objective(config, plan)
     for prompt in plan.train:
@@ -159,7 +160,7 @@ def test_a_row_reaches_the_labels_of_its_prompt(tmp_path, tiny_model):
 
 
 def test_the_labour_target_leaves_age_to_its_own_shares():
-    config = composed("attribute=[race,age,gender]", "target.file=labour", "target.age={young:.75,old:.25}")
+    config = composed(PLAIN, "attribute=[race,age,gender]", "target.file=labour", "target.age={young:.75,old:.25}")
     plan = make_plan(config)
     assert plan.target_lines == ("race, gender: as in labour", "age: young 0.75, old 0.25")
     assert plan.targets.attributes == ("race", "age", "gender")
@@ -265,7 +266,7 @@ def test_targets_that_do_not_fit_the_run_are_one_line(tmp_path, overrides, says)
 
 def test_a_nested_table_reaches_training_and_audit(tmp_path):
     (tmp_path / "joint.yaml").write_text("female: {young: 0.4, old: 0.1}\nmale: {young: 0.2, old: 0.3}\n")
-    targets = make_plan(composed("attribute=[gender,age]", f"target.file={tmp_path / 'joint.yaml'}")).targets
+    targets = make_plan(composed(PLAIN, "attribute=[gender,age]", f"target.file={tmp_path / 'joint.yaml'}")).targets
     assert np.allclose(targets.of("anything").table, [[0.4, 0.1], [0.2, 0.3]])
     assert np.allclose(targets.audited({"gender×age": ("gender", "age")}, [])["gender×age"], [0.4, 0.1, 0.2, 0.3])
 
@@ -275,7 +276,7 @@ def own(tmp_path, subjects: str, table: str, *overrides: str) -> Config:
     (tmp_path / "own.txt").write_text(subjects, encoding="utf-8")
     (tmp_path / "t.csv").write_text(table, encoding="utf-8")
     files = [f"prompts.{which}={tmp_path / 'own.txt'}" for which in WHICH]
-    return composed(*files, f"target.file={tmp_path / 't.csv'}", *overrides)
+    return composed(PLAIN, *files, f"target.file={tmp_path / 't.csv'}", *overrides)
 
 
 def test_rows_that_are_missing_are_told_at_once_and_shortened(tmp_path):
@@ -326,7 +327,7 @@ def test_a_table_to_fill_in_is_written_once_and_fits_its_run(tmp_path, monkeypat
     head, *rows = (tmp_path / "new.csv").read_text(encoding="utf-8").splitlines()
     assert head == "subject,gender.female,gender.male,age.young,age.old"
     assert set(rows[:2]) == {"nurse,0.5,0.5,0.75,0.25", '"chef, ""the best""",0.5,0.5,0.75,0.25'}
-    plan = make_plan(composed(*(o for o in overrides if "target.age" not in o)))
+    plan = make_plan(composed(PLAIN, *(o for o in overrides if "target.age" not in o)))
     assert np.allclose(plan.targets.of(plan.train[0].text).table, [[0.375, 0.125]] * 2)
     with pytest.raises(SystemExit):
         target_file.task()
