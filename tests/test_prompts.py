@@ -194,7 +194,7 @@ def test_a_file_is_read_once_whatever_it_is_given_for(tmp_path, monkeypatch):
         return prompts
 
     monkeypatch.setattr(plan, "read_prompts", once)
-    found = make_plan(composed(PLAIN, *(f"prompts.{split}={tmp_path / 'own.csv'}" for split in SPLITS), "validation.every=10"))
+    found = make_plan(composed(PLAIN, *(f"prompts.{s}={tmp_path / 'own.csv'}" for s in SPLITS), "validation.every=10"))
     assert len(read) == 1 and {p.subject for p in found.audit} == {p.subject for p in found.validation} == {"nurse", "chef"}
     assert [p.subject for p in found.without_people] == ["teapot"]
 
