@@ -26,6 +26,12 @@ SMALL = [
     "steps=2", "global_batch=8", "noise_pool=8", "sampler.train_steps=[3,3]", "sampler.audit_steps=3", "cache=null",
     "audit.prompts=3", "audit.images_per_prompt=6", "audit.named=1", "audit.without_people=2",
 ]  # fmt: skip
+# a tiny model of another kind with the embedded judges and encoders
+BESIDE_EMBEDDED = [
+    "model.device=cpu", "adapter.learning_rate=1e-2", "~judge", "~judge@audit.judge", "features.clip=embedded",
+    "features.encoder=embedded", "features.identity=embedded", "detector=whole", "loss.confidence=.5",
+    "prompts.template='a photo of the face of {a} {}'",
+]  # fmt: skip
 
 
 def launch(folder, *overrides):

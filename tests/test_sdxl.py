@@ -15,7 +15,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from test_main_job import launch
+from test_main_job import BESIDE_EMBEDDED, launch
 from test_sampling import factorised, literal
 from tiny import composed, make_trainee, tiny_tokenizer, with_scheduler, with_tensors
 from tiny_judges import uncalibrated
@@ -248,10 +248,8 @@ def test_options_of_the_folders_own_scheduler_that_the_chosen_solver_has_not_cha
 def test_train_py_trains_audits_and_saves_what_the_plain_pipeline_loads(xl_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py"])
     launch(
-        tmp_path / "run", "model=sdxl", f"model.path={xl_folder}", "model.device=cpu", "adapter=lora_both",
-        "adapter.learning_rate=1e-2", "~judge", "~judge@audit.judge", "features.clip=embedded",
-        "features.encoder=embedded", "features.identity=embedded", "detector=whole", "loss.confidence=.5",
-        f"audit.judge.path={uncalibrated(tmp_path / 'judge')}", "prompts.template='a photo of the face of {a} {}'",
+        tmp_path / "run", *BESIDE_EMBEDDED, "model=sdxl", f"model.path={xl_folder}", "adapter=lora_both",
+        f"audit.judge.path={uncalibrated(tmp_path / 'judge')}",
     )  # fmt: skip
     (folder,) = (tmp_path / "run" / "audits").iterdir()
     assert (folder / "report.html").exists()

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from test_main_job import launch
+from test_main_job import BESIDE_EMBEDDED, launch
 from tiny import composed, with_scheduler
 from tiny_judges import uncalibrated
 
@@ -60,10 +60,8 @@ def test_every_solver_takes_what_the_folder_says_is_predicted(folder, kind):
 def test_train_py_trains_audits_and_saves_what_the_plain_pipeline_loads(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py"])
     launch(
-        tmp_path / "run", "model=sd21", f"model.path={folder}", "model.device=cpu", "adapter=lora_both",
-        "adapter.learning_rate=1e-2", "~judge", "~judge@audit.judge", "features.clip=embedded",
-        "features.encoder=embedded", "features.identity=embedded", "detector=whole", "loss.confidence=.5",
-        f"audit.judge.path={uncalibrated(tmp_path / 'judge')}", "prompts.template='a photo of the face of {a} {}'",
+        tmp_path / "run", *BESIDE_EMBEDDED, "model=sd21", f"model.path={folder}", "adapter=lora_both",
+        f"audit.judge.path={uncalibrated(tmp_path / 'judge')}",
     )  # fmt: skip
     (audits,) = (tmp_path / "run" / "audits").iterdir()
     assert json.loads((audits / "audit.json").read_text())["models"]["after"]["dino"]["mean"] < 1
