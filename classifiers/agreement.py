@@ -28,8 +28,8 @@ class Agreement:
 def agreement(first_FK: np.ndarray, second_FK: np.ndarray) -> Agreement:
     """Of two judges' class probabilities of the same faces.
 
-    Judges are at odds under two conditions. They disagree on more faces than their confidence allows: were it right, face f would
-    get two labels with a chance of (1 - c_f) + (1 - d_f) at most (Hoeffding's inequality over the faces). And another
+    Judges are at odds under two conditions. They disagree on more faces than their confidence allows: were it right, face
+    f would get two labels with a chance of (1 - c_f) + (1 - d_f) at most (Hoeffding's inequality over the faces). And another
     naming of the classes agrees better by a sign test over the faces on which just one of the two namings agrees.
     """
     faces, classes = first_FK.shape

@@ -114,11 +114,13 @@ def _training_prompts(
     without = config.prompts.without_people if config.loss.image else 0.0  # they learn by the image term alone
     share = config.prompts.named if classes and config.loss.align else 0.0
     each = len(people) / (1 - without - share)
-    named, different = {}, list(dict.fromkeys(people))
+    named, different, own_texts = {}, list(dict.fromkeys(people)), {prompt.text for prompt in people}
     for i in range(round(each * share)):
         name, cls, phrase = classes[i % len(classes)]
         plain = different[i // len(classes) % len(different)]
-        named[with_phrase(plain, phrase, f"{name}.{cls}")] = plain
+        prompt = with_phrase(plain, phrase, f"{name}.{cls}")
+        if prompt.text not in own_texts:  # a file may have such prompts itself
+            named[prompt] = plain
     own = [prompt for prompt in repeated if not prompt.people] if without else []
     if without and not own:
         some = embedded.without_people("train")
@@ -149,7 +151,9 @@ def _unchanged(config: Config, embedded: PromptSet, families: Families) -> list[
 def _named(config: Config, audit: list[Prompt]) -> list[Prompt]:
     """The first audited prompts with each class in words, attribute by attribute."""
     some = audit[: config.audit.named or 0]
-    return [with_phrase(p, phrase, f"{name}.{cls}") for name, cls, phrase in _classes_in_words(config) for p in some]
+    classes, own = _classes_in_words(config), {prompt.text for prompt in audit}  # a file may have such prompts itself
+    named = [with_phrase(p, phrase, f"{name}.{cls}") for name, cls, phrase in classes for p in some]
+    return [prompt for prompt in named if prompt.text not in own]
 
 
 def _classes_in_words(config: Config) -> list[tuple[str, str, str]]:

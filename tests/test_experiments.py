@@ -293,6 +293,16 @@ def test_a_share_of_the_training_prompts_names_a_class_which_is_their_target():
     assert not any(p.names for p in planned("~attributes.gender.phrases.female", "~attributes.gender.phrases.male").train)
 
 
+def test_prompts_of_a_file_that_name_a_class_are_not_taken_twice(tmp_path):
+    (tmp_path / "own.txt").write_text("a photo of a nurse, a person\na photo of a nurse, a woman\n")
+    own = [f"prompts.{split}={tmp_path / 'own.txt'}" for split in ("train", "test")]
+    plan = planned(*own, 'prompts.template="{}"', "prompts.without_people=0")
+    for prompts in (plan.train, [*plan.audit, *plan.named]):
+        texts = [prompt.text for prompt in prompts]
+        assert len(texts) == len(set(texts))
+    assert plan.targets.of("a photo of a nurse, a woman").marginal("gender") == pytest.approx([0.5, 0.5])
+
+
 def test_published_settings_name_no_class_in_training():
     published = [f"paper_{name}" for name in EXPERIMENTS]
     assert all(configure(f"experiment={name}", "judge.path=x").prompts.named == 0 for name in published)
