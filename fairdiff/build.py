@@ -1,7 +1,8 @@
 """From configuration and plan to live objects, one build function a group. With build_audit.py it imports every room."""
 
-import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -18,11 +19,13 @@ from classifiers.types import Detector
 from classifiers.zeroshot import ZeroShotClassifier, load_zero_shot
 from fairdiff import fingerprint
 from fairdiff.config import Config, JudgeConfig
+from fairdiff.diffusion import adapter_files
+from fairdiff.diffusion.adapter_files import LORA_FILE, SOFT_TOKENS_FILE
 from fairdiff.diffusion.adapters import Adapter, Lora, SoftTokens, changes_images
+from fairdiff.diffusion.imports import FILES, file_of, import_lora, import_soft_tokens
 from fairdiff.diffusion.load import DiffusionModel, check_device, fast_dtype, load_model
 from fairdiff.diffusion.sampling import initial_noise, make_solver, solver_coefficients
 from fairdiff.errors import FairDiffError, blame
-from fairdiff.files import read_given
 from fairdiff.objective.balance import Balance
 from fairdiff.objective.features import ClipEncoder, HubEncoder, ImageEncoder
 from fairdiff.objective.losses import Damping
@@ -61,15 +64,36 @@ def training_fingerprint(config: Config, plan: Plan, model: DiffusionModel, perc
 
 def adapter_fingerprint(config: Config) -> str | None:
     """Of the tensors of `adapter.path`, whose file may be written again with another order of its header, and its scale."""
-    if config.adapter.path is None:
+    options = config.adapter
+    if options.path is None:
         return None
+    if imported(config):
+        name = SOFT_TOKENS_FILE if options.type == "soft_tokens" else LORA_FILE
+        files = [file_of(Path(path), name) for path in options.paths]
+        if missing := [file for file in files if not file.is_file()]:
+            raise FairDiffError(f"adapter.path: {missing[0]}: no such file")
+        return fingerprint.of_values(fingerprint.of_files(files), options.scales)
     tensors: dict[str, torch.Tensor] = {}
-    for file in sorted(Path(config.adapter.path).glob("*.safetensors")):
+    for file in sorted(Path(options.path).glob("*.safetensors")):
         try:
             tensors |= load_file(file)
         except SafetensorError as error:
             raise FairDiffError(f"adapter.path: {file}: cannot read the adapter: {error}") from error
-    return fingerprint.of_values(fingerprint.of_named(tensors), config.adapter.scale)
+    return fingerprint.of_values(fingerprint.of_named(tensors), options.scale)
+
+
+@contextmanager
+def _of_path() -> Iterator[None]:
+    """Say of an error that it is about `adapter.path`."""
+    try:
+        yield
+    except FairDiffError as error:
+        raise FairDiffError(f"adapter.path: {error}") from error
+
+
+def imported(config: Config) -> bool:
+    """Whether `adapter.path` names files, taken as they are, or several, and not the one folder of a saved adapter."""
+    return isinstance(config.adapter.path, list) or Path(config.adapter.path or "").suffix in FILES
 
 
 def detector_fingerprint(config: Config, detector: Detector) -> str:
@@ -133,6 +157,8 @@ def build_model(config: Config) -> DiffusionModel:
 
 def build_adapter(config: Config, model: DiffusionModel) -> Adapter:
     options = config.adapter
+    if imported(config):
+        return _import_adapter(config, model)
     if options.type == "soft_tokens":
         adapter = SoftTokens(model, options.tokens, options.initial_text)
     else:
@@ -145,14 +171,23 @@ def build_adapter(config: Config, model: DiffusionModel) -> Adapter:
             made = read_about(Path(options.path)).get("options")
             hint = f"; it was made with {made}" if made else ""
             raise FairDiffError(f"adapter.path: {error}{hint}") from error
-        adapter.rescale(options.scale)
+        adapter.rescale(options.scales[0])
     return adapter
+
+
+def _import_adapter(config: Config, model: DiffusionModel) -> Adapter:
+    options = config.adapter
+    paths = [Path(path) for path in options.paths]
+    with _of_path():
+        if options.type == "soft_tokens":
+            return import_soft_tokens(model, paths, options.scales, options.initial_text)
+        return import_lora(model, paths, options.scales)
 
 
 def build_saved_adapter(config: Config, plan: Plan, model: DiffusionModel) -> Adapter:
     """The adapter of `adapter.path` to audit, which must change images where its scale is not 0."""
     adapter = build_adapter(config, model)
-    if config.adapter.scale and not changes_images(model, adapter, plan.audit[0].text, config.sampler.guidance):
+    if any(config.adapter.scales) and not changes_images(model, adapter, plan.audit[0].text, config.sampler.guidance):
         raise FairDiffError(
             f"adapter.path: {config.adapter.path}: changes nothing in the images; allowed: a trained one"
         )
@@ -160,20 +195,15 @@ def build_saved_adapter(config: Config, plan: Plan, model: DiffusionModel) -> Ad
 
 
 def read_about(adapter: Path) -> dict:
-    """adapter.json beside the weights of a saved adapter, {} if there is none."""
-    path = adapter / "adapter.json"
-    try:
-        about = json.loads(read_given(path, f"adapter.path: {path}")) if path.exists() else {}
-    except (ValueError, RecursionError) as error:
-        raise FairDiffError(f"adapter.path: {path}: is not JSON") from error
-    if not isinstance(about, dict):
-        raise FairDiffError(f"adapter.path: {path}: found {type(about).__name__}, allowed: a table")
-    return about
+    """adapter.json of a saved adapter, of a file the one beside it, {} if there is none."""
+    with _of_path():
+        return adapter_files.read_about(adapter.parent if adapter.suffix in FILES else adapter)
 
 
 def adapter_options(config: Config) -> dict[str, object]:
-    """The keys of `adapter` that its kind has."""
+    """The keys of `adapter` that its kind has; what is imported has the layers, ranks and tokens of its files."""
     own = {"soft_tokens": ("type", "tokens", "initial_text"), "lora": ("type", "parts", "rank")}
+    own |= {"soft_tokens": ("type", "initial_text"), "lora": ("type",)} if imported(config) else {}
     kept = (*own[config.adapter.type], "learning_rate", *(("path", "scale") if config.adapter.path else ()))
     return {key: value for key, value in asdict(config.adapter).items() if key in kept}
 

@@ -69,13 +69,14 @@ def warnings(plan: Plan, model: DiffusionModel, prefix: str) -> list[str]:
 
 def adapter_warnings(config: Config, plan: Plan) -> list[str]:
     """Where an audit differs from what the adapter was trained for."""
-    about = read_about(Path(config.adapter.path))
     wanted = {"guidance": config.sampler.guidance, "negative_prompt": config.prompts.negative}
     wanted |= {"padding": config.model.padding, "target": list(plan.target_lines)}
     wanted |= {"scheduler": SOLVERS[config.sampler.scheduler].__name__, "spacing": config.sampler.spacing}
     wanted |= {"final_sigmas": config.sampler.final_sigmas}
+    abouts = [read_about(Path(path)) for path in config.adapter.paths]
     return [
         f"warning: adapter.path: trained with {key} {about[key]!r}, audited with {value!r}"
+        for about in abouts
         for key, value in wanted.items()
         if key in about and about[key] != value
     ]

@@ -1,6 +1,7 @@
 """Configuration of what is trained, on what, by which gradient and losses."""
 
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -13,14 +14,15 @@ class AdapterConfig:
     """soft_tokens use `tokens` and `initial_text`, the words they start from; lora uses `parts` and `rank` (alpha = rank).
 
     learning_rate: the rate of AdamW at the start of `optimizer.schedule`.
-    path: a saved adapter to start from, or to audit. scale: how much of what it learnt is applied; 0 none (soft tokens:
-    the initial words), 1 as saved, more exaggerates.
+    path: what to start from, or to audit: the folder of a saved adapter of these settings, or a file of any tool, which is
+    taken with its own layers, ranks or tokens; several in a list are added. scale: how much of what it learnt is applied; 0
+    none (soft tokens: the initial words), 1 as saved, more exaggerates; a list has one for each path.
     """
 
     type: str = MISSING
     learning_rate: float = MISSING
-    path: str | None = None
-    scale: float = 1.0
+    path: Any = None
+    scale: Any = 1.0
     tokens: int = 5
     initial_text: str = "a photo of a person"
     parts: list[str] = field(default_factory=list)
@@ -29,14 +31,37 @@ class AdapterConfig:
     def __post_init__(self):
         one_of("adapter.type", self.type, ["soft_tokens", "lora"])
         positive("adapter.learning_rate", self.learning_rate)
-        if not 0 <= self.scale < float("inf") or (self.scale != 1 and self.path is None):
-            raise FairDiffError(f"adapter.scale: found {self.scale}, allowed: 0 or more, of a saved adapter.path")
+        self._check_path()
         between("adapter.tokens", self.tokens, 1, 40)
         positive("adapter.rank", self.rank)
         for part in self.parts:
             one_of("adapter.parts", part, ["text_encoder", "unet"])
         if self.type == "lora" and not self.parts:
             raise FairDiffError("adapter.parts: found [], allowed: text_encoder, unet or both")
+
+    def _check_path(self) -> None:
+        paths = self.path if isinstance(self.path, list) else [self.path or ""]
+        if not paths or not all(isinstance(path, str) for path in paths):
+            raise FairDiffError(f"adapter.path: found {self.path}, allowed: a path, a list of paths, or null")
+        scales = self.scale if isinstance(self.scale, list) else [self.scale]
+        numbers = all(isinstance(scale, int | float) and not isinstance(scale, bool) for scale in scales)
+        if not numbers or not all(0 <= s < float("inf") for s in scales) or (self.path is None and scales != [1]):
+            raise FairDiffError(f"adapter.scale: found {self.scale}, allowed: 0 or more, of a saved adapter.path")
+        if isinstance(self.scale, list) and len(scales) != len(paths):
+            raise FairDiffError(
+                f"adapter.scale: found {len(scales)} for {len(paths)} of adapter.path, allowed: one for each, or one for all"
+            )
+        self.scale = [float(s) for s in scales] if isinstance(self.scale, list) else float(self.scale)
+
+    @property
+    def paths(self) -> list[str]:
+        """Of `path`, [] for none."""
+        return self.path if isinstance(self.path, list) else [self.path] if self.path else []
+
+    @property
+    def scales(self) -> list[float]:
+        """Of each path."""
+        return self.scale if isinstance(self.scale, list) else [self.scale] * len(self.paths)
 
 
 @dataclass

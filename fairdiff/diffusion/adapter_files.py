@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fairdiff.errors import FairDiffError
+from fairdiff.files import read_given
 
 TOKEN = "<fairdiff>"
 SOFT_TOKENS_FILE = "soft_tokens.safetensors"
@@ -21,6 +22,18 @@ UNLIKE = ("rank_pattern", "alpha_pattern", "use_rslora")  # what peft writes of 
 def layers_of(part: str) -> list[str]:
     """The ends of the names of the layers that LoRA is on."""
     return UNET_LAYERS if part == "unet" else TEXT_LAYERS
+
+
+def read_about(folder: Path) -> dict:
+    """adapter.json beside the weights of a saved adapter, {} if there is none."""
+    path = folder / "adapter.json"
+    try:
+        about = json.loads(read_given(path, str(path))) if path.exists() else {}
+    except (ValueError, RecursionError) as error:
+        raise FairDiffError(f"{path}: is not JSON") from error
+    if not isinstance(about, dict):
+        raise FairDiffError(f"{path}: found {type(about).__name__}, allowed: a table")
+    return about
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -59,23 +72,28 @@ def lora_settings(path: Path, about: dict[str, str]) -> dict:
     for key, value in settings.items():
         if key.rpartition(".")[2] in UNLIKE and value:
             raise FairDiffError(
-                f"{path}: its lora_adapter_metadata has {key}, allowed: one rank and alpha for all layers"
+                f"{path}: its lora_adapter_metadata has {key}, allowed: one rank and alpha for all layers; "
+                "adapter.path takes the file itself with its own"
             )
     return settings
 
 
-def save_lora(folder: Path, state: dict[str, dict[str, Tensor]], rank: int, alpha: float, pipeline: type) -> None:
-    """Write the LoRA factors of each module, named as peft does, as `load_lora_weights` of a pipeline's class reads them."""
+def uniform(part: str, rank: int, alpha: float) -> dict:
+    """peft's LoraConfig of the layers that LoRA is trained on, of one rank and alpha."""
+    usual = {"r": rank, "lora_alpha": alpha, "target_modules": layers_of(part)}
+    return usual | {"rank_pattern": {}, "alpha_pattern": {}}
+
+
+def save_lora(
+    folder: Path, state: dict[str, dict[str, Tensor]], settings: dict[str, dict], pipeline: type, name: str = LORA_FILE
+) -> None:
+    """Write the LoRA factors of each module, named as peft does, as `load_lora_weights` of a pipeline's class reads them.
+
+    settings: of each module peft's LoraConfig; a file that does not say it has alpha = rank to diffusers.
+    """
     given: dict[str, dict] = {}
-    for name, factors in state.items():
-        root = "" if name == "unet" else TEXT_ROOT
-        given[f"{name}_lora_layers"] = {root + key.removeprefix(root): value for key, value in factors.items()}
-        about = {
-            "r": rank,
-            "lora_alpha": alpha,
-            "target_modules": layers_of(name),
-            "rank_pattern": {},
-            "alpha_pattern": {},
-        }
-        given[f"{name}_lora_adapter_metadata"] = about  # without it diffusers takes alpha = rank
-    pipeline.save_lora_weights(folder, **given)
+    for part, factors in state.items():
+        root = "" if part == "unet" else TEXT_ROOT
+        given[f"{part}_lora_layers"] = {root + key.removeprefix(root): value for key, value in factors.items()}
+        given[f"{part}_lora_adapter_metadata"] = settings[part]
+    pipeline.save_lora_weights(folder, weight_name=name, **given)

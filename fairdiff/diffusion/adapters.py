@@ -20,12 +20,13 @@ from fairdiff.diffusion.adapter_files import (
     SOFT_TOKENS_FILE,
     TEXT_ROOT,
     TOKEN,
-    layers_of,
     lora_settings,
     read_tensors,
     save_lora,
+    uniform,
 )
 from fairdiff.diffusion.load import DiffusionModel
+from fairdiff.diffusion.lora_files import Layers, settings_of
 from fairdiff.diffusion.sampling import initial_noise
 from fairdiff.errors import FairDiffError
 
@@ -75,18 +76,18 @@ class SoftTokens:
                 f"model.path: its tokenizer has {len(model.tokenizer) - tokens} tokens, its text encoder "
                 f"{base.num_embeddings}; allowed with adapter.type=soft_tokens: as many"
             )
-        self.start_from(initial_text, base)
+        self.initial_text = initial_text
+        self.origin = [self.words(initial_text, tokens, base)]
         self.embedding = SoftTokenEmbedding(base, self.origin[0].clone())
         model.text_encoder.set_input_embeddings(self.embedding)
         self.enabled = True
 
-    def start_from(self, text: str, base: nn.Embedding) -> None:
-        """Take the embeddings of these words for where the tokens started."""
+    def words(self, text: str, count: int, base: nn.Embedding) -> Tensor:
+        """The embeddings [count, D] of these words, repeated."""
         known = self.tokenizer(text, add_special_tokens=False).input_ids
         if not known:
             raise FairDiffError(f"adapter.initial_text: found '{text}', allowed: at least one word")
-        self.initial_text = text
-        self.origin = [base.weight[[known[i % len(known)] for i in range(self.count)]].detach().clone()]
+        return base.weight[[known[i % len(known)] for i in range(count)]].detach().clone()
 
     @property
     def prefix(self) -> str:
@@ -126,13 +127,14 @@ class SoftTokens:
             raise FairDiffError(
                 f"{folder / SOFT_TOKENS_FILE}: {TOKEN} holds nothing but zeros, which no training leaves"
             )
-        text = about.get("initial_text", self.initial_text)
-        self.start_from(text, self.embedding.base)  # `rescale` measures from there
+        self.initial_text = about.get("initial_text", self.initial_text)
+        self.origin = [self.words(self.initial_text, self.count, self.embedding.base)]  # `rescale` measures from there
         soft.data.copy_(state[TOKEN])
 
 
 class Lora:
-    """LoRA of one rank on attention and feed-forward layers of the text encoder, the U-Net or both; scale alpha/rank.
+    """LoRA on attention and feed-forward layers of the text encoder, the U-Net or both, of one rank and scale alpha/rank;
+    or `of_files`, on the layers that files are of.
 
     The text encoder of Stable Diffusion XL is two.
     """
@@ -142,18 +144,35 @@ class Lora:
     origin: list[Tensor] | None = None  # a new one changes nothing, see `at_origin`
 
     def __init__(self, model: DiffusionModel, parts: list[str], rank: int, alpha: float, generator: torch.Generator):
-        names = [name for part in parts for name in MODULES[part]]
-        self.modules = {name: module for name in names if (module := getattr(model, name)) is not None}
-        self.pipeline = StableDiffusionXLPipeline if model.text_encoder_2 else StableDiffusionPipeline
-        self.rank, self.alpha = rank, alpha
-        for name, module in self.modules.items():
-            config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=layers_of(name), init_lora_weights="gaussian")
-            inject_adapter_in_model(config, module)  # not through transformers, which wants a peft of its own choice
-            keep_in_float32(module)
+        names = [name for part in parts for name in MODULES[part] if getattr(model, name) is not None]
+        self._hang(model, {name: uniform(name, rank, alpha) for name in names})
         for parameter in self.parameters():
             if parameter.any():  # peft drew the down-projection from the global stream: draw it from ours
                 noise = torch.randn(parameter.shape, generator=generator) / rank
                 parameter.data.copy_(noise)
+
+    @classmethod
+    def of_files(cls, model: DiffusionModel, layers: Layers) -> "Lora":
+        """The factors of LoRA files on whatever layers, linear or convolutional, each of its own rank."""
+        lora = cls.__new__(cls)
+        lora._hang(model, {name: settings_of(part) for name, part in layers.items()})
+        for name, module in lora.modules.items():
+            for layer, inner in module.named_modules():
+                if isinstance(inner, LoraLayer):
+                    factors = layers[name][layer.removeprefix(TEXT_ROOT)]
+                    inner.lora_A["default"].weight.data.copy_(factors.down)
+                    inner.lora_B["default"].weight.data.copy_(factors.up)
+        return lora
+
+    def _hang(self, model: DiffusionModel, settings: dict[str, dict]) -> None:
+        """Put LoRA of these settings, peft's LoraConfig of each module, on a model."""
+        self.settings = settings
+        self.modules = {name: getattr(model, name) for name in settings}
+        self.pipeline = StableDiffusionXLPipeline if model.text_encoder_2 else StableDiffusionPipeline
+        for name, module in self.modules.items():
+            config = LoraConfig(**settings[name], init_lora_weights="gaussian")
+            inject_adapter_in_model(config, module)  # not through transformers, which wants a peft of its own choice
+            keep_in_float32(module)
 
     def parameters(self) -> list[nn.Parameter]:
         return [p for m in self.modules.values() for n, p in m.named_parameters() if ".lora_" in n]
@@ -183,7 +202,7 @@ class Lora:
     def save(self, folder: Path) -> None:
         """Write `pytorch_lora_weights.safetensors` as the `load_lora_weights` of the model's pipeline reads it."""
         state = {name: get_peft_model_state_dict(module) for name, module in self.modules.items()}
-        save_lora(folder, state, self.rank, self.alpha, self.pipeline)
+        save_lora(folder, state, self.settings, self.pipeline)
 
     def load(self, folder: Path) -> None:
         """Read what `save` wrote; a missing, extra or misshapen key is an error naming it."""
@@ -195,12 +214,11 @@ class Lora:
             raise FairDiffError(f"{path}: holds {len(left)} keys for no part of this adapter, the first is {left[0]}")
         for name in self.modules:
             ranks = [len(v) for k, v in state.items() if k.startswith(f"{name}.") and ".lora_A." in k]
-            rank = settings.get(f"{name}.r", min(ranks, default=self.rank))
+            own = self.settings[name]["lora_alpha"], self.settings[name]["r"]
+            rank = settings.get(f"{name}.r", min(ranks, default=own[1]))
             found = settings.get(f"{name}.lora_alpha", rank), rank  # as diffusers takes it where the file does not say
-            if found != (self.alpha, self.rank):
-                raise FairDiffError(
-                    f"{path}: (alpha, rank) of {name} is {found}, this adapter has {(self.alpha, self.rank)}"
-                )
+            if found != own:
+                raise FairDiffError(f"{path}: (alpha, rank) of {name} is {found}, this adapter has {own}")
         for name, module in self.modules.items():
             current = get_peft_model_state_dict(module)
             names = {k.removeprefix(TEXT_ROOT): k for k in current}
@@ -221,6 +239,25 @@ class CastLinear(nn.Linear):
         return nn.functional.linear(x, self.weight.to(x.dtype))
 
 
+class CastConv2d(nn.Conv2d):
+    """The same of a convolution."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.weight.to(x.dtype), None)
+
+
+def in_float32(factor: nn.Linear | nn.Conv2d) -> nn.Module:
+    """A factor as `CastLinear` or `CastConv2d`."""
+    device = factor.weight.device
+    if isinstance(factor, nn.Linear):
+        cast = CastLinear(factor.in_features, factor.out_features, bias=False, device=device)
+    else:
+        shape = (factor.in_channels, factor.out_channels, factor.kernel_size, factor.stride, factor.padding)
+        cast = CastConv2d(*shape, bias=False, device=device)
+    cast.weight.data.copy_(factor.weight)
+    return cast
+
+
 def keep_in_float32(module: nn.Module) -> None:
     """Hold the LoRA factors of a module of lower precision in float32 (peft gives them the base layer's precision)."""
     for layer in (m for m in module.modules() if isinstance(m, LoraLayer)):
@@ -229,9 +266,7 @@ def keep_in_float32(module: nn.Module) -> None:
         layer.cast_input_dtype_enabled = False  # else peft computes in float32 and copies every activation
         for factors in (layer.lora_A, layer.lora_B):
             for name, linear in factors.items():
-                cast = CastLinear(linear.in_features, linear.out_features, bias=False, device=linear.weight.device)
-                cast.weight.data.copy_(linear.weight)
-                factors[name] = cast
+                factors[name] = in_float32(linear)
 
 
 Adapter = SoftTokens | Lora

@@ -23,6 +23,7 @@ from fairdiff.diffusion.adapter_files import (
     check_matrix,
     layers_of,
     save_lora,
+    uniform,
 )
 from fairdiff.diffusion.folder import component_on_no_device, differences, read_component, some
 from fairdiff.errors import FairDiffError
@@ -70,7 +71,8 @@ def convert(files: list[Path], folder: Path, model: str | Path) -> dict[str, obj
             about |= {"type": "soft_tokens", "options": f"adapter.type=soft_tokens adapter.tokens={TOKENS}"}
             about |= {"load_with": "load_textual_inversion", "prompt_prefix": f"{TOKEN} "}
         else:
-            save_lora(temporary, parts, RANK, RANK, StableDiffusionPipeline)
+            settings = {name: uniform(name, RANK, RANK) for name in parts}
+            save_lora(temporary, parts, settings, StableDiffusionPipeline)
             names = [name for name in ("text_encoder", "unet") if name in parts]
             options = f"adapter.type=lora adapter.parts=[{','.join(names)}] adapter.rank={RANK}"
             about |= {"type": "lora", "options": options, "load_with": "load_lora_weights", "prompt_prefix": ""}

@@ -1,0 +1,178 @@
+"""A saved adapter in the formats of other tools, each a folder: the file that a tool loads, and adapter.json beside it."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fairdiff.diffusion.adapter_files import LORA_FILE, SOFT_TOKENS_FILE, TOKEN, read_about, save_lora
+from fairdiff.diffusion.adapters import SoftTokens
+from fairdiff.diffusion.folder import components_on_no_device, read_pipeline
+from fairdiff.diffusion.imports import FILES
+from fairdiff.diffusion.ldm import single_file_state
+from fairdiff.diffusion.load import load_model
+from fairdiff.diffusion.lora_files import Layers, Shapes, kohya_names, read_lora, settings_of, shapes_of, weight_of
+from fairdiff.diffusion.textual_inversion import A1111_KEY, read_embedding
+from fairdiff.errors import FairDiffError
+from fairdiff.files import atomic_path, write_json
+
+FORMATS = ("diffusers", "kohya", "a1111", "merged", "merged_file")
+KOHYA_FILE, A1111_FILE, MERGED_FILE = "fairdiff_lora.safetensors", "fairdiff.safetensors", "fairdiff_merged.safetensors"
+LOAD_WITH = {"merged": "from_pretrained", "merged_file": "from_single_file"}  # of diffusers, beside adapter.json's own
+DTYPES = {"float32": torch.float32, "float16": torch.float16}
+
+
+def export(source: Path, kind: str, to: Path, model: str | Path, scale: float = 1.0, dtype: str = "float32") -> None:
+    """Write an adapter as the folder `to` in one of FORMATS; what lies there is replaced.
+
+    source: an adapter folder, or a LoRA or textual-inversion file of any tool. model: folder or hub id of the model it is
+    for, of which "diffusers" and "kohya" read the configuration only. scale: baked into the weights, W + scale (alpha/r) B A,
+    or of soft tokens scale times as far from their initial words.
+
+    kohya: LoRA with `.alpha` for A1111, ComfyUI and kohya's scripts. a1111: soft tokens for A1111 and ComfyUI, whose word is
+    the file's name. merged: the model with LoRA in its weights, as a diffusers folder, or as one file with original names.
+    FairDiffError for what a format cannot hold and for numbers beyond the precision's range.
+    """
+    folder = source.parent if source.suffix in FILES else source
+    file = source if source.suffix in FILES else _weights(source)
+    soft = file.name == SOFT_TOKENS_FILE or not _is_lora(file)
+    allowed = ("diffusers", "a1111") if soft else ("diffusers", "kohya", "merged", "merged_file")
+    if kind not in allowed:
+        what = "soft tokens" if soft else "LoRA"
+        raise FairDiffError(f"{file}: {kind} is no format of {what}, allowed: {', '.join(allowed)}")
+    cast = _caster(file, DTYPES[dtype])
+    about = read_about(folder) | {"export": {"format": kind, "scale": scale, "dtype": dtype}}
+    with atomic_path(to) as temporary:
+        temporary.mkdir()
+        if soft:
+            _save_tokens(kind, temporary, _scaled_tokens(file, model, scale), cast)
+            about["prompt_prefix"] = f"{Path(A1111_FILE).stem} " if kind == "a1111" else f"{TOKEN} "
+        elif kind in LOAD_WITH:
+            _save_merged(file, kind, temporary, model, scale, cast)
+            about["load_with"] = LOAD_WITH[kind]
+        else:
+            shapes = shapes_of(components_on_no_device(model))
+            layers = _scaled(read_lora(file, shapes), scale)
+            (_save_kohya if kind == "kohya" else _save_diffusers)(temporary, layers, shapes, cast)
+        write_json(temporary / "adapter.json", about)
+
+
+def _weights(folder: Path) -> Path:
+    """The file of an adapter folder."""
+    found = [folder / name for name in (LORA_FILE, SOFT_TOKENS_FILE) if (folder / name).is_file()]
+    if len(found) != 1:
+        raise FairDiffError(f"{folder}: holds no adapter; allowed: a run folder, an adapter folder or a file")
+    return found[0]
+
+
+def _is_lora(file: Path) -> bool:
+    """Whether a file has more tensors than the one of a textual inversion."""
+    if file.suffix != ".safetensors":
+        return False
+    try:
+        with safe_open(file, "pt") as opened:
+            return len(opened.keys()) > 1
+    except Exception as error:  # missing, truncated, not safetensors
+        raise FairDiffError(f"{file}: cannot read the adapter: {' '.join(str(error).split())}") from error
+
+
+def _caster(file: Path, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    def cast(value: Tensor) -> Tensor:
+        found = value.detach().to(dtype).contiguous()
+        if not found.isfinite().all():
+            raise FairDiffError(f"{file}: holds numbers beyond the range of {dtype}; allowed: --dtype float32")
+        return found
+
+    return cast
+
+
+def _scaled(layers: Layers, scale: float) -> Layers:
+    """The same with `scale` times the up factors: a reader may take no notice of alpha, never of a factor."""
+    return {m: {name: replace(f, up=scale * f.up) for name, f in part.items()} for m, part in layers.items()}
+
+
+def _save_kohya(folder: Path, layers: Layers, shapes: Shapes, cast: Callable[[Tensor], Tensor]) -> None:
+    """`<name>.lora_down.weight`, `.lora_up.weight` and the true `.alpha` of each layer."""
+    names, state = kohya_names(shapes), {}
+    for module, part in layers.items():
+        for layer, factors in part.items():
+            name = names[module, layer]
+            state[f"{name}.lora_down.weight"] = cast(factors.down)
+            state[f"{name}.lora_up.weight"] = cast(factors.up)
+            state[f"{name}.alpha"] = torch.tensor(factors.alpha)
+    save_file(state, folder / KOHYA_FILE, _kohya_metadata(layers, shapes))
+
+
+def _kohya_metadata(layers: Layers, shapes: Shapes) -> dict[str, str]:
+    """What kohya's scripts write of a LoRA; A1111 shows it with the models of its version only (Lora/network.py there)."""
+    every = [factors for part in layers.values() for factors in part.values()]
+    ranks, alphas = {factors.rank for factors in every}, {factors.alpha for factors in every}
+    second = shapes["text_encoder"]["encoder.layers.0.mlp.fc1"][1] == 1024  # the width of Stable Diffusion 2.x alone
+    version = "sdxl_base_v1-0" if "text_encoder_2" in shapes else "sd_v2" if second else "sd_v1"
+    return {
+        "format": "pt",
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(*ranks) if len(ranks) == 1 else "Dynamic",
+        "ss_network_alpha": str(*alphas) if len(alphas) == 1 else "Dynamic",
+        "ss_base_model_version": version,
+        "ss_v2": str(version == "sd_v2"),
+    }
+
+
+def _save_diffusers(folder: Path, layers: Layers, shapes: Shapes, cast: Callable[[Tensor], Tensor]) -> None:
+    pipeline = StableDiffusionXLPipeline if "text_encoder_2" in shapes else StableDiffusionPipeline
+    state = {
+        module: {f"{layer}.lora_A.weight": cast(factors.down) for layer, factors in part.items()}
+        | {f"{layer}.lora_B.weight": cast(factors.up) for layer, factors in part.items()}
+        for module, part in layers.items()
+    }
+    save_lora(folder, state, {module: settings_of(part) for module, part in layers.items()}, pipeline)
+
+
+def _save_merged(
+    file: Path, kind: str, folder: Path, model: str | Path, scale: float, cast: Callable[[Tensor], Tensor]
+) -> None:
+    """The whole model, W + scale (alpha/r) B A computed in float32."""
+    pipeline = read_pipeline(model)
+    names = ("text_encoder", "text_encoder_2", "unet")
+    modules = {name: pipeline.components[name] for name in names if name in pipeline.components}
+    for name, part in read_lora(file, shapes_of(modules)).items():
+        for layer, factors in part.items():
+            weight_of(modules[name], layer).data.add_(factors.delta(), alpha=scale)
+    for module in (*modules.values(), pipeline.vae):
+        for tensor in module.parameters():
+            tensor.data = cast(tensor)
+    if kind == "merged":
+        pipeline.save_pretrained(folder)
+        return
+    encoders = [module for name, module in modules.items() if name != "unet"]
+    state = single_file_state(encoders, pipeline.unet, pipeline.vae)
+    save_file({name: cast(value).clone() for name, value in state.items()}, folder / MERGED_FILE, {"format": "pt"})
+
+
+def _scaled_tokens(file: Path, model: str | Path, scale: float) -> tuple[Tensor, dict[str, str]]:
+    """The embeddings [N, D], and the words that they started from as metadata where the file says so."""
+    rows, text = read_embedding(file)
+    if scale == 1:
+        return rows, {"initial_text": text} if text else {}
+    if not text:
+        raise FairDiffError(f"{file}: does not say which words its tokens started from; allowed: --scale 1")
+    tokens = SoftTokens(load_model(model), len(rows), text)
+    tokens.embedding.soft.data.copy_(rows)
+    tokens.rescale(scale)
+    return tokens.embedding.soft.detach(), {"initial_text": text}
+
+
+def _save_tokens(
+    kind: str, folder: Path, tokens: tuple[Tensor, dict[str, str]], cast: Callable[[Tensor], Tensor]
+) -> None:
+    rows, about = tokens
+    if kind == "diffusers":
+        save_file({TOKEN: cast(rows)}, folder / SOFT_TOKENS_FILE, about)
+    else:
+        save_file({A1111_KEY: cast(rows)}, folder / A1111_FILE, about)

@@ -1,0 +1,50 @@
+"""Adapters out of files of any tool, one or several at once, as what is trained on or audited."""
+
+from pathlib import Path
+
+import torch
+
+from fairdiff.diffusion.adapter_files import LORA_FILE, SOFT_TOKENS_FILE
+from fairdiff.diffusion.adapters import Lora, SoftTokens
+from fairdiff.diffusion.load import DiffusionModel
+from fairdiff.diffusion.lora_files import combined, read_lora, shapes_of
+from fairdiff.diffusion.textual_inversion import read_embedding
+from fairdiff.errors import FairDiffError
+
+FILES = (".safetensors", ".pt", ".bin")  # how the names of files end; other paths are folders
+
+
+def file_of(path: Path, name: str) -> Path:
+    """A path as it is if it is a file's, else the file of this name in the folder."""
+    return path if path.suffix in FILES else path / name
+
+
+def import_lora(model: DiffusionModel, paths: list[Path], scales: list[float]) -> Lora:
+    """The sum of LoRA files or folders, each `scale` times, on the layers that they are of.
+
+    A layer has the ranks of all files together and alpha = rank, so that training goes on with what the files add.
+    """
+    names = ("text_encoder", "text_encoder_2", "unet")
+    shapes = shapes_of({name: module for name in names if (module := getattr(model, name)) is not None})
+    files = [read_lora(file_of(path, LORA_FILE), shapes) for path in paths]
+    return Lora.of_files(model, combined(files, scales))
+
+
+def import_soft_tokens(
+    model: DiffusionModel, paths: list[Path], scales: list[float], initial_text: str
+) -> SoftTokens:
+    """The tokens of textual inversions one after the other before the prompt, each `scale` times as far from its words.
+
+    initial_text: the words of files that do not say which they started from.
+    """
+    read = [read_embedding(file_of(path, SOFT_TOKENS_FILE)) for path in paths]
+    adapter = SoftTokens(model, sum(len(rows) for rows, _ in read), initial_text)
+    soft, base, start = adapter.embedding.soft, adapter.embedding.base, 0
+    for path, (rows, text), scale in zip(paths, read, scales, strict=True):
+        if rows.shape[1] != soft.shape[1]:
+            raise FairDiffError(f"{path}: its embeddings have width {rows.shape[1]}, the text encoder {soft.shape[1]}")
+        own = slice(start, start := start + len(rows))
+        words = adapter.words(text or initial_text, len(rows), base)
+        adapter.origin[0][own] = words
+        soft.data[own] = torch.lerp(words, rows.to(words), scale)
+    return adapter

@@ -1,0 +1,239 @@
+"""LoRA files of diffusers, peft and kohya's scripts as low-rank factors by the layers of a model, and back.
+
+What a file holds is asked of the model: every layer is known under the names that these tools give it, and a tensor that
+is no factor of a known layer, in a shape that fits, is an error. Nothing is left out.
+"""
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import reduce
+from pathlib import Path
+
+import torch
+from peft.utils.other import get_pattern_key
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from fairdiff.diffusion.adapter_files import TEXT_ROOT
+from fairdiff.diffusion.ldm import unet_names
+from fairdiff.errors import FairDiffError
+
+ENDS = {  # of names in files -> the factor
+    ".lora_A.weight": "down", ".lora_B.weight": "up",  # peft
+    ".lora_down.weight": "down", ".lora_up.weight": "up",  # kohya
+    ".lora.down.weight": "down", ".lora.up.weight": "up",  # diffusers before peft
+    ".lora_linear_layer.down.weight": "down", ".lora_linear_layer.up.weight": "up",
+    "_lora.down.weight": "down", "_lora.up.weight": "up",  # diffusers' first, below `processor`
+    ".alpha": "alpha",
+}  # fmt: skip
+OTHER = re.compile(r"hada_|lokr_|lora_mid|dora_scale|lora_magnitude_vector|oft_|\.(diff|diff_b|w_norm|b_norm)$")
+ALLOWED = "LoRA of linear and convolutional layers of this model"
+
+
+@dataclass(frozen=True)
+class Factors:
+    """What LoRA adds to the weight of a layer, (alpha / r) B A, where A, `down`, reads it and B, `up`, writes it.
+
+    down: [r, in], up: [out, r]; of a convolution [r, in, h, w] and [out, r, 1, 1].
+    """
+
+    down: Tensor
+    up: Tensor
+    alpha: float
+
+    @property
+    def rank(self) -> int:
+        return len(self.down)
+
+    def delta(self) -> Tensor:
+        """(alpha / r) B A in float32, in the shape of the layer's weight."""
+        product = self.up.float().flatten(1) @ self.down.float().flatten(1)
+        return (self.alpha / self.rank * product).unflatten(1, self.down.shape[1:])
+
+
+# "text_encoder", "text_encoder_2" or "unet" -> layer, without TEXT_ROOT -> its factors, or the shape of its weight
+Layers = dict[str, dict[str, Factors]]
+Shapes = dict[str, dict[str, list[int]]]
+
+
+def shapes_of(modules: Mapping[str, nn.Module]) -> Shapes:
+    """The layers of a model that LoRA can be on, and their weights' shapes; to be taken before an adapter is hung."""
+    return {
+        name: {
+            layer.removeprefix(TEXT_ROOT): list(inner.weight.shape)
+            for layer, inner in module.named_modules()
+            if isinstance(inner, nn.Linear | nn.Conv2d)
+        }
+        for name, module in modules.items()
+    }
+
+
+def kohya_names(shapes: Shapes) -> dict[tuple[str, str], str]:
+    """(module, layer) -> its name in files of kohya's scripts, which A1111 and ComfyUI read too.
+
+    Of Stable Diffusion XL the U-Net's layers have their original names, as its scripts know them, and the text encoders
+    numbers (networks/lora.py and sdxl_original_unet.py of kohya-ss/sd-scripts).
+    """
+    xl = "text_encoder_2" in shapes
+    unet = unet_names(shapes["unet"]) if xl else {layer: layer for layer in shapes["unet"]}
+    roots = {"text_encoder": "lora_te1" if xl else "lora_te", "text_encoder_2": "lora_te2"}
+    found = {("unet", layer): f"lora_unet_{name.replace('.', '_')}" for layer, name in unet.items()}
+    for module in shapes.keys() - {"unet"}:
+        for layer in shapes[module]:
+            root = "" if layer == "text_projection" else TEXT_ROOT
+            found[module, layer] = f"{roots[module]}_{root}{layer}".replace(".", "_")
+    return found
+
+
+def _known_names(shapes: Shapes) -> dict[str, tuple[str, str]]:
+    """Every name that a file may give a layer -> (module, layer)."""
+    found = {name: place for place, name in kohya_names(shapes).items()}
+    original = unet_names(shapes["unet"])
+    for module, layers in shapes.items():
+        for layer in layers:
+            root = "" if module == "unet" or layer == "text_projection" else TEXT_ROOT
+            names = [f"{module}.{layer}", f"{module}.{root}{layer}", f"{module}.{layer.removesuffix('.0')}"]
+            if module == "unet":
+                names += [f"lora_unet_{name.replace('.', '_')}" for name in (layer, original[layer])]
+            elif module == "text_encoder":  # diffusers' own converter numbers it whatever the model
+                names += [f"lora_te{number}_{root}{layer}".replace(".", "_") for number in ("", "1")]
+            for name in names:
+                found.setdefault(name, (module, layer))
+    return found
+
+
+def read_lora(path: Path, shapes: Shapes) -> Layers:
+    """The factors in a LoRA file by module and layer, in float32.
+
+    A layer's alpha is the file's: its `.alpha`, else what `lora_adapter_metadata` says, else its rank, as diffusers takes it.
+    FairDiffError, one line: unreadable, not finite, a tensor that fits no layer (how many, and the first), half a pair, a
+    pair that does not fit together or to its layer.
+    """
+    try:
+        state = load_file(path)
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+    except Exception as error:  # missing, truncated, a pickle
+        reason = " ".join(str(error).split())[:200]
+        raise FairDiffError(f"{path}: cannot read it as a safetensors file: {reason}") from error
+    names, parts, left = _known_names(shapes), {}, []
+    for key, value in state.items():
+        end = next((end for end in ENDS if key.endswith(end)), "")
+        place = names.get(key.removesuffix(end).replace(".processor.", "."))
+        if not end or place is None:
+            left.append(key)
+        elif value.is_complex() or not value.float().isfinite().all():
+            raise FairDiffError(f"{path}: {key} holds numbers that are not finite, or no real ones")
+        else:
+            parts.setdefault(place, {})[ENDS[end]] = value.float()
+    if left:
+        raise FairDiffError(_unknown(path, sorted(left), len(state)))
+    if not parts:
+        raise FairDiffError(f"{path}: holds no tensors; allowed: {ALLOWED}")
+    said = _metadata(path, metadata)
+    found: Layers = {module: {} for module in shapes if any(place[0] == module for place in parts)}
+    for module, layer in parts:
+        found[module][layer] = _factors(path, (module, layer), parts[module, layer], shapes[module][layer], said)
+    return found
+
+
+def _unknown(path: Path, left: list[str], total: int) -> str:
+    """How many tensors of a file fit no layer, and why where a name says it."""
+    other = next((key for key in left if OTHER.search(key)), None)
+    why = f"; {other} is of another kind of adapter (LoHa, LoKr, DoRA, OFT or whole weights)" if other else ""
+    return f"{path}: {len(left)} of {total} tensors fit no layer, the first is {left[0]}{why}; allowed: {ALLOWED}"
+
+
+def _metadata(path: Path, about: dict[str, str]) -> dict:
+    try:
+        said = json.loads(about.get("lora_adapter_metadata", "{}"))
+    except (ValueError, RecursionError) as error:
+        raise FairDiffError(f"{path}: its lora_adapter_metadata is no JSON") from error
+    if not isinstance(said, dict):
+        raise FairDiffError(f"{path}: its lora_adapter_metadata is {type(said).__name__}, allowed: a table")
+    return said
+
+
+def _factors(path: Path, place: tuple[str, str], parts: dict[str, Tensor], shape: list[int], said: dict) -> Factors:
+    """The factors of one layer, checked against each other, the layer and what the file says of them."""
+    module, layer = place
+    where = f"{path}: {module}.{layer}"
+    if not {"down", "up"} <= parts.keys():
+        raise FairDiffError(f"{where} has only {', '.join(parts)}, allowed: both factors")
+    down, up = parts["down"], parts["up"]
+    if len(shape) == 4 and (down.ndim, up.ndim) == (2, 2) and shape[2:] == [1, 1]:  # as some write 1x1 convolutions
+        down, up = down[..., None, None], up[..., None, None]
+    if len(shape) == 2 and (down.ndim, up.ndim) == (4, 4) and down.shape[2:] == up.shape[2:] == (1, 1):
+        down, up = down.flatten(1), up.flatten(1)
+    rank = len(down) if down.ndim else 0
+    wanted = [rank, *shape[1:]], [shape[0], rank, *[1] * (len(shape) - 2)]
+    if not rank or (list(down.shape), list(up.shape)) != wanted:
+        raise FairDiffError(f"{where}: found factors {list(down.shape)} and {list(up.shape)}, its weight is {shape}")
+    alpha = _alpha(module, layer, rank, said)
+    if "alpha" in parts:
+        alpha = parts["alpha"].item() if parts["alpha"].numel() == 1 else None
+    if not isinstance(alpha, int | float) or not math.isfinite(alpha):
+        raise FairDiffError(f"{where}: its alpha is no finite number")
+    return Factors(down, up, float(alpha))
+
+
+def _alpha(module: str, layer: str, rank: int, said: dict) -> object:
+    """What `lora_adapter_metadata` says of a layer, as peft reads it; of rank-stabilised LoRA alpha √r, so that it is / r."""
+    if f"{module}.r" not in said:
+        return rank
+    patterns = said.get(f"{module}.alpha_pattern") or {}
+    name = layer if module == "unet" else f"{TEXT_ROOT}{layer}"
+    key = name if name in patterns else get_pattern_key(patterns, name) if patterns else name
+    alpha = patterns.get(key, patterns.get(layer, said.get(f"{module}.lora_alpha", rank)))
+    return alpha * math.sqrt(rank) if said.get(f"{module}.use_rslora") and isinstance(alpha, int | float) else alpha
+
+
+def combined(files: list[Layers], scales: list[float]) -> Layers:
+    """What several files add together, each `scale` times: their factors side by side, with alpha = rank everywhere."""
+    modules = dict.fromkeys(module for file in files for module in file)
+    found: Layers = {}
+    for module in modules:
+        found[module] = {}
+        for layer in dict.fromkeys(layer for file in files for layer in file.get(module, {})):
+            own = [(f[module][layer], s) for f, s in zip(files, scales, strict=True) if layer in f.get(module, {})]
+            down = torch.cat([factors.down for factors, _ in own])
+            up = torch.cat([scale * factors.alpha / factors.rank * factors.up for factors, scale in own], 1)
+            found[module][layer] = Factors(down, up, len(down))
+    return found
+
+
+def settings_of(layers: dict[str, Factors]) -> dict:
+    """peft's LoraConfig of the layers of one module: one rank and alpha, and patterns for the layers with others."""
+    ranks, alphas = Counter(f.rank for f in layers.values()), Counter(f.alpha for f in layers.values())
+    rank, alpha = ranks.most_common(1)[0][0], alphas.most_common(1)[0][0]
+
+    def pattern(of: dict[str, float], usual: float) -> dict[str, float]:
+        """One pattern for each value: peft tries every pattern on every layer."""
+        groups: dict[float, list[str]] = {}
+        for name, value in of.items():
+            groups.setdefault(value, []).append(re.escape(name))
+        return {"|".join(names): value for value, names in groups.items() if value != usual}
+
+    return {
+        "r": rank,
+        "lora_alpha": alpha,
+        "target_modules": list(layers),
+        "rank_pattern": pattern({name: f.rank for name, f in layers.items()}, rank),
+        "alpha_pattern": pattern({name: f.alpha for name, f in layers.items()}, alpha),
+    }
+
+
+def weight_of(module: nn.Module, layer: str) -> Tensor:
+    """The weight of a layer, whether or not its name begins with TEXT_ROOT in the module."""
+    names = dict(module.named_modules())
+    return names[layer if layer in names else TEXT_ROOT + layer].weight
+
+
+def ranks(layers: Layers) -> list[int]:
+    """The different ranks, ascending."""
+    return sorted(reduce(set.union, ({f.rank for f in part.values()} for part in layers.values()), set()))
