@@ -39,7 +39,7 @@ from fairdiff.training.trainer import Schedule
 from fairdiff.training.validation import Validation
 
 # Keys that leave the result of training as it is. steps: of a constant rate they only ask for more of it.
-NOT_TRAINING = ("audit", "resume", "cache", "micro_batch", "steps")
+NOT_TRAINING = ("audit", "export", "resume", "cache", "micro_batch", "steps")
 # images at once in replay and in an audit, in micro-batches of decoding, which needs the most memory
 REPLAYED = 2
 AUDITED = 3
@@ -134,10 +134,15 @@ def precisions(config: Config) -> tuple[torch.dtype, torch.dtype]:
     return getattr(torch, held), getattr(torch, sampled)
 
 
+def model_path(config: Config) -> str | Path:
+    """The folder or hub id of the model."""
+    return config.model.path or weights("model")
+
+
 def build_model(config: Config) -> DiffusionModel:
     check_device(config.model.device)
     held, sampled = precisions(config)
-    path = config.model.path or weights("model")
+    path = model_path(config)
     model = load_model(path, config.model.padding, config.model.device)
     options = config.sampler
     try:

@@ -14,6 +14,8 @@ from fairdiff.plan import Plan
 from fairdiff.prompts import wrong_article
 from fairdiff.training.step import Trainee
 
+EMBEDDED = "embedded Portraits model"  # what adapter.json calls it
+
 
 def budget(config: Config, plan: Plan, trainee: Trainee, audit: Audit) -> list[str]:
     """What is about to be done, in images and steps."""
@@ -90,7 +92,7 @@ def about_adapter(config: Config, plan: Plan, model: DiffusionModel, training: s
         "options": " ".join(f"adapter.{key}={value}" for key, value in adapter_options(config).items()),
         "load_with": "load_textual_inversion" if soft else "load_lora_weights",
         "prompt_prefix": "<fairdiff> " if soft else "",
-        "base_model": config.model.path or "embedded Portraits model",
+        "base_model": config.model.path or EMBEDDED,
         "base_model_hash": model.fingerprint(precision=False),
         "scheduler": type(model.scheduler).__name__,
         "final_sigmas": config.sampler.final_sigmas,

@@ -51,6 +51,7 @@ def train_job(config: Config, folder: Path) -> None:
         run.save_adapter(folder, trainee.adapter, about)
         lines = describe.report_lines(config, plan, adapter=True, trained=True)
         run.carry_out(folder, audit, partial(build_generators, config, model, trainee.adapter), lines, console)
+    run.export_adapter(folder, config.export, build.model_path(config))
     run.conclude(folder, audit, console)
 
 

@@ -1,6 +1,7 @@
 """The run folder: what lies in it, what is finished, and what may be removed.
 
 config.yaml  run.json  metrics.jsonl  checkpoints/  adapter/     one training, named by all that changes it
+exports/<format>/     the adapter for other tools
 audits/<name>/  records/  records.parquet  request.json  audit.json  report.html     each audit of it
 audits/<name>/guidance/<scale>/  records/  records.parquet                           at further guidance scales
 """
@@ -21,6 +22,7 @@ from fairdiff.audit.records import ANEW, load_records
 from fairdiff.audit.report import render_report, summary_table
 from fairdiff.build_audit import Audit
 from fairdiff.diffusion.adapters import Adapter
+from fairdiff.diffusion.export import export
 from fairdiff.diffusion.sampling import initial_noise
 from fairdiff.errors import FairDiffError
 from fairdiff.files import atomic_path, flat, read_yaml, remove_leftovers, require_writable, write_json, write_text
@@ -28,7 +30,7 @@ from fairdiff.training.step import Trainee
 from fairdiff.training.tracking import progress, read_metrics
 
 SCHEMA = 1  # of run.json
-OUTPUTS = ("config.yaml", "metrics.jsonl", "checkpoints", "adapter", "audits", "run.json")
+OUTPUTS = ("config.yaml", "metrics.jsonl", "checkpoints", "adapter", "exports", "audits", "run.json")
 
 
 def begin(folder: Path, settings: dict, training: str) -> None:
@@ -85,7 +87,7 @@ def differences(folder: Path, settings: dict, most: int = 4) -> str:
     except (FairDiffError, UnicodeDecodeError):
         there = {}
     wanted = flat(yaml.safe_load(yaml.safe_dump(settings)))  # tuples and the like as they come back from a file
-    ignored = ("audit", "resume", "cache", "micro_batch", "model.device")
+    ignored = ("audit", "export", "resume", "cache", "micro_batch", "model.device")
     keys = [k for k in there | wanted if k not in ignored and k.split(".")[0] not in ignored]
     found = [k for k in keys if there.get(k) != wanted.get(k)]
     if not there or not found:
@@ -108,6 +110,12 @@ def save_adapter(folder: Path, adapter: Adapter, about: dict) -> None:
         temporary.mkdir()
         adapter.save(temporary)
         write_json(temporary / "adapter.json", about)
+
+
+def export_adapter(folder: Path, formats: list[str], model: str | Path) -> None:
+    """exports/<format>/ of the saved adapter, which was trained on this model."""
+    for kind in formats:
+        export(folder / "adapter", kind, folder / "exports" / kind, model)
 
 
 def audit_folder(folder: Path, audit: Audit) -> Path:

@@ -1,6 +1,9 @@
 """Exports: every tool that reads one gets W + scale (alpha/r) B A, held against the tools' own converters."""
 
 import json
+import re
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +23,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_adapters import PROMPT, make, picture
 from test_full_size import TEXT, UNET, VAE
+from test_sdxl import lora as xl_lora
+from test_sdxl import xl_folder  # noqa: F401 (a fixture)
+from tiny import composed, with_json
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
@@ -30,6 +36,10 @@ from fairdiff.diffusion.load import load_model
 from fairdiff.diffusion.lora_files import Factors, kohya_names, read_lora, shapes_of
 from fairdiff.diffusion.sampling import initial_noise
 from fairdiff.errors import FairDiffError
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
+
+from export import main  # noqa: E402
 
 UNET_2 = UNET | {
     "cross_attention_dim": 1024, "attention_head_dim": (5, 10, 20, 20), "use_linear_projection": True,
@@ -72,7 +82,7 @@ def test_original_names_of_the_released_unets_are_those_that_diffusers_converts_
 
 def test_original_names_of_the_vae_and_of_openclip_are_those_that_diffusers_converts_back():
     with torch.device("meta"):
-        vae, (one, two) = AutoencoderKL(**VAE), list(full_shape("sdxl").values())[:2]
+        vae, two = AutoencoderKL(**VAE), full_shape("sdxl")["text_encoder_2"]
     state = vae.state_dict()
     found = {ldm.VAE + name: value for name, value in ldm.vae_state(state).items()}
     assert found[f"{ldm.VAE}encoder.mid.attn_1.q.weight"].shape == (512, 512, 1, 1)
@@ -168,9 +178,6 @@ def test_what_factors_add_is_what_peft_adds_to_a_layer_of_full_shape(layer):
     assert (added - factors.delta()).norm() / added.norm() < 1e-5
 
 
-PARTS = {"lora_text": ["text_encoder"], "lora_unet": ["unet"], "lora_both": ["text_encoder", "unet"]}
-
-
 @pytest.fixture
 def saved(tiny_folder, tmp_path):
     """A LoRA of rank 4 and alpha 8 on everything, in its folder with adapter.json, and its image."""
@@ -216,9 +223,119 @@ def test_every_format_of_a_lora_paints_in_plain_diffusers_what_it_paints_here(sa
     export(folder, "merged", tmp_path / "merged", tiny_folder, 0.5)
     assert torch.allclose(plain_picture(plain(tmp_path / "merged")), half, atol=1e-4)
     export(folder, "merged_file", tmp_path / "one", tiny_folder)
-    pipeline = StableDiffusionPipeline.from_single_file(
-        tmp_path / "one" / MERGED_FILE, config=str(tiny_folder), local_files_only=True, safety_checker=None
-    )
-    pipeline.set_progress_bar_config(disable=True)
-    pipeline.scheduler = plain(tiny_folder).scheduler  # which a single file does not hold
+    pipeline = from_one_file(tmp_path / "one" / MERGED_FILE, tiny_folder)
     assert torch.allclose(plain_picture(pipeline), ours, atol=1e-4)
+
+
+def from_one_file(file, folder, kind=StableDiffusionPipeline):
+    """What plain diffusers makes of a single file, with the scheduler and the tokenizers that it does not hold."""
+    more = {"safety_checker": None} if kind is StableDiffusionPipeline else {"add_watermarker": False}
+    pipeline = kind.from_single_file(file, config=str(folder), local_files_only=True, **more)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.scheduler = plain(folder, kind).scheduler
+    return pipeline
+
+
+def test_a_model_with_openclips_text_encoder_is_one_file_in_its_layout(tiny_folder, tmp_path):
+    """As Stable Diffusion 2.x has it: a plain GELU, and queries, keys and values in one matrix."""
+    folder = with_json(tiny_folder, tmp_path / "model", "text_encoder/config.json", hidden_act="gelu")
+    model = load_model(folder)
+    adapter = make(model, "lora_both")
+    adapter.save(tmp_path)
+    export(tmp_path / LORA_FILE, "merged_file", tmp_path / "one", folder)
+    state = load_file(tmp_path / "one" / MERGED_FILE)
+    assert "cond_stage_model.model.transformer.resblocks.1.attn.in_proj_weight" in state
+    assert not any(key.startswith("cond_stage_model.transformer") for key in state)
+    pipeline = from_one_file(tmp_path / "one" / MERGED_FILE, folder)
+    assert torch.allclose(plain_picture(pipeline), picture(model, adapter), atol=1e-4)
+
+
+def test_every_format_of_an_xl_lora_paints_in_plain_diffusers_what_it_paints_here(xl_folder, tmp_path):  # noqa: F811
+    model = load_model(xl_folder)
+    adapter = xl_lora(model, "lora_both")
+    adapter.save(tmp_path)
+    ours = picture(model, adapter)
+    export(tmp_path / LORA_FILE, "kohya", tmp_path / "kohya", xl_folder)
+    export(tmp_path / LORA_FILE, "merged_file", tmp_path / "one", xl_folder)
+    names = load_file(tmp_path / "kohya" / KOHYA_FILE)
+    assert {"_".join(name.split("_")[:2]) for name in names} == {"lora_te1", "lora_te2", "lora_unet"}
+    with safe_open(tmp_path / "kohya" / KOHYA_FILE, "pt") as file:
+        assert file.metadata()["ss_base_model_version"] == "sdxl_base_v1-0"
+    pipeline = plain(xl_folder, StableDiffusionXLPipeline, add_watermarker=False)
+    pipeline.load_lora_weights(tmp_path / "kohya" / KOHYA_FILE)
+    assert torch.allclose(plain_picture(pipeline), ours, atol=1e-4)
+    pipeline = from_one_file(tmp_path / "one" / MERGED_FILE, xl_folder, StableDiffusionXLPipeline)
+    assert torch.allclose(plain_picture(pipeline), ours, atol=1e-4)
+
+
+def test_soft_tokens_for_a1111_are_one_matrix_that_plain_diffusers_loads_too(tiny_folder, tmp_path):
+    model = load_model(tiny_folder)
+    adapter = make(model, "soft_tokens")
+    adapter.save(tmp_path)
+    ours = picture(model, adapter)
+    export(tmp_path, "a1111", tmp_path / "a1111", tiny_folder)
+    (rows,) = (state := load_file(tmp_path / "a1111" / A1111_FILE)).values()
+    assert set(state) == {"emb_params"} and torch.equal(rows, adapter.embedding.soft)
+    assert json.loads((tmp_path / "a1111" / "adapter.json").read_text())["prompt_prefix"] == "fairdiff "
+    pipeline = plain(tiny_folder)
+    pipeline.load_textual_inversion(tmp_path / "a1111" / A1111_FILE, token="<it>")
+    assert torch.allclose(plain_picture(pipeline, f"<it> {PROMPT}"), ours, atol=1e-4)
+    export(tmp_path, "diffusers", tmp_path / "half", tiny_folder, 0.5, "float16")
+    (half,) = load_file(tmp_path / "half" / "soft_tokens.safetensors").values()
+    adapter.rescale(0.5)
+    assert torch.equal(half, adapter.embedding.soft.half())
+
+
+def test_half_precision_halves_the_factors_and_keeps_alpha(saved, tiny_folder, tmp_path):
+    folder, _, _ = saved
+    for dtype in ("float32", "float16"):
+        export(folder, "kohya", tmp_path / dtype, tiny_folder, 1.0, dtype)
+    full, half = (load_file(tmp_path / dtype / KOHYA_FILE) for dtype in ("float32", "float16"))
+    assert full.keys() == half.keys()
+    for name, value in full.items():
+        wanted = value if name.endswith(".alpha") else value.half()
+        assert half[name].dtype == wanted.dtype and torch.equal(half[name], wanted)
+    with pytest.raises(FairDiffError, match="beyond the range of torch.float16; allowed: --dtype float32"):
+        export(folder, "kohya", tmp_path / "large", tiny_folder, 1e9, "float16")
+    assert not (tmp_path / "large").exists()
+
+
+def test_the_command_exports_a_run_into_its_folder(saved, tiny_folder, tmp_path, capsys):
+    """Again and again; other folders that exist are left alone."""
+    for _ in range(2):
+        main([str(tmp_path), "--as", "kohya", "--model", str(tiny_folder)])
+    assert f"kohya: {tmp_path / 'exports' / 'kohya'}" in capsys.readouterr().out
+    layers = read_lora(tmp_path / "exports" / "kohya" / KOHYA_FILE, shapes_of(full_tiny(tiny_folder)))
+    assert {factors.alpha for part in layers.values() for factors in part.values()} == {8.0}
+    model = ["--model", str(tiny_folder)]
+    for argv, says in [
+        ([str(tmp_path), "--as", "kohya"], r"--model: no value given, and .*adapter does not say"),
+        ([str(tmp_path), "--as", "a1111", *model], "a1111 is no format of LoRA, allowed: diffusers, kohya, merged"),
+        ([str(tmp_path), "--as", "kohya", "--to", str(tmp_path), *model], "--to: .*exists already"),
+        ([str(tmp_path / "adapter" / LORA_FILE), "--as", "kohya", *model], "--to: no value given"),
+        ([str(tmp_path), "x", "--as", "kohya", *model], "found 2 adapters, allowed: one"),
+        ([str(tmp_path / "no"), "--as", "kohya", *model], "no: holds no adapter"),
+        ([str(tmp_path), "--as", "kohya", "--scale", "nan", *model], "--scale: found nan"),
+    ]:
+        with pytest.raises(SystemExit) as ended:
+            main(argv)
+        said = capsys.readouterr().err
+        assert ended.value.code == 2 and said.count("\n") == 1
+        assert re.search(says, said), said
+
+
+def full_tiny(folder):
+    model = load_model(folder)
+    return {"text_encoder": model.text_encoder, "unet": model.unet}
+
+
+@pytest.mark.parametrize(
+    "overrides,says",
+    [
+        (["adapter=soft_tokens", "export=[kohya]"], "export: found kohya, allowed: a1111"),
+        (["adapter=lora_text", "export=[a1111]"], "export: found a1111, allowed: kohya, merged, merged_file"),
+    ],
+)
+def test_formats_that_a_kind_of_adapter_has_not_are_refused_before_training(overrides, says):
+    with pytest.raises(FairDiffError, match=f"^{says}$"):
+        composed(*overrides)

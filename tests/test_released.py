@@ -28,7 +28,7 @@ from fairdiff.portraits import weights
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 
-from convert import main  # noqa: E402
+from export import main  # noqa: E402
 
 FILES = {"text_encoder": "text_encoder_lora_EMA.pth", "unet": "unet_lora_EMA.pth"}
 PARTS = {"lora_text": ["text_encoder"], "lora_unet": ["unet"], "lora_both": ["text_encoder", "unet"]}
@@ -72,7 +72,7 @@ def test_released_lora_paints_the_same_here_and_in_plain_diffusers(tiny_folder, 
     made, files = release(model, kind, tmp_path)
     wanted = picture(model, made)
     folder = tmp_path / "released"
-    main([*map(str, files), str(folder), "--model", str(tiny_folder)])
+    main([*map(str, files), "--as", "diffusers", "--to", str(folder), "--model", str(tiny_folder)])
     config = composed(f"adapter={kind}", f"adapter.path={folder}", f"adapter.rank={RANK}")
     other = load_model(tiny_folder)
     assert torch.allclose(picture(other, build.build_adapter(config, other)), wanted, atol=1e-6)

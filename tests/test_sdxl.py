@@ -249,7 +249,7 @@ def test_train_py_trains_audits_and_saves_what_the_plain_pipeline_loads(xl_folde
     monkeypatch.setattr(sys, "argv", ["train.py"])
     launch(
         tmp_path / "run", *BESIDE_EMBEDDED, "model=sdxl", f"model.path={xl_folder}", "adapter=lora_both",
-        f"audit.judge.path={uncalibrated(tmp_path / 'judge')}",
+        f"audit.judge.path={uncalibrated(tmp_path / 'judge')}", "export=[kohya]",
     )  # fmt: skip
     (folder,) = (tmp_path / "run" / "audits").iterdir()
     assert (folder / "report.html").exists()
@@ -260,7 +260,11 @@ def test_train_py_trains_audits_and_saves_what_the_plain_pipeline_loads(xl_folde
     bare = generate(pipeline, noise)
     pipeline.load_lora_weights(tmp_path / "run" / "adapter")
     assert set(pipeline.get_list_adapters()) == {"text_encoder", "text_encoder_2", "unet"}
-    assert not torch.allclose(bare, generate(pipeline, noise), atol=1e-6)
+    trained = generate(pipeline, noise)
+    assert not torch.allclose(bare, trained, atol=1e-6)
+    pipeline.unload_lora_weights()
+    pipeline.load_lora_weights(tmp_path / "run" / "exports" / "kohya" / "fairdiff_lora.safetensors")
+    assert torch.allclose(trained, generate(pipeline, noise), atol=1e-6)
 
 
 def test_the_shapes_of_the_released_model_fit():

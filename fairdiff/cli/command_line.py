@@ -27,6 +27,7 @@ WORLD = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"
 # Overrides that do not change the training; `experiment` and `seed` have folders of their own.
 ELSEWHERE = (
     "audit",
+    "export",
     "judge@audit.judge",
     "resume",
     "cache",

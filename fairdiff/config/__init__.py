@@ -37,6 +37,7 @@ PATHS = (
         "cache",
     ),
 )
+EXPORTS = {"lora": ["kohya", "merged", "merged_file"], "soft_tokens": ["a1111"]}  # adapter/ is diffusers' own
 
 
 @dataclass
@@ -83,6 +84,8 @@ class Config:
     micro_batch: images decoded at once. Replay takes twice as many (image, step) pairs and an audit samples three times as
     many images at once. It sets the memory and not the result.
     seed: of everything random in training. resume: the same command goes on where it stopped, false starts over.
+    export: formats for other tools in which the trained adapter is written too: kohya, merged, merged_file of LoRA, a1111 of
+    soft tokens; see scripts/export.py.
     cache: a folder for what the frozen model generated and measured, null for none.
 
     target: attribute -> class -> share; the shares of an attribute sum to 1. file: a table of shares, as
@@ -109,6 +112,7 @@ class Config:
     micro_batch: int = 24
     seed: int = 0
     resume: bool = True
+    export: list[str] = field(default_factory=list)
     cache: str | None = "outputs/cache"
 
     def __post_init__(self):
@@ -119,6 +123,8 @@ class Config:
         for key in ("steps", "global_batch", "noise_pool", "micro_batch"):
             positive(key, asdict(self)[key])
         between("seed", self.seed, 0, 2**31 - 1)
+        for kind in self.export:
+            one_of("export", kind, EXPORTS[self.adapter.type])
         if self.noise_pool < self.global_batch:
             raise FairDiffError(
                 f"noise_pool: found {self.noise_pool}, allowed: at least global_batch = {self.global_batch}"
