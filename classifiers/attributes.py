@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from classifiers.weights import require_finite
+from classifiers.weights import fill
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 KEYS = ("architecture", "kwargs", "image_size", "mean", "std")
@@ -161,16 +161,7 @@ def fill_frozen(build: Callable[[], nn.Module], folder: Path):
         raise ValueError(f"{file}: no such file") from None
     except SafetensorError as error:
         raise ValueError(f"{file}: truncated or not a safetensors file ({first_line(error)})") from None
-    expected = net.state_dict()
-    if wrong := sorted(expected.keys() ^ tensors.keys()):
-        raise ValueError(f"{file}: key {wrong[0]!r} is {'missing' if wrong[0] in expected else 'unknown'}")
-    for key, tensor in tensors.items():
-        if tensor.shape != expected[key].shape:
-            raise ValueError(f"{file}: {key} has shape {list(tensor.shape)}, built {list(expected[key].shape)}")
-        if tensor.is_floating_point() != expected[key].is_floating_point():  # complex ones are no floats either
-            raise ValueError(f"{file}: {key} holds {tensor.dtype}, built {expected[key].dtype}")
-    require_finite(tensors, str(file))
-    net.load_state_dict(tensors)
+    fill(net, tensors, str(file))
     net.eval().requires_grad_(False)
     try:
         net(torch.full((1, 3, 8, 8), 0.5))

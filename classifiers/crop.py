@@ -101,9 +101,8 @@ def align(image_BCHW: Tensor, boxes: Boxes, size: int) -> Tensor:
 
 
 def extract(image_BCHW: Tensor, boxes: Boxes, crop_size: int, expand: float = EXPAND) -> Faces:
-    """Crops and aligned crops of all faces found, both of one size."""
-    crop_FCHW = crop(image_BCHW, boxes, crop_size, expand)
-    return Faces(boxes, crop_FCHW, align(image_BCHW, boxes, crop_size))
+    """The crops of all faces found."""
+    return Faces(boxes, crop(image_BCHW, boxes, crop_size, expand))
 
 
 def check_size(image_BCHW: Tensor, boxes: Boxes) -> None:

@@ -50,6 +50,12 @@ def find_faces(images: np.ndarray, detector: Detector, batch: int = 256) -> tupl
     return np.concatenate(rows), np.concatenate(boxes)
 
 
+def read_image(file: Path) -> Image.Image:
+    """An image file as RGB, upright; errors are PIL's."""
+    with Image.open(file) as picture:
+        return ImageOps.exif_transpose(picture).convert("RGB")
+
+
 def read_folder(folder: Path, labels: Path, attributes: dict[str, tuple[str, ...]], size: int) -> LabelledFaces:
     """Images of `folder` named in the CSV `labels`, shorter side resized to `size`, centre cut to a square.
 
@@ -70,8 +76,7 @@ def read_folder(folder: Path, labels: Path, attributes: dict[str, tuple[str, ...
                 raise ValueError(f"{labels}:{i + 2}: {name} is {row[name]!r}, allowed: {', '.join(classes)}")
             classes_N[name][i] = classes.index(row[name]) if row[name] else -1
         try:
-            with Image.open(Path(folder) / row["file"]) as picture:
-                upright = ImageOps.exif_transpose(picture).convert("RGB")
+            upright = read_image(Path(folder) / row["file"])
         except OSError as error:
             raise ValueError(f"{labels}:{i + 2}: {Path(folder) / row['file']}: cannot be read ({error})") from None
         images[i] = ImageOps.fit(upright, (size, size), Image.Resampling.BILINEAR)

@@ -47,7 +47,7 @@ class MTCNNDetector(nn.Module):
         batch, _, height, width = image_BCHW.shape
         factor = 1.0 if self.input_size is None else self.input_size / min(height, width)
         size = round(height * factor), round(width * factor)
-        rows, boxes, landmarks = [], [], []
+        rows, boxes, landmarks, counts = [], [], [], []
         for start in range(0, batch, CHUNK):
             image = image_BCHW[start : start + CHUNK].float()
             if size != (height, width):
@@ -57,9 +57,10 @@ class MTCNNDetector(nn.Module):
             rows.append(row_N[keep_F] + start)
             boxes.append(box_N4[keep_F])
             landmarks.append(landmark_N52[keep_F])
+            counts.append(torch.bincount(row_N)[row_N[keep_F]])
         back = torch.tensor([width / size[1], height / size[0]], device=image_BCHW.device)
         box_F4, landmark_F52 = torch.cat(boxes) * back.repeat(2), torch.cat(landmarks) * back
-        return Boxes(torch.cat(rows), box_F4, landmark_F52, (batch, height, width))
+        return Boxes(torch.cat(rows), box_F4, landmark_F52, (batch, height, width), torch.cat(counts))
 
     def cascade(self, image_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """All faces of a batch (values in [-1, 1]): row_N, box_N4, landmark_N52 in pixels of this batch."""
@@ -119,9 +120,8 @@ class WholeImage:
     def __call__(self, image_BCHW: Tensor) -> Boxes:
         batch, _, height, width = image_BCHW.shape
         box_4 = torch.tensor([0.0, 0.0, width, height], device=image_BCHW.device)
-        return Boxes(
-            torch.arange(batch, device=image_BCHW.device), box_4.repeat(batch, 1), None, (batch, height, width)
-        )
+        row_F = torch.arange(batch, device=image_BCHW.device)
+        return Boxes(row_F, box_4.repeat(batch, 1), None, (batch, height, width), torch.ones_like(row_F))
 
 
 class InsightFaceDetector:
@@ -144,7 +144,7 @@ class InsightFaceDetector:
     @torch.no_grad()
     def __call__(self, image_BCHW: Tensor) -> Boxes:
         batch, _, height, width = image_BCHW.shape
-        rows, boxes, landmarks = [], [], []
+        rows, boxes, landmarks, counts = [], [], [], []
         bgr_BHWC = (image_BCHW.flip(1) * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
         for row, picture in enumerate(bgr_BHWC):
             faces = self.app.get(picture)
@@ -153,11 +153,12 @@ class InsightFaceDetector:
                 rows.append(row)
                 boxes.append(torch.from_numpy(face.bbox).float())
                 landmarks.append(torch.from_numpy(face.kps).float())
+                counts.append(len(faces))
         device = image_BCHW.device
         box_F4 = torch.stack(boxes) if boxes else torch.zeros(0, 4)
         landmark_F52 = torch.stack(landmarks) if boxes else torch.zeros(0, 5, 2)
-        row_F = torch.tensor(rows, dtype=torch.long, device=device)
-        return Boxes(row_F, box_F4.to(device), landmark_F52.to(device), (batch, height, width))
+        row_F, count_F = (torch.tensor(some, dtype=torch.long, device=device) for some in (rows, counts))
+        return Boxes(row_F, box_F4.to(device), landmark_F52.to(device), (batch, height, width), count_F)
 
 
 def refine(net: nn.Module, image_BCHW: Tensor, row_N: Tensor, box_N4: Tensor, size: int) -> list[Tensor]:

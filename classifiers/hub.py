@@ -1,4 +1,4 @@
-"""Judges from Hugging Face: image classifiers whose labels are merged into the requested classes.
+"""Networks from Hugging Face: image classifiers whose labels are merged into the requested classes, image encoders.
 
 Mistakes a user can mend are `ValueError`s of one line that begin with the option (`path`, `mapping`).
 """
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForImageClassification
+from transformers import AutoModel, AutoModelForImageClassification, TimmWrapperModel
 
 from classifiers.pixels import Pixels, first_words, freeze, processor_pixels, quiet
 from classifiers.weights import refuse_complex, require_finite
@@ -190,3 +190,51 @@ def _try(place: str, net: nn.Module, pixels: Pixels) -> None:
         raise ValueError(
             f"path: {place}: the classifier cannot read what its image processor makes of an image ({first_words(error)})"
         ) from None
+
+
+class HubEncoder(nn.Module):
+    """A Hugging Face image encoder, timm models in Hugging Face form among them: images to features [B, D] of any length.
+
+    The whole image is squeezed to the size to which the model's own processor would crop (DINOv2: 224). The feature is
+    what a timm model pools, the mean over a map of features, else the first output token, after the last normalisation.
+    """
+
+    def __init__(self, model: nn.Module, pixels: Pixels):
+        super().__init__()
+        self.model, self.pixels = freeze(model), pixels
+        with torch.no_grad():
+            output = model(pixel_values=pixels(torch.full((1, 3, 64, 64), 0.5)))
+        kinds = {3: "token", 4: "mean"}
+        self.feature = "pooled" if isinstance(model, TimmWrapperModel) else kinds[output.last_hidden_state.ndim]
+        self.config = pixels.about() | {"net": architecture(model)}
+        if self.feature != "token":  # the others are younger, and older fingerprints hold
+            self.config["feature"] = self.feature
+
+    def forward(self, image_BCHW: Tensor) -> Tensor:
+        output = self.model(pixel_values=self.pixels(image_BCHW))
+        match self.feature:
+            case "pooled":
+                return output.pooler_output
+            case "mean":
+                return output.last_hidden_state.mean((2, 3))
+        return output.last_hidden_state[:, 0]
+
+
+def load_hub_encoder(path: str) -> HubEncoder:
+    """A frozen encoder from a folder or hub id; ValueErrors of one line name the path. It has read one image."""
+    local = Path(path).exists()
+    quiet()
+    try:
+        model, found = AutoModel.from_pretrained(
+            path, use_safetensors=True, local_files_only=local, dtype=torch.float32, output_loading_info=True
+        )
+        encoder = HubEncoder(model, processor_pixels(path, local).whole())
+    except Exception as error:  # transformers, safetensors and the hub each have their own kinds
+        raise ValueError(
+            f"found {path}, allowed: a folder or hub id of a Hugging Face image encoder with safetensors "
+            f"({first_words(error)})"
+        ) from error
+    if lost := sorted(k for k in found["missing_keys"] if not k.startswith("pooler.")):  # the pooler is not used
+        raise ValueError(f"{path} has no weights for {lost[0]}; allowed: a whole model")
+    require_finite(model.state_dict(), path)
+    return encoder

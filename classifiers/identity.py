@@ -1,9 +1,10 @@
-"""Who it looks like: aligned crops to a unit vector, and a bank of real faces to look up the nearest in.
+"""Who it looks like: aligned faces to a unit vector, and a bank of real faces to look up the nearest in.
 
 Shen et al. (arXiv 2311.07604), section 4.2: when a face has to change its class, it is pulled towards the nearest real
 face instead of its own original. D dimensions, N faces in the bank.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,19 +15,26 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from classifiers.attributes import fill_frozen, first_line, make_trunk, preprocess, read_config, write_folder
+from classifiers.crop import align
+from classifiers.types import Boxes
 from classifiers.weights import require_finite
 
 
 class FaceEmbedder(nn.Module):
-    """Aligned crops [F, 3, H, W] in [0, 1] to embeddings [F, D] of length 1; gradients pass.
+    """An `Embedder` of one's own: aligned faces [F, 3, H, W] in [0, 1] to embeddings [F, D] of length 1; gradients pass.
 
-    `config` as for a judge, with `dim` (D) in the place of `attributes`.
+    `config` as for a judge, with `dim` (D) in the place of `attributes`. side: of the faces that `align` cuts, in
+    pixels, before they are resized to `image_size`; None for that size.
     """
 
-    def __init__(self, config: dict):
+    def __init__(self, config: dict, side: int | None = None):
         super().__init__()
-        self.config = config
+        self.config, self.side = config, side or config["image_size"]
         self.trunk = make_trunk(config, config["dim"])
+
+    def align(self, image_BCHW: Tensor, boxes: Boxes) -> Tensor:
+        """Faces [F, 3, side, side] with their landmarks on ArcFace's template."""
+        return align(image_BCHW, boxes, self.side)
 
     def forward(self, aligned_FCHW: Tensor) -> Tensor:
         if not len(aligned_FCHW):
@@ -39,10 +47,10 @@ def save_face_embedder(net: FaceEmbedder, folder: Path) -> None:
     write_folder(net, net.config, Path(folder))
 
 
-def load_face_embedder(folder: Path) -> FaceEmbedder:
+def load_face_embedder(folder: Path, side: int | None = None) -> FaceEmbedder:
     """A frozen embedder from its folder, float32, in eval mode."""
     config = read_config(Path(folder), "dim")
-    return fill_frozen(lambda: FaceEmbedder(config), Path(folder))
+    return fill_frozen(lambda: FaceEmbedder(config, side), Path(folder))
 
 
 @dataclass(frozen=True)
@@ -59,23 +67,35 @@ class Bank:
         return Bank(self.embedding_ND.to(device))
 
 
-def save_bank(bank: Bank, file: Path) -> None:
-    """One safetensors file: `embedding` fp16."""
-    save_file({"embedding": bank.embedding_ND.detach().cpu().half().contiguous()}, file)
+def save_bank(bank: Bank, file: Path, embedder: str, **about: str) -> None:
+    """One safetensors file, written whole or not at all: `embedding` fp16, and in its header who embedded them.
+
+    embedder: a fingerprint of what made the embeddings. about: more for the header.
+    """
+    part = file.with_name(f"{file.name}.writing")
+    rows_ND = bank.embedding_ND.detach().cpu().half().contiguous()
+    save_file({"embedding": rows_ND}, part, {"embedder": embedder, "faces": str(len(rows_ND)), **about})
+    os.replace(part, file)
 
 
-def load_bank(file: Path, dim: int) -> Bank:
-    """Inverse of `save_bank`, as float32 rows of length 1, of an embedder's `dim`.
+def load_bank(file: Path, dim: int, embedder: str) -> Bank:
+    """Inverse of `save_bank`, as float32 rows of length 1, of an embedder's `dim` and fingerprint.
 
-    ValueError naming a file that is truncated or foreign, has no face, another width, or no directions in it.
+    ValueError naming a file that is truncated or foreign, of another embedder, has no face, another width, or no
+    directions in it.
     """
     try:
         with safe_open(file, "pt") as store:
-            found_ND = store.get_tensor("embedding")
+            found_ND, about = store.get_tensor("embedding"), store.metadata() or {}
     except FileNotFoundError:
         raise ValueError(f"{file}: no such file") from None
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise ValueError(f"{file}: truncated or not a bank of faces ({first_line(error)})") from None
+    if about.get("embedder") != embedder:
+        raise ValueError(
+            f"{file}: made by the embedder {about.get('embedder', 'of an older version')}, this one is {embedder}; allowed: "
+            "a bank that scripts/build_bank.py made with this embedder"
+        )
     shape = list(found_ND.shape)
     if not found_ND.is_floating_point() or len(shape) != 2 or not shape[0] or shape[1] != dim:
         raise ValueError(

@@ -18,13 +18,15 @@ class Boxes:
 
     `row_F` long, strictly ascending image indices; `box_F4` float pixels; `landmark_F52` float pixels (x, y) of the
     eye, eye, nose, mouth corner, mouth corner, the one further left in the image first, or None if the detector has
-    no landmarks; `size` (B, H, W) of the batch.
+    no landmarks; `size` (B, H, W) of the batch; `count_F` long, how many faces the detector found in the image, or None
+    if it was not asked.
     """
 
     row_F: Tensor
     box_F4: Tensor
     landmark_F52: Tensor | None
     size: tuple[int, int, int]
+    count_F: Tensor | None = None
 
     @property
     def found_B(self) -> Tensor:
@@ -43,11 +45,10 @@ class Boxes:
 
 @dataclass(frozen=True)
 class Faces:
-    """Boxes with their pixels: `crop_FCHW` for the judges, `aligned_FCHW` (eyes level) for the face embedding."""
+    """Boxes with their pixels: `crop_FCHW` for the judges."""
 
     boxes: Boxes
     crop_FCHW: Tensor
-    aligned_FCHW: Tensor
 
     @property
     def row_F(self) -> Tensor:
@@ -74,3 +75,18 @@ class Classifier(Protocol):
     attributes: dict[str, tuple[str, ...]]
 
     def __call__(self, crop_FCHW: Tensor) -> dict[str, Tensor]: ...
+
+
+class Embedder(Protocol):
+    """Faces to embeddings [F, D] of length 1, with gradient to the pixels; owns its alignment and its normalisation.
+
+    `config`: with the weights, all that its answers depend on; its `dim` is D.
+    """
+
+    config: dict
+
+    def align(self, image_BCHW: Tensor, boxes: Boxes) -> Tensor:
+        """Faces [F, 3, S, S] as it was trained with; a mirrored one is a face too."""
+        ...
+
+    def __call__(self, aligned_FCHW: Tensor) -> Tensor: ...

@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 
 from classifiers.attributes import AttributeNet, load_attribute_net
 from classifiers.detect import InsightFaceDetector, MTCNNDetector, WholeImage
+from classifiers.embedders import load_embedder
 from classifiers.hub import HubClassifier, load_hub_classifier
-from classifiers.identity import Bank, load_bank, load_face_embedder
-from classifiers.types import Detector
+from classifiers.identity import Bank, load_bank
+from classifiers.types import Detector, Embedder
 from classifiers.zeroshot import ZeroShotClassifier, load_zero_shot
 from fairdiff import fingerprint
 from fairdiff.config import Config, JudgeConfig
@@ -53,6 +54,7 @@ def training_fingerprint(config: Config, plan: Plan, model: DiffusionModel, perc
     """
     kept = {k: v for k, v in asdict(config).items() if k not in NOT_TRAINING}
     kept["model"] = {k: v for k, v in kept["model"].items() if k != "device"}
+    kept["features"] = {k: v for k, v in kept["features"].items() if k != "bank"}  # its faces count, not its name
     if config.optimizer.schedule != "constant" or config.validation.every:  # the last step is always a validation
         kept["steps"] = config.steps
     texts = [[(p.text, p.family, p.people) for p in some] for some in (plan.train, plan.validation)]
@@ -114,6 +116,11 @@ def perception_fingerprint(config: Config, perception: Perception) -> str:
     if perception.embedder is not None:
         parts += [fingerprint.of_modules(perception.embedder), perception.embedder.config]
     return fingerprint.of_values(parts, detector_fingerprint(config, perception.detector))
+
+
+def embedder_fingerprint(embedder: Embedder) -> str:
+    """Of a face embedder, as a bank says who made it."""
+    return fingerprint.of_values(fingerprint.of_modules(embedder), embedder.config)
 
 
 def originals_fingerprint(config: Config, model: DiffusionModel, perception: Perception) -> str:
@@ -249,19 +256,46 @@ def build_encoders(clip: str, encoder: str, device: str) -> tuple[ClipEncoder, I
     )
 
 
+def build_embedder(config: Config) -> Embedder:
+    """The face embedder of `features.identity`, which there must be."""
+    path = config.features.identity
+    if path is None:
+        raise FairDiffError(
+            "features.identity: found null, allowed: a face embedder (a file of ArcFace or facenet-pytorch weights, a "
+            "folder or a hub id) with features.bank=<its bank, made by scripts/build_bank.py>, or loss.face=null"
+        )
+    with blame("features.identity"):
+        place = weights("identity") if path == "embedded" else path
+        return load_embedder(place, config.detector.crop_size, config.detector.expand).to(config.model.device)
+
+
+def bank_file(config: Config) -> Path:
+    """Where the bank of real faces lies: `features.bank`, else beside the embedder."""
+    features = config.features
+    if features.bank is not None:
+        return Path(features.bank)
+    place = weights("identity") if features.identity == "embedded" else Path(features.identity)
+    folder = place if place.is_dir() else place.parent
+    if not place.exists() or not (folder / "bank.safetensors").is_file():
+        raise FairDiffError(
+            f"features.bank: found null and no bank.safetensors beside {features.identity}, allowed: a bank of real faces, "
+            "which scripts/build_bank.py makes of a folder of pictures, or loss.face=null"
+        )
+    return folder / "bank.safetensors"
+
+
+def build_bank(config: Config, embedder: Embedder) -> Bank:
+    file = bank_file(config)
+    with blame("features.bank"):
+        return load_bank(file, embedder.config["dim"], embedder_fingerprint(embedder)).to(config.model.device)
+
+
 def build_perception(config: Config, plan: Plan) -> Perception:
     device, features = config.model.device, config.features
     embedder, bank = None, None
     if config.loss.face is not None:
-        if features.identity is None:
-            raise FairDiffError(
-                "features.identity: found null, allowed: a folder with a face embedder and its bank.safetensors, "
-                "or loss.face=null"
-            )
-        folder = weights("identity") if features.identity == "embedded" else Path(features.identity)
-        with blame("features.identity"):
-            embedder = load_face_embedder(folder).to(device)
-            bank: Bank = load_bank(folder / "bank.safetensors", embedder.config["dim"]).to(device)
+        embedder = build_embedder(config)
+        bank = build_bank(config, embedder)
     encoders = []
     if config.loss.image is not None:
         encoders = list(build_encoders(features.clip, features.encoder, device))

@@ -108,9 +108,7 @@ def test_the_encoder_sees_the_whole_picture(folders):
 def test_clip_and_encoder_paths_that_are_none_are_one_line(tmp_path):
     with pytest.raises(FairDiffError, match="^features.clip: path: found .*nowhere, allowed: a folder"):
         ClipEncoder(tmp_path / "nowhere")
-    with pytest.raises(
-        FairDiffError, match="^features.encoder: found .*nowhere, allowed: embedded, or a folder"
-    ) as error:
+    with pytest.raises(FairDiffError, match="^features.encoder: found .*nowhere, allowed: a folder or hub id") as error:
         HubEncoder(str(tmp_path / "nowhere"))
     assert "\n" not in str(error.value)
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
 from classifiers.attributes import MEAN, STD
+from classifiers.crop import align
 from classifiers.detect import WholeImage
 from classifiers.identity import Bank
 from classifiers.types import Boxes
@@ -65,6 +66,11 @@ class TinyEncoder:
 
 
 class TinyEmbedder(nn.Module):
+    """Pooled pixels of 16 x 16 faces, L2-normalised."""
+
+    def align(self, image_BCHW, boxes):
+        return align(image_BCHW, boxes, 16)
+
     def forward(self, aligned_FCHW):
         return F.normalize(F.avg_pool2d(aligned_FCHW - 0.4, 8).flatten(1), dim=1)
 

@@ -34,6 +34,7 @@ PATHS = (
         "features.clip",
         "features.encoder",
         "features.identity",
+        "features.bank",
         "cache",
     ),
 )

@@ -149,9 +149,13 @@ class FeaturesConfig:
     """What compares images and faces; "embedded" is for Portraits.
 
     clip: an open_clip folder or "architecture/pretrained tag". encoder: a folder or hub id of a Hugging Face image
-    encoder, in DINO's place. identity: a folder of a face embedder and its bank of real faces, null if there is none.
+    encoder, in DINO's place.
+    identity: a face embedder: a file of ArcFace's or facenet-pytorch's weights, a folder or hub id of a Hugging Face image
+    encoder, or a folder of one's own; null if there is none.
+    bank: the file of its real faces, as scripts/build_bank.py makes it; null for the bank.safetensors beside the embedder.
     """
 
     clip: str = "embedded"
     encoder: str = "embedded"
     identity: str | None = "embedded"
+    bank: str | None = None

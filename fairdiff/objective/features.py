@@ -9,13 +9,11 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AutoModel
 
-from classifiers.hub import architecture
+from classifiers.hub import load_hub_encoder
 from classifiers.identity import FaceEmbedder, load_face_embedder
-from classifiers.pixels import first_words, freeze, processor_pixels, quiet
 from classifiers.zeroshot import load_open_clip
-from fairdiff.errors import FairDiffError
+from fairdiff.errors import FairDiffError, blame
 
 
 class ClipEncoder:
@@ -56,30 +54,13 @@ class ImageEncoder:
 
 
 class HubEncoder:
-    """A Hugging Face vision transformer such as DINOv2: its first output token, after the last normalisation.
-
-    The whole image is squeezed to the size to which the model's own processor would crop (DINOv2: 224).
-    """
+    """A Hugging Face image encoder such as DINOv2, as classifiers.hub reads it."""
 
     def __init__(self, path: str, device: str = "cpu"):
-        quiet()
-        local = Path(path).exists()
-        try:
-            model, found = AutoModel.from_pretrained(
-                path, use_safetensors=True, local_files_only=local, dtype=torch.float32, output_loading_info=True
-            )
-            self.pixels = processor_pixels(path, local).whole()
-        except Exception as error:  # transformers, safetensors and the hub each have their own kinds
-            raise FairDiffError(
-                f"features.encoder: found {path}, allowed: embedded, or a folder or hub id of a Hugging Face image "
-                f"encoder with safetensors ({first_words(error)})"
-            ) from error
-        if lost := sorted(k for k in found["missing_keys"] if not k.startswith("pooler.")):  # the pooler is not used
-            raise FairDiffError(f"features.encoder: {path} has no weights for {lost[0]}; allowed: a whole model")
-        self.model = freeze(model).to(device)
-        self.config = self.pixels.about() | {"net": architecture(model)}
+        with blame("features.encoder"):
+            self.model = load_hub_encoder(path).to(device)
+        self.config, self.pixels = self.model.config, self.model.pixels
 
     def image(self, image_BCHW: Tensor) -> Tensor:
         """Features [B, D] of images in [0, 1] of any size."""
-        tokens_BLD = self.model(pixel_values=self.pixels(image_BCHW)).last_hidden_state
-        return F.normalize(tokens_BLD[:, 0], dim=1)
+        return F.normalize(self.model(image_BCHW), dim=1)

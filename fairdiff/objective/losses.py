@@ -146,9 +146,9 @@ def face_term(perception: Perception, confident_class: float, now: FaceBatch, pa
     row_F = now.faces.row_F
     if not len(row_F):
         return now.image_BCHW.new_zeros(())
-    aligned = now.faces.aligned_FCHW
-    embedding = perception.embed(aligned)
-    mirrored = perception.embed(aligned.flip(-1))
+    aligned_FCHW = perception.align(now)
+    embedding = perception.embed(aligned_FCHW)
+    mirrored = perception.embed(aligned_FCHW.flip(-1))
     sure = torch.stack([part.originals[f"probs.{a}"][row_F].amax(1) for a in part.labels])
     same = (~changing(*_stack(part, row_F)) & (sure >= confident_class)).all(0)
     same &= part.originals["found"][row_F]

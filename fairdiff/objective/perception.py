@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from classifiers.crop import extract
-from classifiers.identity import Bank, FaceEmbedder
-from classifiers.types import Boxes, Classifier, Detector, Faces
+from classifiers.identity import Bank
+from classifiers.types import Boxes, Classifier, Detector, Embedder, Faces
 
 
 @dataclass
 class Perception:
-    """`encoders` preserve semantics; `embedder` and `bank` serve face realism.
+    """`encoders` preserve semantics; `embedder` and `bank` serve face realism, None without that term.
 
     dtype: what they multiply in, but for the detector; weights, images and outputs are float32 whatever it says (in
     bfloat16 features have length 1 to its three digits).
@@ -24,7 +24,7 @@ class Perception:
     detector: Detector
     classifier: Classifier
     encoders: list
-    embedder: FaceEmbedder | None
+    embedder: Embedder | None
     bank: Bank | None
     crop_size: int
     expand: float
@@ -43,8 +43,12 @@ class Perception:
         with self._cast(image_BCHW):
             return [encoder.image(image_BCHW).float() for encoder in self.encoders]
 
+    def align(self, faces: "FaceBatch") -> Tensor:
+        """Faces [F, 3, S, S] as the embedder wants them; gradients pass to the image."""
+        return self.embedder.align(faces.image_BCHW, faces.faces.boxes)
+
     def embed(self, aligned_FCHW: Tensor) -> Tensor:
-        """L2-normalised [F, D] of aligned faces; there is an embedder."""
+        """L2-normalised [F, D] of aligned faces."""
         with self._cast(aligned_FCHW):
             return self.embedder(aligned_FCHW).float()
 

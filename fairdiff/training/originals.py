@@ -101,7 +101,7 @@ class Originals:
         out |= {f"probs.{a}": seen.probs_BK(a) for a in seen.logits}
         out |= {"box": seen.box_B4(), "found": seen.faces.found_B}
         if self.perception.embedder is not None:
-            embedding = self.perception.embed(seen.faces.aligned_FCHW)
+            embedding = self.perception.embed(self.perception.align(seen))
             out["face"] = embedding.new_zeros(len(image_BCHW), embedding.shape[1])
             out["face"][seen.faces.row_F] = embedding
         return out

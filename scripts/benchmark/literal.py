@@ -92,8 +92,9 @@ def generated_of(trainee: Trainee, now: FaceBatch, labels: list[dict[str, int | 
     images = [Generated(None, {}, {}, None, None) for _ in now.image_BCHW]
     face_FD = mirrored_FD = [None] * len(labels)
     if trainee.perception.embedder is not None:
-        face_FD = trainee.perception.embed(now.faces.aligned_FCHW)
-        mirrored_FD = trainee.perception.embed(now.faces.aligned_FCHW.flip(-1))
+        aligned_FCHW = trainee.perception.align(now)
+        face_FD = trainee.perception.embed(aligned_FCHW)
+        mirrored_FD = trainee.perception.embed(aligned_FCHW.flip(-1))
     for face, row in enumerate(now.faces.row_F.tolist()):
         logits = {a: now.logits[a][face] for a in labels[face]}
         box = tuple(now.faces.box_F4[face].tolist())

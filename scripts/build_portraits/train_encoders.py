@@ -18,9 +18,10 @@ from torch.nn import functional as F
 from train_judges import CROP, balanced
 
 from classifiers.attributes import MEAN, STD
-from classifiers.crop import EXPAND, extract
+from classifiers.crop import align
 from classifiers.detect import MTCNNDetector
-from classifiers.identity import Bank, FaceEmbedder, save_bank, save_face_embedder
+from classifiers.identity import Bank, FaceEmbedder, load_face_embedder, save_bank, save_face_embedder
+from fairdiff.build import embedder_fingerprint
 
 CONFIG = {
     "architecture": "resnet10t", "kwargs": {"channels": (16, 32, 64, 112), "stem_width": 16}, "image_size": CROP,
@@ -121,7 +122,7 @@ def aligned_faces(renders: Renders, rows: np.ndarray) -> tuple[np.ndarray, np.nd
         part = rows[first : first + 128]
         image = renders.pictures(part) / 2 + 0.5
         boxes = detector(image)
-        aligned = extract(image, boxes, CROP, EXPAND).aligned_FCHW
+        aligned = align(image, boxes, CROP)
         faces.append((aligned.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy())
         found.append(part[boxes.row_F.numpy()])
     return np.concatenate(faces), np.concatenate(found)
@@ -178,12 +179,13 @@ def train(views: Pictures | People, args: argparse.Namespace, folder: Path) -> F
 
 
 @torch.no_grad()
-def make_bank(net: FaceEmbedder, renders: Renders, folder: Path, count: int = 1600) -> None:
-    """Embeddings of `count` rendered faces, even over gender, race and age."""
+def make_bank(renders: Renders, folder: Path, count: int = 1600) -> None:
+    """Embeddings of `count` rendered faces, even over gender, race and age, by the embedder in the folder."""
+    net = load_face_embedder(folder)
     rows = balanced(renders, renders.rows(0, people=True), count, np.random.default_rng(5))
     faces, _ = aligned_faces(renders, rows)
     parts = [net(to_tensor(faces[i : i + 200]) / 2 + 0.5) for i in range(0, len(faces), 200)]
-    save_bank(Bank(torch.cat(parts)), folder / "bank.safetensors")
+    save_bank(Bank(torch.cat(parts)), folder / "bank.safetensors", embedder_fingerprint(net))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -197,8 +199,8 @@ def main(argv: list[str] | None = None) -> None:
     if "encoder" in args.parts:
         train(Pictures(renders, args.pictures), args, folder)
     if "identity" in args.parts:
-        net = train(People(renders, args.pictures // 2), args, folder)
-        make_bank(net, renders, folder / "identity")
+        train(People(renders, args.pictures // 2), args, folder)
+        make_bank(renders, folder / "identity")
 
 
 if __name__ == "__main__":

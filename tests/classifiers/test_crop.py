@@ -110,7 +110,7 @@ def test_no_faces_give_empty_crops():
     image = image_of(16, 16)
     boxes = Boxes(torch.zeros(0, dtype=torch.long), torch.zeros(0, 4), torch.zeros(0, 5, 2), (2, 16, 16))
     faces = extract(image, boxes, 8)
-    assert faces.crop_FCHW.shape == faces.aligned_FCHW.shape == (0, 3, 8, 8)
+    assert faces.crop_FCHW.shape == align(image, boxes, 8).shape == (0, 3, 8, 8)
     assert not faces.found_B.any()
 
 

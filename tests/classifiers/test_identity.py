@@ -1,5 +1,6 @@
 import pytest
 import torch
+from safetensors.torch import save_file
 from tiny import CONVNEXT
 from tiny_judges import change_json, change_tensor
 from torch.nn import functional as F
@@ -39,8 +40,8 @@ def test_targets_carry_no_gradient(bank):
 
 
 def test_a_bank_survives_the_disk_in_half_precision(bank, tmp_path):
-    save_bank(bank, tmp_path / "bank.safetensors")
-    loaded = load_bank(tmp_path / "bank.safetensors", 6)
+    save_bank(bank, tmp_path / "bank.safetensors", "ours")
+    loaded = load_bank(tmp_path / "bank.safetensors", 6, "ours")
     torch.testing.assert_close(loaded.embedding_ND, bank.embedding_ND, atol=1e-3, rtol=0)
     torch.testing.assert_close(loaded.embedding_ND.norm(dim=1), torch.ones(20))
 
@@ -48,14 +49,24 @@ def test_a_bank_survives_the_disk_in_half_precision(bank, tmp_path):
 def test_a_spoilt_bank_names_the_file(bank, tmp_path):
     file = tmp_path / "bank.safetensors"
     with pytest.raises(ValueError, match="bank.safetensors: no such file"):
-        load_bank(file, 6)
-    save_bank(bank, file)
+        load_bank(file, 6, "ours")
+    save_bank(bank, file, "ours")
     file.write_bytes(file.read_bytes()[:-40])
     with pytest.raises(ValueError, match="bank.safetensors: truncated"):
-        load_bank(file, 6)
+        load_bank(file, 6, "ours")
     save_face_embedder(FaceEmbedder(CONFIG), tmp_path)
     with pytest.raises(ValueError, match="model.safetensors: .*not a bank"):
-        load_bank(tmp_path / "model.safetensors", 6)
+        load_bank(tmp_path / "model.safetensors", 6, "ours")
+
+
+def test_a_bank_of_another_embedder_is_refused(bank, tmp_path):
+    file = tmp_path / "bank.safetensors"
+    save_bank(bank, file, "theirs")
+    with pytest.raises(ValueError, match="bank.safetensors: made by the embedder theirs, this one is ours; allowed: "):
+        load_bank(file, 6, "ours")
+    change_tensor(file, "embedding", lambda t: t)  # written without a header of ours
+    with pytest.raises(ValueError, match="bank.safetensors: made by the embedder of an older version"):
+        load_bank(file, 6, "ours")
 
 
 @pytest.mark.parametrize(
@@ -73,10 +84,9 @@ def test_a_spoilt_bank_names_the_file(bank, tmp_path):
 )
 def test_a_bank_that_gives_no_direction_to_pull_to_is_one_line(bank, change, message, tmp_path):
     file = tmp_path / "bank.safetensors"
-    save_bank(bank, file)
-    change_tensor(file, "embedding", change)
+    save_file({"embedding": change(bank.embedding_ND.half()).contiguous()}, file, {"embedder": "ours"})
     with pytest.raises(ValueError, match=f"bank.safetensors: .*{message}") as error:
-        load_bank(file, 6)
+        load_bank(file, 6, "ours")
     assert "\n" not in str(error.value)
 
 
