@@ -13,7 +13,7 @@ MOST_STEPS = 999  # of a noise schedule of 1,000: with all of them multistep sol
 
 @dataclass
 class ModelConfig:
-    """path: null for the embedded Portraits model, else a diffusers folder or hub id.
+    """path: null for the embedded Portraits model, else a diffusers folder, hub id or .safetensors file.
 
     padding: "max_length" pads prompts as pipelines do, "longest" as the released adapters were trained.
     dtype: of the frozen U-Net and VAE, and what training's frozen networks multiply in; adapters, text encoder, latents,

@@ -52,7 +52,7 @@ def read_pipeline(path: str | Path) -> Pipeline:
     if str(path) in MOVED and not Path(path).exists():
         print(f"warning: model.path: {path} is {MOVED[str(path)]} now", flush=True)
         path = MOVED[str(path)]
-    with _one_line(path):
+    with one_line(path):
         index = DiffusionPipeline.load_config(**_where(path))
         xl = index.get("_class_name") == "StableDiffusionXLPipeline"
         kind, options = (
@@ -64,7 +64,7 @@ def read_pipeline(path: str | Path) -> Pipeline:
             if found != wanted:
                 raise FairDiffError(f"{path}: its model_index.json has {found} for {name}, allowed: {wanted}")
         pipeline = kind.from_pretrained(**_where(path), **{n: read_component(n, path) for n in names}, **options)
-        if why := _unlike_stable_diffusion(pipeline):
+        if why := unlike_stable_diffusion(pipeline):
             raise FairDiffError(f"{path}: {why}; allowed: a text-to-image model of Stable Diffusion 1.x's or XL's kind")
     return pipeline
 
@@ -72,7 +72,7 @@ def read_pipeline(path: str | Path) -> Pipeline:
 def read_component(name: str, path: str | Path) -> nn.Module:
     """A text encoder, the U-Net or the VAE of a folder or hub id, with exactly the tensors that its config.json asks for."""
     more = {"dtype": torch.float32} if name.startswith("text_encoder") else {}  # transformers takes the file's
-    with _one_line(path):
+    with one_line(path):
         module, found = CLASSES[name].from_pretrained(
             **_where(path),
             subfolder=name,
@@ -96,7 +96,7 @@ def _variant(folder: Path) -> str | None:
 
 def component_on_no_device(name: str, path: str | Path) -> nn.Module:
     """The layers of a text encoder or the U-Net and their shapes, from its config.json alone."""
-    with _one_line(path), torch.device("meta"):
+    with one_line(path), torch.device("meta"):
         if name == "unet":
             return UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(**_where(path), subfolder=name))
         config = CLASSES[name].config_class.from_pretrained(**_where(path), subfolder=name)
@@ -127,7 +127,7 @@ def some(names: list[str]) -> str:
 
 
 @contextmanager
-def _one_line(path: str | Path) -> Iterator[None]:
+def one_line(path: str | Path) -> Iterator[None]:
     """Any error as one FairDiffError that names the model, without the libraries' own lines before it.
 
     Their pipelines mend what they call outdated in a scheduler's file (steps_offset 0, clip_sample), at length.
@@ -152,7 +152,7 @@ def _one_line(path: str | Path) -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _unlike_stable_diffusion(pipeline: Pipeline) -> str:
+def unlike_stable_diffusion(pipeline: Pipeline) -> str:
     """Why a model that loads cannot be sampled from a prompt alone, "" if it can."""
     unet, vae, two = pipeline.unet.config, pipeline.vae.config, getattr(pipeline, "text_encoder_2", None)
     encoders = [encoder for encoder in (pipeline.text_encoder, two) if encoder is not None]

@@ -1,4 +1,4 @@
-"""A Stable Diffusion model in diffusers' own folder format, reduced to what training and sampling need."""
+"""A Stable Diffusion model, from a folder or one file, reduced to what training and sampling need."""
 
 import json
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ from fairdiff import fingerprint
 from fairdiff.diffusion.denoise import Guidance, pooled_width, with_pooled
 from fairdiff.diffusion.folder import read_pipeline
 from fairdiff.diffusion.sampling import Generate, Trajectory, sample
+from fairdiff.diffusion.single_file import is_single_file, read_single_file
 from fairdiff.errors import FairDiffError
 
 
@@ -165,12 +166,12 @@ class DiffusionModel:
 
 
 def load_model(path: str | Path, padding: str = "max_length", device: str = "cpu") -> DiffusionModel:
-    """Load a diffusers folder or hub id of Stable Diffusion 1.x's or XL's kind, frozen and in fp32.
+    """Load a diffusers folder, a hub id or a .safetensors file of Stable Diffusion 1.x's or XL's kind, frozen and in fp32.
 
     Raises FairDiffError naming what is missing.
     """
     try:
-        pipeline = read_pipeline(path)
+        pipeline = read_single_file(path) if is_single_file(path) else read_pipeline(path)
     except FairDiffError as error:
         raise FairDiffError(f"model.path: {error}") from error
     model = DiffusionModel(

@@ -4,13 +4,10 @@ Sources of the shapes: the component configurations of Stable Diffusion 1.5 (une
 scheduler/); CLIP ViT-H/14, DINOv2 ViT-B/14, MobileNetV3-Large as in Shen et al., ICLR 2024.
 """
 
-import gzip
-from importlib.resources import files
-
 import torch
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, UNet2DConditionModel
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from benchmark.config import RandomConfig
 from classifiers.attributes import AttributeNet
@@ -19,6 +16,7 @@ from classifiers.identity import Bank, FaceEmbedder
 from classifiers.types import Boxes
 from fairdiff.diffusion.load import DiffusionModel
 from fairdiff.diffusion.sampling import make_solver
+from fairdiff.diffusion.single_file import clip_tokenizer
 from fairdiff.objective.perception import Perception
 
 VOCABULARY = 49408
@@ -54,20 +52,9 @@ def make_model(shapes: RandomConfig, dtype: torch.dtype, device: str) -> Diffusi
     for module in (unet, vae, text):
         module.requires_grad_(False).eval().to(device)
     betas = DPMSolverMultistepScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").config
-    model = DiffusionModel(make_tokenizer(), text, unet, vae, make_solver("dpm", betas, "sigma_min", "linspace"))
+    model = DiffusionModel(clip_tokenizer(), text, unet, vae, make_solver("dpm", betas, "sigma_min", "linspace"))
     model.lower_precision(dtype)
     return model
-
-
-def make_tokenizer() -> CLIPTokenizer:
-    """CLIP's own byte pairs, from the file that open_clip carries (OpenAI's; 49,408 tokens)."""
-    lines = gzip.decompress((files("open_clip") / "bpe_simple_vocab_16e6.txt.gz").read_bytes()).decode().split("\n")
-    merges = lines[1 : VOCABULARY - 512 - 2 + 1]
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    bytes_ = [chr(b) for b in printable] + [chr(256 + i) for i in range(256 - len(printable))]
-    words = bytes_ + [b + "</w>" for b in bytes_] + [m.replace(" ", "") for m in merges]
-    vocabulary = {word: i for i, word in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
-    return CLIPTokenizer(vocab=vocabulary, merges=[tuple(m.split()) for m in merges], model_max_length=77)
 
 
 class RandomEncoder:

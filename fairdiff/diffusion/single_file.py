@@ -1,0 +1,316 @@
+"""A whole model in one .safetensors file, as AUTOMATIC1111's web UI and ComfyUI load it: Stable Diffusion 1.x, 2.x or XL.
+
+Its tensors have the names of the original code (CompVis/latent-diffusion, Stability-AI/generative-models), which diffusers'
+`single_file_utils.py` converts. Nothing is downloaded: the sizes of all layers are read off the tensors' shapes. What no
+shape tells is the same for all models of a kind: heads, activations, betas, tokenizer (unet/, vae/, text_encoder/ and
+scheduler/ of stable-diffusion-v1-5, stable-diffusion-2-1 and stable-diffusion-xl-base-1.0 on the hub).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from accelerate import init_empty_weights
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from diffusers.loaders.single_file_utils import (
+    convert_ldm_unet_checkpoint,
+    convert_ldm_vae_checkpoint,
+    convert_open_clip_checkpoint,
+)
+from open_clip.tokenizer import SimpleTokenizer
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from fairdiff.diffusion.folder import PLAIN, Pipeline, differences, one_line, some, unlike_stable_diffusion
+from fairdiff.errors import FairDiffError
+from fairdiff.files import read_given, read_yaml
+
+PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+UNET, VAE = "model.diffusion_model.", "first_stage_model."
+Shapes = dict[str, list[int]]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """text: component -> what its tensors' names begin with. side: of the latents. scaling: the VAE's scaling_factor."""
+
+    text: dict[str, str]
+    side: int
+    scaling: float
+
+
+KINDS = {
+    "XL": Kind(
+        {"text_encoder": "conditioner.embedders.0.transformer.", "text_encoder_2": "conditioner.embedders.1.model."},
+        128,
+        0.13025,
+    ),
+    "2.x": Kind({"text_encoder": "cond_stage_model.model."}, 96, 0.18215),
+    "1.x": Kind({"text_encoder": "cond_stage_model.transformer."}, 64, 0.18215),
+}
+OTHERS = {  # part of a tensor's name -> what a file with such tensors is
+    "lora_": "a LoRA, not a whole model",
+    "edm_mean": "a model of Playground's kind, trained on other noise levels",
+    "control_model.": "a ControlNet",
+    "joint_blocks.": "Stable Diffusion 3",
+    "double_blocks.": "FLUX",
+    "conditioner.embedders.0.model.": "the refiner of Stable Diffusion XL",
+}
+UNUSED_LAYER = 23  # the last of Stable Diffusion 2's text encoder, which reads the one before: diffusers' has none
+
+
+def is_single_file(path: str | Path) -> bool:
+    """Whether a path names one file with all of a model, there or not."""
+    return Path(path).suffix in (".safetensors", *PICKLES) or Path(path).is_file()
+
+
+def read_single_file(path: str | Path) -> Pipeline:
+    """The pipeline with all its components in float32, every tensor from the file.
+
+    Raises FairDiffError, in one line, for a pickle, for what is no whole model of the three kinds, and for missing,
+    unexpected and misshapen tensors.
+    """
+    path = Path(path)
+    shapes = _header(path)
+    name = _kind(path, shapes)
+    kind = KINDS[name]
+    with one_line(path):
+        try:
+            parts = {
+                "unet": _unet(path, _below(shapes, UNET), 8 if name == "1.x" else None),
+                "vae": _vae(path, _below(shapes, VAE), kind.scaling),
+                "scheduler": _scheduler(path, name, shapes),
+            }
+            for component, prefix in kind.text.items():
+                parts[component] = _text_encoder(path, component, prefix, _below(shapes, prefix))
+        except KeyError as error:
+            raise FairDiffError(f"{path}: lacks the tensor {error}, which Stable Diffusion {name} has") from error
+        noise = name == "2.x" and parts["scheduler"].config.prediction_type == "epsilon"
+        parts["unet"].register_to_config(sample_size=64 if noise else kind.side)  # of Stable Diffusion 2 base
+        if name == "XL":
+            pads = {"tokenizer": clip_tokenizer(), "tokenizer_2": clip_tokenizer(pad="!")}
+            pipeline = StableDiffusionXLPipeline(**parts, **pads, add_watermarker=False)
+        else:
+            tokenizer = clip_tokenizer(pad="!") if name == "2.x" else clip_tokenizer()
+            pipeline = StableDiffusionPipeline(**parts, tokenizer=tokenizer, **PLAIN)
+        if why := unlike_stable_diffusion(pipeline):
+            raise FairDiffError(f"{path}: {why}; allowed: a text-to-image model of Stable Diffusion 1.x's or XL's kind")
+    return pipeline
+
+
+def clip_tokenizer(pad: str = "<|endoftext|>") -> CLIPTokenizer:
+    """CLIP's byte pairs with 49,408 tokens, from the file of OpenAI's that open_clip carries.
+
+    pad: "!" of Stable Diffusion 2 and of XL's second text encoder, the end of the text of the others (their
+    tokenizer/tokenizer_config.json).
+    """
+    known = SimpleTokenizer()
+    words = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
+    vocabulary = {words.get(token, token): i for token, i in known.encoder.items()}
+    return CLIPTokenizer(vocab=vocabulary, merges=list(known.bpe_ranks), model_max_length=77, pad_token=pad)
+
+
+def _header(path: Path) -> Shapes:
+    """The shape of every tensor of a file, by name, without reading the tensors."""
+    if path.suffix in PICKLES:
+        raise FairDiffError(
+            f"{path}: is a pickle, which can run code when it is read; allowed: .safetensors "
+            "(docs/tutorials/stable_diffusion.md says how to convert it)"
+        )
+    if not path.is_file():
+        raise FairDiffError(f"{path}: no such file")
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except Exception as error:  # cut short, not safetensors
+        raise FairDiffError(f"{path}: cannot be read as a .safetensors file: {error}") from error
+
+
+def _kind(path: Path, shapes: Shapes) -> str:
+    """Which of `KINDS` a file is; FairDiffError that says what it is else, or what it lacks."""
+    allowed = "allowed: a whole Stable Diffusion 1.x, 2.x or XL with U-Net, VAE and text encoder"
+    for mark, what in OTHERS.items():
+        if any(mark in name for name in shapes):
+            raise FairDiffError(f"{path}: holds {what}; {allowed}")
+    found = [name for name, kind in KINDS.items() if all(_below(shapes, prefix) for prefix in kind.text.values())]
+    there = {"U-Net": _below(shapes, UNET), "VAE": _below(shapes, VAE), "text encoder": found}
+    if lacking := [part for part, of_it in there.items() if not of_it]:
+        names = some(sorted(shapes)) or "no tensors"
+        raise FairDiffError(f"{path}: holds no {' and no '.join(lacking)} ({names}); {allowed}")
+    return found[0]
+
+
+def _below(shapes: Shapes, prefix: str) -> Shapes:
+    return {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
+
+
+def _count(shapes: Shapes, prefix: str) -> int:
+    """How many numbered parts follow a prefix."""
+    return len({name.removeprefix(prefix).split(".")[0] for name in shapes if name.startswith(prefix)})
+
+
+def _tensors(path: Path, prefix: str) -> dict[str, Tensor]:
+    with safe_open(path, "pt") as file:
+        names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
+        return {name: file.get_tensor(name).float() for name in names}
+
+
+def _filled(path: Path, name: str, module: nn.Module, state: dict[str, Tensor], unknown: list[str]) -> nn.Module:
+    """A module without tensors that gets exactly these; FairDiffError for others than it has."""
+    wanted = module.state_dict()
+    wrong = [k for k in wanted.keys() & state.keys() if state[k].shape != wanted[k].shape]
+    shapes = [f"{k}: {list(state[k].shape)} for {list(wanted[k].shape)}" for k in wrong]
+    if wrong := differences(wanted.keys() - state.keys(), [*(state.keys() - wanted.keys()), *unknown], shapes):
+        raise FairDiffError(f"{path}: the tensors of {name}: {wrong}; allowed: exactly those of a model of its kind")
+    module.load_state_dict(state, assign=True)
+    return module
+
+
+def _unused(given: dict[str, Tensor], taken: dict[str, Tensor]) -> list[str]:
+    """What a conversion dropped: it hands tensors on, or views of them."""
+    places = {tensor.data_ptr() for tensor in taken.values()}
+    return [name for name, tensor in given.items() if tensor.data_ptr() not in places]
+
+
+def unet_config(shapes: Shapes, heads: int | None) -> dict:
+    """UNet2DConditionModel's configuration, from the shapes of the original names. heads: None for 64 channels a head."""
+    levels: list[list[tuple[int, int]]] = [[]]  # of each resolution its layers: (channels, depth of attention)
+    for i in range(1, _count(shapes, "input_blocks.")):
+        if f"input_blocks.{i}.0.op.weight" in shapes:
+            levels.append([])
+        else:
+            channels = shapes[f"input_blocks.{i}.0.out_layers.3.weight"][0]
+            levels[-1].append((channels, _count(shapes, f"input_blocks.{i}.1.transformer_blocks.")))
+    first = [level[0] for level in levels]
+    kinds = ["CrossAttn" if depth else "" for _, depth in first]
+    attention = next((name for name in sorted(shapes) if name.endswith(".0.attn2.to_k.weight")), "attn2.to_k.weight")
+    config = {
+        "in_channels": shapes["input_blocks.0.0.weight"][1],
+        "out_channels": shapes["out.2.weight"][0],
+        "block_out_channels": [channels for channels, _ in first],
+        "layers_per_block": len(levels[0]),
+        "down_block_types": [f"{kind}DownBlock2D" for kind in kinds],
+        "up_block_types": [f"{kind}UpBlock2D" for kind in reversed(kinds)],
+        "transformer_layers_per_block": [max(depth, 1) for _, depth in first],
+        "attention_head_dim": heads or [channels // 64 for channels, _ in first],  # diffusers' name for their number
+        "cross_attention_dim": shapes[attention][1],
+        "use_linear_projection": len(shapes["middle_block.1.proj_in.weight"]) == 2,
+    }
+    if "label_emb.0.0.weight" in shapes:
+        wide = shapes["label_emb.0.0.weight"][1]
+        config |= {"addition_embed_type": "text_time", "projection_class_embeddings_input_dim": wide}
+        config |= {"addition_time_embed_dim": 256}
+    return config
+
+
+def _unet(path: Path, shapes: Shapes, heads: int | None) -> UNet2DConditionModel:
+    config, given = unet_config(shapes, heads), _tensors(path, UNET)
+    with init_empty_weights():
+        unet = UNet2DConditionModel.from_config(config)
+    state = convert_ldm_unet_checkpoint(given, unet.config)
+    return _filled(path, "the U-Net", unet, state, _unused(given, state))
+
+
+def vae_config(shapes: Shapes, scaling: float) -> dict:
+    """AutoencoderKL's configuration, from the shapes of the original names."""
+    levels = _count(shapes, "encoder.down.")
+    return {
+        "block_out_channels": [shapes[f"encoder.down.{i}.block.0.conv2.weight"][0] for i in range(levels)],
+        "layers_per_block": _count(shapes, "encoder.down.0.block."),
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+        "latent_channels": shapes["decoder.conv_in.weight"][1],
+        "scaling_factor": scaling,
+    }
+
+
+def _vae(path: Path, shapes: Shapes, scaling: float) -> AutoencoderKL:
+    config, given = vae_config(shapes, scaling), _tensors(path, VAE)
+    with init_empty_weights():
+        vae = AutoencoderKL.from_config(config)
+    state = convert_ldm_vae_checkpoint(given, vae.config)
+    return _filled(path, "the VAE", vae, state, _unused(given, state))
+
+
+def text_config(shapes: Shapes, open_clip: bool) -> dict:
+    """CLIPTextConfig's values, from the shapes of OpenCLIP's names or of transformers' own (without "text_model.")."""
+    if open_clip:
+        names = ("token_embedding.weight", "positional_embedding", "transformer.resblocks.", "mlp.c_fc.weight")
+    else:
+        tables = [f"embeddings.{table}_embedding.weight" for table in ("token", "position")]
+        names = (*tables, "encoder.layers.", "mlp.fc1.weight")
+    (words, width), positions, inner = shapes[names[0]], shapes[names[1]], shapes[f"{names[2]}0.{names[3]}"]
+    return {
+        "vocab_size": words,
+        "hidden_size": width,
+        "intermediate_size": inner[0],
+        "num_hidden_layers": _count(shapes, names[2]),
+        "num_attention_heads": max(width // 64, 1),
+        "max_position_embeddings": positions[0],
+        "hidden_act": "gelu" if open_clip else "quick_gelu",
+        "projection_dim": shapes.get("text_projection", [width, width])[1],
+        **{"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1},  # as released: the text ends at its highest token
+    }
+
+
+def _text_encoder(path: Path, component: str, prefix: str, shapes: Shapes) -> nn.Module:
+    given, open_clip, second = _tensors(path, prefix), prefix.endswith(".model."), component == "text_encoder_2"
+    if open_clip and not second:  # Stable Diffusion 2
+        shapes = {k: v for k, v in shapes.items() if f".resblocks.{UNUSED_LAYER}." not in k and k != "text_projection"}
+    config = text_config({k.removeprefix("text_model."): v for k, v in shapes.items()}, open_clip)
+    with init_empty_weights(include_buffers=False):
+        encoder = (CLIPTextModelWithProjection if second else CLIPTextModel)(CLIPTextConfig(**config))
+    if open_clip:
+        state = convert_open_clip_checkpoint(encoder, given, prefix)
+    else:
+        state = {k.removeprefix(prefix): v for k, v in given.items() if not k.endswith("position_ids")}
+    root = "text_model." if hasattr(encoder, "text_model") else ""  # which transformers 5 has in one class only
+    inside = {k: v for k, v in state.items() if not k.startswith("text_projection.")}
+    state = {k: v for k, v in state.items() if k not in inside}
+    state |= {root + k.removeprefix("text_model."): v for k, v in inside.items()}
+    return _filled(path, f"the {component}", encoder, state, [])
+
+
+def _scheduler(path: Path, name: str, shapes: Shapes) -> DDIMScheduler:
+    """The noise schedule of all three kinds, and what the U-Net predicts of it."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type=_prediction(path, name, shapes),
+        rescale_betas_zero_snr="ztsnr" in shapes,  # an empty tensor that says so, as ComfyUI reads it; refused
+    )
+
+
+def _prediction(path: Path, name: str, shapes: Shapes) -> str:
+    """ "epsilon" or "v_prediction": as the file says by an empty tensor, else as the .yaml beside it does.
+
+    Of Stable Diffusion 2.x both exist and their tensors have the same shapes. The .yaml is the original code's
+    configuration, which the web UI reads too.
+    """
+    if "v_pred" in shapes:
+        return "v_prediction"
+    beside, where = path.with_suffix(".yaml"), "model.params.parameterization"
+    if not beside.exists():
+        if name == "2.x":
+            raise FairDiffError(
+                f"{path}: no tensor of Stable Diffusion 2.x says whether it predicts velocity (768x768) or noise (512x512, "
+                f"base); write {beside.name} beside it with 'model: {{params: {{parameterization: v}}}}', or eps for noise"
+            )
+        return "epsilon"
+    found: object = read_yaml(read_given(beside, str(beside)), str(beside))
+    for key in where.split("."):
+        found = found.get(key) if isinstance(found, dict) else None
+    found = "eps" if found is None else found
+    if found not in ("eps", "v"):
+        raise FairDiffError(f"{beside}: {where}: found {found}, allowed: eps, v")
+    return "epsilon" if found == "eps" else "v_prediction"
