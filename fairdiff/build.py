@@ -94,7 +94,8 @@ def perception_fingerprint(config: Config, perception: Perception) -> str:
 
 def originals_fingerprint(config: Config, model: DiffusionModel, perception: Perception) -> str:
     """Of everything that makes a reference image and what is measured on it; taken before an adapter is hung."""
-    parts = [model.fingerprint(), perception_fingerprint(config, perception), config.seed, config.sampler.guidance]
+    guidance = model.effective_guidance(config.sampler.guidance)
+    parts = [model.fingerprint(), perception_fingerprint(config, perception), config.seed, guidance]
     return fingerprint.of_values(ORIGINALS_SCHEMA, parts, config.global_batch, compared_images(config))
 
 

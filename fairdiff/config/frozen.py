@@ -39,7 +39,7 @@ class SamplerConfig:
     """T is uniform on {train_steps[0] .. train_steps[1]} in training and audit_steps in the audit.
 
     scheduler: dpm (DPM-Solver++), ddim, euler or unipc, on the model's own noise schedule. guidance: the scale of
-    classifier-free guidance, 1 for none.
+    classifier-free guidance, 1 or less for none, as diffusers' pipelines take it.
     final_sigmas: where dpm and unipc end, "zero" or "sigma_min"; ddim and euler end where they do.
     spacing: how T steps are spread over the schedule, "linspace", "leading" or "trailing", whatever the model's folder says.
     """

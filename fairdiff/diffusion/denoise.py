@@ -11,18 +11,30 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Guidance:
-    """Text embeddings and scale s of classifier-free guidance: y = y_u + s (y_c - y_u)."""
+    """Text embeddings and scale s of classifier-free guidance: y = y_u + s (y_c - y_u), y = y_c where it is off."""
 
     cond: Tensor
     uncond: Tensor
     scale: float
 
+    @property
+    def halves(self) -> list[tuple[Tensor, float]]:
+        """The embeddings that predictions are made of, each with its factor: [(cond, s), (uncond, 1 - s)] or [(cond, 1)]."""
+        if off(self.scale):
+            return [(self.cond, 1.0)]
+        return [(self.cond, self.scale), (self.uncond, 1 - self.scale)]
+
+
+def off(scale: float) -> bool:
+    """Whether a scale means no classifier-free guidance: 1 or less, as diffusers' pipelines take it."""
+    return scale <= 1
+
 
 def predict(unet, latent: Tensor, timestep: Tensor, guidance: Guidance) -> Tensor:
-    """Guided prediction y_u + s (y_c - y_u) [B, C, H, W], of noise or velocity; one batch of 2B, or B when s = 1."""
+    """Guided prediction y_u + s (y_c - y_u) [B, C, H, W], of noise or velocity; one batch of 2B, or B with guidance off."""
     batch = len(latent)
     cond = guidance.cond.expand(batch, -1, -1)
-    if guidance.scale == 1:
+    if off(guidance.scale):
         return call_unet(unet, latent, timestep, cond)
     text = torch.cat([guidance.uncond.expand(batch, -1, -1), cond])
     uncond, cond = call_unet(unet, torch.cat([latent, latent]), timestep, text).chunk(2)

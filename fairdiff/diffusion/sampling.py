@@ -247,9 +247,8 @@ def replay(unet, trajectory: Trajectory, guidance: Guidance, upstream: Upstream,
     step = upstream.chosen.reshape(-1)
     weight = upstream.weights.to(upstream.grad)[step] * (steps / count)
     unet_learns = any(p.requires_grad for p in unet.parameters())
-    halves = [(guidance.cond, guidance.scale), (guidance.uncond, 1 - guidance.scale)]
-    for text, factor in halves:
-        if factor == 0 or not (unet_learns or text.requires_grad):
+    for text, factor in guidance.halves:
+        if not (unet_learns or text.requires_grad):
             continue
         for rows in torch.arange(len(image)).split(micro_batch):
             latent = torch.stack([trajectory.inputs[s][i] for i, s in zip(image[rows], step[rows], strict=True)])
