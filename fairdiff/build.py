@@ -19,6 +19,7 @@ from classifiers.zeroshot import ZeroShotClassifier, load_zero_shot
 from fairdiff import fingerprint
 from fairdiff.config import Config, JudgeConfig
 from fairdiff.diffusion.adapters import Adapter, Lora, SoftTokens, changes_images
+from fairdiff.diffusion.denoise import guided
 from fairdiff.diffusion.load import DiffusionModel, check_device, fast_dtype, load_model
 from fairdiff.diffusion.sampling import initial_noise, make_solver, solver_coefficients
 from fairdiff.errors import FairDiffError, blame
@@ -123,6 +124,12 @@ def build_model(config: Config) -> DiffusionModel:
             solver_coefficients(solver, steps)
     except FairDiffError as error:
         raise FairDiffError(f"model.path: {path}, with the settings of sampler: {error}") from error
+    scales = [options.guidance, *config.audit.guidance]
+    if config.prompts.negative and not any(guided(model.unet, scale) for scale in scales):
+        raise FairDiffError(
+            f"prompts.negative: found '{config.prompts.negative}', which nothing reads without classifier-free guidance "
+            f"(sampler.guidance={options.guidance:g}); allowed here: ''"
+        )
     model.scheduler = solver
     model.decode_batch = config.micro_batch
     model.negative = config.prompts.negative

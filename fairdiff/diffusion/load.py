@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from classifiers.hub import architecture
 from fairdiff import fingerprint
-from fairdiff.diffusion.denoise import Guidance, off, pooled_width, with_pooled
+from fairdiff.diffusion.denoise import Guidance, guided, pooled_width, reads_scale, with_pooled
 from fairdiff.diffusion.folder import read_pipeline
 from fairdiff.diffusion.sampling import Generate, Trajectory, sample
 from fairdiff.errors import FairDiffError
@@ -131,7 +131,7 @@ class DiffusionModel:
 
     def effective_guidance(self, scale: float) -> float:
         """What its images depend on of a guidance scale: 1 for every scale without guidance."""
-        return 1.0 if off(scale) else scale
+        return scale if guided(self.unet, scale) or reads_scale(self.unet) else 1.0
 
     def decode(self, latent_BCHW: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [0, 1] from scaled latents, in the latents' precision whatever the VAE's is."""
