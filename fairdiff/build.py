@@ -24,6 +24,7 @@ from fairdiff.diffusion import adapter_files
 from fairdiff.diffusion.adapter_files import LORA_FILE, SOFT_TOKENS_FILE
 from fairdiff.diffusion.adapters import Adapter, Lora, SoftTokens, changes_images
 from fairdiff.diffusion.imports import FILES, file_of, import_lora, import_soft_tokens
+from fairdiff.diffusion.denoise import guided
 from fairdiff.diffusion.load import DiffusionModel, check_device, fast_dtype, load_model
 from fairdiff.diffusion.sampling import initial_noise, make_solver, solver_coefficients
 from fairdiff.errors import FairDiffError, blame
@@ -125,7 +126,8 @@ def embedder_fingerprint(embedder: Embedder) -> str:
 
 def originals_fingerprint(config: Config, model: DiffusionModel, perception: Perception) -> str:
     """Of everything that makes a reference image and what is measured on it; taken before an adapter is hung."""
-    parts = [model.fingerprint(), perception_fingerprint(config, perception), config.seed, config.sampler.guidance]
+    guidance = model.effective_guidance(config.sampler.guidance)
+    parts = [model.fingerprint(), perception_fingerprint(config, perception), config.seed, guidance]
     return fingerprint.of_values(ORIGINALS_SCHEMA, parts, config.global_batch, compared_images(config))
 
 
@@ -158,6 +160,12 @@ def build_model(config: Config) -> DiffusionModel:
             solver_coefficients(solver, steps)
     except FairDiffError as error:
         raise FairDiffError(f"model.path: {path}, with the settings of sampler: {error}") from error
+    scales = [options.guidance, *config.audit.guidance]
+    if config.prompts.negative and not any(guided(model.unet, scale) for scale in scales):
+        raise FairDiffError(
+            f"prompts.negative: found '{config.prompts.negative}', which nothing reads without classifier-free guidance "
+            f"(sampler.guidance={options.guidance:g}); allowed here: ''"
+        )
     model.scheduler = solver
     model.decode_batch = config.micro_batch
     model.negative = config.prompts.negative

@@ -120,7 +120,8 @@ def build_audit(
     sizes = (options.images_per_prompt, few_images, options.seed)
 
     def hashes(guidance: float) -> dict[str, str]:
-        frozen = fingerprint.of_values(model.fingerprint(), guidance, config.sampler.audit_steps)
+        scale = model.effective_guidance(guidance)
+        frozen = fingerprint.of_values(model.fingerprint(), scale, config.sampler.audit_steps)
         return {
             "before": frozen,
             "start": fingerprint.of_values(frozen, started),
@@ -147,9 +148,11 @@ def build_audit(
         hashes=own,
         shared=shared(own),
     )
+    further = {model.effective_guidance(s) for s in options.guidance}
+    further.discard(model.effective_guidance(config.sampler.guidance))
     others = {
         scale: replace(audit_plan, named=(), without_people=(), hashes=hashes(scale), shared=shared(hashes(scale)))
-        for scale in sorted({*options.guidance} - {config.sampler.guidance})
+        for scale in sorted(further)
     }
     crop = config.detector
     measurer = Measurer(detector, judge, clip, encoder, crop.crop_size, crop.expand)

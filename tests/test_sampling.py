@@ -7,9 +7,10 @@ import pytest
 import torch
 from diffusers import (
     DDIMScheduler,
+    DDPMScheduler,
     DPMSolverMultistepScheduler,
-    EulerAncestralDiscreteScheduler,
     PNDMScheduler,
+    StableDiffusionPipeline,
 )
 from diffusers.utils import logging as diffusers_logging
 
@@ -262,13 +263,13 @@ def test_clipping_solvers_are_refused():
         solver_coefficients(DDIMScheduler(**BETAS, clip_sample=True), 5)
 
 
-def test_solvers_with_noise_or_extra_evaluations_are_refused():
-    for solver in (EulerAncestralDiscreteScheduler(**BETAS), PNDMScheduler(**BETAS)):
+def test_solvers_that_are_not_known_to_be_linear_are_refused():
+    for solver in (DDPMScheduler(**BETAS), PNDMScheduler(**BETAS)):
         with pytest.raises(FairDiffError, match="allowed: DPMSolverMultistepScheduler"):
             solver_coefficients(solver, 5)
 
 
-@pytest.mark.parametrize("kind", ["dpm", "ddim", "euler", "unipc"])
+@pytest.mark.parametrize("kind", ["dpm", "ddim", "euler", "unipc", "euler_ancestral", "lcm"])
 def test_every_offered_solver_is_linear_on_the_models_own_schedule(kind, caplog):
     solver = make_solver(kind, SOLVERS["dpm"].config, "zero", "linspace")
     assert solver.config.beta_end == BETAS["beta_end"]
@@ -288,6 +289,26 @@ def test_soft_tokens_leave_the_unconditional_branch_without_gradient(tiny_model)
     assert cond.requires_grad and not uncond.requires_grad
 
 
+@pytest.mark.parametrize("off", [0.0, 1.0])
+def test_without_guidance_images_and_gradients_are_of_the_prompt_alone(tiny_model, tiny_folder, off):
+    """As a plain pipeline takes these scales. The unconditional text is neither read nor trained."""
+    noise = noise_of(tiny_model)[:1]
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny_folder, safety_checker=None, requires_safety_checker=False)
+    pipeline.set_progress_bar_config(disable=True)
+    theirs = pipeline(PROMPT, guidance_scale=off, num_inference_steps=3, latents=noise, output_type="pt").images
+    assert torch.allclose(tiny_model.generator(off, 3)(PROMPT, noise), theirs, atol=1e-4)
+    solver = SOLVERS["dpm"]
+    leaves = [t.detach().requires_grad_() for t in tiny_model.encode_pair(PROMPT)]
+    guidance = Guidance(*leaves, off)
+    trajectory = sample(tiny_model.unet, solver, guidance, noise, 3)
+    upstream = Upstream(torch.ones_like(noise), solver_coefficients(solver, 3), choose_steps(1, 3, None, None))
+    replay(tiny_model.unet, trajectory, guidance, upstream, 3)
+    final = sample(tiny_model.unet, solver, Guidance(*leaves, 1.0), noise, 3, Graph(detach=True)).final
+    (expected,) = torch.autograd.grad(final.sum(), leaves[0])
+    assert torch.allclose(leaves[0].grad, expected, atol=1e-5 * expected.norm()) and leaves[1].grad is None
+    assert tiny_model.effective_guidance(off) == 1.0 and tiny_model.effective_guidance(1.5) == 1.5
+
+
 def test_noise_and_pictures_do_not_depend_on_the_batch(tiny_model):
     generate = tiny_model.generator(3.0, 4)
     shape = tiny_model.latent_shape
@@ -298,7 +319,7 @@ def test_noise_and_pictures_do_not_depend_on_the_batch(tiny_model):
 
 
 @pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
-@pytest.mark.parametrize("kind", ["dpm", "ddim", "euler", "unipc"])
+@pytest.mark.parametrize("kind", ["dpm", "ddim", "euler", "unipc", "euler_ancestral", "lcm"])
 def test_the_first_input_has_unit_variance_for_every_solver_and_spacing(tiny_model, kind, spacing):
     """What the U-Net was trained on at the noisiest step."""
     solver = make_solver(kind, BETAS, "zero", spacing)

@@ -201,7 +201,6 @@ def test_what_it_cannot_do_is_one_line(xl_folder, overrides, says):
             {"projection_class_embeddings_input_dim": 58},
             "reads pooled texts of width 10, its text encoder writes 12",
         ),
-        ("unet", {"time_cond_proj_dim": 8}, "guidance scale"),
         ("vae", {"latents_mean": [0.1] * 4, "latents_std": [2.0] * 4}, "latents_mean"),
         ("scheduler", {}, "EDMDPMSolverMultistepScheduler names no beta_schedule"),
     ],

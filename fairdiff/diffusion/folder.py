@@ -160,8 +160,6 @@ def unlike_stable_diffusion(pipeline: Pipeline) -> str:
         return "its VAE shifts and scales each latent channel by itself (latents_mean, latents_std)"
     if not 0 < vae.scaling_factor < math.inf:
         return f"its VAE's scaling_factor is {vae.scaling_factor}"
-    if unet.time_cond_proj_dim:
-        return "its U-Net is conditioned on the guidance scale (time_cond_proj_dim)"
     width = sum(encoder.config.hidden_size for encoder in encoders)
     if (unet.in_channels, unet.out_channels) != (vae.latent_channels,) * 2:
         return (

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from classifiers.hub import architecture
 from fairdiff import fingerprint
-from fairdiff.diffusion.denoise import Guidance, pooled_width, with_pooled
+from fairdiff.diffusion.denoise import Guidance, guided, pooled_width, reads_scale, with_pooled
 from fairdiff.diffusion.folder import read_pipeline
 from fairdiff.diffusion.sampling import Generate, Trajectory, sample
 from fairdiff.diffusion.single_file import is_single_file, read_single_file
@@ -129,6 +129,10 @@ class DiffusionModel:
         options = [self.padding, self.negative, self.empty_is_zero]
         options += [str(self.unet.dtype), str(self.sampling_dtype)] if precision else []
         return fingerprint.of_values(self.weights_fingerprint, about, texts, options)
+
+    def effective_guidance(self, scale: float) -> float:
+        """What its images depend on of a guidance scale: 1 for every scale without guidance."""
+        return scale if guided(self.unet, scale) or reads_scale(self.unet) else 1.0
 
     def decode(self, latent_BCHW: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [0, 1] from scaled latents, in the latents' precision whatever the VAE's is."""

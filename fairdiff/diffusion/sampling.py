@@ -15,11 +15,18 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, UniPCMultistepScheduler
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    LCMScheduler,
+    UniPCMultistepScheduler,
+)
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from fairdiff.diffusion.denoise import Guidance, call_unet, predict
+from fairdiff.diffusion.denoise import Guidance, call_unet, halves, predict
 from fairdiff.errors import FairDiffError
 
 # (prompt, noise_BCHW) -> image_BCHW in [0, 1]
@@ -39,6 +46,17 @@ def initial_noise(prompt: str, seed: int, indices: Iterable[int], shape: tuple[i
     return torch.stack(rows)
 
 
+def step_generators(noise_BCHW: Tensor) -> list[torch.Generator]:
+    """One for each image, from which a solver that adds noise draws it step after step.
+
+    Seeded by SHA-256 of the image's initial noise, which (seed, prompt, index) give: so what is added depends on these and
+    the step, whatever the batch and the device. `generator=` of a plain pipeline takes the list.
+    """
+    rows = noise_BCHW.detach().float().cpu().contiguous().numpy()
+    digests = [hashlib.sha256(row.tobytes()).digest() for row in rows]
+    return [torch.Generator().manual_seed(int.from_bytes(digest[:7], "big")) for digest in digests]
+
+
 @dataclass(frozen=True)
 class Trajectory:
     """The U-Net's inputs (T tensors BCHW, scaled as the solver wants them), its time steps [T] and z_0."""
@@ -53,7 +71,10 @@ SOLVERS = {
     "ddim": DDIMScheduler,
     "euler": EulerDiscreteScheduler,
     "unipc": UniPCMultistepScheduler,
+    "euler_ancestral": EulerAncestralDiscreteScheduler,
+    "lcm": LCMScheduler,
 }
+NOISY = (EulerAncestralDiscreteScheduler, LCMScheduler)  # they add noise after a step
 
 
 PREDICTIONS = ("epsilon", "v_prediction")
@@ -61,7 +82,7 @@ NOISIEST = (1, 1000)  # noise over image at the last time step: 14.6 of Stable D
 
 
 def make_solver(kind: str, config: dict, final_sigmas: str, spacing: str):
-    """A linear, deterministic solver on a model's own noise schedule.
+    """A linear solver on a model's own noise schedule.
 
     final_sigmas: "zero" or "sigma_min" (dpm, unipc). spacing: "linspace", "leading" or "trailing"; folders say one or the
     other, by which version of diffusers wrote them, and images differ. FairDiffError for a schedule that is none.
@@ -70,7 +91,7 @@ def make_solver(kind: str, config: dict, final_sigmas: str, spacing: str):
     extra |= {"final_sigmas_type": final_sigmas} if kind in ("dpm", "unipc") else {}
     if kind == "dpm":
         extra["algorithm_type"] = "dpmsolver++"
-    if kind == "ddim":
+    if kind in ("ddim", "lcm"):
         extra["clip_sample"] = False
     try:
         solver = SOLVERS[kind].from_config(dict(config), **extra)
@@ -87,8 +108,9 @@ def make_solver(kind: str, config: dict, final_sigmas: str, spacing: str):
 
 
 def require_linear(scheduler) -> None:
-    """Refuse solvers whose z_0 is not a linear function of the predictions (clipping, thresholding, noise).
+    """Refuse solvers whose z_0 is not a linear function of the predictions (clipping, thresholding).
 
+    Noise that a solver adds by itself changes nothing in that: z_0 = a z_T + sum_t c_t y_t + sum_t b_t n_t.
     What its configuration holds of another solver's options has no effect on it.
     """
     name = type(scheduler).__name__
@@ -146,6 +168,7 @@ def sample(unet, scheduler, guidance: Guidance, noise: Tensor, steps: int, graph
     scheduler = copy.deepcopy(scheduler)
     timesteps = _timesteps(scheduler, steps, noise.device)
     latent, inputs = noise * scheduler.init_noise_sigma, []  # of these timesteps: Euler's depends on them
+    added = _added_noise(scheduler, noise)
     for i, t in enumerate(timesteps):
         with torch.set_grad_enabled(graph is not None and i >= steps - (graph.last or steps)):
             model_input = scheduler.scale_model_input(latent, t)
@@ -154,8 +177,12 @@ def sample(unet, scheduler, guidance: Guidance, noise: Tensor, steps: int, graph
                 predicted = predict(unet, model_input, t, guidance)
             else:
                 predicted = _recorded(unet, (i, t), guidance, model_input, graph)
-            latent = scheduler.step(predicted, t, latent).prev_sample
+            latent = scheduler.step(predicted, t, latent, **added).prev_sample
     return Trajectory(inputs, timesteps, latent)
+
+
+def _added_noise(scheduler, noise: Tensor) -> dict[str, list[torch.Generator]]:
+    return {"generator": step_generators(noise)} if isinstance(scheduler, NOISY) else {}
 
 
 def _recorded(unet, step: tuple[int, Tensor], guidance: Guidance, model_input: Tensor, graph: Graph) -> Tensor:
@@ -180,9 +207,10 @@ def solver_coefficients(scheduler, steps: int) -> Tensor:
     with torch.enable_grad():
         predicted = [torch.zeros(1, 1, 1, 1, requires_grad=True) for _ in timesteps]
         latent = torch.zeros(1, 1, 1, 1)
+        added = _added_noise(scheduler, latent)  # not from the global stream
         for y, t in zip(predicted, timesteps, strict=True):
             scheduler.scale_model_input(latent, t)  # euler warns without; its inputs do not matter here
-            latent = scheduler.step(y, t, latent).prev_sample
+            latent = scheduler.step(y, t, latent, **added).prev_sample
         coefficients = torch.stack([g.reshape(()) for g in torch.autograd.grad(latent, predicted)])
     if not coefficients.isfinite().all():
         raise FairDiffError(f"scheduler {type(scheduler).__name__}: its coefficients of {steps} steps are not finite")
@@ -247,13 +275,12 @@ def replay(unet, trajectory: Trajectory, guidance: Guidance, upstream: Upstream,
     step = upstream.chosen.reshape(-1)
     weight = upstream.weights.to(upstream.grad)[step] * (steps / count)
     unet_learns = any(p.requires_grad for p in unet.parameters())
-    halves = [(guidance.cond, guidance.scale), (guidance.uncond, 1 - guidance.scale)]
-    for text, factor in halves:
-        if factor == 0 or not (unet_learns or text.requires_grad):
+    for text, factor in halves(unet, guidance):
+        if not (unet_learns or text.requires_grad):
             continue
         for rows in torch.arange(len(image)).split(micro_batch):
             latent = torch.stack([trajectory.inputs[s][i] for i, s in zip(image[rows], step[rows], strict=True)])
             grad = upstream.grad[image[rows]] * (weight[rows] * factor).view(-1, 1, 1, 1)
             times = trajectory.timesteps[step[rows]]
-            predicted = call_unet(unet, latent, times, text.expand(len(rows), -1, -1))
+            predicted = call_unet(unet, latent, times, text.expand(len(rows), -1, -1), guidance.scale)
             predicted.backward(grad)
