@@ -23,10 +23,11 @@ from fairdiff.config import Config, JudgeConfig
 from fairdiff.diffusion import adapter_files
 from fairdiff.diffusion.adapter_files import LORA_FILE, SOFT_TOKENS_FILE
 from fairdiff.diffusion.adapters import Adapter, Lora, SoftTokens, changes_images
-from fairdiff.diffusion.imports import FILES, file_of, import_lora, import_soft_tokens
 from fairdiff.diffusion.denoise import guided
+from fairdiff.diffusion.imports import FILES, file_of, import_lora, import_soft_tokens
 from fairdiff.diffusion.load import DiffusionModel, check_device, fast_dtype, load_model
 from fairdiff.diffusion.sampling import initial_noise, make_solver, solver_coefficients
+from fairdiff.distributed import ALONE, World
 from fairdiff.errors import FairDiffError, blame
 from fairdiff.objective.balance import Balance
 from fairdiff.objective.features import ClipEncoder, HubEncoder, ImageEncoder
@@ -330,7 +331,13 @@ def compared_images(config: Config) -> int:
     return math.ceil(round(config.loss.originals * config.global_batch, 9))
 
 
-def build_trainee(config: Config, plan: Plan, model: DiffusionModel, perception: Perception) -> Trainee:
+def build_trainee(
+    config: Config, plan: Plan, model: DiffusionModel, perception: Perception, world: World = ALONE
+) -> Trainee:
+    if config.global_batch < world.size:
+        raise FairDiffError(
+            f"global_batch: found {config.global_batch} for {world.size} processes, allowed: an image or more for each"
+        )
     block = config.global_batch  # images made together agree with those made otherwise to rounding only
     folder = None
     if config.cache:
@@ -352,9 +359,9 @@ def build_trainee(config: Config, plan: Plan, model: DiffusionModel, perception:
         replay_batch=REPLAYED * config.micro_batch,
     )
     compared = compared_images(config)
-    originals = Originals(perception, original, folder, block, compared, device=config.model.device)
+    originals = Originals(perception, original, folder, block, compared, device=config.model.device, world=world)
     balance = Balance(config.loss.shares) if config.loss.balance else None
-    return Trainee(model, adapter, perception, originals, build_objective(config, plan), method, balance)
+    return Trainee(model, adapter, perception, originals, build_objective(config, plan), method, balance, world)
 
 
 def build_schedule(config: Config, plan: Plan) -> Schedule:

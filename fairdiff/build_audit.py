@@ -20,6 +20,7 @@ from fairdiff.build import AUDITED, Judge, build_classifier, build_detector, bui
 from fairdiff.config import Config, JudgeConfig
 from fairdiff.diffusion.adapters import Adapter, at_origin
 from fairdiff.diffusion.load import DiffusionModel
+from fairdiff.distributed import ALONE, World
 from fairdiff.errors import FairDiffError, blame
 from fairdiff.plan import Plan
 from fairdiff.portraits import weights
@@ -82,7 +83,12 @@ def judge_name(judge: JudgeConfig) -> str:
 
 
 def build_audit(
-    config: Config, plan: Plan, model: DiffusionModel, after: str | None, training_judge: Judge | None
+    config: Config,
+    plan: Plan,
+    model: DiffusionModel,
+    after: str | None,
+    training_judge: Judge | None,
+    world: World = ALONE,
 ) -> Audit:
     """The audit of a model, with a classifier of its own (`audit.judge`) and both encoders.
 
@@ -147,6 +153,7 @@ def build_audit(
         latent_shape=model.latent_shape,
         hashes=own,
         shared=shared(own),
+        world=world,
     )
     further = {model.effective_guidance(s) for s in options.guidance}
     further.discard(model.effective_guidance(config.sampler.guidance))

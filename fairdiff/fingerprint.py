@@ -18,16 +18,17 @@ def of_values(*parts) -> str:
 
 def of_modules(*modules: nn.Module) -> str:
     """The SHA-256 of all parameters and buffers, in order."""
-    return _of_tensors(tensor for module in modules for tensor in module.state_dict().values())
+    return of_tensors(tensor for module in modules for tensor in module.state_dict().values())
 
 
 def of_named(tensors: Mapping[str, Tensor]) -> str:
     """The SHA-256 of names and tensors, in whatever order a file lists them."""
     names = sorted(tensors)
-    return of_values(names, _of_tensors(tensors[name] for name in names))
+    return of_values(names, of_tensors(tensors[name] for name in names))
 
 
-def _of_tensors(tensors: Iterable[Tensor]) -> str:
+def of_tensors(tensors: Iterable[Tensor]) -> str:
+    """The SHA-256 of tensors, in order."""
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())  # numpy has no bfloat16

@@ -1,6 +1,7 @@
 """The two jobs, each a table of contents: configuration -> plan -> build -> train -> audit -> report."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial, wraps
 from pathlib import Path
@@ -9,6 +10,7 @@ from fairdiff import build, describe, run
 from fairdiff.build_audit import build_audit, build_generators
 from fairdiff.cli.main import main
 from fairdiff.config import Config
+from fairdiff.distributed import World, started
 from fairdiff.lock import locked
 from fairdiff.plan import make_plan
 from fairdiff.training.judges import compare_judges
@@ -16,68 +18,76 @@ from fairdiff.training.tracking import make_console
 from fairdiff.training.trainer import train
 
 
-def alone(job: Callable[[Config, Path], None]) -> Callable[[Config, Path], None]:
-    """The same job while no other process works in its folder."""
+def together(job: Callable[[Config, Path, World], None]) -> Callable[[Config, Path], None]:
+    """A job for the processes of one run, while nobody else works in its folder."""
 
     @wraps(job)
-    def job_alone(config: Config, folder: Path) -> None:
-        with locked(folder):
-            job(config, folder)
+    def job_together(config: Config, folder: Path) -> None:
+        with started(config.model.device) as world, locked(folder) if world.first else nullcontext():
+            world.gather("the folder is ours")  # before the others build anything
+            job(config, folder, world)
 
-    return job_alone
+    return job_together
 
 
-@alone
-def train_job(config: Config, folder: Path) -> None:
+@together
+def train_job(config: Config, folder: Path, world: World) -> None:
     """Train an adapter and audit the model without and with it; what is finished is only shown."""
-    console = make_console()
+    console = make_console(world.first)
     plan = make_plan(config)
     model, perception = build.build_model(config), build.build_perception(config, plan)
     training = build.training_fingerprint(config, plan, model, perception)
-    audit = build_audit(config, plan, model, training, perception.classifier)
+    audit = build_audit(config, plan, model, training, perception.classifier, world)
+    world.require_same("settings, files and weights, by the name of their audit", lambda: audit.name)
 
-    if config.resume and run.finished(folder, audit):
+    if world.of_first(config.resume and run.finished(folder, audit)):
         console.print(f"this run is finished; resume=false starts over ({folder})")
     else:
-        trainee = build.build_trainee(config, plan, model, perception)
+        trainee = build.build_trainee(config, plan, model, perception, world)
         about = describe.about_adapter(config, plan, model, training)
-        run.require_caches(audit, trainee)
-        judges = compare_judges(trainee, audit.measurer.judge, plan.train, config.sampler.train_steps[1])
-        run.begin(folder, asdict(config), training)
-        budget = describe.budget(config, plan, trainee, audit)
-        for line in budget + judges + describe.warnings(plan, model, trainee.adapter.prefix):
-            console.print(line, markup=False)
+        if world.first:
+            run.require_caches(audit, trainee)
+            judges = compare_judges(trainee, audit.measurer.judge, plan.train, config.sampler.train_steps[1])
+            run.begin(folder, asdict(config), training)
+            budget = describe.budget(config, plan, trainee, audit)
+            for line in budget + judges + describe.warnings(plan, model, trainee.adapter.prefix):
+                console.print(line, markup=False)
         train(trainee, list(plan.train), build.build_schedule(config, plan), folder, training, console)
-        run.save_adapter(folder, trainee.adapter, about)
+        if world.first:
+            run.save_adapter(folder, trainee.adapter, about)
         lines = describe.report_lines(config, plan, adapter=True, trained=True)
         run.carry_out(folder, audit, partial(build_generators, config, model, trainee.adapter), lines, console)
-    run.export_adapter(folder, config.export, build.model_path(config))
-    run.conclude(folder, audit, console)
+    if world.first:
+        run.export_adapter(folder, config.export, build.model_path(config))
+        run.conclude(folder, audit, console)
 
 
-@alone
-def audit_job(config: Config, folder: Path) -> None:
+@together
+def audit_job(config: Config, folder: Path, world: World) -> None:
     """Audit a model, or a model and a saved adapter, without training."""
-    console = make_console()
+    console = make_console(world.first)
     plan = make_plan(config, training=False)
     model = build.build_model(config)
     adapter_hash = build.adapter_fingerprint(config)
-    audit = build_audit(config, plan, model, adapter_hash, None)
+    audit = build_audit(config, plan, model, adapter_hash, None, world)
+    world.require_same("settings, files and weights, by the name of their audit", lambda: audit.name)
 
-    if config.resume and run.finished(folder, audit):
+    if world.of_first(config.resume and run.finished(folder, audit)):
         console.print(f"this audit is finished; resume=false starts over ({folder})")
     else:
         adapter = build.build_saved_adapter(config, plan, model) if config.adapter.path else None
-        warnings = describe.adapter_warnings(config, plan) if adapter else []
-        for line in warnings + describe.warnings(plan, model, adapter.prefix if adapter else ""):
-            console.print(line, markup=False)
-        run.require_caches(audit, None)
-        run.begin(folder, asdict(config), f"none: {adapter_hash}")
+        if world.first:
+            warnings = describe.adapter_warnings(config, plan) if adapter else []
+            for line in warnings + describe.warnings(plan, model, adapter.prefix if adapter else ""):
+                console.print(line, markup=False)
+            run.require_caches(audit, None)
+            run.begin(folder, asdict(config), f"none: {adapter_hash}")
         lines = describe.report_lines(config, plan, adapter=adapter is not None, trained=False)
         run.carry_out(folder, audit, partial(build_generators, config, model, adapter), lines, console)
-    run.conclude(folder, audit, console)
+    if world.first:
+        run.conclude(folder, audit, console)
 
 
 # the console commands fairdiff-train and fairdiff-audit
-train_command = main(train_job)
-audit_command = main(audit_job, "measure")
+train_command = main(train_job, several=True)
+audit_command = main(audit_job, "measure", several=True)

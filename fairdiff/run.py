@@ -146,8 +146,9 @@ def carry_out(
         for scale, (plan, place) in plans.items():
             generators = generators_at(scale)
             run_audit(plan, generators, audit.measurer, initial_noise, place, lambda n: bar.update(task, advance=n))
-    write_json(where / "request.json", {"spec": audit.spec.to_json(), "lines": lines})
-    report(where, read_metrics(folder / "metrics.jsonl"))
+    if audit.plan.world.first:
+        write_json(where / "request.json", {"spec": audit.spec.to_json(), "lines": lines})
+        report(where, read_metrics(folder / "metrics.jsonl"))
 
 
 def report(where: Path, history: list[dict]) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = sorted(p for folder in ("fairdiff", "classifiers") for p in (ROOT / folder).rglob("*.py"))
-EVERYBODY = {"errors", "files", "prompts", "fingerprint", "bias"}
+EVERYBODY = {"errors", "files", "prompts", "fingerprint", "bias", "distributed"}
 ROOMS = {  # package or module of fairdiff -> what else of fairdiff it may import
     "errors": set(),
     "files": {"errors"},
@@ -15,18 +15,19 @@ ROOMS = {  # package or module of fairdiff -> what else of fairdiff it may impor
     "bias": set(),
     "fingerprint": set(),
     "lock": {"errors"},
+    "distributed": {"errors"},
     "config": {"errors"},
     "diffusion": {"errors", "files", "fingerprint"},
     "objective": EVERYBODY,
     "portraits": EVERYBODY,
-    "audit": {"errors", "files", "bias"},
+    "audit": {"errors", "files", "bias", "distributed"},
     "training": EVERYBODY | {"diffusion", "objective"},
     "plan": EVERYBODY | {"config", "objective", "portraits"},
     "build": EVERYBODY | {"config", "plan", "diffusion", "objective", "training", "portraits", "audit"},
     "build_audit": EVERYBODY | {"config", "plan", "build", "diffusion", "portraits", "audit"},
     "describe": EVERYBODY | {"config", "plan", "build", "build_audit", "diffusion", "training", "audit"},
     "run": EVERYBODY | {"build_audit", "diffusion", "training", "audit"},
-    "jobs": {"config", "plan", "build", "build_audit", "describe", "run", "cli", "training", "lock"},
+    "jobs": {"config", "plan", "build", "build_audit", "describe", "run", "cli", "training", "lock", "distributed"},
     "start": {"jobs"},
     "cli": {"config", "errors"},
 }

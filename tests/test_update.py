@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from fairdiff.distributed import ALONE
 from fairdiff.errors import FairDiffError
 from fairdiff.training.step import Batch, StepResult
 from fairdiff.training.update import gather
@@ -23,7 +24,7 @@ def update_of(gradients, results=None):
         torch.nn.Parameter(torch.zeros(1)),
         torch.nn.Parameter(torch.ones(1)),
     ]
-    trainee = SimpleNamespace(adapter=SimpleNamespace(parameters=lambda: parameters))
+    trainee = SimpleNamespace(adapter=SimpleNamespace(parameters=lambda: parameters), world=ALONE)
     results = results or {}
 
     def step(_, batch):

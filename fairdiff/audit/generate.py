@@ -1,13 +1,15 @@
 """Generate the images of an audit and measure them: the same prompts and the same noise for every model.
 
 The noise of image i of a prompt depends on (seed, prompt, i) alone, so "before" and "after" are pairs, and neither the
-batch size nor the order of the prompts changes an image. Models are audited prompt by prompt; a finished prompt is on
-disk and is never generated again as long as everything it depends on stays the same.
+batch size nor the order of the prompts changes an image. Models are audited prompt by prompt, of several processes each with
+a prompt of its own at a time; a finished prompt is on disk and is never generated again as long as everything it depends on
+stays the same.
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
@@ -19,6 +21,7 @@ from torch import Tensor
 
 from fairdiff.audit.measure import Measured, Measurer, cosine, cosine_to_others, joined, measure
 from fairdiff.audit.records import MODELS, RecordStore, fingerprint, save_records, wording_column
+from fairdiff.distributed import ALONE, World
 from fairdiff.errors import FairDiffError
 from fairdiff.files import atomic_path
 
@@ -44,6 +47,7 @@ class AuditPlan:
     hashes: SHA-256 of what "before", "start", "after" and "judge" (detector and encoders included) are made of; a changed
     hash makes old records stale. strip: images of each prompt kept as thumbnails at most `thumbnail` pixels wide.
     shared: a folder where runs leave their records of "before" for each other, so that a sweep generates them once.
+    world: the processes that generate; the first one reads and writes all files.
     """
 
     prompts: Sequence[Prompt]
@@ -59,6 +63,7 @@ class AuditPlan:
     strip: int = 8
     thumbnail: int = 96
     shared: Path | None = None
+    world: World = ALONE
 
     @property
     def every(self) -> list[Prompt]:
@@ -93,12 +98,13 @@ def run_audit(
     _check(plan, generators, measurer)
     auditor = _Auditor(plan, measurer, noise, RecordStore(Path(folder) / "records"), on_images)
     for model in (m for m in MODELS if m in generators):
-        for prompt in plan.every:
-            auditor.audit(model, generators[model], prompt)
-    models = [m for m in MODELS if m == "before" or m in generators]
-    records = auditor.collect(models, [prompt.text for prompt in plan.every])
-    save_records(Path(folder) / "records.parquet", records)
-    return records
+        auditor.audit(model, generators[model])
+    records = None
+    if plan.world.first:
+        models = [m for m in MODELS if m == "before" or m in generators]
+        records = auditor.collect(models, [prompt.text for prompt in plan.every])
+        save_records(Path(folder) / "records.parquet", records)
+    return plan.world.of_first(records)
 
 
 def _check(plan: AuditPlan, generators: dict[str, Generate], measurer: Measurer) -> None:
@@ -148,21 +154,36 @@ class _Auditor:
             encoders=[measurer.clip is not None, measurer.encoder is not None],
         )
 
-    def audit(self, model: str, generate: Generate, prompt: Prompt) -> None:
-        """Generate, measure and store one prompt of one model, unless it is done already."""
-        before: dict[str, np.ndarray] = {}
-        if model != "before":
-            if not self.store.complete("before", prompt.text, self.fingerprint("before", prompt)):
-                raise FairDiffError(f"audit: '{prompt.text}' has no records of the model before; audit it first")
-            before = self.store.read_features("before", prompt.text)
-        print_ = self.fingerprint(model, prompt)
-        shared = RecordStore(self.plan.shared) if self.plan.shared and model == "before" else None
+    def audit(self, model: str, generate: Generate) -> None:
+        """Generate, measure and store the prompts of one model that are not done already, one in each process at a time."""
+        world, every = self.plan.world, self.plan.every
+        to_do = (place for place, prompt in enumerate(every) if not self.done(model, prompt))
+        while places := world.of_first(list(islice(to_do, world.size)) if world.first else None):
+            mine = places[world.rank] if world.rank < len(places) else None
+            found = world.gather(None if mine is None else self.measure(model, generate, every[mine]))
+            for rank, place in enumerate(places if world.first else []):
+                self.keep(model, every[place], *found[rank])
+                self.on_images(self.plan.images_of(every[place]) if rank else 0)  # our own are counted already
+
+    def shared(self, model: str) -> RecordStore | None:
+        return RecordStore(self.plan.shared) if self.plan.shared and model == "before" else None
+
+    def done(self, model: str, prompt: Prompt) -> bool:
+        """Whether there are records of a prompt, by this audit or another that shares them."""
+        if model != "before" and not self.store.complete("before", prompt.text, self.fingerprint("before", prompt)):
+            raise FairDiffError(f"audit: '{prompt.text}' has no records of the model before; audit it first")
+        print_, shared = self.fingerprint(model, prompt), self.shared(model)
         if shared and not self.store.complete(model, prompt.text, print_):
             self.store.take(shared, model, prompt.text, print_)
-        if self.store.complete(model, prompt.text, print_):
+        found = self.store.complete(model, prompt.text, print_)
+        if found:
             self.on_images(self.plan.images_of(prompt))
-            return
-        measured, sheet = self.measure(model, generate, prompt, self.plan.images_of(prompt))
+        return found
+
+    def keep(self, model: str, prompt: Prompt, measured: Measured, sheet: Image.Image) -> None:
+        """Store what was measured on the images of a prompt."""
+        before = {} if model == "before" else self.store.read_features("before", prompt.text)
+        print_, shared = self.fingerprint(model, prompt), self.shared(model)
         with atomic_path(self.store.path(model, prompt.text, "png")) as temporary:
             sheet.save(temporary)
         self.store.write_features(model, prompt.text, measured.features)
@@ -170,9 +191,9 @@ class _Auditor:
         if shared:
             shared.take(self.store, model, prompt.text, print_)
 
-    def measure(self, model: str, generate: Generate, prompt: Prompt, images: int) -> tuple[Measured, Image.Image]:
+    def measure(self, model: str, generate: Generate, prompt: Prompt) -> tuple[Measured, Image.Image]:
         """All images of one prompt, measured in batches, and the strip of the first ones."""
-        plan, parts, kept = self.plan, [], []
+        plan, images, parts, kept = self.plan, self.plan.images_of(prompt), [], []
         for start in range(0, images, plan.batch_size):
             indices = range(start, min(start + plan.batch_size, images))
             with torch.no_grad():

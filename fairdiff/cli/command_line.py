@@ -22,8 +22,8 @@ from fairdiff.cli.messages import CONF, like, one_line
 from fairdiff.errors import FairDiffError
 
 EXPERIMENT = "${hydra:runtime.choices.experiment}"  # in the folders of conf
-# how many processes a launcher started, by torchrun, MPICH, Open MPI and MVAPICH
-WORLD = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+MPI = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # how many processes MPICH, Open MPI, MVAPICH started
+LAUNCHERS = "torchrun or accelerate launch"
 # Overrides that do not change the training; `experiment` and `seed` have folders of their own.
 ELSEWHERE = (
     "audit",
@@ -64,17 +64,20 @@ OmegaConf.register_new_resolver("run_name", run_name, replace=True)
 OmegaConf.register_new_resolver("more_steps", more_steps, replace=True)
 
 
-def prepare(name: str) -> str:
+def prepare(name: str, several: bool = False) -> str:
     """The name of the configuration to compose: `name`, or "rerun" where a saved one runs again.
 
-    What Hydra does not know is taken out of sys.argv. FairDiffError for what nobody would read or act upon.
+    several: whether the command can share its work among processes. What Hydra does not know is taken out of sys.argv.
+    FairDiffError for what nobody would read or act upon.
     """
     for word in sys.argv[1:]:
         if re.search("[\ud800-\udfff]", word):  # Python's stand-ins for stray bytes
             raise FairDiffError(f"{word!a}: is not text in {sys.getfilesystemencoding()}; PYTHONUTF8=1 reads UTF-8")
     sys.argv = [_with_home(text) for text in sys.argv]
-    _refuse_processes()
+    _refuse_processes(several)
     args = get_args_parser().parse_args()
+    if args.multirun and os.environ.get("WORLD_SIZE", "1") != "1":
+        raise FairDiffError(f"--multirun: found {os.environ['WORLD_SIZE']} processes, allowed: 1, or one run of them all")
     if args.experimental_rerun is not None:
         raise FairDiffError("--experimental-rerun: reads a pickle, which can run any code; allowed: rerun=<run folder>")
     _refuse_twice(args.overrides)
@@ -96,15 +99,19 @@ def _with_home(text: str) -> str:
     return re.sub(r"(?<=[=:,\[ '\"])~(?=/)", lambda _: os.path.expanduser("~"), text)
 
 
-def _refuse_processes() -> None:
-    """FairDiffError where a launcher started several processes, or was to: each would write the same folder."""
-    for key in WORLD:
-        if os.environ.get(key, "1") != "1":
-            raise FairDiffError(f"{key}: found {os.environ[key]}, allowed: 1, a run is one process")
+def _refuse_processes(several: bool) -> None:
+    """FairDiffError where a launcher started several processes, or was to, that do not know of each other."""
+    size = os.environ.get("WORLD_SIZE", "1")
+    if size != "1" and not several:
+        raise FairDiffError(f"WORLD_SIZE: found {size}, allowed: 1, this command is one process")
+    for key in MPI:
+        if size == "1" and os.environ.get(key, "1") != "1":
+            raise FairDiffError(f"{key}: found {os.environ[key]}, allowed: 1, or {LAUNCHERS}")
     # what `accelerate launch --num_processes 2` leaves on a CPU, where it starts one process all the same
     if "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
         raise FairDiffError(
-            "accelerate launch: found several processes, allowed: --num_processes 1, a run is one process"
+            "accelerate launch: has started one process, as it does without GPUs, allowed: --num_processes 1, or torchrun "
+            "--nproc-per-node=<number>"
         )
 
 

@@ -81,10 +81,11 @@ def _check_hydra(cfg: DictConfig) -> None:
         raise FairDiffError(f"hydra.{key}.dir: found an empty path, allowed: a folder")
 
 
-def main(task: Callable[[Config, Path], None], name: str = "config") -> Callable[[], None]:
+def main(task: Callable[[Config, Path], None], name: str = "config", several: bool = False) -> Callable[[], None]:
     """A Hydra main of conf/<name>.yaml: task(config, run_dir). What the user can mend ends as one line, exit code 2.
 
-    A sweep goes on after a run that fails so; its last lines name those runs.
+    A sweep goes on after a run that fails so; its last lines name those runs. several: whether the task shares its work
+    among the processes that a launcher started.
     """
     failed: list[str] = []  # runs of a sweep
 
@@ -113,7 +114,7 @@ def main(task: Callable[[Config, Path], None], name: str = "config") -> Callable
         with ending(f"interrupted; the same command{over} goes on from the last checkpoint"):
             try:
                 with _leaving_out(give_up):
-                    hydra.main(config_path=CONF, config_name=prepare(name), version_base="1.3")(job)()
+                    hydra.main(config_path=CONF, config_name=prepare(name, several), version_base="1.3")(job)()
             except Exception as error:
                 fail(told(error))
             finally:

@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fairdiff.distributed import World
 from fairdiff.errors import FairDiffError
 from fairdiff.files import write_bytes
 
@@ -74,9 +75,27 @@ class Ema:
 def save(folder: Path, step: int, fingerprint: str, parts: dict[str, Part]) -> None:
     """Write the state of every part after `step` finished steps, and keep the checkpoint before it."""
     state = {"step": step, "fingerprint": fingerprint} | {name: part.state_dict() for name, part in parts.items()}
+    write_bytes(folder / NAME, _packed(state), folder / PREVIOUS)
+
+
+def _packed(state: dict) -> bytes:
     buffer = io.BytesIO()  # torch.save itself makes a RuntimeError of a full disk
     torch.save(state, buffer)
-    write_bytes(folder / NAME, buffer.getbuffer(), folder / PREVIOUS)
+    return buffer.getvalue()
+
+
+def load_together(
+    folder: Path, fingerprint: str, parts: dict[str, Part], say: Callable[[str], None], world: World
+) -> int:
+    """`load` by the first of several processes; all have its state then, for nothing of it differs between them."""
+    step = load(folder, fingerprint, parts, say) if world.first else 0
+    if world.size > 1:
+        own = {name: part.state_dict() for name, part in parts.items()}
+        step, packed = world.of_first((step, _packed(own)))
+        state = torch.load(io.BytesIO(packed), map_location="cpu", weights_only=True)
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+    return step
 
 
 def load(folder: Path, fingerprint: str, parts: dict[str, Part], say: Callable[[str], None]) -> int:

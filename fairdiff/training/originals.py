@@ -11,10 +11,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
+from fairdiff.distributed import ALONE, World
 from fairdiff.files import write_bytes
 from fairdiff.objective.perception import Perception
 
@@ -27,7 +28,8 @@ class Originals:
 
     generate: (prompt, indices, steps) -> images of the model with the adapter off. folder: None keeps them in memory.
     block: how many pool indices are made at once. compared: of how many of each block, its first, a training batch is
-    given, None for all; they are made apart from the rest.
+    given, None for all; they are made apart from the rest. world: the processes that make a block together, each some of
+    its images; all then have the same rows, and the first one reads and writes the files.
     """
 
     perception: Perception
@@ -38,25 +40,37 @@ class Originals:
     rows: dict[str, dict[int, dict[str, Tensor]]] = field(default_factory=dict)
     sampled: int = 0
     device: str = "cpu"
+    world: World = ALONE
 
     def get(self, prompt: str, indices: list[int], steps: int) -> dict[str, Tensor]:
-        """Features `feature.<i>`, `box` [B, 4], `found`, `probs.<attribute>` and `face` of the given pool indices."""
+        """Features `feature.<i>`, `box` [B, 4], `found`, `probs.<attribute>` and `face` of the given pool indices.
+
+        Where rows are missing all processes call it, with the same arguments.
+        """
         known, path = self._known(prompt, steps)
         missing = sorted({self.made_with(i) for i in indices if i not in known}, key=lambda block: block[0])
         for block in map(list, missing):
-            made = {n: t.cpu() for n, t in self.measure(self.generate(prompt, block, steps)).items()}
+            made = self._made(prompt, block, steps)
             known.update({i: {n: t[row].clone() for n, t in made.items()} for row, i in enumerate(block)})
             self.sampled += len(block)
-        if missing:
+        if missing and self.world.first:
             _write(path, known)
         return {name: torch.stack([known[i][name] for i in indices]).to(self.device) for name in known[indices[0]]}
+
+    def _made(self, prompt: str, block: list[int], steps: int) -> dict[str, Tensor]:
+        """What `measure` says of a block, of which each process generates a part."""
+        own = self.world.share(block)
+        measured = self.measure(self.generate(prompt, own, steps)) if own else {}
+        parts = [part for part in self.world.gather({n: t.cpu() for n, t in measured.items()}) if part]
+        return {n: torch.cat([part[n] for part in parts]) for n in parts[0]}
 
     def _known(self, prompt: str, steps: int) -> tuple[dict[int, dict[str, Tensor]], Path | None]:
         """The rows there are of a prompt, and where they are kept."""
         key = hashlib.sha256(f"{steps}|{prompt}".encode()).hexdigest()[:24]
         path = self.folder / f"{key}.safetensors" if self.folder else None
         if key not in self.rows:
-            self.rows[key] = _read(path, self.names)
+            data = self.world.of_first(_bytes(path) if self.world.first else None)
+            self.rows[key] = _read(data, self.names)
         return self.rows[key], path
 
     @property
@@ -107,13 +121,19 @@ class Originals:
         return out
 
 
-def _read(path: Path | None, names: set[str]) -> dict[int, dict[str, Tensor]]:
-    """The rows of a file, {} if there is none or it is damaged: it is only a cache, so what it held is made anew."""
-    if path is None:
-        return {}
+def _bytes(path: Path | None) -> bytes:
+    """What a file holds, nothing if it is not there or cannot be read."""
     try:
-        table = load_file(path)
-    except (SafetensorError, OSError):
+        return path.read_bytes() if path else b""
+    except OSError:
+        return b""
+
+
+def _read(data: bytes, names: set[str]) -> dict[int, dict[str, Tensor]]:
+    """The rows of a file, {} if it is empty or damaged: it is only a cache, so what it held is made anew."""
+    try:
+        table = from_bytes(data)
+    except SafetensorError:
         return {}
     index = table.pop("index", torch.zeros(0)).flatten().tolist()
     if set(table) != names or any(tensor.shape[:1] != (len(index),) for tensor in table.values()):

@@ -7,9 +7,11 @@
     4  replay      chosen (image, t) pairs: dL/dtheta += w_t J_theta(eps_t; sg(z_t))^T g
     5  text        one text-encoder backward with the accumulated gradient of the prompt embedding
 
-`training_step` is this box. The factorised form is stated in fairdiff/diffusion/sampling.py.
+`training_step` is this box. The factorised form is stated in fairdiff/diffusion/sampling.py. Of several processes each does
+all five for its own images; labels, divisors, balance and the choice of t are those of the whole batch (`World`).
 """
 
+import math
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -22,6 +24,7 @@ from fairdiff.diffusion.adapters import Adapter
 from fairdiff.diffusion.denoise import Guidance
 from fairdiff.diffusion.load import DiffusionModel
 from fairdiff.diffusion.sampling import Trajectory, Upstream, choose_steps, gradient_weights, initial_noise, replay
+from fairdiff.distributed import ALONE, World
 from fairdiff.objective.balance import Balance, shares_of
 from fairdiff.objective.losses import Damping, Part, align_term, face_term, gradient_at, image_term
 from fairdiff.objective.perception import FaceBatch, Perception
@@ -106,7 +109,7 @@ class StepResult:
 
 @dataclass
 class Trainee:
-    """The model under training with all that a step needs of it."""
+    """The model under training with all that a step needs of it. world: the processes that share each batch's images."""
 
     model: DiffusionModel
     adapter: Adapter
@@ -115,6 +118,7 @@ class Trainee:
     objective: Objective
     method: Method
     balance: Balance | None = None
+    world: World = ALONE
 
     def without_people(self) -> "Trainee":
         """The same for a prompt without people: its images are only to stay as they are."""
@@ -131,7 +135,7 @@ class Rollout:
 
 
 def training_step(trainee: Trainee, batch: Batch) -> StepResult:
-    """Accumulate the adapter's gradient of one batch.
+    """Accumulate the adapter's gradient of one batch; of several processes each its own images' part of it.
 
     A batch without a confident label still has its image and face terms. A prompt without people has only the image term.
     """
@@ -146,9 +150,13 @@ def training_step(trainee: Trainee, batch: Batch) -> StepResult:
 
 
 def sample_batch(trainee: Trainee, batch: Batch) -> Rollout:
-    """Part 1: B images without a graph. The embeddings are leaves, so that the text encoder has one backward a step."""
+    """Part 1: this process's images without a graph.
+
+    The embeddings are leaves, so that the text encoder has one backward a step.
+    """
     model = trainee.model
-    noise = initial_noise(batch.prompt, batch.noise_seed, batch.indices, model.latent_shape).to(model.unet.device)
+    indices = trainee.world.share(batch.indices)
+    noise = initial_noise(batch.prompt, batch.noise_seed, indices, model.latent_shape).to(model.unet.device)
     text = embed_prompt(trainee, batch.prompt)
     leaves = [t.detach().requires_grad_(t.requires_grad) for t in text]
     guidance = Guidance(*leaves, trainee.method.guidance)
@@ -156,21 +164,24 @@ def sample_batch(trainee: Trainee, batch: Batch) -> Rollout:
 
 
 def label_batch(trainee: Trainee, batch: Batch, final: Tensor) -> tuple[list[FaceBatch], Part, StepResult]:
-    """Part 2: decode and classify in micro-batches, then label all faces of the batch at once.
+    """Part 2: decode and classify in micro-batches, then label all faces of the whole batch at once.
 
-    A prompt without people has no faces, whatever a detector finds.
+    Faces and part are those of this process's images, the result is that of the batch. A prompt without people has no
+    faces, whatever a detector finds.
     """
     originals, compared = trainee.originals.sampled_rows(batch.prompt, batch.indices, batch.steps)
     with torch.no_grad():
         images = [trainee.model.decode(z) for z in final.detach().split(trainee.method.decode_batch)]
         faces = [trainee.perception.classify_faces(x, None if batch.people else Boxes.none(x)) for x in images]
-    objective = trainee.objective
+    objective, world = trainee.objective, trainee.world
     attributes = objective.target.attributes
     labels, shares, class_weights = Labels.none(attributes), {}, {}
-    finite = all(f.logits[a].isfinite().all() for f in faces for a in attributes)
+    finite = all(bool(f.logits[a].isfinite().all()) for f in faces for a in attributes)
+    everybody = world.gather((finite, sum(len(f.faces.row_F) for f in faces)))
+    finite, found = all(ok for ok, _ in everybody), [count for _, count in everybody]
     if batch.people and finite:
         target = objective.target.of(batch.prompt)
-        labels, shares = label_faces(faces, target, batch.generator)
+        labels, shares = label_faces(faces, target, batch.generator, world)
         class_weights = objective.class_weights(target)
     device = final.device
     part = Part(
@@ -180,20 +191,28 @@ def label_batch(trainee: Trainee, batch: Batch, final: Tensor) -> tuple[list[Fac
         {a: torch.from_numpy(labels.kept(a, objective.confidence)).to(device) for a in labels.classes},
         {a: w.to(device) for a, w in class_weights.items()},
     )
-    found, kept = sum(len(f.faces.row_F) for f in faces), sum(int(k.sum()) for k in part.kept.values())
-    result = StepResult({}, shares, found, kept, people=batch.people, named=batch.named)
+    kept = sum(int(k.sum()) for k in part.kept.values())
+    result = StepResult({}, shares, sum(found), kept, people=batch.people, named=batch.named)
     result.skipped = "" if finite else "the classifier's logits are not finite"
-    return faces, part, result
+    before = sum(found[: world.rank])
+    own = part.rows(world.rows(len(batch.indices)), slice(before, before + found[world.rank]))
+    return faces, own, result
 
 
 def latent_gradient(
     trainee: Trainee, faces: list[FaceBatch], part: Part, final: Tensor, result: StepResult
 ) -> Tensor | None:
-    """Part 3: g = dL/dz_0 [B, C, h, w], and the terms noted in `result`; None where nothing is to be learnt."""
+    """Part 3: g = dL/dz_0 [b, C, h, w] of this process's images, and the terms noted in `result`.
+
+    None where nothing is to be learnt.
+    """
     if result.skipped:
         return None
-    result.terms, parts = term_gradients(trainee, faces, part, len(final))
-    total = add_up(parts, trainee.balance, result, trainee.originals.share)
+    world = trainee.world
+    values, parts = term_gradients(trainee, faces, part, sum(world.gather(len(final))))
+    everybody = world.gather(values)
+    result.terms = {name: sum(own[name] for own in everybody) for name in values}
+    total = add_up(parts, trainee.balance, result, trainee.originals.share, world)
     if total is None:
         return None
     size = trainee.method.decode_batch
@@ -205,7 +224,8 @@ def replay_batch(trainee: Trainee, batch: Batch, rollout: Rollout, grad: Tensor)
     """Part 4: the U-Net's backward at the chosen (image, t) pairs, into its adapter and the embeddings' leaves."""
     model, method = trainee.model, trainee.method
     weights = gradient_weights(method.gradient, model.scheduler, batch.steps)
-    chosen = choose_steps(len(grad), batch.steps, method.evaluations, batch.generator)
+    chosen = choose_steps(len(batch.indices), batch.steps, method.evaluations, batch.generator)
+    chosen = chosen[trainee.world.rows(len(batch.indices))]  # by an image's place in the batch, whoever replays it
     replay(model.unet, rollout.trajectory, rollout.guidance, Upstream(grad, weights, chosen), method.replay_batch)
 
 
@@ -223,12 +243,17 @@ def embed_prompt(trainee: Trainee, prompt: str) -> tuple[Tensor, Tensor]:
 
 
 def label_faces(
-    faces: list[FaceBatch], target: Target, generator: torch.Generator
+    faces: list[FaceBatch], target: Target, generator: torch.Generator, world: World = ALONE
 ) -> tuple[Labels, dict[str, list[float]]]:
-    """Transport labels of all faces of the batch, and the mean class probabilities per attribute."""
-    probs = {a: torch.cat([f.logits[a] for f in faces]).softmax(1).double().cpu().numpy() for a in target.attributes}
+    """Transport labels of all faces of the batch, and the mean class probabilities per attribute.
+
+    faces: of this process's images; labels and shares are those of all processes' faces in their order.
+    """
+    own = {a: torch.cat([f.logits[a] for f in faces]).softmax(1).double().cpu().numpy() for a in target.attributes}
+    everybody = world.gather(own)
+    probs = {a: np.concatenate([some[a] for some in everybody]) for a in own}
     seed = int(torch.randint(2**62, (), generator=generator))
-    labels = assign(probs, target, np.random.default_rng(seed))
+    labels = world.of_first(assign(probs, target, np.random.default_rng(seed)) if world.first else None)
     shares = {a: p.mean(0).tolist() if len(p) else [] for a, p in probs.items()}
     return labels, shares
 
@@ -275,15 +300,21 @@ def batch_terms(trainee: Trainee, now: FaceBatch, part: Part, images: int) -> di
 
 
 def add_up(
-    parts: dict[str, Tensor], balance: Balance | None, result: StepResult, compared: float = 1.0
+    parts: dict[str, Tensor],
+    balance: Balance | None,
+    result: StepResult,
+    compared: float = 1.0,
+    world: World = ALONE,
 ) -> Tensor | None:
     """sum_k f_k w_k dL_k/dx, its shares noted in `result`; None if there is nothing to learn or it is not finite.
 
     compared: the share s of images that have a reference image. Weighed by 1 / s, the gradients of so many images have a
-    norm larger by 1 / sqrt(s) than those of all images would have; the norms are corrected for that.
+    norm larger by 1 / sqrt(s) than those of all images would have; the norms are corrected for that. They are norms over
+    the images of all processes.
     """
     factor = {"align": 1.0, "image": compared**0.5, "face": compared**0.5}
-    norms = {name: factor[name] * float(part.norm()) for name, part in parts.items()}
+    everybody = world.gather({name: float(part.norm()) for name, part in parts.items()})
+    norms = {name: factor[name] * math.hypot(*(own[name] for own in everybody)) for name in parts}
     if not np.isfinite(list(norms.values())).all():
         result.skipped = "the gradient at the images is not finite"
     if not parts or result.skipped:

@@ -12,8 +12,10 @@ from fairdiff.errors import FairDiffError
 from fairdiff.files import append_line, write_text
 
 
-def make_console() -> Console:
-    """The terminal; 120 columns where the output goes to a file, which has no width of its own."""
+def make_console(speaks: bool = True) -> Console:
+    """The terminal; 120 columns where the output goes to a file, which has no width of its own. Nothing unless it speaks."""
+    if not speaks:
+        return Console(quiet=True)
     return Console() if sys.stdout.isatty() else Console(width=120)
 
 

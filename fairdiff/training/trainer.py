@@ -6,6 +6,7 @@ Resumes bit-exactly on a CPU: whatever is not in the checkpoint is a function of
 import math
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from rich.console import Console
 
 from fairdiff.diffusion.adapters import changes_images
 from fairdiff.errors import FairDiffError
+from fairdiff.fingerprint import of_tensors
 from fairdiff.objective.targets import smallest_batch
 from fairdiff.prompts import Prompt
 from fairdiff.training import checkpoint
@@ -93,19 +95,21 @@ def train(
 
     Leaves the EMA weights in the adapter: with validation the best ones that were seen, else the last. Raises
     FairDiffError on a gradient that is exactly zero, on PATIENCE steps in a row that align nothing, and if the
-    trained adapter changes no image.
+    trained adapter changes no image. Of several processes the first one reads and writes the folder.
     """
+    world = trainee.world
     parameters, checkpoints = trainee.adapter.parameters(), folder / "checkpoints"
     optimizer = torch.optim.AdamW(parameters, schedule.learning_rate, weight_decay=schedule.weight_decay)
     ema, best = checkpoint.Ema(parameters, schedule.ema), Best()
     parts = {"ema": ema, "optimizer": optimizer, "best": best}
     parts |= {"balance": trainee.balance} if trainee.balance else {}
-    start = checkpoint.load(checkpoints, fingerprint, parts, lambda line: console.print(line, markup=False))
+    say = partial(console.print, markup=False)
+    start = checkpoint.load_together(checkpoints, fingerprint, parts, say, world)
     if start > schedule.steps:
         raise FairDiffError(
             f"steps: found {schedule.steps}, but {folder} already holds {start}; allowed: {start} or more"
         )
-    metrics = Metrics(folder / "metrics.jsonl", start)
+    metrics = Metrics(folder / "metrics.jsonl", start) if world.first else None
     warn_about_small_batches(trainee, schedule.batch, console)
     validation = schedule.validation
     running: dict[str, float] = {}
@@ -131,13 +135,16 @@ def train(
                 with ema.in_place():
                     row |= validate(trainee, validation, schedule.seed)
                 best.update(step + 1, row, validation.floor, ema.shadow)
-            metrics.write(row)
+            if metrics:
+                metrics.write(row)
             running |= {a: 0.9 * running.get(a, b) + 0.1 * b for a, b in update.biases().items()}
             bar.update(task, advance=1, note=_note(update, running))
             if due or (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == schedule.steps:
-                checkpoint.save(checkpoints, step + 1, fingerprint, parts)
+                world.require_same(f"training: the adapter after {step + 1} steps", partial(of_tensors, parameters))
+                if world.first:
+                    checkpoint.save(checkpoints, step + 1, fingerprint, parts)
     finish(schedule, ema, best, console)
-    rows = read_metrics(folder / "metrics.jsonl")
+    rows = read_metrics(folder / "metrics.jsonl") if world.first else []
     if rows and not any(row.get("kept") for row in rows):
         raise FairDiffError(
             "training: nothing was learnt about people: no step had a face with a label (loss.confidence, global_batch), "

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fairdiff.bias import bias
+from fairdiff.distributed import ALONE, World
 from fairdiff.errors import FairDiffError
 from fairdiff.training.step import Batch, StepResult, Trainee, training_step
 
@@ -68,35 +69,37 @@ def gather(trainee: Trainee, batches: list[Batch], step: Step = training_step) -
     """Leave the mean gradient of the batches in the adapter; one batch a prompt.
 
     A batch with a gradient that is not finite is left out and named in `skipped`; if all are, the adapter has no
-    gradient. Raises FairDiffError on a gradient of exactly zero.
+    gradient. Raises FairDiffError on a gradient of exactly zero. Of several processes each adds its own images' part, and
+    all leave out the same batches.
     """
-    parameters, update = trainee.adapter.parameters(), Update()
+    parameters, update, world = trainee.adapter.parameters(), Update(), trainee.world
     sums: list[Tensor | None] = [None] * len(parameters)
     for batch in batches:
         for p in parameters:
             p.grad = None
         result = step(trainee, batch)
-        if reason := skip_reason(result, parameters):
+        if reason := skip_reason(result, parameters, world):
             update.skipped.append((batch.prompt, reason))
             continue
         update.good.append((batch.prompt, result))
         sums = [_plus(total, p.grad) for total, p in zip(sums, parameters, strict=True)]
+    whole = iter(world.add_up([total for total in sums if total is not None]))
     for p, total in zip(parameters, sums, strict=True):
-        p.grad = None if total is None else total / len(update.good)
+        p.grad = None if total is None else next(whole) / len(update.good)
     if update.good:
         update.norm = _norm(parameters)
     return update
 
 
-def skip_reason(result: StepResult, parameters: list[torch.nn.Parameter]) -> str:
-    """Why a batch is left out of the update, "" if it is not.
+def skip_reason(result: StepResult, parameters: list[torch.nn.Parameter], world: World = ALONE) -> str:
+    """Why a batch is left out of the update, "" if it is not; the same in all processes, whichever found a reason.
 
     A gradient of exactly zero is an error, for nothing is being trained; but a batch without confident labels may have
     one, as long as its images are the reference images.
     """
     if result.skipped:
         return result.skipped
-    norm = _norm(parameters)
+    norm = math.hypot(*world.gather(_norm(parameters)))
     if norm == 0 and result.kept:
         raise FairDiffError("training: the adapter's gradient is exactly zero, so nothing is being trained")
     return "" if math.isfinite(norm) else f"the gradient norm is {norm}"

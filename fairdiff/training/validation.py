@@ -44,10 +44,15 @@ def validate(trainee: Trainee, validation: Validation, noise_seed: int) -> dict[
     distance.<a>: total variation between the shares and the prompt's target, which means the same for every target,
     images without a face all counted as the class that makes it largest (faces that vanish are no fairness);
     clip_i, dino: cosine to the frozen model's image of the same noise; no_face: share of images.
+    Several processes share the prompts, after they have made the reference images together.
     """
     rows: dict[str, list[float]] = {}
-    for prompt in validation.prompts:
-        for name, value in _one_prompt(trainee, validation, prompt.text, noise_seed).items():
+    world, prompts = trainee.world, [prompt.text for prompt in validation.prompts]
+    for prompt in prompts:
+        trainee.originals.get(prompt, list(range(validation.images)), validation.sampler_steps)
+    own = [_one_prompt(trainee, validation, prompt, noise_seed) for prompt in world.share(prompts)]
+    for row in [row for some in world.gather(own) for row in some]:
+        for name, value in row.items():
             rows.setdefault(f"validation.{name}", []).append(value)
     return {name: sum(values) / len(values) for name, values in rows.items()}
 
