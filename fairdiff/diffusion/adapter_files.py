@@ -37,7 +37,7 @@ def read_about(folder: Path) -> dict:
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of an adapter file, each a matrix of finite real numbers, and what stands beside them."""
+    """The tensors of an adapter file, and what stands beside them."""
     if not path.exists():
         beside = sorted(p.name for p in path.parent.glob("*.safetensors"))
         raise FairDiffError(f"{path}: no such file, found {', '.join(beside) or 'no adapter'} in that folder")
@@ -47,9 +47,13 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             about = file.metadata() or {}
     except Exception as error:  # truncated, not safetensors
         raise FairDiffError(f"{path}: cannot read the adapter: {error}") from error
+    return state, about
+
+
+def check_matrices(path: Path, state: dict[str, Tensor]) -> None:
+    """FairDiffError unless each tensor of a file is a matrix of finite real numbers."""
     for name, value in state.items():
         check_matrix(value, f"{path}: {name}")
-    return state, about
 
 
 def check_matrix(value: Tensor, where: str) -> None:

@@ -20,6 +20,7 @@ from fairdiff.diffusion.adapter_files import (
     SOFT_TOKENS_FILE,
     TEXT_ROOT,
     TOKEN,
+    check_matrices,
     lora_settings,
     read_tensors,
     save_lora,
@@ -117,6 +118,7 @@ class SoftTokens:
     def load(self, folder: Path) -> None:
         """Read what `save` wrote, the words they started from too; another shape or key is an error."""
         state, about = read_tensors(folder / SOFT_TOKENS_FILE)
+        check_matrices(folder / SOFT_TOKENS_FILE, state)
         soft = self.embedding.soft
         if set(state) != {TOKEN} or state[TOKEN].shape != soft.shape:
             found = {k: tuple(v.shape) for k, v in state.items()}
@@ -209,6 +211,7 @@ class Lora:
         path = folder / LORA_FILE
         state, about = read_tensors(path)
         settings = lora_settings(path, about)
+        check_matrices(path, state)
         left = sorted(k for k in state if k.split(".", 1)[0] not in self.modules)
         if left:
             raise FairDiffError(f"{path}: holds {len(left)} keys for no part of this adapter, the first is {left[0]}")
