@@ -1,6 +1,5 @@
 """From configuration and plan to live objects, one build function a group. With build_audit.py it imports every room."""
 
-import json
 import math
 from dataclasses import asdict
 from functools import lru_cache
@@ -18,11 +17,11 @@ from classifiers.types import Detector
 from classifiers.zeroshot import ZeroShotClassifier, load_zero_shot
 from fairdiff import fingerprint
 from fairdiff.config import Config, JudgeConfig
+from fairdiff.diffusion.adapter_files import read_about
 from fairdiff.diffusion.adapters import Adapter, Lora, SoftTokens, changes_images
 from fairdiff.diffusion.load import DiffusionModel, check_device, fast_dtype, load_model
 from fairdiff.diffusion.sampling import initial_noise, make_solver, solver_coefficients
 from fairdiff.errors import FairDiffError, blame
-from fairdiff.files import read_given
 from fairdiff.objective.balance import Balance
 from fairdiff.objective.features import ClipEncoder, HubEncoder, ImageEncoder
 from fairdiff.objective.losses import Damping
@@ -157,18 +156,6 @@ def build_saved_adapter(config: Config, plan: Plan, model: DiffusionModel) -> Ad
             f"adapter.path: {config.adapter.path}: changes nothing in the images; allowed: a trained one"
         )
     return adapter
-
-
-def read_about(adapter: Path) -> dict:
-    """adapter.json beside the weights of a saved adapter, {} if there is none."""
-    path = adapter / "adapter.json"
-    try:
-        about = json.loads(read_given(path, f"adapter.path: {path}")) if path.exists() else {}
-    except (ValueError, RecursionError) as error:
-        raise FairDiffError(f"adapter.path: {path}: is not JSON") from error
-    if not isinstance(about, dict):
-        raise FairDiffError(f"adapter.path: {path}: found {type(about).__name__}, allowed: a table")
-    return about
 
 
 def adapter_options(config: Config) -> dict[str, object]:

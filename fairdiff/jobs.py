@@ -39,8 +39,8 @@ def train_job(config: Config, folder: Path) -> None:
     if config.resume and run.finished(folder, audit):
         console.print(f"this run is finished; resume=false starts over ({folder})")
     else:
+        about = describe.about_adapter(config, plan, model, training)  # before soft tokens enter the tokenizer
         trainee = build.build_trainee(config, plan, model, perception)
-        about = describe.about_adapter(config, plan, model, training)
         run.require_caches(audit, trainee)
         judges = compare_judges(trainee, audit.measurer.judge, plan.train, config.sampler.train_steps[1])
         run.begin(folder, asdict(config), training)

@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fairdiff.errors import FairDiffError
+from fairdiff.files import read_given
 
 TOKEN = "<fairdiff>"
 SOFT_TOKENS_FILE = "soft_tokens.safetensors"
@@ -37,6 +38,18 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     for name, value in state.items():
         check_matrix(value, f"{path}: {name}")
     return state, about
+
+
+def read_about(adapter: Path, key: str = "adapter.path") -> dict:
+    """adapter.json beside the weights of a saved adapter, {} if there is none; `key` begins the errors."""
+    path = adapter / "adapter.json"
+    try:
+        about = json.loads(read_given(path, f"{key}: {path}")) if path.exists() else {}
+    except (ValueError, RecursionError) as error:
+        raise FairDiffError(f"{key}: {path}: is not JSON") from error
+    if not isinstance(about, dict):
+        raise FairDiffError(f"{key}: {path}: found {type(about).__name__}, allowed: a table")
+    return about
 
 
 def check_matrix(value: Tensor, where: str) -> None:
