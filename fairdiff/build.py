@@ -20,8 +20,7 @@ from classifiers.types import Detector, Embedder
 from classifiers.zeroshot import ZeroShotClassifier, load_zero_shot
 from fairdiff import fingerprint
 from fairdiff.config import Config, JudgeConfig
-from fairdiff.diffusion import adapter_files
-from fairdiff.diffusion.adapter_files import LORA_FILE, SOFT_TOKENS_FILE
+from fairdiff.diffusion.adapter_files import LORA_FILE, SOFT_TOKENS_FILE, read_about
 from fairdiff.diffusion.adapters import Adapter, Lora, SoftTokens, changes_images
 from fairdiff.diffusion.denoise import guided
 from fairdiff.diffusion.imports import FILES, file_of, import_lora, import_soft_tokens
@@ -213,12 +212,6 @@ def build_saved_adapter(config: Config, plan: Plan, model: DiffusionModel) -> Ad
             f"adapter.path: {config.adapter.path}: changes nothing in the images; allowed: a trained one"
         )
     return adapter
-
-
-def read_about(adapter: Path) -> dict:
-    """adapter.json of a saved adapter, of a file the one beside it, {} if there is none."""
-    with _of_path():
-        return adapter_files.read_about(adapter.parent if adapter.suffix in FILES else adapter)
 
 
 def adapter_options(config: Config) -> dict[str, object]:

@@ -4,9 +4,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from fairdiff.audit.axis import software_versions
-from fairdiff.build import adapter_options, compared_images, read_about
+from fairdiff.build import adapter_options, compared_images
 from fairdiff.build_audit import Audit
 from fairdiff.config import Config
+from fairdiff.diffusion.adapter_files import read_about
 from fairdiff.diffusion.load import DiffusionModel
 from fairdiff.diffusion.sampling import SOLVERS
 from fairdiff.files import flat

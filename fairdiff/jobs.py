@@ -43,8 +43,8 @@ def train_job(config: Config, folder: Path, world: World) -> None:
     if world.of_first(config.resume and run.finished(folder, audit)):
         console.print(f"this run is finished; resume=false starts over ({folder})")
     else:
+        about = describe.about_adapter(config, plan, model, training)  # before soft tokens enter the tokenizer
         trainee = build.build_trainee(config, plan, model, perception, world)
-        about = describe.about_adapter(config, plan, model, training)
         if world.first:
             run.require_caches(audit, trainee)
             judges = compare_judges(trainee, audit.measurer.judge, plan.train, config.sampler.train_steps[1])

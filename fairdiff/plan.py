@@ -5,6 +5,7 @@ The builder, the trainer and the audit are handed the plan; none of them reads p
 
 import hashlib
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from unicodedata import normalize
@@ -75,6 +76,22 @@ def make_plan(config: Config, training: bool = True) -> Plan:
         named=tuple(_named(config, audit)),
         without_people=tuple(_unchanged(config, embedded, prompts[config.audit.split])),
         targets=_targets(config, written, [*(p for p in train if not p.names), *validation, *audit], named),
+        target_lines=tuple(_target_lines(config, written)),
+    )
+
+
+def plan_of_prompts(config: Config, texts: Sequence[str]) -> Plan:
+    """The plan of an audit of these prompts alone, all of people."""
+    audit = [Prompt(text, "custom", text) for text in texts]
+    written = _written_target(config, PortraitsPrompts())
+    return Plan(
+        attributes={name: tuple(attribute.classes) for name, attribute in config.attributes.items()},
+        train=(),
+        validation=(),
+        audit=tuple(audit),
+        named=(),
+        without_people=(),
+        targets=_targets(config, written, audit, {}),
         target_lines=tuple(_target_lines(config, written)),
     )
 

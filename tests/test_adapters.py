@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from tiny import composed, make_trainee
 
 from fairdiff import build, describe
+from fairdiff.diffusion.adapter_files import read_about
 from fairdiff.diffusion.adapters import LORA_FILE, SOFT_TOKENS_FILE, TOKEN, Lora, SoftTokens
 from fairdiff.diffusion.load import load_model
 from fairdiff.diffusion.sampling import initial_noise
@@ -305,7 +306,7 @@ def test_settings_of_a_lora_that_are_none_are_refused(text, says, tiny_model, tm
 def test_what_stands_beside_an_adapter_is_a_table(content, says, tmp_path):
     (tmp_path / "adapter.json").write_bytes(content)
     with pytest.raises(FairDiffError, match=f"^adapter.path: .*adapter.json: .*{says}"):
-        build.read_about(tmp_path)
+        read_about(tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["soft_tokens", "lora_both"])

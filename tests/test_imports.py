@@ -29,6 +29,9 @@ ROOMS = {  # package or module of fairdiff -> what else of fairdiff it may impor
     "run": EVERYBODY | {"build_audit", "diffusion", "training", "audit"},
     "jobs": {"config", "plan", "build", "build_audit", "describe", "run", "cli", "training", "lock", "distributed"},
     "start": {"jobs"},
+    "library": EVERYBODY
+    | {"cli", "config", "plan", "build_audit", "run", "jobs", "diffusion", "training", "portraits", "audit"},
+    "": {"library", "audit"},  # fairdiff/__init__.py, which imports nothing heavy before it is used
     "cli": {"config", "errors"},
 }
 HYDRA = {"config", "cli"}  # the rooms that know hydra and omegaconf

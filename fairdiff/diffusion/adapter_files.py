@@ -24,18 +24,6 @@ def layers_of(part: str) -> list[str]:
     return UNET_LAYERS if part == "unet" else TEXT_LAYERS
 
 
-def read_about(folder: Path) -> dict:
-    """adapter.json beside the weights of a saved adapter, {} if there is none."""
-    path = folder / "adapter.json"
-    try:
-        about = json.loads(read_given(path, str(path))) if path.exists() else {}
-    except (ValueError, RecursionError) as error:
-        raise FairDiffError(f"{path}: is not JSON") from error
-    if not isinstance(about, dict):
-        raise FairDiffError(f"{path}: found {type(about).__name__}, allowed: a table")
-    return about
-
-
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of an adapter file, and what stands beside them."""
     if not path.exists():
@@ -54,6 +42,18 @@ def check_matrices(path: Path, state: dict[str, Tensor]) -> None:
     """FairDiffError unless each tensor of a file is a matrix of finite real numbers."""
     for name, value in state.items():
         check_matrix(value, f"{path}: {name}")
+
+
+def read_about(adapter: Path, key: str = "adapter.path") -> dict:
+    """adapter.json in the folder of a saved adapter or beside its file, {} if there is none; `key` begins the errors."""
+    path = (adapter.parent if adapter.is_file() else adapter) / "adapter.json"
+    try:
+        about = json.loads(read_given(path, f"{key}: {path}")) if path.exists() else {}
+    except (ValueError, RecursionError) as error:
+        raise FairDiffError(f"{key}: {path}: is not JSON") from error
+    if not isinstance(about, dict):
+        raise FairDiffError(f"{key}: {path}: found {type(about).__name__}, allowed: a table")
+    return about
 
 
 def check_matrix(value: Tensor, where: str) -> None:

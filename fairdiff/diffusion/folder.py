@@ -105,7 +105,7 @@ def component_on_no_device(name: str, path: str | Path) -> nn.Module:
 
 def components_on_no_device(path: str | Path) -> dict[str, nn.Module]:
     """The text encoders and the U-Net of a folder or hub id as `component_on_no_device` gives them."""
-    with _one_line(path):
+    with one_line(path):
         index = DiffusionPipeline.load_config(**_where(path))
     names = [name for name in CLASSES if name != "vae" and (index.get(name) or [None])[-1] is not None]
     return {name: component_on_no_device(name, path) for name in names}

@@ -1,0 +1,81 @@
+"""Settings from a program instead of a command line: the same groups, keys and laws, the same run folder."""
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import open_dict, read_write
+
+from fairdiff.cli.command_line import key_of
+from fairdiff.cli.main import to_config, told
+from fairdiff.cli.messages import CONF, one_line
+from fairdiff.config import Config
+from fairdiff.errors import FairDiffError
+
+Settings = Iterable[str] | Mapping[str, object]
+_PLAIN = re.compile(r"(?!(?:true|false|null|nan|inf)$)[A-Za-z_][\w./-]*", re.IGNORECASE)
+
+
+def choices(group: str) -> list[str]:
+    """The files of a group of conf."""
+    return sorted(path.stem for path in Path(CONF, group).glob("*.yaml"))
+
+
+def overrides_of(settings: Settings) -> list[str]:
+    """Settings as the command line says them: {"adapter": "soft_tokens", "audit": {"prompts": 3}} as two overrides."""
+    if isinstance(settings, str):
+        raise FairDiffError(f"settings: found the text {settings!r}, allowed: a list of overrides, or a dict")
+    if isinstance(settings, Mapping):
+        return [f"{key}={_value(value)}" for key, value in _leaves(settings)]
+    return list(settings)
+
+
+def with_defaults(settings: Settings, defaults: list[str]) -> list[str]:
+    """The settings behind those defaults whose key they do not set themselves."""
+    own = overrides_of(settings)
+    return [o for o in defaults if key_of(o) not in map(key_of, own)] + own
+
+
+def composed(overrides: list[str]) -> tuple[Config, Path]:
+    """The configuration of train.py with these overrides, and the folder in which that command's run would lie.
+
+    FairDiffError for what the command line would refuse.
+    """
+    here = HydraConfig.instance()
+    kept = here.cfg
+    try:
+        with initialize_config_dir(CONF, version_base="1.3"):
+            cfg = compose("config", overrides=overrides, return_hydra_config=True)
+            here.set_config(cfg)
+            folder = Path(cfg.hydra.run.dir)
+            with read_write(cfg), open_dict(cfg):
+                del cfg["hydra"]
+            return to_config(cfg), folder
+    except FairDiffError:
+        raise
+    except Exception as error:
+        raise FairDiffError(one_line(told(error))) from error
+    finally:
+        here.cfg = kept  # of an application of Hydra that calls this
+
+
+def _leaves(tree: Mapping[str, object], *path: str) -> Iterable[tuple[str, object]]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, *path, name)
+        else:
+            yield ".".join([*path, name]), value
+
+
+def _value(value: object) -> str:
+    """A value in Hydra's grammar; words without quotation marks, as people write them, for folders are named by them."""
+    if value is None or isinstance(value, bool):
+        return str({None: "null", True: "true", False: "false"}[value])
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(_value, value))}]"
+    text = str(value)
+    if isinstance(value, int | float) or _PLAIN.fullmatch(text):
+        return text
+    return '"' + re.sub(r'(\\*)("|$)', lambda m: m[1] * 2 + (m[2] and '\\"'), text) + '"'

@@ -1,0 +1,265 @@
+"""A pipeline of plain diffusers that somebody else has loaded: an adapter in it, and its images as a plain function.
+
+The pipeline stays what it is, on its device and in its precision. Nothing here trains.
+"""
+
+import logging
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from fairdiff import fingerprint
+from fairdiff.diffusion.adapter_files import LORA_FILE, SOFT_TOKENS_FILE, check_matrix, read_about, read_tensors
+from fairdiff.diffusion.catalogue import catalogue, converted
+from fairdiff.diffusion.folder import Pipeline
+from fairdiff.diffusion.load import DiffusionModel
+from fairdiff.diffusion.sampling import SOLVERS, Generate, make_solver
+from fairdiff.errors import FairDiffError
+
+KEY = "load_adapter"  # what errors begin with
+FACTOR = re.compile(r"[._]lora_?(?:linear_layer\.)?(?:A|B|down|up)[._]|[._](?:down|up)\.weight$")
+
+
+@dataclass
+class LoadedAdapter:
+    """An adapter in a pipeline.
+
+    prefix: what stands before every prompt while it is on: soft tokens, "" for LoRA. settings: arguments of the pipeline's
+    call that the adapter was audited with; {} if its folder does not say. about: adapter.json, {} without one.
+    """
+
+    pipe: Pipeline
+    name: str
+    scale: float
+    token: str = ""
+    settings: dict[str, object] = field(default_factory=dict)
+    about: dict = field(default_factory=dict)
+    enabled: bool = True
+
+    @property
+    def prefix(self) -> str:
+        return f"{self.token} " if self.token and self.enabled else ""
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """The pipeline without this adapter; others in it stay as they are."""
+        self.enabled = False
+        _set_scale(self.pipe, self.name, 0.0)
+        try:
+            yield
+        finally:
+            self.enabled = True
+            _set_scale(self.pipe, self.name, self.scale)
+
+
+def load_adapter(pipe: Pipeline, path_or_name: str | Path, scale: float = 1.0) -> LoadedAdapter:
+    """Load an adapter into a pipeline of diffusers, and set the solver that it was audited with.
+
+    path_or_name: an adapter's folder or its adapter.json, a run folder, a LoRA or textual-inversion file (safetensors), or a
+    name of the catalogue. scale: 0 is the model without it (of soft tokens: their initial words), 1 the adapter as saved.
+    A UserWarning if the base model is another than the adapter was trained on, or if its prompts were not padded.
+    FairDiffError for what cannot be read, does not fit the pipeline, or fits in part only.
+    """
+    if not isinstance(pipe, StableDiffusionPipeline | StableDiffusionXLPipeline):
+        raise FairDiffError(f"{KEY}: found a {type(pipe).__name__}, allowed: StableDiffusionPipeline, or that of XL")
+    file, about = _find(path_or_name)
+    state, metadata = read_tensors(file)
+    if "scheduler" in about:
+        pipe.scheduler = _solver(pipe, file, about)
+    if "base_model_hash" in about:
+        _compare_base(pipe, file, about)
+    if about.get("padding") == "longest":
+        _warn(f"{file}: was trained on prompts that are not padded, and a pipeline pads them: images differ a little")
+    settings = {"guidance_scale": about.get("guidance"), "num_inference_steps": about.get("sampler_steps")}
+    settings |= {"negative_prompt": about.get("negative_prompt") or None}
+    settings = {key: value for key, value in settings.items() if value is not None}
+    if any(FACTOR.search(key) for key in state):
+        return LoadedAdapter(pipe, _load_lora(pipe, file, state, scale), scale, "", settings, about)
+    token = _load_tokens(pipe, file, state, metadata, scale)
+    return LoadedAdapter(pipe, token, scale, token, settings, about)
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, UserWarning, stacklevel=4)  # where load_adapter is called
+
+
+def _find(path_or_name: str | Path) -> tuple[Path, dict]:
+    """The weights file, and what adapter.json beside it says."""
+    path = Path(path_or_name)
+    if not path.exists():
+        if str(path_or_name) not in catalogue():
+            raise FairDiffError(
+                f"{KEY}: found {path_or_name}, allowed: an adapter's or a run's folder, a safetensors file, or one of "
+                f"{', '.join(catalogue())}"
+            )
+        path = converted(str(path_or_name))
+    path = path.parent if path.name == "adapter.json" else path
+    path = path / "adapter" if (path / "adapter" / "adapter.json").exists() else path
+    if path.is_dir():
+        files = sorted(path.glob("*.safetensors"))
+        own = [file for file in files if file.name in (LORA_FILE, SOFT_TOKENS_FILE)] or files
+        if len(own) != 1:
+            names = ", ".join(file.name for file in own) or "none"
+            raise FairDiffError(f"{KEY}: {path}: found {names}, allowed: a folder with one safetensors file")
+        return own[0], read_about(path, KEY)
+    if path.suffix != ".safetensors":
+        raise FairDiffError(
+            f"{KEY}: found {path}, allowed: a safetensors file; scripts/export.py reads the paper's .pth files"
+        )
+    return path, read_about(path.parent, KEY) if path.name in (LORA_FILE, SOFT_TOKENS_FILE) else {}
+
+
+def view(pipe: Pipeline) -> DiffusionModel:
+    """The pipeline's components as this project's model: for its hashes and sizes, none is changed."""
+    parts = (pipe.tokenizer, pipe.text_encoder, pipe.unet, pipe.vae, pipe.scheduler)
+    model = DiffusionModel(*parts, sampling_dtype=pipe.unet.dtype)
+    if isinstance(pipe, StableDiffusionXLPipeline):
+        model.tokenizer_2, model.text_encoder_2 = pipe.tokenizer_2, pipe.text_encoder_2
+        model.empty_is_zero = pipe.config.force_zeros_for_empty_prompt
+    return model
+
+
+def _solver(pipe: Pipeline, file: Path, about: dict):
+    kinds = {solver.__name__: kind for kind, solver in SOLVERS.items()}
+    kind, options = kinds.get(str(about["scheduler"])), [about.get(key) for key in ("final_sigmas", "spacing")]
+    if kind is None or None in options:
+        found = ", ".join(f"{key}: {about.get(key)}" for key in ("scheduler", "final_sigmas", "spacing"))
+        raise FairDiffError(f"{KEY}: {file.parent / 'adapter.json'}: found {found}, allowed: one of {', '.join(kinds)}")
+    return make_solver(kind, pipe.scheduler.config, *options)
+
+
+def _compare_base(pipe: Pipeline, file: Path, about: dict) -> None:
+    """Warn if the pipeline's model is not what the adapter was trained on; weights of lower precision are told by name."""
+    base, named = about.get("base_model", "another model"), str(pipe.config.get("_name_or_path", ""))
+    if pipe.unet.dtype != torch.float32:
+        if named != base:
+            _warn(f"{file}: was trained on {base}; this pipeline's weights are {pipe.unet.dtype} and were not compared")
+        return
+    model = view(pipe)
+    model.padding, model.negative = about.get("padding", ""), about.get("negative_prompt", "")
+    if model.fingerprint(precision=False) != about["base_model_hash"]:
+        _warn(f"{file}: was trained on {base}, and this pipeline's weights, tokenizer or configuration differ from it")
+
+
+def _modules(pipe: Pipeline) -> list[nn.Module]:
+    return [module for module in pipe.components.values() if isinstance(module, nn.Module)]
+
+
+def _layers(pipe: Pipeline, name: str) -> list[LoraLayer]:
+    every = (layer for module in _modules(pipe) for layer in module.modules())
+    return [layer for layer in every if isinstance(layer, LoraLayer) and name in layer.lora_A]
+
+
+def _set_scale(pipe: Pipeline, name: str, scale: float) -> None:
+    for layer in _layers(pipe, name):
+        layer.set_scale(name, scale)
+
+
+@contextmanager
+def _one_line(file: Path) -> Iterator[None]:
+    """An error of the libraries as one line that names the file, without what they print of a text encoder's layers."""
+    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already found a `peft_config`", UserWarning)  # several are meant
+            yield
+    except Exception as error:  # each library has its own
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise FairDiffError(f"{KEY}: {file}: does not fit this pipeline: {reason}") from error
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _load_lora(pipe: Pipeline, file: Path, state: dict[str, Tensor], scale: float) -> str:
+    """Its name in the pipeline, in which LoRA that was active before stays so: diffusers would switch it off."""
+    known = {name for names in pipe.get_list_adapters().values() for name in names}
+    name = next(n for n in ("fairdiff", *(f"fairdiff_{i}" for i in range(2, 1000))) if n not in known)
+    before = pipe.get_active_adapters()
+    with _one_line(file):
+        pipe.load_lora_weights(file.parent, weight_name=file.name, adapter_name=name)
+    layers = _layers(pipe, name)
+    held = sum(bool(FACTOR.search(key)) for key in state)
+    if 2 * len(layers) != held:
+        pipe.delete_adapters(name)
+        raise FairDiffError(f"{KEY}: {file}: holds {held} LoRA factors, {2 * len(layers)} of them fit this pipeline")
+    for layer in (layer for n in [*before, name] for layer in _layers(pipe, n)):
+        layer.set_adapter([n for n in [*before, name] if n in layer.lora_A])
+    for module in _modules(pipe):
+        module.requires_grad_(False)
+    _set_scale(pipe, name, scale)
+    return name
+
+
+def _load_tokens(pipe: Pipeline, file: Path, state: dict[str, Tensor], metadata: dict, scale: float) -> str:
+    """The token that stands for the vectors in prompts."""
+    if isinstance(pipe, StableDiffusionXLPipeline) or len(state) != 1:
+        found = "tokens for Stable Diffusion XL" if len(state) == 1 else f"{len(state)} tensors without LoRA's names"
+        raise FairDiffError(f"{KEY}: {file}: found {found}, allowed: LoRA, or the tokens of one text encoder")
+    ((token, rows),) = state.items()
+    check_matrix(rows, f"{KEY}: {file}: {token}")
+    token = f"<{file.stem}>" if token == "emb_params" else token  # AUTOMATIC1111's files do not name it
+    known, first = pipe.tokenizer.get_vocab(), token
+    for i in range(2, 1000):
+        if token not in known:
+            break
+        token = f"{first.removesuffix('>')}-{i}>"
+    if scale != 1:
+        rows = torch.lerp(_initial(pipe, file, metadata, rows), rows, scale)
+    with _one_line(file):
+        pipe.load_textual_inversion({token: rows}, token=token)
+    return token
+
+
+def _initial(pipe: Pipeline, file: Path, metadata: dict, rows: Tensor) -> Tensor:
+    """The embeddings from which soft tokens started, [N, D]; what a scale is measured from."""
+    if "initial_text" not in metadata:
+        raise FairDiffError(f"{KEY}: {file}: scale: it does not say from which words its tokens started, allowed: 1")
+    words = pipe.tokenizer(metadata["initial_text"], add_special_tokens=False).input_ids
+    table = pipe.text_encoder.get_input_embeddings().weight.detach().cpu().float()
+    return table[[words[i % len(words)] for i in range(len(rows))]].to(rows)
+
+
+def generator(pipe: Pipeline, settings: dict[str, object], prefix: str = "") -> Generate:
+    """(prompt, noise_BCHW) -> image_BCHW in [0, 1]: what the pipeline itself makes of a prompt.
+
+    settings: of its call. A solver that adds noise draws it from a generator that the image's own noise seeds, so that an
+    image is the same in every batch.
+    """
+
+    @torch.no_grad()
+    def generate(prompt: str, noise_BCHW: Tensor) -> Tensor:
+        seeds = [int(fingerprint.of_named({"noise": noise}), 16) % 2**63 for noise in noise_BCHW]
+        with _without_bar(pipe):
+            images = pipe(
+                prefix + prompt,
+                num_images_per_prompt=len(noise_BCHW),
+                latents=noise_BCHW.to(pipe.unet.dtype),
+                generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+                output_type="pt",
+                **settings,
+            ).images
+        return images.float()
+
+    return generate
+
+
+@contextmanager
+def _without_bar(pipe: Pipeline) -> Iterator[None]:
+    kept = vars(pipe).get("_progress_bar_config", {})
+    pipe.set_progress_bar_config(disable=True)
+    try:
+        yield
+    finally:
+        pipe.set_progress_bar_config(**kept)

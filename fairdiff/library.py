@@ -1,0 +1,189 @@
+"""FairDiff from Python: an adapter in a pipeline, an audit of a pipeline, the training job. docs/how_to/python.md."""
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pandas as pd
+from diffusers import StableDiffusionXLPipeline
+
+from classifiers.hub import architecture
+from fairdiff import run
+from fairdiff.audit.generate import Generate
+from fairdiff.audit.read import read_audit
+from fairdiff.audit.records import load_records
+from fairdiff.audit.wording import headline, last_model
+from fairdiff.build_audit import build_audit
+from fairdiff.cli.compose import Settings, choices, composed, overrides_of, with_defaults
+from fairdiff.config import AttributeConfig, Config
+from fairdiff.diffusion.folder import Pipeline, component_on_no_device
+from fairdiff.diffusion.plain import LoadedAdapter, generator, load_adapter, view
+from fairdiff.errors import FairDiffError
+from fairdiff.files import write_text
+from fairdiff.jobs import train_job
+from fairdiff.plan import plan_of_prompts
+from fairdiff.portraits import weights
+from fairdiff.training.tracking import make_console
+
+__all__ = ["AuditResult", "LoadedAdapter", "audit", "load_adapter", "train"]
+
+Interval = tuple[float | None, float | None]
+Shares = dict[str, dict[str, float]]  # attribute -> class -> share
+
+
+@dataclass(frozen=True)
+class AuditResult:
+    """What an audit found. numbers: audit.json. records: one row for every image. page: report.html.
+
+    The properties speak of the pipeline with the adapter, if one was audited; attributes that a target was set for come
+    with all others that the judge knows. None stands for what is undefined.
+    """
+
+    numbers: dict
+    records: pd.DataFrame
+    page: str
+
+    @property
+    def bias(self) -> dict[str, float | None]:
+        """Of each attribute the mean over prompts of the gap between the shares of two classes, in [0, 2/K]; 0 is parity."""
+        return {name: entry["bias"]["mean"] for name, entry in self._attributes.items()}
+
+    @property
+    def distance(self) -> dict[str, float | None]:
+        """Of each attribute the mean total variation to the target, in [0, 1]; the number where it is not uniform."""
+        return {name: entry["target"]["total_variation"]["mean"] for name, entry in self._attributes.items()}
+
+    @property
+    def intervals(self) -> dict[str, dict[str, Interval]]:
+        """95 % intervals over prompts: {"gender": {"bias": (low, high), "distance": (low, high)}}."""
+        return {
+            name: {"bias": tuple(e["bias"]["ci95"]), "distance": tuple(e["target"]["total_variation"]["ci95"])}
+            for name, e in self._attributes.items()
+        }
+
+    @property
+    def shares(self) -> dict[str, Shares]:
+        """Of each prompt: {"a photo of a nurse": {"gender": {"female": .9, "male": .1}}}."""
+        found: dict[str, Shares] = {}
+        for name, entry in self._attributes.items():
+            for item in entry["per_prompt"]:
+                shares = {cls: share["share"] for cls, share in item["shares"].items()}
+                found.setdefault(item["prompt"], {})[name] = shares
+        return found
+
+    def report(self, path: str | Path) -> Path:
+        """Write the self-contained page, and return where it lies."""
+        write_text(Path(path), self.page)
+        return Path(path)
+
+    def __str__(self) -> str:
+        return headline(self.numbers)
+
+    @property
+    def _attributes(self) -> dict[str, dict]:
+        return last_model(self.numbers)["attributes"]
+
+
+def train(settings: Settings = ()) -> Path:
+    """Train and audit as `python train.py` does with the same settings, and return the run folder.
+
+    settings: a list of overrides, ["adapter=soft_tokens", "steps=60"], or a dict, {"adapter": "soft_tokens", "steps": 60}.
+    A run of the same settings goes on where it stopped. FairDiffError for what the command would refuse.
+    """
+    config, folder = composed(overrides_of(settings))
+    train_job(config, folder)
+    return folder
+
+
+def audit(
+    pipe: Pipeline,
+    prompts: Sequence[str],
+    target: dict[str, dict[str, float]] | None = None,
+    judge: str | None = None,
+    adapter: LoadedAdapter | None = None,
+    settings: Settings = (),
+) -> AuditResult:
+    """Generate images of these prompts with a pipeline as it stands, measure them, and compare with the target.
+
+    target: attribute -> class -> share; None: gender, half and half. judge: a folder or hub id of a face classifier; None:
+    the embedded one for the embedded model, else zero-shot words (`judge` in docs/reference/configuration.md).
+    adapter: of `load_adapter`; the same noise then shows the pipeline without and with it. settings: of scripts/audit.py,
+    such as ["audit.images_per_prompt=20", "sampler.guidance=5"]. Guidance and steps are those that the adapter names, else
+    those of conf/model for this kind of pipeline; the solver is the pipeline's own.
+    """
+    if isinstance(prompts, str) or not prompts:
+        raise FairDiffError(f"prompts: found {prompts!r}, allowed: a list of one or more prompts")
+    config = _config(pipe, target, judge, adapter, settings)
+    plan = plan_of_prompts(config, prompts)
+    built = build_audit(config, plan, view(pipe), None, None)
+    lines = {"target": list(plan.target_lines), "pipeline": _about(pipe, adapter)}
+    with TemporaryDirectory() as folder:
+        run.carry_out(Path(folder), built, _generators(pipe, config, adapter), lines, make_console())
+        where = run.audit_folder(Path(folder), built)
+        page = (where / "report.html").read_text(encoding="utf-8")
+        return AuditResult(read_audit(where / "audit.json"), load_records(where / "records.parquet"), page)
+
+
+def _kind(pipe: Pipeline) -> str:
+    """The file of conf/model whose sizes, guidance and judges suit a pipeline."""
+    if isinstance(pipe, StableDiffusionXLPipeline):
+        return "sdxl"
+    embedded = component_on_no_device("unet", weights("model"))
+    return "portraits" if architecture(pipe.unet) == architecture(embedded) else "sd15"
+
+
+def _judge_type(path: str) -> str:
+    """"net" for a folder in this project's format, whose config.json names a timm architecture, else "hf"."""
+    file = Path(path) / "config.json"
+    return "net" if file.exists() and '"architecture"' in file.read_text(encoding="utf-8") else "hf"
+
+
+def _about(pipe: Pipeline, adapter: LoadedAdapter | None) -> list[str]:
+    """Lines for the report."""
+    lines = [f"class: {type(pipe).__name__}", f"scheduler: {type(pipe.scheduler).__name__}", f"precision: {pipe.unet.dtype}"]
+    return lines + ([f"adapter: {adapter.name}, scale {adapter.scale:g}"] if adapter else [])
+
+
+def _config(
+    pipe: Pipeline, target: dict | None, judge: str | None, adapter: LoadedAdapter | None, settings: Settings
+) -> Config:
+    known = [name for name in target or {} if name in choices("attribute")]
+    defaults = [f"model={_kind(pipe)}", f"model.device={pipe.device}", "model.padding=max_length", "cache=null"]
+    defaults += [f"attribute=[{','.join(known)}]"] if known else []
+    if judge is not None:
+        defaults += [f"judge@audit.judge={_judge_type(judge)}", f'audit.judge.path="{judge}"']
+    asked = adapter.settings if adapter else {}
+    keys = {"sampler.guidance": "guidance_scale", "sampler.audit_steps": "num_inference_steps"}
+    defaults += [f"{key}={asked[name]}" for key, name in keys.items() if name in asked]
+    config, _ = composed(with_defaults(settings, defaults))
+    config = replace(config, model=replace(config.model, path=str(pipe.config.get("_name_or_path") or type(pipe).__name__)))
+    if target is None:
+        return config
+    attributes = {
+        name: config.attributes[name] if name in known else AttributeConfig([*shares], keep_outside=1.0, keep_face=1.0)
+        for name, shares in target.items()
+    }
+    return replace(config, attributes=attributes, target={"file": None} | target)
+
+
+def _generators(
+    pipe: Pipeline, config: Config, adapter: LoadedAdapter | None
+) -> Callable[[float], dict[str, Generate]]:
+    """Of a guidance scale the pipeline "before" the adapter, and "after" it if there is one."""
+    more = {"num_inference_steps": config.sampler.audit_steps, "negative_prompt": config.prompts.negative or None}
+
+    def at(guidance: float) -> dict[str, Generate]:
+        options = more | {"guidance_scale": guidance}
+
+        def before(prompt, noise):
+            with adapter.off() if adapter else nullcontext():
+                return generator(pipe, options)(prompt, noise)
+
+        def after(prompt, noise):
+            return generator(pipe, options, adapter.prefix)(prompt, noise)
+
+        return {"before": before} | ({"after": after} if adapter else {})
+
+    return at
