@@ -66,7 +66,10 @@ def training_fingerprint(config: Config, plan: Plan, model: DiffusionModel, perc
 
 
 def adapter_fingerprint(config: Config) -> str | None:
-    """Of the tensors of `adapter.path`, whose file may be written again with another order of its header, and its scale."""
+    """Of the tensors of `adapter.path`, whose file may be written again with another order of its header, and its scale.
+
+    Of files that are taken as they are all of them counts: what stands beside the tensors says their alphas.
+    """
     options = config.adapter
     if options.path is None:
         return None

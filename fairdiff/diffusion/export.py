@@ -10,13 +10,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fairdiff.diffusion.adapter_files import LORA_FILE, SOFT_TOKENS_FILE, TOKEN, read_about, save_lora
+from fairdiff.diffusion.adapter_files import LORA_FILE, SOFT_TOKENS_FILE, TEXT_ROOT, TOKEN, read_about, save_lora
 from fairdiff.diffusion.adapters import SoftTokens
 from fairdiff.diffusion.folder import components_on_no_device, read_pipeline
 from fairdiff.diffusion.imports import FILES
 from fairdiff.diffusion.ldm import single_file_state
 from fairdiff.diffusion.load import load_model
-from fairdiff.diffusion.lora_files import Layers, Shapes, kohya_names, read_lora, settings_of, shapes_of, weight_of
+from fairdiff.diffusion.lora_files import Layers, Shapes, kohya_names, read_lora, settings_of, shapes_of
 from fairdiff.diffusion.textual_inversion import A1111_KEY, read_embedding
 from fairdiff.errors import FairDiffError
 from fairdiff.files import atomic_path, write_json
@@ -142,8 +142,9 @@ def _save_merged(
     names = ("text_encoder", "text_encoder_2", "unet")
     modules = {name: pipeline.components[name] for name in names if name in pipeline.components}
     for name, part in read_lora(file, shapes_of(modules)).items():
+        inner = {layer.removeprefix(TEXT_ROOT): found for layer, found in modules[name].named_modules()}
         for layer, factors in part.items():
-            weight_of(modules[name], layer).data.add_(factors.delta(), alpha=scale)
+            inner[layer].weight.data.add_(factors.delta(), alpha=scale)
     for module in (*modules.values(), pipeline.vae):
         for tensor in module.parameters():
             tensor.data = cast(tensor)

@@ -10,7 +10,6 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import reduce
 from pathlib import Path
 
 import torch
@@ -226,14 +225,3 @@ def settings_of(layers: dict[str, Factors]) -> dict:
         "rank_pattern": pattern({name: f.rank for name, f in layers.items()}, rank),
         "alpha_pattern": pattern({name: f.alpha for name, f in layers.items()}, alpha),
     }
-
-
-def weight_of(module: nn.Module, layer: str) -> Tensor:
-    """The weight of a layer, whether or not its name begins with TEXT_ROOT in the module."""
-    names = dict(module.named_modules())
-    return names[layer if layer in names else TEXT_ROOT + layer].weight
-
-
-def ranks(layers: Layers) -> list[int]:
-    """The different ranks, ascending."""
-    return sorted(reduce(set.union, ({f.rank for f in part.values()} for part in layers.values()), set()))
