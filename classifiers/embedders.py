@@ -83,6 +83,8 @@ def _of_hub(folder: Path) -> bool:
 
 
 def _of_file(file: Path) -> ForeignEmbedder:
+    if file.suffix == ".onnx":
+        raise ValueError(f"{file}: is an ONNX graph, which gives no gradient; allowed: the PyTorch weights of the network")
     tensors = read_tensors(file)
     if "conv2d_1a.conv.weight" in tensors:
         net, cut, pixels, name = InceptionResnetV1(), facenet_faces, FACENET, "facenet"

@@ -68,14 +68,19 @@ class Bank:
 
 
 def save_bank(bank: Bank, file: Path, embedder: str, **about: str) -> None:
-    """One safetensors file, written whole or not at all: `embedding` fp16, and in its header who embedded them.
+    """One safetensors file: `embedding` fp16, and in its header who embedded them.
 
     embedder: a fingerprint of what made the embeddings. about: more for the header.
     """
-    part = file.with_name(f"{file.name}.writing")
-    rows_ND = bank.embedding_ND.detach().cpu().half().contiguous()
-    save_file({"embedding": rows_ND}, part, {"embedder": embedder, "faces": str(len(rows_ND)), **about})
-    os.replace(part, file)
+    write_rows(bank.embedding_ND, file, {"embedder": embedder, "faces": str(len(bank.embedding_ND)), **about})
+
+
+def write_rows(embedding_ND: Tensor, file: Path, header: dict[str, str]) -> None:
+    """Embeddings as fp16 in a safetensors file, written whole or not at all."""
+    temporary = file.with_name(f"{file.name}.writing")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file({"embedding": embedding_ND.detach().cpu().half().contiguous()}, temporary, header)
+    os.replace(temporary, file)
 
 
 def load_bank(file: Path, dim: int, embedder: str) -> Bank:

@@ -222,6 +222,9 @@ def test_places_that_hold_none(tmp_path):
     for name, message in (("x.pth", "x.pth: no such file"), ("nowhere", "found .*nowhere, allowed: a folder or hub id")):
         with pytest.raises(ValueError, match=message):
             load_embedder(tmp_path / name, 40, 1.3)
+    (tmp_path / "w600k_r50.onnx").touch()
+    with pytest.raises(ValueError, match="w600k_r50.onnx: is an ONNX graph, .*allowed: the PyTorch weights"):
+        load_embedder(tmp_path / "w600k_r50.onnx", 40, 1.3)
     save_vit(tmp_path / "half", ["a", "b"])
     (tmp_path / "half" / "preprocessor_config.json").unlink()
     with pytest.raises(ValueError, match="half has no readable image processor"):

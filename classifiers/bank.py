@@ -1,0 +1,105 @@
+"""A bank of real faces from a folder of pictures: the one face of each, found, aligned and embedded as in training.
+
+The work is kept every few pictures in `<bank>.part`, and goes on from there.
+"""
+
+import json
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from classifiers.data import read_image, to_float
+from classifiers.identity import write_rows
+from classifiers.types import Detector, Embedder
+
+PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+KEEP_EVERY = 50  # pictures
+
+
+@dataclass
+class Collected:
+    """The embeddings [D] of the first `done` pictures that show one face, and how many others there were, by reason."""
+
+    done: int = 0
+    rows: list[Tensor] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
+
+    def stacked(self) -> Tensor:
+        """[N, D] of one face or more."""
+        return torch.stack(self.rows)
+
+    def __str__(self) -> str:
+        others = ", ".join(f"{count} {reason}" for reason, count in sorted(self.left_out.items()))
+        return f"{len(self.rows)} faces of {self.done} pictures" + (f"; left out: {others}" if others else "")
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """The image files below a folder, in an order that is the same everywhere; ValueError if there is none."""
+    files = [path for path in folder.rglob("*") if path.suffix.lower() in PICTURES and path.is_file()]
+    if not files:
+        raise ValueError(f"{folder}: found no pictures, allowed: a folder that holds some ({', '.join(PICTURES)})")
+    return sorted(files, key=lambda path: path.relative_to(folder).as_posix())
+
+
+@torch.no_grad()
+def embedding_of(file: Path, detector: Detector, embedder: Embedder, device: str) -> Tensor | str:
+    """The embedding [D] of the one face of a picture, or why there is none."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # PIL warns of sizes that take the memory, and of damaged metadata
+            pixels = np.array(read_image(file))
+    except Exception:  # each format of PIL has its own kinds
+        return "unreadable"
+    image_1CHW = to_float(pixels[None]).to(device)
+    boxes = detector(image_1CHW)
+    if not len(boxes.row_F):
+        return "without a face"
+    if boxes.count_F.item() > 1:
+        return "with several faces"
+    return embedder(embedder.align(image_1CHW, boxes))[0].cpu()
+
+
+def collect(
+    files: list[Path], embed: Callable[[Path], Tensor | str], part: Path, request: str, dim: int
+) -> Iterator[Collected]:
+    """What is known after each picture, from where the file `part` of the same request left off.
+
+    request: a fingerprint of all that the embeddings depend on. A part of another request, or a damaged one, is left
+    aside.
+    """
+    known = _read(part, request)
+    yield known
+    for file in files[known.done :]:
+        found = embed(file)
+        if isinstance(found, str):
+            known.left_out[found] += 1
+        else:
+            known.rows.append(found)
+        known.done += 1
+        if known.done % KEEP_EVERY == 0 or known.done == len(files):
+            _write(part, request, known, dim)
+        yield known
+
+
+def _read(part: Path, request: str) -> Collected:
+    try:
+        with safe_open(part, "pt") as store:
+            about, rows_ND = store.metadata() or {}, store.get_tensor("embedding")
+        if about["request"] != request:
+            return Collected()
+        return Collected(int(about["done"]), list(rows_ND.float()), Counter(json.loads(about["left_out"])))
+    except (SafetensorError, OSError, KeyError, ValueError):
+        return Collected()
+
+
+def _write(part: Path, request: str, known: Collected, dim: int) -> None:
+    rows_ND = known.stacked() if known.rows else torch.zeros(0, dim)
+    about = {"request": request, "done": str(known.done), "left_out": json.dumps(known.left_out)}
+    write_rows(rows_ND, part, about)
