@@ -55,7 +55,7 @@ def test_exchanges_give_all_the_same(tmp_path):
 
 
 def trainee_of(folder: Path, world: World = ALONE, **changes):
-    """With everything that must not depend on who has an image: K of T, a share of reference images, balance, two attributes."""
+    """With all that must not depend on who has an image: K of T, a share of reference images, balance, two attributes."""
     trainee = make_trainee(load_model(folder), "lora_both", attributes=("gender", "race"), evaluations=2, **changes)
     for p in trainee.adapter.parameters():
         p.data.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(5)))
@@ -96,7 +96,8 @@ def test_a_step_is_the_same_for_any_number_of_processes_and_any_micro_batch(size
 
 
 def flat(table: dict) -> dict:
-    return {f"{k}.{i}": v for k, values in table.items() for i, v in enumerate(values if isinstance(values, list) else [values])}
+    lists = {k: values if isinstance(values, list) else [values] for k, values in table.items()}
+    return {f"{k}.{i}": v for k, values in lists.items() for i, v in enumerate(values)}
 
 
 def trained(folder: Path, out: Path, steps: int, world: World = ALONE) -> torch.Tensor:

@@ -19,7 +19,7 @@ SAMPLING = {"fairdiff/diffusion/sampling.py": (), "fairdiff/diffusion/denoise.py
 FILLED_BY = {
     "originals": (
         originals,
-        {"fairdiff/training/originals.py": ("get", "made_with", "measure", "_read", "_write")}
+        {"fairdiff/training/originals.py": ("get", "made_with", "_made", "measure", "_read", "_write")}
         | {"fairdiff/objective/perception.py": ()}
         | SAMPLING,
     ),
@@ -27,8 +27,8 @@ FILLED_BY = {
 }
 # cache -> {SCHEMA: what `code` said of it}
 HELD = {
-    "originals": {1: "c2e4a4f8a34ef32c"},
-    "records": {2: "6ff2d49a0cb6bd52"},
+    "originals": {1: "6e83e1bf50100350"},
+    "records": {2: "e4543761a0859676"},
 }
 
 
