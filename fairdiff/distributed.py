@@ -22,7 +22,9 @@ from torch.distributed.rendezvous import rendezvous
 
 from fairdiff.errors import FairDiffError
 
-PATIENCE = timedelta(minutes=30)  # for a process that has not ended and says nothing
+# for a process that says nothing and has not ended, which would be noticed at once: on slow machines the images of a prompt
+# that another one audits may take so long
+PATIENCE = timedelta(hours=3)
 LINGER = 10  # seconds in which the others can ask the first process, where no launcher does, whether the error has been told
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")  # numbers; MASTER_ADDR is a name
 
