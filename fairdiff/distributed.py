@@ -22,8 +22,10 @@ from torch.distributed.rendezvous import rendezvous
 
 from fairdiff.errors import FairDiffError
 
-PATIENCE = timedelta(minutes=30)  # for a process that has not ended and says nothing
-LINGER = 3  # seconds in which the others can ask the process that holds the store whether the error has been told
+# for a process that says nothing and has not ended, which would be noticed at once: on slow machines the images of a prompt
+# that another one audits may take so long
+PATIENCE = timedelta(hours=3)
+LINGER = 10  # seconds in which the others can ask the first process, where no launcher does, whether the error has been told
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")  # numbers; MASTER_ADDR is a name
 
 
@@ -132,8 +134,9 @@ def started(device: str) -> Iterator[World]:
     except BaseException as error:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)  # it is ending
-        tells = _is_to_tell(store)
-        _leave(world, store)
+        with _without_pages():
+            tells = _is_to_tell(store)
+            _leave(world, store)
         if tells:
             sys.stderr = sys.__stderr__  # fairdiff.start has it lead nowhere in all but the first
             raise
@@ -186,6 +189,19 @@ def _is_to_tell(store: dist.Store) -> bool:
         return store.add("told", 1) == 1
     except RuntimeError:  # the process that held the store has ended, perhaps without a word
         return True
+
+
+@contextmanager
+def _without_pages() -> Iterator[None]:
+    """Standard error leads nowhere: torch writes a page of its stack there where a connection is closed."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _leave(world: World, store: dist.Store) -> None:

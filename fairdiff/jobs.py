@@ -47,7 +47,8 @@ def train_job(config: Config, folder: Path, world: World) -> None:
         trainee = build.build_trainee(config, plan, model, perception, world)
         if world.first:
             run.require_caches(audit, trainee)
-            judges = compare_judges(trainee, audit.measurer.judge, plan.train, config.sampler.train_steps[1])
+        judges = compare_judges(trainee, audit.measurer.judge, plan.train, config.sampler.train_steps[1])
+        if world.first:
             run.begin(folder, asdict(config), training)
             budget = describe.budget(config, plan, trainee, audit)
             for line in budget + judges + describe.warnings(plan, model, trainee.adapter.prefix):

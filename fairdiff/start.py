@@ -20,8 +20,6 @@ def _command(name: str) -> None:
     before = signal.signal(signal.SIGINT, _interrupted)
     if not _first():  # what is to be said is said once; fairdiff.distributed has an error told that is this process's own
         sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")
-    if os.environ.get("WORLD_SIZE", "1") != "1":
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # warnings of connections come with pages of stack
     from fairdiff import jobs
 
     signal.signal(signal.SIGINT, before)

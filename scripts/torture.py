@@ -27,8 +27,9 @@ from pathlib import Path
 import torch
 from disturbances import PowerLoss, at_write, count_writes, cut, full, kill, nobody_reads
 from safetensors.numpy import load_file
+from torch.distributed import TCPStore
 
-from fairdiff import jobs
+from fairdiff import jobs, start  # noqa: F401  (what `start` would import in every child)
 from fairdiff.training import checkpoint, trainer
 from fairdiff.training.tracking import read_metrics
 
@@ -42,9 +43,12 @@ Disturb = Callable[[], None]
 
 
 class Run:
-    """A command in a child of this process, which has imported everything already; it writes a checkpoint every step."""
+    """A command in a child of this process, which has imported everything already; it writes a checkpoint every step.
 
-    def __init__(self, folder: Path, cache: Path, disturb: Disturb | None = None):
+    names: environment variables.
+    """
+
+    def __init__(self, folder: Path, cache: Path, disturb: Disturb | None = None, names: dict[str, str] | None = None):
         self.folder, self.began = folder, time.monotonic()
         (self.out, out), (self.err, err) = os.pipe(), os.pipe()
         sys.stdout.flush()
@@ -59,10 +63,11 @@ class Run:
         code = 1
         try:
             trainer.CHECKPOINT_EVERY = 1
+            os.environ.update(names or {})
             sys.argv = ["train.py", *SETTINGS, f"cache={cache}", f"hydra.run.dir={folder}"]
             if disturb:
                 disturb()
-            jobs.train_command()
+            start.train()
             code = 0
         except SystemExit as stop:
             code = stop.code
@@ -126,11 +131,12 @@ class Torture:
             self.wrong.append(said)
             print(f"WRONG: {said}", flush=True)
 
-    def compare(self, folder: Path) -> None:
-        """Whether what a run left is what the undisturbed one did."""
+    def compare(self, folder: Path, whole: dict[str, object] | None = None) -> None:
+        """Whether what a run left is what the undisturbed one did, by default that of one process."""
         found = left(folder)
         self.expected = self.expected or found
-        names = [n for n in found | self.expected if found.get(n) != self.expected.get(n)]
+        expected = whole or self.expected
+        names = [n for n in found | expected if found.get(n) != expected.get(n)]
         self.check(not names, f"{folder.name}: not as undisturbed: {', '.join(names)}")
 
     def finish(self, folder: Path, cache: Path | None = None, disturb: Disturb | None = None) -> str:
@@ -249,6 +255,33 @@ class Torture:
             self.check(code in (0, 1, 2) and "Traceback" not in err, f"a stdout that nobody reads: {code}: {err}")
             self.finish(folder)
 
+    def processes(self) -> None:
+        """SIGKILL of one of two processes of a run: the other ends with one line. Sums of two round otherwise than one."""
+        cache, folder = self.work / "two", self.folder()
+        self.two(folder, cache)
+        whole = left(folder)
+        for who in [self.rng.randrange(2) for _ in range(self.some)]:
+            folder = self.folder()
+            self.two(folder, cache, who)
+            self.two(folder, cache)
+            self.compare(folder, whole)
+
+    def two(self, folder: Path, cache: Path, killed: int | None = None) -> None:
+        """Two processes as torchrun starts and ends them; one is killed at a random moment."""
+        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        names = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+        names |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
+        pair = [Run(folder, cache, names=names | {"RANK": rank, "LOCAL_RANK": rank}) for rank in "01"]
+        if killed is not None:
+            code, _, err = pair.pop(killed).end(self.moment())
+            self.check(code in (0, -signal.SIGKILL) and not err, f"{folder.name}: process {killed}: {code}: {err}")
+            seen = time.monotonic() - pair[0].began
+            self.ended(pair[0].end(seen + 5, signal.SIGTERM), (2, 130, -signal.SIGTERM), f"{folder.name}: the other")
+            return
+        for run in pair:
+            code, _, err = run.end()
+            self.check(code == 0 and not err, f"{folder.name}: two processes: {code}: {err}")
+
 
 PARTS = {
     "kills": Torture.kills,
@@ -258,7 +291,9 @@ PARTS = {
     "folder": Torture.folder_twice,
     "cache": Torture.cache_twice,
     "signals": Torture.signals,
+    "processes": Torture.processes,
 }
+SHORT = [name for name in PARTS if name != "processes"]  # which tests/test_distributed.py has too
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -272,7 +307,7 @@ def main(argv: list[str] | None = None) -> None:
     SETTINGS.extend(args.settings)
     with tempfile.TemporaryDirectory(prefix="torture-") as work:
         torture = Torture(Path(work), random.Random(args.seed), 1 if args.short else 20)
-        for name in args.only or PARTS:
+        for name in args.only or (SHORT if args.short else PARTS):
             began = time.monotonic()
             PARTS[name](torture)
             print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)

@@ -1,7 +1,6 @@
 """Several processes of one run, as a launcher starts them: children of the test's process, which has imported everything."""
 
 import os
-import socket
 import sys
 import time
 import traceback
@@ -12,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed import TCPStore
 
 from fairdiff.distributed import World, started
 
 LIMIT = 120  # seconds
+STORES: list[TCPStore] = []
 
 
 @dataclass(frozen=True)
@@ -27,16 +28,11 @@ class Ended:
     err: str
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def start(size: int, folder: Path, task: Callable[[int], Any]) -> list[int]:
-    """The process ids of `size` children that call task(rank) with a launcher's variables; output goes to files."""
+    """The process ids of `size` children that call task(rank) with torchrun's variables; output goes to files."""
     folder.mkdir(parents=True, exist_ok=True)
-    port, pids = free_port(), []
+    store, pids = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False), []  # which outlives the children
+    STORES.append(store)
     sys.stdout.flush()
     for rank in range(size):
         with warnings.catch_warnings():
@@ -45,7 +41,8 @@ def start(size: int, folder: Path, task: Callable[[int], Any]) -> list[int]:
         if pid:
             pids.append(pid)
             continue
-        names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1"}
+        names |= {"MASTER_PORT": store.port, "TORCHELASTIC_USE_AGENT_STORE": True, "TORCHELASTIC_RESTART_COUNT": 0}
         os.environ.update({name: str(value) for name, value in names.items()})
         _child(folder, rank, task)
     return pids

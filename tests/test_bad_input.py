@@ -526,18 +526,46 @@ def test_a_model_that_paints_from_more_than_a_prompt(changes, says, tiny_folder,
     assert f"model.path: {model}: its U-Net" in line and says in line
 
 
-@pytest.mark.parametrize("key", ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"])
-def test_several_processes_are_refused(key, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("key", ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE"])
+def test_processes_that_do_not_know_of_each_other_are_refused(key, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv(key, "2")
-    assert f"{key}: found 2, allowed: 1" in call([], tmp_path / "run", monkeypatch, capsys)
+    said = call([], tmp_path / "run", monkeypatch, capsys)
+    assert f"{key}: found 2, allowed: 1, or torchrun or accelerate launch" in said
     assert_nothing_half_written(tmp_path / "run")
+
+
+LAUNCHED = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+
+
+@pytest.mark.parametrize(
+    "changes,arguments,says",
+    [
+        ({"RANK": None}, [], "RANK: found nothing, allowed: a number"),
+        ({"LOCAL_RANK": "x"}, [], "LOCAL_RANK: found x, allowed: a number"),
+        ({"MASTER_ADDR": None}, [], "MASTER_ADDR: 2 processes did not meet at None:1"),
+        ({}, ["-m", "seed=0,1"], "--multirun: found 2 processes, allowed: 1"),
+    ],
+)
+def test_what_a_launcher_has_to_say(changes, arguments, says, tmp_path, monkeypatch, capsys):
+    for key, value in (LAUNCHED | changes).items():
+        monkeypatch.delenv(key, raising=False) if value is None else monkeypatch.setenv(key, value)
+    assert says in call(arguments, tmp_path / "run", monkeypatch, capsys)
+    assert_nothing_half_written(tmp_path / "run")
+
+
+def test_a_command_that_is_one_process_refuses_more(monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(sys, "argv", ["bench.py"])
+    with pytest.raises(SystemExit) as stop:
+        main(lambda config, folder: None)()
+    assert stop.value.code == 2 and "WORLD_SIZE: found 2, allowed: 1" in capsys.readouterr().err
 
 
 def test_several_processes_that_accelerate_does_not_start_are_refused(tmp_path, monkeypatch, capsys):
     """On a CPU `accelerate launch --num_processes 2` starts one process, with these in its environment."""
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    assert "accelerate launch: found several processes" in call([], tmp_path / "run", monkeypatch, capsys)
+    assert "accelerate launch: has started one process" in call([], tmp_path / "run", monkeypatch, capsys)
     monkeypatch.delenv("MASTER_ADDR")  # as of --num_processes 1
     assert "steps" in call(["steps=0"], tmp_path / "run", monkeypatch, capsys)
 

@@ -27,6 +27,8 @@ MAINS = {  # command -> its file of conf, whether it trains
     "fairdiff-train": ("config", True), "fairdiff-audit": ("measure", False),
 }  # fmt: skip
 START = re.compile(r"(?:python (?:train|scripts/audit)\.py|fairdiff-(?:train|audit))(?= |$)")
+# the same by several processes, which is composed as by one
+LAUNCHER = re.compile(r"(?:accelerate launch|torchrun)(?: --[\w-]+ [\w.]+)+ (?=(?:train|scripts/audit)\.py)")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^ *```.*?^ *```", re.M | re.S)
 FILE = re.compile(r'^```\w+ title="([^"]+)"\n(.*?)^```', re.M | re.S)  # a file that the page lets the reader make
@@ -36,7 +38,8 @@ def commands(text: str) -> list[str]:
     """Commands that train or audit: indented lines, and code in a sentence."""
     lines = [line.strip() for line in text.splitlines() if line.startswith("    ")]
     spans = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", FENCE.sub("", text))]
-    return [part for code in [*lines, *spans] for part in code.split(" && ") if START.match(part)]
+    alone = [LAUNCHER.sub("python ", code) for code in [*lines, *spans]]
+    return [part for code in alone for part in code.split(" && ") if START.match(part)]
 
 
 COMMANDS = [

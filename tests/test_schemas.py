@@ -19,7 +19,7 @@ SAMPLING = {"fairdiff/diffusion/sampling.py": (), "fairdiff/diffusion/denoise.py
 FILLED_BY = {
     "originals": (
         originals,
-        {"fairdiff/training/originals.py": ("get", "made_with", "measure", "_read", "_write")}
+        {"fairdiff/training/originals.py": ("get", "made_with", "_made", "measure", "_read", "_write")}
         | {"fairdiff/objective/perception.py": ()}
         | SAMPLING,
     ),
@@ -27,7 +27,7 @@ FILLED_BY = {
 }
 # cache -> {SCHEMA: what `code` said of it}
 HELD = {
-    "originals": {1: "b9b2025bf2acff0e"},
+    "originals": {1: "1fd0b4cd60536288"},
     "records": {2: "2406333b864b8ef7"},
 }
 

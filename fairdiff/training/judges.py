@@ -21,8 +21,8 @@ PROMPTS, IMAGES = 8, 24  # the first prompts, and reference images of all of the
 def compare_judges(trainee: Trainee, audit_judge: Classifier, prompts: Sequence[Prompt], steps: int) -> list[str]:
     """A line that says on how many faces of the first reference images both judges agree; [] for one and the same judge.
 
-    steps: of the sampler. FairDiffError if their labels cannot mean the same. Changes neither the reference images that are
-    kept nor a random state.
+    steps: of the sampler. Several processes share the prompts. FairDiffError if their labels cannot mean the same. Changes
+    neither the reference images that are kept nor a random state.
     """
     judge = trainee.perception.classifier
     if judge.config == audit_judge.config and fingerprint.of_modules(judge) == fingerprint.of_modules(audit_judge):
@@ -30,13 +30,17 @@ def compare_judges(trainee: Trainee, audit_judge: Classifier, prompts: Sequence[
     texts = list(dict.fromkeys(prompt.text for prompt in prompts if prompt.people))[:PROMPTS]
     names = trainee.objective.target.attributes
     found: dict[str, list[list[torch.Tensor]]] = {name: [[], []] for name in names}
-    for text in texts:
+    for text in trainee.world.share(texts):
         images = trainee.originals.generate(text, list(range(-(-IMAGES // len(texts)))), steps)
         seen = trainee.perception.classify_faces(images)
         for logits, which in ((seen.logits, 0), (audit_judge(seen.faces.crop_FCHW), 1)):
             for name in names:
                 found[name][which].append(logits[name].float().softmax(1).cpu())
-    results = {name: agreement(*(torch.cat(parts).numpy() for parts in both)) for name, both in found.items()}
+    everybody = trainee.world.gather(found)
+    results = {}
+    for name in names:
+        both = (torch.cat([part for some in everybody for part in some[name][which]]) for which in (0, 1))
+        results[name] = agreement(*(logits.numpy() for logits in both))
     for name, result in results.items():
         if result.at_odds:
             raise FairDiffError(_at_odds(name, result, judge.attributes[name]))

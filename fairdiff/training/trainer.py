@@ -144,13 +144,19 @@ def train(
                 if world.first:
                     checkpoint.save(checkpoints, step + 1, fingerprint, parts)
     finish(schedule, ema, best, console)
-    rows = read_metrics(folder / "metrics.jsonl") if world.first else []
+    if world.first:
+        require_labels(folder)
+    require_effect(trainee, prompts[0].text)
+
+
+def require_labels(folder: Path) -> None:
+    """Raise if no step of a run had anything to align."""
+    rows = read_metrics(folder / "metrics.jsonl")
     if rows and not any(row.get("kept") for row in rows):
         raise FairDiffError(
             "training: nothing was learnt about people: no step had a face with a label (loss.confidence, global_batch), "
             "or all were of prompts without people"
         )
-    require_effect(trainee, prompts[0].text)
 
 
 def finish(schedule: Schedule, ema: checkpoint.Ema, best: Best, console: Console) -> None:
