@@ -6,7 +6,7 @@ from functools import partial, wraps
 from pathlib import Path
 
 from fairdiff import build, describe, run
-from fairdiff.build_audit import build_audit, build_generators
+from fairdiff.build_audit import build_audit, build_generators, training_judge
 from fairdiff.cli.main import main
 from fairdiff.config import Config
 from fairdiff.lock import locked
@@ -51,6 +51,7 @@ def train_job(config: Config, folder: Path) -> None:
         run.save_adapter(folder, trainee.adapter, about)
         lines = describe.report_lines(config, plan, adapter=True, trained=True)
         run.carry_out(folder, audit, partial(build_generators, config, model, trainee.adapter), lines, console)
+        run.save_card(folder, audit, *training_judge(config))
     run.conclude(folder, audit, console)
 
 

@@ -14,6 +14,7 @@ import yaml
 from rich.console import Console
 
 from fairdiff.audit.axis import MetricSpec
+from fairdiff.audit.card import Confusion, model_card
 from fairdiff.audit.generate import Generate, run_audit
 from fairdiff.audit.metrics import compute_metrics
 from fairdiff.audit.read import read_audit
@@ -108,6 +109,13 @@ def save_adapter(folder: Path, adapter: Adapter, about: dict) -> None:
         temporary.mkdir()
         adapter.save(temporary)
         write_json(temporary / "adapter.json", about)
+
+
+def save_card(folder: Path, audit: Audit, judge: str, confusion: Confusion) -> None:
+    """adapter/README.md from this audit and adapter.json. judge, confusion: of training's."""
+    about = json.loads((folder / "adapter" / "adapter.json").read_text(encoding="utf-8"))
+    numbers = read_audit(audit_folder(folder, audit) / "audit.json")
+    write_text(folder / "adapter" / "README.md", model_card(numbers, about, judge, confusion))
 
 
 def audit_folder(folder: Path, audit: Audit) -> Path:
