@@ -30,6 +30,7 @@ ELSEWHERE = (
     "judge@audit.judge",
     "resume",
     "cache",
+    "tracker",
     "micro_batch",
     "model.device",
     "experiment",

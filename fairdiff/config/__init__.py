@@ -84,6 +84,7 @@ class Config:
     many images at once. It sets the memory and not the result.
     seed: of everything random in training. resume: the same command goes on where it stopped, false starts over.
     cache: a folder for what the frozen model generated and measured, null for none.
+    tracker: tensorboard, wandb or trackio, beside metrics.jsonl; null for none.
 
     target: attribute -> class -> share; the shares of an attribute sum to 1. file: a table of shares, as
     fairdiff/objective/target_files.py reads it, or the name of one that the embedded prompt set has ("labour").
@@ -110,6 +111,7 @@ class Config:
     seed: int = 0
     resume: bool = True
     cache: str | None = "outputs/cache"
+    tracker: str | None = None
 
     def __post_init__(self):
         for key, found in leaves(asdict(self)):
@@ -119,6 +121,8 @@ class Config:
         for key in ("steps", "global_batch", "noise_pool", "micro_batch"):
             positive(key, asdict(self)[key])
         between("seed", self.seed, 0, 2**31 - 1)
+        if self.tracker is not None:
+            one_of("tracker", self.tracker, ["tensorboard", "wandb", "trackio"])
         if self.noise_pool < self.global_batch:
             raise FairDiffError(
                 f"noise_pool: found {self.noise_pool}, allowed: at least global_batch = {self.global_batch}"
