@@ -37,11 +37,12 @@ from fairdiff.portraits import weights
 from fairdiff.training.originals import SCHEMA as ORIGINALS_SCHEMA
 from fairdiff.training.originals import Originals
 from fairdiff.training.step import Method, Objective, Trainee
+from fairdiff.training.trackers import require_installed
 from fairdiff.training.trainer import Schedule
 from fairdiff.training.validation import Validation
 
 # Keys that leave the result of training as it is. steps: of a constant rate they only ask for more of it.
-NOT_TRAINING = ("audit", "export", "resume", "cache", "micro_batch", "steps")
+NOT_TRAINING = ("audit", "export", "resume", "cache", "micro_batch", "tracker", "steps")
 # images at once in replay and in an audit, in micro-batches of decoding, which needs the most memory
 REPLAYED = 2
 AUDITED = 3
@@ -361,6 +362,7 @@ def build_trainee(
 
 
 def build_schedule(config: Config, plan: Plan) -> Schedule:
+    require_installed(config.tracker)
     return Schedule(
         steps=config.steps,
         batch=config.global_batch,
@@ -373,6 +375,7 @@ def build_schedule(config: Config, plan: Plan) -> Schedule:
         seed=config.seed,
         prompts=config.prompts.per_step,
         validation=build_validation(config, plan),
+        tracker=config.tracker,
     )
 
 

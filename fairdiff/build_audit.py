@@ -74,10 +74,21 @@ class Audit:
     name: str
 
 
-def judge_name(judge: JudgeConfig) -> str:
+def training_judge(config: Config) -> tuple[str, dict[str, np.ndarray]]:
+    """What a model card says of the training judge: its name, and its confusion counts, {} if they are not known."""
+    name, net = judge_name(config.judge, "embedded training judge"), config.judge.type == "net"
+    file = Path(config.judge.path or weights("judge")) / CALIBRATION_FILE if net else None
+    if file is None or not file.exists():
+        return name, {}
+    with blame("judge.path"):
+        calibrations, _ = load_calibration(file)
+    return name, {attribute: calibration.counts for attribute, calibration in calibrations.items()}
+
+
+def judge_name(judge: JudgeConfig, embedded: str = "embedded audit judge") -> str:
     """What the report calls an attribute classifier."""
     if judge.type == "net":
-        return judge.path or "embedded audit judge"
+        return judge.path or embedded
     paths = judge.path.values() if isinstance(judge.path, dict) else [judge.path or ""]
     return f"{judge.type}: " + ", ".join(sorted(set(paths)))
 

@@ -7,7 +7,7 @@ from functools import partial, wraps
 from pathlib import Path
 
 from fairdiff import build, describe, run
-from fairdiff.build_audit import build_audit, build_generators
+from fairdiff.build_audit import build_audit, build_generators, training_judge
 from fairdiff.cli.main import main
 from fairdiff.config import Config
 from fairdiff.distributed import World, started
@@ -58,6 +58,8 @@ def train_job(config: Config, folder: Path, world: World) -> None:
             run.save_adapter(folder, trainee.adapter, about)
         lines = describe.report_lines(config, plan, adapter=True, trained=True)
         run.carry_out(folder, audit, partial(build_generators, config, model, trainee.adapter), lines, console)
+        if world.first:
+            run.save_card(folder, audit, *training_judge(config))
     if world.first:
         run.export_adapter(folder, config.export, build.model_path(config))
         run.conclude(folder, audit, console)

@@ -15,6 +15,7 @@ import yaml
 from rich.console import Console
 
 from fairdiff.audit.axis import MetricSpec
+from fairdiff.audit.card import Confusion, model_card
 from fairdiff.audit.generate import Generate, run_audit
 from fairdiff.audit.metrics import compute_metrics
 from fairdiff.audit.read import read_audit
@@ -30,7 +31,7 @@ from fairdiff.training.step import Trainee
 from fairdiff.training.tracking import progress, read_metrics
 
 SCHEMA = 1  # of run.json
-OUTPUTS = ("config.yaml", "metrics.jsonl", "checkpoints", "adapter", "exports", "audits", "run.json")
+OUTPUTS = ("config.yaml", "metrics.jsonl", "checkpoints", "adapter", "exports", "audits", "tensorboard", "wandb", "run.json")
 
 
 def begin(folder: Path, settings: dict, training: str) -> None:
@@ -87,7 +88,7 @@ def differences(folder: Path, settings: dict, most: int = 4) -> str:
     except (FairDiffError, UnicodeDecodeError):
         there = {}
     wanted = flat(yaml.safe_load(yaml.safe_dump(settings)))  # tuples and the like as they come back from a file
-    ignored = ("audit", "export", "resume", "cache", "micro_batch", "model.device")
+    ignored = ("audit", "export", "resume", "cache", "tracker", "micro_batch", "model.device")
     keys = [k for k in there | wanted if k not in ignored and k.split(".")[0] not in ignored]
     found = [k for k in keys if there.get(k) != wanted.get(k)]
     if not there or not found:
@@ -116,6 +117,13 @@ def export_adapter(folder: Path, formats: list[str], model: str | Path) -> None:
     """exports/<format>/ of the saved adapter, which was trained on this model."""
     for kind in formats:
         export(folder / "adapter", kind, folder / "exports" / kind, model)
+
+
+def save_card(folder: Path, audit: Audit, judge: str, confusion: Confusion) -> None:
+    """adapter/README.md from this audit and adapter.json. judge, confusion: of training's."""
+    about = json.loads((folder / "adapter" / "adapter.json").read_text(encoding="utf-8"))
+    numbers = read_audit(audit_folder(folder, audit) / "audit.json")
+    write_text(folder / "adapter" / "README.md", model_card(numbers, about, judge, confusion))
 
 
 def audit_folder(folder: Path, audit: Audit) -> Path:

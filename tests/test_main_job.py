@@ -81,7 +81,8 @@ def test_the_run_folder_holds_everything(finished):
     assert names == {"records", "records.parquet", "request.json", "audit.json", "report.html"}
     state = json.loads((finished / "run.json").read_text())
     assert state == {"schema": 1, "training": json.loads((finished / "adapter" / "adapter.json").read_text())["training"]}
-    assert {p.name for p in (finished / "adapter").iterdir()} == {"pytorch_lora_weights.safetensors", "adapter.json"}
+    names = {p.name for p in (finished / "adapter").iterdir()}
+    assert names == {"pytorch_lora_weights.safetensors", "adapter.json", "README.md"}
     assert not [p for p in finished.rglob("*") if ".tmp" in p.name]
 
 

@@ -31,6 +31,7 @@ ELSEWHERE = (
     "judge@audit.judge",
     "resume",
     "cache",
+    "tracker",
     "micro_batch",
     "model.device",
     "experiment",

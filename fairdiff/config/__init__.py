@@ -88,6 +88,7 @@ class Config:
     export: formats for other tools in which the trained adapter is written too: kohya, merged, merged_file of LoRA, a1111 of
     soft tokens; see scripts/export.py.
     cache: a folder for what the frozen model generated and measured, null for none.
+    tracker: tensorboard, wandb or trackio, beside metrics.jsonl; null for none.
 
     target: attribute -> class -> share; the shares of an attribute sum to 1. file: a table of shares, as
     fairdiff/objective/target_files.py reads it, or the name of one that the embedded prompt set has ("labour").
@@ -115,6 +116,7 @@ class Config:
     resume: bool = True
     export: list[str] = field(default_factory=list)
     cache: str | None = "outputs/cache"
+    tracker: str | None = None
 
     def __post_init__(self):
         for key, found in leaves(asdict(self)):
@@ -126,6 +128,8 @@ class Config:
         between("seed", self.seed, 0, 2**31 - 1)
         for kind in self.export:
             one_of("export", kind, EXPORTS[self.adapter.type])
+        if self.tracker is not None:
+            one_of("tracker", self.tracker, ["tensorboard", "wandb", "trackio"])
         if self.noise_pool < self.global_batch:
             raise FairDiffError(
                 f"noise_pool: found {self.noise_pool}, allowed: at least global_batch = {self.global_batch}"

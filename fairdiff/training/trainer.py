@@ -20,6 +20,7 @@ from fairdiff.objective.targets import smallest_batch
 from fairdiff.prompts import Prompt
 from fairdiff.training import checkpoint
 from fairdiff.training.step import Batch, Trainee
+from fairdiff.training.trackers import Tracker, before_and_after, open_tracker, shares_and_targets
 from fairdiff.training.tracking import Metrics, progress, read_metrics
 from fairdiff.training.update import Update, gather
 from fairdiff.training.validation import Best, Validation, validate
@@ -32,7 +33,7 @@ PATIENCE = 10  # steps in a row that align nothing before the run is given up
 class Schedule:
     """How long and how: steps, prompts a step, images and noise pool of a prompt, [low, high] of T, optimiser, seed.
 
-    decay: of the learning rate, see `learning_rate`. validation: None for none.
+    decay: of the learning rate, see `learning_rate`. validation, tracker: None for none.
     """
 
     steps: int
@@ -46,6 +47,7 @@ class Schedule:
     prompts: int = 1
     decay: str = "constant"
     validation: Validation | None = None
+    tracker: str | None = None
 
 
 def learning_rate(schedule: Schedule, step: int) -> float:
@@ -114,7 +116,9 @@ def train(
     validation = schedule.validation
     running: dict[str, float] = {}
     idle = 0
-    with progress(console) as bar:
+    with progress(console) as bar, open_tracker(
+        schedule.tracker if world.first else None, folder, fingerprint, start
+    ) as tracker:
         task = bar.add_task("training", total=schedule.steps, completed=start, note="")
         for step in range(start, schedule.steps):
             if validation and best.exhausted(validation.patience):
@@ -137,6 +141,10 @@ def train(
                 best.update(step + 1, row, validation.floor, ema.shadow)
             if metrics:
                 metrics.write(row)
+            if tracker:
+                tracker.log(row | shares_and_targets(trainee, update))
+                if due or step + 1 == schedule.steps:
+                    _show(tracker, trainee, prompts, schedule, ema, step)
             running |= {a: 0.9 * running.get(a, b) + 0.1 * b for a, b in update.biases().items()}
             bar.update(task, advance=1, note=_note(update, running))
             if due or (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == schedule.steps:
@@ -157,6 +165,17 @@ def require_labels(folder: Path) -> None:
             "training: nothing was learnt about people: no step had a face with a label (loss.confidence, global_batch), "
             "or all were of prompts without people"
         )
+
+
+def _show(
+    tracker: Tracker, trainee: Trainee, prompts: list[Prompt], schedule: Schedule, ema: checkpoint.Ema, step: int
+) -> None:
+    """Hand the tracker images of the averaged adapter, of validation prompts where there are some."""
+    shown = schedule.validation.prompts if schedule.validation else prompts
+    texts = [prompt.text for prompt in shown if prompt.people and not prompt.names]
+    with ema.in_place():
+        grid = before_and_after(trainee, texts, schedule.sampler_steps[1], schedule.seed)
+    tracker.images("before and after", grid, step)
 
 
 def finish(schedule: Schedule, ema: checkpoint.Ema, best: Best, console: Console) -> None:

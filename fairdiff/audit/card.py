@@ -1,0 +1,120 @@
+"""audit.json as a model card: the README.md of an adapter's folder, in the format of the Hugging Face hub.
+
+Every number is the audit's own (`wording.comparison`), but the confusion counts of the training judge.
+"""
+
+import numpy as np
+from huggingface_hub import ModelCard, ModelCardData
+
+from fairdiff.audit.wording import (
+    attribute_order,
+    comparison,
+    headline,
+    interval,
+    last_model,
+    not_measured,
+    number,
+    signed,
+)
+
+EMBEDDED = "embedded Portraits model"
+LICENCES = {  # of base models, as their cards on the hub say
+    EMBEDDED: "apache-2.0",
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": "creativeml-openrail-m",
+    "stabilityai/stable-diffusion-2-1": "openrail++",
+    "stabilityai/stable-diffusion-xl-base-1.0": "openrail++",
+}
+MEANING = (
+    "Classes are *perceived presentation*: what a classifier reads in an image. They are never anybody's identity. Nobody in "
+    "a generated image has a gender, race or age to be right or wrong about, and a few classes are a coarse reading."
+)
+ETHICS = """- The target is a value judgement of whoever trained this. State it wherever the adapter is used.
+- Shares say nothing about dignity, pose, dress or stereotype.
+- Not for guessing who somebody is, and not for labelling people.
+- An adapter can be fair at one guidance scale and unfair at another: use the settings below."""
+Confusion = dict[str, np.ndarray]  # attribute -> counts [K, K], rows: true class
+
+
+def model_card(audit: dict, about: dict, training_judge: str, training_confusion: Confusion) -> str:
+    """The text of the card. about: adapter.json."""
+    base = about["base_model"]
+    data = ModelCardData(
+        base_model=base if base in LICENCES and base != EMBEDDED else None,
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        tags=["fairness", "fairdiff", about["type"].replace("_", "-")],
+        **_licence(base),
+    )
+    entries = last_model(audit)["attributes"]
+    own = {name: np.array(e["corrected"]["confusion"]) for name, e in entries.items() if "corrected" in e}
+    classes = [f"- **{name}**: {', '.join(classes)}" for name, classes in about["classes"].items()]
+    parts = [
+        f"---\n{data.to_yaml()}\n---\n# {about['type'].replace('_', ' ')} towards {'; '.join(about['target'])}",
+        f"{headline(audit)}. Trained with FairDiff on the base model `{base}`.",
+        "## Target and classes\n\nTarget: " + "; ".join(about["target"]) + ".\n\n" + "\n".join(classes) + f"\n\n{MEANING}",
+        "## Before and after\n\n" + _results(audit),
+        "## Judges\n\n" + _judge("Training judge", training_judge, training_confusion, audit["attributes"]),
+        _judge("Audit judge", audit["judge"]["path"], own, audit["attributes"]),
+        "## How to load\n\n" + _loading(about),
+        "## Not measured\n\n" + "\n".join(f"- {line}" for line in not_measured(audit)),
+        f"## Ethics\n\n{ETHICS}",
+        f"## Licence\n\n{_licence_in_words(base)}",
+    ]
+    return ModelCard("\n\n".join(parts) + "\n").content
+
+
+def _licence(base: str) -> dict[str, str]:
+    return {"license": LICENCES[base]} if base in LICENCES else {"license": "other", "license_name": "of-the-base-model"}
+
+
+def _licence_in_words(base: str) -> str:
+    known = LICENCES.get(base)
+    return f"That of the base model: {known}." if known else f"That of the base model, which is not known here: see `{base}`."
+
+
+def _results(audit: dict) -> str:
+    """The headline rows as a table."""
+    lines = ["| | before | after | change | noise floor |", "|---|---|---|---|---|"]
+    for group in comparison(audit).values():
+        for row in group:
+            form = row["format"]
+            cells = [" ".join((form(row[key][0]), interval(row[key][1], form))).strip() for key in ("before", "after")]
+            cells.append(" ".join((signed(row["change"][0], form), interval(row["change"][1], form))).strip())
+            lines.append(f"| {row['name']} | {' | '.join(cells)} | {row['verdict'] or number(row['floor'])} |")
+    untargeted = [n for n in attribute_order(audit) if not last_model(audit)["attributes"][n]["target"]["requested"]]
+    without = f" No target was set for {', '.join(untargeted)}: its change is drift." if untargeted else ""
+    return (
+        f"{audit['prompts']} prompts × {audit['images_per_prompt']} images, same noise before and after. [Brackets] hold "
+        f"95 % intervals over prompts. Bias is the gap between the shares of two classes: 0 is parity.{without} Noise "
+        "floor: what a perfectly fair (or on-target) generator shows.\n\n" + "\n".join(lines)
+    )
+
+
+def _judge(title: str, name: str, confusion: Confusion, attributes: dict[str, list[str]]) -> str:
+    """A judge and its confusion counts on labelled faces, which may be unknown."""
+    text = [f"**{title}**: {name}."]
+    if not confusion:
+        text[0] += " Its errors on labelled faces are not known here."
+    for attribute, counts in confusion.items():
+        classes = attributes.get(attribute, list(map(str, range(len(counts)))))
+        table = [f"| {attribute}, true ↓ judged → | {' | '.join(classes)} |", "|---" * (len(classes) + 1) + "|"]
+        table += [f"| {c} | {' | '.join(str(int(n)) for n in row)} |" for c, row in zip(classes, counts, strict=True)]
+        text.append("\n".join(table))
+    return "\n\n".join(text)
+
+
+def _loading(about: dict) -> str:
+    settings = f"guidance_scale={about['guidance']:g}, num_inference_steps={about['sampler_steps']}"
+    settings += f", negative_prompt={about['negative_prompt']!r}" if about["negative_prompt"] else ""
+    where = '"soft_tokens.safetensors"' if about["type"] == "soft_tokens" else '"."'
+    return f"""```python
+adapter = fairdiff.load_adapter(pipe, ".")  # this folder; sets the solver of the audit
+pipe(adapter.prefix + prompt, **adapter.settings)
+```
+
+In plain diffusers, with {about["scheduler"]} ({about["spacing"]}, final sigmas {about["final_sigmas"]}):
+
+```python
+pipe.{about["load_with"]}({where})
+pipe({about["prompt_prefix"]!r} + prompt, {settings})
+```"""

@@ -1,0 +1,85 @@
+"""The model card says what audit.json says, the hub can read it, and nothing is uploaded without a token."""
+
+import sys
+from functools import cache
+from pathlib import Path
+
+import huggingface_hub
+import numpy as np
+import pytest
+from huggingface_hub import ModelCard
+from tiny import composed, whole_audit
+
+from fairdiff.audit.card import LICENCES, model_card
+from fairdiff.audit.wording import number
+from fairdiff.build_audit import training_judge
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
+
+import push  # noqa: E402
+
+ABOUT = {
+    "type": "lora", "base_model": "stable-diffusion-v1-5/stable-diffusion-v1-5", "classes": {"gender": ["female", "male"]},
+    "target": ["gender: female 0.5, male 0.5"], "guidance": 7.5, "sampler_steps": 30, "negative_prompt": "",
+    "scheduler": "DPMSolverMultistepScheduler", "spacing": "linspace", "final_sigmas": "zero", "prompt_prefix": "",
+    "load_with": "load_lora_weights",
+}  # fmt: skip
+
+
+AUDIT = cache(whole_audit)
+
+
+def card(**changes) -> str:
+    return model_card(AUDIT(), ABOUT | changes, "mine", {"gender": np.array([[90, 10], [20, 80]])})
+
+
+def test_numbers_are_those_of_the_audit():
+    text, audit = card(), AUDIT()
+    for model in ("before", "after"):
+        bias = audit["models"][model]["attributes"]["gender"]["bias"]
+        assert f"{number(bias['mean'])} [{number(bias['ci95'][0])}, {number(bias['ci95'][1])}]" in text
+    drift = audit["paired"]["attributes"]["race"]["drift"]
+    assert f"| {drift['stayed_within']} |" in text and "No target was set for race" in text
+    assert "| female | 90 | 10 |\n| male | 20 | 80 |" in text  # the training judge
+    assert "| female | 90 | 10 |\n| male | 10 | 90 |" in text  # the audit judge
+    assert "never anybody's identity" in text and "guidance_scale=7.5, num_inference_steps=30)" in text
+
+
+def test_the_hub_reads_the_card():
+    data = ModelCard(card()).data
+    assert (data.license, data.base_model) == ("creativeml-openrail-m", ABOUT["base_model"])
+    assert (data.library_name, data.pipeline_tag) == ("diffusers", "text-to-image") and "lora" in data.tags
+    embedded = ModelCard(card(base_model="embedded Portraits model")).data
+    assert embedded.license == LICENCES["embedded Portraits model"] and embedded.base_model is None
+    mine = card(base_model="/my/model")
+    assert ModelCard(mine).data.license_name == "of-the-base-model" and "see `/my/model`" in mine
+    tokens = card(type="soft_tokens", prompt_prefix="<fairdiff> ", load_with="load_textual_inversion")
+    assert "pipe('<fairdiff> ' + prompt" in tokens and '("soft_tokens.safetensors")' in tokens
+
+
+def test_the_training_judge_comes_with_its_errors_where_they_are_known():
+    name, confusion = training_judge(composed())
+    assert name == "embedded training judge" and confusion["gender"].shape == (2, 2)
+    assert training_judge(composed("judge=open_clip")) == ("open_clip: ViT-L-14/laion2b_s32b_b82k", {})
+
+
+def test_pushing_says_what_it_would_upload_and_needs_a_token(tmp_path, monkeypatch, capsys):
+    def refused(says, *arguments):
+        with pytest.raises(SystemExit) as stop:
+            push.main([str(tmp_path), *arguments])
+        assert stop.value.code == 2 and says in capsys.readouterr().err
+
+    refused("no finished training", "me/adapter", "--dry-run")
+    for name in ("adapter/README.md", "adapter/x.safetensors", "audits/a/audit.json", "audits/a/report.html"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("12345")
+    push.main([str(tmp_path), "me/adapter", "--dry-run"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == [
+        f"me/adapter/{name}" for name in ("README.md", "x.safetensors", "audit.json", "report.html")
+    ]
+    assert all(line.endswith("(5 bytes)") for line in lines)
+    refused("repo: ", "not a name", "--dry-run")
+    monkeypatch.setattr(push, "get_token", lambda: None)
+    monkeypatch.setattr(huggingface_hub, "HfApi", None)  # nothing is to be called
+    refused("HF_TOKEN: no token", "me/adapter")

@@ -1,0 +1,64 @@
+"""A tracker hears what metrics.jsonl holds, shares beside their target, and images; training does not notice it."""
+
+import pytest
+import torch
+from test_trainer import PROMPTS, QUIET, schedule
+from tiny import composed, make_trainee
+
+from fairdiff import build
+from fairdiff.diffusion.load import load_model
+from fairdiff.errors import FairDiffError
+from fairdiff.plan import make_plan
+from fairdiff.training import trackers
+from fairdiff.training.tracking import read_metrics
+from fairdiff.training.trainer import train
+
+
+def trained(model, folder, steps, tracker):
+    trainee = make_trainee(model, "lora_text")
+    train(trainee, PROMPTS, schedule(steps=steps, tracker=tracker), folder, "f", QUIET)
+    return torch.cat([p.detach().flatten() for p in trainee.adapter.parameters()])
+
+
+def test_tensorboard_hears_every_row_and_training_is_the_same(tiny_folder, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    plain = trained(load_model(tiny_folder), tmp_path / "plain", 3, None)
+    trained(load_model(tiny_folder), tmp_path / "run", 2, "tensorboard")
+    tracked = trained(load_model(tiny_folder), tmp_path / "run", 3, "tensorboard")  # goes on
+    assert torch.equal(plain, tracked)
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    found = EventAccumulator(str(tmp_path / "run" / "tensorboard"), {"images": 0, "scalars": 0}).Reload()
+    for key in ("loss.align", "loss.image", "grad_norm", "bias.gender"):
+        points = {event.step: event.value for event in found.Scalars(key)}
+        assert points == pytest.approx({row["step"]: row[key] for row in rows}, rel=1e-5), key
+    for step in range(3):
+        shares = [found.Scalars(f"share.gender.{cls}")[step].value for cls in ("female", "male")]
+        assert sum(shares) == pytest.approx(1)
+        assert abs(shares[0] - shares[1]) == pytest.approx(rows[step]["bias.gender"], abs=1e-6)
+    assert {event.value for event in found.Scalars("target.gender.female")} == {0.5}
+    images = found.Images("before and after")
+    assert [(image.step, image.width, image.height) for image in images] == [
+        (step, 16 * trackers.IMAGES, 16 * 2 * len(PROMPTS)) for step in (1, 2)
+    ]
+
+
+def test_a_grid_shows_the_frozen_model_above_the_adapter(tiny_model):
+    trainee = make_trainee(tiny_model, "lora_text")
+    rows = trackers.before_and_after(trainee, ["a nurse", "a nurse", "a chef"], 2, 0).split(16, 1)
+    assert len(rows) == 4 and torch.allclose(rows[0], rows[1], atol=1e-5)  # new LoRA changes nothing
+    for p in trainee.adapter.parameters():
+        p.data.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
+    after = trackers.before_and_after(trainee, ["a nurse", "a nurse", "a chef"], 2, 0).split(16, 1)
+    assert torch.allclose(rows[0], after[0], atol=1e-5) and not torch.allclose(rows[1], after[1], atol=1e-3)
+
+
+def test_a_tracker_that_is_not_there_is_one_line(monkeypatch):
+    config = composed("tracker=wandb")
+    monkeypatch.setattr(trackers, "find_spec", lambda name: None)
+    with pytest.raises(FairDiffError, match=r"^tracker: wandb is not installed, allowed: pip install 'fairdiff\[wandb\]'"):
+        build.build_schedule(config, make_plan(config))
+    with pytest.raises(FairDiffError, match="^tracker: found mlflow, allowed: tensorboard, wandb"):
+        composed("tracker=mlflow")
+    trackers.require_installed(None)
