@@ -3,7 +3,7 @@
 python scripts/convert.py text_encoder_lora_EMA.pth outputs/released            also with unet_lora_EMA.pth, or
                                                                                 prefix_embedding_EMA.pth alone
 python scripts/convert.py unet_lora_EMA.pth outputs/released --model <folder>   Stable Diffusion 1.5 in a folder
-python scripts/audit.py model=sd15 adapter=lora_text adapter.path=outputs/released
+python scripts/audit.py model=sd15 model.padding=longest adapter=lora_text adapter.path=outputs/released
 """
 
 import argparse
