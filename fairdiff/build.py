@@ -19,7 +19,7 @@ from classifiers.identity import Bank, load_bank
 from classifiers.types import Detector, Embedder
 from classifiers.zeroshot import ZeroShotClassifier, load_zero_shot
 from fairdiff import fingerprint
-from fairdiff.config import Config, JudgeConfig
+from fairdiff.config import Config, JudgeConfig, SamplerConfig
 from fairdiff.diffusion.adapter_files import LORA_FILE, SOFT_TOKENS_FILE, read_about
 from fairdiff.diffusion.adapters import Adapter, Lora, SoftTokens, changes_images
 from fairdiff.diffusion.denoise import guided
@@ -55,7 +55,8 @@ def training_fingerprint(config: Config, plan: Plan, model: DiffusionModel, perc
     Settings, weights, bank, prompts, targets, starting adapter.
     """
     kept = {k: v for k, v in asdict(config).items() if k not in NOT_TRAINING}
-    kept["model"] = {k: v for k, v in kept["model"].items() if k != "device"}
+    kept["model"] = {k: v for k, v in kept["model"].items() if k != "device" and (k, v) != ("clip_skip", None)}
+    kept["sampler"] = {k: v for k, v in kept["sampler"].items() if v is not None}  # without height and width of its own
     kept["features"] = {k: v for k, v in kept["features"].items() if k != "bank"}  # its faces count, not its name
     if config.optimizer.schedule != "constant" or config.validation.every:  # the last step is always a validation
         kept["steps"] = config.steps
@@ -171,12 +172,36 @@ def build_model(config: Config) -> DiffusionModel:
             f"(sampler.guidance={options.guidance:g}); allowed here: ''"
         )
     model.scheduler = solver
+    model.size = image_size(config.sampler, model)
+    model.clip_skip = clip_skip(config.model.clip_skip, model)
     model.decode_batch = config.micro_batch
     model.negative = config.prompts.negative
     model.sampling_dtype = sampled
     _ = model.weights_fingerprint  # taken as loaded, in float32, so that a run's identity is the same on every device
     model.lower_precision(held)
     return model
+
+
+def image_size(options: SamplerConfig, model: DiffusionModel) -> tuple[int, int] | None:
+    """Requested (height, width) in pixels, None where they are the model's own."""
+    own = model.image_size
+    for key, pixels in (("height", options.height), ("width", options.width)):
+        if pixels and pixels % model.pixels:
+            near = max(round(pixels / model.pixels), 1) * model.pixels
+            raise FairDiffError(
+                f"sampler.{key}: found {pixels}, allowed with this model: multiples of {model.pixels}, such as {near}"
+            )
+    size = options.height or own[0], options.width or own[1]
+    return None if size == own else size
+
+
+def clip_skip(skip: int | None, model: DiffusionModel) -> int:
+    """How many layers prompts leave out; one at least must be left."""
+    layers = min(encoder.config.num_hidden_layers for encoder in model.text_encoders)
+    most = layers - len(model.text_encoders)  # Stable Diffusion XL leaves one out anyway
+    if skip and skip > most:
+        raise FairDiffError(f"model.clip_skip: found {skip}, allowed with this model: 1 to {most}, or null")
+    return skip or 0
 
 
 def build_adapter(config: Config, model: DiffusionModel) -> Adapter:

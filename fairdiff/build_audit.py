@@ -197,6 +197,8 @@ def provenance(config: Config, plan: Plan, model: DiffusionModel) -> dict:
         "sampler_steps": config.sampler.audit_steps,
         "scheduler": type(model.scheduler).__name__,
         "padding": config.model.padding,
+        "clip_skip": config.model.clip_skip or "none",
+        "image_size": "×".join(map(str, model.image_size[::-1])),
         "negative_prompt": config.prompts.negative or "none",
         "target": "; ".join(plan.target_lines),
         "CLIP": config.features.clip,

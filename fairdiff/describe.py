@@ -75,7 +75,8 @@ def adapter_warnings(config: Config, plan: Plan) -> list[str]:
     wanted = {"guidance": config.sampler.guidance, "negative_prompt": config.prompts.negative}
     wanted |= {"padding": config.model.padding, "target": list(plan.target_lines)}
     wanted |= {"scheduler": SOLVERS[config.sampler.scheduler].__name__, "spacing": config.sampler.spacing}
-    wanted |= {"final_sigmas": config.sampler.final_sigmas}
+    wanted |= {"final_sigmas": config.sampler.final_sigmas, "clip_skip": config.model.clip_skip}
+    wanted |= {"height": config.sampler.height, "width": config.sampler.width}
     abouts = [read_about(Path(path)) for path in config.adapter.paths]
     return [
         f"warning: adapter.path: trained with {key} {about[key]!r}, audited with {value!r}"
@@ -102,6 +103,9 @@ def about_adapter(config: Config, plan: Plan, model: DiffusionModel, training: s
         "guidance": config.sampler.guidance,
         "negative_prompt": config.prompts.negative,
         "padding": config.model.padding,
+        "clip_skip": config.model.clip_skip,
+        "height": config.sampler.height,
+        "width": config.sampler.width,
         "template": config.prompts.template,
         "classes": {name: list(classes) for name, classes in plan.attributes.items()},
         "target": list(plan.target_lines),
@@ -120,5 +124,6 @@ def report_lines(config: Config, plan: Plan, adapter: bool, trained: bool) -> di
         keys += ["validation"] if config.validation.every else []
         settings = flat({key: asdict(config)[key] for key in keys})
         lines["training"] = [f"{key}: {value}" for key, value in settings.items() if value not in (None, "")]
-    lines["sampler"] = [f"{key}: {value}" for key, value in asdict(config.sampler).items()]
+    sampler = {key: value for key, value in asdict(config.sampler).items() if value is not None}
+    lines["sampler"] = [f"{key}: {value}" for key, value in sampler.items()]
     return lines

@@ -44,7 +44,7 @@ PAPER = {  # image weight, face weight, steps of the released configurations
     "multi_concept": (8, 0.1, 15_000),
 }
 FORCED = {  # every key that differs between models, beside those of what looks at the images, see LOOKS
-    "model.path", "model.device", "model.padding", "model.dtype", "model.sampling_dtype",
+    "model.path", "model.device", "model.dtype", "model.sampling_dtype",
     "sampler.guidance", "sampler.train_steps", "sampler.audit_steps", "sampler.final_sigmas",
     "adapter.learning_rate", "adapter.rank", "steps",
     "gradient.type",  # how the steps weigh depends on how many the sampler has
@@ -100,7 +100,7 @@ def test_sd15_is_what_the_paper_says():
     sampler = config.sampler
     assert (sampler.train_steps, sampler.audit_steps, sampler.guidance) == ([19, 23], 30, 7.5)
     assert config.adapter.learning_rate == 5e-5 and config.adapter.rank == 50
-    assert config.model.padding == "longest"
+    assert config.model.padding == "max_length"  # as pipelines do
     assert (config.detector.type, config.detector.input_size, config.detector.crop_size) == ("mtcnn", 256, 224)
     assert config.judge.type == "hf" and config.judge.path == "x" and config.features.clip.startswith("ViT-H-14/")
     labels = [label for labels in config.judge.mapping["race"].values() for label in labels]
@@ -131,6 +131,7 @@ def test_the_papers_experiments_have_its_settings_on_stable_diffusion(name):
     assert not loss.class_weights and loss.originals == 1
     assert config.model.path.endswith("stable-diffusion-v1-5") and config.sampler.train_steps == [19, 23]
     assert (config.gradient.type, config.gradient.evaluations) == ("unit", None)
+    assert config.model.padding == "longest"  # as its code does
     assert config.prompts.per_step == 1 and config.prompts.without_people == 0
     assert (config.global_batch, config.target, config.attributes) == (plain.global_batch, plain.target, plain.attributes)
     optimizer = config.optimizer
@@ -139,7 +140,7 @@ def test_the_papers_experiments_have_its_settings_on_stable_diffusion(name):
     assert adapter.learning_rate == 5e-5 and adapter.type == EXPERIMENTS[name][3]
     assert adapter.tokens == 5 if adapter.type == "soft_tokens" else (adapter.parts, adapter.rank) == (["text_encoder"], 50)
     lines = (Path(CONF) / "experiment" / f"paper_{name}.yaml").read_text().splitlines()
-    assert len(lines) <= 11 and "Shen et al. 2024" in lines[1]
+    assert len(lines) <= 12 and "Shen et al. 2024" in lines[1]
 
 
 def test_what_a_loss_file_says_is_what_runs_with_every_adapter_and_model():
@@ -404,7 +405,7 @@ def test_a_model_saved_with_another_solver_gets_a_linear_one(tiny_folder, tmp_pa
     pipeline.scheduler = PNDMScheduler.from_config(pipeline.scheduler.config, skip_prk_steps=True)
     pipeline.save_pretrained(tmp_path)
     model = build.build_model(configure("model=sd15", f"model.path={tmp_path}", "model.device=cpu"))
-    assert type(model.scheduler) is DPMSolverMultistepScheduler and model.padding == "longest"
+    assert type(model.scheduler) is DPMSolverMultistepScheduler and model.padding == "max_length"
     assert (
         model.scheduler.config.timestep_spacing == "linspace"
         and model.scheduler.config.final_sigmas_type == "sigma_min"

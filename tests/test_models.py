@@ -2,16 +2,24 @@
 
 import json
 import logging
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
 from diffusers import (
+    DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    LMSDiscreteScheduler,
     PNDMScheduler,
     StableDiffusionPipeline,
+    UniPCMultistepScheduler,
 )
 from safetensors.torch import load_file, save_file
 from tiny import composed, with_json, with_scheduler, with_tensors
@@ -154,8 +162,8 @@ def test_a_folder_with_weights_in_half_precision_only_is_read(tiny_folder, tmp_p
 
 def test_the_old_name_of_stable_diffusion_is_known(capsys, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(FairDiffError, match="cannot load stable-diffusion-v1-5/stable-diffusion-v1-5"):
-        load_model("runwayml/stable-diffusion-v1-5")
+    with pytest.raises(FairDiffError, match="cannot load stable-diffusion-v1-5/stable-diffusion-v1-5@main"):
+        load_model("runwayml/stable-diffusion-v1-5@main")
     assert "runwayml/stable-diffusion-v1-5 is stable-diffusion-v1-5/stable-diffusion-v1-5 now" in capsys.readouterr().out
 
 
@@ -191,7 +199,11 @@ BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_line
         ),
         (
             DDPMScheduler(**BETAS, rescale_betas_zero_snr=True),
-            "rescale_betas_zero_snr, .* epsilon",
+            "rescale_betas_zero_snr, .* does not go together with a U-Net that predicts epsilon",
+        ),
+        (
+            DDPMScheduler(**BETAS, rescale_betas_zero_snr=True, prediction_type="v_prediction"),
+            "rescale_betas_zero_snr, noise without any image at the first step, which no solver here starts from",
         ),
     ],
 )
@@ -228,6 +240,60 @@ def test_a_schedule_that_cannot_be_sampled_on_is_refused_before_anything_is_samp
     with pytest.raises(FairDiffError, match=f"^model.path: .*(scheduler|load).*{says}") as caught:
         build.build_model(composed(f"model.path={folder}", f"sampler.scheduler={kind}"))
     assert "\n" not in str(caught.value)
+
+
+SCHEDULERS = [  # what folders hold, with options of their own
+    DDIMScheduler(**BETAS, clip_sample=False),
+    PNDMScheduler(**BETAS, skip_prk_steps=True, set_alpha_to_one=True),  # where the betas end, which DDIM takes over
+    LMSDiscreteScheduler(**BETAS, use_karras_sigmas=True),
+    EulerDiscreteScheduler(**BETAS, use_karras_sigmas=True),
+    EulerAncestralDiscreteScheduler(**BETAS),
+    UniPCMultistepScheduler(**BETAS, use_exponential_sigmas=True),
+    DPMSolverMultistepScheduler(**BETAS, use_karras_sigmas=True, algorithm_type="sde-dpmsolver++"),
+]
+
+
+@pytest.mark.parametrize("predicts", ["epsilon", "v_prediction", None])
+@pytest.mark.parametrize("kind", ["dpm", "ddim", "euler", "unipc"])
+def test_any_scheduler_of_a_folder_is_replaced_by_the_solver_on_the_same_betas(kind, predicts):
+    """None: an old folder, which does not say what its U-Net predicts: noise."""
+    wanted = make_solver(kind, DDPMScheduler(**BETAS).config, "zero", "linspace")
+    for scheduler in SCHEDULERS:
+        said = {k: v for k, v in scheduler.config.items() if k != "prediction_type" and not k.startswith("_")}
+        own = type(scheduler).from_config(said | ({"prediction_type": predicts} if predicts else {}))
+        solver = make_solver(kind, own.config, "zero", "linspace")
+        assert solver.config.prediction_type == (predicts or "epsilon")
+        assert torch.equal(solver.alphas_cumprod, wanted.alphas_cumprod)
+        solver.set_timesteps(9)
+        wanted.set_timesteps(9)
+        assert torch.equal(solver.timesteps, wanted.timesteps)
+        if predicts != "v_prediction":
+            assert torch.equal(solver_coefficients(solver, 5), solver_coefficients(wanted, 5))
+
+
+@pytest.mark.slow
+def test_a_revision_of_a_hub_model_is_read(tiny_folder, tmp_path):
+    """From a cache as the hub's library keeps it, two revisions with other weights, in a process that may not download."""
+    root = tmp_path / "hub" / "models--some--model"
+    (root / "refs").mkdir(parents=True)
+    for name, commit, factor in (("main", "a" * 40, 1.0), ("second", "b" * 40, 2.0)):
+        (root / "refs" / name).write_text(commit)
+
+        def change(state, factor=factor):
+            state["conv_in.bias"] = torch.full_like(state["conv_in.bias"], factor)
+
+        (root / "snapshots").mkdir(exist_ok=True)
+        with_tensors(tiny_folder, root / "snapshots" / commit, "unet", change)
+    code = (
+        "from fairdiff.diffusion.load import load_model\n"
+        "for name in ('some/model', 'some/model@second', 'some/model@third'):\n"
+        "    print(float(load_model(name).unet.conv_in.bias[0]))\n"
+    )
+    hub = {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    env = os.environ | hub | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)
+    assert ended.stdout.split() == ["1.0", "2.0"], ended.stderr
+    assert "FairDiffError: model.path: cannot load some/model@third" in ended.stderr
 
 
 @pytest.mark.parametrize("kind", ["dpm", "ddim", "euler", "unipc"])

@@ -276,6 +276,6 @@ def test_the_shapes_of_the_released_model_fit():
             transformer_layers_per_block=(1, 2, 10), use_linear_projection=True, addition_embed_type="text_time",
             addition_time_embed_dim=256, projection_class_embeddings_input_dim=2816,
         )  # fmt: skip
-        text = with_pooled(torch.empty(1, 77, 2048), torch.empty(1, 1280), 1024)
+        text = with_pooled(torch.empty(1, 77, 2048), torch.empty(1, 1280), (1024, 1024))
         eps = call_unet(unet, torch.empty(2, 4, 128, 128), torch.tensor(500), text.expand(2, -1, -1))
     assert sum(p.numel() for p in unet.parameters()) == 2_567_463_684 and eps.shape == (2, 4, 128, 128)

@@ -13,9 +13,11 @@ MOST_STEPS = 999  # of a noise schedule of 1,000: with all of them multistep sol
 
 @dataclass
 class ModelConfig:
-    """path: null for the embedded Portraits model, else a diffusers folder, hub id or .safetensors file.
+    """path: null for the embedded Portraits model, else a diffusers folder, a hub id, one at a revision ("name@revision"), or
+    a .safetensors file with a whole model.
 
     padding: "max_length" pads prompts as pipelines do, "longest" as the released adapters were trained.
+    clip_skip: how many of the text encoders' last layers prompts leave out, as in diffusers' pipelines; null for none.
     dtype: of the frozen U-Net and VAE, and what training's frozen networks multiply in; adapters, text encoder, latents,
     losses and the audit's networks are float32 whatever it says.
     sampling_dtype: what U-Net and VAE multiply in where no gradient is taken. "auto": what suits the device, see
@@ -24,12 +26,14 @@ class ModelConfig:
 
     path: str | None = None
     padding: str = "max_length"
+    clip_skip: int | None = None
     device: str = "cpu"
     dtype: str = "float32"
     sampling_dtype: str = "auto"
 
     def __post_init__(self):
         one_of("model.padding", self.padding, ["max_length", "longest"])
+        positive("model.clip_skip", self.clip_skip)
         for key in ("dtype", "sampling_dtype"):
             one_of(f"model.{key}", asdict(self)[key], ["auto", "float32", "bfloat16"])
 
@@ -44,6 +48,7 @@ class SamplerConfig:
     final_sigmas: where dpm and unipc end, "zero" or "sigma_min"; others end where they do.
     spacing: how T steps are spread over the schedule, "linspace", "leading" or "trailing", whatever the model's folder says;
     lcm has its own.
+    height, width: of the images in pixels, multiples of the VAE's factor (8); null for the model's own.
     """
 
     scheduler: str = MISSING
@@ -52,6 +57,8 @@ class SamplerConfig:
     guidance: float = MISSING
     train_steps: list[int] = MISSING
     audit_steps: int = MISSING
+    height: int | None = None
+    width: int | None = None
 
     def __post_init__(self):
         one_of("sampler.scheduler", self.scheduler, ["dpm", "ddim", "euler", "unipc", "euler_ancestral", "lcm"])
@@ -64,6 +71,8 @@ class SamplerConfig:
                 f"sampler.train_steps: found {self.train_steps}, allowed: [low, high] with 0 < low <= high"
             )
         between("sampler.train_steps", self.train_steps[1], 1, MOST_STEPS)
+        positive("sampler.height", self.height)
+        positive("sampler.width", self.width)
 
 
 @dataclass

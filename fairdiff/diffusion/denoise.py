@@ -78,13 +78,13 @@ def scale_embedding(scale: float, width: int) -> Tensor:
 SIZES = 6  # height and width of the original, of its crop's corner, and of the image
 
 
-def with_pooled(words_1LD: Tensor, pooled_1P: Tensor, side: int) -> Tensor:
+def with_pooled(words_1LD: Tensor, pooled_1P: Tensor, size: tuple[int, int]) -> Tensor:
     """What Stable Diffusion XL is conditioned on as one tensor [1, L + 1, D], so that one gradient flows to all of it.
 
-    Its last row holds the pooled embedding and the sizes of an uncropped square image of `side` pixels, then zeros;
+    Its last row holds the pooled embedding and the sizes of an uncropped image of (height, width) pixels, then zeros;
     P + 6 <= D (1286 and 2048). Source: Podell et al. 2023 (arXiv 2307.01952), sections 2.1 and 2.2.
     """
-    sizes = words_1LD.new_tensor([[side, side, 0, 0, side, side]])
+    sizes = words_1LD.new_tensor([[*size, 0, 0, *size]])
     row = torch.cat([pooled_1P, sizes], 1)
     row = torch.nn.functional.pad(row, (0, words_1LD.shape[2] - row.shape[1]))
     return torch.cat([words_1LD, row[:, None]], 1)

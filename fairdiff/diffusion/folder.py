@@ -49,9 +49,10 @@ def read_pipeline(path: str | Path) -> Pipeline:
     Raises FairDiffError for what cannot be loaded, for missing, unexpected and misshapen tensors, and for a model that
     cannot be sampled from a prompt alone.
     """
-    if str(path) in MOVED and not Path(path).exists():
-        print(f"warning: model.path: {path} is {MOVED[str(path)]} now", flush=True)
-        path = MOVED[str(path)]
+    name, at, revision = str(path).partition("@")
+    if name in MOVED and not Path(name).exists():
+        print(f"warning: model.path: {name} is {MOVED[name]} now", flush=True)
+        path = f"{MOVED[name]}{at}{revision}"
     with one_line(path):
         index = DiffusionPipeline.load_config(**_where(path))
         xl = index.get("_class_name") == "StableDiffusionXLPipeline"
@@ -112,7 +113,11 @@ def components_on_no_device(path: str | Path) -> dict[str, nn.Module]:
 
 
 def _where(path: str | Path) -> dict:
-    return {"pretrained_model_name_or_path": str(path), "local_files_only": Path(path).exists()}
+    """A folder, a hub id, or a hub id at a revision, "name@revision", as timm writes it too."""
+    local = Path(path).exists()
+    name, _, revision = (str(path), "", "") if local else str(path).partition("@")
+    more = {"revision": revision} if revision else {}
+    return {"pretrained_model_name_or_path": name, "local_files_only": local, **more}
 
 
 def differences(missing: Iterable[str], unexpected: Iterable[str], misshapen: Iterable[str]) -> str:
@@ -190,5 +195,8 @@ def _odd_scheduler(scheduler) -> str:
     predicts = scheduler.config.get("prediction_type", "epsilon")
     for key, what in SCHEDULES.items():
         if scheduler.config.get(key):
-            return f"its scheduler {name} has {key}, {what}, which does not go together with a U-Net that predicts {predicts}"
+            why = f"does not go together with a U-Net that predicts {predicts}"
+            if key == "rescale_betas_zero_snr" and predicts == "v_prediction":
+                why = "no solver here starts from"
+            return f"its scheduler {name} has {key}, {what}, which {why}"
     return ""

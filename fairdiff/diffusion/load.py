@@ -27,6 +27,8 @@ class DiffusionModel:
     gradient is taken (by autocast: the rest of their operations, and all gradients, are in the precision they are held in).
     Stable Diffusion XL has a second tokenizer and text encoder; empty_is_zero: without a negative text its unconditional
     embeddings are zeros.
+    size: (height, width) of the images in pixels, None for the model's own. clip_skip: how many of the text encoders' last
+    layers a prompt leaves out, as diffusers counts them; the unconditional branch has all, as there.
     """
 
     tokenizer: object
@@ -41,6 +43,8 @@ class DiffusionModel:
     tokenizer_2: object | None = None
     text_encoder_2: nn.Module | None = None
     empty_is_zero: bool = False
+    size: tuple[int, int] | None = None
+    clip_skip: int = 0
 
     @property
     def text_encoders(self) -> list[nn.Module]:
@@ -49,29 +53,46 @@ class DiffusionModel:
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of the latents at the U-Net's own resolution."""
+        """(channels, height, width) of the latents at `size`, or at the U-Net's own resolution."""
+        if self.size:
+            height, width = (pixels // self.pixels for pixels in self.size)
+            return self.unet.config.in_channels, height, width
         size = self.unet.config.sample_size
         size = size if isinstance(size, int) else size[0]  # some folders write it twice
         return self.unet.config.in_channels, size, size
 
-    def encode(self, prompt: str) -> Tensor:
+    @property
+    def pixels(self) -> int:
+        """Of an image for each latent, in height and in width."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) of the images in pixels."""
+        _, height, width = self.latent_shape
+        return height * self.pixels, width * self.pixels
+
+    def encode(self, prompt: str, skip: int = 0) -> Tensor:
         """Text embedding [1, L, D] of one prompt; carries a graph where the text side has something to learn.
 
-        Of SDXL: both encoders' last but one layer side by side, and a row more, see `denoise.with_pooled`.
+        skip: last layers to leave out. Of SDXL: both encoders' last but one layer side by side, and a row more, see
+        `denoise.with_pooled`.
         """
         if self.text_encoder_2 is None:
-            return self.text_encoder(self._tokens(prompt).input_ids)[0]
+            return self._words(self._tokens(prompt).input_ids, skip)
         one, two = (
             encoder(self._tokens(prompt, tokenizer=tokenizer).input_ids, output_hidden_states=True)
             for tokenizer, encoder in zip((self.tokenizer, self.tokenizer_2), self.text_encoders, strict=True)
         )
-        words = torch.cat([one.hidden_states[-2], two.hidden_states[-2]], 2)
-        return with_pooled(words, two.text_embeds, self._side)
+        words = torch.cat([encoded.hidden_states[-2 - skip] for encoded in (one, two)], 2)
+        return with_pooled(words, two.text_embeds, self.image_size)
 
-    @property
-    def _side(self) -> int:
-        """Of the images, in pixels."""
-        return self.latent_shape[-1] * 2 ** (len(self.vae.config.block_out_channels) - 1)
+    def _words(self, ids: Tensor, skip: int) -> Tensor:
+        """Of Stable Diffusion 1.x and 2.x; the last layer norm follows whichever layer is read."""
+        if not skip:
+            return self.text_encoder(ids)[0]
+        hidden = self.text_encoder(ids, output_hidden_states=True).hidden_states[-1 - skip]
+        return self.text_encoder.final_layer_norm(hidden)
 
     def _tokens(self, *prompts: str, tokenizer=None):
         tokenizer = tokenizer or self.tokenizer
@@ -91,13 +112,13 @@ class DiffusionModel:
         a negative prompt that is longer pads the prompt (without a mask).
         """
         if self.empty_is_zero and not self.negative:
-            cond = self.encode(prompt)
+            cond = self.encode(prompt, self.clip_skip)
             width = pooled_width(self.unet)
-            return cond, with_pooled(torch.zeros_like(cond[:, :-1]), cond.new_zeros(1, width), self._side)
+            return cond, with_pooled(torch.zeros_like(cond[:, :-1]), cond.new_zeros(1, width), self.image_size)
         if self.padding == "max_length":
-            return self.encode(prompt), self.encode(self.negative)
+            return self.encode(prompt, self.clip_skip), self.encode(self.negative)
         both = self._tokens(prompt, self.negative)
-        cond = self.text_encoder(both.input_ids[:1])[0]
+        cond = self._words(both.input_ids[:1], self.clip_skip)
         return cond, self.text_encoder(both.input_ids[1:], attention_mask=both.attention_mask[1:])[0]
 
     def token_ids(self, prompts: list[str]) -> list[list[int]]:
@@ -128,6 +149,8 @@ class DiffusionModel:
         texts = [reads(t) for t in (self.tokenizer, self.tokenizer_2) if t is not None]
         options = [self.padding, self.negative, self.empty_is_zero]
         options += [str(self.unet.dtype), str(self.sampling_dtype)] if precision else []
+        options += [{"size": self.size}] if self.size else []
+        options += [{"clip_skip": self.clip_skip}] if self.clip_skip else []
         return fingerprint.of_values(self.weights_fingerprint, about, texts, options)
 
     def effective_guidance(self, scale: float) -> float:

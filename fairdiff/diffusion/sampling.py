@@ -78,6 +78,7 @@ NOISY = (EulerAncestralDiscreteScheduler, LCMScheduler)  # they add noise after 
 
 
 PREDICTIONS = ("epsilon", "v_prediction")
+OWN_LEVELS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
 NOISIEST = (1, 1000)  # noise over image at the last time step: 14.6 of Stable Diffusion, 157 of DDPM's linear betas
 
 
@@ -85,9 +86,11 @@ def make_solver(kind: str, config: dict, final_sigmas: str, spacing: str):
     """A linear solver on a model's own noise schedule.
 
     final_sigmas: "zero" or "sigma_min" (dpm, unipc). spacing: "linspace", "leading" or "trailing"; folders say one or the
-    other, by which version of diffusers wrote them, and images differ. FairDiffError for a schedule that is none.
+    other, by which version of diffusers wrote them, and images differ. Noise levels of another solver's own (Karras's and
+    the like) are not taken over from the folder either. FairDiffError for a schedule that is none.
     """
-    extra = {"timestep_spacing": spacing}
+    own = inspect.signature(SOLVERS[kind].__init__).parameters
+    extra = {"timestep_spacing": spacing} | {key: False for key in OWN_LEVELS if key in own}
     extra |= {"final_sigmas_type": final_sigmas} if kind in ("dpm", "unipc") else {}
     if kind == "dpm":
         extra["algorithm_type"] = "dpmsolver++"
