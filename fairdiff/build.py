@@ -20,8 +20,8 @@ from fairdiff import fingerprint
 from fairdiff.config import Config, JudgeConfig
 from fairdiff.diffusion.adapters import Adapter, Lora, SoftTokens, changes_images
 from fairdiff.diffusion.denoise import guided
-from fairdiff.diffusion.load import DiffusionModel, check_device, fast_dtype, load_model
-from fairdiff.diffusion.sampling import initial_noise, make_solver, solver_coefficients
+from fairdiff.diffusion.load import DiffusionModel, check_device, fast_dtype, load_model, solver_of
+from fairdiff.diffusion.sampling import initial_noise, solver_coefficients
 from fairdiff.errors import FairDiffError, blame
 from fairdiff.files import read_given
 from fairdiff.objective.balance import Balance
@@ -119,7 +119,7 @@ def build_model(config: Config) -> DiffusionModel:
     model = load_model(path, config.model.padding, config.model.device)
     options = config.sampler
     try:
-        solver = make_solver(options.scheduler, model.scheduler.config, options.final_sigmas, options.spacing)
+        solver = solver_of(model, options.scheduler, options.final_sigmas, options.spacing)
         for steps in {*options.train_steps, options.audit_steps}:
             solver_coefficients(solver, steps)
     except FairDiffError as error:

@@ -60,7 +60,7 @@ def warnings(plan: Plan, model: DiffusionModel, prefix: str) -> list[str]:
         lines.append(f"{line}; in English templates {{a}} {{}} sets a or an")
     texts = list(dict.fromkeys(prompt.text for prompt in [*plan.train, *plan.audit]))
     if cut := model.overlong(prefix, texts):
-        most = model.tokenizer.model_max_length
+        most = model.most_tokens
         lines.append(
             f"warning: the end of {len(cut)} prompts lies beyond the {most} tokens that are read, as of {cut[0]!r}"
         )

@@ -11,6 +11,7 @@ from fairdiff.errors import FairDiffError
 @dataclass
 class AdapterConfig:
     """soft_tokens use `tokens` and `initial_text`, the words they start from; lora uses `parts` and `rank` (alpha = rank).
+    parts: text_encoder, unet or both; text_encoder: every CLIP of the model; unet: or the transformer in its place.
 
     learning_rate: the rate of AdamW at the start of `optimizer.schedule`.
     path: a saved adapter to start from, or to audit. scale: how much of what it learnt is applied; 0 none (soft tokens:

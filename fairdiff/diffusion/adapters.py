@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import StableDiffusionPipeline
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
@@ -25,11 +25,18 @@ from fairdiff.diffusion.adapter_files import (
     read_tensors,
     save_lora,
 )
+from fairdiff.diffusion.folder import FAMILIES
 from fairdiff.diffusion.load import DiffusionModel
 from fairdiff.diffusion.sampling import initial_noise
 from fairdiff.errors import FairDiffError
 
-MODULES = {"text_encoder": ["text_encoder", "text_encoder_2"], "unet": ["unet"]}  # of each of `adapter.parts`
+
+def modules_of(model: DiffusionModel, part: str) -> dict[str, nn.Module]:
+    """The modules of one of `adapter.parts` under their names in files. T5 is none: pipelines load no LoRA of it."""
+    if part == "unet":
+        return {"transformer" if model.t5 else "unet": model.unet}
+    named = {"text_encoder": model.text_encoder, "text_encoder_2": model.text_encoder_2}
+    return {name: module for name, module in named.items() if module is not None}
 
 
 class SoftTokenEmbedding(nn.Module):
@@ -60,8 +67,8 @@ class SoftTokens:
     kind = "soft_tokens"
 
     def __init__(self, model: DiffusionModel, tokens: int, initial_text: str):
-        if model.text_encoder_2:  # which takes the token of highest id for the end of the text that it pools there
-            raise FairDiffError("adapter.type: found soft_tokens, allowed with Stable Diffusion XL: lora")
+        if model.kind is not StableDiffusionPipeline:  # several tokenizers, and texts that are pooled at the highest id
+            raise FairDiffError(f"adapter.type: found soft_tokens, allowed with {FAMILIES[model.kind]}: lora")
         self.tokenizer, self.count = model.tokenizer, tokens
         self.names = [TOKEN] + [f"{TOKEN}_{i}" for i in range(1, tokens)]
         base = model.text_encoder.get_input_embeddings()
@@ -134,7 +141,7 @@ class SoftTokens:
 class Lora:
     """LoRA of one rank on attention and feed-forward layers of the text encoder, the U-Net or both; scale alpha/rank.
 
-    The text encoder of Stable Diffusion XL is two.
+    The text encoder of Stable Diffusion XL and 3 is two, T5 not counted. A transformer stands in the U-Net's place.
     """
 
     kind = "lora"
@@ -142,9 +149,8 @@ class Lora:
     origin: list[Tensor] | None = None  # a new one changes nothing, see `at_origin`
 
     def __init__(self, model: DiffusionModel, parts: list[str], rank: int, alpha: float, generator: torch.Generator):
-        names = [name for part in parts for name in MODULES[part]]
-        self.modules = {name: module for name in names if (module := getattr(model, name)) is not None}
-        self.pipeline = StableDiffusionXLPipeline if model.text_encoder_2 else StableDiffusionPipeline
+        self.modules = {name: module for part in parts for name, module in modules_of(model, part).items()}
+        self.pipeline = model.kind
         self.rank, self.alpha = rank, alpha
         for name, module in self.modules.items():
             config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=layers_of(name), init_lora_weights="gaussian")

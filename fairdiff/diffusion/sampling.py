@@ -4,22 +4,26 @@ Shapes: B images, T sampler steps, latents_BCHW, cond_1LD (one prompt) or cond_B
 Source of the factorised form: z_0 is linear in the predictions y_t once the U-Net's inputs are detached (adjusted
 direct fine-tuning, Shen et al., ICLR 2024, section 4.3), z_0 = a z_T + sum_t c_t y_t, hence
 dL/dtheta = sum_t w_t J_theta(y_t; sg(z_t))^T g with g = dL/dz_0.
-y_t is what the model predicts: the noise eps, or the velocity v of eps = alpha_t v + sigma_t z_t (Salimans and Ho 2022,
-arXiv 2202.00512), alpha_t^2 = abar_t, sigma_t^2 = 1 - abar_t.
+y_t is what the model predicts: the noise eps; the velocity v of eps = alpha_t v + sigma_t z_t (Salimans and Ho 2022,
+arXiv 2202.00512), alpha_t^2 = abar_t, sigma_t^2 = 1 - abar_t; or the velocity v = eps - x of a flow z = (1 - sigma) x +
+sigma eps (Liu et al. 2022, arXiv 2209.03003), eps = z + (1 - sigma) v.
 """
 
 import copy
 import hashlib
 import inspect
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
     LCMScheduler,
     UniPCMultistepScheduler,
 )
@@ -73,7 +77,9 @@ SOLVERS = {
     "unipc": UniPCMultistepScheduler,
     "euler_ancestral": EulerAncestralDiscreteScheduler,
     "lcm": LCMScheduler,
+    "flow_euler": FlowMatchEulerDiscreteScheduler,
 }
+FLOW = FlowMatchEulerDiscreteScheduler
 NOISY = (EulerAncestralDiscreteScheduler, LCMScheduler)  # they add noise after a step
 
 
@@ -81,12 +87,20 @@ PREDICTIONS = ("epsilon", "v_prediction")
 NOISIEST = (1, 1000)  # noise over image at the last time step: 14.6 of Stable Diffusion, 157 of DDPM's linear betas
 
 
-def make_solver(kind: str, config: dict, final_sigmas: str, spacing: str):
+def make_solver(kind: str, config: dict, final_sigmas: str, spacing: str, tokens: int = 0):
     """A linear solver on a model's own noise schedule.
 
     final_sigmas: "zero" or "sigma_min" (dpm, unipc). spacing: "linspace", "leading" or "trailing"; folders say one or the
-    other, by which version of diffusers wrote them, and images differ. FairDiffError for a schedule that is none.
+    other, by which version of diffusers wrote them, and images differ. tokens: `denoise.image_tokens` of a flow model.
+    FairDiffError for a schedule that is none.
     """
+    flow = "beta_schedule" not in config
+    if flow != (SOLVERS[kind] is FLOW):
+        allowed = "flow_euler" if flow else ", ".join(name for name, solver in SOLVERS.items() if solver is not FLOW)
+        what = "a flow-matching model" if flow else "a model of noise or its velocity"
+        raise FairDiffError(f"sampler.scheduler: found {kind}, allowed with {what}: {allowed}")
+    if flow:
+        return _flow_solver(config, spacing, tokens)
     extra = {"timestep_spacing": spacing}
     extra |= {"final_sigmas_type": final_sigmas} if kind in ("dpm", "unipc") else {}
     if kind == "dpm":
@@ -107,6 +121,22 @@ def make_solver(kind: str, config: dict, final_sigmas: str, spacing: str):
     return solver
 
 
+def _flow_solver(config: dict, spacing: str, tokens: int) -> FLOW:
+    """Euler on a flow's own schedule. What `_set_timesteps` needs beside it stands in its configuration too.
+
+    linspace: from the schedule's first noise level to its last, as Stable Diffusion 3's pipeline. trailing: T levels
+    1, (T - 1) / T, ..., 1 / T, as FLUX's pipeline; both before the schedule's shift.
+    """
+    if spacing not in ("linspace", "trailing"):
+        raise FairDiffError(f"sampler.spacing: found {spacing}, allowed with flow_euler: linspace, trailing")
+    try:
+        solver = FLOW.from_config({**config, "timestep_spacing": spacing, "image_tokens": tokens})
+    except Exception as error:
+        raise FairDiffError(f"scheduler {FLOW.__name__}: {_first_words(error)}") from error
+    require_linear(solver)
+    return solver
+
+
 def require_linear(scheduler) -> None:
     """Refuse solvers whose z_0 is not a linear function of the predictions (clipping, thresholding).
 
@@ -118,6 +148,11 @@ def require_linear(scheduler) -> None:
         raise FairDiffError(f"scheduler {name}: allowed: {', '.join(s.__name__ for s in SOLVERS.values())}")
     own = inspect.signature(type(scheduler).__init__).parameters
     config = {key: value for key, value in scheduler.config.items() if key in own}
+    for key in ("stochastic_sampling", "invert_sigmas"):
+        if config.get(key):
+            raise FairDiffError(f"scheduler {name}: {key} is on, allowed: false in the model's scheduler_config.json")
+    if type(scheduler) is FLOW:
+        return
     if config["prediction_type"] not in PREDICTIONS:
         allowed = ", ".join(PREDICTIONS)
         raise FairDiffError(f"scheduler {name}: prediction_type is {config['prediction_type']}, allowed: {allowed}")
@@ -135,7 +170,12 @@ def require_linear(scheduler) -> None:
 
 def _timesteps(scheduler, steps: int, device) -> Tensor:
     try:
-        scheduler.set_timesteps(steps, device=device)
+        if isinstance(scheduler, FLOW):
+            trailing = scheduler.config["timestep_spacing"] == "trailing"
+            sigmas = np.linspace(1, 1 / steps, steps) if trailing else None
+            scheduler.set_timesteps(steps, device=device, sigmas=sigmas, mu=_mu(scheduler.config))
+        else:
+            scheduler.set_timesteps(steps, device=device)
     except Exception as error:  # of a schedule of fewer steps, or with options that ask for more than a number of steps
         raise FairDiffError(
             f"scheduler {type(scheduler).__name__}: cannot take {steps} steps: {_first_words(error)}"
@@ -143,6 +183,18 @@ def _timesteps(scheduler, steps: int, device) -> Tensor:
     if len(scheduler.timesteps) != steps:
         raise FairDiffError(f"scheduler {type(scheduler).__name__}: takes {len(scheduler.timesteps)} steps for {steps}")
     return scheduler.timesteps.clone()
+
+
+def _mu(config: dict) -> float | None:
+    """mu of a schedule whose shift is linear in the number of image tokens, None of one with a fixed shift.
+
+    Source: Esser et al. 2024 (arXiv 2403.03206), section 5.3.2, as diffusers' pipeline of FLUX takes it.
+    """
+    if not config["use_dynamic_shifting"]:
+        return None
+    fewest, most = config["base_image_seq_len"], config["max_image_seq_len"]
+    slope = (config["max_shift"] - config["base_shift"]) / (most - fewest)
+    return config["base_shift"] + slope * (config["image_tokens"] - fewest)
 
 
 def _first_words(error: Exception) -> str:
@@ -167,11 +219,11 @@ def sample(unet, scheduler, guidance: Guidance, noise: Tensor, steps: int, graph
     """Sample z_0 from noise [B, C, H, W] in T = steps solver steps, keeping every U-Net input."""
     scheduler = copy.deepcopy(scheduler)
     timesteps = _timesteps(scheduler, steps, noise.device)
-    latent, inputs = noise * scheduler.init_noise_sigma, []  # of these timesteps: Euler's depends on them
-    added = _added_noise(scheduler, noise)
+    flow, inputs, added = isinstance(scheduler, FLOW), [], _added_noise(scheduler, noise)
+    latent = noise if flow else noise * scheduler.init_noise_sigma  # of these timesteps: Euler's depends on them
     for i, t in enumerate(timesteps):
         with torch.set_grad_enabled(graph is not None and i >= steps - (graph.last or steps)):
-            model_input = scheduler.scale_model_input(latent, t)
+            model_input = latent if flow else scheduler.scale_model_input(latent, t)
             inputs.append(model_input.detach())
             if graph is None:
                 predicted = predict(unet, model_input, t, guidance)
@@ -209,7 +261,8 @@ def solver_coefficients(scheduler, steps: int) -> Tensor:
         latent = torch.zeros(1, 1, 1, 1)
         added = _added_noise(scheduler, latent)  # not from the global stream
         for y, t in zip(predicted, timesteps, strict=True):
-            scheduler.scale_model_input(latent, t)  # euler warns without; its inputs do not matter here
+            if not isinstance(scheduler, FLOW):
+                scheduler.scale_model_input(latent, t)  # euler warns without; its inputs do not matter here
             latent = scheduler.step(y, t, latent, **added).prev_sample
         coefficients = torch.stack([g.reshape(()) for g in torch.autograd.grad(latent, predicted)])
     if not coefficients.isfinite().all():
@@ -223,10 +276,12 @@ def gradient_weights(mode: str, scheduler, steps: int) -> Tensor:
     unit: mean(c) at every step (A_t = 1 of the paper, with the sign of the solver); solver: c_t (B_t = I only);
     reference: c_t k_t with k_t proportional to sqrt(abar_t) sqrt(1 - abar_t) / beta_t, geometric mean 1 (released code).
     unit and reference weigh the gradient of the *noise*, with the c of a model that predicts it. Of one that predicts
-    velocity that gradient is alpha_t times its own, since its inputs are detached.
+    velocity that gradient is alpha_t times its own, since its inputs are detached. Of a flow see `_flow_weights`.
     """
     if mode == "solver":
         return solver_coefficients(scheduler, steps)
+    if isinstance(scheduler, FLOW):
+        return _flow_weights(mode, scheduler, steps)
     of_noise = type(scheduler).from_config(scheduler.config, prediction_type="epsilon")
     c = solver_coefficients(of_noise, steps)
     times = _timesteps(copy.deepcopy(scheduler), steps, "cpu").long()
@@ -238,6 +293,29 @@ def gradient_weights(mode: str, scheduler, steps: int) -> Tensor:
         k = (abar * (1 - abar)).sqrt() / beta
         return c * k / k.log().mean().exp() * noise_by_prediction
     raise ValueError(f"gradient.type: found {mode}, allowed: unit, reference, solver")
+
+
+def _flow_weights(mode: str, scheduler, steps: int) -> Tensor:
+    """w_t [T] of a flow's velocity, whose coefficient is the step itself: c_t = sigma_{t+1} - sigma_t, their sum -1.
+
+    unit: mean(c). Of the noise eps = z + (1 - sigma) v the gradient is (1 - sigma) times the velocity's, and its c is
+    c_t / (1 - sigma_t): infinite at sigma = 1, where z is the noise whatever is predicted. So the velocity weighs the same at
+    every step.
+    reference: the released code's k_t is the inverse of how fast the noise level changes over the training time, of
+    sigma(t) = sqrt((1 - abar) / abar) there. A flow's is sigma(u) = s u / (1 + (s - 1) u) with shift s, so k_t is
+    proportional to 1 / sigma'(u) = s / (s - (s - 1) sigma)^2, geometric mean 1.
+    """
+    c = solver_coefficients(scheduler, steps)
+    if mode == "unit":
+        return c.mean().expand(steps)
+    if mode != "reference":
+        raise ValueError(f"gradient.type: found {mode}, allowed: unit, reference, solver")
+    config, mu = scheduler.config, _mu(scheduler.config)
+    exponential = config["time_shift_type"] == "exponential"
+    shift = config["shift"] if mu is None else math.exp(mu) if exponential else mu
+    sigma = _timesteps(copy.deepcopy(scheduler), steps, "cpu") / config["num_train_timesteps"]
+    k = 1 / (shift - (shift - 1) * sigma) ** 2
+    return c * k / k.log().mean().exp()
 
 
 def choose_steps(batch: int, steps: int, evaluations: int | None, generator: torch.Generator) -> Tensor:
