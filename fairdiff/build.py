@@ -21,7 +21,8 @@ from fairdiff.config import Config, JudgeConfig
 from fairdiff.diffusion.adapters import Adapter, Lora, SoftTokens, changes_images
 from fairdiff.diffusion.denoise import guided
 from fairdiff.diffusion.load import DiffusionModel, check_device, fast_dtype, load_model, solver_of
-from fairdiff.diffusion.sampling import initial_noise, solver_coefficients
+from fairdiff.diffusion.sampling import initial_noise
+from fairdiff.diffusion.solvers import solver_coefficients
 from fairdiff.errors import FairDiffError, blame
 from fairdiff.files import read_given
 from fairdiff.objective.balance import Balance

@@ -8,7 +8,7 @@ from fairdiff.build import adapter_options, compared_images, read_about
 from fairdiff.build_audit import Audit
 from fairdiff.config import Config
 from fairdiff.diffusion.load import DiffusionModel
-from fairdiff.diffusion.sampling import SOLVERS
+from fairdiff.diffusion.solvers import SOLVERS
 from fairdiff.files import flat
 from fairdiff.plan import Plan
 from fairdiff.prompts import wrong_article

@@ -24,7 +24,8 @@ from fairdiff import build
 from fairdiff.diffusion.adapters import Lora
 from fairdiff.diffusion.denoise import call_unet, image_tokens, with_row
 from fairdiff.diffusion.load import load_model
-from fairdiff.diffusion.sampling import gradient_weights, initial_noise, make_solver, solver_coefficients
+from fairdiff.diffusion.sampling import initial_noise
+from fairdiff.diffusion.solvers import gradient_weights, make_solver, solver_coefficients
 from fairdiff.errors import FairDiffError
 from fairdiff.training.step import Batch, training_step
 

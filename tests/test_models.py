@@ -19,7 +19,8 @@ from transformers import CLIPTokenizer
 
 from fairdiff import build
 from fairdiff.diffusion.load import load_model
-from fairdiff.diffusion.sampling import initial_noise, make_solver, solver_coefficients
+from fairdiff.diffusion.sampling import initial_noise
+from fairdiff.diffusion.solvers import make_solver, solver_coefficients
 from fairdiff.errors import FairDiffError
 
 PROMPT = "a photo of the face of a nurse"

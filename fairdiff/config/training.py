@@ -82,7 +82,7 @@ class PromptsConfig:
 
 @dataclass
 class GradientConfig:
-    """type: the weight of each sampler step's gradient, see `diffusion.sampling.gradient_weights`.
+    """type: the weight of each sampler step's gradient, see `diffusion.solvers.gradient_weights`.
 
     unit: the paper's, the same for every step; reference: the published code's; solver: the solver's own.
     evaluations: replayed sampler steps K of T for each image, null for all.

@@ -217,7 +217,8 @@ def _unlike_flow(pipeline: Pipeline) -> str:
     if net.joint_attention_dim != t5:
         return f"its transformer reads texts of width {net.joint_attention_dim}, its T5 writes {t5}"
     if net.pooled_projection_dim != pooled:
-        return f"its transformer reads pooled texts of width {net.pooled_projection_dim}, its text encoders write {pooled}"
+        reads = net.pooled_projection_dim
+        return f"its transformer reads pooled texts of width {reads}, its text encoders write {pooled}"
     if not flux and sum(c.config.hidden_size for c in clips) > t5:
         return "its CLIP text encoders together are wider than its T5"
     if pooled > t5:

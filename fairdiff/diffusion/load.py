@@ -13,7 +13,8 @@ from classifiers.hub import architecture
 from fairdiff import fingerprint
 from fairdiff.diffusion.denoise import Guidance, guided, image_tokens, pooled_width, reads_scale, with_pooled, with_row
 from fairdiff.diffusion.folder import FAMILIES, read_pipeline
-from fairdiff.diffusion.sampling import Generate, Trajectory, make_solver, sample
+from fairdiff.diffusion.sampling import Generate, Trajectory, sample
+from fairdiff.diffusion.solvers import make_solver
 from fairdiff.errors import FairDiffError
 
 T5_TOKENS = {StableDiffusion3Pipeline: 256, FluxPipeline: 512}  # which these pipelines read
