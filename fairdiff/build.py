@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
+from diffusers import FluxPipeline
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -24,8 +25,9 @@ from fairdiff.diffusion.adapter_files import LORA_FILE, SOFT_TOKENS_FILE, read_a
 from fairdiff.diffusion.adapters import Adapter, Lora, SoftTokens, changes_images
 from fairdiff.diffusion.denoise import guided
 from fairdiff.diffusion.imports import FILES, file_of, import_lora, import_soft_tokens
-from fairdiff.diffusion.load import DiffusionModel, check_device, fast_dtype, load_model
-from fairdiff.diffusion.sampling import initial_noise, make_solver, solver_coefficients
+from fairdiff.diffusion.load import DiffusionModel, check_device, fast_dtype, load_model, solver_of
+from fairdiff.diffusion.sampling import initial_noise
+from fairdiff.diffusion.solvers import solver_coefficients
 from fairdiff.distributed import ALONE, World
 from fairdiff.errors import FairDiffError, blame
 from fairdiff.objective.balance import Balance
@@ -159,8 +161,9 @@ def build_model(config: Config) -> DiffusionModel:
     path = model_path(config)
     model = load_model(path, config.model.padding, config.model.device)
     options = config.sampler
+    model.size = image_size(options, model)
     try:
-        solver = make_solver(options.scheduler, model.scheduler.config, options.final_sigmas, options.spacing)
+        solver = solver_of(model, options.scheduler, options.final_sigmas, options.spacing)
         for steps in {*options.train_steps, options.audit_steps}:
             solver_coefficients(solver, steps)
     except FairDiffError as error:
@@ -172,7 +175,6 @@ def build_model(config: Config) -> DiffusionModel:
             f"(sampler.guidance={options.guidance:g}); allowed here: ''"
         )
     model.scheduler = solver
-    model.size = image_size(config.sampler, model)
     model.clip_skip = clip_skip(config.model.clip_skip, model)
     model.decode_batch = config.micro_batch
     model.negative = config.prompts.negative
@@ -186,10 +188,10 @@ def image_size(options: SamplerConfig, model: DiffusionModel) -> tuple[int, int]
     """Requested (height, width) in pixels, None where they are the model's own."""
     own = model.image_size
     for key, pixels in (("height", options.height), ("width", options.width)):
-        if pixels and pixels % model.pixels:
-            near = max(round(pixels / model.pixels), 1) * model.pixels
+        if pixels and pixels % model.multiple:
+            near = max(round(pixels / model.multiple), 1) * model.multiple
             raise FairDiffError(
-                f"sampler.{key}: found {pixels}, allowed with this model: multiples of {model.pixels}, such as {near}"
+                f"sampler.{key}: found {pixels}, allowed with this model: multiples of {model.multiple}, such as {near}"
             )
     size = options.height or own[0], options.width or own[1]
     return None if size == own else size
@@ -197,8 +199,10 @@ def image_size(options: SamplerConfig, model: DiffusionModel) -> tuple[int, int]
 
 def clip_skip(skip: int | None, model: DiffusionModel) -> int:
     """How many layers prompts leave out; one at least must be left."""
-    layers = min(encoder.config.num_hidden_layers for encoder in model.text_encoders)
-    most = layers - len(model.text_encoders)  # Stable Diffusion XL leaves one out anyway
+    if skip and model.kind is FluxPipeline:
+        raise FairDiffError(f"model.clip_skip: found {skip}, allowed with FLUX, which reads no words of CLIP: null")
+    clips = [encoder for encoder in model.text_encoders if encoder is not model.t5]
+    most = min(clip.config.num_hidden_layers for clip in clips) - len(clips)  # two leave one layer out anyway
     if skip and skip > most:
         raise FairDiffError(f"model.clip_skip: found {skip}, allowed with this model: 1 to {most}, or null")
     return skip or 0

@@ -9,7 +9,7 @@ from fairdiff.build_audit import Audit
 from fairdiff.config import Config
 from fairdiff.diffusion.adapter_files import read_about
 from fairdiff.diffusion.load import DiffusionModel
-from fairdiff.diffusion.sampling import SOLVERS
+from fairdiff.diffusion.solvers import SOLVERS
 from fairdiff.files import flat
 from fairdiff.plan import Plan
 from fairdiff.prompts import wrong_article
@@ -63,7 +63,7 @@ def warnings(plan: Plan, model: DiffusionModel, prefix: str) -> list[str]:
         lines.append(f"{line}; in English templates {{a}} {{}} sets a or an")
     texts = list(dict.fromkeys(prompt.text for prompt in [*plan.train, *plan.audit]))
     if cut := model.overlong(prefix, texts):
-        most = model.tokenizer.model_max_length
+        most = model.most_tokens
         lines.append(
             f"warning: the end of {len(cut)} prompts lies beyond the {most} tokens that are read, as of {cut[0]!r}"
         )

@@ -22,7 +22,8 @@ from fairdiff import build
 from fairdiff.diffusion.adapters import Lora
 from fairdiff.diffusion.denoise import call_unet
 from fairdiff.diffusion.load import load_model
-from fairdiff.diffusion.sampling import initial_noise, sample, solver_coefficients, step_generators
+from fairdiff.diffusion.sampling import initial_noise, sample
+from fairdiff.diffusion.solvers import solver_coefficients, step_generators
 from fairdiff.errors import FairDiffError
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}

@@ -18,7 +18,8 @@ from fairdiff.diffusion.adapter_files import LORA_FILE
 from fairdiff.diffusion.catalogue import catalogue
 from fairdiff.diffusion.load import load_model
 from fairdiff.diffusion.plain import generator
-from fairdiff.diffusion.sampling import initial_noise, make_solver
+from fairdiff.diffusion.sampling import initial_noise
+from fairdiff.diffusion.solvers import make_solver
 from fairdiff.errors import FairDiffError
 from fairdiff.files import write_json
 from fairdiff.jobs import train_command

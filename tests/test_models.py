@@ -27,7 +27,8 @@ from transformers import CLIPTokenizer
 
 from fairdiff import build
 from fairdiff.diffusion.load import load_model
-from fairdiff.diffusion.sampling import initial_noise, make_solver, solver_coefficients
+from fairdiff.diffusion.sampling import initial_noise
+from fairdiff.diffusion.solvers import make_solver, solver_coefficients
 from fairdiff.errors import FairDiffError
 
 PROMPT = "a photo of the face of a nurse"
@@ -177,7 +178,7 @@ def test_a_size_written_twice_is_the_size(tiny_folder, tmp_path):
 @pytest.mark.parametrize("size", [[4, 8], [4], 0, "4", None, 4.5])
 def test_a_size_of_no_square_is_refused(size, tiny_folder, tmp_path, caplog):
     folder = with_json(tiny_folder, tmp_path / "model", "unet/config.json", sample_size=size)
-    refused(folder, "its U-Net's sample_size is .*, which is no square's", caplog)
+    refused(folder, "the sample_size of its latents is .*, which is no square's", caplog)
 
 
 @pytest.mark.parametrize("factor", [0, -1, float("inf"), float("nan"), "1"])

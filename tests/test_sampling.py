@@ -16,17 +16,8 @@ from diffusers.utils import logging as diffusers_logging
 
 from fairdiff.diffusion.adapters import Lora, SoftTokens
 from fairdiff.diffusion.denoise import Guidance
-from fairdiff.diffusion.sampling import (
-    Graph,
-    Upstream,
-    choose_steps,
-    gradient_weights,
-    initial_noise,
-    make_solver,
-    replay,
-    sample,
-    solver_coefficients,
-)
+from fairdiff.diffusion.sampling import Graph, Upstream, choose_steps, initial_noise, replay, sample
+from fairdiff.diffusion.solvers import gradient_weights, make_solver, solver_coefficients
 from fairdiff.errors import FairDiffError
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from fairdiff.diffusion.load import load_model
-from fairdiff.diffusion.sampling import initial_noise, make_solver
+from fairdiff.diffusion.sampling import initial_noise
 from fairdiff.diffusion.single_file import (
     _below,
     clip_tokenizer,
@@ -27,6 +27,7 @@ from fairdiff.diffusion.single_file import (
     unet_config,
     vae_config,
 )
+from fairdiff.diffusion.solvers import make_solver
 from fairdiff.errors import FairDiffError
 from fairdiff.portraits import weights
 

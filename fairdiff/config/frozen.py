@@ -8,6 +8,7 @@ from omegaconf import MISSING
 from fairdiff.config.laws import between, one_of, positive, text
 from fairdiff.errors import FairDiffError
 
+SOLVERS = ["dpm", "ddim", "euler", "unipc", "euler_ancestral", "lcm", "flow_euler"]
 MOST_STEPS = 999  # of a noise schedule of 1,000: with all of them multistep solvers divide by zero
 
 
@@ -42,13 +43,14 @@ class ModelConfig:
 class SamplerConfig:
     """T is uniform on {train_steps[0] .. train_steps[1]} in training and audit_steps in the audit.
 
-    scheduler: dpm (DPM-Solver++), ddim, euler or unipc, or with noise added between steps euler_ancestral or lcm, all on the
-    model's own noise schedule. guidance: the scale of classifier-free guidance, 1 or less for none, as diffusers' pipelines
-    take it; a model distilled from a guided one reads it instead.
+    scheduler: dpm (DPM-Solver++), ddim, euler or unipc, or with noise added between steps euler_ancestral or lcm;
+    flow_euler of flow-matching models. All are on the model's own noise schedule.
+    guidance: the scale of classifier-free guidance, 1 or less for none, as diffusers' pipelines take it; a model distilled
+    from a guided one reads it instead.
     final_sigmas: where dpm and unipc end, "zero" or "sigma_min"; others end where they do.
     spacing: how T steps are spread over the schedule, "linspace", "leading" or "trailing", whatever the model's folder says;
-    lcm has its own.
-    height, width: of the images in pixels, multiples of the VAE's factor (8); null for the model's own.
+    lcm has its own, flow_euler no "leading".
+    height, width: of the images in pixels, multiples of the VAE's factor (8, or 16 of flow models); null for the model's own.
     """
 
     scheduler: str = MISSING
@@ -61,7 +63,7 @@ class SamplerConfig:
     width: int | None = None
 
     def __post_init__(self):
-        one_of("sampler.scheduler", self.scheduler, ["dpm", "ddim", "euler", "unipc", "euler_ancestral", "lcm"])
+        one_of("sampler.scheduler", self.scheduler, SOLVERS)
         one_of("sampler.final_sigmas", self.final_sigmas, ["zero", "sigma_min"])
         one_of("sampler.spacing", self.spacing, ["linspace", "leading", "trailing"])
         between("sampler.audit_steps", self.audit_steps, 1, MOST_STEPS)

@@ -12,6 +12,7 @@ from fairdiff.errors import FairDiffError
 @dataclass
 class AdapterConfig:
     """soft_tokens use `tokens` and `initial_text`, the words they start from; lora uses `parts` and `rank` (alpha = rank).
+    parts: text_encoder, unet or both; text_encoder: every CLIP of the model; unet: or the transformer in its place.
 
     learning_rate: the rate of AdamW at the start of `optimizer.schedule`.
     path: what to start from, or to audit: the folder of a saved adapter of these settings, or a file of any tool, which is
@@ -106,7 +107,7 @@ class PromptsConfig:
 
 @dataclass
 class GradientConfig:
-    """type: the weight of each sampler step's gradient, see `diffusion.sampling.gradient_weights`.
+    """type: the weight of each sampler step's gradient, see `diffusion.solvers.gradient_weights`.
 
     unit: the paper's, the same for every step; reference: the published code's; solver: the solver's own.
     evaluations: replayed sampler steps K of T for each image, null for all.

@@ -1,6 +1,6 @@
 """The generator: a Stable Diffusion model, its sampler with a gradient, and what is trained in it.
 
-    folder, single_file -> load -> denoise -> sampling (and replay) -> adapters -> released
+    folder, single_file -> load -> denoise -> solvers -> sampling (and replay) -> adapters -> released
     lora_files, textual_inversion -> imports;  ldm -> export     files of other tools
 
 Knows prompts, noise and latents, and nothing of faces, targets or configuration.

@@ -15,13 +15,14 @@ SOFT_TOKENS_FILE = "soft_tokens.safetensors"
 LORA_FILE = "pytorch_lora_weights.safetensors"
 TEXT_LAYERS = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]  # section 5 of the paper
 UNET_LAYERS = ["to_q", "to_k", "to_v", "to_out.0"]
+TRANSFORMER_LAYERS = [*UNET_LAYERS, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]  # of images, and of texts
 TEXT_ROOT = "text_model."  # in files; transformers 5 dropped it from the names inside Stable Diffusion's text encoder
 UNLIKE = ("rank_pattern", "alpha_pattern", "use_rslora")  # what peft writes of a LoRA whose layers are scaled otherwise
 
 
 def layers_of(part: str) -> list[str]:
     """The ends of the names of the layers that LoRA is on."""
-    return UNET_LAYERS if part == "unet" else TEXT_LAYERS
+    return {"unet": UNET_LAYERS, "transformer": TRANSFORMER_LAYERS}.get(part, TEXT_LAYERS)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -97,7 +98,7 @@ def save_lora(
     """
     given: dict[str, dict] = {}
     for part, factors in state.items():
-        root = "" if part == "unet" else TEXT_ROOT
+        root = TEXT_ROOT if part.startswith("text_encoder") else ""
         given[f"{part}_lora_layers"] = {root + key.removeprefix(root): value for key, value in factors.items()}
         given[f"{part}_lora_adapter_metadata"] = settings[part]
     pipeline.save_lora_weights(folder, weight_name=name, **given)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import StableDiffusionPipeline
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
@@ -26,12 +26,19 @@ from fairdiff.diffusion.adapter_files import (
     save_lora,
     uniform,
 )
+from fairdiff.diffusion.folder import FAMILIES
 from fairdiff.diffusion.load import DiffusionModel
 from fairdiff.diffusion.lora_files import Layers, settings_of
 from fairdiff.diffusion.sampling import initial_noise
 from fairdiff.errors import FairDiffError
 
-MODULES = {"text_encoder": ["text_encoder", "text_encoder_2"], "unet": ["unet"]}  # of each of `adapter.parts`
+
+def modules_of(model: DiffusionModel, part: str) -> dict[str, nn.Module]:
+    """The modules of one of `adapter.parts` under their names in files. T5 is none: pipelines load no LoRA of it."""
+    if part == "unet":
+        return {"transformer" if model.t5 else "unet": model.unet}
+    named = {"text_encoder": model.text_encoder, "text_encoder_2": model.text_encoder_2}
+    return {name: module for name, module in named.items() if module is not None}
 
 
 class SoftTokenEmbedding(nn.Module):
@@ -62,8 +69,8 @@ class SoftTokens:
     kind = "soft_tokens"
 
     def __init__(self, model: DiffusionModel, tokens: int, initial_text: str):
-        if model.text_encoder_2:  # which takes the token of highest id for the end of the text that it pools there
-            raise FairDiffError("adapter.type: found soft_tokens, allowed with Stable Diffusion XL: lora")
+        if model.kind is not StableDiffusionPipeline:  # several tokenizers, and texts that are pooled at the highest id
+            raise FairDiffError(f"adapter.type: found soft_tokens, allowed with {FAMILIES[model.kind]}: lora")
         self.tokenizer, self.count = model.tokenizer, tokens
         self.names = [TOKEN] + [f"{TOKEN}_{i}" for i in range(1, tokens)]
         base = model.text_encoder.get_input_embeddings()
@@ -138,7 +145,7 @@ class Lora:
     """LoRA on attention and feed-forward layers of the text encoder, the U-Net or both, of one rank and scale alpha/rank;
     or `of_files`, on the layers that files are of.
 
-    The text encoder of Stable Diffusion XL is two.
+    The text encoder of Stable Diffusion XL and 3 is two, T5 not counted. A transformer stands in the U-Net's place.
     """
 
     kind = "lora"
@@ -146,7 +153,7 @@ class Lora:
     origin: list[Tensor] | None = None  # a new one changes nothing, see `at_origin`
 
     def __init__(self, model: DiffusionModel, parts: list[str], rank: int, alpha: float, generator: torch.Generator):
-        names = [name for part in parts for name in MODULES[part] if getattr(model, name) is not None]
+        names = [name for part in parts for name in modules_of(model, part)]
         self._hang(model, {name: uniform(name, rank, alpha) for name in names})
         for parameter in self.parameters():
             if parameter.any():  # peft drew the down-projection from the global stream: draw it from ours
@@ -169,8 +176,9 @@ class Lora:
     def _hang(self, model: DiffusionModel, settings: dict[str, dict]) -> None:
         """Put LoRA of these settings, peft's LoraConfig of each module, on a model."""
         self.settings = settings
-        self.modules = {name: getattr(model, name) for name in settings}
-        self.pipeline = StableDiffusionXLPipeline if model.text_encoder_2 else StableDiffusionPipeline
+        named = modules_of(model, "text_encoder") | modules_of(model, "unet")
+        self.modules = {name: named[name] for name in settings}
+        self.pipeline = model.kind
         for name, module in self.modules.items():
             config = LoraConfig(**settings[name], init_lora_weights="gaussian")
             inject_adapter_in_model(config, module)  # not through transformers, which wants a peft of its own choice

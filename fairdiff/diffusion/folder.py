@@ -1,4 +1,4 @@
-"""A diffusers folder or hub id of Stable Diffusion 1.x's or XL's kind: read whole, or refused by name.
+"""A diffusers folder or hub id of Stable Diffusion 1.x's, XL's or 3's kind or of FLUX's: read whole, or refused by name.
 
 The libraries fill what a file lacks with random numbers and drop what they do not know, with a warning. Here neither is
 a model.
@@ -17,24 +17,60 @@ import transformers
 from diffusers import (
     AutoencoderKL,
     DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
 from torch import nn
-from transformers import CLIPTextModel, CLIPTextModelWithProjection
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, T5EncoderModel
 
 from fairdiff.diffusion.denoise import pooled_width
 from fairdiff.errors import FairDiffError
 
-Pipeline = StableDiffusionPipeline | StableDiffusionXLPipeline
-CLASSES = {
-    "text_encoder": CLIPTextModel,
-    "text_encoder_2": CLIPTextModelWithProjection,
-    "unet": UNet2DConditionModel,
-    "vae": AutoencoderKL,
+Pipeline = StableDiffusionPipeline | StableDiffusionXLPipeline | StableDiffusion3Pipeline | FluxPipeline
+FAMILIES = {
+    StableDiffusionPipeline: "Stable Diffusion",
+    StableDiffusionXLPipeline: "Stable Diffusion XL",
+    StableDiffusion3Pipeline: "Stable Diffusion 3",
+    FluxPipeline: "FLUX",
 }
-PLAIN = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+CLASSES: dict[type, dict[str, type[nn.Module]]] = {
+    StableDiffusionPipeline: {
+        "text_encoder": CLIPTextModel,
+        "unet": UNet2DConditionModel,
+        "vae": AutoencoderKL,
+    },
+    StableDiffusionXLPipeline: {
+        "text_encoder": CLIPTextModel,
+        "text_encoder_2": CLIPTextModelWithProjection,
+        "unet": UNet2DConditionModel,
+        "vae": AutoencoderKL,
+    },
+    StableDiffusion3Pipeline: {
+        "text_encoder": CLIPTextModelWithProjection,
+        "text_encoder_2": CLIPTextModelWithProjection,
+        "text_encoder_3": T5EncoderModel,
+        "transformer": SD3Transformer2DModel,
+        "vae": AutoencoderKL,
+    },
+    FluxPipeline: {
+        "text_encoder": CLIPTextModel,
+        "text_encoder_2": T5EncoderModel,
+        "transformer": FluxTransformer2DModel,
+        "vae": AutoencoderKL,
+    },
+}
+PLAIN = {  # arguments of the pipelines
+    StableDiffusionPipeline: {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False},
+    StableDiffusionXLPipeline: {"add_watermarker": False},
+    StableDiffusion3Pipeline: {"image_encoder": None, "feature_extractor": None},
+    FluxPipeline: {"image_encoder": None, "feature_extractor": None},
+}
 MOVED = {"runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5"}  # on the hub
 SHOWN = 3  # tensors that a message names of each kind
 SCHEDULES = {  # keys of a scheduler that say how its U-Net was trained
@@ -55,26 +91,30 @@ def read_pipeline(path: str | Path) -> Pipeline:
         path = f"{MOVED[name]}{at}{revision}"
     with one_line(path):
         index = DiffusionPipeline.load_config(**_where(path))
-        xl = index.get("_class_name") == "StableDiffusionXLPipeline"
-        kind, options = (
-            (StableDiffusionXLPipeline, {"add_watermarker": False}) if xl else (StableDiffusionPipeline, PLAIN)
-        )
-        names = [name for name in CLASSES if xl or name != "text_encoder_2"]
-        for name in names:
-            found, wanted = (index.get(name) or [None])[-1], CLASSES[name].__name__
+        kind = _kind(index)
+        for name, component in CLASSES[kind].items():
+            found, wanted = (index.get(name) or [None])[-1], component.__name__
             if found != wanted:
                 raise FairDiffError(f"{path}: its model_index.json has {found} for {name}, allowed: {wanted}")
-        pipeline = kind.from_pretrained(**_where(path), **{n: read_component(n, path) for n in names}, **options)
-        if why := unlike_stable_diffusion(pipeline):
-            raise FairDiffError(f"{path}: {why}; allowed: a text-to-image model of Stable Diffusion 1.x's or XL's kind")
+        read = {name: read_component(name, path, kind) for name in CLASSES[kind]}
+        pipeline = kind.from_pretrained(**_where(path), **read, **PLAIN[kind])
+        flow = "transformer" in CLASSES[kind]
+        if why := _unlike_flow(pipeline) if flow else unlike_stable_diffusion(pipeline):
+            kinds = ", ".join(FAMILIES.values())
+            raise FairDiffError(f"{path}: {why}; allowed: a text-to-image model of one of these kinds: {kinds}")
     return pipeline
 
 
-def read_component(name: str, path: str | Path) -> nn.Module:
-    """A text encoder, the U-Net or the VAE of a folder or hub id, with exactly the tensors that its config.json asks for."""
+def _kind(index: dict) -> type:
+    """The pipeline that a model_index.json names; Stable Diffusion's is that of latent consistency models too."""
+    return {kind.__name__: kind for kind in FAMILIES}.get(index.get("_class_name"), StableDiffusionPipeline)
+
+
+def read_component(name: str, path: str | Path, kind: type = StableDiffusionPipeline) -> nn.Module:
+    """A component of a folder or hub id of a pipeline's kind, with exactly the tensors that its config.json asks for."""
     more = {"dtype": torch.float32} if name.startswith("text_encoder") else {}  # transformers takes the file's
     with one_line(path):
-        module, found = CLASSES[name].from_pretrained(
+        module, found = CLASSES[kind][name].from_pretrained(
             **_where(path),
             subfolder=name,
             variant=_variant(Path(path) / name),
@@ -95,21 +135,22 @@ def _variant(folder: Path) -> str | None:
     return "fp16" if files and all(".fp16" in file.name for file in files) else None
 
 
-def component_on_no_device(name: str, path: str | Path) -> nn.Module:
-    """The layers of a text encoder or the U-Net and their shapes, from its config.json alone."""
+def component_on_no_device(name: str, path: str | Path, kind: type = StableDiffusionPipeline) -> nn.Module:
+    """The layers of a text encoder or the U-Net of Stable Diffusion and their shapes, from its config.json alone."""
     with one_line(path), torch.device("meta"):
         if name == "unet":
             return UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(**_where(path), subfolder=name))
-        config = CLASSES[name].config_class.from_pretrained(**_where(path), subfolder=name)
-        return CLASSES[name](config)
+        config = CLASSES[kind][name].config_class.from_pretrained(**_where(path), subfolder=name)
+        return CLASSES[kind][name](config)
 
 
 def components_on_no_device(path: str | Path) -> dict[str, nn.Module]:
     """The text encoders and the U-Net of a folder or hub id as `component_on_no_device` gives them."""
     with one_line(path):
-        index = DiffusionPipeline.load_config(**_where(path))
-    names = [name for name in CLASSES if name != "vae" and (index.get(name) or [None])[-1] is not None]
-    return {name: component_on_no_device(name, path) for name in names}
+        kind = _kind(DiffusionPipeline.load_config(**_where(path)))
+        if "unet" not in CLASSES[kind]:
+            raise FairDiffError(f"{path}: is of {FAMILIES[kind]}'s kind, allowed in this format: Stable Diffusion 1.x, 2.x, XL")
+    return {name: component_on_no_device(name, path, kind) for name in CLASSES[kind] if name != "vae"}
 
 
 def _where(path: str | Path) -> dict:
@@ -180,10 +221,38 @@ def unlike_stable_diffusion(pipeline: Pipeline) -> str:
     return _odd_size(unet.sample_size) or _odd_scheduler(pipeline.scheduler)
 
 
+def _unlike_flow(pipeline: Pipeline) -> str:
+    """Why a transformer of a flow that loads cannot be sampled from a prompt alone, "" if it can."""
+    net, vae, flux = pipeline.transformer.config, pipeline.vae.config, isinstance(pipeline, FluxPipeline)
+    t5 = (pipeline.text_encoder_2 if flux else pipeline.text_encoder_3).config.d_model
+    clips = [pipeline.text_encoder] if flux else [pipeline.text_encoder, pipeline.text_encoder_2]
+    pooled = sum(c.config.hidden_size if flux else c.config.projection_dim for c in clips)
+    channels, scheduler = net.in_channels // 4 if flux else net.in_channels, pipeline.scheduler
+    if not 0 < vae.scaling_factor < math.inf:
+        return f"its VAE's scaling_factor is {vae.scaling_factor}"
+    if channels != vae.latent_channels or net.out_channels not in (None, net.in_channels):
+        return f"its transformer has {channels} channels of latents, its VAE {vae.latent_channels}"
+    if net.joint_attention_dim != t5:
+        return f"its transformer reads texts of width {net.joint_attention_dim}, its T5 writes {t5}"
+    if net.pooled_projection_dim != pooled:
+        reads = net.pooled_projection_dim
+        return f"its transformer reads pooled texts of width {reads}, its text encoders write {pooled}"
+    if not flux and sum(c.config.hidden_size for c in clips) > t5:
+        return "its CLIP text encoders together are wider than its T5"
+    if pooled > t5:
+        return f"its pooled texts, of width {pooled}, are wider than its words, of width {t5}"
+    if not isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        return f"its scheduler is {type(scheduler).__name__}, not FlowMatchEulerDiscreteScheduler"
+    size = vae.sample_size // 2 ** (len(vae.block_out_channels) - 1) if flux else net.sample_size
+    if flux and size % 2:
+        return f"its VAE's sample_size is {vae.sample_size}, of {size} latents, which cannot be read in pairs"
+    return _odd_size(size)
+
+
 def _odd_size(size: object) -> str:
     sides = size if isinstance(size, list | tuple) else [size, size]
     square = len(sides) == 2 and sides[0] == sides[1] and isinstance(sides[0], int)
-    return "" if square and sides[0] > 0 else f"its U-Net's sample_size is {size}, which is no square's"
+    return "" if square and sides[0] > 0 else f"the sample_size of its latents is {size}, which is no square's"
 
 
 def _odd_scheduler(scheduler) -> str:

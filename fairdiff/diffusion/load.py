@@ -1,4 +1,4 @@
-"""A Stable Diffusion model, from a folder or one file, reduced to what training and sampling need."""
+"""A text-to-image model, from a folder in diffusers' format or one file, reduced to what training and sampling need."""
 
 import json
 from dataclasses import dataclass
@@ -6,16 +6,20 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionXLPipeline
+from diffusers import FluxPipeline, StableDiffusion3Pipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from torch import Tensor, nn
 
 from classifiers.hub import architecture
 from fairdiff import fingerprint
-from fairdiff.diffusion.denoise import Guidance, guided, pooled_width, reads_scale, with_pooled
-from fairdiff.diffusion.folder import read_pipeline
+from fairdiff.diffusion.denoise import Guidance, guided, image_tokens, pooled_width, reads_scale, with_pooled, with_row
+from fairdiff.diffusion.folder import FAMILIES, read_pipeline
 from fairdiff.diffusion.sampling import Generate, Trajectory, sample
 from fairdiff.diffusion.single_file import is_single_file, read_single_file
+from fairdiff.diffusion.solvers import make_solver
 from fairdiff.errors import FairDiffError
+
+T5_TOKENS = {StableDiffusion3Pipeline: 256, FluxPipeline: 512}  # which these pipelines read
+FLOW_SPACING = {StableDiffusion3Pipeline: "linspace", FluxPipeline: "trailing"}  # of their sampler steps
 
 
 @dataclass
@@ -26,9 +30,10 @@ class DiffusionModel:
     negative: the text of the unconditional branch. sampling_dtype: in which the U-Net and the VAE multiply where no
     gradient is taken (by autocast: the rest of their operations, and all gradients, are in the precision they are held in).
     Stable Diffusion XL has a second tokenizer and text encoder; empty_is_zero: without a negative text its unconditional
-    embeddings are zeros.
-    size: (height, width) of the images in pixels, None for the model's own. clip_skip: how many of the text encoders' last
-    layers a prompt leaves out, as diffusers counts them; the unconditional branch has all, as there.
+    embeddings are zeros. Stable Diffusion 3 has a T5 beside the two, FLUX beside the one, and both have a transformer in the
+    U-Net's place. kind: the pipeline that diffusers runs it with.
+    size: (height, width) of the images in pixels, None for the model's own. clip_skip: how many of CLIP's last layers a
+    prompt leaves out, as diffusers counts them; the unconditional branch has all, as there.
     """
 
     tokenizer: object
@@ -43,28 +48,38 @@ class DiffusionModel:
     tokenizer_2: object | None = None
     text_encoder_2: nn.Module | None = None
     empty_is_zero: bool = False
+    t5_tokenizer: object | None = None
+    t5: nn.Module | None = None
+    kind: type = StableDiffusionPipeline
     size: tuple[int, int] | None = None
     clip_skip: int = 0
 
     @property
     def text_encoders(self) -> list[nn.Module]:
-        """The one of Stable Diffusion, the two of SDXL."""
-        return [encoder for encoder in (self.text_encoder, self.text_encoder_2) if encoder is not None]
+        """The one of Stable Diffusion, the two of SDXL, and T5 behind them."""
+        return [encoder for encoder in (self.text_encoder, self.text_encoder_2, self.t5) if encoder is not None]
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of the latents at `size`, or at the U-Net's own resolution."""
+        """(channels, height, width) of the latents at `size`, or at the network's own resolution; FLUX's is its VAE's."""
+        flux = self.kind is FluxPipeline
+        channels = self.vae.config.latent_channels if flux else self.unet.config.in_channels
         if self.size:
             height, width = (pixels // self.pixels for pixels in self.size)
-            return self.unet.config.in_channels, height, width
-        size = self.unet.config.sample_size
-        size = size if isinstance(size, int) else size[0]  # some folders write it twice
-        return self.unet.config.in_channels, size, size
+            return channels, height, width
+        side = self.vae.config.sample_size // self.pixels if flux else self.unet.config.sample_size
+        side = side if isinstance(side, int) else side[0]  # some folders write it twice
+        return channels, side, side
 
     @property
     def pixels(self) -> int:
         """Of an image for each latent, in height and in width."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @property
+    def multiple(self) -> int:
+        """Of pixels, that heights and widths are: transformers read latents in squares of 2x2."""
+        return self.pixels * (1 if self.t5 is None else 2)
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -75,17 +90,27 @@ class DiffusionModel:
     def encode(self, prompt: str, skip: int = 0) -> Tensor:
         """Text embedding [1, L, D] of one prompt; carries a graph where the text side has something to learn.
 
-        skip: last layers to leave out. Of SDXL: both encoders' last but one layer side by side, and a row more, see
-        `denoise.with_pooled`.
+        skip: last layers of CLIP to leave out.
+        Of SDXL: both encoders' last but one layer side by side, and a row more, see `denoise.with_pooled`. Of Stable
+        Diffusion 3: these padded to the width of T5's words, T5's behind them, and a row of both pooled embeddings. Of FLUX:
+        T5's words and a row of the pooled embedding.
         """
-        if self.text_encoder_2 is None:
+        if self.kind is StableDiffusionPipeline:
             return self._words(self._tokens(prompt).input_ids, skip)
-        one, two = (
+        pairs = ((self.tokenizer, self.text_encoder), (self.tokenizer_2, self.text_encoder_2))
+        read = [
             encoder(self._tokens(prompt, tokenizer=tokenizer).input_ids, output_hidden_states=True)
-            for tokenizer, encoder in zip((self.tokenizer, self.tokenizer_2), self.text_encoders, strict=True)
-        )
-        words = torch.cat([encoded.hidden_states[-2 - skip] for encoded in (one, two)], 2)
-        return with_pooled(words, two.text_embeds, self.image_size)
+            for tokenizer, encoder in pairs
+            if encoder is not None
+        ]
+        if self.kind is FluxPipeline:
+            return with_row(self._read_by_t5(prompt), read[0].pooler_output)
+        words = torch.cat([one.hidden_states[-2 - skip] for one in read], 2)
+        if self.kind is StableDiffusionXLPipeline:
+            return with_pooled(words, read[1].text_embeds, self.image_size)
+        more = self._read_by_t5(prompt)
+        words = torch.nn.functional.pad(words, (0, more.shape[2] - words.shape[2]))
+        return with_row(torch.cat([words, more], 1), torch.cat([one.text_embeds for one in read], 1))
 
     def _words(self, ids: Tensor, skip: int) -> Tensor:
         """Of Stable Diffusion 1.x and 2.x; the last layer norm follows whichever layer is read."""
@@ -94,12 +119,20 @@ class DiffusionModel:
         hidden = self.text_encoder(ids, output_hidden_states=True).hidden_states[-1 - skip]
         return self.text_encoder.final_layer_norm(hidden)
 
+    def _read_by_t5(self, prompt: str) -> Tensor:
+        ids = self._tokens(prompt, tokenizer=self.t5_tokenizer).input_ids
+        return self.t5(ids)[0].to(self.text_encoder.dtype)
+
+    def _length(self, tokenizer) -> int:
+        """How many tokens of a text are read, as the pipelines have it."""
+        return T5_TOKENS[self.kind] if tokenizer is self.t5_tokenizer else tokenizer.model_max_length
+
     def _tokens(self, *prompts: str, tokenizer=None):
         tokenizer = tokenizer or self.tokenizer
         return tokenizer(
             list(prompts),
             padding=self.padding,
-            max_length=tokenizer.model_max_length,
+            max_length=self._length(tokenizer),
             truncation=True,
             return_tensors="pt",
         ).to(self.unet.device)
@@ -122,20 +155,24 @@ class DiffusionModel:
         return cond, self.text_encoder(both.input_ids[1:], attention_mask=both.attention_mask[1:])[0]
 
     def token_ids(self, prompts: list[str]) -> list[list[int]]:
-        """What the text encoder reads of each prompt, and one token more where the prompt goes on."""
-        most = self.tokenizer.model_max_length
-        return self.tokenizer(prompts, truncation=True, max_length=most + 1).input_ids  # nothing warns of its length
+        """What the text encoder that reads most sees of each prompt, and one token more where the prompt goes on."""
+        tokenizer = self.t5_tokenizer or self.tokenizer
+        return tokenizer(prompts, truncation=True, max_length=self.most_tokens + 1).input_ids  # nothing warns of its length
+
+    @property
+    def most_tokens(self) -> int:
+        """How many tokens of a prompt are read by the text encoder that reads most."""
+        return self._length(self.t5_tokenizer or self.tokenizer)
 
     def overlong(self, prefix: str, prompts: list[str]) -> list[str]:
-        """The prompts whose end the text encoder does not see behind `prefix`."""
+        """The prompts whose end no text encoder sees behind `prefix`."""
         ids = self.token_ids([prefix + text for text in prompts])
-        return [text for text, tokens in zip(prompts, ids, strict=True) if len(tokens) > self.tokenizer.model_max_length]
+        return [text for text, tokens in zip(prompts, ids, strict=True) if len(tokens) > self.most_tokens]
 
     def read_as_one(self, prompts: list[str]) -> list[tuple[str, str]]:
         """Each prompt that the model cannot tell from one before it, behind that one: ("a nurse", "A  Nurse")."""
         first: dict[tuple[int, ...], str] = {}
-        most = self.tokenizer.model_max_length
-        read = [tuple(ids[:most]) for ids in self.token_ids(prompts)]
+        read = [tuple(ids[: self.most_tokens]) for ids in self.token_ids(prompts)]
         return [(first[ids], text) for ids, text in zip(read, prompts, strict=True) if first.setdefault(ids, text) != text]
 
     @cached_property
@@ -146,7 +183,7 @@ class DiffusionModel:
     def fingerprint(self, precision: bool = True) -> str:
         """Of everything that makes its images: weights, configurations, solver, tokenizers, negative text, precision."""
         about = [architecture(m) for m in (*self.text_encoders, self.unet, self.vae, self.scheduler)]
-        texts = [reads(t) for t in (self.tokenizer, self.tokenizer_2) if t is not None]
+        texts = [reads(t) for t in (self.tokenizer, self.tokenizer_2, self.t5_tokenizer) if t is not None]
         options = [self.padding, self.negative, self.empty_is_zero]
         options += [str(self.unet.dtype), str(self.sampling_dtype)] if precision else []
         options += [{"size": self.size}] if self.size else []
@@ -160,6 +197,8 @@ class DiffusionModel:
     def decode(self, latent_BCHW: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [0, 1] from scaled latents, in the latents' precision whatever the VAE's is."""
         scaled = latent_BCHW / self.vae.config.scaling_factor
+        if self.vae.config.shift_factor is not None:
+            scaled = scaled + self.vae.config.shift_factor
         with self._cast(not torch.is_grad_enabled()):
             image = self.vae.decode(scaled.to(self.vae.dtype)).sample.to(latent_BCHW.dtype)
         return (image / 2 + 0.5).clamp(0, 1)
@@ -174,8 +213,8 @@ class DiffusionModel:
         return torch.autocast(self.unet.device.type, torch.bfloat16, enabled=on and lower)
 
     def lower_precision(self, dtype: torch.dtype) -> None:
-        """Hold the frozen U-Net and VAE in another precision; the text encoder, run once a step, stays as it is."""
-        for module in (self.unet, self.vae):
+        """Hold the frozen U-Net, VAE and T5 in another precision; CLIP, run once a step, stays as it is."""
+        for module in (self.unet, self.vae, *([] if self.t5 is None else [self.t5])):
             nn.Module.to(
                 module, dtype
             )  # diffusers' own `to` warns of layers to keep in float32, of which there are none
@@ -192,8 +231,14 @@ class DiffusionModel:
         return generate
 
 
+def solver_of(model: DiffusionModel, kind: str, final_sigmas: str, spacing: str):
+    """`solvers.make_solver` on the noise schedule of the model's folder, for images of the model's size."""
+    tokens = image_tokens(model.unet, model.latent_shape)
+    return make_solver(kind, model.scheduler.config, final_sigmas, spacing, tokens)
+
+
 def load_model(path: str | Path, padding: str = "max_length", device: str = "cpu") -> DiffusionModel:
-    """Load a diffusers folder, a hub id or a .safetensors file of Stable Diffusion 1.x's or XL's kind, frozen and in fp32.
+    """Load a diffusers folder or hub id of a kind that `folder.FAMILIES` lists, or a .safetensors file, frozen and in fp32.
 
     Raises FairDiffError naming what is missing.
     """
@@ -201,16 +246,21 @@ def load_model(path: str | Path, padding: str = "max_length", device: str = "cpu
         pipeline = read_single_file(path) if is_single_file(path) else read_pipeline(path)
     except FairDiffError as error:
         raise FairDiffError(f"model.path: {error}") from error
+    parts, kind = pipeline.components, type(pipeline)
     model = DiffusionModel(
-        pipeline.tokenizer, pipeline.text_encoder, pipeline.unet, pipeline.vae, pipeline.scheduler, padding
-    )
-    if isinstance(pipeline, StableDiffusionXLPipeline):
+        pipeline.tokenizer, pipeline.text_encoder, parts.get("unet", parts.get("transformer")), pipeline.vae,
+        pipeline.scheduler, padding, kind=kind,
+    )  # fmt: skip
+    if kind in (StableDiffusionXLPipeline, StableDiffusion3Pipeline):
         model.tokenizer_2, model.text_encoder_2 = pipeline.tokenizer_2, pipeline.text_encoder_2
+    if kind in T5_TOKENS:
+        number = "2" if kind is FluxPipeline else "3"
+        model.t5_tokenizer, model.t5 = parts[f"tokenizer_{number}"], parts[f"text_encoder_{number}"]
+        model.scheduler = solver_of(model, "flow_euler", "zero", FLOW_SPACING[kind])
+    if kind is StableDiffusionXLPipeline:
         model.empty_is_zero = pipeline.config.force_zeros_for_empty_prompt
-        if padding != "max_length":
-            raise FairDiffError(
-                f"model.padding: found {padding}, allowed with Stable Diffusion XL ({path}): max_length"
-            )
+    if padding != "max_length" and kind is not StableDiffusionPipeline:
+        raise FairDiffError(f"model.padding: found {padding}, allowed with {FAMILIES[kind]} ({path}): max_length")
     for module in (*model.text_encoders, model.unet, model.vae):
         module.requires_grad_(False).eval().float().to(device)
         if any(not p.isfinite().all() for p in module.parameters()):

@@ -21,7 +21,8 @@ from fairdiff.diffusion.adapter_files import LORA_FILE, SOFT_TOKENS_FILE, check_
 from fairdiff.diffusion.catalogue import catalogue, converted
 from fairdiff.diffusion.folder import Pipeline
 from fairdiff.diffusion.load import DiffusionModel
-from fairdiff.diffusion.sampling import SOLVERS, Generate, make_solver
+from fairdiff.diffusion.sampling import Generate
+from fairdiff.diffusion.solvers import SOLVERS, make_solver
 from fairdiff.errors import FairDiffError
 
 KEY = "load_adapter"  # what errors begin with
@@ -122,6 +123,7 @@ def view(pipe: Pipeline) -> DiffusionModel:
     parts = (pipe.tokenizer, pipe.text_encoder, pipe.unet, pipe.vae, pipe.scheduler)
     model = DiffusionModel(*parts, sampling_dtype=pipe.unet.dtype)
     if isinstance(pipe, StableDiffusionXLPipeline):
+        model.kind = StableDiffusionXLPipeline
         model.tokenizer_2, model.text_encoder_2 = pipe.tokenizer_2, pipe.text_encoder_2
         model.empty_is_zero = pipe.config.force_zeros_for_empty_prompt
     return model

@@ -1,33 +1,25 @@
-"""One sampler, its linear coefficients, and the replay that turns an image gradient into an adapter gradient.
+"""One sampler, and the replay that turns an image gradient into an adapter gradient.
 
 Shapes: B images, T sampler steps, latents_BCHW, cond_1LD (one prompt) or cond_BLD.
 Source of the factorised form: z_0 is linear in the predictions y_t once the U-Net's inputs are detached (adjusted
 direct fine-tuning, Shen et al., ICLR 2024, section 4.3), z_0 = a z_T + sum_t c_t y_t, hence
 dL/dtheta = sum_t w_t J_theta(y_t; sg(z_t))^T g with g = dL/dz_0.
-y_t is what the model predicts: the noise eps, or the velocity v of eps = alpha_t v + sigma_t z_t (Salimans and Ho 2022,
-arXiv 2202.00512), alpha_t^2 = abar_t, sigma_t^2 = 1 - abar_t.
+y_t is what the model predicts: the noise eps; the velocity v of eps = alpha_t v + sigma_t z_t (Salimans and Ho 2022,
+arXiv 2202.00512), alpha_t^2 = abar_t, sigma_t^2 = 1 - abar_t; or the velocity v = eps - x of a flow z = (1 - sigma) x +
+sigma eps (Liu et al. 2022, arXiv 2209.03003), eps = z + (1 - sigma) v.
 """
 
 import copy
 import hashlib
-import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
-from diffusers import (
-    DDIMScheduler,
-    DPMSolverMultistepScheduler,
-    EulerAncestralDiscreteScheduler,
-    EulerDiscreteScheduler,
-    LCMScheduler,
-    UniPCMultistepScheduler,
-)
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from fairdiff.diffusion.denoise import Guidance, call_unet, halves, predict
-from fairdiff.errors import FairDiffError
+from fairdiff.diffusion.solvers import FLOW, added_noise, time_steps
 
 # (prompt, noise_BCHW) -> image_BCHW in [0, 1]
 Generate = Callable[[str, Tensor], Tensor]
@@ -46,17 +38,6 @@ def initial_noise(prompt: str, seed: int, indices: Iterable[int], shape: tuple[i
     return torch.stack(rows)
 
 
-def step_generators(noise_BCHW: Tensor) -> list[torch.Generator]:
-    """One for each image, from which a solver that adds noise draws it step after step.
-
-    Seeded by SHA-256 of the image's initial noise, which (seed, prompt, index) give: so what is added depends on these and
-    the step, whatever the batch and the device. `generator=` of a plain pipeline takes the list.
-    """
-    rows = noise_BCHW.detach().float().cpu().contiguous().numpy()
-    digests = [hashlib.sha256(row.tobytes()).digest() for row in rows]
-    return [torch.Generator().manual_seed(int.from_bytes(digest[:7], "big")) for digest in digests]
-
-
 @dataclass(frozen=True)
 class Trajectory:
     """The U-Net's inputs (T tensors BCHW, scaled as the solver wants them), its time steps [T] and z_0."""
@@ -64,92 +45,6 @@ class Trajectory:
     inputs: list[Tensor]
     timesteps: Tensor
     final: Tensor
-
-
-SOLVERS = {
-    "dpm": DPMSolverMultistepScheduler,
-    "ddim": DDIMScheduler,
-    "euler": EulerDiscreteScheduler,
-    "unipc": UniPCMultistepScheduler,
-    "euler_ancestral": EulerAncestralDiscreteScheduler,
-    "lcm": LCMScheduler,
-}
-NOISY = (EulerAncestralDiscreteScheduler, LCMScheduler)  # they add noise after a step
-
-
-PREDICTIONS = ("epsilon", "v_prediction")
-OWN_LEVELS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
-NOISIEST = (1, 1000)  # noise over image at the last time step: 14.6 of Stable Diffusion, 157 of DDPM's linear betas
-
-
-def make_solver(kind: str, config: dict, final_sigmas: str, spacing: str):
-    """A linear solver on a model's own noise schedule.
-
-    final_sigmas: "zero" or "sigma_min" (dpm, unipc). spacing: "linspace", "leading" or "trailing"; folders say one or the
-    other, by which version of diffusers wrote them, and images differ. Noise levels of another solver's own (Karras's and
-    the like) are not taken over from the folder either. FairDiffError for a schedule that is none.
-    """
-    own = inspect.signature(SOLVERS[kind].__init__).parameters
-    extra = {"timestep_spacing": spacing} | {key: False for key in OWN_LEVELS if key in own}
-    extra |= {"final_sigmas_type": final_sigmas} if kind in ("dpm", "unipc") else {}
-    if kind == "dpm":
-        extra["algorithm_type"] = "dpmsolver++"
-    if kind in ("ddim", "lcm"):
-        extra["clip_sample"] = False
-    try:
-        solver = SOLVERS[kind].from_config(dict(config), **extra)
-    except Exception as error:  # of a value of another type, an unknown beta_schedule, a combination it does not offer
-        raise FairDiffError(f"scheduler {SOLVERS[kind].__name__}: {_first_words(error)}") from error
-    require_linear(solver)
-    noisiest = float(((1 - solver.alphas_cumprod[-1]) / solver.alphas_cumprod[-1]).sqrt())
-    if not NOISIEST[0] <= noisiest <= NOISIEST[1]:  # nor if it is NaN
-        raise FairDiffError(
-            f"scheduler {type(solver).__name__}: its beta_schedule, beta_start, beta_end and num_train_timesteps end at "
-            f"{noisiest:.4g} times as much noise as image, allowed: {NOISIEST[0]} to {NOISIEST[1]}"
-        )
-    return solver
-
-
-def require_linear(scheduler) -> None:
-    """Refuse solvers whose z_0 is not a linear function of the predictions (clipping, thresholding).
-
-    Noise that a solver adds by itself changes nothing in that: z_0 = a z_T + sum_t c_t y_t + sum_t b_t n_t.
-    What its configuration holds of another solver's options has no effect on it.
-    """
-    name = type(scheduler).__name__
-    if type(scheduler) not in SOLVERS.values():
-        raise FairDiffError(f"scheduler {name}: allowed: {', '.join(s.__name__ for s in SOLVERS.values())}")
-    own = inspect.signature(type(scheduler).__init__).parameters
-    config = {key: value for key, value in scheduler.config.items() if key in own}
-    if config["prediction_type"] not in PREDICTIONS:
-        allowed = ", ".join(PREDICTIONS)
-        raise FairDiffError(f"scheduler {name}: prediction_type is {config['prediction_type']}, allowed: {allowed}")
-    for key in ("clip_sample", "thresholding"):
-        if config.get(key):
-            raise FairDiffError(
-                f"scheduler {name}: {key} is on, but a linear solver is needed; allowed: {key} false in the model's "
-                "scheduler_config.json, or a sampler.scheduler without it"
-            )
-    if str(config.get("algorithm_type", "")).startswith("sde"):
-        raise FairDiffError(
-            f"scheduler {name}: algorithm_type {config['algorithm_type']} adds noise; allowed: dpmsolver++"
-        )
-
-
-def _timesteps(scheduler, steps: int, device) -> Tensor:
-    try:
-        scheduler.set_timesteps(steps, device=device)
-    except Exception as error:  # of a schedule of fewer steps, or with options that ask for more than a number of steps
-        raise FairDiffError(
-            f"scheduler {type(scheduler).__name__}: cannot take {steps} steps: {_first_words(error)}"
-        ) from error
-    if len(scheduler.timesteps) != steps:
-        raise FairDiffError(f"scheduler {type(scheduler).__name__}: takes {len(scheduler.timesteps)} steps for {steps}")
-    return scheduler.timesteps.clone()
-
-
-def _first_words(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 @dataclass(frozen=True)
@@ -169,12 +64,12 @@ class Graph:
 def sample(unet, scheduler, guidance: Guidance, noise: Tensor, steps: int, graph: Graph | None = None) -> Trajectory:
     """Sample z_0 from noise [B, C, H, W] in T = steps solver steps, keeping every U-Net input."""
     scheduler = copy.deepcopy(scheduler)
-    timesteps = _timesteps(scheduler, steps, noise.device)
-    latent, inputs = noise * scheduler.init_noise_sigma, []  # of these timesteps: Euler's depends on them
-    added = _added_noise(scheduler, noise)
+    timesteps = time_steps(scheduler, steps, noise.device)
+    flow, inputs, added = isinstance(scheduler, FLOW), [], added_noise(scheduler, noise)
+    latent = noise if flow else noise * scheduler.init_noise_sigma  # of these timesteps: Euler's depends on them
     for i, t in enumerate(timesteps):
         with torch.set_grad_enabled(graph is not None and i >= steps - (graph.last or steps)):
-            model_input = scheduler.scale_model_input(latent, t)
+            model_input = latent if flow else scheduler.scale_model_input(latent, t)
             inputs.append(model_input.detach())
             if graph is None:
                 predicted = predict(unet, model_input, t, guidance)
@@ -182,10 +77,6 @@ def sample(unet, scheduler, guidance: Guidance, noise: Tensor, steps: int, graph
                 predicted = _recorded(unet, (i, t), guidance, model_input, graph)
             latent = scheduler.step(predicted, t, latent, **added).prev_sample
     return Trajectory(inputs, timesteps, latent)
-
-
-def _added_noise(scheduler, noise: Tensor) -> dict[str, list[torch.Generator]]:
-    return {"generator": step_generators(noise)} if isinstance(scheduler, NOISY) else {}
 
 
 def _recorded(unet, step: tuple[int, Tensor], guidance: Guidance, model_input: Tensor, graph: Graph) -> Tensor:
@@ -200,47 +91,6 @@ def _recorded(unet, step: tuple[int, Tensor], guidance: Guidance, model_input: T
     if graph.scale_T is not None and predicted.requires_grad:
         predicted.register_hook(lambda grad, k=float(graph.scale_T[i]): grad * k)
     return predicted
-
-
-def solver_coefficients(scheduler, steps: int) -> Tensor:
-    """c_t [T] of z_0 = a z_T + sum_t c_t y_t, read off the scheduler by autograd through it alone; finite."""
-    require_linear(scheduler)
-    scheduler = copy.deepcopy(scheduler)
-    timesteps = _timesteps(scheduler, steps, "cpu")
-    with torch.enable_grad():
-        predicted = [torch.zeros(1, 1, 1, 1, requires_grad=True) for _ in timesteps]
-        latent = torch.zeros(1, 1, 1, 1)
-        added = _added_noise(scheduler, latent)  # not from the global stream
-        for y, t in zip(predicted, timesteps, strict=True):
-            scheduler.scale_model_input(latent, t)  # euler warns without; its inputs do not matter here
-            latent = scheduler.step(y, t, latent, **added).prev_sample
-        coefficients = torch.stack([g.reshape(()) for g in torch.autograd.grad(latent, predicted)])
-    if not coefficients.isfinite().all():
-        raise FairDiffError(f"scheduler {type(scheduler).__name__}: its coefficients of {steps} steps are not finite")
-    return coefficients
-
-
-def gradient_weights(mode: str, scheduler, steps: int) -> Tensor:
-    """w_t [T] by which the gradient of step t's prediction is multiplied.
-
-    unit: mean(c) at every step (A_t = 1 of the paper, with the sign of the solver); solver: c_t (B_t = I only);
-    reference: c_t k_t with k_t proportional to sqrt(abar_t) sqrt(1 - abar_t) / beta_t, geometric mean 1 (released code).
-    unit and reference weigh the gradient of the *noise*, with the c of a model that predicts it. Of one that predicts
-    velocity that gradient is alpha_t times its own, since its inputs are detached.
-    """
-    if mode == "solver":
-        return solver_coefficients(scheduler, steps)
-    of_noise = type(scheduler).from_config(scheduler.config, prediction_type="epsilon")
-    c = solver_coefficients(of_noise, steps)
-    times = _timesteps(copy.deepcopy(scheduler), steps, "cpu").long()
-    abar, beta = scheduler.alphas_cumprod[times], scheduler.betas[times]
-    noise_by_prediction = abar.sqrt() if scheduler.config.prediction_type == "v_prediction" else torch.ones(steps)
-    if mode == "unit":
-        return c.mean() * noise_by_prediction
-    if mode == "reference":
-        k = (abar * (1 - abar)).sqrt() / beta
-        return c * k / k.log().mean().exp() * noise_by_prediction
-    raise ValueError(f"gradient.type: found {mode}, allowed: unit, reference, solver")
 
 
 def choose_steps(batch: int, steps: int, evaluations: int | None, generator: torch.Generator) -> Tensor:

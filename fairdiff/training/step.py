@@ -23,7 +23,8 @@ from classifiers.types import Boxes
 from fairdiff.diffusion.adapters import Adapter
 from fairdiff.diffusion.denoise import Guidance
 from fairdiff.diffusion.load import DiffusionModel
-from fairdiff.diffusion.sampling import Trajectory, Upstream, choose_steps, gradient_weights, initial_noise, replay
+from fairdiff.diffusion.sampling import Trajectory, Upstream, choose_steps, initial_noise, replay
+from fairdiff.diffusion.solvers import gradient_weights
 from fairdiff.distributed import ALONE, World
 from fairdiff.objective.balance import Balance, shares_of
 from fairdiff.objective.losses import Damping, Part, align_term, face_term, gradient_at, image_term

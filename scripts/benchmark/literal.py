@@ -13,7 +13,8 @@ from torch import Tensor
 
 from benchmark.published import Constants, Generated, Original, published_terms
 from fairdiff.diffusion.denoise import Guidance
-from fairdiff.diffusion.sampling import Graph, gradient_weights, initial_noise, sample, solver_coefficients
+from fairdiff.diffusion.sampling import Graph, initial_noise, sample
+from fairdiff.diffusion.solvers import gradient_weights, solver_coefficients
 from fairdiff.objective.perception import FaceBatch
 from fairdiff.training.step import Batch, StepResult, Trainee, embed_prompt, label_batch, label_faces, latent_gradient
 

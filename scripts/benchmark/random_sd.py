@@ -15,8 +15,8 @@ from classifiers.detect import MTCNNDetector
 from classifiers.identity import Bank, FaceEmbedder
 from classifiers.types import Boxes
 from fairdiff.diffusion.load import DiffusionModel
-from fairdiff.diffusion.sampling import make_solver
 from fairdiff.diffusion.single_file import clip_tokenizer
+from fairdiff.diffusion.solvers import make_solver
 from fairdiff.objective.perception import Perception
 
 VOCABULARY = 49408
