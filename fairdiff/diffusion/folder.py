@@ -149,7 +149,7 @@ def components_on_no_device(path: str | Path) -> dict[str, nn.Module]:
     with one_line(path):
         kind = _kind(DiffusionPipeline.load_config(**_where(path)))
         if "unet" not in CLASSES[kind]:
-            raise FairDiffError(f"{path}: is of {FAMILIES[kind]}'s kind, allowed in this format: Stable Diffusion 1.x, 2.x, XL")
+            raise FairDiffError(f"{path}: is a {FAMILIES[kind]}, allowed in this format: Stable Diffusion 1.x, 2.x or XL")
     return {name: component_on_no_device(name, path, kind) for name in CLASSES[kind] if name != "vae"}
 
 
