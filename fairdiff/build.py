@@ -149,11 +149,13 @@ def image_size(options: SamplerConfig, model: DiffusionModel) -> tuple[int, int]
 
 def clip_skip(skip: int | None, model: DiffusionModel) -> int:
     """How many layers prompts leave out; one at least must be left."""
+    if skip is None:
+        return 0
     layers = min(encoder.config.num_hidden_layers for encoder in model.text_encoders)
     most = layers - len(model.text_encoders)  # Stable Diffusion XL leaves one out anyway
-    if skip and skip > most:
+    if skip > most:
         raise FairDiffError(f"model.clip_skip: found {skip}, allowed with this model: 1 to {most}, or null")
-    return skip or 0
+    return skip
 
 
 def build_adapter(config: Config, model: DiffusionModel) -> Adapter:
