@@ -199,13 +199,15 @@ def image_size(options: SamplerConfig, model: DiffusionModel) -> tuple[int, int]
 
 def clip_skip(skip: int | None, model: DiffusionModel) -> int:
     """How many layers prompts leave out; one at least must be left."""
-    if skip and model.kind is FluxPipeline:
+    if skip is None:
+        return 0
+    if model.kind is FluxPipeline:
         raise FairDiffError(f"model.clip_skip: found {skip}, allowed with FLUX, which reads no words of CLIP: null")
     clips = [encoder for encoder in model.text_encoders if encoder is not model.t5]
     most = min(clip.config.num_hidden_layers for clip in clips) - len(clips)  # two leave one layer out anyway
-    if skip and skip > most:
+    if skip > most:
         raise FairDiffError(f"model.clip_skip: found {skip}, allowed with this model: 1 to {most}, or null")
-    return skip or 0
+    return skip
 
 
 def build_adapter(config: Config, model: DiffusionModel) -> Adapter:

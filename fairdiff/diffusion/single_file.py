@@ -67,7 +67,8 @@ UNUSED_LAYER = 23  # the last of Stable Diffusion 2's text encoder, which reads 
 
 def is_single_file(path: str | Path) -> bool:
     """Whether a path names one file with all of a model, there or not."""
-    return Path(path).suffix in (".safetensors", *PICKLES) or Path(path).is_file()
+    named = Path(path).suffix in (".safetensors", *PICKLES) and not Path(path).is_dir()
+    return named or Path(path).is_file()
 
 
 def read_single_file(path: str | Path) -> Pipeline:
