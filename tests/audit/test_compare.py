@@ -135,3 +135,14 @@ def test_the_script_prints_them(audited, tmp_path, capsys):
     compare.main([str(tmp_path)])
     said = capsys.readouterr().out
     assert "gender bias" in said and "perceived presentation" in said
+
+
+def test_a_sweep_has_a_picture(audited, tmp_path, capsys):
+    from PIL import Image
+
+    for name, offset in (("a/seed7", 0.1), ("b/seed7", 1.0)):
+        audited(name, offset)
+    compare.main([str(tmp_path / "runs"), "--picture", str(tmp_path / "sweep.png")])
+    with Image.open(tmp_path / "sweep.png") as image:
+        assert image.size == (960, 720)
+    assert "seed7" in capsys.readouterr().out
