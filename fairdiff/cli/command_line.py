@@ -31,6 +31,7 @@ ELSEWHERE = (
     "resume",
     "cache",
     "micro_batch",
+    "memory_gb",
     "model.device",
     "experiment",
     "seed",

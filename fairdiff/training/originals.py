@@ -27,7 +27,7 @@ class Originals:
 
     generate: (prompt, indices, steps) -> images of the model with the adapter off. folder: None keeps them in memory.
     block: how many pool indices are made at once. compared: of how many of each block, its first, a training batch is
-    given, None for all; they are made apart from the rest.
+    given, None for all; they are made apart from the rest. at_once: how many images are looked at together.
     """
 
     perception: Perception
@@ -38,13 +38,15 @@ class Originals:
     rows: dict[str, dict[int, dict[str, Tensor]]] = field(default_factory=dict)
     sampled: int = 0
     device: str = "cpu"
+    at_once: int = 64
 
     def get(self, prompt: str, indices: list[int], steps: int) -> dict[str, Tensor]:
         """Features `feature.<i>`, `box` [B, 4], `found`, `probs.<attribute>` and `face` of the given pool indices."""
         known, path = self._known(prompt, steps)
         missing = sorted({self.made_with(i) for i in indices if i not in known}, key=lambda block: block[0])
         for block in map(list, missing):
-            made = {n: t.cpu() for n, t in self.measure(self.generate(prompt, block, steps)).items()}
+            parts = [self.measure(images) for images in self.generate(prompt, block, steps).split(self.at_once)]
+            made = {n: torch.cat([part[n] for part in parts]).cpu() for n in parts[0]}
             known.update({i: {n: t[row].clone() for n, t in made.items()} for row, i in enumerate(block)})
             self.sampled += len(block)
         if missing:

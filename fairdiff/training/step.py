@@ -20,7 +20,9 @@ from torch import Tensor
 from classifiers.types import Boxes
 from fairdiff.diffusion.adapters import Adapter
 from fairdiff.diffusion.denoise import Guidance
+from fairdiff.diffusion.half import scaled_replay
 from fairdiff.diffusion.load import DiffusionModel
+from fairdiff.diffusion.memory import Pieces
 from fairdiff.diffusion.sampling import Trajectory, Upstream, choose_steps, gradient_weights, initial_noise, replay
 from fairdiff.objective.balance import Balance, shares_of
 from fairdiff.objective.losses import Damping, Part, align_term, face_term, gradient_at, image_term
@@ -106,7 +108,7 @@ class StepResult:
 
 @dataclass
 class Trainee:
-    """The model under training with all that a step needs of it."""
+    """The model under training with all that a step needs of it. pieces: from which the sizes in `method` are."""
 
     model: DiffusionModel
     adapter: Adapter
@@ -115,6 +117,7 @@ class Trainee:
     objective: Objective
     method: Method
     balance: Balance | None = None
+    pieces: Pieces | None = None
 
     def without_people(self) -> "Trainee":
         """The same for a prompt without people: its images are only to stay as they are."""
@@ -206,7 +209,8 @@ def replay_batch(trainee: Trainee, batch: Batch, rollout: Rollout, grad: Tensor)
     model, method = trainee.model, trainee.method
     weights = gradient_weights(method.gradient, model.scheduler, batch.steps)
     chosen = choose_steps(len(grad), batch.steps, method.evaluations, batch.generator)
-    replay(model.unet, rollout.trajectory, rollout.guidance, Upstream(grad, weights, chosen), method.replay_batch)
+    go = scaled_replay if model.unet.dtype == torch.float16 else replay
+    go(model.unet, rollout.trajectory, rollout.guidance, Upstream(grad, weights, chosen), method.replay_batch)
 
 
 def pull_back_text(rollout: Rollout) -> None:
