@@ -26,6 +26,7 @@ from fairdiff.diffusion.adapters import Adapter, Lora, SoftTokens, changes_image
 from fairdiff.diffusion.denoise import guided
 from fairdiff.diffusion.imports import FILES, file_of, import_lora, import_soft_tokens
 from fairdiff.diffusion.load import DiffusionModel, check_device, fast_dtype, load_model, solver_of
+from fairdiff.diffusion.memory import Parts, Pieces, bytes_of, plan_pieces
 from fairdiff.diffusion.sampling import initial_noise
 from fairdiff.diffusion.solvers import solver_coefficients
 from fairdiff.distributed import ALONE, World
@@ -44,10 +45,8 @@ from fairdiff.training.trainer import Schedule
 from fairdiff.training.validation import Validation
 
 # Keys that leave the result of training as it is. steps: of a constant rate they only ask for more of it.
-NOT_TRAINING = ("audit", "export", "resume", "cache", "micro_batch", "tracker", "steps")
-# images at once in replay and in an audit, in micro-batches of decoding, which needs the most memory
-REPLAYED = 2
-AUDITED = 3
+NOT_TRAINING = ("audit", "export", "resume", "cache", "micro_batch", "memory_gb", "tracker", "steps")
+KEPT_OF_ADAPTER = 5  # times its own size: gradients, their sum over prompts, two moments of AdamW, averages
 Judge = AttributeNet | HubClassifier | ZeroShotClassifier
 
 
@@ -118,11 +117,11 @@ def detector_fingerprint(config: Config, detector: Detector) -> str:
 
 def perception_fingerprint(config: Config, perception: Perception) -> str:
     """Of everything that looks at images in training."""
-    parts = [fingerprint.of_modules(perception.classifier), perception.classifier.config]
+    parts = [fingerprint.of_frozen(perception.classifier), perception.classifier.config]
     for encoder in perception.encoders:
-        parts += [fingerprint.of_modules(encoder.model), encoder.config]
+        parts += [fingerprint.of_frozen(encoder.model), encoder.config]
     if perception.embedder is not None:
-        parts += [fingerprint.of_modules(perception.embedder), perception.embedder.config]
+        parts += [fingerprint.of_frozen(perception.embedder), perception.embedder.config]
     return fingerprint.of_values(parts, detector_fingerprint(config, perception.detector))
 
 
@@ -142,10 +141,12 @@ def precisions(config: Config) -> tuple[torch.dtype, torch.dtype]:
     """(dtype, sampling_dtype) with "auto" resolved for the device."""
     device, held, sampled = config.model.device, config.model.dtype, config.model.sampling_dtype
     held = fast_dtype(device) if held == "auto" else held
-    sampled = ("bfloat16" if held == "bfloat16" else fast_dtype(device)) if sampled == "auto" else sampled
-    if (held, sampled) == ("bfloat16", "float32"):
+    if sampled == "auto":
+        sampled = fast_dtype(device) if held == "float32" else held
+        sampled = "float32" if (held, sampled) == ("float32", "float16") else sampled  # its VAE would overflow
+    if held not in ("float32", sampled):
         raise FairDiffError(
-            "model.sampling_dtype: found float32, but model.dtype is bfloat16 here; allowed: bfloat16, or float32 for both"
+            f"model.sampling_dtype: found {sampled}, but model.dtype is {held} here; allowed: auto, or float32 for both"
         )
     return getattr(torch, held), getattr(torch, sampled)
 
@@ -176,7 +177,6 @@ def build_model(config: Config) -> DiffusionModel:
         )
     model.scheduler = solver
     model.clip_skip = clip_skip(config.model.clip_skip, model)
-    model.decode_batch = config.micro_batch
     model.negative = config.prompts.negative
     model.sampling_dtype = sampled
     _ = model.weights_fingerprint  # taken as loaded, in float32, so that a run's identity is the same on every device
@@ -339,7 +339,8 @@ def build_perception(config: Config, plan: Plan) -> Perception:
     classifier = build_classifier(config.judge, "judge", "judge", plan.attributes, device)
     crop = config.detector
     held, _ = precisions(config)
-    return Perception(build_detector(config), classifier, encoders, embedder, bank, crop.crop_size, crop.expand, held)
+    dtype = torch.float32 if held == torch.float16 else held  # only the replay scales its gradients
+    return Perception(build_detector(config), classifier, encoders, embedder, bank, crop.crop_size, crop.expand, dtype)
 
 
 def build_objective(config: Config, plan: Plan) -> Objective:
@@ -359,6 +360,29 @@ def compared_images(config: Config) -> int:
     return math.ceil(round(config.loss.originals * config.global_batch, 9))
 
 
+def training_pieces(config: Config, model: DiffusionModel, adapter: Adapter, perception: Perception, images: int) -> Pieces:
+    """What a step does at once, planned where `memory_gb` is given, and applied to the model. images: of a batch, here."""
+
+    def look(image_BCHW: torch.Tensor) -> None:
+        pixels = image_BCHW.clone().requires_grad_()
+        seen = perception.classify_faces(pixels, WholeImage()(pixels))  # as many faces as there can be
+        answers = [*seen.logits.values(), *perception.features(pixels)]
+        answers += [] if perception.embedder is None else [perception.embed(seen.faces.aligned_FCHW)]
+        if torch.is_grad_enabled():
+            torch.autograd.grad(sum(answer.sum() for answer in answers), pixels)
+
+    pieces = Pieces.of(config.micro_batch)
+    if config.memory_gb is not None:
+        looking = [perception.classifier, perception.embedder, perception.detector]
+        looking += [encoder.model for encoder in perception.encoders]
+        held = bytes_of(module for module in looking if isinstance(module, torch.nn.Module))
+        held += KEPT_OF_ADAPTER * sum(p.nbytes for p in adapter.parameters())
+        parts = Parts(model, look, images, config.sampler.train_steps[1])
+        pieces = plan_pieces(parts, config.memory_gb, held)
+    pieces.apply(model)
+    return pieces
+
+
 def build_trainee(
     config: Config, plan: Plan, model: DiffusionModel, perception: Perception, world: World = ALONE
 ) -> Trainee:
@@ -373,6 +397,7 @@ def build_trainee(
     adapter = build_adapter(config, model)
     if config.adapter.path:  # what it did before this training is not this training's
         adapter.origin = [p.detach().clone() for p in adapter.parameters()]
+    pieces = training_pieces(config, model, adapter, perception, math.ceil(config.global_batch / world.size))
 
     def original(prompt: str, indices: list[int], steps: int) -> torch.Tensor:
         noise = initial_noise(prompt, config.seed, indices, model.latent_shape).to(model.unet.device)
@@ -383,13 +408,13 @@ def build_trainee(
         guidance=config.sampler.guidance,
         gradient=config.gradient.type,
         evaluations=config.gradient.evaluations,
-        decode_batch=config.micro_batch,
-        replay_batch=REPLAYED * config.micro_batch,
+        decode_batch=pieces.decode,
+        replay_batch=pieces.replay,
     )
-    compared = compared_images(config)
-    originals = Originals(perception, original, folder, block, compared, device=config.model.device, world=world)
+    compared, device = compared_images(config), config.model.device
+    originals = Originals(perception, original, folder, block, compared, device=device, world=world, at_once=pieces.sample)
     balance = Balance(config.loss.shares) if config.loss.balance else None
-    return Trainee(model, adapter, perception, originals, build_objective(config, plan), method, balance, world)
+    return Trainee(model, adapter, perception, originals, build_objective(config, plan), method, balance, world, pieces)
 
 
 def build_schedule(config: Config, plan: Plan) -> Schedule:

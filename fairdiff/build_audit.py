@@ -1,6 +1,7 @@
 """From configuration and plan to an audit: what is generated, what looks at it, and what is counted."""
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,13 +14,14 @@ from fairdiff import build, fingerprint
 from fairdiff.audit.axis import MetricSpec, groups_of, software_versions
 from fairdiff.audit.correction import check_confusion
 from fairdiff.audit.generate import AuditPlan, Generate
-from fairdiff.audit.measure import Measurer
+from fairdiff.audit.measure import Measurer, measure
 from fairdiff.audit.metrics import SCHEMA as METRICS_SCHEMA
 from fairdiff.audit.records import SCHEMA as RECORDS_SCHEMA
-from fairdiff.build import AUDITED, Judge, build_classifier, build_detector, build_encoders, detector_fingerprint
+from fairdiff.build import Judge, build_classifier, build_detector, build_encoders, detector_fingerprint
 from fairdiff.config import Config, JudgeConfig
 from fairdiff.diffusion.adapters import Adapter, at_origin
 from fairdiff.diffusion.load import DiffusionModel
+from fairdiff.diffusion.memory import Parts, Pieces, bytes_of, plan_pieces
 from fairdiff.distributed import ALONE, World
 from fairdiff.errors import FairDiffError, blame
 from fairdiff.plan import Plan
@@ -73,6 +75,17 @@ class Audit:
     spec: MetricSpec
     name: str
 
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """The audit judge in the machine's memory while the device trains."""
+        judge = self.measurer.judge
+        device = next(tensor.device for tensor in (*judge.parameters(), *judge.buffers()))
+        judge.to("cpu")
+        try:
+            yield
+        finally:
+            judge.to(device)
+
 
 def training_judge(config: Config) -> tuple[str, dict[str, np.ndarray]]:
     """What a model card says of the training judge: its name, and its confusion counts, {} if they are not known."""
@@ -114,7 +127,7 @@ def build_audit(
     groups = groups_of([name for name in attributes if name in plan.attributes])
     about_judge: dict = {"path": judge_name(options.judge)}
     if training_judge is not None:  # else nobody knows here what trained the adapter, if there is one
-        same = fingerprint.of_modules(judge) == fingerprint.of_modules(training_judge)
+        same = fingerprint.of_frozen(judge) == fingerprint.of_frozen(training_judge)
         about_judge["same_as_training_judge"] = same
     if isinstance(judge, ZeroShotClassifier):
         about_judge |= {"prompts": judge.config["prompts"], "wordings": judge.wordings}
@@ -128,11 +141,12 @@ def build_audit(
         seed=options.seed,
         provenance=provenance(config, plan, model),
     )
-    looking = [fingerprint.of_modules(judge), judge.config]
+    looking = [fingerprint.of_frozen(judge), judge.config]
     looking += [judge.wordings] if about_judge.get("wordings") else []
-    looking += [item for e in (clip, encoder) for item in (fingerprint.of_modules(e.model), e.config)]
+    looking += [item for e in (clip, encoder) for item in (fingerprint.of_frozen(e.model), e.config)]
     started = [build.adapter_options(config), build.adapter_fingerprint(config)]
     looking_hash = fingerprint.of_values(looking, detector_fingerprint(config, detector))
+    measurer = Measurer(detector, judge, clip, encoder, config.detector.crop_size, config.detector.expand)
     few_images = min(FEW, options.images_per_prompt)
     sizes = (options.images_per_prompt, few_images, options.seed)
 
@@ -159,7 +173,7 @@ def build_audit(
         attributes=attributes,
         images_per_prompt=options.images_per_prompt,
         few_images=few_images,
-        batch_size=AUDITED * config.micro_batch,
+        batch_size=audit_pieces(config, model, measurer).sample,
         seed=options.seed,
         latent_shape=model.latent_shape,
         hashes=own,
@@ -172,9 +186,19 @@ def build_audit(
         scale: replace(audit_plan, named=(), without_people=(), hashes=hashes(scale), shared=shared(hashes(scale)))
         for scale in sorted(further)
     }
-    crop = config.detector
-    measurer = Measurer(detector, judge, clip, encoder, crop.crop_size, crop.expand)
     return Audit(audit_plan, others, measurer, spec, audit_name(config, audit_plan, spec, [*others]))
+
+
+def audit_pieces(config: Config, model: DiffusionModel, measurer: Measurer) -> Pieces:
+    """What an audit does at once, planned where `memory_gb` is given, and applied to the model."""
+    pieces = Pieces.of(config.micro_batch)
+    if config.memory_gb is not None:
+        looking = [measurer.detector, measurer.judge, measurer.clip.model, measurer.encoder.model]
+        held = bytes_of(module for module in looking if isinstance(module, torch.nn.Module))
+        look = torch.no_grad()(lambda image_BCHW: measure(measurer, image_BCHW, ""))
+        pieces = plan_pieces(Parts(model, look), config.memory_gb, held)
+    pieces.apply(model)
+    return pieces
 
 
 def audit_name(config: Config, plan: AuditPlan, spec: MetricSpec, scales: list[float]) -> str:

@@ -9,6 +9,7 @@ from fairdiff.build_audit import Audit
 from fairdiff.config import Config
 from fairdiff.diffusion.adapter_files import read_about
 from fairdiff.diffusion.load import DiffusionModel
+from fairdiff.diffusion.memory import GIB, USED, Pieces
 from fairdiff.diffusion.solvers import SOLVERS
 from fairdiff.files import flat
 from fairdiff.plan import Plan
@@ -31,15 +32,29 @@ def budget(config: Config, plan: Plan, trainee: Trainee, audit: Audit) -> list[s
         f"at most {most_originals(config, plan)} reference images (cached)",
         f"audit: {len(models) * audit.plan.images_per_model} images, {len(audit.plan.prompts)} prompts, "
         f"models {', '.join(models)}",
+        *memory_lines(config, trainee.pieces),
     ]
+
+
+def memory_lines(config: Config, pieces: Pieces | None) -> list[str]:
+    """What `memory_gb` was turned into, and a warning where even the smallest pieces need more."""
+    if pieces is None or pieces.peak is None:
+        return []
+    lines = [
+        f"memory: about {pieces.peak / GIB:.1f} of {config.memory_gb:g} GB, {pieces.sample} images sampled, {pieces.decode} "
+        f"decoded and {pieces.replay} steps replayed at once"
+        + "".join(f", {name} computed twice" for name in sorted(pieces.checkpointed))
+    ]
+    if pieces.peak > USED * GIB * config.memory_gb:
+        lines.append(f"warning: memory_gb: found {config.memory_gb:g}, needed about {pieces.peak / GIB / USED:.0f}")
+    return lines
 
 
 def most_originals(config: Config, plan: Plan) -> int:
     """How many reference images a run can sample: whole blocks of a batch, validation included."""
     block, visits = config.global_batch, config.steps * config.prompts.per_step
-    low, high = config.sampler.train_steps
-    slices = min(visits, len(plan.train)) * (config.noise_pool // block) * min(high - low + 1, config.steps)
-    found = min(visits, slices) * compared_images(config)  # a slice a visit, each once for every T
+    slices = len(plan.train) * (config.noise_pool // block)
+    found = min(visits, slices) * compared_images(config)  # a slice a visit, each with its own T
     return found + len(plan.validation) * -(-config.validation.images // block) * block
 
 

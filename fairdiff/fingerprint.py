@@ -4,11 +4,13 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 LENGTH = 16  # hex digits
+_FROZEN: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 
 
 def of_values(*parts) -> str:
@@ -19,6 +21,13 @@ def of_values(*parts) -> str:
 def of_modules(*modules: nn.Module) -> str:
     """The SHA-256 of all parameters and buffers, in order."""
     return of_tensors(tensor for module in modules for tensor in module.state_dict().values())
+
+
+def of_frozen(module: nn.Module) -> str:
+    """`of_modules` of one that never changes, read once in its life: encoders of gigabytes are asked for several times."""
+    if module not in _FROZEN:
+        _FROZEN[module] = of_modules(module)
+    return _FROZEN[module]
 
 
 def of_named(tensors: Mapping[str, Tensor]) -> str:

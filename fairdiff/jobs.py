@@ -53,7 +53,8 @@ def train_job(config: Config, folder: Path, world: World) -> None:
             budget = describe.budget(config, plan, trainee, audit)
             for line in budget + judges + describe.warnings(plan, model, trainee.adapter.prefix):
                 console.print(line, markup=False)
-        train(trainee, list(plan.train), build.build_schedule(config, plan), folder, training, console)
+        with audit.waiting():
+            train(trainee, list(plan.train), build.build_schedule(config, plan), folder, training, console)
         if world.first:
             run.save_adapter(folder, trainee.adapter, about)
         lines = describe.report_lines(config, plan, adapter=True, trained=True)

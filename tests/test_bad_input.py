@@ -156,6 +156,10 @@ CASES = {
         ["model.dtype=bfloat16", "model.sampling_dtype=float32"],
         ["model.sampling_dtype", "float32 for both"],
     ),
+    "bfloat16 of what is held in float16": (
+        ["model.dtype=float16", "model.sampling_dtype=bfloat16"],
+        ["model.sampling_dtype", "float16 here"],
+    ),
     "float32 where auto became bfloat16": (
         ["model.dtype=auto", "model.sampling_dtype=float32"],
         ["model.sampling_dtype", "bfloat16 here"],
@@ -426,7 +430,8 @@ def test_a_full_device_is_one_line_that_says_what_takes_less(tmp_path, monkeypat
     with pytest.raises(SystemExit) as exit_info:
         main(full)()
     said = capsys.readouterr().err
-    assert exit_info.value.code == 2 and said.count("\n") == 1 and "global_batch or micro_batch" in said
+    assert exit_info.value.code == 2 and said.count("\n") == 1
+    assert "memory_gb" in said and "micro_batch" in said and "global_batch" not in said  # which would be another method
 
 
 @pytest.mark.parametrize("allocate", [torch.empty, np.empty, bytearray])

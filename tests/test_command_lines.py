@@ -65,7 +65,7 @@ def lands(*overrides: str, monkeypatch, tmp_path) -> str:
     "other",
     [
         "audit=full", "audit.seed=1", "audit.prompts=null", "judge@audit.judge=open_clip", "~judge@audit.judge",
-        "micro_batch=2", "cache=null", "model.device=cuda", "resume=false", "hydra.sweep.dir=x",
+        "micro_batch=2", "memory_gb=12", "cache=null", "model.device=cuda", "resume=false", "hydra.sweep.dir=x",
     ],
 )  # fmt: skip
 def test_what_leaves_the_training_as_it_is_has_its_folder(other, monkeypatch, tmp_path):

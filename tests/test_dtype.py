@@ -7,8 +7,9 @@ from tiny import composed, make_trainee
 from fairdiff import build, fingerprint
 from fairdiff.diffusion.adapters import CastLinear
 from fairdiff.diffusion.denoise import Guidance, call_unet
+from fairdiff.diffusion.half import scaled_replay
 from fairdiff.diffusion.load import fast_dtype, load_model
-from fairdiff.diffusion.sampling import initial_noise
+from fairdiff.diffusion.sampling import Trajectory, Upstream, initial_noise, replay
 from fairdiff.plan import make_plan
 from fairdiff.training.step import Batch, training_step
 
@@ -42,6 +43,52 @@ def test_a_step_in_bfloat16_has_about_the_same_gradient(tiny_folder, kind):
     model, rough = gradient(tiny_folder, kind, torch.bfloat16)
     assert model.unet.dtype == model.vae.dtype == torch.bfloat16 and model.text_encoder.dtype == torch.float32
     assert 0 < (exact - rough).norm() / exact.norm() < 0.3
+
+
+@pytest.mark.parametrize("kind", ["soft_tokens", "lora_both"])
+def test_a_step_in_float16_has_about_the_same_gradient_in_float32(tiny_folder, kind):
+    _, exact = gradient(tiny_folder, kind, torch.float32)
+    model, rough = gradient(tiny_folder, kind, torch.float16)
+    assert model.unet.dtype == torch.float16 and model.vae.dtype == model.text_encoder.dtype == torch.float32
+    assert 0 < (exact - rough).norm() / exact.norm() < 0.05
+
+
+@pytest.mark.parametrize("size,gain", [(1.0, 1.0), (1e-9, 1.0), (1e9, 1.0), (1.0, 5e5)])
+def test_the_replay_in_float16_loses_neither_small_gradients_nor_large_ones(tiny_folder, size, gain):
+    """gain: of the last layer, at which the first scale overflows and the replay is repeated."""
+    found = []
+    for dtype in (torch.float32, torch.float16):
+        model = load_model(tiny_folder)
+        model.unet.conv_out.weight.mul_(gain)
+        model.lower_precision(dtype)
+        adapter = make_trainee(model, "lora_unet").adapter
+        text = Guidance(*(t.detach().requires_grad_() for t in model.encode_pair("a")), 2.0)
+        latent = initial_noise("a", 0, range(2), model.latent_shape)
+        upstream = Upstream(size * 1e-3 * latent, torch.ones(1), torch.zeros(2, 1, dtype=torch.long))
+        run = scaled_replay if dtype == torch.float16 else replay
+        text.cond.grad = torch.full_like(text.cond, size * gain)  # what is there stays
+        run(model.unet, Trajectory([latent], torch.tensor([500]), latent), text, upstream, micro_batch=2)
+        leaves = [text.cond.grad - size * gain, text.uncond.grad]
+        leaves += [p.grad for p in adapter.parameters() if p.grad is not None]
+        found.append(torch.cat([leaf.flatten() for leaf in leaves]))
+    exact, rough = found
+    assert rough.dtype == torch.float32 and 0 < (exact - rough).norm() / exact.norm() < 0.02
+
+
+def test_sampling_computes_as_the_replay_does_where_less_is_held(tiny_folder):
+    """Bit for bit: no autocast over weights that have that precision already."""
+    for dtype in (torch.bfloat16, torch.float16):
+        model = load_model(tiny_folder)
+        model.sampling_dtype = dtype
+        model.lower_precision(dtype)
+        guidance = Guidance(*(t.detach() for t in model.encode_pair("a")), 1.0)
+        trajectory = model.sample(guidance, initial_noise("a", 0, range(2), model.latent_shape), 2)
+        seen = []
+        hook = model.unet.register_forward_hook(lambda _, args, out, seen=seen: seen.append(out.sample.float()))
+        model.sample(guidance, initial_noise("a", 0, range(2), model.latent_shape), 2)
+        hook.remove()
+        again = call_unet(model.unet, trajectory.inputs[1], trajectory.timesteps[1], guidance.cond.expand(2, -1, -1))
+        assert torch.equal(seen[1], again)
 
 
 def test_judges_multiply_in_the_models_precision_and_answer_in_float32():
@@ -90,6 +137,8 @@ def test_auto_is_bfloat16_only_where_the_processor_has_it(monkeypatch, able, wan
         assert config.model.sampling_dtype == requested  # a run's identity does not know the processor
         assert build.precisions(config) == (torch.float32, getattr(torch, found))
     assert composed().model.sampling_dtype == "auto"
+    for held in ("bfloat16", "float16"):
+        assert build.precisions(composed(f"model.dtype={held}")) == (getattr(torch, held),) * 2
 
 
 def test_a_runs_identity_is_the_same_on_a_device_that_holds_its_weights_otherwise(monkeypatch):

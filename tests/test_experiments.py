@@ -358,7 +358,7 @@ def test_the_budget_counts_whole_blocks_of_originals_and_those_of_the_validation
 
     assert most(100, "noise_pool=16") == 5 * 2 * 8  # a slice a visit
     assert most(100, "noise_pool=12") == 80  # 8 of 12, never in part
-    assert most(4, "steps=50", "noise_pool=20") == 4 * 16 * 2  # all pools, both lengths
+    assert most(4, "steps=50", "noise_pool=20") == 4 * 16  # all pools, each slice with its own length
     watch = ["validation.every=5", "validation.prompts=3", "validation.images=20"]
     assert most(100, *watch, "noise_pool=16") == 80 + 3 * 24
     assert most(100, "noise_pool=16", "loss.originals=.3") == 5 * 2 * 3  # of 8: 3

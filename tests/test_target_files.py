@@ -207,8 +207,8 @@ def test_how_many_steps_there_are_counts_where_it_changes_them(training_of, over
 
 
 def test_an_audit_the_memory_and_the_device_leave_a_training_what_it_is(training_of):
-    other = ["audit=full", "audit.seed=1", "judge@audit.judge=hf", "micro_batch=3", "model.device=cuda", "cache=null"]
-    keys = {training_of(*some) for some in ([], *([one] for one in [*other, "resume=false"]))}
+    other = ["audit=full", "audit.seed=1", "judge@audit.judge=hf", "micro_batch=3", "memory_gb=12", "model.device=cuda"]
+    keys = {training_of(*some) for some in ([], *([one] for one in [*other, "resume=false", "cache=null"]))}
     assert len(keys) == 1 and training_of("loss.image=.5") not in keys
 
 

@@ -19,7 +19,7 @@ from fairdiff.prompts import Prompt
 from fairdiff.training import trainer
 from fairdiff.training.step import Batch, training_step
 from fairdiff.training.tracking import Metrics, read_metrics
-from fairdiff.training.trainer import Schedule, draw_batches, require_effect, train
+from fairdiff.training.trainer import Schedule, draw_batches, require_effect, slice_steps, train
 from fairdiff.training.update import skip_reason
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
@@ -368,17 +368,30 @@ def test_a_prompts_noise_pool_goes_round_in_slices_as_the_cache_holds_it():
     assert len({tuple(map(tuple, visits)) for visits in met.values()}) == 3  # each prompt in its own order
 
 
-def test_a_batch_paints_no_more_than_itself_whatever_has_been_painted(tiny_folder):
-    """T changes from batch to batch, and each original is of one T."""
+def test_originals_of_a_slice_are_found_again_at_every_later_visit(tiny_folder):
+    """T belongs to the slice: nothing is sampled twice, and never more than the batch itself."""
     trainee = make_trainee(load_model(tiny_folder))
-    trainee.originals.block, made = 4, []
+    trainee.originals.block, made, seen = 4, {}, set()
     plan = schedule(batch=4, noise_pool=12, prompts=3, sampler_steps=(2, 4))
-    for step in range(12):
+    for step in range(8):
         for batch in draw_batches(PROMPTS, plan, step):
             before = trainee.originals.sampled
             trainee.originals.get(batch.prompt, batch.indices, batch.steps)
-            made.append(trainee.originals.sampled - before)
-    assert set(made) == {0, 4}
+            made.setdefault((batch.prompt, *sorted(batch.indices)), []).append(trainee.originals.sampled - before)
+            seen.add(batch.steps)
+    assert len(made) == 9 and seen == {2, 3, 4}
+    assert all(first == 4 and not any(later) and later for first, *later in made.values())
+
+
+def test_the_steps_of_slices_are_uniform_and_know_only_prompt_seed_and_slice():
+    plan = schedule(batch=24, noise_pool=480, sampler_steps=(19, 23))
+    prompts = [Prompt(f"a {i}", "occupation", str(i)) for i in range(100)]
+    drawn = [slice_steps(plan, prompt.text, part) for prompt in prompts for part in range(20)]
+    assert all(320 < drawn.count(t) < 480 for t in range(19, 24)) and set(drawn) == set(range(19, 24))  # 400 +- 4.5 sd
+    of = {b.prompt: b.steps for step in range(3) for b in draw_batches(PROMPTS, plan, step)}
+    others = {b.prompt: b.steps for step in range(6) for b in draw_batches([*prompts[:3], *PROMPTS], plan, step)}
+    assert all(others[p.text] == of[p.text] for p in PROMPTS)
+    assert slice_steps(schedule(sampler_steps=(4, 4)), "a", 3) == 4
 
 
 def test_a_prompt_that_stands_twice_meets_other_noise_the_second_time():

@@ -33,6 +33,7 @@ ELSEWHERE = (
     "cache",
     "tracker",
     "micro_batch",
+    "memory_gb",
     "model.device",
     "experiment",
     "seed",

@@ -168,7 +168,7 @@ def told(error: Exception) -> Exception:
 def no_memory(error: Exception) -> FairDiffError | None:
     """What to tell the user where the memory of the device or of the machine was too small, None for another error."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error):
-        less = "it takes less with a smaller global_batch or micro_batch"
+        less = "memory_gb=<what the device has>, or less of it, or a smaller micro_batch, which change no result, take less"
         return FairDiffError(f"out of memory: {one_line(error)}; {less}")
     return None
 

@@ -82,8 +82,9 @@ class Config:
 
     steps: updates of the adapter. global_batch: images of each prompt in one of them. noise_pool: noises of each prompt
     in training, used in whole slices of global_batch; their reference images are cached.
-    micro_batch: images decoded at once. Replay takes twice as many (image, step) pairs and an audit samples three times as
-    many images at once. It sets the memory and not the result.
+    micro_batch: images decoded at once. Replay takes twice as many (image, step) pairs, and three times as many images are
+    sampled at once. It sets the memory and not the result.
+    memory_gb: what the device has, 12, 16, 24, 40 or 80; then this chooses what `micro_batch` does. null: `micro_batch`.
     seed: of everything random in training. resume: the same command goes on where it stopped, false starts over.
     export: formats for other tools in which the trained adapter is written too: kohya, merged, merged_file of LoRA, a1111 of
     soft tokens; see scripts/export.py.
@@ -112,6 +113,7 @@ class Config:
     global_batch: int = MISSING
     noise_pool: int = 480
     micro_batch: int = 24
+    memory_gb: float | None = None
     seed: int = 0
     resume: bool = True
     export: list[str] = field(default_factory=list)
@@ -123,7 +125,7 @@ class Config:
             finite(key, found)
             if key.startswith(PATHS):  # judge.path has one for each attribute, or one for all
                 no_empty_path(key, found)
-        for key in ("steps", "global_batch", "noise_pool", "micro_batch"):
+        for key in ("steps", "global_batch", "noise_pool", "micro_batch", "memory_gb"):
             positive(key, asdict(self)[key])
         between("seed", self.seed, 0, 2**31 - 1)
         for kind in self.export:

@@ -20,8 +20,8 @@ class ModelConfig:
     padding: "max_length" pads prompts as pipelines do, "longest" as the released adapters were trained.
     clip_skip: how many of the text encoders' last layers prompts leave out, as in diffusers' pipelines; null for none.
     dtype: of the frozen U-Net and VAE, and what training's frozen networks multiply in; adapters, text encoder, latents,
-    losses and the audit's networks are float32 whatever it says.
-    sampling_dtype: what U-Net and VAE multiply in where no gradient is taken. "auto": what suits the device, see
+    losses and the audit's networks are float32 whatever it says. float16, for GPUs without bfloat16, is of the U-Net alone.
+    sampling_dtype: what U-Net and VAE of float32 multiply in where no gradient is taken. "auto": what suits the device, see
     `diffusion.load.fast_dtype`; a run's identity holds the word, not what it became.
     """
 
@@ -35,13 +35,14 @@ class ModelConfig:
     def __post_init__(self):
         one_of("model.padding", self.padding, ["max_length", "longest"])
         positive("model.clip_skip", self.clip_skip)
-        for key in ("dtype", "sampling_dtype"):
-            one_of(f"model.{key}", asdict(self)[key], ["auto", "float32", "bfloat16"])
+        one_of("model.dtype", self.dtype, ["auto", "float32", "bfloat16", "float16"])
+        one_of("model.sampling_dtype", self.sampling_dtype, ["auto", "float32", "bfloat16"])
 
 
 @dataclass
 class SamplerConfig:
-    """T is uniform on {train_steps[0] .. train_steps[1]} in training and audit_steps in the audit.
+    """T is uniform on {train_steps[0] .. train_steps[1]} in training, the same whenever a noise is met again, and audit_steps
+    in the audit.
 
     scheduler: dpm (DPM-Solver++), ddim, euler or unipc, or with noise added between steps euler_ancestral or lcm;
     flow_euler of flow-matching models. All are on the model's own noise schedule.

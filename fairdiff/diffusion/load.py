@@ -27,8 +27,10 @@ class DiffusionModel:
     """Frozen components, and the two functions that touch them: text to embedding, latents to image.
 
     padding: "max_length" pads prompts as a plain diffusers pipeline does, "longest" not at all for one prompt.
-    negative: the text of the unconditional branch. sampling_dtype: in which the U-Net and the VAE multiply where no
-    gradient is taken (by autocast: the rest of their operations, and all gradients, are in the precision they are held in).
+    sample_batch, decode_batch: images at once; what is made does not depend on them.
+    negative: the text of the unconditional branch. sampling_dtype: in which a U-Net and a VAE that are held in float32
+    multiply where no gradient is taken (by autocast: all else they do in float32). Held in less they work in that throughout,
+    so that sampling and replay compute alike.
     Stable Diffusion XL has a second tokenizer and text encoder; empty_is_zero: without a negative text its unconditional
     embeddings are zeros. Stable Diffusion 3 has a T5 beside the two, FLUX beside the one, and both have a transformer in the
     U-Net's place. kind: the pipeline that diffusers runs it with.
@@ -42,6 +44,7 @@ class DiffusionModel:
     vae: nn.Module
     scheduler: object
     padding: str = "max_length"
+    sample_batch: int = 64
     decode_batch: int = 64
     negative: str = ""
     sampling_dtype: torch.dtype = torch.float32
@@ -185,7 +188,8 @@ class DiffusionModel:
         about = [architecture(m) for m in (*self.text_encoders, self.unet, self.vae, self.scheduler)]
         texts = [reads(t) for t in (self.tokenizer, self.tokenizer_2, self.t5_tokenizer) if t is not None]
         options = [self.padding, self.negative, self.empty_is_zero]
-        options += [str(self.unet.dtype), str(self.sampling_dtype)] if precision else []
+        if precision:
+            options += [str(self.unet.dtype), *([str(self.sampling_dtype)] if self.unet.dtype == torch.float32 else [])]
         options += [{"size": self.size}] if self.size else []
         options += [{"clip_skip": self.clip_skip}] if self.clip_skip else []
         return fingerprint.of_values(self.weights_fingerprint, about, texts, options)
@@ -206,18 +210,22 @@ class DiffusionModel:
     def sample(self, guidance: Guidance, noise: Tensor, steps: int) -> Trajectory:
         """`sampling.sample` from noise [B, C, H, W] in `sampling_dtype`; latents stay in the noise's precision."""
         with self._cast(True):
-            return sample(self.unet, self.scheduler, guidance, noise, steps)
+            parts = [sample(self.unet, self.scheduler, guidance, z, steps) for z in noise.split(self.sample_batch)]
+        return parts[0] if len(parts) == 1 else _joined(parts)
 
     def _cast(self, on: bool) -> torch.autocast:
-        lower = self.sampling_dtype != torch.float32
+        lower = self.sampling_dtype != torch.float32 and self.unet.dtype == torch.float32
         return torch.autocast(self.unet.device.type, torch.bfloat16, enabled=on and lower)
 
     def lower_precision(self, dtype: torch.dtype) -> None:
-        """Hold the frozen U-Net, VAE and T5 in another precision; CLIP, run once a step, stays as it is."""
-        for module in (self.unet, self.vae, *([] if self.t5 is None else [self.t5])):
-            nn.Module.to(
-                module, dtype
-            )  # diffusers' own `to` warns of layers to keep in float32, of which there are none
+        """Hold the frozen U-Net, VAE and T5 in another precision; CLIP, run once a step, stays as it is.
+
+        In float16 the VAE and T5 stay too: that of Stable Diffusion XL and T5 overflow in it (diffusers' `force_upcast`, and
+        transformers' `_keep_in_fp32_modules`).
+        """
+        others = [] if dtype == torch.float16 else [self.vae, self.t5]
+        for module in (self.unet, *(other for other in others if other is not None)):
+            nn.Module.to(module, dtype)  # diffusers' own `to` warns of layers to keep in float32, of which there are none
 
     def generator(self, guidance_scale: float, steps: int, prefix: str = "") -> Generate:
         """A plain function (prompt, noise_BCHW) -> image_BCHW of the model as it stands now, adapter on or off."""
@@ -229,6 +237,12 @@ class DiffusionModel:
             return torch.cat([self.decode(latent) for latent in final.split(self.decode_batch)])
 
         return generate
+
+
+def _joined(parts: list[Trajectory]) -> Trajectory:
+    """The trajectories of several batches as that of all images."""
+    inputs = [torch.cat(some) for some in zip(*(part.inputs for part in parts), strict=True)]
+    return Trajectory(inputs, parts[0].timesteps, torch.cat([part.final for part in parts]))
 
 
 def solver_of(model: DiffusionModel, kind: str, final_sigmas: str, spacing: str):
@@ -278,11 +292,11 @@ def check_device(name: str) -> None:
 
 
 def fast_dtype(device: str) -> str:
-    """ "bfloat16" where the device has instructions for it, else "float32", which is faster than emulating them."""
+    """ "bfloat16" where the device has instructions for it, else "float16" on a GPU and "float32" on a processor."""
     if device.startswith("cuda"):
         able = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        able = any(torch.cpu.get_capabilities().get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+        return "bfloat16" if able else "float16"
+    able = any(torch.cpu.get_capabilities().get(name, False) for name in ("avx512_bf16", "amx_bf16"))
     return "bfloat16" if able else "float32"
 
 

@@ -25,7 +25,7 @@ def compare_judges(trainee: Trainee, audit_judge: Classifier, prompts: Sequence[
     neither the reference images that are kept nor a random state.
     """
     judge = trainee.perception.classifier
-    if judge.config == audit_judge.config and fingerprint.of_modules(judge) == fingerprint.of_modules(audit_judge):
+    if judge.config == audit_judge.config and fingerprint.of_frozen(judge) == fingerprint.of_frozen(audit_judge):
         return []
     texts = list(dict.fromkeys(prompt.text for prompt in prompts if prompt.people))[:PROMPTS]
     names = trainee.objective.target.attributes

@@ -28,8 +28,9 @@ class Originals:
 
     generate: (prompt, indices, steps) -> images of the model with the adapter off. folder: None keeps them in memory.
     block: how many pool indices are made at once. compared: of how many of each block, its first, a training batch is
-    given, None for all; they are made apart from the rest. world: the processes that make a block together, each some of
-    its images; all then have the same rows, and the first one reads and writes the files.
+    given, None for all; they are made apart from the rest. at_once: how many images are looked at together. world: the
+    processes that make a block together, each some of its images; all then have the same rows, and the first one reads and
+    writes the files.
     """
 
     perception: Perception
@@ -41,6 +42,7 @@ class Originals:
     sampled: int = 0
     device: str = "cpu"
     world: World = ALONE
+    at_once: int = 64
 
     def get(self, prompt: str, indices: list[int], steps: int) -> dict[str, Tensor]:
         """Features `feature.<i>`, `box` [B, 4], `found`, `probs.<attribute>` and `face` of the given pool indices.
@@ -60,8 +62,8 @@ class Originals:
     def _made(self, prompt: str, block: list[int], steps: int) -> dict[str, Tensor]:
         """What `measure` says of a block, of which each process generates a part."""
         own = self.world.share(block)
-        measured = self.measure(self.generate(prompt, own, steps)) if own else {}
-        parts = [part for part in self.world.gather({n: t.cpu() for n, t in measured.items()}) if part]
+        looks = [self.measure(images) for images in self.generate(prompt, own, steps).split(self.at_once)] if own else []
+        parts = sum(self.world.gather([{n: t.cpu() for n, t in look.items()} for look in looks]), [])
         return {n: torch.cat([part[n] for part in parts]) for n in parts[0]}
 
     def _known(self, prompt: str, steps: int) -> tuple[dict[int, dict[str, Tensor]], Path | None]:

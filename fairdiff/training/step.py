@@ -22,7 +22,9 @@ from torch import Tensor
 from classifiers.types import Boxes
 from fairdiff.diffusion.adapters import Adapter
 from fairdiff.diffusion.denoise import Guidance
+from fairdiff.diffusion.half import scaled_replay
 from fairdiff.diffusion.load import DiffusionModel
+from fairdiff.diffusion.memory import Pieces
 from fairdiff.diffusion.sampling import Trajectory, Upstream, choose_steps, initial_noise, replay
 from fairdiff.diffusion.solvers import gradient_weights
 from fairdiff.distributed import ALONE, World
@@ -110,7 +112,9 @@ class StepResult:
 
 @dataclass
 class Trainee:
-    """The model under training with all that a step needs of it. world: the processes that share each batch's images."""
+    """The model under training with all that a step needs of it. world: the processes that share each batch's images.
+    pieces: from which the sizes in `method` are.
+    """
 
     model: DiffusionModel
     adapter: Adapter
@@ -120,6 +124,7 @@ class Trainee:
     method: Method
     balance: Balance | None = None
     world: World = ALONE
+    pieces: Pieces | None = None
 
     def without_people(self) -> "Trainee":
         """The same for a prompt without people: its images are only to stay as they are."""
@@ -227,7 +232,8 @@ def replay_batch(trainee: Trainee, batch: Batch, rollout: Rollout, grad: Tensor)
     weights = gradient_weights(method.gradient, model.scheduler, batch.steps)
     chosen = choose_steps(len(batch.indices), batch.steps, method.evaluations, batch.generator)
     chosen = chosen[trainee.world.rows(len(batch.indices))]  # by an image's place in the batch, whoever replays it
-    replay(model.unet, rollout.trajectory, rollout.guidance, Upstream(grad, weights, chosen), method.replay_batch)
+    go = scaled_replay if model.unet.dtype == torch.float16 else replay
+    go(model.unet, rollout.trajectory, rollout.guidance, Upstream(grad, weights, chosen), method.replay_batch)
 
 
 def pull_back_text(rollout: Rollout) -> None:

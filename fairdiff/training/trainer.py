@@ -3,6 +3,7 @@
 Resumes bit-exactly on a CPU: whatever is not in the checkpoint is a function of (seed, step).
 """
 
+import hashlib
 import math
 import time
 from dataclasses import dataclass
@@ -64,8 +65,8 @@ def draw_batches(prompts: list[Prompt], schedule: Schedule, step: int) -> list[B
     """A batch of each prompt of one step, a function of (seed, step) only.
 
     Prompts go round in a new order each epoch. Each prompt's noise pool goes round too: its batches are slices of the
-    pool, always the same ones, as they are whole blocks of the cache of originals: with new ones a single batch would
-    have several blocks sampled where T is new to them. What is beyond the last whole slice is not used.
+    pool, always the same ones, as they are whole blocks of the cache of originals. A slice has its own T, so that a
+    second visit finds its originals. What is beyond the last whole slice is not used.
     """
     return [_draw(prompts, schedule, step * schedule.prompts + place) for place in range(schedule.prompts)]
 
@@ -80,10 +81,17 @@ def _draw(prompts: list[Prompt], schedule: Schedule, visit: int) -> Batch:
     if turn:  # its place says at which steps an image is replayed
         place = torch.randperm(schedule.batch, generator=_generator(schedule.seed, 3, turn * len(prompts) + copies[0]))
     indices = (part * schedule.batch + place).tolist()
-    low, high = schedule.sampler_steps
-    sampler_steps = int(torch.randint(low, high + 1, (), generator=generator))
+    torch.randint(1, (), generator=generator)  # which T once took: runs of one T keep their digits
     prompt = prompts[which]
-    return Batch(prompt.text, indices, sampler_steps, schedule.seed, generator, prompt.people, bool(prompt.names))
+    steps = slice_steps(schedule, prompt.text, part)
+    return Batch(prompt.text, indices, steps, schedule.seed, generator, prompt.people, bool(prompt.names))
+
+
+def slice_steps(schedule: Schedule, prompt: str, part: int) -> int:
+    """T of one slice of a prompt's noises, uniform over {low .. high}; the same whatever else is trained on."""
+    low, high = schedule.sampler_steps
+    digest = hashlib.sha256(f"{schedule.seed}|{prompt}|{part}".encode()).digest()
+    return low + int.from_bytes(digest[:7], "big") % (high - low + 1)
 
 
 def _generator(seed: int, stream: int, index: int) -> torch.Generator:

@@ -65,7 +65,7 @@ def _one_prompt(trainee: Trainee, validation: Validation, prompt: str, noise_see
     noise = initial_noise(prompt, noise_seed, indices, model.latent_shape).to(model.unet.device)
     classes: dict[str, list[torch.Tensor]] = {a: [] for a in target.attributes}
     cosines: list[torch.Tensor] = []
-    for rows in torch.arange(validation.images).split(trainee.originals.block):
+    for rows in torch.arange(validation.images).split(min(trainee.originals.block, trainee.originals.at_once)):
         image = generate(prompt, noise[rows])
         seen = perception.classify_faces(image)
         for a in classes:

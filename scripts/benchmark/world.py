@@ -16,6 +16,7 @@ from benchmark.literal import literal_step
 from fairdiff import build
 from fairdiff.config import GradientConfig
 from fairdiff.diffusion.load import DiffusionModel
+from fairdiff.diffusion.memory import Pieces
 from fairdiff.errors import FairDiffError
 from fairdiff.objective.perception import Perception
 from fairdiff.plan import Plan, make_plan
@@ -41,7 +42,7 @@ def make_world(config: BenchConfig, plan: Plan) -> tuple[DiffusionModel, Percept
         dtype, sampling_dtype = build.precisions(config)
         model = random_sd.make_model(config.random, dtype, config.device)
         perception = random_sd.make_perception(config.random, plan.attributes, dtype, config.device)
-        model.decode_batch, model.sampling_dtype = config.micro_batch, sampling_dtype
+        model.sampling_dtype = sampling_dtype
     if config.channels_last:
         for module in (model.unet, model.vae):
             module.to(memory_format=torch.channels_last)
@@ -159,7 +160,7 @@ def describe(config: BenchConfig) -> dict:
     return {
         "model": model, "adapter": kind, "B": config.global_batch, "T": sampler_steps(config),
         "guidance": config.sampler.guidance, "dtype": dtype,
-        "replay_batch": build.REPLAYED * config.micro_batch, "decode_batch": config.micro_batch,
+        "replay_batch": Pieces.of(config.micro_batch).replay, "decode_batch": config.micro_batch,
         "literal_batch": config.literal_batch,
         "originals": config.loss.originals, "channels_last": config.channels_last, "compile": config.compile,
     }  # fmt: skip
