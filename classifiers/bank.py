@@ -3,7 +3,6 @@
 The work is kept every few pictures in `<bank>.part`, and goes on from there.
 """
 
-import json
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -12,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from classifiers.data import read_image, to_float
-from classifiers.identity import write_rows
+from classifiers.identity import read_rows, write_rows
 from classifiers.types import Detector, Embedder
 
 PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -90,16 +89,14 @@ def collect(
 
 def _read(part: Path, request: str) -> Collected:
     try:
-        with safe_open(part, "pt") as store:
-            about, rows_ND = store.metadata() or {}, store.get_tensor("embedding")
+        rows_ND, about = read_rows(part)
         if about["request"] != request:
             return Collected()
-        return Collected(int(about["done"]), list(rows_ND.float()), Counter(json.loads(about["left_out"])))
+        return Collected(about["done"], list(rows_ND.float()), Counter(about["left_out"]))
     except (SafetensorError, OSError, KeyError, ValueError):
         return Collected()
 
 
 def _write(part: Path, request: str, known: Collected, dim: int) -> None:
     rows_ND = known.stacked() if known.rows else torch.zeros(0, dim)
-    about = {"request": request, "done": str(known.done), "left_out": json.dumps(known.left_out)}
-    write_rows(rows_ND, part, about)
+    write_rows(rows_ND, part, {"request": request, "done": known.done, "left_out": known.left_out})

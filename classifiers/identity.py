@@ -4,6 +4,7 @@ Shen et al. (arXiv 2311.07604), section 4.2: when a face has to change its class
 face instead of its own original. D dimensions, N faces in the bank.
 """
 
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,15 +73,27 @@ def save_bank(bank: Bank, file: Path, embedder: str, **about: str) -> None:
 
     embedder: a fingerprint of what made the embeddings. about: more for the header.
     """
-    write_rows(bank.embedding_ND, file, {"embedder": embedder, "faces": str(len(bank.embedding_ND)), **about})
+    write_rows(bank.embedding_ND, file, {"embedder": embedder, **about})
 
 
-def write_rows(embedding_ND: Tensor, file: Path, header: dict[str, str]) -> None:
-    """Embeddings as fp16 in a safetensors file, written whole or not at all."""
+def write_rows(embedding_ND: Tensor, file: Path, about: dict) -> None:
+    """Embeddings as fp16 in a safetensors file, written whole or not at all; the same bytes for the same content.
+
+    about: what its header says, under one name: safetensors writes several in an order that changes.
+    """
     temporary = file.with_name(f"{file.name}.writing")
     file.parent.mkdir(parents=True, exist_ok=True)
+    header = {"about": json.dumps(about, sort_keys=True)}
     save_file({"embedding": embedding_ND.detach().cpu().half().contiguous()}, temporary, header)
     os.replace(temporary, file)
+
+
+def read_rows(file: Path) -> tuple[Tensor, dict]:
+    """Inverse of `write_rows`, as stored; {} without a header of ours. Errors are those of safetensors and of the disk."""
+    with safe_open(file, "pt") as store:
+        header = (store.metadata() or {}).get("about", "{}")
+        about = json.loads(header)
+        return store.get_tensor("embedding"), about if isinstance(about, dict) else {}
 
 
 def load_bank(file: Path, dim: int, embedder: str) -> Bank:
@@ -90,11 +103,10 @@ def load_bank(file: Path, dim: int, embedder: str) -> Bank:
     directions in it.
     """
     try:
-        with safe_open(file, "pt") as store:
-            found_ND, about = store.get_tensor("embedding"), store.metadata() or {}
+        found_ND, about = read_rows(file)
     except FileNotFoundError:
         raise ValueError(f"{file}: no such file") from None
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise ValueError(f"{file}: truncated or not a bank of faces ({first_line(error)})") from None
     if about.get("embedder") != embedder:
         raise ValueError(

@@ -11,10 +11,10 @@ from functools import partial
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from classifiers.bank import Collected, collect, embedding_of, pictures_in
-from classifiers.identity import Bank, save_bank
+from classifiers.identity import Bank, read_rows, save_bank
 from fairdiff import build, fingerprint
 from fairdiff.cli.ending import ending
 from fairdiff.cli.main import CONF, fail, to_config, told
@@ -57,19 +57,18 @@ def make(folder: Path, config: Config) -> str:
     return f"{file}: {known}"
 
 
-def refuse_another(file: Path, request: str) -> str:
+def refuse_another(file: Path, request: str) -> int:
     """How many faces a bank of the same request holds; FairDiffError for any other file of that name."""
     try:
-        with safe_open(file, "pt") as store:
-            about = store.metadata() or {}
-    except (SafetensorError, OSError) as error:
+        rows_ND, about = read_rows(file)
+    except (SafetensorError, OSError, ValueError) as error:
         raise FairDiffError(f"features.bank: {file}: is there and no bank; allowed: a new name") from error
     if about.get("request") != request:
         raise FairDiffError(
             f"features.bank: {file}: is there, made from other pictures or with another embedder or detector; allowed: a "
             "new name, or remove it"
         )
-    return about["faces"]
+    return len(rows_ND)
 
 
 @ending("interrupted; the same command goes on")

@@ -7,13 +7,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors import safe_open
 from tiny import composed
 from torch.nn import functional as F
 
 from classifiers import bank as bank_module
 from classifiers.data import read_image, to_float
-from classifiers.identity import Bank
+from classifiers.identity import Bank, read_rows
 from fairdiff import build
 from fairdiff.errors import FairDiffError
 from fairdiff.plan import make_plan
@@ -117,8 +116,7 @@ def test_the_bank_of_another_embedder_is_one_line(folder, tmp_path, capsys):
     assert code == 2 and "is there and no bank" in err
     file.unlink()
     call(capsys, folder, f"features.bank={file}")
-    with safe_open(file, "pt") as store:
-        maker = store.metadata()["embedder"]
+    maker = read_rows(file)[1]["embedder"]
     config = composed(f"features.bank={file}", "features.identity=fairdiff/portraits/weights/encoder")
     with pytest.raises(FairDiffError, match=f"features.bank: .*faces.safetensors: made by the embedder {maker}"):
         build.build_bank(config, build.build_embedder(config))

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from classifiers.identity import Bank, FaceEmbedder, load_bank, load_face_embedder, save_bank, save_face_embedder
 
 CONFIG = {**CONVNEXT, "dim": 6}
+OURS = {"about": '{"embedder": "ours"}'}
 
 
 @pytest.fixture
@@ -84,7 +85,7 @@ def test_a_bank_of_another_embedder_is_refused(bank, tmp_path):
 )
 def test_a_bank_that_gives_no_direction_to_pull_to_is_one_line(bank, change, message, tmp_path):
     file = tmp_path / "bank.safetensors"
-    save_file({"embedding": change(bank.embedding_ND.half()).contiguous()}, file, {"embedder": "ours"})
+    save_file({"embedding": change(bank.embedding_ND.half()).contiguous()}, file, OURS)
     with pytest.raises(ValueError, match=f"bank.safetensors: .*{message}") as error:
         load_bank(file, 6, "ours")
     assert "\n" not in str(error.value)
