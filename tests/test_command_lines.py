@@ -1,8 +1,10 @@
 """Command lines: those of the README are understood, and a sweep puts each run where the same run lands by itself."""
 
 import io
+import os
 import re
 import shlex
+import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -250,3 +252,28 @@ def test_a_sweep_runs_what_it_can_and_names_the_rest_at_the_end(tmp_path, monkey
     monkeypatch.setattr(sys, "argv", ["x.py", "-m", "seed=0,1"])
     main(task)()  # nothing of it is left
     assert capsys.readouterr().err == ""
+
+
+IN_PROCESSES = """
+from fairdiff.cli.main import main
+from fairdiff.errors import FairDiffError
+
+def task(config, folder):
+    if config.seed == 1:
+        raise FairDiffError("steps: no")
+    folder.mkdir(parents=True)
+
+if __name__ == "__main__":
+    main(task)()
+"""
+
+
+@pytest.mark.slow
+def test_a_failed_run_in_a_process_of_a_launcher_is_a_failed_sweep(tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    (tmp_path / "sweep.py").write_text(IN_PROCESSES)
+    command = [sys.executable, "sweep.py", "-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=0,1,2"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+    found = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert found.returncode == 2 and "error: seed=1: steps: no" in found.stderr, found.stderr
+    assert sorted(p.name for p in tmp_path.glob("outputs/gender/default/*")) == ["seed0", "seed2"]

@@ -88,6 +88,7 @@ def main(task: Callable[[Config, Path], None], name: str = "config", several: bo
     among the processes that a launcher started.
     """
     failed: list[str] = []  # runs of a sweep
+    parent = os.getpid()
 
     def give_up(error: Exception, overrides: Sequence[str]) -> None:
         failed.append(f"{' '.join(overrides) or 'defaults'}: {one_line(error)}")
@@ -105,7 +106,11 @@ def main(task: Callable[[Config, Path], None], name: str = "config", several: bo
             task(to_config(cfg), Path(here.runtime.output_dir))
         except Exception as error:  # before Hydra adds lines of its own
             line = told(error)
-            give_up(line, overrides) if swept else fail(line)
+            if not swept:
+                fail(line)
+            give_up(line, overrides)
+            if os.getpid() != parent:  # a launcher's own process, whose `failed` nobody reads; the sweep ends with it
+                raise FairDiffError(failed[-1]) from error
 
     def run() -> None:
         failed.clear()
