@@ -51,7 +51,7 @@ def train_job(config: Config, folder: Path) -> None:
         run.save_adapter(folder, trainee.adapter, about)
         lines = describe.report_lines(config, plan, adapter=True, trained=True)
         run.carry_out(folder, audit, partial(build_generators, config, model, trainee.adapter), lines, console)
-        run.save_card(folder, audit, *training_judge(config))
+    run.save_card(folder, audit, *training_judge(config))
     run.conclude(folder, audit, console)
 
 
