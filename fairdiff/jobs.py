@@ -59,9 +59,8 @@ def train_job(config: Config, folder: Path, world: World) -> None:
             run.save_adapter(folder, trainee.adapter, about)
         lines = describe.report_lines(config, plan, adapter=True, trained=True)
         run.carry_out(folder, audit, partial(build_generators, config, model, trainee.adapter), lines, console)
-        if world.first:
-            run.save_card(folder, audit, *training_judge(config))
     if world.first:
+        run.save_card(folder, audit, *training_judge(config))
         run.export_adapter(folder, config.export, build.model_path(config))
         run.conclude(folder, audit, console)
 

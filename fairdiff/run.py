@@ -120,10 +120,16 @@ def export_adapter(folder: Path, formats: list[str], model: str | Path) -> None:
 
 
 def save_card(folder: Path, audit: Audit, judge: str, confusion: Confusion) -> None:
-    """adapter/README.md from this audit and adapter.json. judge, confusion: of training's."""
+    """adapter/README.md from this audit and adapter.json, unless it is there: `save_adapter` removes that of another audit.
+
+    judge, confusion: of training's.
+    """
+    card = folder / "adapter" / "README.md"
+    if card.exists():
+        return
     about = json.loads((folder / "adapter" / "adapter.json").read_text(encoding="utf-8"))
     numbers = read_audit(audit_folder(folder, audit) / "audit.json")
-    write_text(folder / "adapter" / "README.md", model_card(numbers, about, judge, confusion))
+    write_text(card, model_card(numbers, about, judge, confusion))
 
 
 def audit_folder(folder: Path, audit: Audit) -> Path:
