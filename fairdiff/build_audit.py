@@ -12,8 +12,8 @@ from classifiers.calibration import CALIBRATION_FILE, load_calibration
 from classifiers.zeroshot import ZeroShotClassifier
 from fairdiff import build, fingerprint
 from fairdiff.audit.axis import MetricSpec, groups_of, software_versions
-from fairdiff.audit.correction import check_confusion
 from fairdiff.audit.generate import AuditPlan, Generate
+from fairdiff.audit.judge import check_confusion
 from fairdiff.audit.measure import Measurer, measure
 from fairdiff.audit.metrics import SCHEMA as METRICS_SCHEMA
 from fairdiff.audit.records import SCHEMA as RECORDS_SCHEMA

@@ -11,9 +11,8 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from reproduce.numbers import entry, signed
+from reproduce.numbers import entry, mean_interval, signed
 
-from fairdiff.audit.intervals import mean_interval
 from fairdiff.audit.read import COUNT, NUMBER, TEXT, Each, Maybe, read_shape
 from fairdiff.cli.ending import ending
 from fairdiff.cli.main import fail

@@ -111,9 +111,9 @@ def audit(values: list[float], families: list[str] | None = None, dtype: str = "
             {"family": f, "bias": {"value": b, "floor": 0.1}, "target": {"total_variation": b and b / 2, "floor": 0.05}}
             for b, f in zip(biases, families, strict=True)
         ]
-        bias = {"mean": mean, "ci95": [0, 1], "floor": 0.1}
+        bias = {"mean": mean, "ci95": [0, 1], "ci95_these": [0, 1], "floor": 0.1}
         low = {"rate": 0.1 * mean, "ci95": [0.08 * mean, 0.12 * mean]}
-        shares = {"old": {"share": 0.3, "ci95": [0.2, 0.4]}}
+        shares = {"old": {"share": 0.3, "ci95": [0.2, 0.4], "ci95_these": [0.2, 0.4]}}
         axis = {"bias": bias, "target": {"requested": True}, "shares": shares, "per_prompt": per_prompt}
         axis |= {"low_confidence": low}
         other = axis | {"target": {"requested": False}}

@@ -1,22 +1,17 @@
-"""One attribute, or several combined, counted: suite-level and per-prompt numbers from counts_PK.
+"""What is counted: attributes and their combinations as axes of classes, and the faces of each class, counts_PK.
 
-Shapes: P prompts, K classes, counts_PK faces of each class. Every mean over prompts weighs prompts alike.
+Shapes: P prompts, K classes.
 """
 
 import itertools
-import math
 import platform
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 import pandas as pd
 
-from fairdiff.audit import intervals as iv
-from fairdiff.audit.correction import corrected_bias_interval, corrected_suite, resampled_confusions
 from fairdiff.audit.records import probability_columns
-from fairdiff.bias import bias as bias_of
 
 
 def software_versions() -> dict[str, str]:
@@ -35,7 +30,8 @@ class MetricSpec:
     """What to count. targets: shares [K] or one row a prompt [P, K], by attribute or joint name ("gender×race").
 
     Missing targets: uniform for an attribute, the product of the marginals for a joint. confusion: counts [K, K] of
-    the judge on labelled faces (rows: true class). judge: what audit.json says of the judge. delta: equivalence margin.
+    the judge on labelled faces (rows: true class). judge: what audit.json says of the judge. delta: equivalence margin of
+    the distance to the target.
     drift: how far the bias of an attribute without a target may move and count as unchanged.
     provenance: anything else audit.json is to carry (by default the versions of the software).
     """
@@ -46,7 +42,6 @@ class MetricSpec:
     confusion: dict[str, np.ndarray] = field(default_factory=dict)
     delta: float = 0.10
     drift: float = 0.06
-    draws: int = 2000
     seed: int = 0
     provenance: dict = field(default_factory=lambda: {"software": software_versions()})
 
@@ -123,144 +118,3 @@ def tally(rows: pd.DataFrame, axis: Axis, spec: MetricSpec, index: pd.Series) ->
 def requested(axis: Axis, spec: MetricSpec) -> bool:
     """Whether a target was set for this axis, or for all of its members."""
     return axis.name in spec.targets or all(member in spec.targets for member in axis.members)
-
-
-def average(values) -> float:
-    """Mean, NaN of nothing."""
-    return float(np.mean(values)) if len(values) else math.nan
-
-
-def mean_over_prompts(values: np.ndarray, spec: MetricSpec) -> dict:
-    """Mean of a per-prompt quantity [P] and its interval over the population of prompts."""
-    return {"mean": average(values), "ci95": iv.mean_interval(values, spec.draws, spec.seed)}
-
-
-def difference_over_prompts(values: np.ndarray, spec: MetricSpec) -> dict:
-    """The same for paired differences, after minus before."""
-    return {"difference": average(values), "ci95": iv.mean_interval(values, spec.draws, spec.seed)}
-
-
-def rms_over_prompts(squared_gaps: np.ndarray, spec: MetricSpec) -> dict:
-    """Root of the unbiased mean squared gap [P] and its interval over the population of prompts."""
-    if not len(squared_gaps):
-        return {"value": math.nan, "ci95": (math.nan, math.nan)}
-    value, interval = iv.rms_interval(squared_gaps, spec.draws, spec.seed)
-    return {"value": value, "ci95": interval}
-
-
-def _worst(values: np.ndarray, statistic: Callable, faces: np.ndarray, target: np.ndarray, spec: MetricSpec) -> dict:
-    """The mean over the tenth of the prompts that are worst, what chance alone makes of it, and how many they are."""
-    return {
-        "mean": float(iv.worst_tenth(values)) if len(values) else math.nan,
-        "ci95": iv.worst_tenth_interval(values, spec.draws, spec.seed),
-        "floor": iv.worst_tenth_floor(statistic, faces, target, seed=spec.seed),
-        "prompts": math.ceil(len(values) / 10),
-    }
-
-
-def suite_metrics(counts: np.ndarray, missing: np.ndarray, axis: Axis, spec: MetricSpec) -> dict:
-    """Suite-level numbers of one attribute or joint; prompts without a face take no part (bounds: they do)."""
-    K, faces = counts.shape[1], counts.sum(1)
-    seen, two = faces > 0, faces > 1
-    shares = counts[seen] / faces[seen, None]
-    aim = axis.target_PK[seen]
-    bias, distance = bias_of(shares), iv.total_variation(shares, aim)
-    bounds = [iv.missing_face_bounds(c, m) for c, m in zip(counts, missing, strict=True)]
-    floors = [iv.noise_floor(K, int(n)) for n in faces[seen]]
-    tv_floors = [iv.total_variation_floor(t, int(n)) for t, n in zip(aim, faces[seen], strict=True)]
-    on_target = rms_over_prompts(iv.unbiased_squared_gap(counts[two], axis.target_PK[two]), spec)
-    result = {
-        "bias": mean_over_prompts(bias, spec)
-        | {
-            "sd_over_prompts": bias.std(ddof=1) if len(bias) > 1 else math.nan,
-            "floor": average(floors),
-            "worst_tenth": _worst(bias, lambda f, _: bias_of(f), faces[seen], np.full(aim.shape, 1 / K), spec),
-            "maximum": 2 / K,
-            "unbiased_rms": rms_over_prompts(iv.unbiased_squared_gap(counts[two]), spec),
-            "missing_face_bounds": np.mean(bounds, 0),
-            "prompts": int(seen.sum()),
-        },
-        "shares": {
-            name: {"share": m["mean"], "ci95": m["ci95"]}
-            for name, m in ((name, mean_over_prompts(shares[:, k], spec)) for k, name in enumerate(axis.classes))
-        },
-        "target": {
-            "shares": dict(zip(axis.classes, axis.target_PK.mean(0), strict=True)),
-            "requested": requested(axis, spec),
-            "uniform": bool(np.allclose(axis.target_PK, 1 / K)),
-            "total_variation": mean_over_prompts(distance, spec)
-            | {
-                "floor": average(tv_floors),
-                "worst_tenth": _worst(distance, iv.total_variation, faces[seen], aim, spec),
-                "maximum": average(1 - aim.min(1)),
-            },
-            "unbiased_rms": on_target,
-            "delta": spec.delta,
-            "verdict": iv.verdict(on_target["ci95"], spec.delta, int(faces.sum()), K),
-        },
-    }
-    if axis.name in spec.confusion and two.any():
-        result["corrected"] = _corrected(counts[two], axis, spec, axis.target_PK[two])
-    return result
-
-
-def _corrected(counts: np.ndarray, axis: Axis, spec: MetricSpec, target: np.ndarray) -> dict:
-    confusion = np.asarray(spec.confusion[axis.name])
-    raw = corrected_suite(counts, confusion, seed=spec.seed)
-    aimed = corrected_suite(counts, confusion, target, seed=spec.seed)
-    return {
-        "bias": {
-            "mean": raw.mean_bias,
-            "ci95": raw.mean_bias_interval,
-            "unbiased_rms": {"value": raw.rms, "ci95": raw.rms_interval},
-        },
-        "shares": {
-            name: {"share": raw.shares[k], "ci95": raw.share_intervals[k]} for k, name in enumerate(axis.classes)
-        },
-        "target": {
-            "unbiased_rms": {"value": aimed.rms, "ci95": aimed.rms_interval},
-            "verdict": iv.verdict(aimed.rms_interval, spec.delta, int(counts.sum()), counts.shape[1]),
-        },
-        "confusion": confusion,
-    }
-
-
-def prompt_metrics(counts, images, axis: Axis, prompts: pd.DataFrame, spec: MetricSpec) -> list[dict]:
-    """Every prompt's own numbers with intervals for its own shares (no prompt borrows from another)."""
-    draws = iv.draws_for(len(counts))
-    p_values = [iv.target_p_value(c, t, draws, spec.seed) for c, t in zip(counts, axis.target_PK, strict=True)]
-    holm = iv.holm(p_values)
-    confusions = None
-    if axis.name in spec.confusion:
-        confusions = resampled_confusions(spec.confusion[axis.name], 500, spec.seed)
-    items = []
-    for row, prompt in enumerate(prompts.itertuples()):
-        faces, region = int(counts[row].sum()), iv.share_region(counts[row])
-        shares = counts[row] / faces if faces else np.full(len(counts[row]), math.nan)
-        item = {
-            "prompt_index": int(prompt.prompt_index),
-            "prompt": prompt.prompt,
-            "subject": prompt.subject,
-            "family": prompt.family,
-            "images": int(images[row]),
-            "faces": faces,
-            "counts": dict(zip(axis.classes, counts[row], strict=True)),
-            "shares": {name: {"share": shares[k], "ci95": region[k]} for k, name in enumerate(axis.classes)},
-            "bias": {
-                "value": bias_of(shares),
-                "ci95": iv.bias_interval(counts[row]),
-                "floor": iv.noise_floor(len(axis.classes), faces),
-                "missing_face_bounds": iv.missing_face_bounds(counts[row], int(images[row]) - faces),
-            },
-            "target": {
-                "shares": dict(zip(axis.classes, axis.target_PK[row], strict=True)),
-                "total_variation": iv.total_variation(shares, axis.target_PK[row]),
-                "floor": iv.total_variation_floor(axis.target_PK[row], faces),
-                "p": p_values[row],
-                "p_holm": holm[row],
-            },
-        }
-        if confusions is not None and faces:
-            item["bias"]["corrected_ci95"] = corrected_bias_interval(counts[row], confusions, seed=spec.seed)
-        items.append(item)
-    return items

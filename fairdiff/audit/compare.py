@@ -112,7 +112,7 @@ def _table(audits: dict[str, dict]) -> Table:
         title=escape(", target: ".join([about, *targets]) if len(targets) == 1 else about),
         title_justify="left",
         caption=r"\[low, high]: 95 % interval; ±: standard deviation over seeds; floor: what a perfectly fair "
-        "(or on-target) generator shows",
+        "(or on-target) generator shows; *: for these prompts only",
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),

@@ -1,10 +1,9 @@
-"""What can be said of a generator's shares from n images a prompt: floors, regions, unbiased gaps, tests, plans.
+"""What can be said of a generator's shares from n images a prompt: floors, regions, tests, plans.
 
 Pure functions of counts. Shapes: P prompts, K classes of one attribute, counts_PK the faces of each class, n their
 number, p the generator's true shares, t the target shares. bias(p) = 2/(K(K-1)) sum_{i<j} |p_i - p_j| (Shen et al.,
-ICLR 2024, section 5), in [0, 2/K]. Two kinds of interval, never mixed:
-*within a prompt* (its own p, the noise is the n images): Wilson or Goodman regions, no bootstrap;
-*over a suite* (the population the prompts stand for): bootstrap of whole prompts only.
+ICLR 2024, section 5), in [0, 2/K]. Intervals here are within a prompt (its own p, the noise is the n images): Wilson or
+Goodman regions, no bootstrap. Those over a suite are in `suite`, the distance to the target in `distance`.
 """
 
 import math
@@ -14,7 +13,6 @@ from functools import cache, lru_cache
 import numpy as np
 from scipy.special import xlogy
 from scipy.stats import binom, binomtest, norm
-from scipy.stats import t as student
 from statsmodels.stats.proportion import multinomial_proportions_confint, proportion_confint
 
 from fairdiff.bias import bias
@@ -72,25 +70,26 @@ def share_region(counts, level: float = 0.95) -> np.ndarray:
     return multinomial_proportions_confint(counts, 1 - level, "goodman")
 
 
-def bias_range(low, high) -> Interval:
-    """Least and greatest bias over the box [low, high] cut with the simplex (must not be empty).
+def bias_range(low, high) -> tuple[np.ndarray, np.ndarray]:
+    """Least and greatest bias [...] over the box [low, high] [..., K] cut with the simplex (must not be empty).
 
     Bias is symmetric and Schur-convex, so sorting the lower and the upper ends only widens the box (order statistics)
     and leaves it unchanged when classes with more faces have both ends higher (Wilson, Goodman: the range is exact).
     Least: the water-filling point p_k = clip(c, low_k, high_k), majorised by every other (Marshall, Olkin & Arnold
     2011, ch. 5). Greatest: on the ordered box bias is linear with rising weights, so fill from the greatest class.
     """
-    low, high = np.sort(np.clip(low, 0, 1)), np.sort(np.clip(high, 0, 1))
-    left, right = 0.0, 1.0
+    low, high = np.sort(np.clip(low, 0, 1), -1), np.sort(np.clip(high, 0, 1), -1)
+    left, right = np.zeros(low.shape[:-1]), np.ones(low.shape[:-1])
     for _ in range(60):
         level = (left + right) / 2
-        left, right = (level, right) if np.clip(level, low, high).sum() < 1 else (left, level)
-    even, skewed, spare = np.clip(right, low, high), low.copy(), 1 - low.sum()
-    for k in range(len(low) - 1, -1, -1):
-        step = min(spare, high[k] - low[k])
-        skewed[k] += step
-        spare -= step
-    return float(bias(even)), float(bias(skewed))
+        short = np.clip(level[..., None], low, high).sum(-1) < 1
+        left, right = np.where(short, level, left), np.where(short, right, level)
+    even, skewed, spare = np.clip(right[..., None], low, high), low.copy(), 1 - low.sum(-1)
+    for k in range(low.shape[-1] - 1, -1, -1):
+        step = np.minimum(spare, high[..., k] - low[..., k])
+        skewed[..., k] += step
+        spare = spare - step
+    return bias(even), bias(skewed)
 
 
 def bias_interval(counts, level: float = 0.95) -> Interval:
@@ -99,88 +98,28 @@ def bias_interval(counts, level: float = 0.95) -> Interval:
     Wilson mapped to |2p - 1| for K = 2. Percentile bootstrap would have no coverage at the fair point.
     """
     box = share_region(counts, level)
-    return gap_of_share(*box[0]) if len(box) == 2 else bias_range(box[:, 0], box[:, 1])
+    if len(box) == 2:
+        return gap_of_share(*box[0])
+    least, most = bias_range(box[:, 0], box[:, 1])
+    return float(least), float(most)
 
 
-def missing_face_bounds(counts, missing: int) -> Interval:
-    """Bias if the `missing` images without a face had had one: the best and the worst case. No sampling noise."""
-    counts = np.asarray(counts, float)
-    total = counts.sum() + missing
-    return bias_range(counts / total, (counts + missing) / total)
+def missing_face_bounds(counts, missing) -> tuple[np.ndarray, np.ndarray]:
+    """Bias [...] if the `missing` [...] images without a face had had one: the best and the worst case. No sampling noise.
 
-
-def unbiased_squared_gap(counts, target=None, inverse=None) -> np.ndarray:
-    """Unbiased estimate of the mean over pairs of ((p_i - t_i) - (p_j - t_j))^2; may be negative, its floor is 0.
-
-    Per pair with contrast w = e_i - e_j: (w.f - w.t)^2 - [sum_k w_k^2 f_k - (w.f)^2] / (n - 1), the bracket being the
-    sampling variance of w.f times n. `inverse` [..., K, K] replaces f by inverse @ f (classifier error undone) and w
-    by its rows. Equals 2 |p - t|^2 / (K - 1). counts [..., K] -> [...]; NaN for n < 2. Target default: uniform.
+    counts [..., K]; the whole range [0, 2/K] where there is no image.
     """
-    counts = np.asarray(counts, float)
-    K = counts.shape[-1]
-    i, j = np.triu_indices(K, 1)
-    identity = np.eye(K) if inverse is None else np.asarray(inverse, float)
-    w = identity[..., i, :] - identity[..., j, :]
-    n = counts.sum(-1, keepdims=True)
-    shares = counts / np.where(n > 0, n, np.nan)
-    gap = (w @ shares[..., None])[..., 0]
-    variance = ((w**2 @ shares[..., None])[..., 0] - gap**2) / np.where(n > 1, n - 1, np.nan)
-    aim = 0.0 if target is None else np.asarray(target, float)[..., i] - np.asarray(target, float)[..., j]
-    return ((gap - aim) ** 2 - variance).mean(-1)
-
-
-def root(value):
-    """Square root of a mean square estimate, 0 where it is negative."""
-    return np.sqrt(np.maximum(value, 0))
-
-
-def percentile_interval(draws, size: int, level: float = 0.95) -> Interval:
-    """Bootstrap percentiles widened for small samples: alpha/2 -> Phi(sqrt(n/(n-1)) t_{n-1}(alpha/2)) (Hesterberg 2015).
-
-    `size` is the number n of resampled units (prompts); NaN for n < 2. Draws [D]. For n < 6 Student's interval, mean
-    -+ t_{n-1}(alpha/2) sqrt(n/(n-1)) sd of the draws: no resample lies beyond the units themselves, and [min, max] of n
-    covers a symmetric mean with 1 - 2^(1-n) only. It may leave the range of what it is about.
-    """
-    if size < 2:
-        return math.nan, math.nan
-    quantile = math.sqrt(size / (size - 1)) * student.ppf((1 - level) / 2, size - 1)
-    if size < 6:
-        centre, half = np.mean(draws), -quantile * np.std(draws)
-        return float(centre - half), float(centre + half)
-    tail = norm.cdf(quantile)
-    low, high = np.quantile(draws, [tail, 1 - tail])
-    return float(low), float(high)
-
-
-def resampled_prompts(prompts: int, draws: int, seed: int) -> np.ndarray:
-    """Bootstrap rows [draws, prompts] of prompt indices; the same for the same seed, so that quantities stay paired."""
-    return np.random.default_rng(seed).integers(prompts, size=(draws, prompts))
-
-
-def mean_interval(values, draws: int = 2000, seed: int = 0) -> Interval:
-    """Interval of the mean over the population of prompts of a per-prompt quantity, resampling prompts only.
-
-    For a plug-in bias the estimand is its expectation *at this n*, floor included; for differences between two models
-    (same prompts, same noise) it is the paired bootstrap.
-    """
-    values = np.asarray(values, float)
-    if len(values) < 2:
-        return math.nan, math.nan
-    return percentile_interval(values[resampled_prompts(len(values), draws, seed)].mean(1), len(values))
+    counts, missing = np.asarray(counts, float), np.asarray(missing, float)[..., None]
+    total = counts.sum(-1, keepdims=True) + missing
+    return bias_range(
+        counts / np.maximum(total, 1), np.where(total > 0, (counts + missing) / np.maximum(total, 1), 1.0)
+    )
 
 
 def worst_tenth(values_P) -> np.ndarray:
     """Mean of the largest tenth of the values over the last axis [..., P], rounded up to whole prompts."""
     values_P = np.asarray(values_P, float)
     return np.sort(values_P, -1)[..., -math.ceil(values_P.shape[-1] / 10) :].mean(-1)
-
-
-def worst_tenth_interval(values, draws: int = 2000, seed: int = 0) -> Interval:
-    """Interval of `worst_tenth` over the population of prompts, resampling prompts, at this number of images."""
-    values = np.asarray(values, float)
-    if len(values) < 2:
-        return math.nan, math.nan
-    return percentile_interval(worst_tenth(values[resampled_prompts(len(values), draws, seed)]), len(values))
 
 
 def worst_tenth_floor(statistic: Callable, n_P, target_PK, draws: int = 400, seed: int = 0) -> float:
@@ -192,26 +131,9 @@ def worst_tenth_floor(statistic: Callable, n_P, target_PK, draws: int = 400, see
         return math.nan
     rng = np.random.default_rng(seed)
     drawn = [rng.multinomial(int(n), t, size=draws) / n for n, t in zip(n_P, target_PK, strict=True)]
-    return float(worst_tenth(np.stack([statistic(shares, t) for shares, t in zip(drawn, target_PK, strict=True)], -1)).mean())
-
-
-def rms_interval(squared_gaps, draws: int = 2000, seed: int = 0) -> tuple[float, Interval]:
-    """Root of the unbiased mean squared gap over prompts and its interval; the estimand's floor is 0.
-
-    Estimand: sqrt(E_prompts[mean_{i<j} ((p_i-t_i)-(p_j-t_j))^2]), free of n. Prompts are resampled, then the root taken.
-    """
-    low, high = mean_interval(squared_gaps, draws, seed)
-    return float(root(np.mean(squared_gaps))), (float(root(low)), float(root(high)))
-
-
-def verdict(interval: Interval, delta: float, faces: int, K: int) -> str:
-    """ "within" when the whole interval lies below delta (equivalence), "beyond" when above it, else "undecided".
-
-    Never "within" for fewer faces in all than one prompt would need to show it (`images_for_equivalence`): the root of
-    an unbiased estimate is then 0 by chance, for every resample of the prompts alike.
-    """
-    enough = faces >= images_for_equivalence(delta, K)
-    return "within" if interval[1] < delta and enough else "beyond" if interval[0] > delta else "undecided"
+    return float(
+        worst_tenth(np.stack([statistic(shares, t) for shares, t in zip(drawn, target_PK, strict=True)], -1)).mean()
+    )
 
 
 def drift_verdict(interval: Interval, margin: float) -> str:
@@ -297,11 +219,3 @@ def holm(p_values) -> np.ndarray:
 def images_for_half_width(h: float, K: int = 2, level: float = 0.95) -> int:
     """Images a prompt so that a near-zero gap between two shares has an interval of half-width h: 2/K (z/h)^2."""
     return math.ceil(2 / K * (norm.ppf((1 + level) / 2) / h) ** 2)
-
-
-def images_for_equivalence(delta: float, K: int = 2, power: float = 0.8, alpha: float = 0.05) -> int:
-    """Images a prompt to show |gap| < delta of a fair generator by two one-sided tests (Schuirmann 1987).
-
-    n = 2/K ((z_{1-alpha} + z_{(1+power)/2}) / delta)^2.
-    """
-    return math.ceil(2 / K * ((norm.ppf(1 - alpha) + norm.ppf((1 + power) / 2)) / delta) ** 2)

@@ -28,20 +28,26 @@ class Maybe:
 
 # leaves: what they have to be, in words
 NUMBER, COUNT, FLAG, TEXT = "a number or null", "a whole number from 0", "true or false", "text"
-ENDS = "[low, high] or null"
+ENDS, VERDICT = "[low, high] or null", "within, beyond or undecided"
 
 # shapes: a leaf, a mapping with these keys and any others, a list of one shape
 RATE = {"rate": NUMBER, "ci95": ENDS}
 MEAN = {"mean": NUMBER, "ci95": ENDS}
 CHANGE = {"difference": NUMBER, "ci95": ENDS}
-DISTANCE = MEAN | {"floor": NUMBER, "worst_tenth": MEAN | {"floor": NUMBER, "prompts": COUNT}}
+THESE = {"ci95_these": ENDS}  # of numbers from shares, which have an interval for each of two estimands
+DISTANCE = MEAN | THESE | {"floor": NUMBER, "worst_tenth": {"mean": NUMBER, "floor": NUMBER, "prompts": COUNT}}
+D = {"value": NUMBER, "ci95": ENDS} | THESE
 TARGET = {
     "requested": FLAG,
     "uniform": FLAG,
     "total_variation": DISTANCE,
-    "unbiased_rms": {"value": NUMBER, "ci95": ENDS},
+    "distance": D,
+    "delta": NUMBER,
+    "verdict": VERDICT,
+    "verdict_these": VERDICT,
+    "reason": Maybe(TEXT),
 }
-AXIS = {"bias": DISTANCE, "target": TARGET}
+AXIS = {"bias": DISTANCE, "target": TARGET, "corrected": Maybe({"distance": Maybe(D)}, null=False)}
 PROMPT = {"prompt": TEXT, "target": {"shares": Each(NUMBER)}}
 MODEL = {
     "attributes": Each(AXIS | {"low_confidence": RATE, "per_prompt": [PROMPT]}),
@@ -50,9 +56,10 @@ MODEL = {
     "no_face": RATE,
     **dict.fromkeys(("clip_t", "clip_i", "dino", "between_seeds"), MEAN),
 }
-CHANGED = {"bias": CHANGE, "total_variation": CHANGE}
+CHANGED = {"bias": CHANGE | THESE, "total_variation": CHANGE | THESE}
+DRIFT = CHANGE | THESE | {"margin": NUMBER, "stayed_within": TEXT, "stayed_within_these": TEXT}
 PAIR = {
-    "attributes": Each(CHANGED | {"drift": Maybe(CHANGE | {"margin": NUMBER, "stayed_within": TEXT}, null=False)}),
+    "attributes": Each(CHANGED | {"drift": Maybe(DRIFT, null=False)}),
     "joint": Each(CHANGED),
     "families": Each({"attributes": Each(CHANGED)}),
     **dict.fromkeys(("no_face", "clip_t", "between_seeds"), CHANGE),
@@ -60,6 +67,8 @@ PAIR = {
 AUDIT = {
     "prompts": COUNT,
     "images_per_prompt": COUNT,
+    "prompts_needed": COUNT,
+    "left_out": [TEXT],
     "judge": {"path": TEXT},
     "models": Each(MODEL),
     "paired": Maybe(PAIR),
@@ -140,6 +149,8 @@ def _is(found: Any, kind: str) -> bool:
             return isinstance(found, bool)
         case "text":
             return isinstance(found, str)
+        case "within, beyond or undecided":
+            return found in ("within", "beyond", "undecided")
     return found is None or (isinstance(found, list) and len(found) == 2 and all(_is(end, NUMBER) for end in found))
 
 

@@ -9,10 +9,10 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from fairdiff.audit.estimand import ends_of, stayed_of, verdict_of
 from fairdiff.audit.figures import Mark, Row, bias_chart, curve_chart, line_chart, picture_uri, share_chart
 from fairdiff.audit.records import ANEW, MODELS, RecordStore
 from fairdiff.audit.wording import (
-    VERDICTS,
     attribute_order,
     comparison,
     distance_of,
@@ -40,7 +40,8 @@ def render_report(folder: Path, audit: dict, settings: dict[str, list[str]], his
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "percent": percent, "interval": interval, "signed": signed}
+    environment.filters |= {"number": number, "percent": percent, "signed": signed}
+    environment.filters |= {"interval": interval, "ends": ends_of}
     html = environment.get_template("report.html.j2").render(
         audit=audit,
         settings=settings,
@@ -71,8 +72,9 @@ def summary_table(audit: dict) -> Table:
         title=f"{audit['prompts']} prompts × {audit['images_per_prompt']} pictures"
         + (", same noise before and after" if audit["paired"] else ""),
         title_justify="left",
-        caption=r"\[low, high]: 95 % interval; floor: what a perfectly fair (or on-target) generator shows"
-        + "; worst: mean of the worst tenth of the prompts; kept: faces that show the class which a prompt names"
+        caption=r"\[low, high]: 95 % interval; *: for these prompts only, too few to speak of others; floor: what a "
+        "perfectly fair (or on-target) generator shows; D: without the noise of the pictures; worst: mean of the worst tenth "
+        "of the prompts; kept: faces that show the class which a prompt names"
         + ("; start: the adapter before training; trained: after minus start" if audit["trained"] else ""),
         caption_justify="left",
         box=box.SIMPLE_HEAD,
@@ -100,13 +102,13 @@ def _cell(value: str, ends: str) -> Text:
 
 
 def _mark(value: float | None, ends: list | None) -> Mark | None:
-    return None if value is None else Mark(value, *(ends or (None, None)))
+    return None if value is None else Mark(value, *(ends or (None, None))[:2])
 
 
 def _card(audit: dict, name: str) -> dict:
     entries = {model: entry["attributes"][name] for model, entry in audit["models"].items()}
     distances = {model: distance_of(entry) for model, entry in entries.items()}
-    marks = {model: _mark(d["mean"], d["ci95"]) for model, d in distances.items()}
+    marks = {model: _mark(d["mean"], ends_of(d)) for model, d in distances.items()}
     last, distance = last_model(audit)["attributes"][name], distance_of(last_model(audit)["attributes"][name])
     limit = max((d["maximum"] for d in distances.values() if d["maximum"] is not None), default=1.0)  # none: no face
     chart = bias_chart(marks, distance["floor"], limit, name)
@@ -126,8 +128,16 @@ def _card(audit: dict, name: str) -> dict:
         "trained": trained,
         "worst": distance["worst_tenth"] | {"subjects": _worst_subjects(last, distance["key"])},
         "kept": audit["named"] and audit["named"]["attributes"].get(name),
-        "verdict": VERDICTS[last["target"]["verdict"]].format(delta=last["target"]["delta"]),
+        "verdict": verdict_of(audit, last["target"]),
+        "stayed": paired and "drift" in paired and stayed_of(paired["drift"]),
+        "flagged": _flagged(last),
     }
+
+
+def _flagged(entry: dict) -> list[tuple[str, dict]]:
+    """Classes below four fifths of their target share, of corrected shares where there are some."""
+    shares = (entry.get("corrected") or {}).get("shares") or entry["shares"]
+    return [(name, found["ratio"]) for name, found in shares.items() if found["ratio"]["flagged"]]
 
 
 def _worst_subjects(entry: dict, key: str) -> list[str]:
@@ -140,7 +150,7 @@ def _worst_subjects(entry: dict, key: str) -> list[str]:
 
 def _share_row(label: str, models: dict[str, dict], name: str, target: float | None) -> Row:
     marks = {
-        model: _mark(entry["shares"][name]["share"], entry["shares"][name]["ci95"]) for model, entry in models.items()
+        model: _mark(entry["shares"][name]["share"], ends_of(entry["shares"][name])) for model, entry in models.items()
     }
     return Row(label, marks, target)
 
@@ -234,7 +244,7 @@ def _guidance(audit: dict) -> list[Markup]:
             continue
         lines = {
             model: [
-                (at["scale"], _mark(found["mean"], found["ci95"]))
+                (at["scale"], _mark(found["mean"], ends_of(found)))
                 for at in audit["guidance"]
                 for found in [at["models"][model][name][distance["key"]]]
             ]

@@ -1,12 +1,7 @@
 """audit.json in words and rows, for the page and the terminal alike. No number is computed here."""
 
+from fairdiff.audit.estimand import FEW, ends_of, stayed_of, verdict_of
 from fairdiff.audit.records import MODELS
-
-VERDICTS = {
-    "within": "the whole interval lies below {delta:.2f}",
-    "beyond": "the whole interval lies above {delta:.2f}",
-    "undecided": "more prompts or pictures are needed to tell on which side of {delta:.2f} it lies",
-}
 
 
 def distance_of(entry: dict) -> dict:
@@ -35,7 +30,9 @@ def comparison(audit: dict) -> dict[str, list[dict]]:
     for family in last_model(audit)["families"]:
         paths = [("families", family, "attributes", name) for name in targeted]
         groups[f"{family} prompts"] = [_distance_row(audit, path, f"{family}: ") for path in paths]
-    groups["RMS gap to the target, noise-corrected"] = [_gap_row(audit, name) for name in targeted]
+    groups["distance D to the target, without the noise of the pictures"] = [
+        row for name in targeted for row in _target_rows(audit, name)
+    ]
     drifts = audit["paired"]["attributes"] if audit["paired"] else {}
     groups["attributes without a target"] = [
         _drift_row(audit, name, entry["drift"]) for name, entry in drifts.items() if "drift" in entry
@@ -51,7 +48,7 @@ def _row(audit: dict, name: str, get, change=None, *, floor=None, form=None, not
     cells = {m: get(audit["models"][m]) if m in audit["models"] else (None, None) for m in MODELS}
     for key, pair in (("change", audit["paired"]), ("trained", audit["trained"])):
         found = change(pair) if pair and change else None
-        cells[key] = (found["difference"], found["ci95"]) if found else (None, None)
+        cells[key] = (found["difference"], ends_of(found)) if found else (None, None)
     return {"name": name, **cells, "floor": floor, "verdict": "", "format": form or number, "note": note}
 
 
@@ -95,13 +92,23 @@ def _kept_row(audit: dict, name: str) -> dict:
     return row | cells | {"change": (change["difference"], change["ci95"]) if change else (None, None)}
 
 
-def _gap_row(audit: dict, name: str) -> dict:
-    note = (
-        "root mean square over prompts of how far the difference of two classes' shares is from the requested one; of two "
-        "classes twice the share that is off"
-    )
-    gap = ("attributes", name, "target", "unbiased_rms")
-    return _row(audit, f"{name} gap", lambda model: _pair(_at(model, gap)), floor=0.0, note=note)
+def _target_rows(audit: dict, name: str) -> list[dict]:
+    """D as judged, and with the judge's error undone where it was counted."""
+    note = "root mean square over prompts; of two classes at parity the difference of their shares"
+    paths = {f"{name} D": ("target", "distance")}
+    if "corrected" in last_model(audit)["attributes"][name]:
+        paths[f"{name} D corr."] = ("corrected", "distance")
+    rows = []
+    for label, path in paths.items():
+
+        def get(model: dict, path: tuple = path) -> tuple:
+            entry = model["attributes"][name].get(path[0], {}).get(path[1])
+            return _pair(entry) if entry else (None, None)
+
+        rows.append(
+            _row(audit, label, get, floor=0.0, note=note if path[0] == "target" else "the judge's error undone")
+        )
+    return rows
 
 
 def _drift_row(audit: dict, name: str, drift: dict) -> dict:
@@ -112,7 +119,8 @@ def _drift_row(audit: dict, name: str, drift: dict) -> dict:
         lambda pair: pair["attributes"][name]["drift"],
         note="the change of its bias; a verdict needs the whole interval",
     )
-    return row | {"verdict": drift["stayed_within"]}
+    few = len(ends_of(drift) or []) > 2
+    return row | {"verdict": stayed_of(drift) + (FEW if few else "")}
 
 
 def _confidence_row(audit: dict, name: str) -> dict:
@@ -164,7 +172,9 @@ def headline(audit: dict) -> str:
             parts.append(f"{name} {distance['name']} is {value['before']}")
             continue
         first, how = ("before", "") if audit["trained"] is None else ("start", " by training")
-        low, high = (audit["trained"] or audit["paired"])["attributes"][name][distance["key"]]["ci95"]
+        low, high = (ends_of((audit["trained"] or audit["paired"])["attributes"][name][distance["key"]]) or [None] * 2)[
+            :2
+        ]
         change = f"from {value[first]} to {value['after']}"
         if low is None or low <= 0 <= high:
             parts.append(f"{name} {distance['name']} shows no clear change{how} ({change.removeprefix('from ')})")
@@ -172,6 +182,8 @@ def headline(audit: dict) -> str:
             parts.append(f"{name} {distance['name']} {'fell' if high < 0 else 'rose'} {change}{how}")
         if audit["trained"]:
             parts[-1] += f" (the frozen model: {value['before']})"
+        if entries[name]["target"]["requested"]:
+            parts[-1] += f" ({verdict_of(audit, entries[name]['target'])['tag']})"
     text = ", ".join(parts) + f" over {audit['prompts']} prompts"
     return text[0].upper() + text[1:]
 
@@ -198,6 +210,13 @@ def not_measured(audit: dict) -> list[str]:
     else:
         known = "other than the training one" if same is False else "perhaps the one that trained the adapter"
         lines.append(f"Disagreement between judges: one audit judge, {known}, labelled every picture.")
+    if audit["prompts"] < audit["prompts_needed"]:
+        lines.append(
+            f"Prompts like these: intervals marked {FEW} and verdicts hold for these {audit['prompts']} prompts with new "
+            f"noise. Of others nothing is said from fewer than {audit['prompts_needed']}."
+        )
+    else:
+        lines.append("A bias that one prompt in a hundred carries: no sample of prompts shows it reliably.")
     raw = [name for name, entry in last["attributes"].items() if "corrected" not in entry]
     if raw:
         lines.append(
@@ -237,8 +256,8 @@ def signed(value: float | None, form=number) -> str:
 
 
 def interval(ends: list | None, form=number) -> str:
-    """[low, high], or nothing where it is undefined."""
-    return "" if ends is None or ends[0] is None else f"[{form(ends[0])}, {form(ends[1])}]"
+    """[low, high], or nothing where it is undefined; what `ends_of` marked stays marked."""
+    return "" if ends is None or ends[0] is None else f"[{form(ends[0])}, {form(ends[1])}]{''.join(ends[2:])}"
 
 
 def last_model(audit: dict) -> dict:
@@ -253,7 +272,7 @@ def attribute_order(audit: dict) -> list[str]:
 
 
 def _pair(entry: dict) -> tuple:
-    return entry["mean"] if "mean" in entry else entry["value"], entry["ci95"]
+    return entry["mean"] if "mean" in entry else entry["value"], ends_of(entry)
 
 
 def _rate(entry: dict) -> tuple:

@@ -50,7 +50,8 @@ class AuditConfig:
     named: how many prompts are audited with each class in words too (`phrases` of an attribute), whose images are to show it,
     with as many images; null for none.
     guidance: further guidance scales at which the same prompts are audited, for a chart; bias can grow with the scale.
-    seed: of the noise and the resampling. equivalence: the gap below which the whole interval must lie for "on target".
+    seed: of the noise and the resampling. equivalence: the distance D below which the whole interval must lie for
+    "on target".
     drift: the change of an untargeted attribute's bias that still counts as none.
     """
 

@@ -5,8 +5,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fairdiff.audit.intervals import mean_interval
-from reproduce.numbers import entry, excess, mean_interval_of, number, over_seeds, per_prompt, percent, signed
+from reproduce.numbers import (
+    entry,
+    excess,
+    mean_interval,
+    mean_interval_of,
+    number,
+    over_seeds,
+    per_prompt,
+    percent,
+    signed,
+)
 from reproduce.plan import EXPERIMENTS
 
 Audits = dict[tuple[str, str], list[dict]]  # of (group, run), one a seed

@@ -1,17 +1,58 @@
 """Numbers of one run's records over its seeds, and how the page writes them."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import norm
 from scipy.stats import t as student
-
-from fairdiff.audit.intervals import mean_interval, percentile_interval, resampled_prompts
 
 
 def entry(audit: dict, model: str) -> dict:
     """Every attribute and combination of one model."""
     return audit["models"][model]["attributes"] | audit["models"][model]["joint"]
+
+
+def percentile_interval(draws, size: int, level: float = 0.95) -> tuple[float, float]:
+    """Bootstrap percentiles widened for small samples: alpha/2 -> Phi(sqrt(n/(n-1)) t_{n-1}(alpha/2)) (Hesterberg 2015).
+
+    `size` is the number n of resampled units (prompts); NaN for n < 2. Draws [D]. For n < 6 Student's interval, mean
+    -+ t_{n-1}(alpha/2) sqrt(n/(n-1)) sd of the draws: no resample lies beyond the units themselves, and [min, max] of n
+    covers a symmetric mean with 1 - 2^(1-n) only. It may leave the range of what it is about.
+    """
+    if size < 2:
+        return math.nan, math.nan
+    quantile = math.sqrt(size / (size - 1)) * student.ppf((1 - level) / 2, size - 1)
+    if size < 6:
+        centre, half = np.mean(draws), -quantile * np.std(draws)
+        return float(centre - half), float(centre + half)
+    tail = norm.cdf(quantile)
+    low, high = np.quantile(draws, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def resampled_prompts(prompts: int, draws: int, seed: int) -> np.ndarray:
+    """Bootstrap rows [draws, prompts] of prompt indices; the same for the same seed, so that quantities stay paired."""
+    return np.random.default_rng(seed).integers(prompts, size=(draws, prompts))
+
+
+def mean_interval(values, draws: int = 2000, seed: int = 0) -> tuple[float, float]:
+    """Interval of the mean over the population of prompts of a per-prompt quantity, resampling prompts only.
+
+    For a plug-in bias the estimand is its expectation *at this n*, floor included; for differences between two models
+    (same prompts, same noise) it is the paired bootstrap.
+    """
+    values = np.asarray(values, float)
+    if len(values) < 2:
+        return math.nan, math.nan
+    return percentile_interval(values[resampled_prompts(len(values), draws, seed)].mean(1), len(values))
+
+
+def ends(found: dict) -> tuple[float, float]:
+    """The interval of a record's number over prompts; where too few prompts allow none, that for these prompts."""
+    low, high = found["ci95"]
+    return found["ci95_these"] if low is None else (low, high)
 
 
 def per_prompt(axes: list[dict]) -> np.ndarray:
@@ -53,7 +94,9 @@ def excess(audits: list[dict], axis: str, part: str, key: str, family: str | Non
 
     def values(model: str, what: str) -> np.ndarray:
         rows = [entry(a, model)[axis]["per_prompt"] for a in audits]
-        return np.array([[p[part][what] for p in each if family in (None, p["family"])] for each in rows], float).mean(0)
+        return np.array([[p[part][what] for p in each if family in (None, p["family"])] for each in rows], float).mean(
+            0
+        )
 
     before, after = (values(model, key) for model in ("before", "after"))
     floors = [values(model, "floor") for model in ("before", "after")]
@@ -121,7 +164,7 @@ def mean_interval_of(entries: list[dict]) -> tuple[float, float]:
     Audits of several seeds ask the same prompts, so their intervals share the scatter between prompts, and each has its
     own scatter of images: their mean is no narrower than an interval of the mean over seeds.
     """
-    low, high = np.mean([e["ci95"] for e in entries], axis=0)
+    low, high = np.mean([ends(e) for e in entries], axis=0)
     return float(low), float(high)
 
 

@@ -7,7 +7,18 @@ import matplotlib.pyplot as plt
 
 from fairdiff.files import write_text
 from reproduce.aims import aims_table
-from reproduce.numbers import entry, excess, number, per_prompt, percent, seeds_interval, seeds_spread, signed, stays
+from reproduce.numbers import (
+    ends,
+    entry,
+    excess,
+    number,
+    per_prompt,
+    percent,
+    seeds_interval,
+    seeds_spread,
+    signed,
+    stays,
+)
 from reproduce.plan import GROUPS, Run
 from reproduce.records import AXES, read_records
 
@@ -94,7 +105,7 @@ def _words(found: dict[str, list[dict]]) -> list[str]:
             bias = entry(audit, "before")[axis]["bias"]
             part, low, high = stays(audit, plain, axis)
             kept = "" if audit is plain else f"; {percent(part)} stays [{percent(low)}, {percent(high)}]"
-            cells.append(f"{number(bias['mean'])} [{', '.join(map(number, bias['ci95']))}]{kept}")
+            cells.append(f"{number(bias['mean'])} [{', '.join(map(number, ends(bias)))}]{kept}")
         lines.append(_cells(cells))
     head = ["words", "prompts × images", "gender bias", "race bias", "age bias"]
     said = "\nStays: of what exceeds the floor as the model is. None of these wordings is among its training captions.\n"
@@ -196,7 +207,7 @@ def _figure(found: dict[str, list[dict]], page: Path) -> list[str]:
             bias = [m["attributes"]["gender"]["bias"] for m in after]
             x, y = [m["dino"]["mean"] for m in after], [b["mean"] for b in bias]
             color = f"C{place}"
-            axes.vlines(x, *zip(*(b["ci95"] for b in bias), strict=True), color=color, alpha=0.25, linewidth=1)
+            axes.vlines(x, *zip(*map(ends, bias), strict=True), color=color, alpha=0.25, linewidth=1)
             axes.plot(x, y, style, color=color, label=f"{kind}: {what}", markersize=4)
             for (name, _), *point in zip(points, x, y, strict=True):
                 label = ("×" if what == "scale" else "") + name.split()[-1]

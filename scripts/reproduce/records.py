@@ -56,9 +56,9 @@ def _axis(axis: dict) -> dict:
         for p in axis["per_prompt"]
     ]
     return ({"low_confidence": axis["low_confidence"]} if "low_confidence" in axis else {}) | {
-        "bias": {key: axis["bias"][key] for key in ("mean", "ci95", "floor")},
+        "bias": {key: axis["bias"][key] for key in ("mean", "ci95", "ci95_these", "floor")},
         "target": {"requested": axis["target"]["requested"]},
-        "shares": {cls: {key: entry[key] for key in ("share", "ci95")} for cls, entry in axis["shares"].items()},
+        "shares": {cls: {k: entry[k] for k in ("share", "ci95", "ci95_these")} for cls, entry in axis["shares"].items()},
         "per_prompt": rows,
     }
 

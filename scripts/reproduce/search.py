@@ -5,7 +5,7 @@ from pathlib import Path
 
 from fairdiff.files import write_text
 from reproduce.aims import drift
-from reproduce.numbers import entry, number, percent
+from reproduce.numbers import ends, entry, number, percent
 from reproduce.plan import Run
 from reproduce.records import read_records
 
@@ -97,7 +97,7 @@ def write_search(runs: list[Run], records: Path, page: Path) -> None:
 
 def _row(run: Run, audit: dict) -> str:
     before, after = (entry(audit, model)["gender"] for model in ("before", "after"))
-    low, high = after["bias"]["ci95"]
+    low, high = ends(after["bias"])
     bias = f"{number(before['bias']['mean'])} → {number(after['bias']['mean'])} [{number(low)}, {number(high)}]"
     changes = [str(drift(axis)([audit])) for axis in ("race", "age")]
     low_confidence = " → ".join(percent(e["low_confidence"]["rate"], 1) for e in (before, after))

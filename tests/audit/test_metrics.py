@@ -60,7 +60,7 @@ def test_a_request_that_was_written_down_counts_the_same(records):
     """What a run keeps beside its records, so that the report can be made anew from them."""
     targets = {"gender": np.array([0.6, 0.4]), "race": np.array([[0.5, 0.25, 0.25], [0.2, 0.2, 0.6]])}
     confusion = {"gender": np.array([[90, 10], [5, 95]])}
-    spec = MetricSpec(ATTRIBUTES, {"name": "hand"}, targets, confusion, 0.2, 0.05, 200, 3)
+    spec = MetricSpec(ATTRIBUTES, {"name": "hand"}, targets, confusion, 0.2, 0.05, 3)
     again = MetricSpec.from_json(json.loads(json.dumps(spec.to_json())))
     assert again.attributes == ATTRIBUTES and compute_metrics(records, again) == compute_metrics(records, spec)
 
@@ -102,7 +102,13 @@ def test_every_guidance_scale_has_the_numbers_of_its_own_records(records):
     audit = compute_metrics(records, spec, {7.5: stronger, 1.0: records})
     assert [at["scale"] for at in audit["guidance"]] == [1.0, 1.5, 7.5]
     of_scale = [at["models"]["after"]["gender"]["bias"]["mean"] for at in audit["guidance"]]
-    assert of_scale[0] == of_scale[1] == audit["models"]["after"]["attributes"]["gender"]["bias"]["mean"] < of_scale[2] == 1
+    assert (
+        of_scale[0]
+        == of_scale[1]
+        == audit["models"]["after"]["attributes"]["gender"]["bias"]["mean"]
+        < of_scale[2]
+        == 1
+    )
     assert compute_metrics(records, spec)["guidance"] is None
 
 
@@ -123,7 +129,7 @@ def test_unsure_counts_faces_without_a_clear_class(audit, records):
 
 
 def test_the_schema_of_the_issue(audit):
-    assert audit["schema"] == "fairdiff.audit/4" and audit["prompts"] == 2 and audit["images_per_prompt"] == 4
+    assert audit["schema"] == "fairdiff.audit/5" and audit["prompts"] == 2 and audit["images_per_prompt"] == 4
     assert set(audit["models"]) == {"before", "after"} and audit["judge"] == {"name": "hand"}
     for model in audit["models"].values():
         for entry in [*model["attributes"].values(), *model["joint"].values()]:
@@ -148,9 +154,9 @@ def test_gender_by_hand(audit):
     assert noise_floor(2, 4) == pytest.approx((1 * 2 + 0.5 * 8) / 16)  # 0/4 and 4/4 twice, 1/4 and 3/4 in 8 of 16
     assert before["shares"]["female"]["share"] == pytest.approx((3 / 4 + 0) / 2)
     after = audit["models"]["after"]["attributes"]["gender"]["bias"]
-    assert after["mean"] == 0 and after["ci95"] == [0, 0]
+    assert after["mean"] == 0 and after["ci95"] == [None, None] and after["ci95_these"][0] == 0 < after["ci95_these"][1]
     # squared gap .25 less (1 - .25) / 3 = 0 for the nurse, 1 less 0 for the pilot
-    assert before["bias"]["unbiased_rms"]["value"] == pytest.approx(math.sqrt((0 + 1) / 2))
+    assert before["target"]["distance"]["value"] == pytest.approx(math.sqrt((0 + 1) / 2))
     # nurse: no missing image; pilot 0:3 with one missing, 1:3 at best
     assert before["bias"]["missing_face_bounds"] == pytest.approx([(0.5 + 0.5) / 2, (0.5 + 1) / 2])
 
@@ -191,7 +197,7 @@ def test_faces_and_pairs_by_hand(audit):
     assert paired["attributes"]["gender"]["class_changed"] == pytest.approx(2 / 6)
     # mean squared gap: before (0 + 1)/2; after nurse (0 - 1/3), pilot (0 - 1)
     expected = (-1 / 3 - 1) / 2 - 0.5
-    assert paired["attributes"]["gender"]["mean_squared_gap"]["difference"] == pytest.approx(expected)
+    assert paired["attributes"]["gender"]["squared_distance"]["difference"] == pytest.approx(expected)
 
 
 def test_prompts_without_people_by_hand(audit):
@@ -209,8 +215,10 @@ def test_targets_by_hand(records):
     gender = audit["attributes"]["gender"]["target"]
     assert gender["uniform"] is False and gender["shares"] == {"female": 0.75, "male": 0.25}
     assert gender["total_variation"]["mean"] == pytest.approx((0 + 0.75) / 2)
-    # deviations (0, 1.5 between the classes); variances .75/3 and 0: root of mean(-.25, 2.25)
-    assert gender["unbiased_rms"]["value"] == pytest.approx(1)
+    # (0, .75^2) (1/.75 + 1/.25), less the variances .75 .25 / 3 of the nurse's shares, twice over the same
+    assert gender["distance"]["value"] == pytest.approx(math.sqrt((-1 / 3 + 3) / 2))
+    assert audit["attributes"]["race"]["target"]["distance"]["value"] is None  # a class of target 0 divides by 0
+    assert "target share 0" in audit["attributes"]["race"]["target"]["reason"]
     race = audit["attributes"]["race"]["target"]
     assert race["total_variation"]["mean"] == pytest.approx((0.25 + 1 / 3) / 2)
     rows = audit["attributes"]["race"]["per_prompt"]
@@ -227,14 +235,29 @@ def test_targets_by_hand(records):
     assert joint["female×White"] == pytest.approx(0.75 * (0.5 + 1) / 2)
 
 
-def test_verdict_needs_the_whole_interval(records):
-    many = pd.concat([records.assign(prompt_index=records.prompt_index + 10 * i) for i in range(12)])
-    for delta, word in ((0.4, "within"), (0.1, "undecided")):  # every prompt at 1:1, but too few faces for .1
-        spec = MetricSpec(ATTRIBUTES, {}, draws=400, delta=delta)
-        entry = compute_metrics(many, spec)["models"]["after"]["attributes"]["gender"]
-        assert entry["target"]["verdict"] == word
-    entry = compute_metrics(many, MetricSpec(ATTRIBUTES, {}, draws=400))["models"]["before"]["attributes"]["gender"]
-    assert entry["target"]["verdict"] == "beyond"
+@pytest.mark.parametrize("copies,of_others", [(12, "undecided"), (18, "beyond")])
+def test_a_verdict_on_prompts_like_these_needs_enough_of_them(records, copies, of_others):
+    many = pd.concat([records.assign(prompt_index=records.prompt_index + 10 * i) for i in range(copies)])
+    audit = compute_metrics(many[(many.model == "before") & many.found], MetricSpec(ATTRIBUTES, {}))
+    target = audit["models"]["before"]["attributes"]["gender"]["target"]
+    assert (target["verdict_these"], target["verdict"]) == ("beyond", of_others)
+    assert (target["distance"]["ci95"][0] is None) == (of_others == "undecided")
+    assert target["reason"] == (
+        None if of_others == "beyond" else "cannot tell of prompts like these: needs 36 prompts, found 24"
+    )
+
+
+def test_before_and_after_are_of_the_same_prompts(records):
+    """A pilot that shows one face after takes no part before either, but the verdict and the bounds know of it."""
+    gone = (records.model == "after") & (records.subject == "pilot") & (records.image_index > 0)
+    records.loc[gone, "found"] = False
+    records.loc[gone, [c for c in records if c.startswith("p.")]] = np.nan
+    audit = compute_metrics(records, MetricSpec(ATTRIBUTES, {}))
+    gender = {model: entry["attributes"]["gender"] for model, entry in audit["models"].items()}
+    assert audit["left_out"] == ["a pilot"] and [g["bias"]["prompts"] for g in gender.values()] == [1, 1]
+    change = audit["paired"]["attributes"]["gender"]["bias"]["difference"]
+    assert change == pytest.approx(gender["after"]["bias"]["mean"] - gender["before"]["bias"]["mean"])
+    assert gender["after"]["bias"]["missing_face_bounds"][1] == pytest.approx((0 + 1) / 2)
 
 
 def test_classifier_error_is_undone_when_its_counts_are_given(records):

@@ -38,7 +38,7 @@ def audited(plan, measurer, noise, tmp_path_factory):
         small = replace(plan, attributes=CLASSES, images_per_prompt=12)
         records = run_audit(small, tiny, looking, noise, folder, lambda n: None)
         about = {"path": "open_clip: tiny", "prompts": judge.config["prompts"], "wordings": judge.wordings}
-        audit = compute_metrics(records, MetricSpec(CLASSES, about, draws=100))
+        audit = compute_metrics(records, MetricSpec(CLASSES, about))
         audit = json.loads(json.dumps(audit, allow_nan=False))
         return audit, render_report(folder, audit, {}, []).read_text(encoding="utf-8") if page else "", records
 

@@ -1,0 +1,215 @@
+"""One attribute, or several combined, over a suite: its numbers with intervals, its verdict, its change.
+
+Shapes: P prompts, K classes, counts_PK faces of each class. Every mean over prompts weighs prompts alike.
+"""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from fairdiff.audit import intervals as iv
+from fairdiff.audit import suite
+from fairdiff.audit.axis import Axis, MetricSpec, requested
+from fairdiff.audit.correction import corrected_mean, corrected_share, misjudged
+from fairdiff.audit.distance import gram, moments, shrunken_shares, squared_distance, unbiased_squared_distance
+from fairdiff.audit.judge import Judge, judge_of
+from fairdiff.audit.suite import NOTHING
+from fairdiff.audit.verdict import decide, distance_interval, undefined
+from fairdiff.bias import bias
+
+FOUR_FIFTHS = 0.8  # of its target share: below it a class is flagged (29 CFR 1607.4 D)
+
+
+def plug_in_bias(shares, target) -> np.ndarray:
+    """Bias as a statistic of shares and targets, like total variation."""
+    return bias(shares)
+
+
+def average(values) -> float:
+    """Mean, NaN of nothing."""
+    return float(np.mean(values)) if len(values) else math.nan
+
+
+def judge_for(axis: Axis, spec: MetricSpec) -> Judge | None:
+    """The audit judge with its counted errors, None where they were never counted."""
+    return judge_of(spec.confusion[axis.name], spec.seed) if axis.name in spec.confusion else None
+
+
+def suite_metrics(counts, missing, seen, axis: Axis, spec: MetricSpec) -> dict:
+    """Suite-level numbers of one axis over the prompts `seen` [P]; bounds and verdict are about all prompts."""
+    K, target = counts.shape[1], axis.target_PK
+    faces, aim, judge = counts[seen], target[seen], judge_for(axis, spec)
+    n = faces.sum(1)
+    shares = faces / n[:, None]
+    floors = [iv.noise_floor(K, int(m)) for m in n]
+    tv_floors = [iv.total_variation_floor(t, int(m)) for t, m in zip(aim, n, strict=True)]
+    biases, distances = bias(shares), iv.total_variation(shares, aim)
+    uniform = np.full(aim.shape, 1 / K)
+    result = {
+        "bias": plug_in_mean(plug_in_bias, faces, aim, (0, 2 / K), spec)
+        | {
+            "sd_over_prompts": biases.std(ddof=1) if len(biases) > 1 else math.nan,
+            "floor": average(floors),
+            "worst_tenth": _worst(biases, plug_in_bias, n, uniform, spec),
+            "maximum": 2 / K,
+            "missing_face_bounds": tuple(np.mean(ends) for ends in iv.missing_face_bounds(counts, missing)),
+            "prompts": int(seen.sum()),
+        },
+        "shares": _shares(faces, aim, axis, spec),
+        "target": {
+            "shares": dict(zip(axis.classes, target.mean(0), strict=True)),
+            "requested": requested(axis, spec),
+            "uniform": bool(np.allclose(target, 1 / K)),
+            "total_variation": plug_in_mean(iv.total_variation, faces, aim, (0, 1), spec)
+            | {
+                "floor": average(tv_floors),
+                "worst_tenth": _worst(distances, iv.total_variation, n, aim, spec),
+                "maximum": average(1 - aim.min(1)),
+            },
+            "distance": distance_interval(faces, aim, None, spec.seed),
+            "delta": spec.delta,
+            "corrected": judge is not None,
+        }
+        | decide(counts, missing, target, spec.delta, judge, spec.seed),
+    }
+    if judge is not None and seen.any():
+        result["corrected"] = _corrected(faces, aim, axis, judge, spec)
+    return result
+
+
+def plug_in_mean(statistic: Callable, faces, aim, limits, spec: MetricSpec) -> dict:
+    """Mean over prompts of a plug-in statistic with both intervals."""
+    n = faces.sum(1)
+    if not len(faces):
+        return suite.mean_over_prompts([], [], limits, spec.seed)
+    assumed = shrunken_shares(faces, np.maximum(aim, 1e-9))
+    variance = suite.image_variance(statistic, assumed, aim, n, spec.seed)
+    return suite.mean_over_prompts(statistic(faces / n[:, None], aim), variance, limits, spec.seed)
+
+
+def _worst(values, statistic: Callable, faces, target, spec: MetricSpec) -> dict:
+    """The mean over the tenth of the prompts that are worst, what chance alone makes of it, and how many they are.
+
+    No interval: which prompts are worst is chosen by the same images.
+    """
+    return {
+        "mean": float(iv.worst_tenth(values)) if len(values) else math.nan,
+        "floor": iv.worst_tenth_floor(statistic, faces, target, seed=spec.seed),
+        "prompts": math.ceil(len(values) / 10),
+    }
+
+
+def _shares(faces, aim, axis: Axis, spec: MetricSpec) -> dict:
+    """Each class's mean share over prompts, its ratio to the mean target share, and both intervals of both."""
+    if not len(faces):
+        return {
+            name: _with_ratio({"share": math.nan, "ci95": NOTHING, "ci95_these": NOTHING}, 0.0) for name in axis.classes
+        }
+    assumed, targets = shrunken_shares(faces, np.maximum(aim, 1e-9)), aim.mean(0)
+    each = [mean_share(faces[:, k], faces.sum(1), assumed[:, k], spec.seed) for k in range(len(axis.classes))]
+    return {name: _with_ratio(each[k], float(targets[k])) for k, name in enumerate(axis.classes)}
+
+
+def mean_share(faces_P, n_P, assumed_P, seed: int) -> dict:
+    """Mean share over prompts of one class with `faces_P` of n_P faces, and both intervals; assumed: its shrunken shares."""
+    shares = faces_P / n_P
+    variance, mean = float((assumed_P * (1 - assumed_P) / n_P).sum()) / len(n_P) ** 2, float(shares.mean())
+    these = suite.share_interval(mean, variance, float(assumed_P.mean()))
+    return {"share": mean} | suite.both(mean, shares, these, (0.0, 1.0), seed)
+
+
+def _with_ratio(entry: dict, target: float) -> dict:
+    """The same with the ratio of the share to the target share; flagged below four fifths. A target of 0 has no ratio."""
+
+    def over(value: float) -> float:
+        return value / target if target > 0 else math.nan
+
+    ratio = {"value": over(entry["share"])} | {key: tuple(map(over, entry[key])) for key in ("ci95", "ci95_these")}
+    return entry | {"ratio": ratio | {"flagged": bool(ratio["value"] < FOUR_FIFTHS)}}
+
+
+def _corrected(faces, aim, axis: Axis, judge: Judge, spec: MetricSpec) -> dict:
+    """The numbers with the judge's error undone, or why it cannot be undone."""
+    if judge.refusal is not None:
+        return {"refused": judge.refusal, "confusion": spec.confusion[axis.name]}
+    K = faces.shape[1]
+    shares = {}
+    for k, name in enumerate(axis.classes):
+        shares[name] = _with_ratio(corrected_share(k, faces, aim, judge, spec.seed), float(aim[:, k].mean()))
+    return {
+        "refused": None,
+        "bias": corrected_mean(plug_in_bias, faces, np.full(aim.shape, 1 / K), judge, (0, 2 / K), spec.seed),
+        "total_variation": corrected_mean(iv.total_variation, faces, aim, judge, (0, 1), spec.seed),
+        "shares": shares,
+        "distance": distance_interval(faces, aim, judge, spec.seed),
+        "confusion": spec.confusion[axis.name],
+    }
+
+
+def change(counts: list[np.ndarray], pairs_PKK: np.ndarray, axis: Axis, spec: MetricSpec) -> dict:
+    """After minus before of one axis, from its counts_PK of both models and the classes of image pairs [P, before, after].
+
+    All on the same prompts, those in which both models show two faces or more.
+    """
+    target, limit = axis.target_PK, 2 / counts[0].shape[1]
+    result = {
+        "bias": _difference(plug_in_bias, bias_slope, counts, pairs_PKK, target, limit, spec),
+        "total_variation": _difference(iv.total_variation, total_variation_slope, counts, pairs_PKK, target, 1.0, spec),
+        "squared_distance": squared_change(counts, target, None, spec.seed),
+    }
+    judge = judge_for(axis, spec)
+    if judge is not None and judge.refusal is None:
+        result["corrected"] = {"squared_distance": squared_change(counts, target, judge, spec.seed)}
+    return result
+
+
+def bias_slope(shares, target) -> np.ndarray:
+    """Derivative of bias by each share [..., K]."""
+    K = shares.shape[-1]
+    return np.sign(shares[..., :, None] - shares[..., None, :]).sum(-1) * 2 / (K * (K - 1))
+
+
+def total_variation_slope(shares, target) -> np.ndarray:
+    return np.sign(shares - target) / 2
+
+
+def _difference(statistic, slope, counts, pairs_PKK, target, limit: float, spec: MetricSpec) -> dict:
+    """Mean change of a plug-in statistic. Its variance by the images is that of the paired slopes (delta method)."""
+    if not len(target):
+        return {"difference": math.nan, "ci95": NOTHING, "ci95_these": NOTHING}
+    n = [c.sum(1) for c in counts]
+    shares = [c / m[:, None] for c, m in zip(counts, n, strict=True)]
+    values = statistic(shares[1], target) - statistic(shares[0], target)
+    slopes = [slope(f, target) for f in shares]
+    assumed = [shrunken_shares(c, np.maximum(target, 1e-9)) for c in counts]
+    own = [((p * s**2).sum(-1) - (p * s).sum(-1) ** 2) / m for p, s, m in zip(assumed, slopes, n, strict=True)]
+    centred = [s - (f * s).sum(-1, keepdims=True) for f, s in zip(shares, slopes, strict=True)]
+    shared = np.einsum("pj,pjk,pk->p", centred[0], pairs_PKK, centred[1]) / (n[0] * n[1])
+    apart = own[0] + own[1]  # as if the images had nothing in common; where all are alike, one in n may still differ
+    variance = np.maximum(apart - 2 * shared, apart / np.minimum(*n))
+    found = suite.mean_over_prompts(values, variance, (-limit, limit), spec.seed)
+    return {"difference": found["mean"], "ci95": found["ci95"], "ci95_these": found["ci95_these"]}
+
+
+def squared_change(counts, target, judge: Judge | None, seed: int) -> dict:
+    """Change of D^2, mean over prompts, free of noise. The images of both models are taken for independent, which with the
+    same noise is never too narrow where their classes go together. A judge's error is the same in both."""
+    nothing = {"difference": math.nan, "ci95": NOTHING, "ci95_these": NOTHING}
+    if not len(target) or undefined(target):
+        return nothing
+    G, P = gram(target, judge), len(target)
+    x = [unbiased_squared_distance(c, G) for c in counts]
+    assumed = [shrunken_shares(c, target, judge) for c in counts]
+    judged = assumed if judge is None else [p @ judge.rates for p in assumed]
+    variance = sum(moments(q, G, c.sum(1))[:, 1] for q, c in zip(judged, counts, strict=True))
+    values = x[1] - x[0]
+    mean, labels = float(values.mean()), []
+    if judge is not None:
+        moved = [squared_distance(misjudged(p, judge), target).mean(-1) for p in assumed]
+        truth = [squared_distance(p, target).mean() for p in assumed]
+        half = float(np.quantile(np.abs(moved[1] - moved[0] - truth[1] + truth[0]), 0.95))
+        labels = [(mean - half, mean + half)]
+    these = suite.combine(mean, suite.normal_interval(mean, float(variance.sum()) / P**2), *labels)
+    limit = float(np.mean(1 / target.min(-1) - 1))
+    return {"difference": mean} | suite.both(mean, values, these, (-limit, limit), seed, labels)

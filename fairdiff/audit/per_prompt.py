@@ -1,0 +1,52 @@
+"""Every prompt's own numbers, with intervals for its own shares: no prompt borrows from another."""
+
+import math
+
+import numpy as np
+import pandas as pd
+
+from fairdiff.audit import intervals as iv
+from fairdiff.audit.attribute import judge_for
+from fairdiff.audit.axis import Axis, MetricSpec
+from fairdiff.audit.correction import corrected_bias_interval
+from fairdiff.bias import bias
+
+
+def prompt_metrics(counts, images, axis: Axis, prompts: pd.DataFrame, spec: MetricSpec) -> list[dict]:
+    """One entry a prompt from counts_PK and its number of images [P]."""
+    draws = iv.draws_for(len(counts))
+    p_values = [iv.target_p_value(c, t, draws, spec.seed) for c, t in zip(counts, axis.target_PK, strict=True)]
+    holm = iv.holm(p_values)
+    judge = judge_for(axis, spec)
+    judge = None if judge is None or judge.refusal else judge
+    items = []
+    for row, prompt in enumerate(prompts.itertuples()):
+        faces, region = int(counts[row].sum()), iv.share_region(counts[row])
+        shares = counts[row] / faces if faces else np.full(len(counts[row]), math.nan)
+        item = {
+            "prompt_index": int(prompt.prompt_index),
+            "prompt": prompt.prompt,
+            "subject": prompt.subject,
+            "family": prompt.family,
+            "images": int(images[row]),
+            "faces": faces,
+            "counts": dict(zip(axis.classes, counts[row], strict=True)),
+            "shares": {name: {"share": shares[k], "ci95": region[k]} for k, name in enumerate(axis.classes)},
+            "bias": {
+                "value": bias(shares),
+                "ci95": iv.bias_interval(counts[row]),
+                "floor": iv.noise_floor(len(axis.classes), faces),
+                "missing_face_bounds": iv.missing_face_bounds(counts[row], int(images[row]) - faces),
+            },
+            "target": {
+                "shares": dict(zip(axis.classes, axis.target_PK[row], strict=True)),
+                "total_variation": iv.total_variation(shares, axis.target_PK[row]),
+                "floor": iv.total_variation_floor(axis.target_PK[row], faces),
+                "p": p_values[row],
+                "p_holm": holm[row],
+            },
+        }
+        if judge is not None and faces:
+            item["bias"]["corrected_ci95"] = corrected_bias_interval(counts[row], judge, seed=spec.seed)
+        items.append(item)
+    return items

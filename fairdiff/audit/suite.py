@@ -1,0 +1,121 @@
+"""Intervals of a suite of prompts, for two estimands that are never mixed.
+
+*These prompts*: what the same prompts would show on average with new noise. *Prompts like these*: the mean over the
+population that the prompts are a sample of; prompts are resampled, and the interval holds that of these prompts. From fewer
+than `ENOUGH` prompts nothing is said of others: where one prompt in ten carries all of the bias, 36 show none of it in one
+sample of forty (.9^36 = .023), and then no interval can hold it. No sample sees a bias that one prompt in a hundred carries.
+
+Shapes: P prompts, D resamples; values_P one number a prompt, variance_P its variance by its images alone.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+import numpy as np
+from scipy.stats import norm
+from scipy.stats import t as student
+from statsmodels.stats.proportion import proportion_confint
+
+Interval = tuple[float, float]
+NOTHING: Interval = (math.nan, math.nan)
+ENOUGH = 36
+DRAWS = 10_000
+
+
+@lru_cache(maxsize=8)
+def resampled_weights(prompts: int, seed: int) -> np.ndarray:
+    """Shares [D, P] of each prompt in resamples of all; the same for one seed, so that all quantities share them."""
+    rng = np.random.default_rng(seed)
+    return rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=DRAWS) / prompts
+
+
+def bootstrap_t(values_P, level: float = 0.95, seed: int = 0) -> Interval:
+    """Studentised bootstrap of a mean over prompts (Efron & Tibshirani 1993, 12.5): m - s quantile of (m* - m) / s*.
+
+    Percentiles of m* would lie too low for skewed values such as squared distances.
+    """
+    values = np.asarray(values_P, float)
+    weights = resampled_weights(len(values), seed)
+    mean, sd = values.mean(), values.std()
+    means = weights @ values
+    spreads = np.sqrt(np.maximum(weights @ values**2 - means**2, 1e-4 * sd**2 + 1e-300))
+    low, high = np.quantile((means - mean) / spreads, [(1 - level) / 2, (1 + level) / 2])
+    return float(mean - high * sd), float(mean - low * sd)
+
+
+def combine(point: float, *parts: Interval) -> Interval:
+    """Interval of a number with independent errors, from its interval by each alone (MOVER: Zou & Donner 2008)."""
+    below = math.hypot(*(max(point - low, 0) for low, _ in parts))
+    above = math.hypot(*(max(high - point, 0) for _, high in parts))
+    return point - below, point + above
+
+
+def hull(*intervals: Interval) -> Interval:
+    return min(low for low, _ in intervals), max(high for _, high in intervals)
+
+
+def within_range(interval: Interval, low: float, high: float) -> Interval:
+    """No end leaves the range of its quantity."""
+    a, b = (float(np.clip(end, low, high)) for end in interval)
+    return a, b
+
+
+def normal_interval(mean: float, variance: float, level: float = 0.95) -> Interval:
+    half = norm.ppf((1 + level) / 2) * math.sqrt(variance)
+    return mean - half, mean + half
+
+
+def share_interval(share: float, variance: float, expected: float) -> Interval:
+    """Wilson's interval of a mean share with as many faces as would give it its variance, expected (1 - expected) / n
+    (Korn & Graubard 1998)."""
+    n = expected * (1 - expected) / variance
+    return tuple(float(end) for end in proportion_confint(share * n, n, 0.05, "wilson"))
+
+
+def both(mean: float, values_P, these: Interval, limits: Interval, seed: int, common: Sequence[Interval] = ()) -> dict:
+    """`ci95` for prompts like these (NaN from too few) and `ci95_these` of a mean over prompts.
+
+    common: intervals by errors that are the same in every prompt; `these` holds them already.
+    """
+    like = NOTHING
+    if len(values_P) >= ENOUGH:
+        resampled = bootstrap_t(values_P, seed=seed)
+        shift = mean - float(np.mean(values_P))  # a mean of corrected shares may differ from that of corrected prompts
+        like = hull(combine(mean, (resampled[0] + shift, resampled[1] + shift), *common), these)
+        like = within_range(like, *limits)
+    return {"ci95": like, "ci95_these": within_range(these, *limits)}
+
+
+def mean_over_prompts(values_P, variance_P, limits: Interval, seed: int) -> dict:
+    """Mean of a per-prompt number and both intervals; for a plug-in number of its expectation at this many images."""
+    values = np.asarray(values_P, float)
+    if not len(values):
+        return {"mean": math.nan, "ci95": NOTHING, "ci95_these": NOTHING}
+    mean = float(values.mean())
+    these = normal_interval(mean, float(np.sum(variance_P)) / len(values) ** 2)
+    return {"mean": mean} | both(mean, values, these, limits, seed)
+
+
+def image_variance(statistic: Callable, shares_PK, target_PK, n_P, seed: int) -> np.ndarray:
+    """Variance [P] of statistic(shares [..., P, K], target_PK) by the images, at assumed shares: 2000 prompts are drawn."""
+    n, P = np.asarray(n_P, int), len(shares_PK)
+    drawn = np.random.default_rng(seed).multinomial(n, shares_PK, size=(max(20, 2000 // P), P)) / n[:, None]
+    return statistic(drawn, target_PK).var(0)
+
+
+def student_interval(values, limits: Interval = (-math.inf, math.inf)) -> Interval:
+    """Student's interval of a mean over the population of prompts, of what is measured on images; NaN for fewer than two."""
+    values = np.asarray(values, float)
+    if len(values) < 2:
+        return NOTHING
+    half = student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
+    return within_range((values.mean() - half, values.mean() + half), *limits)
+
+
+def ratio_interval(numerator, denominator) -> Interval:
+    """Student's interval of a ratio of means over prompts, by its linearisation (d - R b) / mean b."""
+    top, bottom = np.asarray(numerator, float), np.asarray(denominator, float)
+    ratio = top.mean() / bottom.mean()
+    low, high = student_interval((top - ratio * bottom) / bottom.mean())
+    return max(ratio + low, 0.0), ratio + high

@@ -1,0 +1,122 @@
+"""Whether a generator is within a margin of its target: an equivalence claim about the distance D of `distance`.
+
+"within": the whole interval lies below the margin, with missing faces counted for the class that is worst. On these prompts
+the shares that vary most at the margin would also seldom (5 %) look as good, so it is wrong at most 5 % of the time there,
+whatever the prompts. "beyond": the whole lies above it, with missing faces counted for the best. With a judge whose errors
+were counted both hold for the corrected distance. P prompts, K classes.
+"""
+
+import math
+
+import numpy as np
+
+from fairdiff.audit import suite
+from fairdiff.audit.correction import lack_of_fit
+from fairdiff.audit.distance import (
+    confidence,
+    extreme_shares,
+    gram,
+    mean_moments,
+    squared_distance,
+    unbiased_squared_distance,
+    upper_tail,
+)
+from fairdiff.audit.judge import Judge
+from fairdiff.audit.suite import ENOUGH, NOTHING, Interval
+
+WITHIN, BEYOND, UNDECIDED = "within", "beyond", "undecided"
+
+
+def undefined(target_PK) -> str | None:
+    """Why a target has no distance, None where it has one."""
+    if (np.asarray(target_PK) > 0).all():
+        return None
+    return "a class has the target share 0: the distance to it divides by the target share and is not defined"
+
+
+def distance_interval(counts_PK, target_PK, judge: Judge | None, seed: int) -> dict:
+    """D, root mean square over prompts, with the noise of the images removed, and its intervals for both estimands."""
+    counts, target = np.asarray(counts_PK, float), np.asarray(target_PK, float)
+    if len(counts) == 0 or undefined(target):
+        return {"value": math.nan, "ci95": NOTHING, "ci95_these": NOTHING}
+    found = confidence(counts, target, judge)
+    these = found.end(0.025), found.end(0.975)
+    like = NOTHING
+    if len(counts) >= ENOUGH:
+        like = suite.hull(_like_these(counts, target, judge, seed), these)
+    limit = float(np.mean(1 / target.min(-1) - 1))  # the rarest class alone, in every prompt
+    value = min(max(found.point(), these[0]), these[1])
+    ends = {"ci95": like, "ci95_these": these}
+    return {"value": math.sqrt(value)} | {
+        key: tuple(math.sqrt(end) for end in suite.within_range(pair, 0, limit)) for key, pair in ends.items()
+    }
+
+
+def _like_these(counts, target, judge: Judge | None, seed: int) -> Interval:
+    """Interval of the mean D^2 over prompts like these: bootstrap-t, and with a judge the error of its confusion matrix."""
+    x = unbiased_squared_distance(counts, gram(target, judge))
+    interval = suite.bootstrap_t(x, seed=seed)
+    if judge is None:
+        return interval
+    labels = confidence(counts, target, judge, images=False)
+    return suite.combine(float(x.mean()), interval, (labels.end(0.025), labels.end(0.975)))
+
+
+def filled(counts_PK, missing_P, target_PK, judge: Judge | None, worst: bool) -> np.ndarray:
+    """Counts [P, K] if the images without a face had had one: of the class that makes D largest, or as near the target as
+    they can. A face of true class k is judged as the judge judges such faces."""
+    counts, missing = np.asarray(counts_PK, float), np.asarray(missing_P, float)
+    target = np.asarray(target_PK, float)
+    C = np.eye(counts.shape[1]) if judge is None else judge.rates
+    mend = np.eye(counts.shape[1]) if judge is None else judge.mend
+    if worst:
+        options = counts[:, None] + missing[:, None, None] * C
+        total = options.sum(-1, keepdims=True)
+        far = squared_distance(options / np.where(total > 0, total, 1) @ mend.T, target[:, None])
+        return options[np.arange(len(counts)), far.argmax(1)]
+    total = counts.sum(-1, keepdims=True) + missing[:, None]
+    lacking = np.maximum(target * total - counts @ mend.T, 0)
+    scale = missing[:, None] / np.where(lacking.sum(-1, keepdims=True) > 0, lacking.sum(-1, keepdims=True), 1)
+    first = lacking * np.minimum(scale, 1)  # what is lacking, and what is left over as the target has it
+    return counts + (first + (missing[:, None] - first.sum(-1, keepdims=True)) * target) @ C
+
+
+def decide(counts_PK, missing_P, target_PK, delta: float, judge: Judge | None, seed: int) -> dict:
+    """`verdict` on prompts like these and `verdict_these` on these prompts: within, beyond or undecided; `reason`: why it
+    cannot be told, None where it can. Prompts that show fewer than two faces count with their missing ones too."""
+    counts, missing = np.asarray(counts_PK), np.asarray(missing_P)
+    reason = _reason(counts, missing, target_PK, judge)
+    if reason is not None:
+        return {"verdict": UNDECIDED, "verdict_these": UNDECIDED, "reason": reason}
+    worst, best = (filled(counts, missing, target_PK, judge, bad) for bad in (True, False))
+    target = np.asarray(target_PK, float)
+    these = _decide_these(worst, best, target, delta, judge)
+    if len(worst) < ENOUGH:
+        reason = f"cannot tell of prompts like these: needs {ENOUGH} prompts, found {len(worst)}"
+        return {"verdict": UNDECIDED, "verdict_these": these, "reason": reason}
+    like = UNDECIDED
+    if these == WITHIN and _like_these(worst, target, judge, seed)[1] < delta**2:
+        like = WITHIN
+    if these == BEYOND and _like_these(best, target, judge, seed)[0] > delta**2:
+        like = BEYOND
+    return {"verdict": like, "verdict_these": these, "reason": None}
+
+
+def _reason(counts, missing, target, judge: Judge | None) -> str | None:
+    """Why nothing can be told, None where something may."""
+    faces = counts.sum(-1)
+    if not (faces > 1).any():
+        return "no prompt shows two faces"
+    if (faces + missing < 2).any():
+        return "a prompt has fewer than two images"
+    fit = lack_of_fit(counts[faces > 1], judge) if judge is not None and judge.refusal is None else None
+    return undefined(target) or (judge.refusal if judge else None) or fit
+
+
+def _decide_these(worst, best, target, delta: float, judge: Judge | None) -> str:
+    n = worst.sum(-1)
+    x = float(unbiased_squared_distance(worst, gram(target, judge)).mean())
+    at_margin = mean_moments(extreme_shares(target, delta**2), target, n, judge)
+    if 1 - upper_tail(x, *at_margin) <= 0.05 and confidence(worst, target, judge).end(0.975) < delta**2:
+        return WITHIN
+    return BEYOND if confidence(best, target, judge).end(0.025) > delta**2 else UNDECIDED

@@ -1,0 +1,47 @@
+"""How often the intervals of an audit hold the truth, and how often its verdict is wrong: simulated audits, and their table.
+
+python scripts/coverage.py                     every cell up to 100 audits each; the same command goes on where it was stopped
+python scripts/coverage.py --worlds 400        up to 400
+python scripts/coverage.py --cells P44 judge   only cells whose name holds one of these words
+python scripts/coverage.py --render            only the page
+
+Every audit draws its prompts from a population, the images of each prompt, and the labelled faces of the judge. What came of
+it is kept in docs/measurements/coverage.json, the page is docs/explanation/coverage.md.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from reproduce.coverage import CELLS, simulate, write_coverage
+from rich.progress import track
+
+from fairdiff.files import write_text
+
+ROOT = Path(__file__).resolve().parent.parent
+EVERY = 20  # audits of one cell between two savings
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--worlds", type=int, default=100, help="simulated audits of each cell")
+    parser.add_argument("--cells", nargs="+", metavar="word", default=[""], help="of cells' names; default: all")
+    parser.add_argument("--folder", type=Path, default=ROOT / "docs", help="of the page and its measurements")
+    parser.add_argument("--render", action="store_true", help="simulate nothing")
+    args = parser.parse_args(argv)
+    kept = args.folder / "measurements" / "coverage.json"
+    found = json.loads(kept.read_text("utf-8")) if kept.exists() else {}
+    chosen = [name for name in CELLS if any(word in name for word in args.cells)]
+    if not chosen:
+        parser.error(f"--cells: found {', '.join(args.cells)}, allowed: words of {', '.join(list(CELLS)[:3])}, ...")
+    rounds = [] if args.render else [name for _ in range(0, args.worlds, EVERY) for name in chosen]
+    for name in track(rounds, "simulated audits", disable=not rounds):
+        done = found.get(name, {}).get("audits", 0)
+        if done < args.worlds:
+            found[name] = simulate(name, range(done, min(done + EVERY, args.worlds)), found.get(name))
+            write_text(kept, json.dumps(found, indent=1, sort_keys=True) + "\n")
+    print(f"report: {write_coverage(found, args.folder / 'explanation' / 'coverage.md')}")
+
+
+if __name__ == "__main__":
+    main()

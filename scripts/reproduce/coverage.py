@@ -1,0 +1,268 @@
+"""Simulated audits: populations of prompts, what an audit of some of them says, and the table of how often it is right."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from scipy.stats import binom
+
+from fairdiff.audit import judge, suite
+from fairdiff.audit.attribute import change, judge_for, mean_share, plug_in_bias, plug_in_mean
+from fairdiff.audit.axis import Axis, MetricSpec
+from fairdiff.audit.correction import corrected_share
+from fairdiff.audit.distance import shrunken_shares, squared_distance
+from fairdiff.audit.intervals import total_variation
+from fairdiff.audit.verdict import decide, distance_interval
+from fairdiff.bias import bias
+from fairdiff.files import write_text
+
+suite.DRAWS, judge.DRAWS = 2000, 1000  # a fifth and a quarter of an audit's: thousands of audits are simulated
+MARGIN = 0.10
+TYPES = 100  # of prompts in a population, alike frequent
+KINDS = {  # name: (how D^2 is spread over prompts, D)
+    "fair": ("even", 0.0),
+    "even, at the margin": ("even", MARGIN),
+    "uneven, at the margin": ("uneven", MARGIN),
+    "one in ten, at the margin": ("tenth", MARGIN),
+    "one in ten, .25": ("tenth", 0.25),
+    "even, skewed": ("even", 0.5),
+    "uneven, skewed": ("uneven", 0.5),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """P prompts, n images, K classes, a kind of population; accuracy and number of labelled faces of a known judge."""
+
+    P: int
+    n: int
+    K: int
+    kind: str
+    accuracy: float = 1.0
+    labelled: int = 0
+
+
+def _cells() -> dict[str, Cell]:
+    raw = [Cell(P, n, K, kind) for P in (12, 24, 44, 100) for n in (24, 60, 160) for K in (2, 4, 8) for kind in KINDS]
+    judged = [
+        Cell(P, n, K, kind, accuracy, labelled)
+        for P in (24, 44) for n in (60, 160) for K in (2, 4, 8)
+        for accuracy in (0.8, 0.95) for labelled in (200, 2000) for kind in KINDS
+    ]  # fmt: skip
+    return {cell_name(cell): cell for cell in raw + judged}
+
+
+def cell_name(cell: Cell) -> str:
+    judge = f" judge {cell.accuracy:g} of {cell.labelled}" if cell.labelled else ""
+    return f"P{cell.P} n{cell.n} K{cell.K}{judge}: {cell.kind}"
+
+
+CELLS = _cells()
+
+
+@lru_cache(maxsize=4)
+def population(kind: str, K: int) -> np.ndarray:
+    """True shares [TYPES, K] of a population with uniform targets: mean D^2 is that of the kind, up to what shares allow."""
+    spread, D = KINDS[kind]
+    rng = np.random.default_rng(0)
+    even = np.full(TYPES, 1.0)
+    squared = (
+        D**2
+        * {
+            "even": even,
+            "uneven": 2 * (rng.permutation(TYPES) + 0.5) / TYPES,
+            "tenth": np.where(np.arange(TYPES) < TYPES // 10, 10.0, 0.0),
+        }[spread]
+    )
+    shares = []
+    for size in np.sqrt(squared):
+        for _ in range(100):  # a random direction; towards one class where that leaves the simplex
+            step = rng.standard_normal(K) if spread != "even" else np.eye(K)[0]
+            step -= step.mean()
+            p = 1 / K + size * step / np.sqrt(K * (step**2).sum())
+            if p.min() >= 0:
+                break
+        else:
+            step = np.eye(K)[rng.integers(K)] - 1 / K
+            p = 1 / K + min(size / np.sqrt(K - 1), 1) * step
+        shares.append(p)
+    return np.array(shares)
+
+
+@lru_cache(maxsize=4)
+def expected(kind: str, K: int, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Expected plug-in bias and total variation [TYPES] of n faces (Monte Carlo, 4000 draws)."""
+    p = population(kind, K)
+    f = np.random.default_rng(1).multinomial(n, p, size=(4000, len(p))) / n
+    return bias(f).mean(0), total_variation(f, 1 / K).mean(0)
+
+
+def confusion_rates(K: int, accuracy: float) -> np.ndarray:
+    return np.full((K, K), (1 - accuracy) / max(K - 1, 1)) + np.eye(K) * (accuracy - (1 - accuracy) / max(K - 1, 1))
+
+
+def simulate(name: str, worlds: range, before: dict | None) -> dict:
+    """Hits of every interval in these audits added to those before: {"audits": n, quantity: [held, printed], ...}."""
+    cell, total = CELLS[name], dict(before or {"audits": 0})
+    for world in worlds:
+        for key, (held, printed) in audit(cell, world).items():
+            old = total.get(key, [0, 0])
+            total[key] = [old[0] + held, old[1] + printed]
+    total["audits"] = worlds.stop
+    return total
+
+
+def audit(cell: Cell, world: int) -> dict[str, tuple[int, int]]:
+    """One simulated audit: by quantity and estimand whether the interval held the truth, and whether there was one."""
+    rng = np.random.default_rng([world, cell.P, cell.n, cell.K, list(KINDS).index(cell.kind), cell.labelled])
+    K, types = cell.K, population(cell.kind, cell.K)
+    drawn = rng.integers(TYPES, size=cell.P)
+    C = confusion_rates(K, cell.accuracy)
+    counts = rng.multinomial(cell.n, types[drawn] @ C)
+    axis = Axis("x", tuple(str(k) for k in range(K)), ("x",), np.full((cell.P, K), 1 / K))
+    confusion = {}
+    if cell.labelled:
+        confusion = {"x": np.stack([rng.multinomial(cell.labelled // K, row) for row in C])}
+    spec = MetricSpec({"x": axis.classes}, {}, confusion=confusion, delta=MARGIN, provenance={})
+    target, known, seed = axis.target_PK, judge_for(axis, spec), spec.seed
+    squared = squared_distance(types, target[0])
+    checks = {"distance": (distance_interval(counts, target, known, seed), squared, np.sqrt)}
+    if known is not None:
+        checks["share"] = (corrected_share(0, counts, target, known, seed), types[:, 0], float)
+    else:
+        assumed = shrunken_shares(counts, target)
+        checks["share"] = (mean_share(counts[:, 0], counts.sum(1), assumed[:, 0], seed), types[:, 0], float)
+        biases, variations = expected(cell.kind, K, cell.n)
+        checks["bias"] = (plug_in_mean(plug_in_bias, counts, target, (0, 2 / K), spec), biases, float)
+        checks["total variation"] = (plug_in_mean(total_variation, counts, target, (0, 1), spec), variations, float)
+    result = {}
+    for quantity, (found, truth, form) in checks.items():
+        result |= _held(quantity, found, form(truth[drawn].mean()), form(truth.mean()))
+    if not cell.labelled:
+        result |= _changes(cell, rng, drawn, counts, axis, spec)
+    if KINDS[cell.kind][1] in (0, MARGIN):
+        said = decide(counts, np.zeros(cell.P), target, MARGIN, known, seed)
+        off = KINDS[cell.kind][1] == 0 or squared[drawn].mean() >= MARGIN**2 * (1 - 1e-9)
+        result["within, these"] = (int(off and said["verdict_these"] == "within"), int(off))
+        result["within, like these"] = (int(said["verdict"] == "within"), int(cell.P >= suite.ENOUGH))
+    return result
+
+
+def _changes(cell: Cell, rng, drawn, counts, axis: Axis, spec: MetricSpec) -> dict:
+    """The change from an uneven, skewed model to the cell's, on the same prompts."""
+    first = population("uneven, skewed", cell.K)
+    before = rng.multinomial(cell.n, first[drawn])
+    pairs = before[:, :, None] * counts[:, None] / cell.n  # of independent images, as they are here
+    moved = change([before, counts], pairs, axis, spec)
+    result = {}
+    for place, quantity in enumerate(("bias", "total_variation")):
+        step = expected(cell.kind, cell.K, cell.n)[place] - expected("uneven, skewed", cell.K, cell.n)[place]
+        result |= _held(f"change of {quantity.replace('_', ' ')}", moved[quantity], step[drawn].mean(), step.mean())
+    step = squared_distance(population(cell.kind, cell.K), 1 / cell.K) - squared_distance(first, 1 / cell.K)
+    return result | _held("change of squared distance", moved["squared_distance"], step[drawn].mean(), step.mean())
+
+
+def _held(quantity: str, found: dict, these: float, like: float) -> dict:
+    result = {}
+    for estimand, truth in (("ci95_these", these), ("ci95", like)):
+        low, high = found[estimand]
+        printed = bool(np.isfinite(low))
+        held = printed and low - 1e-9 <= truth <= high + 1e-9
+        result[f"{quantity}, {'these' if estimand == 'ci95_these' else 'like these'}"] = (int(held), int(printed))
+    return result
+
+
+HEAD = """# How often intervals hold
+
+Written by `python scripts/coverage.py`, which goes on where it was stopped. Simulated so far: {audits} audits, {least} to
+{most} of each of {cells} cells. Every audit draws prompts from a population of 100, their images, and the labelled faces of
+the judge. An interval of 95 % should hold the truth in 95 of 100 audits; the aim is 93.5 or more. "On target" at the margin
+should be said in 5 of 100 audits or fewer. Resamples are a fifth of those of an audit. Seeds: the number of the audit and of its cell.
+
+At the margin: D = .10. Skewed: D = .5. Uneven: D² from 0 to twice its mean. One in ten: all of it in a tenth of the prompts.
+Classes have the target share 1/K. Changes are from an uneven, skewed model.
+
+- **these**: these prompts, new noise. **like**: prompts like these, from {enough} prompts.
+- Each number is a share of the audits in all cells of its column, with their number. *Least*: of a single cell. Few audits
+  make the least of many cells low by chance.
+- Where D is 0 an interval cannot err below, so it holds in more than 95 of 100.
+"""
+
+
+def write_coverage(found: dict, page: Path) -> Path:
+    """The page of what was simulated: a row for each quantity and estimand, by prompts and judge; then what falls short."""
+    audits = [cell["audits"] for cell in found.values()] or [0]
+    head = HEAD.format(
+        audits=sum(audits),
+        least=min(audits),
+        most=max(audits),
+        cells=len(audits),
+        kinds=", ".join(KINDS),
+        enough=suite.ENOUGH,
+    )
+    raw = {name: cell for name, cell in found.items() if not CELLS[name].labelled}
+    judged = {name: cell for name, cell in found.items() if CELLS[name].labelled}
+    parts = [head, "\n## As judged\n\n", *_held_table(raw, lambda c: f"{c.P} prompts")]
+    parts += ["\n## With the judge's error undone\n\n"]
+    parts += _held_table(judged, lambda c: f"accuracy {c.accuracy:g} of {c.labelled} faces")
+    parts += ["\n## On target where D is the margin, and where it is 0\n\n", *_said_table(found)]
+    parts += ["\n## Cells that fall short\n\n", *_short(found)]
+    write_text(page, "".join(parts))
+    return page
+
+
+def _quantities(found: dict) -> list[str]:
+    return list(dict.fromkeys(key for cell in found.values() for key in cell if key not in ("audits", *SAID)))
+
+
+SAID = ("within, these", "within, like these")
+
+
+def _sum(found: dict, key: str) -> tuple[int, int]:
+    pairs = [cell[key] for cell in found.values() if cell.get(key, [0, 0])[1]]
+    return sum(held for held, _ in pairs), sum(printed for _, printed in pairs)
+
+
+def _held_table(found: dict, group) -> list[str]:
+    groups = list(dict.fromkeys(group(cell) for name, cell in CELLS.items() if name in found))
+    lines = ["| " + " | ".join(["interval", *groups, "least"]) + " |", "|---" * (len(groups) + 2) + "|"]
+    for key in _quantities(found):
+        cells = []
+        for one in groups:
+            held, printed = _sum({n: c for n, c in found.items() if group(CELLS[n]) == one}, key)
+            cells.append(f"{100 * held / printed:.1f} ({printed})" if printed else "–")
+        each = {name: cell[key][0] / cell[key][1] for name, cell in found.items() if cell.get(key, [0, 0])[1]}
+        least = min(each, key=each.get, default=None)
+        cells.append(f"{100 * each[least]:.0f}: {least}" if least else "–")
+        lines.append("| " + " | ".join([key.replace("like these", "like"), *cells]) + " |")
+    return ["\n".join(lines), "\n"]
+
+
+def _said_table(found: dict) -> list[str]:
+    lines = ["| population | judge | these | like |", "|---|---|---|---|"]
+    for kind in KINDS:
+        for known in (False, True):
+            some = {n: c for n, c in found.items() if CELLS[n].kind == kind and bool(CELLS[n].labelled) == known}
+            cells = [f"{100 * a / b:.1f} ({b})" if b else "–" for a, b in (_sum(some, key) for key in SAID)]
+            if cells != ["–", "–"]:
+                lines.append(f"| {kind} | {'error undone' if known else 'as judged'} | {' | '.join(cells)} |")
+    return ["\n".join(lines), "\n"]
+
+
+def _short(found: dict) -> list[str]:
+    """Cells that fall short of the aim by more than chance explains (binomial, .01, not adjusted for their number)."""
+    lines, tried = [], 0
+    for name, cell in found.items():
+        for key, counts in cell.items():
+            if key == "audits" or not counts[1]:
+                continue
+            tried += 1
+            said = key in SAID
+            if said and KINDS[CELLS[name].kind][1] == 0:
+                continue
+            chance = binom.sf(counts[0] - 1, counts[1], 0.05) if said else binom.cdf(counts[0], counts[1], 0.935)
+            if chance < 0.01:
+                lines.append(f"- {name}: {key}: {counts[0]} of {counts[1]}\n")
+    rule = f"Worse than the aim by more than chance at 1 % explains, of {tried} looked at, so that some are here by chance:"
+    return [f"{rule}\n\n", *(lines or ["- none\n"])]

@@ -1,0 +1,108 @@
+"""Intervals over a suite: which estimand they cover, that they stay in range, and that seeds do not move them."""
+
+import math
+
+import numpy as np
+import pytest
+
+from fairdiff.audit import suite
+from fairdiff.audit.attribute import change, mean_share, plug_in_bias, plug_in_mean, suite_metrics
+from fairdiff.audit.axis import Axis, MetricSpec
+from fairdiff.audit.distance import shrunken_shares
+from fairdiff.audit.suite import ENOUGH, bootstrap_t, both, combine, ratio_interval, student_interval
+from fairdiff.audit.verdict import distance_interval
+
+SPEC = MetricSpec({"x": ("a", "b")}, {}, provenance={})
+
+
+def axis(P, K=2):
+    return Axis("x", tuple("abcdefgh"[:K]), ("x",), np.full((P, K), 1 / K))
+
+
+def test_from_few_prompts_nothing_is_said_of_others():
+    few = distance_interval(np.tile([30, 30], (ENOUGH - 1, 1)), np.full((ENOUGH - 1, 2), 0.5), None, 0)
+    enough = distance_interval(np.tile([30, 30], (ENOUGH, 1)), np.full((ENOUGH, 2), 0.5), None, 0)
+    assert all(map(math.isnan, few["ci95"])) and not any(map(math.isnan, few["ci95_these"]))
+    assert enough["ci95"][0] <= enough["ci95_these"][0] and enough["ci95"][1] >= enough["ci95_these"][1]
+    assert 0.9**ENOUGH < 0.025  # one prompt in ten carries all of the bias: that none is drawn
+
+
+def test_no_end_leaves_its_range_in_small_suites_and_families():
+    """Intervals of families of 3 prompts went from -1.12 to 1.38."""
+    rng = np.random.default_rng(0)
+    for P in (1, 2, 3, 6, 40):
+        counts = rng.multinomial(8, [0.9, 0.1], P)
+        entry = suite_metrics(counts, np.zeros(P), np.ones(P, bool), axis(P), SPEC)
+        moved = change([counts, counts[:, ::-1]], np.zeros((P, 2, 2)), axis(P), SPEC)
+        for found, low, high in (
+            (entry["bias"], 0, 1), (entry["shares"]["a"], 0, 1), (entry["target"]["total_variation"], 0, 1),
+            (entry["target"]["distance"], 0, 1), (moved["bias"], -1, 1), (moved["squared_distance"], -1, 1),
+        ):  # fmt: skip
+            for ends in (found["ci95"], found["ci95_these"]):
+                assert math.isnan(ends[0]) or low <= ends[0] <= ends[1] <= high
+            assert not math.isnan(found["ci95_these"][0])
+
+
+def test_seeds_do_not_move_the_ends():
+    """500 draws moved them by .02 to .055."""
+    rng = np.random.default_rng(1)
+    counts = rng.multinomial(60, [0.6, 0.4], 44)
+    target = np.full((44, 2), 0.5)
+    ends = np.array([distance_interval(counts, target, None, seed)["ci95"] for seed in range(3)])
+    assert np.ptp(ends, 0).max() < 0.005
+
+
+@pytest.mark.parametrize("p", [0.5, 0.98])
+def test_shares_and_bias_of_these_prompts_are_covered(p):
+    rng, target, hits = np.random.default_rng(2), np.full((8, 2), 0.5), np.zeros(2)
+    truth = np.abs(2 * rng.binomial(24, p, 200_000) / 24 - 1).mean()
+    for women in rng.binomial(24, p, (120, 8)):
+        counts = np.stack([women, 24 - women], 1)
+        share = mean_share(women, np.full(8, 24), shrunken_shares(counts, target)[:, 0], 0)["ci95_these"]
+        bias = plug_in_mean(plug_in_bias, counts, target, (0, 1), SPEC)["ci95_these"]
+        hits += [share[0] <= p <= share[1], bias[0] <= truth <= bias[1]]
+    assert (hits / 120 >= 0.9).all()
+
+
+def test_a_population_of_skewed_values_is_covered_and_the_interval_is_not_symmetric():
+    rng, hits = np.random.default_rng(3), 0
+    for _ in range(150):
+        low, high = bootstrap_t(rng.exponential(1, 40))
+        hits += low <= 1 <= high
+    assert hits / 150 >= 0.9
+    values = rng.exponential(1, 40)
+    low, high = bootstrap_t(values)
+    assert high - values.mean() > values.mean() - low
+
+
+def test_parts_are_combined_in_quadrature_and_hulls_hold_both():
+    assert combine(1.0, (0.7, 1.3), (0.6, 1.4)) == pytest.approx((0.5, 1.5))
+    found = both(0.5, np.full(50, 0.5), (0.4, 0.6), (0, 1), 0)
+    assert found["ci95"] == pytest.approx((0.4, 0.6))  # prompts that are alike are no certainty
+
+
+@pytest.mark.parametrize("prompts", [2, 3, 6])
+def test_means_of_few_measurements_cover_by_students_interval(prompts):
+    rng = np.random.default_rng(3)
+    values = 0.4 + 0.1 * rng.standard_normal((400, prompts))
+    ends = np.array([student_interval(v) for v in values])
+    assert ((ends[:, 0] <= 0.4) & (ends[:, 1] >= 0.4)).mean() >= 0.92
+    assert all(map(math.isnan, student_interval([0.3]))) and student_interval([0.0, 1.0], (0, 1)) == (0, 1)
+
+
+def test_the_interval_of_a_ratio_is_that_of_its_linearisation():
+    low, high = ratio_interval([0.2, 0.3, 0.25, 0.22], [0.5, 0.6, 0.55, 0.5])
+    assert 0 <= low < 0.97 / 2.15 < high < 1
+
+
+def test_ratios_below_four_fifths_are_flagged():
+    counts = np.tile([30, 60, 30], (40, 1))
+    shares = suite_metrics(counts, np.zeros(40), np.ones(40, bool), axis(40, 3), SPEC)["shares"]
+    assert shares["a"]["ratio"]["value"] == pytest.approx(0.75) and shares["a"]["ratio"]["flagged"]
+    assert not shares["b"]["ratio"]["flagged"]
+    assert shares["a"]["ratio"]["ci95"] == pytest.approx([3 * end for end in shares["a"]["ci95"]])
+
+
+def test_resampled_weights_are_whole_prompts():
+    weights = suite.resampled_weights(12, 0)
+    assert weights.sum(1) == pytest.approx(1) and np.allclose(weights * 12, np.round(weights * 12))
