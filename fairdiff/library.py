@@ -57,9 +57,9 @@ class AuditResult:
 
     @property
     def intervals(self) -> dict[str, dict[str, Interval]]:
-        """95 % intervals over prompts: {"gender": {"bias": (low, high), "distance": (low, high)}}."""
+        """95 % intervals for these prompts with new noise: {"gender": {"bias": (low, high), "distance": (low, high)}}."""
         return {
-            name: {"bias": tuple(e["bias"]["ci95"]), "distance": tuple(e["target"]["total_variation"]["ci95"])}
+            name: {"bias": tuple(e["bias"]["ci95_these"]), "distance": tuple(e["target"]["total_variation"]["ci95_these"])}
             for name, e in self._attributes.items()
         }
 
