@@ -101,7 +101,7 @@ def test_judges_multiply_in_the_models_precision_and_answer_in_float32():
         assert perception.dtype == getattr(torch, dtype)
         pixels = image.clone().requires_grad_()
         seen = perception.classify_faces(pixels)
-        answers = [seen.logits["gender"], *perception.features(pixels), perception.embed(seen.faces.aligned_FCHW)]
+        answers = [seen.logits["gender"], *perception.features(pixels), perception.embed(perception.align(seen))]
         assert {a.dtype for a in answers} == {torch.float32}
         (grad,) = torch.autograd.grad(answers[0][:, 0].sum(), pixels)
         found[dtype] = [*(a.detach() for a in answers), grad]

@@ -166,8 +166,8 @@ def test_a_face_is_pulled_to_its_original_only_where_every_label_is_surely_its_c
     kept = {"gender": torch.ones(5, dtype=torch.bool), "race": torch.tensor([True, True, True, False, True])}
     compared = torch.tensor([1.0, 0.0, 2.0, 3.0, 9.0, 0.5])  # of the images; that of the fifth has no face
     term = face_term(perception, 0.9, now, Part(original, compared, labels, kept, {}), 6)
-    face = perception.embed(now.faces.aligned_FCHW)
-    mirrored = perception.embed(now.faces.aligned_FCHW.flip(-1))
+    face = perception.embed(perception.align(now))
+    mirrored = perception.embed(perception.align(now).flip(-1))
     target = perception.bank.nearest(face)
     target[0] = own[0]
     each = 1 - ((face + mirrored) / 2 * target).sum(1)
