@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--render", action="store_true", help="simulate nothing")
     args = parser.parse_args(argv)
     kept = args.folder / "measurements" / "coverage.json"
-    found = json.loads(kept.read_text("utf-8")) if kept.exists() else {}
+    found = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
     chosen = [name for name in CELLS if any(word in name for word in args.cells)]
     if not chosen:
         parser.error(f"--cells: found {', '.join(args.cells)}, allowed: words of {', '.join(list(CELLS)[:3])}, ...")
