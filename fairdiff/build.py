@@ -127,7 +127,7 @@ def perception_fingerprint(config: Config, perception: Perception) -> str:
 
 def embedder_fingerprint(embedder: Embedder) -> str:
     """Of a face embedder, as a bank says who made it."""
-    return fingerprint.of_values(fingerprint.of_modules(embedder), embedder.config)
+    return fingerprint.of_values(fingerprint.of_frozen(embedder), embedder.config)
 
 
 def originals_fingerprint(config: Config, model: DiffusionModel, perception: Perception) -> str:
@@ -367,7 +367,7 @@ def training_pieces(config: Config, model: DiffusionModel, adapter: Adapter, per
         pixels = image_BCHW.clone().requires_grad_()
         seen = perception.classify_faces(pixels, WholeImage()(pixels))  # as many faces as there can be
         answers = [*seen.logits.values(), *perception.features(pixels)]
-        answers += [] if perception.embedder is None else [perception.embed(seen.faces.aligned_FCHW)]
+        answers += [] if perception.embedder is None else [perception.embed(perception.align(seen))]
         if torch.is_grad_enabled():
             torch.autograd.grad(sum(answer.sum() for answer in answers), pixels)
 
