@@ -178,8 +178,7 @@ HEAD = """# How often intervals hold
 Written by `python scripts/coverage.py`, which goes on where it was stopped. Simulated so far: {audits} audits, {least} to
 {most} of each of {cells} cells. Every audit draws prompts from a population of 100, their images, and the labelled faces of
 the judge. An interval of 95 % should hold the truth in 95 of 100 audits; the aim is 93.5 or more. "On target" at the margin
-should be said in 5 of 100 audits or fewer. Resamples are a fifth of those of an audit. Seeds: the number of the audit and of
-its cell.
+should be said in 5 of 100 audits or fewer. Resamples are a fifth of those of an audit.
 
 At the margin: D = .10. Skewed: D = .5. Uneven: D² from 0 to twice its mean. One in ten: all of it in a tenth of the prompts.
 Classes have the target share 1/K. Changes are from an uneven, skewed model.
