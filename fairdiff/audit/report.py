@@ -80,6 +80,7 @@ def summary_table(audit: dict) -> Table:
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         pad_edge=False,
+        show_edge=False,  # room for "cannot" in 80 columns
     )
     shown = [model for model in MODELS if model in audit["models"] or model != "start"]
     change = "trained" if audit["trained"] else "change"  # what training did, not the words that it started from
