@@ -27,7 +27,7 @@ def commands(images: int, scale: float) -> list[list[str]]:
     rows = [["make_data.py", "--workers", "2", "--images", str(int(images * scale))]]
     for script, flags, minutes in STAGES:
         rows.append([script, *flags, *(["--minutes", str(minutes * scale)] if minutes else [])])
-    return [*rows, ["export.py"]]
+    return [*rows, ["export_weights.py"]]
 
 
 def main() -> None:

@@ -3,7 +3,6 @@
 import sys
 from pathlib import Path
 
-import captions
 import numpy as np
 import open_clip
 import pytest
@@ -14,8 +13,9 @@ from fairdiff.portraits import distribution, occupations
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts" / "build_portraits"))
 
+import captions  # noqa: E402
 import evaluate  # noqa: E402
-import export  # noqa: E402
+import export_weights  # noqa: E402
 import train_clip  # noqa: E402
 import train_diffusion  # noqa: E402
 import train_encoders  # noqa: E402
@@ -199,7 +199,7 @@ def test_diffusion_and_export_from_random_pictures(build):
     steps(train_diffusion, 1, "--batch", "4", "--channels", "16,32")
     steps(train_diffusion, 2, "--batch", "4", "--channels", "16,32")
     assert torch.load(build / "diffusion.pt", weights_only=False)["step"] == 2
-    sizes = export.export(build, build / "weights", ["model"])
+    sizes = export_weights.export(build, build / "weights", ["model"])
     assert sizes["model"] > 1e6
     model = load_model(build / "weights" / "model")
     image = model.generator(3.0, 2)("a photo of a nurse", torch.randn(2, *model.latent_shape))
@@ -214,7 +214,7 @@ def test_judges_encoders_and_clip_take_a_step_and_reload(build, monkeypatch):
     steps(train_judges, 1, "--judges", "judge", "--batch", "4", "--pictures", "20", "--held-out", "8")
     steps(train_encoders, 1, "--batch", "4", "--parts", "encoder")
     steps(train_clip, 2, "--batch", "6")
-    sizes = export.export(build, build / "weights", ["judge", "encoder", "clip"])
+    sizes = export_weights.export(build, build / "weights", ["judge", "encoder", "clip"])
     assert set(sizes) == {"judge", "encoder", "clip"}
     judge = evaluate.load_attribute_net(build / "weights" / "judge")
     assert judge(torch.rand(2, 3, 50, 50))["race"].shape == (2, 4)
