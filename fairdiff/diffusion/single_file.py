@@ -96,10 +96,10 @@ def read_single_file(path: str | Path) -> Pipeline:
         parts["unet"].register_to_config(sample_size=64 if noise else kind.side)  # of Stable Diffusion 2 base
         if name == "XL":
             pads = {"tokenizer": clip_tokenizer(), "tokenizer_2": clip_tokenizer(pad="!")}
-            pipeline = StableDiffusionXLPipeline(**parts, **pads, add_watermarker=False)
+            pipeline = StableDiffusionXLPipeline(**parts, **pads, **PLAIN[StableDiffusionXLPipeline])
         else:
             tokenizer = clip_tokenizer(pad="!") if name == "2.x" else clip_tokenizer()
-            pipeline = StableDiffusionPipeline(**parts, tokenizer=tokenizer, **PLAIN)
+            pipeline = StableDiffusionPipeline(**parts, tokenizer=tokenizer, **PLAIN[StableDiffusionPipeline])
         if why := unlike_stable_diffusion(pipeline):
             raise FairDiffError(f"{path}: {why}; allowed: a text-to-image model of Stable Diffusion 1.x's or XL's kind")
     return pipeline
