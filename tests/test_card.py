@@ -37,9 +37,10 @@ def test_numbers_are_those_of_the_audit():
     text, audit = card(), AUDIT()
     for model in ("before", "after"):
         bias = audit["models"][model]["attributes"]["gender"]["bias"]
-        assert f"{number(bias['mean'])} [{number(bias['ci95'][0])}, {number(bias['ci95'][1])}]" in text
+        ends = ", ".join(map(number, bias["ci95_these"]))  # of few prompts
+        assert f"{number(bias['mean'])} [{ends}]*" in text and "with an asterisk they speak of these prompts only" in text
     drift = audit["paired"]["attributes"]["race"]["drift"]
-    assert f"| {drift['stayed_within']} |" in text and "No target was set for race" in text
+    assert f"| {drift['stayed_within']}* |" in text and "No target was set for race" in text
     assert "| female | 90 | 10 |\n| male | 20 | 80 |" in text  # the training judge
     assert "| female | 90 | 10 |\n| male | 10 | 90 |" in text  # the audit judge
     assert "never anybody's identity" in text and "guidance_scale=7.5, num_inference_steps=30)" in text

@@ -85,8 +85,9 @@ def _results(audit: dict) -> str:
     without = f" No target was set for {', '.join(untargeted)}: its change is drift." if untargeted else ""
     return (
         f"{audit['prompts']} prompts × {audit['images_per_prompt']} images, same noise before and after. [Brackets] hold "
-        f"95 % intervals over prompts. Bias is the gap between the shares of two classes: 0 is parity.{without} Noise "
-        "floor: what a perfectly fair (or on-target) generator shows.\n\n" + "\n".join(lines)
+        "95 % intervals; with an asterisk they speak of these prompts only, which are too few to speak of others. Bias is "
+        f"the gap between the shares of two classes: 0 is parity. D is the distance to the target without noise.{without} "
+        "Noise floor: what a perfectly fair (or on-target) generator shows.\n\n" + "\n".join(lines)
     )
 
 
