@@ -47,7 +47,7 @@ def suite_metrics(counts, missing, seen, axis: Axis, spec: MetricSpec) -> dict:
     biases, distances = bias(shares), iv.total_variation(shares, aim)
     uniform = np.full(aim.shape, 1 / K)
     result = {
-        "bias": plug_in_mean(plug_in_bias, faces, aim, (0, 2 / K), spec)
+        "bias": plug_in_mean(plug_in_bias, faces, uniform, (0, 2 / K), spec)
         | {
             "sd_over_prompts": biases.std(ddof=1) if len(biases) > 1 else math.nan,
             "floor": average(floors),
@@ -152,9 +152,10 @@ def change(counts: list[np.ndarray], pairs_PKK: np.ndarray, axis: Axis, spec: Me
 
     All on the same prompts, those in which both models show two faces or more.
     """
-    target, limit = axis.target_PK, 2 / counts[0].shape[1]
+    target, K = axis.target_PK, counts[0].shape[1]
+    uniform = np.full(target.shape, 1 / K)  # bias is the distance to parity, whatever the target
     result = {
-        "bias": _difference(plug_in_bias, bias_slope, counts, pairs_PKK, target, limit, spec),
+        "bias": _difference(plug_in_bias, bias_slope, counts, pairs_PKK, uniform, 2 / K, spec),
         "total_variation": _difference(iv.total_variation, total_variation_slope, counts, pairs_PKK, target, 1.0, spec),
         "squared_distance": squared_change(counts, target, None, spec.seed),
     }
