@@ -12,6 +12,7 @@ from classifiers.calibration import CALIBRATION_FILE, load_calibration
 from classifiers.zeroshot import ZeroShotClassifier
 from fairdiff import build, fingerprint
 from fairdiff.audit.axis import MetricSpec, groups_of, software_versions
+from fairdiff.audit.card import EMBEDDED
 from fairdiff.audit.generate import AuditPlan, Generate
 from fairdiff.audit.judge import check_confusion
 from fairdiff.audit.measure import Measurer, measure
@@ -215,7 +216,7 @@ def provenance(config: Config, plan: Plan, model: DiffusionModel) -> dict:
     """What the report says of the making of the images and of what looked at them."""
     return {
         "software": software_versions(),
-        "model": config.model.path or "embedded Portraits model",
+        "model": config.model.path or EMBEDDED,
         "sampling_dtype": str(model.sampling_dtype).removeprefix("torch."),
         "guidance": config.sampler.guidance,
         "sampler_steps": config.sampler.audit_steps,

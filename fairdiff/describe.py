@@ -4,6 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from fairdiff.audit.axis import software_versions
+from fairdiff.audit.card import EMBEDDED
 from fairdiff.build import adapter_options, compared_images
 from fairdiff.build_audit import Audit
 from fairdiff.config import Config
@@ -15,8 +16,6 @@ from fairdiff.files import flat
 from fairdiff.plan import Plan
 from fairdiff.prompts import wrong_article
 from fairdiff.training.step import Trainee
-
-EMBEDDED = "embedded Portraits model"  # what adapter.json calls it
 
 
 def budget(config: Config, plan: Plan, trainee: Trainee, audit: Audit) -> list[str]:

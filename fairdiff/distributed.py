@@ -49,12 +49,12 @@ class World:
         return self.rank == 0
 
     def rows(self, count: int) -> slice:
-        """Which of `count` things are this process's: one part each, in order, of sizes that differ by at most 1."""
+        """Which of `count` items are this process's: one part each, in order, of sizes that differ by at most 1."""
         return slice(self.rank * count // self.size, (self.rank + 1) * count // self.size)
 
-    def share(self, things: Sequence) -> Sequence:
+    def share(self, items: Sequence) -> Sequence:
         """This process's part of what all have."""
-        return things[self.rows(len(things))]
+        return items[self.rows(len(items))]
 
     def gather(self, value: Any) -> list:
         """The value of every process, in their order."""

@@ -9,9 +9,9 @@ import argparse
 import tempfile
 from pathlib import Path
 
+from fairdiff.audit.card import EMBEDDED
 from fairdiff.cli.ending import ending
 from fairdiff.cli.main import fail
-from fairdiff.describe import EMBEDDED
 from fairdiff.diffusion.adapter_files import read_about
 from fairdiff.diffusion.export import DTYPES, FORMATS, export
 from fairdiff.diffusion.imports import FILES

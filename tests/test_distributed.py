@@ -37,9 +37,9 @@ ALONE = World()
 @pytest.mark.parametrize("count", [0, 1, 7, 8])
 @pytest.mark.parametrize("size", [1, 2, 3, 8])
 def test_every_thing_is_one_processs_and_they_are_in_order(count, size):
-    things = list(range(count))
-    shares = [World(rank, size).share(things) for rank in range(size)]
-    assert sum(shares, []) == things
+    items = list(range(count))
+    shares = [World(rank, size).share(items) for rank in range(size)]
+    assert sum(shares, []) == items
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 

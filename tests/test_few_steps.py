@@ -89,9 +89,9 @@ def test_a_turbo_model_paints_as_the_plain_pipeline_without_guidance(turbo_folde
 def test_added_noise_is_the_images_own_in_every_batch_and_leaves_the_global_stream_alone(lcm_folder):
     model = load_model(lcm_folder)
     before = torch.get_rng_state()
-    paint = model.generator(8.5, 4)
-    together = paint(PROMPT, noise_of(model, range(4)))
-    alone = torch.cat([paint(PROMPT, noise_of(model, [i])) for i in range(4)])
+    sampled = model.generator(8.5, 4)
+    together = sampled(PROMPT, noise_of(model, range(4)))
+    alone = torch.cat([sampled(PROMPT, noise_of(model, [i])) for i in range(4)])
     solver_coefficients(model.scheduler, 4)
     assert torch.allclose(together, alone, atol=1e-5) and torch.equal(before, torch.get_rng_state())
     first, second = (g.initial_seed() for g in step_generators(noise_of(model)))

@@ -17,7 +17,7 @@ from fairdiff.audit.wording import (
     signed,
 )
 
-EMBEDDED = "embedded Portraits model"
+EMBEDDED = "embedded Portraits model"  # in adapter.json and audit.json
 LICENCES = {  # of base models, as their cards on the hub say
     EMBEDDED: "apache-2.0",
     "stable-diffusion-v1-5/stable-diffusion-v1-5": "creativeml-openrail-m",

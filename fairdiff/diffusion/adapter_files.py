@@ -66,7 +66,7 @@ def check_matrix(value: Tensor, where: str) -> None:
         raise FairDiffError(f"{where} holds numbers that are not finite")
 
 
-def lora_settings(path: Path, about: dict[str, str]) -> dict:
+def lora_metadata(path: Path, about: dict[str, str]) -> dict:
     """What a LoRA file says of rank and alpha, by "<part>.<key>", as diffusers writes it; {} if it says nothing."""
     try:
         settings = json.loads(about.get("lora_adapter_metadata", "{}"))
@@ -74,6 +74,12 @@ def lora_settings(path: Path, about: dict[str, str]) -> dict:
         raise FairDiffError(f"{path}: its lora_adapter_metadata is no JSON") from error
     if not isinstance(settings, dict):
         raise FairDiffError(f"{path}: its lora_adapter_metadata is {type(settings).__name__}, allowed: a table")
+    return settings
+
+
+def lora_settings(path: Path, about: dict[str, str]) -> dict:
+    """`lora_metadata` of a file whose layers all have one rank and alpha; FairDiffError for another."""
+    settings = lora_metadata(path, about)
     for key, value in settings.items():
         if key.rpartition(".")[2] in UNLIKE and value:
             raise FairDiffError(

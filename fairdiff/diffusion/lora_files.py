@@ -4,7 +4,6 @@ What a file holds is asked of the model: every layer is known under the names th
 is no factor of a known layer, in a shape that fits, is an error. Nothing is left out.
 """
 
-import json
 import math
 import re
 from collections import Counter
@@ -18,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from fairdiff.diffusion.adapter_files import TEXT_ROOT
+from fairdiff.diffusion.adapter_files import TEXT_ROOT, lora_metadata
 from fairdiff.diffusion.ldm import unet_names
 from fairdiff.errors import FairDiffError
 
@@ -134,7 +133,7 @@ def read_lora(path: Path, shapes: Shapes) -> Layers:
         raise FairDiffError(_unknown(path, sorted(left), len(state)))
     if not parts:
         raise FairDiffError(f"{path}: holds no tensors; allowed: {ALLOWED}")
-    said = _metadata(path, metadata)
+    said = lora_metadata(path, metadata)
     found: Layers = {module: {} for module in shapes if any(place[0] == module for place in parts)}
     for module, layer in parts:
         found[module][layer] = _factors(path, (module, layer), parts[module, layer], shapes[module][layer], said)
@@ -146,16 +145,6 @@ def _unknown(path: Path, left: list[str], total: int) -> str:
     other = next((key for key in left if OTHER.search(key)), None)
     why = f"; {other} is of another kind of adapter (LoHa, LoKr, DoRA, OFT or whole weights)" if other else ""
     return f"{path}: {len(left)} of {total} tensors fit no layer, the first is {left[0]}{why}; allowed: {ALLOWED}"
-
-
-def _metadata(path: Path, about: dict[str, str]) -> dict:
-    try:
-        said = json.loads(about.get("lora_adapter_metadata", "{}"))
-    except (ValueError, RecursionError) as error:
-        raise FairDiffError(f"{path}: its lora_adapter_metadata is no JSON") from error
-    if not isinstance(said, dict):
-        raise FairDiffError(f"{path}: its lora_adapter_metadata is {type(said).__name__}, allowed: a table")
-    return said
 
 
 def _factors(path: Path, place: tuple[str, str], parts: dict[str, Tensor], shape: list[int], said: dict) -> Factors:

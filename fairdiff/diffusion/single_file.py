@@ -6,6 +6,7 @@ shape tells is the same for all models of a kind: heads, activations, betas, tok
 scheduler/ of stable-diffusion-v1-5, stable-diffusion-2-1 and stable-diffusion-xl-base-1.0 on the hub).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -211,11 +212,16 @@ def unet_config(shapes: Shapes, heads: int | None) -> dict:
 
 
 def _unet(path: Path, shapes: Shapes, heads: int | None) -> UNet2DConditionModel:
-    config, given = unet_config(shapes, heads), _tensors(path, UNET)
     with init_empty_weights():
-        unet = UNet2DConditionModel.from_config(config)
-    state = convert_ldm_unet_checkpoint(given, unet.config)
-    return _filled(path, "the U-Net", unet, state, _unused(given, state))
+        unet = UNet2DConditionModel.from_config(unet_config(shapes, heads))
+    return _converted(path, "the U-Net", unet, UNET, convert_ldm_unet_checkpoint)
+
+
+def _converted(path: Path, name: str, module: nn.Module, prefix: str, convert: Callable) -> nn.Module:
+    """A module of no device with what diffusers' converter makes of its tensors in the file."""
+    given = _tensors(path, prefix)
+    state = convert(given, module.config)
+    return _filled(path, name, module, state, _unused(given, state))
 
 
 def vae_config(shapes: Shapes, scaling: float) -> dict:
@@ -232,11 +238,9 @@ def vae_config(shapes: Shapes, scaling: float) -> dict:
 
 
 def _vae(path: Path, shapes: Shapes, scaling: float) -> AutoencoderKL:
-    config, given = vae_config(shapes, scaling), _tensors(path, VAE)
     with init_empty_weights():
-        vae = AutoencoderKL.from_config(config)
-    state = convert_ldm_vae_checkpoint(given, vae.config)
-    return _filled(path, "the VAE", vae, state, _unused(given, state))
+        vae = AutoencoderKL.from_config(vae_config(shapes, scaling))
+    return _converted(path, "the VAE", vae, VAE, convert_ldm_vae_checkpoint)
 
 
 def text_config(shapes: Shapes, open_clip: bool) -> dict:
