@@ -2,7 +2,7 @@
 
 import pytest
 
-from fairdiff.objective.balance import MEMORY, Balance, shares_of
+from fairdiff.objective.balance import LEAST, MEMORY, Balance, shares_of
 
 REQUESTED = {"align": 0.6, "image": 0.3, "face": 0.1}
 
@@ -29,10 +29,24 @@ def test_a_term_that_wakes_up_is_not_blown_up():
     """LoRA starts as the frozen model: its image term has no gradient at all at first."""
     balance = Balance(REQUESTED)
     for _ in range(50):
-        assert balance.factors({"align": 1.0, "image": 0.0, "face": 1.0})["image"] == 0
+        assert balanced(balance.factors({"align": 1.0, "image": 0.0, "face": 1.0}), {"image": 0.0})["image"] == 0
     norms = {"align": 1.0, "image": 4.0, "face": 1.0}
     scaled = balanced(balance.factors(norms), norms)
     assert 0 < scaled["image"] < REQUESTED["image"] * 2.5 / (1 - MEMORY)
+
+
+@pytest.mark.parametrize("rounding", [0.0, 1e-12, 1e-7])
+def test_rounding_is_not_brought_to_a_share(rounding):
+    """An image that is still its own reference has a gradient of rounding, which points anywhere."""
+    norms = {"align": 1.0, "image": rounding, "face": 0.5}
+    scaled = balanced(Balance(REQUESTED).factors(norms), norms)
+    assert shares_of(scaled)["image"] < 1e-3
+    assert scaled["align"] / scaled["face"] == pytest.approx(REQUESTED["align"] / REQUESTED["face"])
+
+
+def test_a_small_scale_is_not_taken_for_rounding():
+    norms = {"align": 1.0, "image": 2 * LEAST, "face": 0.5}
+    assert shares_of(balanced(Balance(REQUESTED).factors(norms), norms)) == pytest.approx(REQUESTED)
 
 
 def test_a_restored_balance_goes_on_where_it_stopped():

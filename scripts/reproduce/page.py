@@ -36,7 +36,8 @@ never took part in training. Labels are perceived presentation in images, never 
 - **Old**: mean share. **Low confidence**: faces of whose gender the classifier is less than 90 % sure. **Relative
   drift**: distance of images without people to those before, in distances between two seeds. **CLIP-T**: after minus before.
   **Named class kept**: faces that show the class which their prompt names, after.
-- "Without prompts that name a class" was run before `prompts.named` existed: the same settings as its commands have now.
+- "Without prompts that name a class" was run before `prompts.named` existed: the same settings as its commands have now, but
+  its first step still had a random direction (CHANGELOG, "The balance of the loss").
 - Commands sample in bfloat16 where the processor has it, as they do by themselves.
 """
 PAPER = """
