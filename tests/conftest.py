@@ -1,5 +1,6 @@
 """A real, tiny Stable Diffusion with random weights: the same classes as any other, small enough for the laws."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,9 @@ from tiny import tiny_tokenizer
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from fairdiff.diffusion.load import DiffusionModel, load_model
+
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of what tests start: there is a process of tests on each core
 
 
 @pytest.fixture(autouse=True)

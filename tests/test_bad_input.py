@@ -381,6 +381,7 @@ def test_whole_prompts_are_not_put_into_the_template_unseen(tmp_path, monkeypatc
     assert "prompts.txt" in line and 'prompts.template="{}"' in line
 
 
+@pytest.mark.slow
 def test_a_state_that_is_none(tmp_path, monkeypatch, capsys):
     (tmp_path / "run.json").write_text("[]")
     line = call([], tmp_path, monkeypatch, capsys)
@@ -453,6 +454,7 @@ def test_an_error_of_ours_is_not_taken_for_one_of_memory(tmp_path, monkeypatch):
         main(wrong)()
 
 
+@pytest.mark.slow
 def test_a_damaged_configuration_costs_the_refusal_only_its_detail(tmp_path, monkeypatch, capsys):
     (tmp_path / "run.json").write_text('{"schema": 1, "training": "another"}')
     (tmp_path / "config.yaml").write_text("steps: [1\n")
@@ -648,6 +650,7 @@ def test_a_calibration_of_the_crops_of_the_audit_is_applied():
     assert build_confusion(composed(), classes)["gender"].sum() == 1500
 
 
+@pytest.mark.slow
 def test_the_command_itself_prints_no_traceback(tmp_path):
     result = subprocess.run(
         [sys.executable, "train.py", "target.gender.female=.9", f"hydra.run.dir={tmp_path / 'run'}"],

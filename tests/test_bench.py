@@ -96,6 +96,7 @@ def test_truncated_at_every_step_is_autograd_and_at_fewer_is_another_gradient(ti
     assert (grads[2] - grads[0]).norm() / grads[0].norm() > 0.01
 
 
+@pytest.mark.slow
 def test_pairs_add_up_and_choices_are_unbiased(tiny_folder):
     trainee = trainee_of(tiny_folder, "soft_tokens")
     pairs = pair_gradients(trainee, batch(4, 5))
@@ -160,6 +161,7 @@ def tiny_config():
     ConfigStore.instance().store(name="schema", node=Config)
 
 
+@pytest.mark.slow
 def test_a_random_model_of_any_size_takes_a_step_in_bfloat16(tiny_config):
     config = tiny_config("adapter=lora_both")
     trainee = world.make_trainee(config)
@@ -266,6 +268,7 @@ def test_a_measurement_is_kept_and_never_mixed_with_another(tiny_config, tiny_fo
     assert runs == {path: path.read_text() for path in (tmp_path / "m").rglob("metrics.jsonl")}  # none was trained again
 
 
+@pytest.mark.slow
 def test_every_short_part_measures_and_renders(tiny_config, tiny_folder, tmp_path, monkeypatch):
     for module in (steps, variance):
         monkeypatch.setattr(module, "make_trainee", lambda *_: make_trainee(load_model(tiny_folder)))

@@ -39,6 +39,7 @@ def test_the_commands_of_the_readme_are_understood(command, tmp_path, monkeypatc
     assert folders(NAMES[script], overrides, monkeypatch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name,seed,first,different",
     [
@@ -78,6 +79,7 @@ def test_what_leaves_the_training_as_it_is_has_its_folder(other, monkeypatch, tm
     assert lands(other, **here) == "outputs/gender/default/seed0"
 
 
+@pytest.mark.slow
 def test_what_changes_the_training_has_its_own_folder_in_any_order(monkeypatch, tmp_path):
     here = {"monkeypatch": monkeypatch, "tmp_path": tmp_path}
     found = {
@@ -131,6 +133,7 @@ def test_an_argument_that_is_no_text_here_is_one_line(tmp_path, monkeypatch, cap
         main(lambda config, folder: None)()
     said = capsys.readouterr().err
     assert exit_info.value.code == 2 and said.count("\n") == 1 and "PYTHONUTF8=1" in said
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["prompts.negative", "model.path", "prompts.train"])
 def test_values_that_look_alike_in_a_folders_name_have_their_own(key, monkeypatch, tmp_path):
     values = ["a b", "a/b", "a-b", "a  b", "A b", "a b/", "a_b", "'a b'x"]
@@ -229,6 +232,7 @@ def test_a_saved_configuration_in_ones_own_folder_is_not_read_in_silence(tmp_pat
     )
 
 
+@pytest.mark.slow
 def test_a_sweep_runs_what_it_can_and_names_the_rest_at_the_end(tmp_path, monkeypatch, capsys):
     """Values that do not compose, values that break a law, runs that fail."""
     monkeypatch.chdir(tmp_path)

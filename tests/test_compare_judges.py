@@ -36,6 +36,7 @@ def judges(*overrides):
     return build.build_trainee(config, plan, model, perception), audit.measurer.judge, plan.train
 
 
+@pytest.mark.slow
 def test_two_swapped_labels_end_before_training_as_one_line(tmp_path, monkeypatch, capsys):
     overrides = [f"judge.path={renamed(tmp_path / 'judge', [1, 0])}", "sampler.train_steps=[2,2]"]
     line = call(overrides, tmp_path / "run", monkeypatch, capsys)
@@ -44,6 +45,7 @@ def test_two_swapped_labels_end_before_training_as_one_line(tmp_path, monkeypatc
     assert_nothing_half_written(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_an_attribute_is_named_whose_classes_are_swapped_among_others(tmp_path):
     swapped = renamed(tmp_path / "judge", [0, 1, 3, 2, 4, 5])
     with pytest.raises(FairDiffError, match=r"\(race\), and on .* with White as Black, Black as White; allowed") as error:
@@ -51,6 +53,7 @@ def test_an_attribute_is_named_whose_classes_are_swapped_among_others(tmp_path):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_judges_that_agree_are_one_line_and_leave_no_trace():
     trainee, audit_judge, prompts = judges()
     state, before = torch.get_rng_state(), [p.detach().clone() for p in trainee.adapter.parameters()]

@@ -80,6 +80,7 @@ def one_step(trainee) -> dict:
     return found | {"gradient": torch.cat([g.flatten() for g in grads])}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 3])
 def test_a_step_is_the_same_for_any_number_of_processes_and_any_micro_batch(size, tiny_folder, tmp_path):
     whole = one_step(trainee_of(tiny_folder))

@@ -154,6 +154,7 @@ def test_a_runs_identity_is_the_same_on_a_device_that_holds_its_weights_otherwis
     assert one == other and here != there
 
 
+@pytest.mark.slow
 def test_pictures_sampled_in_bfloat16_are_those_in_float32_whatever_the_batch():
     """Of the embedded model, root mean square over an image in grey levels."""
     prompt, pictures = "a photo of the face of a nurse, a person", {}

@@ -143,6 +143,7 @@ def test_the_papers_experiments_have_its_settings_on_stable_diffusion(name):
     assert len(lines) <= 12 and "Shen et al. 2024" in lines[1]
 
 
+@pytest.mark.slow
 def test_what_a_loss_file_says_is_what_runs_with_every_adapter_and_model():
     """How many images are compared is the model's to say."""
     files = {kind: OmegaConf.to_container(OmegaConf.load(Path(CONF) / "loss" / f"{kind}.yaml")) for kind in LOSSES}

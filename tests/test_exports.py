@@ -115,6 +115,7 @@ def random_layers(shapes, rank=4, alpha=6.0):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["sd15", "sd21", "sdxl"])
 def test_kohya_names_of_the_released_models_are_those_that_diffusers_reads_back(family, tmp_path):
     """At full shape: its factors and its alpha of every layer of the text encoders and the U-Net, and nothing besides."""

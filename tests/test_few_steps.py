@@ -152,6 +152,7 @@ def test_more_steps_than_it_was_distilled_for_are_one_line(lcm_folder):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_train_py_trains_audits_and_saves_what_the_plain_pipeline_loads(lcm_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py"])
     launch(

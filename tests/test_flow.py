@@ -233,6 +233,7 @@ def test_what_would_be_painted_wrongly_is_refused_in_one_line(folders, tmp_path,
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sd3", "flux"])
 def test_train_py_trains_audits_and_saves_what_the_plain_pipeline_loads(folders, tmp_path, monkeypatch, name):
     monkeypatch.setattr(sys, "argv", ["train.py"])

@@ -178,6 +178,7 @@ def test_the_catalogue_says_how_to_get_what_is_not_there(tiny_folder, tmp_path, 
     assert torch.allclose(image(pipe), ours, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_an_audit_of_the_embedded_pipeline_needs_no_option(tmp_path, capsys):
     """Its shares are those of the records, its prompts' bias is their gap, and the report stands alone."""
     pipe = StableDiffusionPipeline.from_pretrained(weights("model"))
@@ -202,6 +203,7 @@ def test_an_audit_of_the_embedded_pipeline_needs_no_option(tmp_path, capsys):
     assert again.shares == result.shares  # whatever the batch
 
 
+@pytest.mark.slow
 def test_an_audit_with_an_adapter_is_paired(tmp_path, tiny_folder):
     pipe = StableDiffusionPipeline.from_pretrained(weights("model"))
     adapter = make(load_model(weights("model")), "soft_tokens")

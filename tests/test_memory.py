@@ -129,6 +129,7 @@ def test_a_checkpointed_network_needs_less_and_views_need_nothing(tiny_folder):
     assert peak_bytes(lambda: [torch.zeros(10).sum() for _ in range(5)]) == 60
 
 
+@pytest.mark.slow
 def test_the_pieces_are_the_largest_that_fit_and_all_come_from_one_number(tiny_folder):
     model = wide_model(tiny_folder)
     make_trainee(model, "lora_unet")
@@ -165,6 +166,7 @@ def test_weights_are_hashed_once_a_start(monkeypatch):
     assert len(frozen) == len({*frozen})
 
 
+@pytest.mark.slow
 def test_the_embedded_model_works_in_the_pieces_of_memory_gb(monkeypatch):
     """And without it in those of micro_batch, as it always did."""
     for overrides, planned in (["micro_batch=4"], False), (["memory_gb=2"], True):

@@ -272,6 +272,7 @@ def test_a_share_is_the_mean_of_seeds_and_its_interval_holds_their_spread():
     assert aim.row({("experiments", "a"): [seed(0.2, [0.19, 0.21]), seed(0.3, [0.29, 0.31])]}).endswith("| 2 | open |")
 
 
+@pytest.mark.slow
 def test_the_search_is_on_validation_occupations_and_its_table_holds_what_was_measured(tmp_path):
     runs = candidates()
     assert len({run.folder(Path("x")) for run in runs}) == len(runs)

@@ -131,6 +131,7 @@ def test_damaged_metrics_are_one_line_of_the_report(tmp_path, capsys):
     assert exit_info.value.code == 2 and said.count("\n") == 1 and "metrics.jsonl, line 2: is no row" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["train", "audit"])
 def test_a_cache_that_cannot_be_written_is_known_before_anything_is_generated(command, tmp_path, monkeypatch, capsys):
     from fairdiff.jobs import audit_command

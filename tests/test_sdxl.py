@@ -244,6 +244,7 @@ def test_options_of_the_folders_own_scheduler_that_the_chosen_solver_has_not_cha
     assert torch.equal(*(model.generator(3.0, 3)(PROMPT, noise) for model in models))
 
 
+@pytest.mark.slow
 def test_train_py_trains_audits_and_saves_what_the_plain_pipeline_loads(xl_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py"])
     launch(

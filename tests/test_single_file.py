@@ -125,6 +125,7 @@ def saved(tmp_path_factory):
     return get
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_images_are_those_of_the_folder_to_the_bit(saved, kind):
     models = [load_model(path) for path in saved(kind)]

@@ -20,6 +20,7 @@ def trained(model, folder, steps, tracker):
     return torch.cat([p.detach().flatten() for p in trainee.adapter.parameters()])
 
 
+@pytest.mark.slow
 def test_tensorboard_hears_every_row_and_training_is_the_same(tiny_folder, tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -102,6 +102,7 @@ def test_prompts_without_people_are_trained_among_the_others(tiny_folder, tmp_pa
     assert shown == {"loss.without_people"} and all("loss.align" in rows[p.text] for p in PROMPTS)
 
 
+@pytest.mark.slow
 def test_prompts_without_people_do_not_hide_that_nothing_else_is_learnt(tiny_folder, tmp_path):
     prompts = [Prompt("a tree", "object", "tree", people=False), PROMPTS[0]]
     for name, steps, says in (("long", 24, "10 steps in a row"), ("short", 4, "no step had a face with a label")):

@@ -148,6 +148,7 @@ def test_it_is_the_averages_that_are_validated(tiny_folder, tmp_path):
     assert validate(trainee, watch, 0) == {k: v for k, v in row.items() if k.startswith("validation.")}
 
 
+@pytest.mark.slow
 def test_validation_never_touches_training_and_the_best_remains(tiny_folder, tmp_path):
     plain = run(tiny_folder, tmp_path / "plain", steps=3)
     watched = run(tiny_folder, tmp_path / "watched", steps=3, validation=validation())
@@ -170,6 +171,7 @@ def test_training_stops_after_patience_and_stays_stopped(tiny_folder, tmp_path):
     assert len(rows(tmp_path)) == 2
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_with_everything_on_ends_bit_equal(tiny_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "CHECKPOINT_EVERY", 1)
     everything = dict(steps=3, balance=True, decay="cosine", validation=validation(every=2))

@@ -57,6 +57,7 @@ def test_every_solver_takes_what_the_folder_says_is_predicted(folder, kind):
     assert not torch.allclose(images, model.generator(3.0, 3)(PROMPT, noise), atol=1e-2)
 
 
+@pytest.mark.slow
 def test_train_py_trains_audits_and_saves_what_the_plain_pipeline_loads(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py"])
     launch(

@@ -99,6 +99,7 @@ def test_what_the_records_can_make_again_is_said(audit, tmp_path, capsys):
     assert f"scripts/report.py {tmp_path} writes it again" in said(compare.main, [tmp_path], capsys)
 
 
+@pytest.mark.slow
 def test_whatever_is_damaged_the_reader_says_so_or_the_tables_can_do_without_it(audit):
     """Each key is left out and changed. So a table that takes something new needs its line in the reader."""
     unread = {

@@ -176,6 +176,7 @@ def steps(stage, count: int, *more: str) -> None:
     stage.main(["--steps", str(count), "--least", "10", *more])
 
 
+@pytest.mark.slow
 def test_a_broken_off_autoencoder_run_equals_one_that_was_not(build):
     """With a budget in steps the learning rate is a function of the step alone."""
     steps(train_vae, 2, "--batch", "2")
