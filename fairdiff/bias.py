@@ -1,6 +1,10 @@
 """Bias of shares, the one formula that training, audit and the embedded model's statistics use."""
 
+from functools import cache
+
 import numpy as np
+
+pairs = cache(np.triu_indices)
 
 
 def bias(shares) -> np.ndarray:
@@ -9,5 +13,5 @@ def bias(shares) -> np.ndarray:
     The mean absolute gap between the shares of all pairs of classes; 0 is parity, 2/K one class alone.
     """
     shares = np.asarray(shares, float)
-    i, j = np.triu_indices(shares.shape[-1], 1)
+    i, j = pairs(shares.shape[-1], 1)
     return np.abs(shares[..., i] - shares[..., j]).mean(-1)

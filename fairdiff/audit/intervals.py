@@ -46,7 +46,12 @@ def total_variation(shares, target) -> np.ndarray:
 
 def total_variation_floor(target, n: int) -> float:
     """E[total variation to the target] that n images of a generator exactly on target show; exact. NaN for n = 0."""
-    return float(mean_deviation(n, np.asarray(target, float)).sum() / (2 * n)) if n else math.nan
+    return _total_variation_floor(tuple(map(float, target)), int(n)) if n else math.nan
+
+
+@lru_cache(maxsize=10_000)
+def _total_variation_floor(target: tuple[float, ...], n: int) -> float:
+    return float(mean_deviation(n, np.array(target)).sum() / (2 * n))
 
 
 def gap_of_share(low: float, high: float) -> Interval:
@@ -192,10 +197,15 @@ def target_p_value(counts, target, draws: int = 20_000, seed: int = 0) -> float:
     if (counts[target == 0] > 0).any():
         return 0.0
     if len(counts) == 2:
-        return float(binomtest(int(counts[0]), n, float(target[0])).pvalue)
+        return _binomial_p_value(int(counts[0]), n, float(target[0]))
     null = _g_under_target(n, tuple(target / target.sum()), draws, seed)
     at_least = draws - np.searchsorted(null, _g_statistic(counts.astype(float), target) - 1e-9)
     return float((1 + at_least) / (1 + draws))
+
+
+@lru_cache(maxsize=10_000)
+def _binomial_p_value(count: int, n: int, share: float) -> float:
+    return float(binomtest(count, n, share).pvalue)
 
 
 def draws_for(prompts: int) -> int:

@@ -18,6 +18,7 @@ WORST = 10.0  # condition number of C from which undoing its error says nothing:
 class Judge:
     """rates: C [K, K]. mend: C^-T. draws [B, K, K]: confusion matrices that the labelled faces leave open.
 
+    inverses [500, K, K]: C_b^-T of the first of them.
     products [B, K^3]: A_kj A_kl of A = C^-T C_b^T, which takes true shares to those that the correction finds.
     refusal: why its error cannot be undone, None where it can.
     """
@@ -26,6 +27,7 @@ class Judge:
     rates: np.ndarray
     mend: np.ndarray
     draws: np.ndarray
+    inverses: np.ndarray
     products: np.ndarray
     refusal: str | None
 
@@ -63,7 +65,8 @@ def _judge_of(confusion: tuple, seed: int) -> Judge:
     mend = np.linalg.pinv(C.T)
     found = mend @ np.swapaxes(draws, -1, -2)
     products = (found[..., :, None] * found[..., None, :]).reshape(DRAWS, -1)
-    return Judge(counts, C, mend, draws, products, _refusal(C, draws))
+    inverses = np.linalg.pinv(np.swapaxes(draws[:500], -1, -2))
+    return Judge(counts, C, mend, draws, inverses, products, _refusal(C, draws))
 
 
 def _refusal(C: np.ndarray, draws: np.ndarray) -> str | None:
