@@ -1,6 +1,6 @@
 """The run folder: what lies in it, what is finished, and what may be removed.
 
-config.yaml  run.json  metrics.jsonl  checkpoints/  adapter/     one training, named by all that changes it
+config.yaml  run.json  metrics.jsonl  pictures/  checkpoints/  adapter/     one training, named by all that changes it
 exports/<format>/     the adapter for other tools
 audits/<name>/  records/  records.parquet  request.json  audit.json  report.html     each audit of it
 audits/<name>/guidance/<scale>/  records/  records.parquet                           at further guidance scales
@@ -31,7 +31,8 @@ from fairdiff.training.step import Trainee
 from fairdiff.training.tracking import progress, read_metrics
 
 SCHEMA = 1  # of run.json
-OUTPUTS = ("config.yaml", "metrics.jsonl", "checkpoints", "adapter", "exports", "audits", "tensorboard", "wandb", "run.json")
+OUTPUTS = ("config.yaml", "metrics.jsonl", "pictures", "checkpoints", "adapter", "exports", "audits", "tensorboard", "wandb")
+OUTPUTS += ("run.json",)  # last: the folder is ours by it
 
 
 def begin(folder: Path, settings: dict, training: str) -> None:

@@ -1,4 +1,4 @@
-"""The commands fairdiff-train and fairdiff-audit. Imports nothing heavy before Ctrl-C is no traceback."""
+"""The commands fairdiff-train, fairdiff-audit and fairdiff-view. Imports nothing heavy before Ctrl-C is no traceback."""
 
 import os
 import signal
@@ -13,6 +13,15 @@ def train() -> None:
 def audit() -> None:
     """The command fairdiff-audit."""
     _command("audit_command")
+
+
+def view() -> None:
+    """The command fairdiff-view."""
+    before = signal.signal(signal.SIGINT, _interrupted)
+    from fairdiff.view.server import main
+
+    signal.signal(signal.SIGINT, before)
+    main()
 
 
 def _command(name: str) -> None:

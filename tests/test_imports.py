@@ -28,7 +28,8 @@ ROOMS = {  # package or module of fairdiff -> what else of fairdiff it may impor
     "describe": EVERYBODY | {"config", "plan", "build", "build_audit", "diffusion", "training", "audit"},
     "run": EVERYBODY | {"build_audit", "diffusion", "training", "audit"},
     "jobs": {"config", "plan", "build", "build_audit", "describe", "run", "cli", "training", "lock", "distributed"},
-    "start": {"jobs"},
+    "view": EVERYBODY | {"cli", "plan", "build", "build_audit", "diffusion", "training", "audit"},
+    "start": {"jobs", "view"},
     "library": EVERYBODY
     | {"cli", "config", "plan", "build_audit", "run", "jobs", "diffusion", "training", "portraits", "audit"},
     "": {"library", "audit"},  # fairdiff/__init__.py, which imports nothing heavy before it is used

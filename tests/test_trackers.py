@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from PIL import Image
 from test_trainer import PROMPTS, QUIET, schedule
 from tiny import composed, make_trainee
 
@@ -9,7 +10,7 @@ from fairdiff import build
 from fairdiff.diffusion.load import load_model
 from fairdiff.errors import FairDiffError
 from fairdiff.plan import make_plan
-from fairdiff.training import trackers
+from fairdiff.training import pictures, trackers
 from fairdiff.training.tracking import read_metrics
 from fairdiff.training.trainer import train
 
@@ -41,18 +42,41 @@ def test_tensorboard_hears_every_row_and_training_is_the_same(tiny_folder, tmp_p
     assert {event.value for event in found.Scalars("target.gender.female")} == {0.5}
     images = found.Images("before and after")
     assert [(image.step, image.width, image.height) for image in images] == [
-        (step, 16 * trackers.IMAGES, 16 * 2 * len(PROMPTS)) for step in (1, 2)
+        (step, 16 * pictures.IMAGES, 16 * 2 * len(PROMPTS)) for step in (0, 1, 2)
     ]
 
 
 def test_a_grid_shows_the_frozen_model_above_the_adapter(tiny_model):
     trainee = make_trainee(tiny_model, "lora_text")
-    rows = trackers.before_and_after(trainee, ["a nurse", "a nurse", "a chef"], 2, 0).split(16, 1)
+    grids = pictures.Grids(trainee, ["a nurse", "a nurse", "a chef"], 2, 0)
+    rows = grids.grid().split(16, 1)
     assert len(rows) == 4 and torch.allclose(rows[0], rows[1], atol=1e-5)  # new LoRA changes nothing
     for p in trainee.adapter.parameters():
         p.data.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
-    after = trackers.before_and_after(trainee, ["a nurse", "a nurse", "a chef"], 2, 0).split(16, 1)
+    after = grids.grid().split(16, 1)
     assert torch.allclose(rows[0], after[0], atol=1e-5) and not torch.allclose(rows[1], after[1], atol=1e-3)
+
+
+def test_a_run_keeps_a_few_grids_and_training_does_not_notice(tiny_folder, tmp_path, monkeypatch):
+    with_grids = trained(load_model(tiny_folder), tmp_path, 3, None)
+    kept = sorted(path.name for path in (tmp_path / "pictures").iterdir())
+    assert kept == ["step_000001.png", "step_000002.png", "step_000003.png"]
+    with Image.open(tmp_path / "pictures" / kept[-1]) as image:
+        assert image.size == (16 * pictures.IMAGES, 16 * 2 * len(PROMPTS))
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    for row in rows:
+        shares = [row[f"share.gender.{cls}"] for cls in ("female", "male")]
+        assert abs(shares[0] - shares[1]) == pytest.approx(row["bias.gender"], abs=1e-6)
+        assert row["target.gender.female"] == 0.5
+    monkeypatch.setattr(pictures, "due", lambda step, steps: False)
+    assert torch.equal(with_grids, trained(load_model(tiny_folder), tmp_path / "without", 3, None))
+    assert not (tmp_path / "without" / "pictures").exists()
+
+
+@pytest.mark.parametrize(("steps", "grids"), [(1, 1), (8, 8), (120, 8), (121, 8), (10_000, 8)])
+def test_a_run_has_eight_grids_or_one_for_each_step(steps, grids):
+    made = [step for step in range(steps) if pictures.due(step, steps)]
+    assert len(made) == grids and made[-1] == steps - 1
 
 
 def test_a_tracker_that_is_not_there_is_one_line(monkeypatch):

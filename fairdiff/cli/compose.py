@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import open_dict, read_write
+from omegaconf import OmegaConf, open_dict, read_write
 
 from fairdiff.cli.command_line import key_of
 from fairdiff.cli.main import to_config, told
@@ -59,6 +59,17 @@ def composed(overrides: list[str]) -> tuple[Config, Path]:
         raise FairDiffError(one_line(told(error))) from error
     finally:
         here.cfg = kept  # of an application of Hydra that calls this
+
+
+def saved(path: Path, overrides: list[str]) -> Config:
+    """The configuration of a run's config.yaml with these overrides; FairDiffError for a file of another version."""
+    try:
+        cfg = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path), OmegaConf.from_dotlist(overrides))
+        return to_config(cfg)
+    except FairDiffError:
+        raise
+    except Exception as error:
+        raise FairDiffError(f"{path}: is no configuration of this version: {one_line(told(error))}") from error
 
 
 def _leaves(tree: Mapping[str, object], *path: str) -> Iterable[tuple[str, object]]:

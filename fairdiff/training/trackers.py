@@ -1,4 +1,4 @@
-"""What a run tells a tracker beside metrics.jsonl: the same rows, shares against the target, images before and after.
+"""What a run tells a tracker: the rows of metrics.jsonl, and images before and after.
 
 tensorboard, wandb and trackio, through accelerate's classes for them. Each is an extra of the installation.
 """
@@ -8,16 +8,11 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
-import torch
 from PIL import Image
 from torch import Tensor
 
-from fairdiff.diffusion.sampling import initial_noise
 from fairdiff.errors import FairDiffError
-from fairdiff.training.step import Trainee
-from fairdiff.training.update import Update
-
-PROMPTS, IMAGES = 4, 6  # of a grid
+from fairdiff.training.pictures import pixels
 
 
 def require_installed(kind: str | None) -> None:
@@ -48,7 +43,7 @@ class Tracker:
         self.to.log(numbers, step=row["step"])
 
     def images(self, name: str, image_3HW: Tensor, step: int) -> None:
-        image = (image_3HW.clamp(0, 1).permute(1, 2, 0).float().cpu().numpy() * 255).round().astype("uint8")
+        image = pixels(image_3HW)
         if self.kind == "tensorboard":
             self.to.log_images({name: image[None]}, step=step, dataformats="NHWC")
         elif self.kind == "wandb":
@@ -70,31 +65,3 @@ def open_tracker(kind: str | None, folder: Path, fingerprint: str, finished_step
         yield tracker
     finally:
         tracker.to.finish()
-
-
-def shares_and_targets(trainee: Trainee, update: Update) -> dict[str, float]:
-    """`share.<attribute>.<class>` of the step's images by the training judge, and `target.<attribute>.<class>` beside it.
-
-    Means over the prompts of people that name no class.
-    """
-    found: dict[str, list[float]] = {}
-    for prompt, result in update.good:
-        target = trainee.objective.target.of(prompt) if result.people and not result.named else None
-        for attribute, own in (result.shares if target else {}).items():
-            classes = trainee.perception.classifier.attributes[attribute]
-            for cls, share, wanted in zip(classes, own, target.marginal(attribute), strict=False):
-                found.setdefault(f"share.{attribute}.{cls}", []).append(float(share))
-                found.setdefault(f"target.{attribute}.{cls}", []).append(float(wanted))
-    return {key: sum(values) / len(values) for key, values in found.items()}
-
-
-@torch.no_grad()
-def before_and_after(trainee: Trainee, prompts: list[str], sampler_steps: int, seed: int) -> Tensor:
-    """A grid [3, H, W] of the first prompts: a row of the frozen model, and one of the adapter from the same noise."""
-    model, rows = trainee.model, []
-    for prompt in list(dict.fromkeys(prompts))[:PROMPTS]:
-        noise = initial_noise(prompt, seed, range(IMAGES), model.latent_shape).to(model.unet.device)
-        with trainee.adapter.off():
-            rows.append(model.generator(trainee.method.guidance, sampler_steps)(prompt, noise))
-        rows.append(model.generator(trainee.method.guidance, sampler_steps, trainee.adapter.prefix)(prompt, noise))
-    return torch.cat([torch.cat(list(row), 2) for row in rows], 1)

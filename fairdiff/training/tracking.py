@@ -11,6 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from fairdiff.errors import FairDiffError
 from fairdiff.files import append_line, write_text
 
+PICTURES = "pictures"  # folder of the grids in a run folder
+
 
 def make_console(speaks: bool = True) -> Console:
     """The terminal; 120 columns where the output goes to a file, which has no width of its own. Nothing unless it speaks."""

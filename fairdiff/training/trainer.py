@@ -19,11 +19,11 @@ from fairdiff.errors import FairDiffError
 from fairdiff.fingerprint import of_tensors
 from fairdiff.objective.targets import smallest_batch
 from fairdiff.prompts import Prompt
-from fairdiff.training import checkpoint
+from fairdiff.training import checkpoint, pictures
 from fairdiff.training.step import Batch, Trainee
-from fairdiff.training.trackers import Tracker, before_and_after, open_tracker, shares_and_targets
+from fairdiff.training.trackers import open_tracker
 from fairdiff.training.tracking import Metrics, progress, read_metrics
-from fairdiff.training.update import Update, gather
+from fairdiff.training.update import Update, gather, shares_and_targets
 from fairdiff.training.validation import Best, Validation, validate
 
 CHECKPOINT_EVERY = 10  # steps
@@ -121,7 +121,7 @@ def train(
         )
     metrics = Metrics(folder / "metrics.jsonl", start) if world.first else None
     warn_about_small_batches(trainee, schedule.batch, console)
-    validation = schedule.validation
+    validation, grids = schedule.validation, _grids(trainee, prompts, schedule)
     running: dict[str, float] = {}
     idle = 0
     with progress(console) as bar, open_tracker(
@@ -140,7 +140,7 @@ def train(
                     group["lr"] = rate
                 optimizer.step()
                 ema.update(step)
-            row = {"step": step} | update.row() | {"learning_rate": rate}
+            row = {"step": step} | update.row() | shares_and_targets(trainee, update) | {"learning_rate": rate}
             row["seconds"] = time.perf_counter() - began
             due = validation is not None and (validation.due(step + 1) or step + 1 == schedule.steps)
             if due:
@@ -150,9 +150,13 @@ def train(
             if metrics:
                 metrics.write(row)
             if tracker:
-                tracker.log(row | shares_and_targets(trainee, update))
-                if due or step + 1 == schedule.steps:
-                    _show(tracker, trainee, prompts, schedule, ema, step)
+                tracker.log(row)
+            if world.first and pictures.due(step, schedule.steps):
+                with ema.in_place():
+                    grid = grids.grid()
+                pictures.save(grid, folder, step + 1)
+                if tracker:
+                    tracker.images("before and after", grid, step)
             running |= {a: 0.9 * running.get(a, b) + 0.1 * b for a, b in update.biases().items()}
             bar.update(task, advance=1, note=_note(update, running))
             if due or (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == schedule.steps:
@@ -165,6 +169,13 @@ def train(
     require_effect(trainee, prompts[0].text)
 
 
+def _grids(trainee: Trainee, prompts: list[Prompt], schedule: Schedule) -> pictures.Grids:
+    """Of validation prompts where there are some."""
+    shown = schedule.validation.prompts if schedule.validation else prompts
+    texts = [prompt.text for prompt in shown if prompt.people and not prompt.names]
+    return pictures.Grids(trainee, texts or [prompts[0].text], schedule.sampler_steps[1], schedule.seed)
+
+
 def require_labels(folder: Path) -> None:
     """Raise if no step of a run had anything to align."""
     rows = read_metrics(folder / "metrics.jsonl")
@@ -173,17 +184,6 @@ def require_labels(folder: Path) -> None:
             "training: nothing was learnt about people: no step had a face with a label (loss.confidence, global_batch), "
             "or all were of prompts without people"
         )
-
-
-def _show(
-    tracker: Tracker, trainee: Trainee, prompts: list[Prompt], schedule: Schedule, ema: checkpoint.Ema, step: int
-) -> None:
-    """Hand the tracker images of the averaged adapter, of validation prompts where there are some."""
-    shown = schedule.validation.prompts if schedule.validation else prompts
-    texts = [prompt.text for prompt in shown if prompt.people and not prompt.names]
-    with ema.in_place():
-        grid = before_and_after(trainee, texts, schedule.sampler_steps[1], schedule.seed)
-    tracker.images("before and after", grid, step)
 
 
 def finish(schedule: Schedule, ema: checkpoint.Ema, best: Best, console: Console) -> None:

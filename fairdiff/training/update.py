@@ -117,3 +117,19 @@ def _plus(total: Tensor | None, grad: Tensor | None) -> Tensor | None:
 def _means(rows: list[dict[str, float]]) -> dict[str, float]:
     """Mean of every key over the rows that have it."""
     return {key: fmean(row[key] for row in rows if key in row) for key in dict.fromkeys(k for row in rows for k in row)}
+
+
+def shares_and_targets(trainee: Trainee, update: Update) -> dict[str, float]:
+    """`share.<attribute>.<class>` of the step's images by the training judge, and `target.<attribute>.<class>` beside it.
+
+    Means over the prompts of people that name no class.
+    """
+    found: dict[str, list[float]] = {}
+    for prompt, result in update.good:
+        target = trainee.objective.target.of(prompt) if result.people and not result.named else None
+        for attribute, own in (result.shares if target else {}).items():
+            classes = trainee.perception.classifier.attributes[attribute]
+            for cls, share, wanted in zip(classes, own, target.marginal(attribute), strict=False):
+                found.setdefault(f"share.{attribute}.{cls}", []).append(float(share))
+                found.setdefault(f"target.{attribute}.{cls}", []).append(float(wanted))
+    return {key: sum(values) / len(values) for key, values in found.items()}
