@@ -16,7 +16,6 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from fairdiff.diffusion.load import DiffusionModel, load_model
 
-
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of what tests start: there is a process of tests on each core
 
 

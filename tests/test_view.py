@@ -17,6 +17,7 @@ from fairdiff.jobs import train_job
 from fairdiff.view.server import main, serve
 from fairdiff.view.state import state
 
+
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("view") / "seed0"
