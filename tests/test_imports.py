@@ -22,6 +22,7 @@ ROOMS = {  # package or module of fairdiff -> what else of fairdiff it may impor
     "portraits": EVERYBODY,
     "audit": {"errors", "files", "bias", "distributed"},
     "training": EVERYBODY | {"diffusion", "objective"},
+    "studies": EVERYBODY | {"diffusion", "objective", "training", "portraits", "audit"},  # imported by scripts alone
     "plan": EVERYBODY | {"config", "objective", "portraits"},
     "build": EVERYBODY | {"config", "plan", "diffusion", "objective", "training", "portraits", "audit"},
     "build_audit": EVERYBODY | {"config", "plan", "build", "diffusion", "portraits", "audit"},

@@ -1,0 +1,152 @@
+"""The page of a study: one self-contained report.html in the audit's style, and the same tables as Markdown for the docs."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader
+
+from fairdiff.files import write_text
+
+PALETTE = ("#0f766e", "#a0733a", "#5b6aa8", "#b42318", "#8a6d1f", "#7c3f8c", "#3f7f3f", "#c2577a", "#4a7fb0", "#777777")
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading, sentences, a table (head and rows of text), and charts as SVG, which the Markdown has not."""
+
+    title: str
+    text: Sequence[str] = ()
+    head: Sequence[str] = ()
+    rows: Sequence[Sequence[str]] = ()
+    charts: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Page:
+    """title and lead: of the page. not_shown: what its numbers do not say. written_by: the command."""
+
+    title: str
+    lead: str
+    sections: Sequence[Section]
+    not_shown: Sequence[str]
+    written_by: str
+    about: dict[str, str] = field(default_factory=dict)
+
+
+def audit_style() -> str:
+    """The style sheet of an audit's report, so that the pages of studies look alike."""
+    environment = Environment(loader=PackageLoader("fairdiff.audit", "."), autoescape=True)
+    source, _, _ = environment.loader.get_source(environment, "report.html.j2")
+    return re.search(r"<style>.*?</style>", source, re.S)[0]
+
+
+def write_html(page: Page, path: Path) -> None:
+    """The page as one file that needs no network."""
+    body = [f'<div class="eyebrow">FairDiff study</div><h1>{escape(page.title)}</h1><p class="lead">{_text(page.lead)}</p>']
+    for section in page.sections:
+        body.append(f"<h2>{escape(section.title)}</h2>")
+        body += [f"<p>{_text(sentence)}</p>" for sentence in section.text]
+        if section.charts:
+            body.append(f'<div class="cards">{"".join(f"<div class=card>{chart}</div>" for chart in section.charts)}</div>')
+        if section.rows:
+            body.append(_table(section))
+    body.append("<h2>What this does not show</h2><ul>" + "".join(f"<li>{_text(s)}</li>" for s in page.not_shown) + "</ul>")
+    about = page.about | {"command": page.written_by}
+    facts = "".join(f"<tr><th>{escape(key)}</th><td>{escape(value)}</td></tr>" for key, value in about.items())
+    body.append(f'<details><summary>Settings</summary><table class="facts">{facts}</table></details>')
+    head = f"<title>{escape(page.title)} · FairDiff</title>{audit_style()}"
+    meta = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+    html = f'<!doctype html>\n<html lang="en"><head>{meta}{head}</head><body><main>{"".join(body)}</main></body></html>\n'
+    write_text(path, html)
+
+
+def write_markdown(page: Page, path: Path) -> None:
+    """The page for the documentation, without the charts."""
+    lines = [f"# {page.title}", "", f"Written by `{page.written_by}`. {page.lead}"]
+    for section in page.sections:
+        lines += ["", f"## {section.title}", *(line for sentence in section.text for line in ("", sentence))]
+        if section.rows:
+            lines += ["", _row(section.head), "|" + "---|" * len(section.head), *map(_row, section.rows)]
+    lines += ["", "## What this does not show", "", *(f"- {sentence}" for sentence in page.not_shown)]
+    if page.about:
+        lines += ["", "Settings: " + ", ".join(f"{key} {value}" for key, value in page.about.items()) + "."]
+    write_text(path, "\n".join(lines) + "\n")
+
+
+def _text(sentence: str) -> str:
+    """Escaped, with `code` of Markdown."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(sentence))
+
+
+def _table(section: Section) -> str:
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in section.head)
+    rows = "".join("<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>" for row in section.rows)
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', '·') for cell in cells)} |"
+
+
+@dataclass(frozen=True)
+class Point:
+    """A mark of a chart: its place, the ends of its bar upwards (None: none), and what a pointer shows."""
+
+    x: float
+    y: float
+    low: float | None = None
+    high: float | None = None
+    tip: str = ""
+
+
+def curves_chart(curves: dict[str, Sequence[Point]], title: str, across: str, floor: float | None = None) -> str:
+    """Curves of points in the order given, each in its colour with its name below; the floor is a shaded band from 0."""
+    width, height, left, right, top, bottom = 520, 300, 50, 14, 28, 44
+    points = [point for some in curves.values() for point in some]
+    xs, ys = [p.x for p in points], [end for p in points for end in (p.y, p.low, p.high) if end is not None]
+    x0, x1, y1 = min(xs), max(xs), max([*ys, floor or 0]) or 1.0
+    x0, x1 = (x0 - 0.5, x1 + 0.5) if x0 == x1 else (x0, x1)
+
+    def at(point_x: float, point_y: float) -> tuple[float, float]:
+        across_x = left + 8 + (point_x - x0) / (x1 - x0) * (width - left - right - 16)
+        return across_x, top + (1 - max(point_y, 0) / y1) * (height - top - bottom)
+
+    body = [f'<text x="{left}" y="16" class="head">{escape(title)}</text>']
+    if floor is not None:
+        y = at(x0, floor)[1]
+        size = f'width="{width - left - right}" height="{at(x0, 0)[1] - y:.1f}"'
+        body.append(f'<rect x="{left}" y="{y:.1f}" {size} class="floor"/>')
+    for share in (0, 0.5, 1):
+        y = at(x0, share * y1)[1]
+        body.append(f'<line x1="{left}" y1="{y:.1f}" x2="{width - right}" y2="{y:.1f}" class="grid"/>')
+        body.append(f'<text x="{left - 6}" y="{y + 4:.1f}" class="tick" text-anchor="end">{share * y1:.2g}</text>')
+    for value in (x0, (x0 + x1) / 2, x1):
+        x = at(value, 0)[0]
+        body.append(f'<text x="{x:.1f}" y="{height - 26}" class="tick" text-anchor="middle">{value:.3g}</text>')
+    middle = (left + width - right) / 2
+    body.append(f'<text x="{middle}" y="{height - 8}" class="tick" text-anchor="middle">{escape(across)}</text>')
+    for place, (name, some) in enumerate(curves.items()):
+        body += _curve(name, some, PALETTE[place % len(PALETTE)], at)
+    colours = zip(curves, PALETTE * (1 + len(curves) // len(PALETTE)), strict=False)
+    keys = "".join(
+        f'<span class="key"><i style="border-color:{c};background:{c}"></i>{escape(n)}</span>' for n, c in colours
+    )
+    box = f'viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}"'
+    return f"<svg {box}>{''.join(body)}</svg><p>{keys}</p>"
+
+
+def _curve(name: str, points: Sequence[Point], colour: str, at) -> list[str]:
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (at(p.x, p.y) for p in points))
+    parts = [f'<polyline points="{path}" style="stroke:{colour};opacity:.6"/>'] if len(points) > 1 else []
+    for point in points:
+        x, y = at(point.x, point.y)
+        parts.append(f"<g><title>{escape(point.tip or name)}</title>")
+        if point.low is not None and point.high is not None:
+            low, high = at(point.x, point.low)[1], at(point.x, point.high)[1]
+            ends = f'x1="{x:.1f}" y1="{low:.1f}" x2="{x:.1f}" y2="{high:.1f}"'
+            parts.append(f'<line {ends} class="whisker" style="stroke:{colour}"/>')
+        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.2" style="fill:{colour}"/></g>')
+    return parts

@@ -1,0 +1,96 @@
+"""Ways to a fair generator without training, in the audit of the adapters: the same prompts, noise and judge.
+
+python scripts/baselines.py                                    all of them, on validation prompts; the same command goes on
+python scripts/baselines.py UCE debiasVL --adapter ours=outputs/gender/default/seed0/adapter    some, and an adapter beside
+python scripts/baselines.py --set audit.prompts=12 audit.images_per_prompt=24     with other settings of train.py
+python scripts/baselines.py --test                             on test prompts, for the final page
+python scripts/baselines.py --render                           only docs/studies/baselines.md
+
+Words: the ethical intervention, and a class in words for each image, drawn from the target. Edits in closed form: UCE and
+debiasVL, each also as a LoRA in outputs/baselines/<split>/<name>/adapter, for `scripts/export.py` and `adapter.path`. What
+the page needs of each audit is kept in docs/measurements/studies/baselines.json.
+"""
+
+import argparse
+import json
+import shlex
+from pathlib import Path
+
+from harness.audits import Method, audited
+from harness.baselines_page import page
+from harness.methods import adapter, debias_vl, ethical, random_phrases, uce
+from reproduce.records import record
+from rich.progress import track
+
+from fairdiff.audit.read import read_audit
+from fairdiff.cli.ending import ending
+from fairdiff.cli.main import fail
+from fairdiff.errors import FairDiffError
+from fairdiff.files import write_json
+from fairdiff.studies.page import write_html, write_markdown
+
+ROOT = Path(__file__).resolve().parent.parent
+BASELINES = [ethical(), random_phrases(), uce(), debias_vl()]
+
+
+def named_adapters(texts: list[str]) -> list[Method]:
+    """Of NAME=PATH."""
+    pairs = [text.partition("=") for text in texts]
+    if wrong := [name for name, _, path in pairs if not (name and path)]:
+        raise FairDiffError(f"--adapter: found {wrong[0]}, allowed: NAME=PATH")
+    return [adapter(name, Path(path)) for name, _, path in pairs]
+
+
+def chosen(names: list[str], adapters: list[str]) -> list[Method]:
+    """The baselines of these names (all without any), and adapters beside them."""
+    known = {method.name: method for method in BASELINES}
+    if unknown := [name for name in names if name not in known]:
+        raise FairDiffError(f"baseline: found {unknown[0]}, allowed: {', '.join(known)}")
+    return [known[name] for name in names or known] + named_adapters(adapters)
+
+
+def measure(methods: list[Method], settings: list[str], folder: Path, kept: Path, split: str) -> None:
+    """Audit each method, and put what the page needs of it into the file `kept` as soon as it is done."""
+    for method in track(methods, "methods"):
+        found = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
+        audit = read_audit(audited(settings, method, folder) / "audit.json")
+        small = record(audit) | {"settings": settings, "paired_bias": _changes(audit)}
+        found.setdefault(split, {})[method.name] = small
+        write_json(kept, found)
+
+
+def _changes(audit: dict) -> dict:
+    """Of each attribute the change of its bias, after minus before on the same prompts and noise."""
+    return {name: entry["bias"] for name, entry in audit["paired"]["attributes"].items()}
+
+
+@ending("interrupted; the same command goes on")
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="baseline", help=f"of {', '.join(m.name for m in BASELINES)}")
+    parser.add_argument("--adapter", nargs="+", default=[], metavar="NAME=PATH", help="saved adapters beside them")
+    parser.add_argument("--set", nargs="+", default=[], metavar="OVERRIDE", help="settings of train.py")
+    parser.add_argument("--test", action="store_true", help="test prompts, for the final page")
+    parser.add_argument("--folder", type=Path, default=ROOT / "outputs" / "baselines")
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="of the page and its measurements")
+    parser.add_argument("--render", action="store_true", help="measure nothing")
+    args = parser.parse_args(argv)
+    split = "test" if args.test else "validation"
+    kept, folder = args.docs / "measurements" / "studies" / "baselines.json", args.folder / split
+    try:
+        if not args.render:
+            settings = [f"audit.split={split}", *args.set]
+            measure(chosen(args.names, args.adapter), settings, folder, kept, split)
+        if not kept.exists():
+            raise FairDiffError(f"{kept}: no such file, allowed: one that this command has written; leave out --render")
+        made = page(json.loads(kept.read_text(encoding="utf-8")), shlex.join(["python", "scripts/baselines.py"]))
+        write_markdown(made, args.docs / "studies" / "baselines.md")
+        write_html(made, args.folder / "report.html")
+        write_json(args.folder / "baselines.json", json.loads(kept.read_text(encoding="utf-8")))
+    except (FairDiffError, OSError) as error:
+        fail(error)
+    print(f"report: {args.folder / 'report.html'}")
+
+
+if __name__ == "__main__":
+    main()

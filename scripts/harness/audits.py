@@ -1,0 +1,51 @@
+"""The audit of any method: the prompts, noise and judge of `train.py`'s audits, whatever stands behind "after"."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fairdiff import build, describe, fingerprint, run
+from fairdiff.audit.generate import Generate
+from fairdiff.build_audit import build_audit
+from fairdiff.cli.compose import composed
+from fairdiff.config import Config
+from fairdiff.diffusion.load import DiffusionModel
+from fairdiff.lock import locked
+from fairdiff.plan import Plan, make_plan
+from fairdiff.training.tracking import make_console
+
+Generators = Callable[[float], dict[str, Generate]]  # guidance -> "before", "after"
+
+
+@dataclass(frozen=True)
+class Method:
+    """name: of its folder and its row. key: all that decides its images beside the settings.
+
+    begin: (settings, plan, model without any adapter, a folder to keep what it computes) -> its generators.
+    """
+
+    name: str
+    key: tuple
+    begin: Callable[[Config, Plan, DiffusionModel, Path], Generators]
+
+    @property
+    def place(self) -> str:
+        """The name as a folder's."""
+        return "".join(c if c.isalnum() or c in ".-" else "_" for c in self.name)
+
+
+def audited(settings: list[str], method: Method, root: Path) -> Path:
+    """Audit a method in `root`/<name> and return the folder with its audit.json and records; what is done there is kept.
+
+    settings: overrides of `train.py`. Audits of one root share the images "before" through `cache`.
+    """
+    config, _ = composed(settings)
+    plan, folder = make_plan(config), root / method.place
+    model = build.build_model(config)
+    audit = build_audit(config, plan, model, fingerprint.of_values(method.key), None)  # before an adapter is hung
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        if not run.finished(folder, audit):
+            lines = describe.report_lines(config, plan, adapter=False, trained=False) | {"method": [method.name]}
+            run.carry_out(folder, audit, method.begin(config, plan, model, folder), lines, make_console())
+    return run.audit_folder(folder, audit)

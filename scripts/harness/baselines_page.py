@@ -1,0 +1,95 @@
+"""The page of scripts/baselines.py from its records."""
+
+from fairdiff.audit.estimand import ends_of
+from fairdiff.audit.wording import interval, number, percent, signed
+from fairdiff.studies.page import Page, Point, Section, curves_chart
+
+LEAD = (
+    "Baselines without training beside adapters, each audited with the same prompts, the same noise and the same judge. "
+    "Labels are perceived presentation in images, never identity."
+)
+METHODS = (
+    "Ethical intervention: \", if all individuals can be a nurse irrespective of their gender\" behind the prompt (Bansal et "
+    "al. 2022). Random phrases: every image has a class in words, drawn from the target by its own noise; Fair Diffusion "
+    "(Friedrich et al. 2023) does so by guidance. UCE: closed-form editing of the cross-attention (Gandikota et al. 2024), "
+    "with a strength read off text embeddings, where the paper generates images to find it. debiasVL: calibrated projection "
+    "of the text embedding (Chuang et al. 2023), folded into the weights, so that it acts on the unconditional branch too.",
+    "Bias: the mean over prompts of the gap between classes; 0 is parity. Change: after minus before, paired. [low, high]: "
+    "95 % interval, for prompts like these; * for these prompts only, where they are too few. Image encoder: similarity to "
+    "the image before with the same noise. Named class kept: faces that show the class which their prompt names. Relative "
+    "drift: of images without people, in distances between two seeds.",
+)
+NOT_SHOWN = (
+    "How the methods compare at equal semantics: one setting of each stands here, `scripts/frontier.py` has the curves.",
+    "Spread over seeds: methods in closed form have none, and each was audited with one noise.",
+    "Other models: the numbers are of the embedded model, whose bias was made on purpose.",
+    "UCE as its authors tune it, by generating images until the shares are right.",
+)
+
+
+def page(found: dict[str, dict[str, dict]], command: str) -> Page:
+    """found: split -> method -> the record of its audit."""
+    sections = [Section("Methods", METHODS)]
+    for split, methods in found.items():
+        suites = {}
+        for name, kept in methods.items():
+            suites.setdefault((kept["prompts"], kept["images_per_prompt"]), {})[name] = kept
+        for (prompts, images), some in suites.items():
+            sections += _sections(some, f"{split.capitalize()} prompts: {prompts} × {images} images")
+    settings = {" ".join(kept["settings"]) for methods in found.values() for kept in methods.values()}
+    return Page("Baselines without training", LEAD, sections, NOT_SHOWN, command, {"settings": "; ".join(sorted(settings))})
+
+
+def targeted(kept: dict) -> list[str]:
+    """Attributes with a target."""
+    return [name for name, e in kept["models"]["after"]["attributes"].items() if e["target"]["requested"]]
+
+
+def _sections(methods: dict[str, dict], title: str) -> list[Section]:
+    first = next(iter(methods.values()))
+    names = targeted(first)
+    others = [name for name in first["models"]["after"]["attributes"] if name not in names]
+    head = ["method", *(f"{n} bias" for n in names), *(f"change of {n} bias" for n in names + others)]
+    rows = [["nothing", *(_valued(first["models"]["before"]["attributes"][n]["bias"]) for n in names)]]
+    rows[0] += ["–"] * (len(head) - len(rows[0]))
+    for name, kept in methods.items():
+        after = kept["models"]["after"]["attributes"]
+        changes = [_changed(kept["paired_bias"][n]) for n in names + others]
+        rows.append([name, *(_valued(after[n]["bias"]) for n in names), *changes])
+    floors = [f"{n} {number(first['models']['before']['attributes'][n]['bias']['floor'])}" for n in names]
+    bias = Section(title, [f"Noise floors: {', '.join(floors)}."], head, rows, [_chart(methods, n) for n in names])
+    kept_head = ["method", "image encoder", "CLIP-I", "change of CLIP-T", "low confidence", "no face", "relative drift"]
+    kept_head += [f"named {n} kept" for n in first["named"] or {}]
+    return [bias, Section("What else changes", (), kept_head, [_kept_row(name, kept) for name, kept in methods.items()])]
+
+
+def _kept_row(name: str, kept: dict) -> list[str]:
+    after = kept["models"]["after"]
+    low = after["attributes"][targeted(kept)[0]]["low_confidence"]
+    cells = [name, _valued(after["dino"]), _valued(after["clip_i"]), _changed(kept["paired"]["clip_t"])]
+    cells += [_valued(low, "rate", percent), _valued(after["no_face"], "rate", percent)]
+    cells.append(_valued(kept["without_people"]["relative_drift"], "value"))
+    return cells + [_valued(entry["after"], form=percent) for entry in (kept["named"] or {}).values()]
+
+
+def _valued(entry: dict, key: str = "mean", form=number) -> str:
+    return f"{form(entry[key])} {interval(ends_of(entry), form)}".rstrip()
+
+
+def _changed(entry: dict) -> str:
+    return f"{signed(entry['difference'])} {interval(ends_of(entry))}".rstrip()
+
+
+def _chart(methods: dict[str, dict], attribute: str) -> str:
+    """Bias against semantics, a point a method."""
+    curves = {}
+    for name, kept in methods.items():
+        after = kept["models"]["after"]
+        bias, seen = after["attributes"][attribute]["bias"], after["dino"]["mean"]
+        low, high = (ends_of(bias) or [None, None])[:2]
+        tip = f"{name}: bias {_valued(bias)}, image encoder {number(seen)}"
+        curves[name] = [Point(seen, bias["mean"], low, high, tip)]
+    before = next(iter(methods.values()))["models"]["before"]["attributes"][attribute]["bias"]
+    curves["nothing"] = [Point(1.0, before["mean"], *(ends_of(before) or [None, None])[:2], "nothing")]
+    across = "similarity to the image before, same noise (image encoder)"
+    return curves_chart(curves, f"{attribute} bias", across, before["floor"])
