@@ -44,8 +44,8 @@ def distance_range(low, high, target) -> tuple[np.ndarray, np.ndarray]:
     """Least and greatest D [...] over the box [low, high] [..., K] cut with the simplex; (inf, -inf) where they do not meet.
 
     Least: p_k = clip(c t_k, low_k, high_k) with c so that they sum to 1 (Karush, Kuhn, Tucker). Greatest: D^2 is convex in
-    each share, so its chord over [low_k, high_k] lies above it; the sum of chords is greatest where the classes of the steepest
-    are filled first. Exact for two classes, and never too small for more: at most one class lies within its ends there.
+    each share, so its chord over [low_k, high_k] lies above it; the sum of chords is greatest where the classes of the
+    steepest are filled first. Exact for two classes, and never too small for more: at most one lies within its ends there.
     """
     low, high = np.clip(low, 0, 1), np.clip(high, 0, 1)
     meet = (low.sum(-1) <= 1 + 1e-9) & (high.sum(-1) >= 1 - 1e-9) & (low <= high).all(-1)

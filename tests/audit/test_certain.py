@@ -141,7 +141,7 @@ def test_states_and_what_they_rest_on():
 def test_a_judge_that_errs_is_undone_and_one_that_cannot_be_leaves_all_open():
     counts, target = [[108, 52]] * 3, np.full((3, 2), 0.5)  # a gap of .35, or .58 before a judge of accuracy .8
     raw, summary = certain_prompts(counts, [0] * 3, target, 0.2, None)
-    mended, told = certain_prompts(counts, [0] * 3, target, 0.2, judge_of([[1600, 400], [400, 1600]]))
+    mended, told = certain_prompts(counts, [0] * 3, target, 0.2, judge_of([[16000, 4000], [4000, 16000]]))
     assert raw[0]["state"] == "open" and mended[0]["state"] == "off" and told["corrected"] and not summary["corrected"]
     assert mended[0]["value"] == pytest.approx(raw[0]["value"] / 0.6)
     items, refused = certain_prompts(counts, [0] * 3, target, 0.01, judge_of([[53, 47], [47, 53]]))
