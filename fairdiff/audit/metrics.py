@@ -17,7 +17,7 @@ from fairdiff.audit.planner import images_needed
 from fairdiff.audit.records import MODELS, probability_columns, wording_column
 from fairdiff.audit.suite import ENOUGH, ratio_interval, student_interval
 
-SCHEMA = "fairdiff.audit/5"
+SCHEMA = "fairdiff.audit/6"
 CONFIDENT = 0.9  # of a class: what the face loss calls confident (Shen et al., ICLR 2024)
 
 ESTIMANDS = {
@@ -40,6 +40,11 @@ ESTIMANDS = {
     "target.verdict": "of prompts like these, verdict_these: of these prompts. within: the whole interval below delta, wrong "
     "at most 5 % of the time at D = delta, with missing faces at their worst; beyond: the whole above delta, with missing "
     "faces at their best; else undecided. On corrected shares where the judge's errors were counted",
+    "target.prompts_certain": "how many prompts are certainly off (the whole interval of their own D above delta), within "
+    "(below it) or open; in 95 % of audits none is wrongly called off or within. images_for_within: fewer pictures of a "
+    "prompt call none within",
+    "per_prompt.target.distance": "D of the shares seen, noise included; ci95_all holds for all prompts at once: Clopper and "
+    "Pearson's exact box at .05 / prompts, missing faces of any class, and the judge's error undone where it was counted",
     "target.p_holm": "exact binomial (two classes) or Monte Carlo G test of the prompt's target, Holm over prompts",
     "per_prompt.bias.ci95": "the prompt's own true bias: Wilson (two classes) or Goodman's simultaneous region",
     "corrected": "the judge's error on labelled faces undone, assumed to be the same on generated ones; intervals hold what "
@@ -66,7 +71,7 @@ ESTIMANDS = {
 def compute_metrics(
     records: pd.DataFrame, spec: MetricSpec, at_guidance: dict[float, pd.DataFrame] | None = None
 ) -> dict:
-    """All of audit.json (schema `fairdiff.audit/5`) as plain Python values, NaN replaced by None.
+    """All of audit.json (schema `fairdiff.audit/6`) as plain Python values, NaN replaced by None.
 
     at_guidance: records of the same prompts at further guidance scales.
     """
@@ -154,7 +159,7 @@ def _model(rows: pd.DataFrame, axes: list[Axis], tallies: dict, seen, prompts: p
     for axis in axes:
         counts = tallies[axis.name]
         entry = suite_metrics(counts, images - counts.sum(1), seen, axis, spec)
-        entry["per_prompt"] = prompt_metrics(counts, images, axis, prompts, spec)
+        entry["per_prompt"], entry["target"]["prompts_certain"] = prompt_metrics(counts, images, axis, prompts, spec)
         entry["target"]["prompts_rejected"] = sum(item["target"]["p_holm"] < 0.05 for item in entry["per_prompt"])
         if len(axis.members) == 1:
             entry["low_confidence"] = _low_confidence(rows, axis)

@@ -1,4 +1,7 @@
-"""Every prompt's own numbers, with intervals for its own shares: no prompt borrows from another."""
+"""Every prompt's own numbers, with intervals for its own shares: no prompt borrows from another.
+
+Those of `shares` and `bias` hold for one prompt that was picked beforehand, those of `distance` for all prompts at once.
+"""
 
 import math
 
@@ -8,26 +11,25 @@ import pandas as pd
 from fairdiff.audit import intervals as iv
 from fairdiff.audit.attribute import judge_for
 from fairdiff.audit.axis import Axis, MetricSpec
+from fairdiff.audit.certain import certain_prompts
 from fairdiff.audit.correction import corrected_bias_interval
 from fairdiff.bias import bias
 
 
-def prompt_metrics(counts, images, axis: Axis, prompts: pd.DataFrame, spec: MetricSpec) -> list[dict]:
-    """One entry a prompt from counts_PK and its number of images [P]."""
+def prompt_metrics(counts, images, axis: Axis, prompts: pd.DataFrame, spec: MetricSpec) -> tuple[list[dict], dict]:
+    """One entry a prompt from counts_PK and its number of images [P], and how many prompts are certainly off or within."""
     draws = iv.draws_for(len(counts))
     p_values = [iv.target_p_value(c, t, draws, spec.seed) for c, t in zip(counts, axis.target_PK, strict=True)]
     holm = iv.holm(p_values)
     judge = judge_for(axis, spec)
+    distances, certain = certain_prompts(counts, images - counts.sum(1), axis.target_PK, spec.delta, judge)
     judge = None if judge is None or judge.refusal else judge
     items = []
-    for row, prompt in enumerate(prompts.itertuples()):
+    for row, prompt in enumerate(prompts[["prompt_index", "prompt", "subject", "family"]].to_dict("records")):
         faces, region = int(counts[row].sum()), iv.share_region(counts[row])
         shares = counts[row] / faces if faces else np.full(len(counts[row]), math.nan)
         item = {
-            "prompt_index": int(prompt.prompt_index),
-            "prompt": prompt.prompt,
-            "subject": prompt.subject,
-            "family": prompt.family,
+            **prompt,
             "images": int(images[row]),
             "faces": faces,
             "counts": dict(zip(axis.classes, counts[row], strict=True)),
@@ -42,6 +44,7 @@ def prompt_metrics(counts, images, axis: Axis, prompts: pd.DataFrame, spec: Metr
                 "shares": dict(zip(axis.classes, axis.target_PK[row], strict=True)),
                 "total_variation": iv.total_variation(shares, axis.target_PK[row]),
                 "floor": iv.total_variation_floor(axis.target_PK[row], faces),
+                "distance": distances[row],
                 "p": p_values[row],
                 "p_holm": holm[row],
             },
@@ -49,4 +52,4 @@ def prompt_metrics(counts, images, axis: Axis, prompts: pd.DataFrame, spec: Metr
         if judge is not None and faces:
             item["bias"]["corrected_ci95"] = corrected_bias_interval(counts[row], judge, seed=spec.seed)
         items.append(item)
-    return items
+    return items, certain

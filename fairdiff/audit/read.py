@@ -49,8 +49,11 @@ TARGET = {
 }
 AXIS = {"bias": DISTANCE, "target": TARGET, "corrected": Maybe({"distance": Maybe(D)}, null=False)}
 PROMPT = {"prompt": TEXT, "target": {"shares": Each(NUMBER)}}
+CERTAIN = {"off": COUNT, "open": COUNT, "within": COUNT}
 MODEL = {
-    "attributes": Each(AXIS | {"low_confidence": RATE, "per_prompt": [PROMPT]}),
+    "attributes": Each(
+        AXIS | {"target": TARGET | {"prompts_certain": CERTAIN}, "low_confidence": RATE, "per_prompt": [PROMPT]}
+    ),
     "joint": Each(AXIS),
     "families": Each({"attributes": Each(AXIS)}),
     "no_face": RATE,

@@ -26,7 +26,7 @@ def comparison(audit: dict) -> dict[str, list[dict]]:
         "attributes": [_distance_row(audit, ("attributes", name)) for name in attribute_order(audit)],
         "combinations": [_distance_row(audit, ("joint", name)) for name in last_model(audit)["joint"]],
     }
-    groups["worst tenth of the prompts"] = [_worst_row(audit, name) for name in targeted]
+    groups["worst prompts"] = [row(audit, name) for name in targeted for row in (_worst_row, _certain_row)]
     for family in last_model(audit)["families"]:
         paths = [("families", family, "attributes", name) for name in targeted]
         groups[f"{family} prompts"] = [_distance_row(audit, path, f"{family}: ") for path in paths]
@@ -81,6 +81,16 @@ def _worst_row(audit: dict, name: str) -> dict:
         floor=worst["floor"],
         note=f"{distance['short']}, mean of {worst['prompts']}",
     )
+
+
+def _certain_row(audit: dict, name: str) -> dict:
+    """How many prompts are certainly off target."""
+
+    def off(model: dict) -> tuple:
+        return model["attributes"][name]["target"]["prompts_certain"]["off"], None
+
+    row = _row(audit, f"{name} surely off", off, form=count, note="prompts whose own D lies above the margin, all at once")
+    return row | {"verdict": f"of {audit['prompts']}"}
 
 
 def _kept_row(audit: dict, name: str) -> dict:
@@ -244,6 +254,11 @@ def not_measured(audit: dict) -> list[str]:
 def number(value: float | None, digits: int = 3) -> str:
     """A figure with a true minus sign, "–" for what is undefined."""
     return "–" if value is None else f"{value:.{digits}f}".replace("-", "−")
+
+
+def count(value: float | None) -> str:
+    """A number of things; a mean of such numbers has one digit."""
+    return "–" if value is None else number(value, 0 if value == int(value) else 1)
 
 
 def percent(value: float | None, digits: int = 1) -> str:
