@@ -4,6 +4,7 @@ N labelled faces, K classes. Counts are kept as counts, so that whoever corrects
 """
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,12 +67,19 @@ def reliability(probs_NK: np.ndarray, true_N: np.ndarray, bins: int = 15) -> Rel
 
 @dataclass(frozen=True)
 class Calibration:
-    """One attribute of one judge on labelled faces: class names, counts C[true, predicted], temperature, ECE."""
+    """One attribute of one judge on labelled faces: class names, counts C[true, predicted], temperature, ECE.
+
+    bins: of the reliability diagram. groups: attribute -> class -> (right, faces) among faces labelled so; of the attribute
+    itself the accuracy on each class. judge: a fingerprint of what answered. All None in files that other tools wrote.
+    """
 
     classes: tuple[str, ...]
     counts: np.ndarray
     temperature: float
     ece: float
+    bins: Reliability | None = None
+    groups: dict[str, dict[str, tuple[int, int]]] | None = None
+    judge: str | None = None
 
     @property
     def accuracy(self) -> float:
@@ -81,29 +89,65 @@ class Calibration:
 def calibrate(
     logits: dict[str, np.ndarray], labels: dict[str, np.ndarray], attributes: dict[str, tuple[str, ...]]
 ) -> dict[str, Calibration]:
-    """Per attribute, from logits [N, K] and labels [N]; faces with label -1 are left out of that attribute."""
+    """Per labelled attribute, from logits [N, K] and labels [N]; faces with label -1 are left out of that attribute.
+
+    ValueError for an attribute of which a class has no labelled face: its errors cannot be counted.
+    """
     result = {}
     for name, classes in attributes.items():
+        if name not in labels:
+            continue
         known = labels[name] >= 0
         logits_NK, true_N = logits[name][known].astype(float), labels[name][known]
+        faces_K = np.bincount(true_N, minlength=len(classes))
+        if not faces_K.all():
+            raise ValueError(f"{name}: no face is labelled {classes[int(faces_K.argmin())]}, allowed: faces of every class")
         counts = confusion(true_N, logits_NK.argmax(1), len(classes))
-        probs_NK = np.exp(log_softmax(logits_NK, axis=1))
-        ece = reliability(probs_NK, true_N).ece
-        result[name] = Calibration(classes, counts, temperature(logits_NK, true_N), ece)
+        bins = reliability(np.exp(log_softmax(logits_NK, axis=1)), true_N)
+        right_N = logits_NK.argmax(1) == true_N
+        groups = {
+            other: _by_class(right_N, labels[other][known], attributes[other]) for other in attributes if other in labels
+        }
+        result[name] = Calibration(classes, counts, temperature(logits_NK, true_N), bins.ece, bins, groups)
     return result
 
 
-def save_calibration(calibrations: dict[str, Calibration], detector: dict, file: Path) -> None:
-    """JSON beside the judge's weights; `detector`: the crops on which they were measured, with the keys of CROPS."""
-    attributes = {
-        name: {"classes": c.classes, "counts": c.counts.tolist(), "temperature": c.temperature, "ece": c.ece}
-        for name, c in calibrations.items()
-    }
-    Path(file).write_text(json.dumps({"detector": detector, "attributes": attributes}, indent=1) + "\n", encoding="utf-8")
+def _by_class(right_N: np.ndarray, group_N: np.ndarray, classes: tuple[str, ...]) -> dict[str, tuple[int, int]]:
+    """(right, faces) among the faces of each class."""
+    return {c: (int(right_N[group_N == k].sum()), int((group_N == k).sum())) for k, c in enumerate(classes)}
+
+
+def save_calibration(calibrations: dict[str, Calibration], detector: dict, file: Path, about: dict | None = None) -> None:
+    """JSON beside the judge's weights; `detector`: the crops on which they were measured, with the keys of CROPS.
+
+    about: more for the file: what judge, what faces.
+    """
+    attributes = {name: _content(calibration) for name, calibration in calibrations.items()}
+    content = {**(about or {}), "detector": detector, "attributes": attributes}
+    part = Path(f"{file}.writing")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    part.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(part, file)
+
+
+def _content(c: Calibration) -> dict:
+    content = {"classes": c.classes, "counts": c.counts.tolist(), "temperature": c.temperature, "ece": c.ece}
+    if c.bins is not None:
+        bins = {"edges": c.bins.edges, "count": c.bins.count, "confidence": c.bins.confidence, "accuracy": c.bins.accuracy}
+        content["reliability"] = {
+            key: [None if np.isnan(x) else x for x in values.tolist()] for key, values in bins.items()
+        }
+    if c.groups is not None:
+        content["groups"] = {
+            name: {cls: {"right": right, "faces": faces} for cls, (right, faces) in group.items()}
+            for name, group in c.groups.items()
+        }
+    return content if c.judge is None else content | {"judge": c.judge}
 
 
 def load_calibration(file: Path) -> tuple[dict[str, Calibration], dict]:
-    """(calibrations, detector), the inverse of `save_calibration`; ValueError naming the file if it is something else."""
+    """(calibrations without bins and groups, detector) of `save_calibration`; ValueError naming the file if it is something
+    else."""
     try:
         content = json.loads(Path(file).read_text(encoding="utf-8"))
         detector = content.get("detector")
@@ -112,7 +156,7 @@ def load_calibration(file: Path) -> tuple[dict[str, Calibration], dict]:
                 f"detector: found {detector}, allowed: {', '.join(CROPS)} of the crops on which it was measured"
             )
         calibrations = {
-            name: Calibration(tuple(c["classes"]), _counts(c["counts"]), c["temperature"], c["ece"])
+            name: Calibration(tuple(c["classes"]), _counts(c["counts"]), c["temperature"], c["ece"], judge=c.get("judge"))
             for name, c in content["attributes"].items()
         }
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -1,7 +1,5 @@
-"""Labelled faces in memory, and a reader of a folder of images with one CSV of labels."""
+"""Images: files to RGB, arrays to tensors and to the crops that a judge sees."""
 
-import csv
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,17 +10,6 @@ from torch import Tensor
 from classifiers.crop import EXPAND, crop
 from classifiers.detect import WholeImage
 from classifiers.types import Boxes, Detector
-
-
-@dataclass(frozen=True)
-class LabelledFaces:
-    """N images of one size and what people perceive in them.
-
-    `images` uint8 [N, H, W, 3]; `labels[a]` int [N], class index or -1 = unlabelled.
-    """
-
-    images: np.ndarray
-    labels: dict[str, np.ndarray]
 
 
 def to_float(images: np.ndarray) -> Tensor:
@@ -50,34 +37,24 @@ def find_faces(images: np.ndarray, detector: Detector, batch: int = 256) -> tupl
     return np.concatenate(rows), np.concatenate(boxes)
 
 
-def read_image(file: Path) -> Image.Image:
-    """An image file as RGB, upright; errors are PIL's."""
-    with Image.open(file) as picture:
-        return ImageOps.exif_transpose(picture).convert("RGB")
+def read_image(file: Path, longest: int | None = None) -> Image.Image:
+    """An image file as RGB, upright, an animation's first frame, transparency on white; errors are PIL's.
 
-
-def read_folder(folder: Path, labels: Path, attributes: dict[str, tuple[str, ...]], size: int) -> LabelledFaces:
-    """Images of `folder` named in the CSV `labels`, shorter side resized to `size`, centre cut to a square.
-
-    Columns: `file` and one per attribute holding a class name or nothing (= unlabelled). Raises ValueError naming the
-    file and line for an absent column or image and for an unknown class.
+    longest: of its longer side in pixels; a longer one is made smaller.
     """
-    with open(labels, newline="", encoding="utf-8") as stream:
-        rows = list(csv.DictReader(stream))
-    if not rows:
-        raise ValueError(f"{labels}: no rows")
-    if absent := [name for name in ("file", *attributes) if name not in rows[0]]:
-        raise ValueError(f"{labels}: column {absent[0]!r} is absent")
-    classes_N = {name: np.full(len(rows), -1, np.int64) for name in attributes}
-    images = np.empty((len(rows), size, size, 3), np.uint8)
-    for i, row in enumerate(rows):
-        for name, classes in attributes.items():
-            if row[name] and row[name] not in classes:
-                raise ValueError(f"{labels}:{i + 2}: {name} is {row[name]!r}, allowed: {', '.join(classes)}")
-            classes_N[name][i] = classes.index(row[name]) if row[name] else -1
-        try:
-            upright = read_image(Path(folder) / row["file"])
-        except OSError as error:
-            raise ValueError(f"{labels}:{i + 2}: {Path(folder) / row['file']}: cannot be read ({error})") from None
-        images[i] = ImageOps.fit(upright, (size, size), Image.Resampling.BILINEAR)
-    return LabelledFaces(images, classes_N)
+    with Image.open(file) as picture:
+        if longest:
+            picture.draft(None, (longest, longest))  # JPEG is decoded at an eighth or more of its size
+        upright = _rgb(ImageOps.exif_transpose(picture))
+    if longest:
+        upright.thumbnail((longest, longest), Image.Resampling.BILINEAR)
+    return upright
+
+
+def _rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith("I;16"):  # PIL would cut off all above 255
+        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+    return picture.convert("RGB")

@@ -125,6 +125,20 @@ def perception_fingerprint(config: Config, perception: Perception) -> str:
     return fingerprint.of_values(parts, detector_fingerprint(config, perception.detector))
 
 
+def judge_fingerprint(judge: Judge, name: str) -> str:
+    """Of what a judge's answers for one attribute depend on; other attributes requested beside it change nothing."""
+    classes = judge.attributes[name]
+    match judge:
+        case HubClassifier():
+            net = judge.source[name]
+            parts = [judge.config["nets"][net], judge.config["pixels"][net], judge.columns[name]]
+            return fingerprint.of_values(fingerprint.of_frozen(judge.nets[net]), parts, classes)
+        case ZeroShotClassifier():
+            parts = [judge.config["pixels"], judge.config["prompts"][name]]
+            return fingerprint.of_values(fingerprint.of_frozen(judge.model), parts, classes)
+    return fingerprint.of_values(fingerprint.of_frozen(judge), judge.config, classes)
+
+
 def embedder_fingerprint(embedder: Embedder) -> str:
     """Of a face embedder, as a bank says who made it."""
     return fingerprint.of_values(fingerprint.of_frozen(embedder), embedder.config)

@@ -31,35 +31,56 @@ from fairdiff.portraits import weights
 FEW = 16  # images of each prompt without people, and of each that names a class
 
 
-def build_confusion(config: Config, attributes: dict[str, tuple[str, ...]]) -> dict[str, np.ndarray]:
-    """The audit judge's confusion counts [K, K] per attribute, {} if no calibration lies beside its weights."""
+def calibration_file(config: Config) -> Path | None:
+    """Where the audit judge's counted errors lie, or would lie: `audit.calibration`, else in the judge's own folder.
+
+    None for a judge without a folder: one of the hub, several paths.
+    """
     judge = config.audit.judge
-    if judge.type != "net":
+    if config.audit.calibration is not None:
+        return Path(config.audit.calibration)
+    place = judge.path or (weights("audit_judge") if judge.type == "net" else None)
+    folder = Path(place) if isinstance(place, str | Path) else None
+    return folder / CALIBRATION_FILE if folder is not None and folder.is_dir() else None
+
+
+def build_confusion(config: Config, judge: Judge) -> dict[str, np.ndarray]:
+    """The audit judge's confusion counts [K, K] per attribute, {} if its errors were not counted.
+
+    FairDiffError for a calibration of another judge or of other crops.
+    """
+    file, given = calibration_file(config), config.audit.calibration is not None
+    if file is None or not (given or file.exists()):
         return {}
-    file = (Path(judge.path) if judge.path else weights("audit_judge")) / CALIBRATION_FILE
-    if not file.exists():
-        return {}
-    with blame("audit.judge.path"):
+    key = "audit.calibration" if given else "audit.judge.path"
+    with blame(key):
         calibrations, measured_on = load_calibration(file)
-    _check_crops(config, file, measured_on)
+    _check_crops(config, key, file, measured_on)
+    calibrations = {name: c for name, c in calibrations.items() if name in judge.attributes}
     for name, calibration in calibrations.items():
-        if attributes.get(name) != calibration.classes:
+        if judge.attributes[name] != calibration.classes:
             raise FairDiffError(
-                f"audit.judge.path: {file}: {name} has the classes {calibration.classes}, the judge {attributes.get(name)}"
+                f"{key}: {file}: {name} has the classes {calibration.classes}, the judge {judge.attributes[name]}"
             )
-        with blame("audit.judge.path", f": {file}: {name}: "):
+        unsigned = calibration.judge is None and config.audit.judge.type == "net" and not given  # of older versions
+        if not unsigned and calibration.judge != build.judge_fingerprint(judge, name):
+            raise FairDiffError(
+                f"{key}: {file}: {name} was measured with another judge, weights or words than this audit's; allowed: a file "
+                "that scripts/calibrate.py wrote with this judge"
+            )
+        with blame(key, f": {file}: {name}: "):
             check_confusion(calibration.counts, len(calibration.classes))
     return {name: calibration.counts for name, calibration in calibrations.items()}
 
 
-def _check_crops(config: Config, file: Path, measured_on: dict) -> None:
+def _check_crops(config: Config, key: str, file: Path, measured_on: dict) -> None:
     """FairDiffError for a calibration that was measured on crops of another detector, size or width than this audit's."""
-    for key, there in measured_on.items():
-        here = getattr(config.detector, key)
-        if here != there and (key != "input_size" or config.detector.type == "mtcnn"):  # others have no input_size
+    for option, there in measured_on.items():
+        here = getattr(config.detector, option)
+        if here != there and (option != "input_size" or config.detector.type == "mtcnn"):  # others have no input_size
             raise FairDiffError(
-                f"audit.judge.path: {file} was measured with detector.{key}={there}, found {here}: the judge errs otherwise "
-                "there; allowed: the same, or a folder with the judge and without this file"
+                f"{key}: {file} was measured with detector.{option}={there}, found {here}: the judge errs otherwise "
+                "there; allowed: the same, or a calibration of these crops"
             )
 
 
@@ -136,7 +157,7 @@ def build_audit(
         attributes=attributes,
         judge=about_judge,
         targets=plan.targets.audited(groups, [p.text for p in plan.audit]),
-        confusion=build_confusion(config, attributes),
+        confusion=build_confusion(config, judge),
         delta=options.equivalence,
         drift=options.drift,
         seed=options.seed,

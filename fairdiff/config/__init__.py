@@ -28,6 +28,7 @@ from fairdiff.errors import FairDiffError
 PATHS = (
     *("model.path", "adapter.path", "judge.path", "audit.judge.path", "prompts.train", "prompts.validation"),
     *(
+        "audit.calibration",
         "prompts.test",
         "target.file",
         "detector.root",
@@ -44,6 +45,9 @@ EXPORTS = {"lora": ["kohya", "merged", "merged_file"], "soft_tokens": ["a1111"]}
 @dataclass
 class AuditConfig:
     """split: which prompts are audited, "test" or, to choose settings by, "validation". judge: apart from training's.
+
+    calibration: the file in which scripts/calibrate.py counted that judge's errors; null for the calibration.json in its
+    folder, if there is one.
 
     prompts: how many of each family (null: all). images_per_prompt: images of each.
     without_people: how many prompts without people, which must not change, with 16 images or fewer each.
@@ -64,6 +68,7 @@ class AuditConfig:
     seed: int = 20231113
     equivalence: float = 0.10
     drift: float = 0.06
+    calibration: str | None = None
     judge: JudgeConfig = field(default_factory=JudgeConfig)
 
     def __post_init__(self):

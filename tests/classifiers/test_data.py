@@ -4,55 +4,95 @@ import torch
 from photos import photo
 from PIL import Image
 
-from classifiers.data import cut, find_faces, read_folder
+from classifiers.data import cut, find_faces, read_image
 from classifiers.detect import MTCNNDetector
 
-ATTRIBUTES = {"gender": ("female", "male"), "age": ("young", "old")}
+PORTRAIT = "data/images/Tom_Hanks_54745.png"
 
 
 @pytest.fixture
-def folder(tmp_path):
-    for i, (width, height) in enumerate([(20, 20), (40, 20), (20, 40)]):
-        pixels = np.zeros((height, width, 3), np.uint8)
-        pixels[height // 2 - 10 : height // 2 + 10, width // 2 - 10 : width // 2 + 10, i] = 200
-        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
-    return tmp_path
+def picture() -> Image.Image:
+    """A smooth picture, lighter to the right and redder downwards, so that JPEG changes it little."""
+    x, y = np.meshgrid(np.linspace(0, 200, 48), np.linspace(0, 200, 32))
+    return Image.fromarray(np.stack([y + 30, x + 20, x + 10], 2).astype(np.uint8))
 
 
-def write(folder, *lines: str):
-    file = folder / "labels.csv"
-    file.write_text("\n".join(lines) + "\n")
-    return file
+def deep(picture: Image.Image) -> Image.Image:
+    return Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257)
 
 
-def test_reads_labels_by_name_and_cuts_the_middle_square(folder):
-    file = write(folder, "age,file,gender", "old,0.png,male", ",1.png,female", "young,2.png,")
-    faces = read_folder(folder, file, ATTRIBUTES, 10)
-    assert faces.images.shape == (3, 10, 10, 3)
-    for i in range(3):
-        assert (faces.images[i, 1:-1, 1:-1, i] == 200).all()  # the filter reaches over the cut by a pixel
-    assert faces.labels["gender"].tolist() == [1, 0, -1] and faces.labels["age"].tolist() == [1, -1, 0]
+def transparent(picture: Image.Image) -> Image.Image:
+    """The left half is there, the right half is not, whatever colours lie under it."""
+    alpha = np.where(np.arange(48) < 24, 255, 0).astype(np.uint8)
+    picture.putalpha(Image.fromarray(np.tile(alpha, (32, 1))))
+    return picture
+
+
+def turned(picture: Image.Image) -> Image.Image:
+    """As a camera on its side stores it, with a note of that."""
+    stored = picture.transpose(Image.Transpose.ROTATE_90)
+    stored.getexif()[0x0112] = 6
+    return stored
 
 
 @pytest.mark.parametrize(
-    ("lines", "message"),
+    ("kind", "make"),
     [
-        (["file,gender,age"], "no rows"),
-        (["file,gender", "0.png,male"], "column 'age' is absent"),
-        (
-            ["file,gender,age", "0.png,male,old", "1.png,man,old"],
-            "labels.csv:3: gender is 'man', allowed: female, male",
-        ),
-        (["file,gender,age", "9.png,male,old"], "labels.csv:2: .*9.png: cannot be read"),
+        ("grey.png", lambda p: p.convert("L")),
+        ("grey_alpha.png", lambda p: p.convert("LA")),
+        ("palette.gif", lambda p: p.quantize(64)),
+        ("cmyk.jpg", lambda p: p.convert("CMYK")),
+        ("cmyk.tif", lambda p: p.convert("CMYK")),
+        ("sixteen.png", deep),
+        ("sixteen.tif", deep),
+        ("webp.webp", lambda p: p),
+        ("turned.jpg", turned),
     ],
 )
-def test_a_wrong_table_is_one_line_naming_file_and_line(folder, lines, message):
-    with pytest.raises(ValueError, match=message):
-        read_folder(folder, write(folder, *lines), ATTRIBUTES, 10)
+def test_whatever_a_file_stores_comes_out_as_upright_rgb(tmp_path, picture, kind, make):
+    stored = make(picture)
+    more = {"exif": stored.getexif()} if kind == "turned.jpg" else {}
+    stored.save(tmp_path / kind, **more)
+    found = read_image(tmp_path / kind)
+    grey = kind.startswith(("grey", "sixteen"))
+    wanted = np.asarray(picture.convert("L").convert("RGB") if grey else picture, float)
+    assert found.mode == "RGB" and found.size == picture.size
+    tolerance = 12 if kind.endswith((".gif", ".jpg", ".webp")) else 1  # a palette and JPEG lose some
+    assert np.abs(np.asarray(found, float) - wanted).mean() <= tolerance
+
+
+def test_transparent_pixels_are_white(tmp_path, picture):
+    transparent(picture).save(tmp_path / "x.png")
+    found = np.asarray(read_image(tmp_path / "x.png"))
+    assert (found[:, 24:] == 255).all() and (found[:, :24] == np.asarray(picture)[:, :24, :3]).all()
+
+
+def test_an_animation_is_its_first_picture(tmp_path, picture):
+    other = Image.new("RGB", picture.size, "black")
+    picture.save(tmp_path / "x.gif", save_all=True, append_images=[other, other])
+    assert np.abs(np.asarray(read_image(tmp_path / "x.gif"), float) - np.asarray(picture)).mean() < 12
+
+
+@pytest.mark.parametrize("kind", ["x.jpg", "x.png", "x.tif"])
+def test_a_large_one_is_made_smaller_and_keeps_its_look(tmp_path, picture, kind):
+    picture.resize((1200, 800)).save(tmp_path / kind)
+    found = read_image(tmp_path / kind, 48)
+    assert found.size == (48, 32)
+    assert np.abs(np.asarray(found, float) - np.asarray(picture)).mean() < 4
+    assert read_image(tmp_path / kind, 5000).size == (1200, 800)
+
+
+@pytest.mark.parametrize("kind", ["x.jpg", "x.png"])
+def test_a_file_cut_short_is_an_error_not_half_a_picture(tmp_path, picture, kind):
+    picture.save(tmp_path / kind)
+    whole = (tmp_path / kind).read_bytes()
+    (tmp_path / kind).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(OSError):
+        read_image(tmp_path / kind)
 
 
 def test_find_faces_gives_the_rows_and_boxes_a_judge_crops():
-    portrait = photo("insightface", "data/images/Tom_Hanks_54745.png")
+    portrait = photo("insightface", PORTRAIT)
     picture = torch.nn.functional.interpolate(portrait, (64, 64), mode="area")
     picture = (picture[0].permute(1, 2, 0) * 255).byte().numpy()
     images = np.stack([np.full_like(picture, 90), picture, picture[:, ::-1], np.full_like(picture, 9)])

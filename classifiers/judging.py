@@ -1,0 +1,144 @@
+"""A judge's answers to a folder of image files, read one after the other; what is known is kept and gone on from.
+
+N files, K numbers of an attribute's logits, side by side as columns of all attributes: `width` together.
+"""
+
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from classifiers.crop import crop
+from classifiers.data import read_image, to_float
+from classifiers.types import Classifier, Detector
+
+BLOCK = 32  # faces that the judge sees at once
+KEEP_EVERY = 20  # blocks
+LONGEST = 2048  # pixels: longer images are made smaller first, for a photograph of 100 megapixels takes 2 GB otherwise
+LEAST = 12  # pixels of the shorter side in which a face could be found
+FACE, NO_FACE, UNREADABLE = 1, 2, 3
+
+
+@dataclass
+class Judged:
+    """Of the first `done` files what was found (FACE, ...) [done], and the logits [done, width], NaN without a face."""
+
+    found_N: np.ndarray
+    logits_NK: np.ndarray
+
+    @property
+    def done(self) -> int:
+        return len(self.found_N)
+
+    def counts(self) -> dict[str, int]:
+        """How many files of each kind."""
+        kinds = {"found": FACE, "not_found": NO_FACE, "unreadable": UNREADABLE}
+        return {name: int((self.found_N == kind).sum()) for name, kind in kinds.items()}
+
+    def logits(self, attributes: dict[str, tuple[str, ...]]) -> dict[str, np.ndarray]:
+        """By attribute, [faces, K] of the files with a face."""
+        faces_FK = self.logits_NK[self.found_N == FACE]
+        ends = np.cumsum([len(classes) for classes in attributes.values()])[:-1]
+        return dict(zip(attributes, np.split(faces_FK, ends, 1), strict=True))
+
+    def __str__(self) -> str:
+        found = self.counts()
+        more = [f"{found['not_found']} without a face"] if found["not_found"] else []
+        more += [f"{found['unreadable']} unreadable"] if found["unreadable"] else []
+        return f"{found['found']} faces of {self.done} pictures" + (f"; {', '.join(more)}" if more else "")
+
+
+def read_picture(file: Path) -> Tensor | None:
+    """An image file as float [1, 3, H, W] in [0, 1], its longer side LONGEST at most; None if it cannot be read."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # PIL warns of sizes that take the memory, and of damaged metadata
+            return to_float(np.array(read_image(file, LONGEST))[None])
+    except Exception:  # each format of PIL has its own kinds
+        return None
+
+
+def largest_face(
+    file: Path, detector: Detector, crop_size: int, expand: float, device: str
+) -> tuple[int, Tensor | None]:
+    """What a file holds, and the crop [1, 3, crop_size, crop_size] of its largest face."""
+    image_1CHW = read_picture(file)
+    if image_1CHW is None:
+        return UNREADABLE, None
+    if min(image_1CHW.shape[-2:]) < LEAST:
+        return NO_FACE, None
+    image_1CHW = image_1CHW.to(device)
+    boxes = detector(image_1CHW)
+    if not len(boxes.row_F):
+        return NO_FACE, None
+    return FACE, crop(image_1CHW, boxes, crop_size, expand)
+
+
+Look = Callable[[Path], tuple[int, Tensor | None]]
+
+
+def judge_files(files: list[Path], look: Look, judge: Classifier, part: Path, request: str) -> Iterator[Judged]:
+    """What is known after each block of files, from where the file `part` of the same request left off.
+
+    request: a fingerprint of all that the answers depend on. A part of another request, or a damaged one, is left aside.
+    What was found is also kept when the work is broken off.
+    """
+    width = sum(len(classes) for classes in judge.attributes.values())
+    known = _read(part, request, width)
+    kept = known.done
+    yield known
+    try:
+        for first in range(known.done, len(files), BLOCK):
+            known = _joined(known, *_answers(files[first : first + BLOCK], look, judge))
+            if known.done - kept >= KEEP_EVERY * BLOCK:
+                _write(part, request, known)
+                kept = known.done
+            yield known
+    finally:
+        if known.done > kept:
+            _write(part, request, known)
+
+
+@torch.no_grad()
+def _answers(files: list[Path], look: Look, judge: Classifier) -> tuple[np.ndarray, np.ndarray]:
+    """found [block] and logits [block, width] of some files."""
+    seen = [look(file) for file in files]
+    found_N = np.array([kind for kind, _ in seen], np.int8)
+    width = sum(len(classes) for classes in judge.attributes.values())
+    logits_NK = np.full((len(files), width), np.nan, np.float32)
+    if crops := [piece for _, piece in seen if piece is not None]:
+        logits = judge(torch.cat(crops))
+        logits_FK = torch.cat([logits[name] for name in judge.attributes], 1).float().cpu().numpy()
+        if not np.isfinite(logits_FK).all():
+            raise ValueError("the judge gives logits that are not finite, allowed: finite ones")
+        logits_NK[found_N == FACE] = logits_FK
+    return found_N, logits_NK
+
+
+def _joined(known: Judged, found_N: np.ndarray, logits_NK: np.ndarray) -> Judged:
+    return Judged(np.concatenate([known.found_N, found_N]), np.concatenate([known.logits_NK, logits_NK]))
+
+
+def _read(part: Path, request: str, width: int) -> Judged:
+    with suppress(SafetensorError, OSError, ValueError, KeyError, TypeError):
+        with safe_open(part, "np") as store:
+            if json.loads(store.metadata()["about"])["request"] == request:
+                return Judged(store.get_tensor("found"), store.get_tensor("logits"))
+    return Judged(np.zeros(0, np.int8), np.zeros((0, width), np.float32))
+
+
+def _write(part: Path, request: str, known: Judged) -> None:
+    temporary = part.with_name(f"{part.name}.writing")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {"found": torch.from_numpy(known.found_N), "logits": torch.from_numpy(known.logits_NK)}
+    save_file(tensors, temporary, {"about": json.dumps({"request": request})})
+    os.replace(temporary, part)

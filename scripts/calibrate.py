@@ -1,0 +1,137 @@
+"""Count a judge's errors on a folder of labelled faces, so that audits undo them.
+
+python scripts/calibrate.py FOLDER model=sd15 judge@audit.judge=hf audit.judge.path=JUDGE        beside a judge's folder
+python scripts/calibrate.py FOLDER --out gender.json judge@audit.judge=open_clip audit.judge.path=ViT-L-14/laion2b_s32b_b82k
+python scripts/audit.py audit.calibration=gender.json judge@audit.judge=open_clip audit.judge.path=ViT-L-14/laion2b_s32b_b82k
+
+FOLDER holds labels.csv (image, gender, race, age), or FairFace's or CelebA's files as they come: classifiers/labels.py.
+The settings are those of the audit: its judge, its detector, its crops. Faces that the judge was trained on tell nothing of
+its errors: of a folder with splits the validation part is taken. The same command goes on.
+"""
+
+import argparse
+import json
+from functools import partial
+from pathlib import Path
+
+from build_bank import configure
+
+from classifiers.calibration import CROPS, Calibration, calibrate, save_calibration
+from classifiers.judging import FACE, judge_files, largest_face
+from classifiers.labels import SPLITS, LabelledFiles, read_labels
+from classifiers.page import draw_reliability, page
+from fairdiff import build, fingerprint
+from fairdiff.build_audit import calibration_file, judge_name
+from fairdiff.cli.ending import ending
+from fairdiff.cli.main import fail, told
+from fairdiff.config import Config
+from fairdiff.diffusion.load import check_device
+from fairdiff.errors import FairDiffError, blame
+from fairdiff.files import write_text
+from fairdiff.portraits import weights
+from fairdiff.training.tracking import make_console, progress
+
+
+def where(config: Config, out: Path | None) -> Path:
+    """The file to be written: --out, `audit.calibration`, or beside the judge."""
+    file = out or calibration_file(config)
+    if file is None:
+        raise FairDiffError("--out: found nothing, but this judge has no folder; allowed: a new file, such as judge.json")
+    if file.parent.resolve() == weights("audit_judge").resolve():
+        raise FairDiffError("--out: found nothing, allowed with the embedded judge: a new file, for audit.calibration=<it>")
+    return file
+
+
+def labelled(folder: Path, attributes: dict[str, tuple[str, ...]], split: str | None) -> LabelledFiles:
+    """The faces of a split; by default "val" where the folder has it, else all."""
+    with blame("folder"):
+        files = read_labels(folder, attributes)
+        return files.of_split(split or ("val" if "val" in files.splits else "all"))
+
+
+def measure(folder: Path, config: Config, out: Path | None, split: str | None) -> str:
+    """Write calibration, page and picture, or find them made, and say what was found."""
+    file = where(config, out)
+    check_device(config.model.device)
+    requested = {name: tuple(attribute.classes) for name, attribute in config.attributes.items()}
+    judge = build.build_classifier(config.audit.judge, "audit.judge", "audit_judge", requested, config.model.device)
+    files = labelled(folder, judge.attributes, split)
+    detector, crops = build.build_detector(config), {key: getattr(config.detector, key) for key in CROPS}
+    hashes = {name: build.judge_fingerprint(judge, name) for name in judge.attributes}
+    with blame("folder"):
+        sizes = [file.stat().st_size if file.is_file() else -1 for file in files.files]
+    labels = {name: label_N.tolist() for name, label_N in files.labels.items()}
+    data = fingerprint.of_values(files.names, sizes, labels)
+    request = fingerprint.of_values(data, hashes, build.detector_fingerprint(config, detector))
+    if made_before(file, request):
+        return f"{file}: made before"
+    look = partial(
+        largest_face, detector=detector, crop_size=crops["crop_size"], expand=crops["expand"], device=config.model.device
+    )
+    part = file.with_name(f"{file.name}.part")
+    with progress(make_console()) as bar, blame("audit.judge"):
+        task = bar.add_task("pictures", total=len(files), note="")
+        for known in judge_files(files.files, look, judge, part, request):
+            bar.update(task, completed=known.done, note=f"{known.counts()['found']} faces")
+    if not known.counts()["found"]:
+        raise FairDiffError(f"folder: {folder}: {known}; allowed: pictures of faces")
+    faces = files.rows(known.found_N == FACE)
+    with blame("folder"):
+        found = calibrate(known.logits(judge.attributes), faces.labels, judge.attributes)
+    about = {
+        "request": request,
+        "judge": judge_name(config.audit.judge),
+        "data": {"folder": folder.name, "layout": files.layout, "split": sorted({*files.splits}), "hash": data},
+        "faces": known.counts(),
+    }
+    write(file, {name: sign(c, hashes[name]) for name, c in found.items()}, crops, about)
+    part.unlink(missing_ok=True)
+    shares = ", ".join(f"{name} {100 * c.accuracy:.1f} %" for name, c in found.items())
+    return f"{known}\naccuracy: {shares}\npage: {file.with_suffix('.md')}\n{file}"
+
+
+def sign(c: Calibration, judge: str) -> Calibration:
+    return Calibration(c.classes, c.counts, c.temperature, c.ece, c.bins, c.groups, judge)
+
+
+def write(file: Path, found: dict[str, Calibration], crops: dict, about: dict) -> None:
+    """The page and its picture, then the file itself, whose being there says that all is done."""
+    picture = file.with_suffix(".png")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    drawn = draw_reliability(found, picture)
+    data, faces = about["data"], about["faces"]
+    split = "/".join(filter(None, data["split"])) or "none"
+    lines = {
+        "judge": f"{about['judge']} ({', '.join(f'{name} {c.judge}' for name, c in found.items())})",
+        "faces": f"{data['folder']}, {data['layout']}, split {split} ({data['hash']})",
+        "pictures": f"{faces['found']} with a face, {faces['not_found']} without one, {faces['unreadable']} unreadable",
+        "crops": ", ".join(f"{key} {value}" for key, value in crops.items()),
+    }
+    write_text(file.with_suffix(".md"), page(found, lines, picture.name if drawn else None))
+    save_calibration(found, crops, file, about)
+
+
+def made_before(file: Path, request: str) -> bool:
+    """Whether the file answers this request; one of other faces, or of the judge before, is written anew."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))["request"] == request
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+@ending("interrupted; the same command goes on")
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="of labelled faces")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="of the audit, as for scripts/audit.py")
+    parser.add_argument("--out", type=Path, help="the file to write; default: calibration.json in the judge's folder")
+    parser.add_argument("--split", choices=[*SPLITS, "all"], help="default: val where the folder has splits, else all")
+    args = parser.parse_intermixed_args(argv)
+    try:
+        print(measure(args.folder, configure(args.settings), args.out, args.split))
+    except Exception as error:
+        fail(told(error))
+
+
+if __name__ == "__main__":
+    main()
