@@ -45,7 +45,10 @@ from fairdiff.training.trainer import Schedule
 from fairdiff.training.validation import Validation
 
 # Keys that leave the result of training as it is. steps: of a constant rate they only ask for more of it.
-NOT_TRAINING = ("audit", "export", "resume", "cache", "micro_batch", "memory_gb", "tracker", "steps")
+NOT_TRAINING = (
+    *("audit", "export", "resume", "cache", "micro_batch", "memory_gb", "tracker", "steps"),
+    *("images", "manifest"),
+)
 KEPT_OF_ADAPTER = 5  # times its own size: gradients, their sum over prompts, two moments of AdamW, averages
 Judge = AttributeNet | HubClassifier | ZeroShotClassifier
 
@@ -299,12 +302,19 @@ def build_classifier(
 
 
 @lru_cache(maxsize=2)
+def build_clip(path: str, device: str) -> ClipEncoder:
+    """CLIP; training and audit share it, for photographs it holds gigabytes."""
+    return ClipEncoder(weights("clip") if path == "embedded" else path, device)
+
+
+@lru_cache(maxsize=2)
+def build_encoder(path: str, device: str) -> ImageEncoder | HubEncoder:
+    """The encoder in DINO's place, shared too."""
+    return ImageEncoder(weights("encoder"), device) if path == "embedded" else HubEncoder(path, device)
+
+
 def build_encoders(clip: str, encoder: str, device: str) -> tuple[ClipEncoder, ImageEncoder | HubEncoder]:
-    """CLIP and the encoder in DINO's place; training and audit share them, for photographs they hold gigabytes."""
-    return (
-        ClipEncoder(weights("clip") if clip == "embedded" else clip, device),
-        ImageEncoder(weights("encoder"), device) if encoder == "embedded" else HubEncoder(encoder, device),
-    )
+    return build_clip(clip, device), build_encoder(encoder, device)
 
 
 def build_embedder(config: Config) -> Embedder:

@@ -1,6 +1,6 @@
 """From configuration and plan to an audit: what is generated, what looks at it, and what is counted."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from classifiers.zeroshot import ZeroShotClassifier
 from fairdiff import build, fingerprint
 from fairdiff.audit.axis import MetricSpec, groups_of, software_versions
 from fairdiff.audit.card import EMBEDDED
-from fairdiff.audit.generate import AuditPlan, Generate
+from fairdiff.audit.generate import AuditPlan, Generate, Noise
 from fairdiff.audit.judge import check_confusion
 from fairdiff.audit.measure import Measurer, measure
 from fairdiff.audit.metrics import SCHEMA as METRICS_SCHEMA
@@ -23,6 +23,7 @@ from fairdiff.config import Config, JudgeConfig
 from fairdiff.diffusion.adapters import Adapter, at_origin
 from fairdiff.diffusion.load import DiffusionModel
 from fairdiff.diffusion.memory import Parts, Pieces, bytes_of, plan_pieces
+from fairdiff.diffusion.sampling import initial_noise
 from fairdiff.distributed import ALONE, World
 from fairdiff.errors import FairDiffError, blame
 from fairdiff.plan import Plan
@@ -88,7 +89,7 @@ def _check_crops(config: Config, key: str, file: Path, measured_on: dict) -> Non
 class Audit:
     """An audit ready to run: what is generated, what looks at it, and what is counted. name: of its folder.
 
-    others: the same prompts of people at further guidance scales.
+    others: the same prompts of people at further guidance scales. noise: what images are generated from.
     """
 
     plan: AuditPlan
@@ -96,6 +97,7 @@ class Audit:
     measurer: Measurer
     spec: MetricSpec
     name: str
+    noise: Noise
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -128,6 +130,47 @@ def judge_name(judge: JudgeConfig, embedded: str = "embedded audit judge") -> st
     return f"{judge.type}: " + ", ".join(sorted(set(paths)))
 
 
+def build_audit_judge(config: Config, plan: Plan) -> Judge:
+    return build_classifier(config.audit.judge, "audit.judge", "audit_judge", plan.attributes, config.model.device)
+
+
+def build_measurer(config: Config, judge: Judge, encoders: Sequence) -> tuple[Measurer, str]:
+    """What looks at the images of an audit, and a hash of all that its answers depend on.
+
+    encoders: those of `build_encoders`, None for one that is not at hand.
+    """
+    detector = build_detector(config)
+    looking = [fingerprint.of_frozen(judge), judge.config]
+    looking += [judge.wordings] if isinstance(judge, ZeroShotClassifier) and judge.wordings else []
+    looking += [item for e in encoders if e for item in (fingerprint.of_frozen(e.model), e.config)]
+    hashed = fingerprint.of_values(looking, detector_fingerprint(config, detector))
+    return Measurer(detector, judge, *encoders, config.detector.crop_size, config.detector.expand), hashed
+
+
+def build_spec(
+    config: Config, plan: Plan, judge: Judge, training_judge: Judge | None, provenance: dict
+) -> MetricSpec:
+    """What an audit counts, and what its report says of the judge."""
+    options, attributes = config.audit, dict(judge.attributes)
+    groups = groups_of([name for name in attributes if name in plan.attributes])
+    about_judge: dict = {"path": judge_name(options.judge)}
+    if training_judge is not None:  # else nobody knows here what trained the adapter, if there is one
+        same = fingerprint.of_frozen(judge) == fingerprint.of_frozen(training_judge)
+        about_judge["same_as_training_judge"] = same
+    if isinstance(judge, ZeroShotClassifier):
+        about_judge |= {"prompts": judge.config["prompts"], "wordings": judge.wordings}
+    return MetricSpec(
+        attributes=attributes,
+        judge=about_judge,
+        targets=plan.targets.audited(groups, [p.text for p in plan.audit]),
+        confusion=build_confusion(config, judge),
+        delta=options.equivalence,
+        drift=options.drift,
+        seed=options.seed,
+        provenance=provenance,
+    )
+
+
 def build_audit(
     config: Config,
     plan: Plan,
@@ -142,33 +185,12 @@ def build_audit(
     hashes are those of the frozen weights.
     """
     options = config.audit
-    judge = build_classifier(options.judge, "audit.judge", "audit_judge", plan.attributes, config.model.device)
-    clip, encoder = build_encoders(config.features.clip, config.features.encoder, config.model.device)
-    detector = build_detector(config)
-    attributes = dict(judge.attributes)
-    groups = groups_of([name for name in attributes if name in plan.attributes])
-    about_judge: dict = {"path": judge_name(options.judge)}
-    if training_judge is not None:  # else nobody knows here what trained the adapter, if there is one
-        same = fingerprint.of_frozen(judge) == fingerprint.of_frozen(training_judge)
-        about_judge["same_as_training_judge"] = same
-    if isinstance(judge, ZeroShotClassifier):
-        about_judge |= {"prompts": judge.config["prompts"], "wordings": judge.wordings}
-    spec = MetricSpec(
-        attributes=attributes,
-        judge=about_judge,
-        targets=plan.targets.audited(groups, [p.text for p in plan.audit]),
-        confusion=build_confusion(config, judge),
-        delta=options.equivalence,
-        drift=options.drift,
-        seed=options.seed,
-        provenance=provenance(config, plan, model),
-    )
-    looking = [fingerprint.of_frozen(judge), judge.config]
-    looking += [judge.wordings] if about_judge.get("wordings") else []
-    looking += [item for e in (clip, encoder) for item in (fingerprint.of_frozen(e.model), e.config)]
+    judge = build_audit_judge(config, plan)
+    encoders = build_encoders(config.features.clip, config.features.encoder, config.model.device)
+    measurer, looking_hash = build_measurer(config, judge, encoders)
+    spec = build_spec(config, plan, judge, training_judge, provenance(config, plan, model))
+    attributes = spec.attributes
     started = [build.adapter_options(config), build.adapter_fingerprint(config)]
-    looking_hash = fingerprint.of_values(looking, detector_fingerprint(config, detector))
-    measurer = Measurer(detector, judge, clip, encoder, config.detector.crop_size, config.detector.expand)
     few_images = min(FEW, options.images_per_prompt)
     sizes = (options.images_per_prompt, few_images, options.seed)
 
@@ -208,7 +230,8 @@ def build_audit(
         scale: replace(audit_plan, named=(), without_people=(), hashes=hashes(scale), shared=shared(hashes(scale)))
         for scale in sorted(further)
     }
-    return Audit(audit_plan, others, measurer, spec, audit_name(config, audit_plan, spec, [*others]))
+    name = audit_name(f"{options.split}-{len(plan.audit)}x{options.images_per_prompt}", audit_plan, spec, [*others])
+    return Audit(audit_plan, others, measurer, spec, name, initial_noise)
 
 
 def audit_pieces(config: Config, model: DiffusionModel, measurer: Measurer) -> Pieces:
@@ -223,14 +246,14 @@ def audit_pieces(config: Config, model: DiffusionModel, measurer: Measurer) -> P
     return pieces
 
 
-def audit_name(config: Config, plan: AuditPlan, spec: MetricSpec, scales: list[float]) -> str:
+def audit_name(words: str, plan: AuditPlan, spec: MetricSpec, more: list) -> str:
     """The folder of an audit below its training: "test-24x60-3f9a2c1b", sizes in words and a hash of all it depends on."""
     every = (plan.prompts, plan.named, plan.without_people)
     texts = [[(p.text, p.family, p.subject, p.names) for p in some] for some in every]
     sizes = [plan.images_per_prompt, plan.few_images, plan.seed, spec.delta, spec.drift]
     tables = [{k: v.tolist() for k, v in table.items()} for table in (spec.targets, spec.confusion)]
-    key = fingerprint.of_values(RECORDS_SCHEMA, METRICS_SCHEMA, plan.hashes, texts, sizes, tables, scales)
-    return f"{config.audit.split}-{len(plan.prompts)}x{plan.images_per_prompt}-{key[:8]}"
+    key = fingerprint.of_values(RECORDS_SCHEMA, METRICS_SCHEMA, plan.hashes, texts, sizes, tables, more)
+    return f"{words}-{key[:8]}"
 
 
 def provenance(config: Config, plan: Plan, model: DiffusionModel) -> dict:

@@ -1,5 +1,6 @@
 """What a run says of itself: the budget before it begins, warnings, adapter.json, and the settings on the report."""
 
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
@@ -7,12 +8,14 @@ from fairdiff.audit.axis import software_versions
 from fairdiff.audit.card import EMBEDDED
 from fairdiff.build import adapter_options, compared_images
 from fairdiff.build_audit import Audit
+from fairdiff.build_pictures import NOT_AT_HAND
 from fairdiff.config import Config
 from fairdiff.diffusion.adapter_files import read_about
 from fairdiff.diffusion.load import DiffusionModel
 from fairdiff.diffusion.memory import GIB, USED, Pieces
 from fairdiff.diffusion.solvers import SOLVERS
 from fairdiff.files import flat
+from fairdiff.pictures import Given
 from fairdiff.plan import Plan
 from fairdiff.prompts import wrong_article
 from fairdiff.training.step import Trainee
@@ -98,6 +101,45 @@ def adapter_warnings(config: Config, plan: Plan) -> list[str]:
         for key, value in wanted.items()
         if key in about and about[key] != value
     ]
+
+
+def picture_warnings(config: Config, given: Given, audit: Audit) -> list[str]:
+    """What an audit of given pictures leaves out, and what its numbers may not mean."""
+    lines = [f"warning: {line}" for line in unreadable_lines(given)]
+    if copies := given.copies:
+        some = f"{copies[0][1]} is {copies[0][0]}"
+        lines.append(f"warning: {len(copies)} pictures of a prompt are copies of another ({some}); they count as two")
+    if config.audit.judge.type == "net" and config.audit.judge.path is None:
+        lines.append(
+            "warning: the embedded judge has only seen renders of Portraits; for photographs: model=sd15, or "
+            "judge@audit.judge with a classifier of yours"
+        )
+    names = {"CLIP": "CLIP-T and CLIP-I are", "image encoder": "drift and variety are"}
+    missing = {key: audit.spec.provenance[key] for key in names if audit.spec.provenance[key].startswith(NOT_AT_HAND)}
+    return lines + [f"warning: {names[key]} not measured: {why}" for key, why in missing.items()]
+
+
+def unreadable_lines(given: Given, most: int = 20) -> list[str]:
+    """The pictures that could not be read, and the prompts that therefore are left out."""
+    count = len(given.unreadable)
+    lines = [f"{count} of {count + len(given.about)} pictures could not be read and are left out"] if count else []
+    lines += [f"{file}: {reason}" for file, reason in given.unreadable[:most]]
+    lines += [f"and {count - most} more, which audit.json names"] if count > most else []
+    if given.left_out:
+        lines.append(f"prompts left out, without a picture of every model: {'; '.join(given.left_out)}")
+    return lines
+
+
+def picture_lines(config: Config, plan: Plan, given: Given) -> dict[str, list[str]]:
+    """Settings of an audit of given pictures as lines for the report."""
+    sizes = Counter(given.about[file].size for files in given.files.values() for file in files.values())
+    folders = config.images if isinstance(config.images, list) else [config.images]
+    lines = {"target": list(plan.target_lines), "pictures": [f"folder: {folder}" for folder in folders]}
+    counts = [len(files) for files in given.files.values()]
+    lines["pictures"] += [f"{sum(counts)} pictures, {min(counts)} to {max(counts)} of each prompt"]
+    lines["pictures"] += [f"sizes: {', '.join(f'{w} × {h} ({n})' for (h, w), n in sizes.most_common(5))}"]
+    lines["pictures"] += [f"before and after belong together by {given.pairing}"] if given.pairing else []
+    return lines | ({"left out": unreadable_lines(given)} if given.unreadable or given.left_out else {})
 
 
 def about_adapter(config: Config, plan: Plan, model: DiffusionModel, training: str) -> dict:

@@ -6,13 +6,18 @@ from dataclasses import asdict
 from functools import partial, wraps
 from pathlib import Path
 
+from rich.console import Console
+
 from fairdiff import build, describe, run
 from fairdiff.build_audit import build_audit, build_generators, training_judge
+from fairdiff.build_pictures import build_audit_of_pictures, build_readers
 from fairdiff.cli.main import main
 from fairdiff.config import Config
 from fairdiff.distributed import World, started
+from fairdiff.errors import FairDiffError
 from fairdiff.lock import locked
-from fairdiff.plan import make_plan
+from fairdiff.pictures import read_pictures
+from fairdiff.plan import make_plan, plan_of_prompts
 from fairdiff.training.judges import compare_judges
 from fairdiff.training.tracking import make_console
 from fairdiff.training.trainer import train
@@ -34,6 +39,8 @@ def together(job: Callable[[Config, Path, World], None]) -> Callable[[Config, Pa
 def train_job(config: Config, folder: Path, world: World) -> None:
     """Train an adapter and audit the model without and with it; what is finished is only shown."""
     console = make_console(world.first)
+    if config.images is not None:
+        raise FairDiffError(f"images: found {config.images}, allowed: null in training; scripts/audit.py audits pictures")
     plan = make_plan(config)
     model, perception = build.build_model(config), build.build_perception(config, plan)
     training = build.training_fingerprint(config, plan, model, perception)
@@ -67,8 +74,11 @@ def train_job(config: Config, folder: Path, world: World) -> None:
 
 @together
 def audit_job(config: Config, folder: Path, world: World) -> None:
-    """Audit a model, or a model and a saved adapter, without training."""
+    """Audit a model, or a model and a saved adapter, or pictures as they lie in a folder, without training."""
     console = make_console(world.first)
+    if config.images is not None:
+        _audit_pictures(config, folder, world, console)
+        return
     plan = make_plan(config, training=False)
     model = build.build_model(config)
     adapter_hash = build.adapter_fingerprint(config)
@@ -87,6 +97,26 @@ def audit_job(config: Config, folder: Path, world: World) -> None:
             run.begin(folder, asdict(config), f"none: {adapter_hash}")
         lines = describe.report_lines(config, plan, adapter=adapter is not None, trained=False)
         run.carry_out(folder, audit, partial(build_generators, config, model, adapter), lines, console)
+    if world.first:
+        run.conclude(folder, audit, console)
+
+
+def _audit_pictures(config: Config, folder: Path, world: World, console: Console) -> None:
+    """Audit the pictures of `images`; no model that generates is loaded."""
+    given = read_pictures(config.images, config.manifest)
+    plan = plan_of_prompts(config, given.prompts)
+    audit = build_audit_of_pictures(config, plan, given, world)
+    world.require_same("settings, pictures and weights, by the name of their audit", lambda: audit.name)
+
+    if world.of_first(config.resume and run.finished(folder, audit)):
+        console.print(f"this audit is finished; resume=false starts over ({folder})")
+    else:
+        if world.first:
+            for line in describe.picture_warnings(config, given, audit):
+                console.print(line, markup=False)
+            run.begin(folder, asdict(config), "none: pictures")
+        lines = describe.picture_lines(config, plan, given)
+        run.carry_out(folder, audit, partial(build_readers, given), lines, console)
     if world.first:
         run.conclude(folder, audit, console)
 

@@ -25,6 +25,7 @@ from fairdiff.files import write_text
 from fairdiff.jobs import train_job
 from fairdiff.plan import plan_of_prompts
 from fairdiff.portraits import weights
+from fairdiff.prompts import Prompt
 from fairdiff.training.tracking import make_console
 
 __all__ = ["AuditResult", "LoadedAdapter", "audit", "load_adapter", "train"]
@@ -116,7 +117,7 @@ def audit(
     if isinstance(prompts, str) or not prompts:
         raise FairDiffError(f"prompts: found {prompts!r}, allowed: a list of one or more prompts")
     config = _config(pipe, target, judge, adapter, settings)
-    plan = plan_of_prompts(config, prompts)
+    plan = plan_of_prompts(config, [Prompt(text, "custom", text) for text in prompts])
     built = build_audit(config, plan, view(pipe), None, None)
     lines = {"target": list(plan.target_lines), "pipeline": _about(pipe, adapter)}
     with TemporaryDirectory() as folder:

@@ -80,18 +80,18 @@ def make_plan(config: Config, training: bool = True) -> Plan:
     )
 
 
-def plan_of_prompts(config: Config, texts: Sequence[str]) -> Plan:
-    """The plan of an audit of these prompts alone, all of people."""
-    audit = [Prompt(text, "custom", text) for text in texts]
+def plan_of_prompts(config: Config, prompts: Sequence[Prompt]) -> Plan:
+    """The plan of an audit of these prompts alone."""
+    people = [prompt for prompt in prompts if prompt.people and not prompt.names]
     written = _written_target(config, PortraitsPrompts())
     return Plan(
         attributes={name: tuple(attribute.classes) for name, attribute in config.attributes.items()},
         train=(),
         validation=(),
-        audit=tuple(audit),
-        named=(),
-        without_people=(),
-        targets=_targets(config, written, audit, {}),
+        audit=tuple(people),
+        named=tuple(prompt for prompt in prompts if prompt.people and prompt.names),
+        without_people=tuple(prompt for prompt in prompts if not prompt.people),
+        targets=_targets(config, written, people, {}),
         target_lines=tuple(_target_lines(config, written)),
     )
 

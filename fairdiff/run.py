@@ -24,7 +24,6 @@ from fairdiff.audit.report import render_report, summary_table
 from fairdiff.build_audit import Audit
 from fairdiff.diffusion.adapters import Adapter
 from fairdiff.diffusion.export import export
-from fairdiff.diffusion.sampling import initial_noise
 from fairdiff.errors import FairDiffError
 from fairdiff.files import atomic_path, flat, read_yaml, remove_leftovers, require_writable, write_json, write_text
 from fairdiff.training.step import Trainee
@@ -145,22 +144,22 @@ def finished(folder: Path, audit: Audit) -> bool:
 def carry_out(
     folder: Path,
     audit: Audit,
-    generators_at: Callable[[float], dict[str, Generate]],
+    generators_at: Callable[[float | None], dict[str, Generate]],
     lines: dict[str, list[str]],
     console: Console,
 ) -> None:
     """Generate the same prompts and noise with each model, measure, and write records, audit.json and report.html.
 
-    generators_at: the models at a guidance scale.
+    generators_at: the models at a guidance scale; of given images, which have none, what reads them.
     """
-    where, own = audit_folder(folder, audit), audit.spec.provenance["guidance"]
+    where, own = audit_folder(folder, audit), audit.spec.provenance.get("guidance")
     plans = {own: (audit.plan, where)} | {s: (plan, where / "guidance" / f"{s:g}") for s, plan in audit.others.items()}
-    total = sum(len(generators_at(scale)) * plan.images_per_model for scale, (plan, _) in plans.items())
+    total = sum(plan.count(generators_at(scale)) for scale, (plan, _) in plans.items())
     with progress(console) as bar:
         task = bar.add_task("audit", total=total, note="images")
         for scale, (plan, place) in plans.items():
             generators = generators_at(scale)
-            run_audit(plan, generators, audit.measurer, initial_noise, place, lambda n: bar.update(task, advance=n))
+            run_audit(plan, generators, audit.measurer, audit.noise, place, lambda n: bar.update(task, advance=n))
     if audit.plan.world.first:
         write_json(where / "request.json", {"spec": audit.spec.to_json(), "lines": lines})
         report(where, read_metrics(folder / "metrics.jsonl"))

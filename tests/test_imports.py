@@ -26,9 +26,13 @@ ROOMS = {  # package or module of fairdiff -> what else of fairdiff it may impor
     "plan": EVERYBODY | {"config", "objective", "portraits"},
     "build": EVERYBODY | {"config", "plan", "diffusion", "objective", "training", "portraits", "audit"},
     "build_audit": EVERYBODY | {"config", "plan", "build", "diffusion", "portraits", "audit"},
-    "describe": EVERYBODY | {"config", "plan", "build", "build_audit", "diffusion", "training", "audit"},
+    "pictures": {"errors", "files", "prompts"},
+    "build_pictures": EVERYBODY | {"config", "plan", "pictures", "build", "build_audit", "diffusion", "audit"},
+    "describe": EVERYBODY
+    | {"config", "plan", "pictures", "build", "build_audit", "build_pictures", "diffusion", "training", "audit"},
     "run": EVERYBODY | {"build_audit", "diffusion", "training", "audit"},
-    "jobs": {"config", "plan", "build", "build_audit", "describe", "run", "cli", "training", "lock", "distributed"},
+    "jobs": {"config", "plan", "pictures", "build", "build_audit", "build_pictures", "describe", "run", "cli"}
+    | {"training", "lock", "distributed", "errors"},
     "view": EVERYBODY | {"cli", "plan", "build", "build_audit", "diffusion", "training", "audit"},
     "start": {"jobs", "view"},
     "library": EVERYBODY

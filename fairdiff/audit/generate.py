@@ -1,4 +1,4 @@
-"""Generate the images of an audit and measure them: the same prompts and the same noise for every model.
+"""Generate the images of an audit, or read given ones, and measure them: the same prompts and noise for every model.
 
 The noise of image i of a prompt depends on (seed, prompt, i) alone, so "before" and "after" are pairs, and neither the
 batch size nor the order of the prompts changes an image. Models are audited prompt by prompt, of several processes each with
@@ -7,8 +7,9 @@ stays the same.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Protocol
@@ -16,7 +17,7 @@ from typing import Protocol
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from fairdiff.audit.measure import Measured, Measurer, cosine, cosine_to_others, joined, measure
@@ -27,7 +28,7 @@ from fairdiff.files import atomic_path
 
 # (prompt, noise_BCHW) -> image_BCHW in [0, 1]
 Generate = Callable[[str, Tensor], Tensor]
-# (prompt, seed, indices, latent shape) -> noise [len(indices), *shape]
+# (prompt, seed, indices, latent shape) -> noise [len(indices), *shape]; of given images their numbers alone
 Noise = Callable[[str, int, Iterable[int], tuple[int, ...]], Tensor]
 
 
@@ -48,6 +49,7 @@ class AuditPlan:
     hash makes old records stale. strip: images of each prompt kept as thumbnails at most `thumbnail` pixels wide.
     shared: a folder where runs leave their records of "before" for each other, so that a sweep generates them once.
     world: the processes that generate; the first one reads and writes all files.
+    given: of images that are read and not generated, (model, prompt) -> their numbers, those of one size together.
     """
 
     prompts: Sequence[Prompt]
@@ -64,6 +66,7 @@ class AuditPlan:
     thumbnail: int = 96
     shared: Path | None = None
     world: World = ALONE
+    given: Mapping[tuple[str, str], Sequence[Sequence[int]]] | None = None
 
     @property
     def every(self) -> list[Prompt]:
@@ -78,6 +81,21 @@ class AuditPlan:
     def images_per_model(self) -> int:
         """How many images one model generates."""
         return sum(self.images_of(prompt) for prompt in self.every)
+
+    def batches(self, model: str, prompt: Prompt) -> list[Sequence[int]]:
+        """The numbers of the images of one prompt, as they are measured at once."""
+        if self.given is not None:
+            return list(self.given[model, prompt.text])
+        images = self.images_of(prompt)
+        return [range(start, min(start + self.batch_size, images)) for start in range(0, images, self.batch_size)]
+
+    def numbers(self, model: str, prompt: Prompt) -> list[int]:
+        """The numbers of the images of one prompt, ascending; a number is one noise, whatever the model."""
+        return sorted(index for batch in self.batches(model, prompt) for index in batch)
+
+    def count(self, models: Iterable[str]) -> int:
+        """How many images these models have together."""
+        return sum(len(self.numbers(model, prompt)) for model in models for prompt in self.every)
 
 
 def run_audit(
@@ -144,7 +162,7 @@ class _Auditor:
             subject=prompt.subject,
             people=prompt.people,
             names=prompt.names,
-            images=plan.images_of(prompt),
+            images=plan.images_of(prompt) if plan.given is None else plan.numbers(model, prompt),
             seed=plan.seed,
             latent=list(plan.latent_shape),
             attributes=plan.attributes,
@@ -163,7 +181,8 @@ class _Auditor:
             found = world.gather(None if mine is None else self.measure(model, generate, every[mine]))
             for rank, place in enumerate(places if world.first else []):
                 self.keep(model, every[place], *found[rank])
-                self.on_images(self.plan.images_of(every[place]) if rank else 0)  # our own are counted already
+                if rank:  # our own are counted already
+                    self.on_images(len(self.plan.numbers(model, every[place])))
 
     def shared(self, model: str) -> RecordStore | None:
         return RecordStore(self.plan.shared) if self.plan.shared and model == "before" else None
@@ -177,12 +196,12 @@ class _Auditor:
             self.store.take(shared, model, prompt.text, print_)
         found = self.store.complete(model, prompt.text, print_)
         if found:
-            self.on_images(self.plan.images_of(prompt))
+            self.on_images(len(self.plan.numbers(model, prompt)))
         return found
 
     def keep(self, model: str, prompt: Prompt, measured: Measured, sheet: Image.Image) -> None:
         """Store what was measured on the images of a prompt."""
-        before = {} if model == "before" else self.store.read_features("before", prompt.text)
+        before = {} if model == "before" else self.before(model, prompt)
         print_, shared = self.fingerprint(model, prompt), self.shared(model)
         with atomic_path(self.store.path(model, prompt.text, "png")) as temporary:
             sheet.save(temporary)
@@ -191,18 +210,26 @@ class _Auditor:
         if shared:
             shared.take(self.store, model, prompt.text, print_)
 
+    def before(self, model: str, prompt: Prompt) -> dict[str, np.ndarray]:
+        """Features of the images before that have the numbers of this model's; NaN where there is none."""
+        rows = {index: row for row, index in enumerate(self.plan.numbers("before", prompt))}
+        rows_B = np.array([rows.get(index, -1) for index in self.plan.numbers(model, prompt)])
+        features = self.store.read_features("before", prompt.text)
+        return {name: np.where(rows_B[:, None] < 0, np.nan, value[rows_B]) for name, value in features.items()}
+
     def measure(self, model: str, generate: Generate, prompt: Prompt) -> tuple[Measured, Image.Image]:
         """All images of one prompt, measured in batches, and the strip of the first ones."""
-        plan, images, parts, kept = self.plan, self.plan.images_of(prompt), [], []
-        for start in range(0, images, plan.batch_size):
-            indices = range(start, min(start + plan.batch_size, images))
+        plan, parts, places, shown = self.plan, [], [], {}
+        first = plan.numbers(model, prompt)[: plan.strip]
+        for indices in plan.batches(model, prompt):
             with torch.no_grad():
                 image_BCHW = generate(prompt.text, self.noise(prompt.text, plan.seed, indices, plan.latent_shape))
             _check_pictures(image_BCHW, model, prompt.text)
             parts.append(measure(self.measurer, image_BCHW, prompt.text))
-            kept.extend(image_BCHW[: max(plan.strip - start, 0)].float().cpu())
+            shown |= {i: eight_bits(image) for i, image in zip(indices, image_BCHW, strict=True) if i in first}
+            places.extend(indices)
             self.on_images(len(indices))
-        return joined(parts), strip(kept, plan.thumbnail)
+        return joined(parts).rows(np.argsort(places)), strip([shown[i] for i in first], plan.thumbnail)
 
     def collect(self, models: list[str], prompts: list[str]) -> pd.DataFrame:
         """All rows in the order of the models, prompts and images; `prompt_index` is the place in the plan."""
@@ -221,16 +248,21 @@ def _check_pictures(image_BCHW: Tensor, model: str, prompt: str) -> None:
         raise FairDiffError(f"audit: the model {model} drew '{prompt}' with values {low} to {high}, allowed: 0 to 1")
 
 
-def strip(image_list: list[Tensor], width: int) -> Image.Image:
-    """Images [3, H, W] in [0, 1] side by side, each at most `width` pixels wide."""
-    tiles = [
-        Image.fromarray((i.clamp(0, 1).permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)) for i in image_list
-    ]
+def eight_bits(image_CHW: Tensor) -> np.ndarray:
+    """An image in [0, 1] as a PNG holds it, uint8 [H, W, 3]."""
+    return (image_CHW.float().cpu().clamp(0, 1).permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
+
+
+def strip(image_list: list[np.ndarray], width: int) -> Image.Image:
+    """Images uint8 [H, W, 3] side by side, each at most `width` pixels wide, those of another shape than the first within
+    its frame."""
+    tiles = [Image.fromarray(image) for image in image_list]
     w, h = tiles[0].size
     size = (min(w, width), max(1, round(h * min(w, width) / w)))
     sheet = Image.new("RGB", (size[0] * len(tiles), size[1]))
     for i, tile in enumerate(tiles):
-        sheet.paste(tile if tile.size == size else tile.resize(size, Image.Resampling.LANCZOS), (i * size[0], 0))
+        fit = tile.resize if tile.size == (w, h) else partial(ImageOps.pad, tile)
+        sheet.paste(tile if tile.size == size else fit(size, Image.Resampling.LANCZOS), (i * size[0], 0))
     return sheet
 
 
@@ -249,7 +281,7 @@ def _rows(plan: AuditPlan, model: str, prompt: Prompt, measured: Measured, befor
         "names": prompt.names,
         "subject": prompt.subject,
         "prompt": prompt.text,
-        "image_index": np.arange(n),
+        "image_index": np.array(plan.numbers(model, prompt)),
         "seed": plan.seed,
         "found": measured.found_B,
         **{corner: measured.box_B4[:, i] for i, corner in enumerate(("x0", "y0", "x1", "y1"))},

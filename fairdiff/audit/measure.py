@@ -56,6 +56,13 @@ class Measured:
     features: dict[str, np.ndarray]
     wordings: dict[str, np.ndarray]
 
+    def rows(self, order_B: np.ndarray) -> "Measured":
+        """The same images in another order."""
+        tables = [{k: v[order_B] for k, v in table.items()} for table in (self.probs, self.features, self.wordings)]
+        return Measured(
+            self.found_B[order_B], self.box_B4[order_B], tables[0], self.clip_t_B[order_B], tables[1], tables[2]
+        )
+
 
 def _array(tensor: Tensor) -> np.ndarray:
     return tensor.float().cpu().numpy()

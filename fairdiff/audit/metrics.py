@@ -234,6 +234,7 @@ def _paired(
     """ "after" minus the model `first`: same prompts (`seen`), same noise."""
     order, pair = ["prompt_index", "image_index"], (first, "after")
     before, after = (people[people.model == model].sort_values(order) for model in pair)
+    before, after = _in_both(before, after, order)
     place = before.prompt_index.map({prompt: row for row, prompt in enumerate(prompts.prompt_index)}).to_numpy()
 
     def change_in(axis: Axis, rows_P: np.ndarray) -> dict:
@@ -274,6 +275,12 @@ def _paired(
     for name, step in steps.items():
         result[name] = difference_over_prompts(_prompt_means(step, before))
     return result
+
+
+def _in_both(before: pd.DataFrame, after: pd.DataFrame, key: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The rows of each whose key the other has too: of given images some may have no partner."""
+    keys = [pd.MultiIndex.from_frame(rows[key]) for rows in (before, after)]
+    return before[keys[0].isin(keys[1])], after[keys[1].isin(keys[0])]
 
 
 def _prompt_means(values: pd.Series, rows: pd.DataFrame) -> np.ndarray:

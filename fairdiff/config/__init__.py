@@ -37,6 +37,8 @@ PATHS = (
         "features.identity",
         "features.bank",
         "cache",
+        "images",
+        "manifest",
     ),
 )
 EXPORTS = {"lora": ["kohya", "merged", "merged_file"], "soft_tokens": ["a1111"]}  # adapter/ is diffusers' own
@@ -95,6 +97,9 @@ class Config:
     export: formats for other tools in which the trained adapter is written too: kohya, merged, merged_file of LoRA, a1111 of
     soft tokens; see scripts/export.py.
     cache: a folder for what the frozen model generated and measured, null for none.
+    images: a folder of pictures, or two, [before, after], to audit in the place of a model; see `fairdiff/pictures.py`.
+    manifest: a CSV that says which prompt each picture of `images` shows; null: manifest.csv in the folder, and without one
+    each sub-folder is named by its prompt.
     tracker: tensorboard, wandb or trackio, beside metrics.jsonl; null for none.
 
     target: attribute -> class -> share; the shares of an attribute sum to 1. file: a table of shares, as
@@ -124,6 +129,8 @@ class Config:
     resume: bool = True
     export: list[str] = field(default_factory=list)
     cache: str | None = "outputs/cache"
+    images: Any = None
+    manifest: str | None = None
     tracker: str | None = None
 
     def __post_init__(self):
@@ -152,11 +159,25 @@ class Config:
             raise FairDiffError(
                 f"gradient.evaluations: found {evaluations}, allowed: at most sampler.train_steps, {most}, or null for all"
             )
+        self._check_images()
         if not self.attributes:
             raise FairDiffError("attribute: found [], allowed: one or more of gender, race, age or your own")
         _check_target(self.attributes, self.target)
         _check_mapping("judge.mapping", self.judge.mapping, self.attributes)
         _check_mapping("audit.judge.mapping", self.audit.judge.mapping, self.attributes)
+
+    def _check_images(self) -> None:
+        """Where pictures are given nothing is generated."""
+        folders = self.images if isinstance(self.images, list) else [self.images or ""]
+        if not all(isinstance(folder, str) for folder in folders) or (isinstance(self.images, list) and len(folders) != 2):
+            raise FairDiffError(f"images: found {self.images}, allowed: a folder, two folders [before, after], or null")
+        if self.images is None:
+            if self.manifest is not None:
+                raise FairDiffError(f"manifest: found {self.manifest} without images, allowed: with images=<folder>")
+            return
+        for key, found in (("adapter.path", self.adapter.path), ("audit.guidance", self.audit.guidance or None)):
+            if found is not None:
+                raise FairDiffError(f"{key}: found {found} beside images, which nothing generates; allowed: one of them")
 
 
 def _check_mapping(key: str, mapping: dict[str, Any], attributes: dict[str, AttributeConfig]) -> None:
