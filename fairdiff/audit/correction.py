@@ -13,7 +13,7 @@ from scipy.stats import norm
 
 from fairdiff.audit import suite
 from fairdiff.audit.distance import shrunken_shares
-from fairdiff.audit.intervals import bias_range, gap_of_share
+from fairdiff.audit.intervals import bias_ends
 from fairdiff.audit.judge import Judge
 from fairdiff.audit.suite import Interval
 
@@ -81,13 +81,9 @@ def corrected_share_region(counts, judge: Judge, level: float = 0.95, seed: int 
     return np.quantile(shares, [tail, 1 - tail], axis=0).T
 
 
-def corrected_bias_interval(counts, judge: Judge, level: float = 0.95, seed: int = 0) -> Interval:
-    """Interval of one prompt's bias with the judge's error undone: the range of bias over `corrected_share_region`."""
-    box = corrected_share_region(counts, judge, level, seed)
-    if len(box) == 2:
-        return gap_of_share(*box[0])
-    least, most = bias_range(box[:, 0], box[:, 1])
-    return float(least), float(most)
+def corrected_bias_intervals(counts_PK, judge: Judge, level: float = 0.95, seed: int = 0) -> np.ndarray:
+    """Interval [P, 2] of each prompt's bias with the judge's error undone: its range over `corrected_share_region`."""
+    return bias_ends([corrected_share_region(counts, judge, level, seed) for counts in counts_PK])
 
 
 def corrected_mean(statistic: Callable, counts_PK, target_PK, judge: Judge, limits: Interval, seed: int) -> dict:

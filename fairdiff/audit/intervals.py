@@ -54,12 +54,6 @@ def _total_variation_floor(target: tuple[float, ...], n: int) -> float:
     return float(mean_deviation(n, np.array(target)).sum() / (2 * n))
 
 
-def gap_of_share(low: float, high: float) -> Interval:
-    """The interval of |2p - 1| given one for p; from 0 on when it straddles 1/2. Keeps the coverage of p's interval."""
-    ends = sorted((float(abs(2 * low - 1)), float(abs(2 * high - 1))))
-    return (0.0, ends[1]) if low <= 0.5 <= high else (ends[0], ends[1])
-
-
 def share_region(counts, level: float = 0.95) -> np.ndarray:
     """Box [K, 2] that holds all true shares p of one prompt at once; [0, 1] each when there is no face.
 
@@ -102,11 +96,14 @@ def bias_interval(counts, level: float = 0.95) -> Interval:
 
     Wilson mapped to |2p - 1| for K = 2. Percentile bootstrap would have no coverage at the fair point.
     """
-    box = share_region(counts, level)
-    if len(box) == 2:
-        return gap_of_share(*box[0])
-    least, most = bias_range(box[:, 0], box[:, 1])
+    least, most = bias_ends(share_region(counts, level))
     return float(least), float(most)
+
+
+def bias_ends(box) -> np.ndarray:
+    """The same range [..., 2] over boxes [..., K, 2] of many prompts at once."""
+    box = np.asarray(box, float)
+    return np.stack(bias_range(box[..., 0], box[..., 1]), -1)
 
 
 def missing_face_bounds(counts, missing) -> tuple[np.ndarray, np.ndarray]:

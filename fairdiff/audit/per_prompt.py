@@ -12,7 +12,7 @@ from fairdiff.audit import intervals as iv
 from fairdiff.audit.attribute import judge_for
 from fairdiff.audit.axis import Axis, MetricSpec
 from fairdiff.audit.certain import certain_prompts
-from fairdiff.audit.correction import corrected_bias_interval
+from fairdiff.audit.correction import corrected_bias_intervals
 from fairdiff.bias import bias
 
 
@@ -23,22 +23,24 @@ def prompt_metrics(counts, images, axis: Axis, prompts: pd.DataFrame, spec: Metr
     holm = iv.holm(p_values)
     judge = judge_for(axis, spec)
     distances, certain = certain_prompts(counts, images - counts.sum(1), axis.target_PK, spec.delta, judge)
-    judge = None if judge is None or judge.refusal else judge
+    corrected = None if judge is None or judge.refusal else corrected_bias_intervals(counts, judge, seed=spec.seed)
+    regions = np.stack([iv.share_region(c) for c in counts])
+    ends, bounds = iv.bias_ends(regions), np.stack(iv.missing_face_bounds(counts, images - counts.sum(1)), -1)
     items = []
     for row, prompt in enumerate(prompts[["prompt_index", "prompt", "subject", "family"]].to_dict("records")):
-        faces, region = int(counts[row].sum()), iv.share_region(counts[row])
+        faces = int(counts[row].sum())
         shares = counts[row] / faces if faces else np.full(len(counts[row]), math.nan)
         item = {
             **prompt,
             "images": int(images[row]),
             "faces": faces,
             "counts": dict(zip(axis.classes, counts[row], strict=True)),
-            "shares": {name: {"share": shares[k], "ci95": region[k]} for k, name in enumerate(axis.classes)},
+            "shares": {name: {"share": shares[k], "ci95": regions[row, k]} for k, name in enumerate(axis.classes)},
             "bias": {
                 "value": bias(shares),
-                "ci95": iv.bias_interval(counts[row]),
+                "ci95": ends[row],
                 "floor": iv.noise_floor(len(axis.classes), faces),
-                "missing_face_bounds": iv.missing_face_bounds(counts[row], int(images[row]) - faces),
+                "missing_face_bounds": bounds[row],
             },
             "target": {
                 "shares": dict(zip(axis.classes, axis.target_PK[row], strict=True)),
@@ -49,7 +51,7 @@ def prompt_metrics(counts, images, axis: Axis, prompts: pd.DataFrame, spec: Metr
                 "p_holm": holm[row],
             },
         }
-        if judge is not None and faces:
-            item["bias"]["corrected_ci95"] = corrected_bias_interval(counts[row], judge, seed=spec.seed)
+        if corrected is not None and faces:
+            item["bias"]["corrected_ci95"] = corrected[row]
         items.append(item)
     return items, certain

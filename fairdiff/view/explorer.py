@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from fairdiff import build
-from fairdiff.audit.measure import Measurer, measure
-from fairdiff.build_audit import build_generators
+from fairdiff.audit.measure import measure
+from fairdiff.build_audit import build_audit_judge, build_generators, build_measurer
 from fairdiff.cli.compose import saved
 from fairdiff.diffusion.sampling import initial_noise
 from fairdiff.errors import FairDiffError
@@ -31,11 +31,7 @@ class Explorer:
         self.model = build.build_model(config)
         self.adapter = build.build_saved_adapter(config, plan, self.model)
         self.full = [parameter.detach().clone() for parameter in self.adapter.parameters()]
-        detector = build.build_detector(config)
-        judge = build.build_classifier(
-            config.audit.judge, "audit.judge", "audit_judge", plan.attributes, config.model.device
-        )
-        self.measurer = Measurer(detector, judge, None, None, config.detector.crop_size, config.detector.expand)
+        self.measurer, _ = build_measurer(config, build_audit_judge(config, plan), (None, None))
         self.generators = build_generators(config, self.model, self.adapter, config.sampler.guidance)
         self.lock = Lock()
 

@@ -5,7 +5,7 @@ import pytest
 
 from fairdiff.audit.correction import (
     correct_shares,
-    corrected_bias_interval,
+    corrected_bias_intervals,
     corrected_mean,
     corrected_share,
     lack_of_fit,
@@ -55,7 +55,7 @@ def test_corrected_interval_covers_the_true_gap_with_a_new_labelled_set_each_tim
     for _ in range(trials):
         labelled = np.stack([rng.multinomial(400, row) for row in C])
         women = rng.binomial(60, p * C[0, 0] + (1 - p) * C[1, 0])
-        low, high = corrected_bias_interval([women, 60 - women], judge_of(labelled))
+        ((low, high),) = corrected_bias_intervals([[women, 60 - women]], judge_of(labelled))
         hits += low - 1e-9 <= abs(2 * p - 1) <= high + 1e-9
     assert hits / trials >= 0.9
 

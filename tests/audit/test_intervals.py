@@ -12,10 +12,10 @@ from statsmodels.stats.multitest import multipletests
 from fairdiff.audit import intervals as iv
 from fairdiff.audit.intervals import (
     bias,
+    bias_ends,
     bias_interval,
     bias_range,
     draws_for,
-    gap_of_share,
     holm,
     images_for_half_width,
     missing_face_bounds,
@@ -57,9 +57,9 @@ def test_total_variation_floor_is_the_expectation_over_all_outcomes():
     assert total_variation_floor([0.5, 0.5], 60) == pytest.approx(noise_floor(2, 60) / 2)
 
 
-def test_gap_of_share_folds_at_one_half():
-    assert gap_of_share(0.4, 0.7) == (0, pytest.approx(0.4))
-    assert gap_of_share(0.1, 0.3) == (pytest.approx(0.4), pytest.approx(0.8))
+def test_the_gap_of_two_classes_folds_at_one_half_and_prompts_do_not_mix():
+    boxes = [[[low, high], [1 - high, 1 - low]] for low, high in ((0.4, 0.7), (0.1, 0.3), (0.6, 0.9), (0, 1))]
+    assert bias_ends(boxes) == pytest.approx(np.array([[0, 0.4], [0.4, 0.8], [0.2, 0.8], [0, 1]]), abs=1e-9)
 
 
 def vertices(low, high):
