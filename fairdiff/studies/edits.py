@@ -121,14 +121,14 @@ def fold(model: DiffusionModel, map_DD: Tensor) -> Layers:
     return {"unet": found}
 
 
-def save_edit(folder: Path, layers: Layers) -> None:
+def save_edit(folder: Path, layers: Layers, pipeline: type = StableDiffusionPipeline) -> None:
     """`pytorch_lora_weights.safetensors` as `load_lora_weights` reads it."""
     state = {
         part: {f"{name}.lora_A.weight": f.down.contiguous() for name, f in own.items()}
         | {f"{name}.lora_B.weight": f.up.contiguous() for name, f in own.items()}
         for part, own in layers.items()
     }
-    save_lora(folder, state, {part: settings_of(own) for part, own in layers.items()}, StableDiffusionPipeline)
+    save_lora(folder, state, {part: settings_of(own) for part, own in layers.items()}, pipeline)
 
 
 def require_stable_diffusion(model: DiffusionModel) -> None:

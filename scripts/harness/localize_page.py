@@ -1,0 +1,141 @@
+"""The page of scripts/localize.py from its record."""
+
+import re
+from html import escape
+
+import numpy as np
+
+from fairdiff.audit.suite import ratio_interval
+from fairdiff.audit.wording import interval, number, percent
+from fairdiff.studies.page import Page, Point, Section, curves_chart
+
+LEAD = (
+    "Which parts of a LoRA carry its effect on bias, and how few of them keep it. Labels are perceived presentation in "
+    "images, never identity."
+)
+ENOUGH = 0.9  # of the effect
+METHOD = (
+    "Each layer's update is split into its singular components. The score of one is the first-order change of the alignment "
+    "loss without it, mean over training batches; its size is its Frobenius norm. Adapters of the first components by "
+    "either, and of random ones, are audited with the same noise.",
+    "Effect kept: the fall of bias with the sparse adapter, divided by that with the whole one, over the same prompts; "
+    "[low, high] is a 95 % interval over prompts (Student's, of the linearised ratio).",
+)
+NOT_SHOWN = (
+    "That a part is needed: another training may take another way. Parts that keep the effect are enough for it, no more.",
+    "Other noise and other seeds of training.",
+    "Effects of parts together: scores are of one component at a time, at the whole adapter.",
+)
+
+
+def effect(point: dict, attribute: str) -> np.ndarray:
+    """Fall of bias of each prompt [P]; NaN where no face was seen."""
+    before, after = (np.array(point[m][attribute], float) for m in ("before", "after"))
+    return before - after
+
+
+def kept_share(point: dict, whole: dict, attribute: str) -> tuple[float, tuple[float, float]]:
+    """The share of the whole adapter's effect, and its interval."""
+    own, full = effect(point, attribute), effect(whole, attribute)
+    seen = np.isfinite(own) & np.isfinite(full)
+    own, full = own[seen], full[seen]
+    if len(own) < 2 or full.mean() <= 0:
+        return float("nan"), (float("nan"), float("nan"))
+    return float(own.mean() / full.mean()), _ratio_ends(own, full)
+
+
+def _ratio_ends(own: np.ndarray, full: np.ndarray) -> tuple[float, float]:
+    middle = own.mean() / full.mean()
+    _, high = ratio_interval(own, full)
+    return 2 * middle - high, high  # symmetric; `ratio_interval` cuts at 0, but an effect may turn round
+
+
+def page(kept: dict, command: str) -> Page:
+    whole = kept["points"]["whole"][0]
+    sections = [Section("Method", METHOD)]
+    sections += [_effect(kept, whole, attribute) for attribute in whole["before"]]
+    sections.append(_places(kept))
+    if "overlap" in kept:
+        sections.append(_overlap(kept["overlap"]))
+    prompts, images = whole["size"]
+    about = {"prompts": f"{kept['split']}, {prompts} × {images} images", "settings": " ".join(kept["settings"])}
+    about |= {"batches of the scores": str(kept["batches"]), "components": str(len(kept["components"]))}
+    return Page("Where the effect sits", LEAD, sections, NOT_SHOWN, command, about)
+
+
+def _effect(kept: dict, whole: dict, attribute: str) -> Section:
+    rows, curves, smallest = [], {}, None
+    for order, points in kept["points"].items():
+        for point in points:
+            share, ends = kept_share(point, whole, attribute)
+            bias = float(np.nanmean(np.array(point["after"][attribute], float)))
+            name = "whole adapter" if order == "whole" else f"first {percent(point['share'])} by {order}"
+            name = name.replace("by random", "at random")
+            effect_kept = f"{percent(share)} {interval(list(ends), percent)}".rstrip()
+            rows.append([name, str(point["components"]), number(bias), effect_kept, number(point["dino"])])
+            place = "by " + order if order != "random" else "at random"
+            curves.setdefault("whole" if order == "whole" else place, []).append(Point(point["share"], bias, tip=name))
+            if order != "random" and share >= ENOUGH and (smallest is None or point["components"] < smallest[0]):
+                smallest = point["components"], name
+    before = np.array(whole["before"][attribute], float)
+    least = "None of them keeps 90 % of the effect."
+    if smallest is not None:
+        least = f"The smallest that keeps 90 % of the effect: {smallest[1]}, {smallest[0]} components."
+    text = [f"Before: {number(float(np.nanmean(before)))}; noise floor {number(whole['floor'][attribute])}. {least}"]
+    head = ["adapter", "components", f"{attribute} bias", "effect kept", "image encoder"]
+    chart = curves_chart(curves, f"{attribute} bias", "share of the components that is kept", whole["floor"][attribute])
+    return Section(f"{attribute.capitalize()}: how little keeps the effect", text, head, rows, [chart])
+
+
+def group_of(part: str, layer: str) -> tuple[str, str]:
+    """Where a layer lies in its network, and what it does there: ("unet down_blocks.1", "attn2.to_k")."""
+    found = re.match(r"((?:down_blocks|up_blocks|layers|encoder\.layers|transformer_blocks)\.\d+|mid_block)", layer)
+    block = (found[1] if found else layer.split(".")[0]).removeprefix("encoder.")
+    kind = re.search(r"(attn\d\.to_\w+|self_attn\.\w+|mlp\.\w+|ff\.net\.\d+(?:\.\w+)?)", layer)
+    return f"{part} {block}", kind[1] if kind else layer.split(".")[-1]
+
+
+def _places(kept: dict) -> Section:
+    """Shares of the score by block and kind of layer, as a table and as a heat map."""
+    table: dict[tuple[str, str], float] = {}
+    for part, layer, _, _, score in kept["components"]:
+        place = group_of(part, layer)
+        table[place] = table.get(place, 0.0) + score
+    total = sum(table.values()) or 1.0
+    blocks, kinds = list(dict.fromkeys(b for b, _ in table)), sorted({k for _, k in table})
+    largest = sorted(table.items(), key=lambda item: -item[1])[:10]
+    rows = [[block, kind, percent(value / total)] for (block, kind), value in largest]
+    chart = heat_map({place: value / total for place, value in table.items()}, blocks, kinds)
+    text = ["Share of the sum of all scores; the ten largest places as a table."]
+    return Section("Where the score lies", text, ["block", "layer", "share of the score"], rows, [chart])
+
+
+def heat_map(values: dict[tuple[str, str], float], rows: list[str], columns: list[str]) -> str:
+    """A grid of shaded cells with their number; an empty cell has no such layer."""
+    left, top, width, height = 190, 96, 52, 24
+    most = max(values.values(), default=1.0) or 1.0
+    body = []
+    for j, column in enumerate(columns):
+        x = left + j * width + width / 2
+        place = f'x="{x}" y="{top - 8}" transform="rotate(-45 {x} {top - 8})"'
+        body.append(f'<text class="tick" {place}>{escape(column)}</text>')
+    for i, row in enumerate(rows):
+        y = top + i * height
+        body.append(f'<text class="name" x="{left - 8}" y="{y + 16}" text-anchor="end">{escape(row)}</text>')
+        for j, column in enumerate(columns):
+            if (row, column) in values:
+                value, x = values[row, column], left + j * width
+                shade = f'style="fill:var(--after);opacity:{0.06 + 0.94 * value / most:.2f}"'
+                tip = f"<title>{escape(row)} {escape(column)}: {percent(value)}</title>"
+                body.append(f'<rect x="{x}" y="{y}" width="{width - 2}" height="{height - 2}" {shade}>{tip}</rect>')
+    size = f"{left + len(columns) * width + 60} {top + len(rows) * height + 8}"
+    return f'<svg viewBox="0 0 {size}" role="img" aria-label="share of the score by block and layer">{"".join(body)}</svg>'
+
+
+def _overlap(found: dict) -> Section:
+    rows = [[percent(share), number(value), number(chance)] for share, value, chance in found["rows"]]
+    text = [
+        f"Layers that hold the first components by score, here and in `{found['with']}`: Jaccard overlap of their counts, "
+        "and what independent orders of the same components have on average."
+    ]
+    return Section("Overlap with another adapter", text, ["first", "overlap", "by chance"], rows)
