@@ -76,7 +76,7 @@ def margin(audit: dict, name: str) -> str:
     alike: dict[str, list[str]] = {}
     for cls in names:
         alike.setdefault(_span(ends[cls]), []).append(cls)
-    return ", ".join(f"{' and '.join(some)} within {span}" for span, some in alike.items())
+    return ", ".join(f"{_listed(some)} within {span}" for span, some in alike.items())
 
 
 def four_fifths(audit: dict, name: str) -> dict:
@@ -159,6 +159,10 @@ def bias_line(audit: dict, name: str) -> str:
             found = audit[key]["attributes"][name][distance["key"]]
             text += f" {by} {signed(found['difference'])} {interval(ends_of(found))}."
     return f"{text} Noise floor {number(distance['floor'])}, computed."
+
+
+def _listed(names: list[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
 
 
 def _with_ends(entry: dict) -> str:

@@ -95,7 +95,7 @@ def _rests(audit: dict, target: dict) -> str:
         return f"No prompt is called certain: {certain['reason']}."
     judged = "shares as judged (this judge was never measured)"
     shares = "shares with the judge's error undone" if certain["corrected"] else judged
-    text = f"In 95 of 100 audits none of these calls is wrong. They rest on {shares}. "
+    text = f"In 95 of 100 audits none of a model's calls is wrong. They rest on {shares}. "
     text += "Pictures without a face may show any class."
     few = certain["images_for_within"]
     if few and few > audit["images_per_prompt"]:
