@@ -6,10 +6,10 @@ Every number is the audit's own (`wording.comparison`), but the confusion counts
 import numpy as np
 from huggingface_hub import ModelCard, ModelCardData
 
+from fairdiff.audit.headline import changes, headline
 from fairdiff.audit.wording import (
     attribute_order,
     comparison,
-    headline,
     interval,
     last_model,
     not_measured,
@@ -50,7 +50,7 @@ def model_card(audit: dict, about: dict, training_judge: str, training_confusion
     classes = [f"- **{name}**: {', '.join(classes)}" for name, classes in about["classes"].items()]
     parts = [
         f"---\n{data.to_yaml()}\n---\n# {about['type'].replace('_', ' ')} towards {'; '.join(about['target'])}",
-        f"{headline(audit)}. Trained with FairDiff on the base model `{base}`.",
+        f"{' '.join([headline(audit) + '.', *changes(audit)])}\n\nTrained with FairDiff on the base model `{base}`.",
         "## Target and classes\n\nTarget: " + "; ".join(about["target"]) + ".\n\n" + "\n".join(classes) + f"\n\n{MEANING}",
         "## Before and after\n\n" + _results(audit),
         "## Judges\n\n" + _judge("Training judge", training_judge, training_confusion, audit["attributes"]),

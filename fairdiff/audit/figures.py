@@ -3,14 +3,9 @@
 Colours come from the page's CSS variables (--before, --start, --after, --ink, --muted, --line, --floor). Labels are escaped.
 """
 
-import base64
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from pathlib import Path
-
-from PIL import Image
 
 
 @dataclass(frozen=True)
@@ -20,15 +15,6 @@ class Mark:
     value: float
     low: float | None = None
     high: float | None = None
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of a chart: a mark for each model (None: undefined), and the target, None where none was set."""
-
-    label: str
-    marks: dict[str, Mark | None]
-    target: float | None = None
 
 
 def _text(x: float, y: float, text: str, kind: str = "", anchor: str = "start") -> str:
@@ -58,53 +44,35 @@ def _mark(mark: Mark | None, x_of, y: float, kind: str, tip: str) -> list[str]:
     return parts
 
 
-def _tip(label: str, kind: str, mark: Mark | None) -> str:
-    if mark is None:
-        return ""
-    interval = "" if mark.low is None or mark.high is None else f" ({mark.low:.0%} to {mark.high:.0%})"
-    return f"{label}, {kind}: {mark.value:.0%}{interval}"
+def range_line(marks: dict[str, Mark | None], limit: float = 1.0, at: float | None = None) -> str:
+    """One line of a table: values with intervals on [0, limit] for each model, and a dashed line `at` a target or margin.
 
-
-def share_chart(panels: Sequence[tuple[str, Sequence[Row]]], title: str) -> str:
-    """Shares in [0, 1] with intervals, one panel a class, one line a prompt (or class); the target is a dashed line.
-
-    All panels have the same rows in the same order.
+    Places are percentages of its width, so that it loses nothing on a narrow page. Its numbers stand beside it as text.
     """
-    rows, most = panels[0][1], 48
-    names = [row.label if len(row.label) <= most else row.label[: most - 2].rstrip() + " …" for row in rows]
-    gutter = max(170, 24 + 6.8 * max(map(len, names)))
-    width = 860 if len(panels) == 1 else 1072
-    step, top, bottom = 24, 30, 24
-    height = top + step * len(rows) + bottom
-    each = (width - gutter - 14 * len(panels)) / len(panels)
-    body = []
-    ticks = (0, 0.25, 0.5, 0.75, 1) if each > 250 else (0, 0.5, 1)
-    for i in range(0, len(rows), 2):
-        body.append(f'<rect x="0" y="{top + step * i}" width="{width}" height="{step}" class="stripe"/>')
-    body += [_text(gutter - 12, top + step * (i + 0.5) + 4, name, "name", "end") for i, name in enumerate(names)]
-    for column, (name, lines) in enumerate(panels):
-        left = gutter + column * (each + 14)
 
-        def x_of(value: float, left: float = left) -> float:
-            return left + 6 + min(max(value, 0), 1) * (each - 12)
+    def place(value: float) -> str:
+        return f"{100 * min(max(value, 0), limit) / limit:.2f}%"
 
-        body.append(_text(left + 6, 14, name, "head"))
-        for tick in ticks:
-            body.append(_line(x_of(tick), top - 6, x_of(tick), height - bottom + 2, "grid"))
-            body.append(_text(x_of(tick), height - 6, f"{tick:.0%}", "tick", "middle"))
-        for i, row in enumerate(lines):
-            y = top + step * (i + 0.5)
-            if row.target is not None:
-                x = x_of(row.target)
-                body.append(_line(x, y - step / 2, x, y + step / 2, "target"))
-            for place, (kind, mark) in enumerate(row.marks.items()):
-                shift = 9 * (place - (len(row.marks) - 1) / 2) if len(row.marks) > 1 else -4.5
-                body += _mark(mark, x_of, y + shift * min(1, 2 / len(row.marks)), kind, _tip(row.label, kind, mark))
-    return _svg(width, height, body, title)
+    height = 6 + 10 * len(marks)
+    body = [f'<line x1="{25 * i}%" x2="{25 * i}%" y1="0" y2="{height}" class="grid"/>' for i in range(5)]
+    if at is not None:
+        body.append(f'<line x1="{place(at)}" x2="{place(at)}" y1="0" y2="{height}" class="target"/>')
+    for row, (kind, mark) in enumerate(marks.items()):
+        y = 8 + 10 * row
+        if mark is None:
+            continue
+        if mark.low is not None and mark.high is not None:
+            body.append(
+                f'<line x1="{place(mark.low)}" x2="{place(mark.high)}" y1="{y}" y2="{y}" class="whisker {kind}"/>'
+            )
+        body.append(f'<circle cx="{place(mark.value)}" cy="{y}" r="4" class="dot {kind}"/>')
+    return f'<svg class="line" height="{height}" aria-hidden="true">{"".join(body)}</svg>'
 
 
-def bias_chart(marks: dict[str, Mark | None], floor: float | None, limit: float, title: str) -> str:
-    """A value with its interval for each model on [0, limit], and the noise floor as a shaded band from 0."""
+def bias_chart(
+    marks: dict[str, Mark | None], floor: float | None, limit: float, title: str, margin: float | None = None
+) -> str:
+    """A value with its interval for each model on [0, limit], the noise floor as a shaded band from 0, the margin a line."""
     width, top, left, right = 320, 12, 48, 14
     deep = 24 * max(len(marks), 2)
 
@@ -119,6 +87,8 @@ def bias_chart(marks: dict[str, Mark | None], floor: float | None, limit: float,
     for tick in ticks:
         body.append(_line(x_of(tick), top - 8, x_of(tick), top + deep, "grid"))
         body.append(_text(x_of(tick), top + deep + 16, f"{tick:.3g}", "tick", "middle"))
+    if margin is not None:
+        body.append(_line(x_of(margin), top - 8, x_of(margin), top + deep, "target"))
     for place, (kind, mark) in enumerate(marks.items()):
         y = top + 8 + 24 * place
         if mark is not None:
@@ -197,11 +167,3 @@ def curve_chart(points: Sequence[tuple[float, float]], title: str) -> str:
     body.append(f'<polyline points="{path(ys)}" class="raw"/>')
     body.append(f'<polyline points="{path(_smooth(ys, 0.9))}" class="smooth"/>')
     return _svg(width, height, body, title)
-
-
-def picture_uri(path: Path) -> str:
-    """An image file as a JPEG data URI (quality 90), for a page that needs no network."""
-    buffer = io.BytesIO()
-    with Image.open(path) as image:
-        image.convert("RGB").save(buffer, "JPEG", quality=90)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

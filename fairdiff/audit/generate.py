@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from fairdiff.audit.measure import Measured, Measurer, cosine, cosine_to_others, joined, measure
-from fairdiff.audit.records import MODELS, RecordStore, fingerprint, save_records, wording_column
+from fairdiff.audit.records import MODELS, STRIP, RecordStore, fingerprint, save_records, wording_column
 from fairdiff.distributed import ALONE, World
 from fairdiff.errors import FairDiffError
 from fairdiff.files import atomic_path
@@ -62,7 +62,7 @@ class AuditPlan:
     latent_shape: tuple[int, ...]
     hashes: dict[str, str]
     named: Sequence[Prompt] = ()
-    strip: int = 8
+    strip: int = STRIP
     thumbnail: int = 96
     shared: Path | None = None
     world: World = ALONE

@@ -26,6 +26,7 @@ from fairdiff.files import atomic_path, write_bytes
 SCHEMA = 2  # raised when the same settings fill records with something else (tests/test_schemas.py)
 MODELS = ("before", "start", "after")  # frozen; with the untrained adapter, where that changes images; trained
 SUFFIXES = ("parquet", "npz", "png")  # of one prompt's files; the parquet file is the mark of completeness
+STRIP = 8  # images of each prompt that are kept as thumbnails
 COLUMNS = (
     "model", "family", "people", "names", "prompt_index", "subject", "prompt", "image_index", "seed", "found",
     "clip_t", "clip_i", "dino", "between", "model_hash", "judge_hash",

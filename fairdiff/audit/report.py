@@ -1,6 +1,6 @@
 """audit.json to people: one self-contained report.html, and a table for the terminal. No number is computed here."""
 
-from collections import Counter
+import math
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -10,13 +10,25 @@ from rich.table import Table
 from rich.text import Text
 
 from fairdiff.audit.estimand import ends_of, stayed_of, verdict_of
-from fairdiff.audit.figures import Mark, Row, bias_chart, curve_chart, line_chart, picture_uri, share_chart
-from fairdiff.audit.records import ANEW, MODELS, RecordStore
+from fairdiff.audit.figures import Mark, bias_chart, curve_chart, line_chart
+from fairdiff.audit.headline import (
+    ANSWERS,
+    bias_line,
+    change_of,
+    changes,
+    four_fifths,
+    headline,
+    margin,
+    rms,
+    verdicts,
+)
+from fairdiff.audit.pairs import picture_groups, strips
+from fairdiff.audit.prompt_table import STATES, class_lines, prompt_table
+from fairdiff.audit.records import MODELS, RecordStore
 from fairdiff.audit.wording import (
     attribute_order,
     comparison,
     distance_of,
-    headline,
     interval,
     last_model,
     not_measured,
@@ -24,7 +36,6 @@ from fairdiff.audit.wording import (
     percent,
     signed,
 )
-from fairdiff.errors import FairDiffError
 from fairdiff.files import write_text
 
 
@@ -46,11 +57,14 @@ def render_report(folder: Path, audit: dict, settings: dict[str, list[str]], his
         audit=audit,
         settings=settings,
         title=headline(audit),
+        verdicts=verdicts(audit),
+        changes=changes(audit),
+        states=STATES,
         cards=[_card(audit, name) for name in attribute_order(audit)],
         rows=[(group, list(rows)) for group, rows in comparison(audit).items()],
-        pictures=_pictures(audit, RecordStore(Path(folder) / "records")),
-        shares=[_shares(audit, name) for name in attribute_order(audit)],
-        joint=[(name, Markup(_overall(audit, "joint", name))) for name in last_model(audit)["joint"]],
+        pictures=picture_groups(audit, RecordStore(Path(folder) / "records")),
+        prompts=[prompt_table(audit, name) for name in attribute_order(audit)],
+        joint=[(name, _joint(audit, name)) for name in last_model(audit)["joint"]],
         curves=[Markup(curve_chart(points, name)) for name, points in _curves(history).items()],
         words=[_words(audit, name) for name in attribute_order(audit) if name in audit["judge"].get("prompts", {})],
         without_people=_without_people(audit, RecordStore(Path(folder) / "records")),
@@ -74,7 +88,7 @@ def summary_table(audit: dict) -> Table:
         title_justify="left",
         caption=r"\[low, high]: 95 % interval; *: for these prompts only, too few to speak of others; floor: what a "
         "perfectly fair (or on-target) generator shows; D: without the noise of the pictures; worst: mean of the worst tenth "
-        "of the prompts; kept: faces that show the class which a prompt names"
+        "of the prompts; off: prompts certainly off target; kept: faces that show the class which a prompt names"
         + ("; start: the adapter before training; trained: after minus start" if audit["trained"] else ""),
         caption_justify="left",
         box=box.SIMPLE_HEAD,
@@ -108,37 +122,56 @@ def _mark(value: float | None, ends: list | None) -> Mark | None:
 
 def _card(audit: dict, name: str) -> dict:
     entries = {model: entry["attributes"][name] for model, entry in audit["models"].items()}
-    distances = {model: distance_of(entry) for model, entry in entries.items()}
-    marks = {model: _mark(d["mean"], ends_of(d)) for model, d in distances.items()}
-    last, distance = last_model(audit)["attributes"][name], distance_of(last_model(audit)["attributes"][name])
-    limit = max((d["maximum"] for d in distances.values() if d["maximum"] is not None), default=1.0)  # none: no face
-    chart = bias_chart(marks, distance["floor"], limit, name)
+    last = last_model(audit)["attributes"][name]
+    target, distance = last["target"], distance_of(last)
+    numbers, limit, floor = (
+        {model: distance_of(entry) for model, entry in entries.items()},
+        distance["maximum"] or 1.0,
+        distance["floor"],
+    )
+    if target["requested"]:
+        numbers, floor = {model: rms(entry) for model, entry in entries.items()}, None
+        limit = _most([ends_of(entry) for entry in numbers.values()], at_least=2 * target["delta"])
+    marks = {m: _mark(d.get("value", d.get("mean")), ends_of(d)) for m, d in numbers.items()}
+    label = rms(last)["name"] if target["requested"] else distance["name"]
+    margin_at = target["delta"] if target["requested"] else None
     paired = audit["paired"] and audit["paired"]["attributes"][name]
-    trained = audit["trained"] and audit["trained"]["attributes"][name][distance["key"]]
+    verdict = verdict_of(audit, target)
     return {
         "name": name,
-        "entries": entries,
         "last": last,
-        "target": last["target"],
-        "chart": Markup(chart),
-        "distances": distances,
-        "distance": distance,
-        "difference": paired and paired[distance["key"]],
+        "target": target,
+        "margin": margin(audit, name),
+        "margin_is": len(target["shares"]) == 2,
+        "answer": ANSWERS[verdict["verdict"]],
+        "verdict": verdict,
+        "undone": "distance" in (last.get("corrected") or {}),
+        "label": label,
+        "numbers": numbers,
+        "chart": Markup(bias_chart(marks, floor, limit, f"{name} {label}", margin_at)),
+        "change": change_of(audit, name) if target["requested"] else None,
+        "fifths": four_fifths(audit, name),
+        "entries": entries,
+        "bias": bias_line(audit, name),
         "changed": paired and paired["class_changed"],
         "drift": paired and paired.get("drift"),
-        "trained": trained,
         "worst": distance["worst_tenth"] | {"subjects": _worst_subjects(last, distance["key"])},
         "kept": audit["named"] and audit["named"]["attributes"].get(name),
-        "verdict": verdict_of(audit, last["target"]),
         "stayed": paired and "drift" in paired and stayed_of(paired["drift"]),
-        "flagged": _flagged(last),
     }
 
 
-def _flagged(entry: dict) -> list[tuple[str, dict]]:
-    """Classes below four fifths of their target share, of corrected shares where there are some."""
-    shares = (entry.get("corrected") or {}).get("shares") or entry["shares"]
-    return [(name, found["ratio"]) for name, found in shares.items() if found["ratio"]["flagged"]]
+def _most(intervals: list[list | None], at_least: float) -> float:
+    """The largest upper end, as the end of a scale."""
+    most = max([at_least, *(ends[1] for ends in intervals if ends and ends[1] is not None)])
+    return math.ceil(5 * most) / 5
+
+
+def _joint(audit: dict, name: str) -> list[dict]:
+    """A line for each class of a combination."""
+    entries = {model: entry["joint"][name] for model, entry in audit["models"].items()}
+    target = last_model(audit)["joint"][name]["target"]
+    return class_lines(entries, list(target["shares"]), target["shares"] if target["requested"] else {})
 
 
 def _worst_subjects(entry: dict, key: str) -> list[str]:
@@ -147,55 +180,6 @@ def _worst_subjects(entry: dict, key: str) -> list[str]:
     rows = sorted((row for row in rows if row[0] is not None), reverse=True)
     most = (entry["bias"] if key == "bias" else entry["target"][key])["worst_tenth"]["prompts"]
     return [subject for _, subject in rows[:most]]
-
-
-def _share_row(label: str, models: dict[str, dict], name: str, target: float | None) -> Row:
-    marks = {
-        model: _mark(entry["shares"][name]["share"], ends_of(entry["shares"][name])) for model, entry in models.items()
-    }
-    return Row(label, marks, target)
-
-
-def _overall(audit: dict, kind: str, name: str) -> str:
-    models = {model: entry[kind][name] for model, entry in audit["models"].items()}
-    target = last_model(audit)[kind][name]["target"]
-    rows = [
-        _share_row(label, models, label, share if target["requested"] else None)
-        for label, share in target["shares"].items()
-    ]
-    return share_chart([("share of pictures with a face", rows)], f"{name}: shares over all prompts")
-
-
-def _shares(audit: dict, name: str) -> dict:
-    """Overall chart and the per-prompt chart, prompts sorted by what the model before drew most one-sidedly."""
-    models = {model: entry["attributes"][name] for model, entry in audit["models"].items()}
-    target = last_model(audit)["attributes"][name]["target"]
-    classes = list(target["shares"])
-    shown = classes[:1] if len(classes) == 2 else classes
-    first = next(iter(models.values()))["per_prompt"]
-    order = sorted(range(len(first)), key=lambda i: first[i]["shares"][classes[0]]["share"] or 0)
-    panels = [
-        (
-            label,
-            [
-                _share_row(
-                    first[i]["subject"],
-                    {m: e["per_prompt"][i] for m, e in models.items()},
-                    label,
-                    first[i]["target"]["shares"][label] if target["requested"] else None,
-                )
-                for i in order
-            ],
-        )
-        for label in shown
-    ]
-    return {
-        "name": name,
-        "requested": target["requested"],
-        "overall": Markup(_overall(audit, "attributes", name)),
-        "per_prompt": Markup(share_chart(panels, f"{name}: shares of each prompt")),
-        "rejected": {model: entry["target"]["prompts_rejected"] for model, entry in models.items()},
-    }
 
 
 def _words(audit: dict, name: str) -> dict:
@@ -217,23 +201,6 @@ def _words(audit: dict, name: str) -> dict:
         (f"{c} {model}", e["wordings"]["range"][c]) for model, e in entries.items() for c in shown if "wordings" in e
     ]
     return {"name": name, "heads": heads, "rows": rows, "ranges": ranges}
-
-
-def _pictures(audit: dict, store: RecordStore) -> list[dict]:
-    """Strips of every prompt, the families taking turns, so that those in sight are of every kind.
-
-    The note gives the share of the first attribute's first class before and after.
-    """
-    name = attribute_order(audit)[0]
-    models = {model: entry["attributes"][name]["per_prompt"] for model, entry in audit["models"].items()}
-    label, items, met = audit["attributes"][name][0], [], Counter()
-    for i, item in enumerate(next(iter(models.values()))):
-        shares = [percent(rows[i]["shares"][label]["share"], 0) for rows in models.values()]
-        note, strips = f"{label} " + " → ".join(shares), _strips(store, list(models), item["prompt"])
-        about = {"subject": item["subject"], "prompt": item["prompt"], "note": note, "strips": strips}
-        items.append((met[item["family"]], about))
-        met[item["family"]] += 1
-    return [about for _, about in sorted(items, key=lambda pair: pair[0])]
 
 
 def _guidance(audit: dict) -> list[Markup]:
@@ -258,24 +225,12 @@ def _guidance(audit: dict) -> list[Markup]:
 def _named(audit: dict, store: RecordStore) -> list[dict]:
     """Strips of the prompts that name a class."""
     items = audit["named"]["per_prompt"] if audit["named"] else []
-    return [item | {"strips": _strips(store, list(audit["models"]), item["prompt"])} for item in items]
+    return [item | {"strips": strips(store, list(audit["models"]), item["prompt"])} for item in items]
 
 
 def _without_people(audit: dict, store: RecordStore) -> list[dict]:
     items = audit["without_people"]["per_prompt"] if audit["without_people"] else []
-    return [item | {"strips": _strips(store, list(audit["models"]), item["prompt"])} for item in items]
-
-
-def _strips(store: RecordStore, models: list[str], prompt: str) -> list[tuple[str, str]]:
-    paths = [(model, store.path(model, prompt, "png")) for model in models]
-    return [(model, _shown(path)) for model, path in paths if path.exists()]
-
-
-def _shown(path: Path) -> str:
-    try:
-        return picture_uri(path)
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow has for a damaged file
-        raise FairDiffError(f"{path}: cannot be read as an image ({type(error).__name__}); {ANEW}") from error
+    return [item | {"strips": strips(store, list(audit["models"]), item["prompt"])} for item in items]
 
 
 CURVES = {

@@ -1,6 +1,6 @@
 """audit.json in words and rows, for the page and the terminal alike. No number is computed here."""
 
-from fairdiff.audit.estimand import FEW, ends_of, stayed_of, verdict_of
+from fairdiff.audit.estimand import FEW, ends_of, stayed_of
 from fairdiff.audit.records import MODELS
 
 
@@ -89,7 +89,7 @@ def _certain_row(audit: dict, name: str) -> dict:
     def off(model: dict) -> tuple:
         return model["attributes"][name]["target"]["prompts_certain"]["off"], None
 
-    row = _row(audit, f"{name} surely off", off, form=count, note="prompts whose own D lies above the margin, all at once")
+    row = _row(audit, f"{name} off", off, form=count, note="prompts certainly off: the interval of their own D, all at once")
     return row | {"verdict": f"of {audit['prompts']}"}
 
 
@@ -165,37 +165,6 @@ def _image_rows(audit: dict) -> list[dict]:
         row = _row(audit, "no people: drift", lambda _: (None, None), note=note)
         rows.append(row | {"after": (drift["value"], drift["ci95"])})
     return rows
-
-
-def headline(audit: dict) -> str:
-    """The result in a sentence: each attribute with a target, "no clear change" where the paired interval holds 0.
-
-    Where the untrained adapter changes images by itself, training is credited with the difference to it.
-    """
-    entries = last_model(audit)["attributes"]
-    targeted = [name for name in attribute_order(audit) if entries[name]["target"]["requested"]] or list(entries)
-    parts = []
-    for name in targeted:
-        distance = distance_of(entries[name])
-        value = {k: number(distance_of(m["attributes"][name])["mean"], 2) for k, m in audit["models"].items()}
-        if audit["paired"] is None:
-            parts.append(f"{name} {distance['name']} is {value['before']}")
-            continue
-        first, how = ("before", "") if audit["trained"] is None else ("start", " by training")
-        low, high = (ends_of((audit["trained"] or audit["paired"])["attributes"][name][distance["key"]]) or [None] * 2)[
-            :2
-        ]
-        change = f"from {value[first]} to {value['after']}"
-        if low is None or low <= 0 <= high:
-            parts.append(f"{name} {distance['name']} shows no clear change{how} ({change.removeprefix('from ')})")
-        else:
-            parts.append(f"{name} {distance['name']} {'fell' if high < 0 else 'rose'} {change}{how}")
-        if audit["trained"]:
-            parts[-1] += f" (the frozen model: {value['before']})"
-        if entries[name]["target"]["requested"]:
-            parts[-1] += f" ({verdict_of(audit, entries[name]['target'])['tag']})"
-    text = ", ".join(parts) + f" over {audit['prompts']} prompts"
-    return text[0].upper() + text[1:]
 
 
 def not_measured(audit: dict) -> list[str]:

@@ -19,7 +19,7 @@ def plan() -> AuditPlan:
         prompts=people,
         without_people=[TinyPrompt(f"a {name}", "object", name, people=False) for name in ("teapot", "tree")],
         attributes=ColourJudge.attributes, images_per_prompt=24, few_images=6, batch_size=10, seed=7,
-        latent_shape=(3, 4, 4), hashes={"before": "b0", "start": "s0", "after": "a0", "judge": "j0"}, strip=4,
+        latent_shape=(3, 4, 4), hashes={"before": "b0", "start": "s0", "after": "a0", "judge": "j0"},
     )  # fmt: skip
 
 

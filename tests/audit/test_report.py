@@ -12,14 +12,15 @@ from tiny_world import TinyGenerator, TinyPrompt
 
 from fairdiff.audit.axis import MetricSpec
 from fairdiff.audit.estimand import ends_of
-from fairdiff.audit.figures import Mark, Row, line_chart, share_chart
+from fairdiff.audit.figures import Mark, line_chart, range_line
 from fairdiff.audit.generate import run_audit
+from fairdiff.audit.headline import change_of, changes, four_fifths, headline, margin, rms
 from fairdiff.audit.metrics import compute_metrics
 from fairdiff.audit.report import render_report, summary_table
-from fairdiff.audit.wording import comparison, distance_of, headline, interval, not_measured, signed
+from fairdiff.audit.wording import comparison, distance_of, interval, not_measured, number, signed
 from fairdiff.errors import FairDiffError
 
-VOID = {"meta", "br", "img"}
+VOID = {"meta", "br", "img", "input"}
 
 
 class Page(HTMLParser):
@@ -101,8 +102,8 @@ def test_one_file_that_asks_nothing_of_the_network(make):
     _, html = make(targets={"gender": [0.5, 0.5]})
     page = Page(html)
     assert page.addresses and all(address.startswith("data:image/jpeg;base64,") for address in page.addresses)
-    assert len(page.addresses) == 2 * (3 + 2)
-    assert not re.search(r"https?://|@import|url\(|<script", html)
+    assert len(page.addresses) == 2 * (3 * 8 + 2)  # pictures of people one by one, the others as strips
+    assert not re.search(r"https?://|@import|url\(|<script [^>]*src|<link", html)
 
 
 @pytest.mark.parametrize("size", [0, 20, 100])
@@ -132,13 +133,65 @@ def test_it_shows_what_the_audit_holds(make):
         assert words in text, words
 
 
-def test_headline_follows_the_paired_interval(make):
-    audit, _ = make(targets={"gender": [0.5, 0.5]})
-    assert headline(audit).startswith("Gender bias fell from ")
-    audit["paired"]["attributes"]["gender"]["bias"]["ci95"] = [-0.3, 0.1]
-    assert "shows no clear change" in headline(audit)
-    audit["paired"]["attributes"]["gender"]["bias"]["ci95"] = [0.1, 0.3]
-    assert "rose" in headline(audit)
+def test_change_and_verdict_are_of_one_quantity_and_explain_each_other(make):
+    audit, html = make(targets={"gender": [0.5, 0.5]})
+    entry, pair = audit["models"]["after"]["attributes"]["gender"], audit["paired"]["attributes"]["gender"]
+    assert headline(audit).startswith("Female and male each within 45 to 55\u00a0%: ")
+    assert headline(audit).endswith(", for these 3 prompts")
+    (said,) = changes(audit)
+    assert said.startswith("The gender RMS gap fell from ") and number(rms(entry)["value"], 2) in said
+    assert said in " ".join("".join(Page(html).text).split()).replace("\u00a0", " ")
+    where, kinds = {"within": "below", "beyond": "above", "undecided": "tell"}, {}
+    for kind, ends in (("fell", [-0.3, -0.1]), ("no clear change", [-0.3, 0.1]), ("rose", [0.1, 0.3])):
+        pair["squared_distance"]["ci95"] = ends
+        for verdict in where:
+            entry["target"]["verdict_these"] = verdict
+            found = change_of(audit, "gender")
+            assert found["kind"] == kind
+            kinds[kind, verdict] = found["explained"]
+    unclear = {("fell", "beyond"), ("fell", "undecided"), ("rose", "within"), ("no clear change", "within")}
+    assert all(kinds[key] for key in unclear) and not kinds["fell", "within"] and not kinds["rose", "beyond"]
+
+
+@pytest.mark.parametrize(
+    "target,says",
+    [
+        ({"female": 0.5, "male": 0.5}, "female and male each within 45 to 55 %"),
+        ({"female": 0.8, "male": 0.2}, "female within 76 to 84 %, male within 16 to 24 %"),
+        (dict.fromkeys("abcd", 0.25), "each gender within 82.7 to 117.3 % of its target share"),
+        ({"a": 0.5, "b": 0.25, "c": 0.25}, "a within 45 to 55 %, b and c within 20.7 to 29.3 %"),
+        ({"a": 1.0, "b": 0.0}, "gender within a distance of 0.10 of each prompt's target"),
+    ],
+)
+def test_the_margin_is_what_it_leaves_each_class(target, says):
+    """At D = .10 exactly, the other classes moving in proportion: the distance that is closest to one class's own."""
+    uniform = len(set(target.values())) == 1
+    entry = {"target": {"shares": target, "delta": 0.1, "uniform": uniform, "requested": True}}
+    entry["per_prompt"] = [{"target": {"shares": target}}] * 2
+    audit = {"models": {"before": {"attributes": {"gender": entry}}}}
+    assert margin(audit, "gender").replace("\u00a0", " ") == says
+    if all(target.values()):
+        name, t = next(iter(target.items()))
+        p = {k: (t + 0.1 * (t * (1 - t)) ** 0.5 if k == name else v) for k, v in target.items()}
+        rest = (1 - p[name]) / (1 - t)
+        p = {k: v if k == name else v * rest for k, v in p.items()}
+        assert sum((p[k] - v) ** 2 / v for k, v in target.items()) == pytest.approx(0.01)
+        end = p[name] / t if uniform and len(target) > 2 else p[name]
+        assert f"to {100 * end:.1f}".removesuffix(".0") in says
+
+
+def test_targets_that_differ_by_prompt_and_the_four_fifths():
+    ratio = {"flagged": True, "value": 0.7, "ci95": [None, None], "ci95_these": [0.6, 0.79]}
+    shares = {name: {"share": 0.2, "ratio": ratio} for name in ("a", "b")}
+    prompts = [{"target": {"shares": {"a": p, "b": 1 - p}}} for p in (0.4, 0.6)]
+    entry = {"shares": shares, "per_prompt": prompts}
+    entry["target"] = {"shares": {"a": 0.5, "b": 0.5}, "delta": 0.1, "uniform": True, "requested": True}
+    audit = {"models": {"before": {"attributes": {"x": entry}}}}
+    assert margin(audit, "x") == "x within a distance of 0.10 of each prompt's target"
+    assert four_fifths(audit, "x")["answer"] == "no" and len(four_fifths(audit, "x")["below"]) == 2
+    for ends, answer in (([0.7, 0.9], "cannot tell"), ([0.81, 1.2], "yes"), ([None, None], "cannot tell")):
+        ratio["ci95_these"] = ends
+        assert four_fifths(audit, "x")["answer"] == answer
 
 
 def test_training_is_credited_with_the_difference_to_the_untrained_adapter(make):
@@ -150,13 +203,15 @@ def test_training_is_credited_with_the_difference_to_the_untrained_adapter(make)
     assert audit["paired"]["attributes"]["gender"]["bias"]["difference"] == pytest.approx(
         bias["after"] - bias["before"]
     )
-    said = headline(audit)
-    assert f"fell from {bias['start']:.2f} to {bias['after']:.2f} by training" in said
-    assert f"(the frozen model: {bias['before']:.2f})" in said
+    D = {m: rms(audit["models"][m]["attributes"]["gender"])["value"] for m in ("before", "start", "after")}
+    (said,) = changes(audit)
+    assert said.startswith(f"The gender RMS gap fell from {D['start']:.2f} [") and f"* to {D['after']:.2f} [" in said
+    assert " by training; the frozen model has " + f"{D['before']:.2f} [" in said
     page = " ".join("".join(Page(html).text).split())
-    assert "by training" in page and interval(ends_of(moved)) in page and len(Page(html).addresses) == 3 * (3 + 2)
-    audit["trained"]["attributes"]["gender"]["bias"]["ci95"] = [-0.3, 0.1]
-    assert "shows no clear change by training" in headline(audit)
+    assert "by training" in page.lower() and interval(ends_of(moved)) in page
+    assert len(Page(html).addresses) == 3 * (3 * 8 + 2)
+    audit["trained"]["attributes"]["gender"]["squared_distance"]["ci95"] = [-0.3, 0.1]
+    assert "shows no clear change by training" in changes(audit)[0]
 
 
 @pytest.mark.parametrize("target,moved,verdict", [("gender", "age", "cannot tell"), ("age", "gender", "no")])
@@ -189,8 +244,8 @@ def test_a_target_that_is_not_parity_is_judged_by_its_distance_not_by_bias(make)
     after = audit["models"]["after"]["attributes"]["gender"]
     text = " ".join("".join(Page(html).text).split())
     assert distance_of(after)["mean"] == after["target"]["total_variation"]["mean"] != after["bias"]["mean"]
-    assert f'<span class="a">{distance_of(after)["mean"]:.2f}</span>' in html
-    assert headline(audit).startswith("Gender distance to target ") and "total variation" in text
+    assert f'<span class="a">{rms(after)["value"]:.2f}</span>' in html and "RMS distance" in text
+    assert headline(audit).startswith("Female within 70.7 to 79.3") and "total variation" in text
     assert interval(ends_of(audit["paired"]["attributes"]["gender"]["total_variation"])) in text
     age = audit["models"]["after"]["attributes"]["age"]
     assert distance_of(age)["key"] == "bias"
@@ -223,7 +278,7 @@ def test_a_model_that_shows_no_face_still_gets_its_report(make, nobody, shares):
 def test_the_pictures_in_sight_are_of_every_kind_of_prompt(plan, make):
     plan.prompts.append(TinyPrompt("a photo of a person who plays tennis, a person", "sport", "tennis"))
     _, html = make()
-    assert re.findall(r"<figcaption[^>]*><b>(\w+)", html)[:4] == ["nurse", "tennis", "pilot", "baker"]
+    assert re.findall(r'data-group aria-label="(\w+)', html)[:4] == ["nurse", "tennis", "pilot", "baker"]
 
 
 def test_names_from_outside_are_escaped(plan, make):
@@ -259,15 +314,22 @@ def test_what_judges_semantics_is_said(make):
     assert "preservation loss" not in " ".join(not_measured(audit))
 
 
-def test_labels_of_any_length_leave_the_chart_its_place():
-    rows = [
-        Row(
-            "a photo of " + "very " * 40 + "long prompts", {"before": Mark(0.2, 0.1, 0.3), "after": Mark(0.5, 0.4, 0.6)}
-        )
-    ]
-    for classes in (1, 2, 4):
-        svg = share_chart([(f"class {i}", rows) for i in range(classes)], "shares")
-        places = [float(x) for x in re.findall(r'circle cx="([-\d.]+)"', svg)]
-        width = float(re.search(r'viewBox="0 0 (\d+)', svg)[1])
-        assert places == sorted(places) and 0 < places[0] and places[-1] < width
-        assert all(after - before > 20 for before, after in zip(places[::2], places[1::2], strict=True))
+def test_a_line_of_a_table_uses_its_whole_width_and_nothing_leaves_it():
+    svg = range_line({"before": Mark(0.2, 0.1, 0.3), "after": Mark(1.2, 0.4, 1.3), "start": None}, 1.0, 0.5)
+    assert re.findall(r'cx="([\d.]+)%"', svg) == ["20.00", "100.00"] and "viewBox" not in svg
+    assert svg.count("whisker") == 2 and 'x1="50.00%" x2="50.00%"' in svg
+
+
+def test_every_prompt_has_its_numbers_as_text_and_its_pictures_their_labels(make):
+    audit, html = make(targets={"gender": [0.5, 0.5]}, nobody=("before",))
+    text = " ".join("".join(Page(html).text).split())
+    after = audit["models"]["after"]["attributes"]["gender"]
+    for item in after["per_prompt"]:
+        found = item["target"]["distance"]
+        assert f"{found['value']:.2f} {interval(found['ci95_all'], lambda v: number(v, 2))}" in text
+        low, high = (f"{100 * end:.0f}" for end in item["shares"]["female"]["ci95"])
+        assert f"[{low}, {high}]" in text and item["prompt"] in text
+    assert f"{after['target']['prompts_certain']['off']} certainly off" in text
+    assert str(after["target"]["prompts_certain"]["images_for_within"]) in text
+    assert html.count(" data-noface>") + html.count(" data-noface data-low>") == 3 * 8 and "no face" in text
+    assert "title=" not in html  # no note that a phone cannot show

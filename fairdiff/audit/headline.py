@@ -1,0 +1,178 @@
+"""The result of an audit in plain words: the verdict with its margin explained, and the change. No number is computed here.
+
+Verdict and change are of one quantity, the distance D of the verdict: with the judge's error undone where that was counted.
+"""
+
+import math
+
+from fairdiff.audit.estimand import ends_of, verdict_of
+from fairdiff.audit.wording import attribute_order, distance_of, interval, last_model, number, signed
+
+ANSWERS = {"within": "yes", "beyond": "no", "undecided": "cannot tell"}
+EXPLAINED = {  # (change, verdict after) -> what stands between them, where they seem to contradict each other
+    ("fell", "beyond"): "It fell, and what is left still lies above the margin.",
+    ("fell", "undecided"): "It fell; whether far enough cannot be told.",
+    ("rose", "within"): "It rose, and still lies within the margin.",
+}
+UNCHANGED = {  # (verdict before, verdict after), where the change is not clear
+    ("within", "within"): "It lay within the margin before, too.",
+    ("undecided", "within"): "Before, it could not be told on which side of the margin it lay.",
+    (
+        "beyond",
+        "within",
+    ): "It lay above the margin before: so small a change is not clear by itself, the two verdicts are.",
+    ("beyond", "beyond"): "It lay above the margin before, too.",
+    ("undecided", "beyond"): "Before, it could not be told on which side of the margin it lay.",
+    (
+        "within",
+        "beyond",
+    ): "It lay within the margin before: so small a change is not clear by itself, the two verdicts are.",
+}
+
+
+def targeted(audit: dict) -> list[str]:
+    """Attributes with a target."""
+    entries = last_model(audit)["attributes"]
+    return [name for name in attribute_order(audit) if entries[name]["target"]["requested"]]
+
+
+def headline(audit: dict) -> str:
+    """The verdicts in one line, or without a target the bias."""
+    return "; ".join(verdicts(audit))
+
+
+def verdicts(audit: dict) -> list[str]:
+    """Of each target: "Female and male each within 45 to 55 %: no". Without a target the bias, which no verdict is about."""
+    parts = []
+    for name in targeted(audit):
+        verdict = verdict_of(audit, last_model(audit)["attributes"][name]["target"])
+        few = f", for these {audit['prompts']} prompts" if audit["prompts"] < audit["prompts_needed"] else ""
+        parts.append(f"{margin(audit, name)}: {ANSWERS[verdict['verdict']]}{few}")
+    if not parts:
+        found = {name: last_model(audit)["attributes"][name]["bias"] for name in attribute_order(audit)}
+        parts = [f"{n} bias is {number(b['mean'], 2)} {interval(ends_of(b), _two)}".rstrip() for n, b in found.items()]
+        parts[-1] += ", no target was set"
+    return [part[0].upper() + part[1:] for part in parts]
+
+
+def margin(audit: dict, name: str) -> str:
+    """What D <= delta means for the shares of a prompt.
+
+    Two classes: |p_k - t_k| <= delta sqrt(t_0 t_1), and nothing else. More: of each class by itself
+    |p_k / t_k - 1| <= delta sqrt((1 - t_k) / t_k), the widest that the sum over classes leaves it.
+    """
+    target = last_model(audit)["attributes"][name]["target"]
+    every = {tuple(item["target"]["shares"].values()) for item in last_model(audit)["attributes"][name]["per_prompt"]}
+    if len(every) > 1 or not all(target["shares"].values()):
+        return f"{name} within a distance of {number(target['delta'], 2)} of each prompt's target"
+    halves = {cls: target["delta"] * math.sqrt(t * (1 - t)) for cls, t in target["shares"].items()}
+    ends = {cls: (max(t - halves[cls], 0), min(t + halves[cls], 1)) for cls, t in target["shares"].items()}
+    names = list(target["shares"])
+    if len(names) == 2 and target["uniform"]:
+        return f"{names[0]} and {names[1]} each within {_span(ends[names[0]])}"
+    if target["uniform"]:
+        share = 1 / len(names)
+        return f"each {name} within {_span([end / share for end in ends[names[0]]])} of its target share"
+    alike: dict[str, list[str]] = {}
+    for cls in names:
+        alike.setdefault(_span(ends[cls]), []).append(cls)
+    return ", ".join(f"{_listed(some)} within {span}" for span, some in alike.items())
+
+
+def four_fifths(audit: dict, name: str) -> dict:
+    """Whether each class has at least four fifths of its target share: answer, and the classes below with their ratios."""
+    entry = last_model(audit)["attributes"][name]
+    ratios = {cls: found["ratio"] for cls, found in shares_of(entry).items() if found["ratio"]["value"] is not None}
+    ends = [ends_of(ratio) or [None] for ratio in ratios.values()]
+    known = [pair for pair in ends if pair[0] is not None]
+    answer = "cannot tell"
+    if any(pair[1] < 0.8 for pair in known):
+        answer = "no"
+    elif ratios and len(known) == len(ratios) and all(pair[0] >= 0.8 for pair in known):
+        answer = "yes"
+    return {"answer": answer, "below": [(cls, ratio) for cls, ratio in ratios.items() if ratio["flagged"]]}
+
+
+def shares_of(entry: dict) -> dict:
+    """Shares of the classes, with the judge's error undone where that was counted."""
+    return (entry.get("corrected") or {}).get("shares") or entry["shares"]
+
+
+def rms(entry: dict) -> dict:
+    """D with its intervals, with the judge's error undone where that was counted, and what it is called."""
+    two = len(entry["target"]["shares"]) == 2 and entry["target"]["uniform"]
+    found = (entry.get("corrected") or {}).get("distance") or entry["target"]["distance"]
+    return found | {"name": "RMS gap" if two else "RMS distance"}
+
+
+def change_of(audit: dict, name: str) -> dict | None:
+    """Of D: from which model, its values, the paired change of its square, "fell", "rose" or "no clear change", and what
+    explains it beside the verdict; None without a pair of models."""
+    pair, first = (audit["trained"], "start") if audit["trained"] else (audit["paired"], "before")
+    if not pair:
+        return None
+    entries = {model: entry["attributes"][name] for model, entry in audit["models"].items()}
+    found = pair["attributes"][name]
+    found = (found.get("corrected") or found)["squared_distance"]
+    low, high = (ends_of(found) or [None, None])[:2]
+    kind = "no clear change" if low is None or low <= 0 <= high else "fell" if high < 0 else "rose"
+    verdicts = [verdict_of(audit, entries[model]["target"])["verdict"] for model in (first, "after")]
+    explained = (
+        UNCHANGED.get(tuple(verdicts), "") if kind == "no clear change" else EXPLAINED.get((kind, verdicts[1]), "")
+    )
+    return {"first": first, "squared": found, "kind": kind, "explained": explained}
+
+
+def changes(audit: dict) -> list[str]:
+    """A sentence for each attribute with a target: where D was, where it is, and how that goes together with the verdict."""
+    lines = []
+    for name in targeted(audit):
+        entries = {model: entry["attributes"][name] for model, entry in audit["models"].items()}
+        values = {model: _with_ends(rms(entry)) for model, entry in entries.items()}
+        label, change = f"{name} {rms(entries['before'])['name']}", change_of(audit, name)
+        if change is None:
+            lines.append(f"The {label} is {values['before']}.")
+            continue
+        how = " by training" if change["first"] == "start" else ""
+        from_to = f"from {values[change['first']]} to {values['after']}"
+        said = (
+            f"{change['kind']} {from_to}{how}"
+            if change["kind"] != "no clear change"
+            else (f"shows no clear change{how}: {from_to}")
+        )
+        frozen = f"; the frozen model has {values['before']}" if how else ""
+        squared = change["squared"]
+        paired = f" Paired change of its square: {signed(squared['difference'])} {interval(ends_of(squared))}."
+        lines.append(f"The {label} {said}{frozen}.{paired} {change['explained']}".rstrip())
+    return lines
+
+
+def bias_line(audit: dict, name: str) -> str:
+    """The paper's number of every model with intervals, its change and its floor."""
+    entries = {model: distance_of(entry["attributes"][name]) for model, entry in audit["models"].items()}
+    values = " → ".join(f"{number(d['mean'])} {interval(ends_of(d))}".rstrip() for d in entries.values())
+    distance = distance_of(last_model(audit)["attributes"][name])
+    what = ", total variation (the share of pictures that would have to change)" if distance["key"] != "bias" else ""
+    text = f"{distance['name'][0].upper()}{distance['name'][1:]}{what}, mean over prompts, noise included: {values}."
+    for key, by in (("paired", "Change"), ("trained", "By training")):
+        if audit[key]:
+            found = audit[key]["attributes"][name][distance["key"]]
+            text += f" {by} {signed(found['difference'])} {interval(ends_of(found))}."
+    return f"{text} Noise floor {number(distance['floor'])}, computed."
+
+
+def _listed(names: list[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
+
+
+def _with_ends(entry: dict) -> str:
+    return f"{number(entry['value'], 2)} {interval(ends_of(entry), _two)}".rstrip()
+
+
+def _two(value: float | None) -> str:
+    return number(value, 2)
+
+
+def _span(ends) -> str:
+    low, high = (f"{100 * end:.1f}".removesuffix(".0") for end in ends)
+    return f"{low} to {high}\u00a0%"

@@ -1,0 +1,120 @@
+"""The pictures of a report: those of one noise by every model, with what the audit judge says of each.
+
+Only thumbnails are shown: the first `STRIP` pictures of a prompt, as its strip in records/ keeps them.
+"""
+
+import base64
+import io
+from collections import Counter
+from pathlib import Path
+
+import pandas as pd
+from PIL import Image
+
+from fairdiff.audit.metrics import CONFIDENT
+from fairdiff.audit.records import ANEW, STRIP, RecordStore, probability_columns
+from fairdiff.audit.wording import attribute_order, percent
+from fairdiff.errors import FairDiffError
+
+
+def picture_groups(audit: dict, store: RecordStore) -> list[dict]:
+    """Every prompt of people with its pairs, the families taking turns, so that those in sight are of every kind.
+
+    The note gives the share of the first attribute's first class by each model.
+    """
+    name = attribute_order(audit)[0]
+    models = {model: entry["attributes"][name]["per_prompt"] for model, entry in audit["models"].items()}
+    label, groups, met = audit["attributes"][name][0], [], Counter()
+    for i, item in enumerate(next(iter(models.values()))):
+        shares = [percent(rows[i]["shares"][label]["share"], 0) for rows in models.values()]
+        about = {key: item[key] for key in ("subject", "prompt")} | {"note": f"{label} " + " → ".join(shares)}
+        groups.append((met[item["family"]], about | {"pairs": pairs_of(audit, store, item["prompt"])}))
+        met[item["family"]] += 1
+    return [about for _, about in sorted(groups, key=lambda pair: pair[0])]
+
+
+def pairs_of(audit: dict, store: RecordStore, prompt: str) -> list[dict]:
+    """One entry a noise: `shown`, a picture with its labels for each model; what the filters ask for.
+
+    classes: "attribute class" of the last model; changed: the class of the first attribute, or whether there is a face.
+    """
+    seen = {model: _pictures(audit, store, model, prompt) for model in audit["models"]}
+    if not all(seen.values()):
+        return []
+    pairs = []
+    for number, shown in enumerate(zip(*seen.values(), strict=True)):
+        first, last = shown[0], shown[-1]
+        pairs.append({
+            "number": number + 1,
+            "shown": shown,
+            "classes": [f"{name} {found['class']}" for name, found in last["labels"].items()],
+            "changed": len(shown) > 1 and first["label"] != last["label"],
+            "no_face": any(not picture["labels"] for picture in shown),
+            "low_confidence": any(picture["low_confidence"] for picture in shown),
+        })  # fmt: skip
+    return pairs
+
+
+def _pictures(audit: dict, store: RecordStore, model: str, prompt: str) -> list[dict]:
+    """The first pictures of one model and prompt: data URI, `label` by the first attribute, `labels` of all attributes."""
+    path = store.path(model, prompt, "png")
+    if not path.exists():
+        return []
+    rows = store.read(model, prompt).sort_values("image_index").head(STRIP)
+    order = attribute_order(audit)
+    found = [
+        {"model": model, "uri": uri, "labels": _labels(row, audit["attributes"], order)}
+        for uri, (_, row) in zip(tiles(path, len(rows)), rows.iterrows(), strict=True)
+    ]
+    for picture in found:
+        first = picture["labels"].get(order[0])
+        picture["label"] = first["class"] if first else "no face"
+        picture["low_confidence"] = first is not None and first["low_confidence"]
+    return found
+
+
+def _labels(row: pd.Series, attributes: dict[str, list[str]], order: list[str]) -> dict[str, dict]:
+    """attribute -> class, whether no class has a probability of `CONFIDENT`, and the probabilities; {} without a face."""
+    if not row.found:
+        return {}
+    result = {}
+    for name in order:
+        probabilities = [float(row[column]) for column in probability_columns({name: tuple(attributes[name])})]
+        most = max(probabilities)
+        result[name] = {
+            "class": attributes[name][probabilities.index(most)],
+            "low_confidence": most < CONFIDENT,
+            "probabilities": dict(zip(attributes[name], probabilities, strict=True)),
+        }
+    return result
+
+
+def tiles(path: Path, count: int) -> list[str]:
+    """The pictures of a strip as JPEG data URIs (quality 88), for a page that needs no network."""
+    strip = _opened(path)
+    width = strip.width // count
+    if width * count != strip.width:
+        raise FairDiffError(
+            f"{path}: found {strip.width} pixels across, allowed: {count} pictures of equal width; {ANEW}"
+        )
+    return [_uri(strip.crop((i * width, 0, (i + 1) * width, strip.height))) for i in range(count)]
+
+
+def strips(store: RecordStore, models: list[str], prompt: str) -> list[tuple[str, str]]:
+    """The whole strip of each model that has one."""
+    paths = [(model, store.path(model, prompt, "png")) for model in models]
+    return [(model, _uri(_opened(path))) for model, path in paths if path.exists()]
+
+
+def _opened(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, SyntaxError, ValueError) as error:  # what Pillow has for a damaged file
+        raise FairDiffError(f"{path}: cannot be read as an image ({type(error).__name__}); {ANEW}") from error
+
+
+def _uri(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=88)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
