@@ -143,7 +143,7 @@ def build_spec(
         judge=about_judge,
         targets=plan.targets.audited(groups, [p.text for p in plan.audit]),
         confusion=build_confusion(config, attributes),
-        delta=options.equivalence,
+        delta=options.margin,
         drift=options.drift,
         seed=options.seed,
         provenance=provenance,

@@ -55,6 +55,8 @@ class AuditConfig:
     seed: of the noise and the resampling. equivalence: the distance D below which the whole interval must lie for
     "on target".
     drift: the change of an untargeted attribute's bias that still counts as none.
+    fail_above: such a D, in the place of `equivalence`; the command exits with code 3 unless every attribute with a target is
+    "on target". null: it exits with 0 whatever it finds.
     """
 
     split: str = "test"
@@ -66,6 +68,7 @@ class AuditConfig:
     seed: int = 20231113
     equivalence: float = 0.10
     drift: float = 0.06
+    fail_above: float | None = None
     judge: JudgeConfig = field(default_factory=JudgeConfig)
 
     def __post_init__(self):
@@ -77,6 +80,18 @@ class AuditConfig:
         between("audit.seed", self.seed, 0, 2**31 - 1)
         between("audit.equivalence", self.equivalence, 0.001, 1)
         between("audit.drift", self.drift, 0.001, 1)
+        if self.fail_above is not None:
+            between("audit.fail_above", self.fail_above, 0.001, 1)
+            if self.equivalence not in (AuditConfig.equivalence, self.fail_above):
+                raise FairDiffError(
+                    f"audit.fail_above: found {self.fail_above} beside audit.equivalence={self.equivalence}, allowed: one of "
+                    "them"
+                )
+
+    @property
+    def margin(self) -> float:
+        """The distance D below which the whole interval must lie."""
+        return self.equivalence if self.fail_above is None else self.fail_above
 
 
 @dataclass
