@@ -57,6 +57,7 @@ class AuditConfig:
     drift: the change of an untargeted attribute's bias that still counts as none.
     fail_above: such a D, in the place of `equivalence`; the command exits with code 3 unless every attribute with a target is
     "on target". null: it exits with 0 whatever it finds.
+    keep_images: whether every audited image is kept as a PNG, for `images` and another judge later.
     """
 
     split: str = "test"
@@ -69,6 +70,7 @@ class AuditConfig:
     equivalence: float = 0.10
     drift: float = 0.06
     fail_above: float | None = None
+    keep_images: bool = False
     judge: JudgeConfig = field(default_factory=JudgeConfig)
 
     def __post_init__(self):
@@ -185,7 +187,9 @@ class Config:
             if self.manifest is not None:
                 raise FairDiffError(f"manifest: found {self.manifest} without images, allowed: with images=<folder>")
             return
-        for key, found in (("adapter.path", self.adapter.path), ("audit.guidance", self.audit.guidance or None)):
+        generated = {"adapter.path": self.adapter.path, "audit.guidance": self.audit.guidance or None}
+        generated["audit.keep_images"] = self.audit.keep_images or None
+        for key, found in generated.items():
             if found is not None:
                 raise FairDiffError(f"{key}: found {found} beside images, which nothing generates; allowed: one of them")
 
