@@ -164,7 +164,7 @@ def build_spec(
         judge=about_judge,
         targets=plan.targets.audited(groups, [p.text for p in plan.audit]),
         confusion=build_confusion(config, judge),
-        delta=options.equivalence,
+        delta=options.margin,
         drift=options.drift,
         seed=options.seed,
         provenance=provenance,
@@ -205,9 +205,10 @@ def build_audit(
         }
 
     def shared(hashes: dict[str, str]) -> Path | None:
-        """A folder for each size, else audits of two sizes would overwrite each other."""
+        """A folder for each size, else audits of two sizes would overwrite each other; without images, so none for those
+        that keep them."""
         key = fingerprint.of_values(RECORDS_SCHEMA, hashes["before"], hashes["judge"], *sizes)
-        return Path(config.cache) / "audits" / key if config.cache else None
+        return Path(config.cache) / "audits" / key if config.cache and not options.keep_images else None
 
     own = hashes(config.sampler.guidance)
     audit_plan = AuditPlan(
@@ -223,6 +224,7 @@ def build_audit(
         hashes=own,
         shared=shared(own),
         world=world,
+        keep=options.keep_images,
     )
     further = {model.effective_guidance(s) for s in options.guidance}
     further.discard(model.effective_guidance(config.sampler.guidance))
@@ -231,6 +233,7 @@ def build_audit(
         for scale in sorted(further)
     }
     name = audit_name(f"{options.split}-{len(plan.audit)}x{options.images_per_prompt}", audit_plan, spec, [*others])
+    name += "-kept" if options.keep_images else ""  # measured on 8 bits
     return Audit(audit_plan, others, measurer, spec, name, initial_noise)
 
 

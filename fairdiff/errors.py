@@ -10,6 +10,10 @@ class FairDiffError(Exception):
     """
 
 
+class NotWithinMargin(FairDiffError):
+    """An audit was carried out, and what it found is not what `audit.fail_above` asks for; the mains exit with code 3."""
+
+
 @contextmanager
 def blame(key: str, joint: str = ": "):
     """Turn a library's ValueError or OSError into one line that names the configuration key."""

@@ -69,7 +69,7 @@ def train_job(config: Config, folder: Path, world: World) -> None:
     if world.first:
         run.save_card(folder, audit, *training_judge(config))
         run.export_adapter(folder, config.export, build.model_path(config))
-        run.conclude(folder, audit, console)
+        run.conclude(folder, audit, console, config.audit.fail_above)
 
 
 @together
@@ -98,7 +98,7 @@ def audit_job(config: Config, folder: Path, world: World) -> None:
         lines = describe.report_lines(config, plan, adapter=adapter is not None, trained=False)
         run.carry_out(folder, audit, partial(build_generators, config, model, adapter), lines, console)
     if world.first:
-        run.conclude(folder, audit, console)
+        run.conclude(folder, audit, console, config.audit.fail_above)
 
 
 def _audit_pictures(config: Config, folder: Path, world: World, console: Console) -> None:
@@ -118,7 +118,7 @@ def _audit_pictures(config: Config, folder: Path, world: World, console: Console
         lines = describe.picture_lines(config, plan, given)
         run.carry_out(folder, audit, partial(build_readers, given), lines, console)
     if world.first:
-        run.conclude(folder, audit, console)
+        run.conclude(folder, audit, console, config.audit.fail_above)
 
 
 # the console commands fairdiff-train and fairdiff-audit

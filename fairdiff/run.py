@@ -2,7 +2,7 @@
 
 config.yaml  run.json  metrics.jsonl  pictures/  checkpoints/  adapter/     one training, named by all that changes it
 exports/<format>/     the adapter for other tools
-audits/<name>/  records/  records.parquet  request.json  audit.json  report.html     each audit of it
+audits/<name>/  records/  records.parquet  request.json  audit.json  summary.md  report.html     each audit of it
 audits/<name>/guidance/<scale>/  records/  records.parquet                           at further guidance scales
 """
 
@@ -21,10 +21,11 @@ from fairdiff.audit.metrics import compute_metrics
 from fairdiff.audit.read import read_audit
 from fairdiff.audit.records import ANEW, load_records
 from fairdiff.audit.report import render_report, summary_table
+from fairdiff.audit.summary import not_within, summary
 from fairdiff.build_audit import Audit
 from fairdiff.diffusion.adapters import Adapter
 from fairdiff.diffusion.export import export
-from fairdiff.errors import FairDiffError
+from fairdiff.errors import FairDiffError, NotWithinMargin
 from fairdiff.files import atomic_path, flat, read_yaml, remove_leftovers, require_writable, write_json, write_text
 from fairdiff.training.step import Trainee
 from fairdiff.training.tracking import progress, read_metrics
@@ -148,7 +149,7 @@ def carry_out(
     lines: dict[str, list[str]],
     console: Console,
 ) -> None:
-    """Generate the same prompts and noise with each model, measure, and write records, audit.json and report.html.
+    """Generate the same prompts and noise with each model, measure, and write records, audit.json and the reports.
 
     generators_at: the models at a guidance scale; of given images, which have none, what reads them.
     """
@@ -166,7 +167,10 @@ def carry_out(
 
 
 def report(where: Path, history: list[dict]) -> None:
-    """audit.json and report.html of an audit folder from its records; `history`: rows of the training's metrics.jsonl."""
+    """audit.json, summary.md and report.html of an audit folder from its records.
+
+    history: rows of the training's metrics.jsonl.
+    """
     path = where / "request.json"
     try:
         request = json.loads(path.read_text(encoding="utf-8"))
@@ -179,11 +183,15 @@ def report(where: Path, history: list[dict]) -> None:
     at_guidance = {float(path.name): load_records(path / "records.parquet") for path in where.glob("guidance/*")}
     metrics = compute_metrics(records, spec, at_guidance)
     write_json(where / "audit.json", metrics)
+    write_text(where / "summary.md", summary(metrics, request["lines"]))
     render_report(where, metrics, request["lines"], history)
 
 
-def conclude(folder: Path, audit: Audit, console: Console) -> None:
-    """Print the table; the last line names the report."""
+def conclude(folder: Path, audit: Audit, console: Console, fail_above: float | None = None) -> None:
+    """Print the table; the last line names the report. NotWithinMargin where the audit is a gate and does not let pass."""
     where = audit_folder(folder, audit)
-    console.print(summary_table(read_audit(where / "audit.json")))
-    print(f"report: {where / 'report.html'}")
+    numbers = read_audit(where / "audit.json")
+    console.print(summary_table(numbers))
+    print(f"report: {where / 'report.html'}", flush=True)
+    if fail_above is not None and (found := not_within(numbers)):
+        raise NotWithinMargin(f"audit.fail_above={fail_above:g}: {'; '.join(found)}")

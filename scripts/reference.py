@@ -1,4 +1,4 @@
-"""Write docs/reference/configuration.md from the schemas, their docstrings and the files of conf.
+"""Write docs/reference/configuration.md from the schemas, their docstrings and the files of conf, and audit.schema.json.
 
 python scripts/reference.py
 """
@@ -14,10 +14,12 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from fairdiff import config as schemas
+from fairdiff.audit.schema import schema
 from fairdiff.cli.main import CONF
-from fairdiff.files import flat, write_text
+from fairdiff.files import flat, write_json, write_text
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "reference" / "configuration.md"
+REFERENCE = Path(__file__).resolve().parent.parent / "docs" / "reference"
+PAGE, AUDIT_SCHEMA = REFERENCE / "configuration.md", REFERENCE / "audit.schema.json"
 HEAD = """# Configuration
 
 Written by `python scripts/reference.py` from the schemas in `fairdiff/config` and the files in `conf`; do not edit.
@@ -128,11 +130,12 @@ def page() -> str:
         elif is_dataclass(f.type):
             tables.append((f"`{f.name}`", f.type, f"{f.name}."))
     tables.append(("`audit.judge`", schemas.JudgeConfig, "audit.judge."))
-    for title, schema, prefix in tables:
-        lines += [f"### {title}", *key_rows(schema, prefix, default, photographs), ""]
+    for title, kind, prefix in tables:
+        lines += [f"### {title}", *key_rows(kind, prefix, default, photographs), ""]
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
     write_text(PAGE, page())
-    print(PAGE)
+    write_json(AUDIT_SCHEMA, schema())
+    print(PAGE, AUDIT_SCHEMA, sep="\n")

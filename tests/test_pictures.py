@@ -8,12 +8,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from json_schema import closed, faults
 from PIL import Image
 
 from fairdiff import build
 from fairdiff.audit.records import load_records, probability_columns
+from fairdiff.audit.schema import schema
 from fairdiff.cli.compose import composed
-from fairdiff.errors import FairDiffError
+from fairdiff.cli.main import main
+from fairdiff.errors import FairDiffError, NotWithinMargin
 from fairdiff.jobs import audit_command, audit_job, train_job
 from fairdiff.pictures import read_pictures
 
@@ -189,6 +192,45 @@ def test_without_an_encoder_semantics_are_null_and_it_is_said_why(shown, tmp_pat
     assert found["models"]["before"]["between_seeds"]["mean"] is not None
     assert found["provenance"]["CLIP"].startswith("not at hand: features.clip: ")
     assert "CLIP-T and CLIP-I are not measured: not at hand: features.clip" in capsys.readouterr().out
+
+
+def test_as_a_gate_the_command_exits_with_3_behind_its_report(shown, tmp_path, no_model, monkeypatch, capsys):
+    root = folders(tmp_path / "given", shown)
+
+    def command(*overrides) -> tuple[int, list[str]]:
+        words = [f"hydra.run.dir={tmp_path / 'run'}", "cache=null", f"images={root}", *overrides]
+        monkeypatch.setattr(sys, "argv", ["audit", *words])
+        try:
+            audit_command()
+        except SystemExit as end:
+            return end.code, capsys.readouterr().err.splitlines()
+        return 0, capsys.readouterr().err.splitlines()
+
+    code, (line,) = command("audit.fail_above=0.1")
+    assert code == 3 and line.startswith("audit.fail_above=0.1: gender is not decided, these prompts, D ")
+    (where,) = (tmp_path / "run" / "audits").iterdir()
+    assert (where / "report.html").exists()
+    assert command("audit.fail_above=0.1")[0] == 3 and command() == (0, [])  # the same audit, finished
+    assert len(list((tmp_path / "run" / "audits").iterdir())) == 1
+    code, (line,) = command("audit.fail_above=0.1", "audit.equivalence=0.2")
+    assert code == 2 and line == "error: audit.fail_above: found 0.1 beside audit.equivalence=0.2, allowed: one of them"
+    text = (where / "summary.md").read_text("utf-8")
+    assert "- **gender: not decided, these prompts.** D " in text and "female" in text and "noise floor" in text
+    assert "never identity" in text and "[Full report](report.html)" in text and "Without a face: 0.0" in text
+    numbers = json.loads((where / "audit.json").read_text("utf-8"))
+    assert not faults(numbers, closed(schema()), closed(schema()))
+
+
+def test_a_sweep_of_gates_exits_with_3_and_with_2_where_a_run_itself_fails(tmp_path, monkeypatch, capsys):
+    def job(config, folder):
+        raise (FairDiffError if config.seed > 1 else NotWithinMargin)("so")
+
+    for seeds, code in (("0,1", 3), ("1,2", 2)):
+        words = ["-m", f"seed={seeds}", f"hydra.sweep.dir={tmp_path}"]
+        monkeypatch.setattr(sys, "argv", ["x.py", *words])
+        with pytest.raises(SystemExit) as end:
+            main(job)()
+        assert end.value.code == code
 
 
 def rows_of(*images: str, **more) -> list[dict]:

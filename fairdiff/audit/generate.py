@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 from typing import Protocol
 
@@ -21,10 +21,10 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from fairdiff.audit.measure import Measured, Measurer, cosine, cosine_to_others, joined, measure
-from fairdiff.audit.records import MODELS, STRIP, RecordStore, fingerprint, save_records, wording_column
+from fairdiff.audit.records import MODELS, STRIP, RecordStore, fingerprint, prompt_key, save_records, wording_column
 from fairdiff.distributed import ALONE, World
 from fairdiff.errors import FairDiffError
-from fairdiff.files import atomic_path
+from fairdiff.files import atomic_path, write_text
 
 # (prompt, noise_BCHW) -> image_BCHW in [0, 1]
 Generate = Callable[[str, Tensor], Tensor]
@@ -50,6 +50,8 @@ class AuditPlan:
     shared: a folder where runs leave their records of "before" for each other, so that a sweep generates them once.
     world: the processes that generate; the first one reads and writes all files.
     given: of images that are read and not generated, (model, prompt) -> their numbers, those of one size together.
+    keep: whether images are written beside the records, in the layout of `fairdiff/pictures.py`. They are then rounded to the
+    8 bits of a PNG before anything looks at them, so that whoever reads them later sees the same.
     """
 
     prompts: Sequence[Prompt]
@@ -67,6 +69,7 @@ class AuditPlan:
     shared: Path | None = None
     world: World = ALONE
     given: Mapping[tuple[str, str], Sequence[Sequence[int]]] | None = None
+    keep: bool = False
 
     @property
     def every(self) -> list[Prompt]:
@@ -114,13 +117,15 @@ def run_audit(
     FairDiffError: no prompt, a prompt twice, a judge with other classes, images that are not finite or not in [0, 1].
     """
     _check(plan, generators, measurer)
-    auditor = _Auditor(plan, measurer, noise, RecordStore(Path(folder) / "records"), on_images)
+    auditor = _Auditor(plan, measurer, noise, RecordStore(Path(folder) / "records"), on_images, Path(folder) / "images")
     for model in (m for m in MODELS if m in generators):
         auditor.audit(model, generators[model])
     records = None
     if plan.world.first:
         models = [m for m in MODELS if m == "before" or m in generators]
         records = auditor.collect(models, [prompt.text for prompt in plan.every])
+        if plan.keep:
+            auditor.write_manifest(models)
         save_records(Path(folder) / "records.parquet", records)
     return plan.world.of_first(records)
 
@@ -151,6 +156,7 @@ class _Auditor:
     noise: Noise
     store: RecordStore
     on_images: Callable[[int], None]
+    images: Path
 
     def fingerprint(self, model: str, prompt: Prompt) -> str:
         """Everything the rows of this model and prompt depend on; all but those of "before" depend on "before" too."""
@@ -170,6 +176,7 @@ class _Auditor:
             strip=[plan.strip, plan.thumbnail],
             hashes={name: plan.hashes[name] for name in {"judge", "before", model}},
             encoders=[measurer.clip is not None, measurer.encoder is not None],
+            **({"kept": True} if plan.keep else {}),
         )
 
     def audit(self, model: str, generate: Generate) -> None:
@@ -195,12 +202,34 @@ class _Auditor:
         if shared and not self.store.complete(model, prompt.text, print_):
             self.store.take(shared, model, prompt.text, print_)
         found = self.store.complete(model, prompt.text, print_)
+        if self.plan.keep:
+            found = found and all(path.exists() for path in self.kept(model, prompt).values())
         if found:
             self.on_images(len(self.plan.numbers(model, prompt)))
         return found
 
-    def keep(self, model: str, prompt: Prompt, measured: Measured, sheet: Image.Image) -> None:
-        """Store what was measured on the images of a prompt."""
+    def kept(self, model: str, prompt: Prompt) -> dict[int, Path]:
+        """Where each image of a prompt lies if it is kept."""
+        folder = self.images / model / prompt_key(prompt.text)
+        return {index: folder / f"{index:04d}.png" for index in self.plan.numbers(model, prompt)}
+
+    def write_manifest(self, models: list[str]) -> None:
+        """images/manifest.csv, which `fairdiff-audit images=...` reads."""
+        rows = []
+        for model, prompt in product(models, self.plan.every):
+            about = [prompt.family, prompt.subject, "yes" if prompt.people else "no", prompt.names]
+            for index, path in self.kept(model, prompt).items():
+                rows.append([prompt.text, path.relative_to(self.images).as_posix(), model, index, *about])
+        columns = ["prompt", "image", "model", "pair", "family", "subject", "people", "names"]
+        write_text(self.images / "manifest.csv", pd.DataFrame(rows, columns=columns).to_csv(index=False))
+
+    def keep(
+        self, model: str, prompt: Prompt, measured: Measured, sheet: Image.Image, images: dict[int, np.ndarray]
+    ) -> None:
+        """Store what was measured on the images of a prompt, and with `AuditPlan.keep` the images."""
+        for index, path in self.kept(model, prompt).items() if images else ():
+            with atomic_path(path) as temporary:
+                Image.fromarray(images[index]).save(temporary)
         before = {} if model == "before" else self.before(model, prompt)
         print_, shared = self.fingerprint(model, prompt), self.shared(model)
         with atomic_path(self.store.path(model, prompt.text, "png")) as temporary:
@@ -217,19 +246,26 @@ class _Auditor:
         features = self.store.read_features("before", prompt.text)
         return {name: np.where(rows_B[:, None] < 0, np.nan, value[rows_B]) for name, value in features.items()}
 
-    def measure(self, model: str, generate: Generate, prompt: Prompt) -> tuple[Measured, Image.Image]:
-        """All images of one prompt, measured in batches, and the strip of the first ones."""
+    def measure(
+        self, model: str, generate: Generate, prompt: Prompt
+    ) -> tuple[Measured, Image.Image, dict[int, np.ndarray]]:
+        """All images of one prompt, measured in batches, the strip of the first ones, and those to keep."""
         plan, parts, places, shown = self.plan, [], [], {}
-        first = plan.numbers(model, prompt)[: plan.strip]
+        numbers = plan.numbers(model, prompt)
+        first = numbers[: plan.strip]
+        wanted = set(numbers if plan.keep else first)
         for indices in plan.batches(model, prompt):
             with torch.no_grad():
                 image_BCHW = generate(prompt.text, self.noise(prompt.text, plan.seed, indices, plan.latent_shape))
             _check_pictures(image_BCHW, model, prompt.text)
+            if plan.keep:
+                image_BCHW = (image_BCHW.float().clamp(0, 1) * 255).round() / 255
             parts.append(measure(self.measurer, image_BCHW, prompt.text))
-            shown |= {i: eight_bits(image) for i, image in zip(indices, image_BCHW, strict=True) if i in first}
+            shown |= {i: eight_bits(image) for i, image in zip(indices, image_BCHW, strict=True) if i in wanted}
             places.extend(indices)
             self.on_images(len(indices))
-        return joined(parts).rows(np.argsort(places)), strip([shown[i] for i in first], plan.thumbnail)
+        sheet = strip([shown[i] for i in first], plan.thumbnail)
+        return joined(parts).rows(np.argsort(places)), sheet, shown if plan.keep else {}
 
     def collect(self, models: list[str], prompts: list[str]) -> pd.DataFrame:
         """All rows in the order of the models, prompts and images; `prompt_index` is the place in the plan."""

@@ -25,7 +25,7 @@ from fairdiff.cli.command_line import of_file, prepare, quoting
 from fairdiff.cli.ending import ending, reader_is_gone
 from fairdiff.cli.messages import CONF, like, one_line
 from fairdiff.config import Config
-from fairdiff.errors import FairDiffError
+from fairdiff.errors import FairDiffError, NotWithinMargin
 
 ConfigStore.instance().store(name="schema", node=Config)
 
@@ -88,10 +88,12 @@ def main(task: Callable[[Config, Path], None], name: str = "config", several: bo
     among the processes that a launcher started.
     """
     failed: list[str] = []  # runs of a sweep
+    codes: set[int] = set()
     parent = os.getpid()
 
     def give_up(error: Exception, overrides: Sequence[str]) -> None:
         failed.append(f"{' '.join(overrides) or 'defaults'}: {one_line(error)}")
+        codes.add(code_of(error))
         print(f"error: {failed[-1]}", file=sys.stderr, flush=True)
 
     @wraps(task)
@@ -114,6 +116,7 @@ def main(task: Callable[[Config, Path], None], name: str = "config", several: bo
 
     def run() -> None:
         failed.clear()
+        codes.clear()
         os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors reach us instead of a printed traceback
         over = " without resume=false" if "resume=false" in [o.lower() for o in sys.argv] else ""
         with ending(f"interrupted; the same command{over} goes on from the last checkpoint"):
@@ -126,7 +129,7 @@ def main(task: Callable[[Config, Path], None], name: str = "config", several: bo
                 if failed:
                     print("error: these runs of the sweep failed:", *failed, sep="\n  ", file=sys.stderr)
             if failed:
-                sys.exit(2)
+                sys.exit(min(codes))  # 3 where no run failed by itself
 
     return run
 
@@ -178,7 +181,12 @@ def no_memory(error: Exception) -> FairDiffError | None:
     return None
 
 
+def code_of(error: Exception) -> int:
+    """3 of an audit whose result is not within `audit.fail_above`, else 2."""
+    return 3 if isinstance(error, NotWithinMargin) else 2
+
+
 def fail(error: Exception) -> None:
-    """Print one line on stderr and exit with code 2."""
-    print(f"error: {one_line(error)}", file=sys.stderr)
-    sys.exit(2)
+    """Print one line on stderr and exit with code 2, or 3 where the result and not the command is at fault."""
+    print(f"{'error: ' if code_of(error) == 2 else ''}{one_line(error)}", file=sys.stderr)
+    sys.exit(code_of(error))

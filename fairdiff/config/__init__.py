@@ -59,6 +59,9 @@ class AuditConfig:
     seed: of the noise and the resampling. equivalence: the distance D below which the whole interval must lie for
     "on target".
     drift: the change of an untargeted attribute's bias that still counts as none.
+    fail_above: such a D, in the place of `equivalence`; the command exits with code 3 unless every attribute with a target is
+    "on target". null: it exits with 0 whatever it finds.
+    keep_images: whether every audited image is kept as a PNG, for `images` and another judge later.
     """
 
     split: str = "test"
@@ -71,6 +74,8 @@ class AuditConfig:
     equivalence: float = 0.10
     drift: float = 0.06
     calibration: str | None = None
+    fail_above: float | None = None
+    keep_images: bool = False
     judge: JudgeConfig = field(default_factory=JudgeConfig)
 
     def __post_init__(self):
@@ -82,6 +87,18 @@ class AuditConfig:
         between("audit.seed", self.seed, 0, 2**31 - 1)
         between("audit.equivalence", self.equivalence, 0.001, 1)
         between("audit.drift", self.drift, 0.001, 1)
+        if self.fail_above is not None:
+            between("audit.fail_above", self.fail_above, 0.001, 1)
+            if self.equivalence not in (AuditConfig.equivalence, self.fail_above):
+                raise FairDiffError(
+                    f"audit.fail_above: found {self.fail_above} beside audit.equivalence={self.equivalence}, allowed: one of "
+                    "them"
+                )
+
+    @property
+    def margin(self) -> float:
+        """The distance D below which the whole interval must lie."""
+        return self.equivalence if self.fail_above is None else self.fail_above
 
 
 @dataclass
@@ -175,7 +192,9 @@ class Config:
             if self.manifest is not None:
                 raise FairDiffError(f"manifest: found {self.manifest} without images, allowed: with images=<folder>")
             return
-        for key, found in (("adapter.path", self.adapter.path), ("audit.guidance", self.audit.guidance or None)):
+        generated = {"adapter.path": self.adapter.path, "audit.guidance": self.audit.guidance or None}
+        generated["audit.keep_images"] = self.audit.keep_images or None
+        for key, found in generated.items():
             if found is not None:
                 raise FairDiffError(f"{key}: found {found} beside images, which nothing generates; allowed: one of them")
 

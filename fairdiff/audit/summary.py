@@ -1,0 +1,87 @@
+"""audit.json for a pull request: the verdict of each attribute in a few lines of Markdown. No number is computed here."""
+
+import re
+
+from fairdiff.audit.estimand import FEW, ends_of, verdict_of
+from fairdiff.audit.wording import attribute_order, distance_of, headline, interval, last_model, number, percent
+
+
+def not_within(audit: dict) -> list[str]:
+    """A line for each attribute with a target that is not on target, [] where all are."""
+    entries = last_model(audit)["attributes"]
+    found = []
+    for name in [name for name in attribute_order(audit) if entries[name]["target"]["requested"]]:
+        verdict = verdict_of(audit, entries[name]["target"])
+        if verdict["verdict"] != "within":
+            found.append(f"{name} is {verdict['tag']}, {_distance(entries[name])}: {verdict['why']}")
+    return found
+
+
+def summary(audit: dict, settings: dict[str, list[str]]) -> str:
+    """Markdown that stands beside report.html: verdicts, D and bias with intervals, missing faces, what was left out.
+
+    settings: headings with lines, as the report shows them; of them only what was left out.
+    """
+    entries = last_model(audit)["attributes"]
+    lines = [f"## FairDiff audit: {plain(headline(audit))}", ""]
+    for name in attribute_order(audit):
+        lines += [f"- {line}" for line in _attribute(audit, name, entries[name])]
+    lines += ["", *_table(audit), "", *_missing(audit)]
+    lines += [plain(line) + "  " for line in settings.get("left out", [])]
+    if audit["prompts"] < audit["prompts_needed"]:
+        few = f"for these {audit['prompts']} prompts only; of prompts like these nothing is said from fewer than"
+        lines += ["", f"\\{FEW}: {few} {audit['prompts_needed']}."]
+    lines += ["", "Labels are perceived presentation in pictures, never identity. [Full report](report.html)"]
+    return "\n".join(lines) + "\n"
+
+
+def plain(text: str) -> str:
+    """Text that Markdown and HTML leave as it is, on one line."""
+    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
+    return re.sub(r"([\\`*_\[\]|#~>])", r"\\\1", text)
+
+
+def _distance(entry: dict) -> str:
+    """D on which the verdict rests."""
+    undone = (entry.get("corrected") or {}).get("distance")
+    found = undone or entry["target"]["distance"]
+    return f"D {number(found['value'])} {interval(ends_of(found))}".strip()
+
+
+def _attribute(audit: dict, name: str, entry: dict) -> list[str]:
+    target = entry["target"]
+    if not target["requested"]:
+        return [f"{plain(name)}: no target was set, only measured"]
+    verdict = verdict_of(audit, target)
+    shares = (entry.get("corrected") or {}).get("shares") or entry["shares"]
+    shown = []
+    for cls, share in shares.items():
+        ends = plain(interval(ends_of(share), percent))
+        shown.append(f"{plain(cls)} {percent(share['share'])} {ends} of {percent(target['shares'][cls])}")
+    lines = [f"**{plain(name)}: {plain(verdict['tag'])}.** {plain(_distance(entry))}, {plain(verdict['why'])}"]
+    lines.append(f"{plain(name)}, mean shares and their targets: {'; '.join(shown)}")
+    if "corrected" not in entry:
+        lines.append(f"**not corrected:** this judge's errors were never measured for {plain(name)}")
+    return lines
+
+
+def _table(audit: dict) -> list[str]:
+    """Bias, or the distance to a target that is not uniform, of every model, with its noise floor."""
+    models = audit["models"]
+    rows = ["| mean over prompts | " + " | ".join(models) + " | noise floor |", "|---|" + "---|" * (len(models) + 1)]
+    for name in attribute_order(audit):
+        found = {model: distance_of(entry["attributes"][name]) for model, entry in models.items()}
+        last = distance_of(last_model(audit)["attributes"][name])
+        cells = [f"{number(d['mean'])} {plain(interval(ends_of(d)))}" for d in found.values()]
+        rows.append(f"| {plain(name)} {last['name']} | " + " | ".join([*cells, number(last["floor"])]) + " |")
+    return rows
+
+
+def _missing(audit: dict) -> list[str]:
+    """Pictures without a face, and prompts that show too few."""
+    rates = {model: entry["no_face"] for model, entry in audit["models"].items()}
+    said = [f"{percent(rate['rate'])} {plain(interval(rate['ci95'], percent))} {m}" for m, rate in rates.items()]
+    lines = [f"{audit['prompts']} prompts × {audit['images_per_prompt']} pictures. Without a face: {', '.join(said)}.  "]
+    if audit["left_out"]:
+        lines.append(f"In no mean, since a model shows fewer than two faces: {plain('; '.join(audit['left_out']))}.  ")
+    return lines
