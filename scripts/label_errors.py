@@ -6,12 +6,13 @@ python scripts/label_errors.py --render     only write the page anew
 Renders of Portraits (scripts/build_portraits/make_data.py --images 4000) whose gender labels are flipped. Groups: race, Black
 against the others. Noise: in all faces alike, or half as often again in the smaller group. The judge is a perceptron of one
 hidden layer on 16 x 16 pixels without augmentation, small enough for hundreds of trainings and able to learn labels by heart.
-Needs cleanlab for its own row.
+The row of cleanlab needs ".[label_errors]".
 """
 
 import argparse
 import json
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 
@@ -204,6 +205,8 @@ def main(argv: list[str] | None = None) -> None:
         torch.set_num_threads(1)
         if not list(args.renders.glob("shard_*.npz")):
             parser.error(f"--renders: {args.renders} holds no shards; scripts/build_portraits/make_data.py makes them")
+        if "cleanlab" in args.methods and find_spec("cleanlab") is None:
+            parser.error('--methods: cleanlab is not installed; pip install -e ".[label_errors]", or name the others')
         faces = read_renders(args.renders)
         for seed, kind, rate, method in product(SEEDS, KINDS, RATES, args.methods):
             key = key_of(method, kind, rate, seed)
