@@ -4,6 +4,7 @@ N images in one batch. Every step draws its images and its augmentation from a g
 run that was cut off and resumed equals one that was not.
 """
 
+import copy
 import json
 import math
 import os
@@ -19,14 +20,15 @@ from torch.nn import functional as F
 from classifiers.attributes import AttributeNet
 from classifiers.crop import EXPAND, expand_box
 from classifiers.data import cut
+from classifiers.label_errors import Relaxation, chosen_weights, groups_of
 
 
 @dataclass(frozen=True)
 class FitPlan:
     """AdamW with one cycle of the learning rate, label smoothing, an average of the weights (EMA).
 
-    `expand` widens the boxes, where there are any. `checkpoint` is a file written every `save_every` steps and at the
-    end; where it exists, the run goes on from it.
+    `expand` widens the boxes, where there are any. `class_weights`: rare classes count as much as frequent ones.
+    `checkpoint` is a file written every `save_every` steps and at the end; where it exists, the run goes on from it.
     """
 
     steps: int
@@ -37,6 +39,7 @@ class FitPlan:
     ema: float = 0.998
     seed: int = 0
     expand: float = EXPAND
+    class_weights: bool = False
     checkpoint: Path | None = None
     save_every: int = 200
 
@@ -48,13 +51,14 @@ def fit(
     plan: FitPlan,
     progress: Callable[[int, float], None] = lambda step, loss: None,
     boxes: np.ndarray | None = None,
+    relaxation: Relaxation | None = None,
 ) -> AttributeNet:
     """Train `net` in place and leave the averaged weights in it, frozen; also returns it.
 
     `images` uint8 [N, H, W, 3], `labels[a]` int [N] (-1 = unlabelled) of every attribute of the net, `boxes` float
     [N, 4] pixels if the images are not face crops already. The loss is the sum over attributes of the smoothed
-    cross-entropy over labelled faces. `progress(steps done, loss)` is called after every step. Raises ValueError for a
-    checkpoint of another plan or data set.
+    cross-entropy over labelled faces, weighed by `relaxation` where labels may be wrong. `progress(steps done, loss)` is
+    called after every step. Raises ValueError for a checkpoint of another plan or data set.
     """
     device = next(net.parameters()).device
     net.train().requires_grad_(True)
@@ -64,15 +68,20 @@ def fit(
         [{"params": weights, "weight_decay": plan.weight_decay}, {"params": scales, "weight_decay": 0.0}], plan.lr
     )
     average = {key: value.detach().clone() for key, value in net.state_dict().items()}
-    identity = identify(net, plan, len(images))
-    for step in range(resume(plan, identity, net, optimizer, average), plan.steps):
+    identity = identify(net, plan, len(images), relaxation)
+    face_weights = equal_weights(labels, net, relaxation)
+    class_weights = {k: w.to(device) for k, w in balanced_weights(labels, net).items()} if plan.class_weights else {}
+    for step in range(resume(plan, identity, net, optimizer, average, face_weights), plan.steps):
+        if relaxation is not None and relaxation.due(step, plan.steps):
+            reweigh(face_weights, net, average, (images, boxes, labels), plan, relaxation)
         generator = Generator().manual_seed(plan.seed * 10_000_019 + step)
         rows = torch.randint(len(images), (plan.batch,), generator=generator).numpy()
         box_N4 = jitter_boxes(images, boxes, rows, plan.expand, generator)
         crop_NCHW = augment(cut(images[rows], box_N4, net.config["image_size"], 1.0), generator)
         logits = net(crop_NCHW.to(device))
         true_N = {name: torch.from_numpy(labels[name][rows]).long().to(device) for name in net.attributes}
-        loss = label_loss(logits, true_N, plan.smoothing)
+        weigh = {name: weight_N[rows].to(device) for name, weight_N in face_weights.items()}
+        loss = label_loss(logits, true_N, plan.smoothing, weigh, class_weights)
         for group in optimizer.param_groups:
             group["lr"] = plan.lr * one_cycle(step / plan.steps)
         optimizer.zero_grad()
@@ -84,19 +93,66 @@ def fit(
         progress(step + 1, loss.item())
         if plan.checkpoint and ((step + 1) % plan.save_every == 0 or step + 1 == plan.steps):
             state = {"net": net.state_dict(), "optimizer": optimizer.state_dict(), "average": average}
+            state |= {"face_weights": face_weights} if face_weights else {}
             torch.save(state | {"step": step + 1, "identity": identity}, f"{plan.checkpoint}.part")
             os.replace(f"{plan.checkpoint}.part", plan.checkpoint)
     net.load_state_dict(average)
     return net.eval().requires_grad_(False)
 
 
-def identify(net: AttributeNet, plan: FitPlan, pictures: int) -> dict:
+def balanced_weights(labels: dict[str, np.ndarray], net: AttributeNet) -> dict[str, Tensor]:
+    """By attribute a weight for each class [K], inverse to its number of faces, 1 on average over the labelled faces."""
+    counts = {name: np.bincount(labels[name][labels[name] >= 0], minlength=len(k)) for name, k in net.attributes.items()}
+    return {
+        name: torch.from_numpy(faces_K.sum() / (len(faces_K) * np.maximum(faces_K, 1))).float()
+        for name, faces_K in counts.items()
+    }
+
+
+def equal_weights(
+    labels: dict[str, np.ndarray], net: AttributeNet, relaxation: Relaxation | None
+) -> dict[str, Tensor]:
+    """By attribute 1 for each face [N]; {} where all faces always count alike."""
+    return {} if relaxation is None else {name: torch.ones(len(labels[name])) for name in net.attributes}
+
+
+def reweigh(
+    face_weights: dict[str, Tensor],
+    net: AttributeNet,
+    average: dict[str, Tensor],
+    faces: tuple[np.ndarray, np.ndarray | None, dict[str, np.ndarray]],
+    plan: FitPlan,
+    relaxation: Relaxation,
+) -> None:
+    """Choose the weights anew by the averaged network's answers to all faces; 1 on average by attribute.
+
+    faces: images, boxes and labels, as `fit` has them.
+    """
+    images, boxes, labels = faces
+    judge = copy.deepcopy(net).eval()
+    judge.load_state_dict(average)
+    logits = predict(judge, images, boxes, plan.expand)
+    for name, weight_N in face_weights.items():
+        probs_NK = torch.from_numpy(logits[name]).softmax(1).numpy()
+        new_N = chosen_weights(probs_NK, labels[name], groups_of(labels, name), relaxation)
+        weight_N.lerp_(torch.from_numpy(new_N).float() * (labels[name] >= 0).sum(), relaxation.damping)
+
+
+def identify(net: AttributeNet, plan: FitPlan, pictures: int, relaxation: Relaxation | None = None) -> dict:
     """What must be equal for a checkpoint to be continued: the plan, the net's config and the number of images."""
     options = {key: value for key, value in asdict(plan).items() if key not in ("checkpoint", "save_every")}
+    options |= {} if relaxation is None else {"relaxation": asdict(relaxation)}
     return options | {"config": json.dumps(net.config), "pictures": pictures}
 
 
-def resume(plan: FitPlan, identity: dict, net: AttributeNet, optimizer, average: dict[str, Tensor]) -> int:
+def resume(
+    plan: FitPlan,
+    identity: dict,
+    net: AttributeNet,
+    optimizer,
+    average: dict[str, Tensor],
+    face_weights: dict[str, Tensor],
+) -> int:
     """Load the checkpoint if there is one; the number of steps done."""
     if plan.checkpoint is None or not Path(plan.checkpoint).exists():
         return 0
@@ -109,7 +165,27 @@ def resume(plan: FitPlan, identity: dict, net: AttributeNet, optimizer, average:
     net.load_state_dict(state["net"])
     optimizer.load_state_dict(state["optimizer"])
     average.update(state["average"])
+    face_weights.update(state.get("face_weights", {}))
     return state["step"]
+
+
+def dropped_shares(checkpoint: Path, labels: dict[str, np.ndarray], attributes: dict) -> dict:
+    """attribute -> group's attribute -> class -> share of its faces that ended with less than half of a weight.
+
+    Of the finished run of a checkpoint; {} of one without relaxation.
+    """
+    state = torch.load(checkpoint, weights_only=True, map_location="cpu")
+    return {
+        name: {
+            other: {
+                cls: float((weight_N.numpy()[rows] < 0.5).mean())
+                for k, cls in enumerate(attributes[other])
+                if (rows := (labels[name] >= 0) & (labels[other] == k)).any()
+            }
+            for other in labels
+        }
+        for name, weight_N in state.get("face_weights", {}).items()
+    }
 
 
 def one_cycle(done: float) -> float:
@@ -119,12 +195,29 @@ def one_cycle(done: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (done - 0.15) / 0.85))
 
 
-def label_loss(logits: dict[str, Tensor], label_N: dict[str, Tensor], smoothing: float) -> Tensor:
-    """Sum over attributes of the mean cross-entropy over labelled faces; an attribute without any adds 0."""
+def label_loss(
+    logits: dict[str, Tensor],
+    label_N: dict[str, Tensor],
+    smoothing: float,
+    weigh: dict[str, Tensor] | None = None,
+    class_weights: dict[str, Tensor] | None = None,
+) -> Tensor:
+    """Sum over attributes of the mean cross-entropy over labelled faces; an attribute without any adds 0.
+
+    weigh: by attribute a weight for each face [N], 1 on average over all faces; class_weights: one for each class [K].
+    """
     total = 0.0
     for name, logits_NK in logits.items():
-        true_N = label_N[name]
-        loss = F.cross_entropy(logits_NK, true_N, ignore_index=-1, label_smoothing=smoothing, reduction="sum")
+        true_N, weight_K = label_N[name], (class_weights or {}).get(name)
+        if not weigh:
+            loss = F.cross_entropy(
+                logits_NK, true_N, weight_K, ignore_index=-1, label_smoothing=smoothing, reduction="sum"
+            )
+        else:
+            loss_N = F.cross_entropy(
+                logits_NK, true_N, weight_K, ignore_index=-1, label_smoothing=smoothing, reduction="none"
+            )
+            loss = (loss_N * weigh[name]).sum()
         total = total + loss / (true_N >= 0).sum().clamp(min=1)
     return total
 

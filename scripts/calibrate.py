@@ -11,13 +11,14 @@ its errors: of a folder with splits the validation part is taken. The same comma
 
 import argparse
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 from build_bank import configure
 
 from classifiers.calibration import CROPS, Calibration, calibrate, save_calibration
-from classifiers.judging import FACE, judge_files, largest_face
+from classifiers.judging import FACE, Look, judge_files, largest_face
 from classifiers.labels import SPLITS, LabelledFiles, read_labels
 from classifiers.page import draw_reliability, page
 from fairdiff import build, fingerprint
@@ -31,6 +32,9 @@ from fairdiff.files import write_text
 from fairdiff.portraits import weights
 from fairdiff.training.tracking import make_console, progress
 
+Classes = dict[str, tuple[str, ...]]
+Choose = Callable[[Path, Classes], LabelledFiles]
+
 
 def where(config: Config, out: Path | None) -> Path:
     """The file to be written: --out, `audit.calibration`, or beside the judge."""
@@ -42,32 +46,49 @@ def where(config: Config, out: Path | None) -> Path:
     return file
 
 
-def labelled(folder: Path, attributes: dict[str, tuple[str, ...]], split: str | None) -> LabelledFiles:
+def labelled(folder: Path, attributes: Classes, split: str | None) -> LabelledFiles:
     """The faces of a split; by default "val" where the folder has it, else all."""
     with blame("folder"):
         files = read_labels(folder, attributes)
         return files.of_split(split or ("val" if "val" in files.splits else "all"))
 
 
-def measure(folder: Path, config: Config, out: Path | None, split: str | None) -> str:
-    """Write calibration, page and picture, or find them made, and say what was found."""
-    file = where(config, out)
-    check_device(config.model.device)
-    requested = {name: tuple(attribute.classes) for name, attribute in config.attributes.items()}
-    judge = build.build_classifier(config.audit.judge, "audit.judge", "audit_judge", requested, config.model.device)
-    files = labelled(folder, judge.attributes, split)
-    detector, crops = build.build_detector(config), {key: getattr(config.detector, key) for key in CROPS}
-    hashes = {name: build.judge_fingerprint(judge, name) for name in judge.attributes}
+def requested(config: Config) -> Classes:
+    """Attributes and their classes."""
+    return {name: tuple(attribute.classes) for name, attribute in config.attributes.items()}
+
+
+def data_hash(files: LabelledFiles) -> str:
+    """Of names, sizes and labels."""
     with blame("folder"):
         sizes = [file.stat().st_size if file.is_file() else -1 for file in files.files]
-    labels = {name: label_N.tolist() for name, label_N in files.labels.items()}
-    data = fingerprint.of_values(files.names, sizes, labels)
-    request = fingerprint.of_values(data, hashes, build.detector_fingerprint(config, detector))
+    return fingerprint.of_values(files.names, sizes, {name: label_N.tolist() for name, label_N in files.labels.items()})
+
+
+def looking(config: Config, crop_size: int, expand: float) -> tuple[Look, str]:
+    """What finds and cuts the largest face of a file, and a fingerprint of it."""
+    detector, device = build.build_detector(config), config.model.device
+    look = partial(largest_face, detector=detector, crop_size=crop_size, expand=expand, device=device)
+    return look, build.detector_fingerprint(config, detector)
+
+
+def measure(config: Config, file: Path, folder: Path, choose: Choose) -> str:
+    """Write calibration, page and picture, or find them made, and say what was found.
+
+    choose: the labelled files of the folder, of the judge's attributes.
+    """
+    check_device(config.model.device)
+    judge = build.build_classifier(
+        config.audit.judge, "audit.judge", "audit_judge", requested(config), config.model.device
+    )
+    files = choose(folder, judge.attributes)
+    crops = {key: getattr(config.detector, key) for key in CROPS}
+    look, detector = looking(config, crops["crop_size"], crops["expand"])
+    hashes = {name: build.judge_fingerprint(judge, name) for name in judge.attributes}
+    data = data_hash(files)
+    request = fingerprint.of_values(data, hashes, detector)
     if made_before(file, request):
         return f"{file}: made before"
-    look = partial(
-        largest_face, detector=detector, crop_size=crops["crop_size"], expand=crops["expand"], device=config.model.device
-    )
     part = file.with_name(f"{file.name}.part")
     with progress(make_console()) as bar, blame("audit.judge"):
         task = bar.add_task("pictures", total=len(files), note="")
@@ -128,7 +149,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--split", choices=[*SPLITS, "all"], help="default: val where the folder has splits, else all")
     args = parser.parse_intermixed_args(argv)
     try:
-        print(measure(args.folder, configure(args.settings), args.out, args.split))
+        config = configure(args.settings)
+        print(measure(config, where(config, args.out), args.folder, partial(labelled, split=args.split)))
     except Exception as error:
         fail(told(error))
 
