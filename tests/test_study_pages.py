@@ -5,6 +5,7 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tiny import whole_audit
 
@@ -78,3 +79,46 @@ def test_what_is_not_there_is_one_line(options, said, tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         baselines.main([*options, "--docs", str(tmp_path), "--folder", str(tmp_path / "out")])
     assert end.value.code == 2 and said in (line := capsys.readouterr().err) and line.count("\n") == 1
+
+
+def test_the_frontier_compares_methods_at_equal_levels_with_paired_bands():
+    """A method that is as good with half the loss of semantics wins at equal semantics; nothing is its own curve's end."""
+    from harness.frontier_page import page
+
+    bias = [0.8, 0.6, 0.7, 0.9]
+    point = {"label": "own, strength 2", "bias": [b / 2 for b in bias], "semantics": [0.9] * 4}
+    found = {
+        "nothing": {"label": "nothing", "bias": bias, "semantics": [1.0] * 4},
+        "curves": {"own": [point], "other": [point | {"label": "other", "semantics": [0.8] * 4}]},
+        "quotas": [{"tolerance": 0.1, "costs": [2.0, 3.0], "bias": [0.1, 0.1], "true_bias": [], "nothing_kept": 2}],
+        "attribute": "gender", "semantics": "dino", "seed": 0, "split": "validation", "images": 8, "settings": ["x"],
+    }  # fmt: skip
+    settings, equal, at_bias, quota = page(found, "python x").sections
+    assert [row[0] for row in settings.rows] == ["nothing", "own, strength 2", "other"]
+    rows = {row[0]: row[1:] for row in equal.rows}
+    read = {name: [float(cell.split()[0]) for cell in cells[::2]] for name, cells in rows.items()}
+    assert read["own"] == pytest.approx([0.675, 0.525, 0.375], abs=1e-3)  # at .98, .94, .80
+    assert read["other"] == pytest.approx([0.7125, 0.6375, 0.375], abs=1e-3)
+    assert rows["envelope"][0] == rows["own"][0] and rows["own"][1] == "" and rows["other"][1].startswith("+0.03")
+    assert {row[0]: row[1].split()[0] for row in at_bias.rows} == {"own": "0.975", "other": "0.950", "envelope": "0.975"}
+    assert quota.rows[0][0] == "± 0.1" and quota.rows[0][1].startswith("2.500") and quota.rows[0][3:] == ["–", "2 of 4"]
+
+
+def test_thresholds_of_labelled_faces_bring_the_groups_together(tmp_path, capsys):
+    import thresholds
+
+    rng, lines = np.random.default_rng(0), ["group,score,label"]
+    for group, shift in (("a", 0.0), ("b", 0.8)):
+        for _ in range(60):
+            label = int(rng.integers(2))
+            lines.append(f"{group},{label + shift + 0.6 * rng.standard_normal():.4f},{label}")
+    (tmp_path / "faces.csv").write_text("\n".join(lines), "utf-8")
+    thresholds.main([str(tmp_path / "faces.csv"), "--constraint", "odds", "--to", str(tmp_path / "t.json")])
+    found = json.loads((tmp_path / "t.json").read_text("utf-8"))
+    assert found["gaps"]["tpr"] < 1e-6 and found["gaps"]["fpr"] < 1e-6
+    low, high = found["gaps_in_new_faces"]["tpr"][1:]
+    assert 0 <= low < high < 1 and "tpr: 0.000" in capsys.readouterr().out
+    (tmp_path / "bad.csv").write_text("group,score,label\na,x,1\n", "utf-8")
+    with pytest.raises(SystemExit):
+        thresholds.main([str(tmp_path / "bad.csv")])
+    assert "bad.csv, line 2: found" in capsys.readouterr().err

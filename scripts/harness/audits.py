@@ -34,15 +34,18 @@ class Method:
         return "".join(c if c.isalnum() or c in ".-" else "_" for c in self.name)
 
 
-def audited(settings: list[str], method: Method, root: Path) -> Path:
+def audited(settings: list[str], method: Method, root: Path, done: bool = False) -> Path | None:
     """Audit a method in `root`/<name> and return the folder with its audit.json and records; what is done there is kept.
 
-    settings: overrides of `train.py`. Audits of one root share the images "before" through `cache`.
+    settings: overrides of `train.py`. Audits of one root share the images "before" through `cache`. done: generate nothing,
+    None for an audit that is not finished.
     """
     config, _ = composed(settings)
     plan, folder = make_plan(config), root / method.place
     model = build.build_model(config)
     audit = build_audit(config, plan, model, fingerprint.of_values(method.key), None)  # before an adapter is hung
+    if done:
+        return run.audit_folder(folder, audit) if run.finished(folder, audit) else None
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         if not run.finished(folder, audit):

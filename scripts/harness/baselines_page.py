@@ -27,6 +27,9 @@ NOT_SHOWN = (
 )
 
 
+NAMES = ("ethical intervention", "random phrases", "UCE", "debiasVL")
+
+
 def page(found: dict[str, dict[str, dict]], command: str) -> Page:
     """found: split -> method -> the record of its audit."""
     sections = [Section("Methods", METHODS)]
@@ -56,8 +59,10 @@ def _sections(methods: dict[str, dict], title: str) -> list[Section]:
         after = kept["models"]["after"]["attributes"]
         changes = [_changed(kept["paired_bias"][n]) for n in names + others]
         rows.append([name, *(_valued(after[n]["bias"]) for n in names), *changes])
+    missing = [name for name in NAMES if name not in methods]
+    said = [f"Not measured here: {', '.join(missing)}."] if missing else []
     floors = [f"{n} {number(first['models']['before']['attributes'][n]['bias']['floor'])}" for n in names]
-    bias = Section(title, [f"Noise floors: {', '.join(floors)}."], head, rows, [_chart(methods, n) for n in names])
+    bias = Section(title, [f"Noise floors: {', '.join(floors)}.", *said], head, rows, [_chart(methods, n) for n in names])
     kept_head = ["method", "image encoder", "CLIP-I", "change of CLIP-T", "low confidence", "no face", "relative drift"]
     kept_head += [f"named {n} kept" for n in first["named"] or {}]
     return [bias, Section("What else changes", (), kept_head, [_kept_row(name, kept) for name, kept in methods.items()])]

@@ -67,7 +67,7 @@ def uce(strength: float = 1.0) -> Method:
         return _edited(config, model, change, folder)
 
     name = "UCE" if strength == 1 else f"UCE, strength {strength:g}"
-    return Method(name, ("uce", strength, edits.RIDGE, SCHEMA), begin)
+    return Method(name, ("uce", float(strength), edits.RIDGE, SCHEMA), begin)
 
 
 def debias_vl(strength: float = edits.STRENGTH) -> Method:
@@ -78,7 +78,7 @@ def debias_vl(strength: float = edits.STRENGTH) -> Method:
         return _edited(config, model, edits.debias_vl(model, plan.train, phrases_of(config), strength), folder)
 
     name = "debiasVL" if strength == edits.STRENGTH else f"debiasVL, strength {strength:g}"
-    return Method(name, ("debias_vl", strength, SCHEMA), begin)
+    return Method(name, ("debias_vl", float(strength), SCHEMA), begin)
 
 
 def _edited(config: Config, model: DiffusionModel, change: torch.Tensor, folder: Path) -> Generators:
@@ -101,4 +101,4 @@ def adapter(name: str, path: Path, scale: float = 1.0) -> Method:
         return partial(build_generators, config, model, take(model, [path], [scale]))
 
     label = name if scale == 1 else f"{name}, scale {scale:g}"
-    return Method(label, ("adapter", fingerprint.of_files([file]), scale, SCHEMA), begin)
+    return Method(label, ("adapter", fingerprint.of_files([file]), float(scale), SCHEMA), begin)

@@ -1,0 +1,122 @@
+"""Methods beside each other at equal bias and at equal semantics, and the price of a quota that trains nothing.
+
+python scripts/frontier.py                                  baselines at several strengths; the same command goes on
+python scripts/frontier.py --adapter ours=outputs/gender/default/seed0/adapter       and a saved adapter at several scales
+python scripts/frontier.py --runs "image share"=outputs/a "image share"=outputs/b    and audits of runs, a curve a name
+python scripts/frontier.py --done                           only what is measured already, as by scripts/baselines.py
+python scripts/frontier.py --render                         only docs/studies/frontier.md
+
+A curve is what a method reaches: its settings (strength, scale, loss weight, target), each on all images or on a random share
+of them. `scripts/compare.py --picture` draws runs as points; this command compares them. Audits lie in outputs/baselines.
+"""
+
+import argparse
+import json
+import shlex
+from pathlib import Path
+
+from harness.audits import Method, audited
+from harness.frontier_page import page
+from harness.frontier_points import checked, measured, quotas
+from harness.methods import adapter, debias_vl, ethical, random_phrases, uce
+from reproduce.plan import SCALES
+from rich.progress import track
+
+from fairdiff.audit.read import read_audit
+from fairdiff.cli.ending import ending
+from fairdiff.cli.main import fail
+from fairdiff.errors import FairDiffError
+from fairdiff.files import write_json
+from fairdiff.studies.page import write_html, write_markdown
+
+ROOT = Path(__file__).resolve().parent.parent
+SEMANTICS = ("dino", "clip_i", "clip_t")
+TOLERANCES = (0.0, 0.05, 0.1, 0.2, 0.3, 1.0)  # of a quota: 1 keeps all
+
+
+def curves(adapters: list[str]) -> dict[str, list[Method]]:
+    """The settings of every method by its name."""
+    found = {
+        "ethical intervention": [ethical()],
+        "random phrases": [random_phrases()],
+        "UCE": [uce(strength) for strength in (1, 4, 16)],
+        "debiasVL": [debias_vl(strength) for strength in (5, 500)],
+    }
+    for text in adapters:
+        name, _, path = text.partition("=")
+        if not (name and path):
+            raise FairDiffError(f"--adapter: found {text}, allowed: NAME=PATH")
+        found[name] = [adapter(name, Path(path), scale) for scale in SCALES]
+    return found
+
+
+def run_folders(texts: list[str]) -> dict[str, list[Path]]:
+    """The audits below FOLDER of each NAME=FOLDER."""
+    found: dict[str, list[Path]] = {}
+    for text in texts:
+        name, _, folder = text.rpartition("=")
+        audits = sorted(path.parent for path in Path(folder).rglob("audit.json"))
+        if not name or not audits:
+            raise FairDiffError(f"--runs: found {text}, allowed: NAME=FOLDER with a finished audit in it or below")
+        found.setdefault(name, []).extend(audits)
+    return found
+
+
+def measure(args: argparse.Namespace) -> dict:
+    """All curves as plain numbers, what a quota makes of the images before, and what was measured."""
+    split = "test" if args.test else "validation"
+    settings, root = [f"audit.split={split}", *args.set], args.folder / split
+    places: dict[str, list[Path]] = {}
+    every = [(name, method) for name, some in curves(args.adapter).items() for method in some]
+    for name, method in track(every, "audits"):
+        where = audited(settings, method, root, args.done)
+        if where is not None:
+            places.setdefault(name, []).append(where)
+    for name, some in run_folders(args.runs).items():
+        places.setdefault(name, []).extend(some)
+    if not places:
+        raise FairDiffError("--done: found no finished audit of these settings, allowed: some of scripts/baselines.py")
+    audits = checked(places)
+    first = read_audit(next(iter(audits.values())) / "audit.json")
+    entries = first["models"]["before"]["attributes"]
+    attribute = args.attribute or next(name for name, e in entries.items() if e["target"]["requested"])
+    if attribute not in first["attributes"]:
+        raise FairDiffError(f"--attribute: found {attribute}, allowed: {', '.join(first['attributes'])}")
+    found = measured(places, attribute, args.semantics)
+    found["quotas"] = quotas(next(iter(audits.values())), attribute, TOLERANCES)
+    about = {"split": split, "settings": settings, "images": first["images_per_prompt"], "prompts": first["prompts"]}
+    return found | about | {"seed": first["provenance"]["seed"]}
+
+
+@ending("interrupted; the same command goes on")
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--adapter", nargs="+", default=[], metavar="NAME=PATH", help="saved adapters, at several scales")
+    parser.add_argument("--runs", nargs="+", default=[], metavar="NAME=FOLDER", help="runs that are audited already")
+    parser.add_argument("--set", nargs="+", default=[], metavar="OVERRIDE", help="settings of train.py")
+    parser.add_argument("--attribute", help="with a target; default: the first")
+    parser.add_argument("--semantics", choices=SEMANTICS, default="dino", help="dino: the image encoder in DINO's place")
+    parser.add_argument("--test", action="store_true", help="test prompts, for the final page")
+    parser.add_argument("--done", action="store_true", help="generate nothing")
+    parser.add_argument("--folder", type=Path, default=ROOT / "outputs" / "baselines")
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="of the page and its measurements")
+    parser.add_argument("--render", action="store_true", help="measure nothing and read nothing")
+    args = parser.parse_args(argv)
+    kept = args.docs / "measurements" / "studies" / "frontier.json"
+    try:
+        if not args.render:
+            write_json(kept, measure(args))
+        if not kept.exists():
+            raise FairDiffError(f"{kept}: no such file, allowed: one that this command has written; leave out --render")
+        found = json.loads(kept.read_text(encoding="utf-8"))
+        made = page(found, shlex.join(["python", "scripts/frontier.py"]))
+        write_markdown(made, args.docs / "studies" / "frontier.md")
+        write_html(made, args.folder / "frontier.html")
+        write_json(args.folder / "frontier.json", found)
+    except (FairDiffError, OSError) as error:
+        fail(error)
+    print(f"report: {args.folder / 'frontier.html'}")
+
+
+if __name__ == "__main__":
+    main()

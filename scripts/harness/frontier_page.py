@@ -1,0 +1,133 @@
+"""The page of scripts/frontier.py from its numbers."""
+
+import numpy as np
+from reproduce.numbers import mean_interval, percentile_interval
+
+from fairdiff.audit.suite import ENOUGH
+from fairdiff.audit.wording import interval, number, percent, signed
+from fairdiff.studies.curves import Outcome, hull, least_bias, most_semantics, of_means
+from fairdiff.studies.page import Page, Point, Section, curves_chart
+
+LEAD = (
+    "What each method reaches in bias and in semantics, and what it costs. Methods at one setting each do not compare: here "
+    "they do, at equal semantics and at equal bias. Labels are perceived presentation in images, never identity."
+)
+NAMES = {"dino": "image encoder, in DINO's place", "clip_i": "CLIP-I", "clip_t": "CLIP-T"}
+PARTS, SHARES = (0.1, 0.3, 1.0), (0.25, 0.5, 0.9)  # of the largest loss of semantics; of the largest gain in bias
+NOT_SHOWN = (
+    "Other noise: every method was audited with the same noises of one seed.",
+    "Whether semantics by this encoder are those that a reader of the images sees.",
+    "Training cost: the price here is of one image that is used.",
+    "A method's untried settings: curves hold its measured ones, and their random mixtures.",
+)
+
+
+def page(found: dict, command: str) -> Page:
+    """found: what scripts/frontier.py has measured."""
+    nothing = _outcome(found["nothing"])
+    curves = {name: [nothing, *map(_outcome, points)] for name, points in found["curves"].items()}
+    means = {name: of_means(points, found["seed"]) for name, points in curves.items()}
+    prompts, what = len(nothing.bias_P), NAMES[found["semantics"]]
+    few = f" From fewer than {ENOUGH} prompts bands are rough, and too narrow for other prompts." if prompts < ENOUGH else ""
+    bands = f"[low, high]: 95 % bands, paired bootstrap over {prompts} prompts.{few}"
+    sections = [
+        _points(curves, means, found, what),
+        *_levels(means, prompts, bands),
+        _quotas(found, prompts),
+    ]
+    about = {"prompts": f"{found['split']}, {prompts} × {found['images']} images", "settings": " ".join(found["settings"])}
+    return Page("Frontier", LEAD, sections, NOT_SHOWN, command, about)
+
+
+def _outcome(point: dict) -> Outcome:
+    values = (np.array(point[key], float) for key in ("bias", "semantics"))
+    return Outcome(point["label"], *values)
+
+
+def _points(curves: dict, means: dict, found: dict, what: str) -> Section:
+    """Every measured setting, and whether a mixture of others beats it."""
+    rows, chart, size = [], {}, len(found["nothing"]["bias"])
+    for name, points in curves.items():
+        x, y = means[name]
+        corners, marks = hull(x[0], y[0]), []
+        for place, point in enumerate(points):
+            ends = [percentile_interval(values[1:, place], size) for values in (y, x)]
+            if place or not rows:
+                own = point.label if point.label.startswith(name) or not place else f"{name}: {point.label}"
+                cells = [f"{number(v[0, place])} {interval(list(e))}" for v, e in zip((y, x), ends, strict=True)]
+                rows.append([own, *cells, "yes" if place in corners else "no"] if place else [own, *cells, "–"])
+            marks.append(Point(x[0, place], y[0, place], *ends[0], f"{name}: {point.label}"))
+        chart[name] = sorted((marks[i] for i in corners), key=lambda m: m.x)
+    picture = curves_chart(chart, f"{found['attribute']} bias", f"semantics ({what})")
+    text = [
+        f"Bias of {found['attribute']}: 0 is parity. Semantics: {what}, mean over prompts. On its frontier: no random "
+        "mixture of the method's other settings, or of one and nothing, has as little bias with as much semantics."
+    ]
+    return Section("Settings", text, ["setting", "bias", "semantics", "on its frontier"], rows, [picture])
+
+
+def _levels(means: dict, prompts: int, bands: str) -> list[Section]:
+    least_x = min(x[0].min() for x, _ in means.values())
+    top, before = next((x[0, 0], y[0, 0]) for x, y in means.values())
+    best = min(y[0].min() for _, y in means.values())
+    at_semantics = [float(top - (top - least_x) * part) for part in PARTS]
+    at_bias = [float(before - (before - best) * share) for share in SHARES]
+    text = "Each method at that level of semantics or more, by a mixture of its settings: its least bias. "
+    equal = _section("At equal semantics", text + bands, means, (least_bias, at_semantics, prompts))
+    text = "Each method at that bias or less: the most semantics it keeps. – where it does not get there. "
+    return [equal, _section("At equal bias", text + bands, means, (most_semantics, at_bias, prompts))]
+
+
+def _section(title: str, text: str, means: dict, how: tuple) -> Section:
+    """A row a method, a column a level: the value, and its difference to the best one there, both with paired bands."""
+    find, levels, prompts = how
+    less = find is least_bias
+    head = ["method", *(part for v in levels for part in (f"at {number(v)}", "to the best"))]
+    rows = {name: [name] for name in [*means, "envelope"]}
+    for level in levels:
+        reached = {name: find(x, y, level) for name, (x, y) in means.items()}
+        known = {name: v for name, v in reached.items() if not np.isnan(v[0])}
+        order = sorted(known, key=lambda name: known[name][0] if less else -known[name][0])
+        for name, values in reached.items():
+            apart = values - known[order[0]] if known and name != order[0] else None
+            rows[name] += [_banded(values, prompts), "" if apart is None else _banded(apart, prompts, signed)]
+        every = np.stack([*reached.values()])
+        every = np.where(np.isnan(every), np.inf if less else -np.inf, every)
+        outer = every.min(0) if less else every.max(0)
+        rows["envelope"] += [_banded(np.where(np.isinf(outer), np.nan, outer), prompts), ""]
+    return Section(title, [text], head, [*rows.values()])
+
+
+def _banded(values: np.ndarray, prompts: int, form=number) -> str:
+    """The value and its band; how many resamples reach the level, where it is not nearly all."""
+    if np.isnan(values[0]):
+        return "–"
+    draws = values[1:][~np.isnan(values[1:])]
+    part = len(draws) / (len(values) - 1)
+    if part < 0.975:
+        return f"{form(float(values[0]))} (reached in {percent(part, 0)} of the resamples)"
+    return f"{form(float(values[0]))} {interval(list(percentile_interval(draws, prompts)))}"
+
+
+def _quotas(found: dict, prompts: int) -> Section:
+    rows = []
+    for entry in found["quotas"]:
+        costs, seed = entry["costs"], found["seed"]
+        cells = [f"± {entry['tolerance']:g}"]
+        for key in ("costs", "bias", "true_bias"):
+            known = len(entry[key]) > 0
+            cells.append(f"{number(float(np.mean(entry[key])))} {interval(_ends(entry[key], seed))}" if known else "–")
+        rows.append([*cells, f"{len(costs)} of {prompts}"])
+    text = [
+        "Sample M images, keep n whose classes are within the tolerance of the target, train nothing. Kept images are those "
+        "of the model before, so semantics stay. Cost: M / n sampled images for one kept, mean over prompts; images without "
+        "a face are not kept. Bias as the judge says it is what the quota asks for; true bias is what its counted errors "
+        "leave (Bayes' rule). Prompts: those of which the quota keeps any image.",
+    ]
+    head = ["tolerance of each share", "cost M / n", "bias as judged", "true bias", "prompts"]
+    return Section("A quota instead", text, head, rows)
+
+
+def _ends(values: list[float], seed: int) -> list[float] | None:
+    low, high = mean_interval(values, seed=seed)
+    return None if np.isnan(low) else [low, high]
