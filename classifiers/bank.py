@@ -3,22 +3,20 @@
 The work is kept every few pictures in `<bank>.part`, and goes on from there.
 """
 
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from classifiers.data import read_image, to_float
+from classifiers.data import to_float
 from classifiers.identity import read_rows, write_rows
+from classifiers.pictures import SUFFIXES, read_picture
 from classifiers.types import Detector, Embedder
 
-PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 KEEP_EVERY = 50  # pictures
 
 
@@ -41,9 +39,9 @@ class Collected:
 
 def pictures_in(folder: Path) -> list[Path]:
     """The image files below a folder, in an order that is the same everywhere; ValueError if there is none."""
-    files = [path for path in folder.rglob("*") if path.suffix.lower() in PICTURES and path.is_file()]
+    files = [path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()]
     if not files:
-        raise ValueError(f"{folder}: found no pictures, allowed: a folder that holds some ({', '.join(PICTURES)})")
+        raise ValueError(f"{folder}: found no pictures, allowed: a folder that holds some ({', '.join(sorted(SUFFIXES))})")
     return sorted(files, key=lambda path: path.relative_to(folder).as_posix())
 
 
@@ -51,10 +49,8 @@ def pictures_in(folder: Path) -> list[Path]:
 def embedding_of(file: Path, detector: Detector, embedder: Embedder, device: str) -> Tensor | str:
     """The embedding [D] of the one face of a picture, or why there is none."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # PIL warns of sizes that take the memory, and of damaged metadata
-            pixels = np.array(read_image(file))
-    except Exception:  # each format of PIL has its own kinds
+        pixels = read_picture(file)
+    except ValueError:
         return "unreadable"
     image_1CHW = to_float(pixels[None]).to(device)
     boxes = detector(image_1CHW)

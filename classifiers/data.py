@@ -1,10 +1,7 @@
-"""Images: files to RGB, arrays to tensors and to the crops that a judge sees."""
-
-from pathlib import Path
+"""Images: arrays to tensors and to the crops that a judge sees."""
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
 from classifiers.crop import EXPAND, crop
@@ -35,26 +32,3 @@ def find_faces(images: np.ndarray, detector: Detector, batch: int = 256) -> tupl
         rows.append(found.row_F.cpu().numpy() + start)
         boxes.append(found.box_F4.cpu().numpy())
     return np.concatenate(rows), np.concatenate(boxes)
-
-
-def read_image(file: Path, longest: int | None = None) -> Image.Image:
-    """An image file as RGB, upright, an animation's first frame, transparency on white; errors are PIL's.
-
-    longest: of its longer side in pixels; a longer one is made smaller.
-    """
-    with Image.open(file) as picture:
-        if longest:
-            picture.draft(None, (longest, longest))  # JPEG is decoded at an eighth or more of its size
-        upright = _rgb(ImageOps.exif_transpose(picture))
-    if longest:
-        upright.thumbnail((longest, longest), Image.Resampling.BILINEAR)
-    return upright
-
-
-def _rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I;16"):  # PIL would cut off all above 255
-        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
-    return picture.convert("RGB")

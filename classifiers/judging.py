@@ -5,7 +5,6 @@ N files, K numbers of an attribute's logits, side by side as columns of all attr
 
 import json
 import os
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,13 +17,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from classifiers.crop import crop
-from classifiers.data import read_image, to_float
+from classifiers.data import to_float
+from classifiers.pictures import read_picture
 from classifiers.types import Classifier, Detector
 
 BLOCK = 32  # faces that the judge sees at once
 KEEP_EVERY = 20  # blocks
 LONGEST = 2048  # pixels: longer images are made smaller first, for a photograph of 100 megapixels takes 2 GB otherwise
-LEAST = 12  # pixels of the shorter side in which a face could be found
 FACE, NO_FACE, UNREADABLE = 1, 2, 3
 
 
@@ -57,26 +56,14 @@ class Judged:
         return f"{found['found']} faces of {self.done} pictures" + (f"; {', '.join(more)}" if more else "")
 
 
-def read_picture(file: Path) -> Tensor | None:
-    """An image file as float [1, 3, H, W] in [0, 1], its longer side LONGEST at most; None if it cannot be read."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # PIL warns of sizes that take the memory, and of damaged metadata
-            return to_float(np.array(read_image(file, LONGEST))[None])
-    except Exception:  # each format of PIL has its own kinds
-        return None
-
-
 def largest_face(
     file: Path, detector: Detector, crop_size: int, expand: float, device: str
 ) -> tuple[int, Tensor | None]:
     """What a file holds, and the crop [1, 3, crop_size, crop_size] of its largest face."""
-    image_1CHW = read_picture(file)
-    if image_1CHW is None:
+    try:
+        image_1CHW = to_float(read_picture(file, LONGEST)[None]).to(device)
+    except ValueError:
         return UNREADABLE, None
-    if min(image_1CHW.shape[-2:]) < LEAST:
-        return NO_FACE, None
-    image_1CHW = image_1CHW.to(device)
     boxes = detector(image_1CHW)
     if not len(boxes.row_F):
         return NO_FACE, None

@@ -37,12 +37,13 @@ def inspect(file: Path) -> About:
     return About((height, width), hashlib.sha256(data).hexdigest())
 
 
-def read_picture(file: Path) -> np.ndarray:
+def read_picture(file: Path, longest: int = LARGEST) -> np.ndarray:
     """Pixels uint8 [H, W, 3] of the first frame: upright by EXIF, 16 bits scaled to 8, transparency over white.
 
-    ValueError with the reason, in a few words, for what cannot be read whole or is too small or too narrow.
+    longest: pixels of the longer side, to which a larger one is reduced. ValueError with the reason, in a few words, for
+    what cannot be read whole or is too small or too narrow.
     """
-    return _pixels(_bytes(file))
+    return _pixels(_bytes(file), longest)
 
 
 def _bytes(file: Path) -> bytes:
@@ -54,7 +55,7 @@ def _bytes(file: Path) -> bytes:
         raise ValueError(error.strerror or type(error).__name__) from None
 
 
-def _pixels(data: bytes) -> np.ndarray:
+def _pixels(data: bytes, longest: int = LARGEST) -> np.ndarray:
     if not data:
         raise ValueError("an empty file")
     try:
@@ -63,6 +64,7 @@ def _pixels(data: bytes) -> np.ndarray:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data)) as picture:
                 _require_shape(*picture.size)
+                picture.draft(None, (longest, longest))  # JPEG is decoded at an eighth or more of its size
                 picture.load()
                 found = _rgb(ImageOps.exif_transpose(picture))
     except ValueError as error:
@@ -73,8 +75,8 @@ def _pixels(data: bytes) -> np.ndarray:
         raise ValueError(f"more than {MOST_PIXELS / 1e6:.0f} megapixels") from None
     except Exception as error:  # Pillow's formats each have their own for what is cut short or damaged
         raise ValueError(f"damaged ({' '.join(str(error).split())[:80] or type(error).__name__})") from None
-    if max(found.size) > LARGEST:
-        found.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
+    if max(found.size) > longest:
+        found.thumbnail((longest, longest), Image.Resampling.LANCZOS)
     return np.array(found)
 
 

@@ -3,7 +3,6 @@
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -11,8 +10,9 @@ from tiny import composed
 from torch.nn import functional as F
 
 from classifiers import bank as bank_module
-from classifiers.data import read_image, to_float
+from classifiers.data import to_float
 from classifiers.identity import Bank, read_rows
+from classifiers.pictures import read_picture
 from fairdiff import build
 from fairdiff.errors import FairDiffError
 from fairdiff.plan import make_plan
@@ -60,7 +60,7 @@ def test_it_keeps_each_face_that_the_detector_finds_and_counts_the_rest(folder, 
     config = composed(f"features.bank={file}")
     perception = build.build_perception(config, make_plan(config))
     for i in range(FACES):  # a picture's face, looked at as in training, is at distance 0 from its own row
-        image = to_float(np.array(read_image(folder / f"{i}.png"))[None])
+        image = to_float(read_picture(folder / f"{i}.png")[None])
         embedding = perception.embed(perception.align(perception.classify_faces(image)))
         nearest = perception.bank.nearest(embedding)
         torch.testing.assert_close(nearest, perception.bank.embedding_ND[i : i + 1])

@@ -159,11 +159,11 @@ def test_broken_off_it_goes_on_and_writes_the_same_bits(folder, tmp_path, monkey
     assert call(capsys, folder, "--out", whole)[0] == 0
     looked, look = [], judging.read_picture
 
-    def until_killed(file):
+    def until_killed(file, longest):
         looked.append(file.name)
         if len(looked) == 13:
             raise KeyboardInterrupt
-        return look(file)
+        return look(file, longest)
 
     monkeypatch.setattr(judging, "read_picture", until_killed)
     code, _, err = call(capsys, folder, "--out", broken)

@@ -81,6 +81,16 @@ def test_a_large_picture_is_reduced_and_a_huge_one_is_refused(tmp_path, monkeypa
             read_picture(path)
 
 
+@pytest.mark.parametrize("kind", ["x.jpg", "x.png", "x.tif"])
+def test_a_large_one_is_made_smaller_and_keeps_its_look(tmp_path, kind):
+    x, y = np.meshgrid(np.linspace(0, 200, 48), np.linspace(0, 200, 32))
+    smooth = np.stack([y + 30, x + 20, x + 10], 2).astype(np.uint8)
+    path = saved(tmp_path / kind, Image.fromarray(smooth).resize((1200, 800)))
+    found = read_picture(path, 48)
+    assert found.shape == (32, 48, 3) and np.abs(found.astype(float) - smooth).mean() < 4
+    assert read_picture(path, 5000).shape == (800, 1200, 3)
+
+
 def test_what_cannot_be_read_has_a_reason(tmp_path):
     def reason(path):
         for read in (read_picture, inspect):
