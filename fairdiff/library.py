@@ -12,9 +12,10 @@ from diffusers import StableDiffusionXLPipeline
 from classifiers.hub import architecture
 from fairdiff import run
 from fairdiff.audit.generate import Generate
+from fairdiff.audit.headline import headline
 from fairdiff.audit.read import read_audit
 from fairdiff.audit.records import load_records
-from fairdiff.audit.wording import headline, last_model
+from fairdiff.audit.wording import last_model
 from fairdiff.build_audit import build_audit
 from fairdiff.cli.compose import Settings, choices, composed, overrides_of, with_defaults
 from fairdiff.config import AttributeConfig, Config

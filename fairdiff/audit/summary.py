@@ -3,14 +3,15 @@
 import re
 
 from fairdiff.audit.estimand import FEW, ends_of, verdict_of
-from fairdiff.audit.wording import attribute_order, distance_of, headline, interval, last_model, number, percent
+from fairdiff.audit.headline import headline, rms, shares_of, targeted
+from fairdiff.audit.wording import attribute_order, distance_of, interval, last_model, number, percent
 
 
 def not_within(audit: dict) -> list[str]:
     """A line for each attribute with a target that is not on target, [] where all are."""
     entries = last_model(audit)["attributes"]
     found = []
-    for name in [name for name in attribute_order(audit) if entries[name]["target"]["requested"]]:
+    for name in targeted(audit):
         verdict = verdict_of(audit, entries[name]["target"])
         if verdict["verdict"] != "within":
             found.append(f"{name} is {verdict['tag']}, {_distance(entries[name])}: {verdict['why']}")
@@ -43,8 +44,7 @@ def plain(text: str) -> str:
 
 def _distance(entry: dict) -> str:
     """D on which the verdict rests."""
-    undone = (entry.get("corrected") or {}).get("distance")
-    found = undone or entry["target"]["distance"]
+    found = rms(entry)
     return f"D {number(found['value'])} {interval(ends_of(found))}".strip()
 
 
@@ -53,9 +53,8 @@ def _attribute(audit: dict, name: str, entry: dict) -> list[str]:
     if not target["requested"]:
         return [f"{plain(name)}: no target was set, only measured"]
     verdict = verdict_of(audit, target)
-    shares = (entry.get("corrected") or {}).get("shares") or entry["shares"]
     shown = []
-    for cls, share in shares.items():
+    for cls, share in shares_of(entry).items():
         ends = plain(interval(ends_of(share), percent))
         shown.append(f"{plain(cls)} {percent(share['share'])} {ends} of {percent(target['shares'][cls])}")
     lines = [f"**{plain(name)}: {plain(verdict['tag'])}.** {plain(_distance(entry))}, {plain(verdict['why'])}"]
