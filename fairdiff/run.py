@@ -28,7 +28,7 @@ from fairdiff.diffusion.export import export
 from fairdiff.errors import FairDiffError, NotWithinMargin
 from fairdiff.files import atomic_path, flat, read_yaml, remove_leftovers, require_writable, write_json, write_text
 from fairdiff.training.step import Trainee
-from fairdiff.training.tracking import progress, read_metrics
+from fairdiff.training.tracking import PICTURES, progress, read_metrics
 
 SCHEMA = 1  # of run.json
 OUTPUTS = ("config.yaml", "metrics.jsonl", "pictures", "checkpoints", "adapter", "exports", "audits", "tensorboard", "wandb")
@@ -163,14 +163,13 @@ def carry_out(
             run_audit(plan, generators, audit.measurer, audit.noise, place, lambda n: bar.update(task, advance=n))
     if audit.plan.world.first:
         write_json(where / "request.json", {"spec": audit.spec.to_json(), "lines": lines})
-        report(where, read_metrics(folder / "metrics.jsonl"))
+        report(where)
 
 
-def report(where: Path, history: list[dict]) -> None:
-    """audit.json, summary.md and report.html of an audit folder from its records.
-
-    history: rows of the training's metrics.jsonl.
-    """
+def report(where: Path) -> None:
+    """audit.json, summary.md and report.html of an audit folder from its records and what its run has of the training."""
+    folder = where.resolve().parent.parent
+    history = read_metrics(folder / "metrics.jsonl")
     path = where / "request.json"
     try:
         request = json.loads(path.read_text(encoding="utf-8"))
@@ -184,7 +183,7 @@ def report(where: Path, history: list[dict]) -> None:
     metrics = compute_metrics(records, spec, at_guidance)
     write_json(where / "audit.json", metrics)
     write_text(where / "summary.md", summary(metrics, request["lines"]))
-    render_report(where, metrics, request["lines"], history)
+    render_report(where, metrics, request["lines"], history, folder / PICTURES)
 
 
 def conclude(folder: Path, audit: Audit, console: Console, fail_above: float | None = None) -> None:

@@ -10,7 +10,6 @@ from fairdiff import run
 from fairdiff.cli.ending import ending
 from fairdiff.cli.main import fail
 from fairdiff.errors import FairDiffError
-from fairdiff.training.tracking import read_metrics
 
 
 @ending()
@@ -24,7 +23,7 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"{folder}: found no finished audit, allowed: a run folder or one of its audits/<name>")
     try:
         for audit in audits:
-            run.report(audit, read_metrics(audit.parent.parent / "metrics.jsonl"))
+            run.report(audit)
             print(f"report: {audit / 'report.html'}")
     except (FairDiffError, OSError) as error:
         fail(error)

@@ -33,6 +33,23 @@ def picture_groups(audit: dict, store: RecordStore) -> list[dict]:
     return [about for _, about in sorted(groups, key=lambda pair: pair[0])]
 
 
+def grids_of_training(folder: Path, most: int = 4) -> list[dict]:
+    """Some of the step_<steps>.png in a folder, the first and the last among them, as `steps` and a data URI."""
+    files = sorted(folder.glob("step_*.png"))
+    chosen = [files[round(i * (len(files) - 1) / (most - 1))] for i in range(most)] if len(files) > most else files
+    found = []
+    for file in chosen:
+        try:
+            with Image.open(file) as grid:
+                out = io.BytesIO()
+                grid.convert("RGB").save(out, "jpeg", quality=88)
+        except OSError:  # one that is damaged costs the page a grid
+            continue
+        uri = "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode("ascii")
+        found.append({"steps": int(file.stem.removeprefix("step_")), "uri": uri})
+    return found
+
+
 def pairs_of(audit: dict, store: RecordStore, prompt: str) -> list[dict]:
     """One entry a noise: `shown`, a picture with its labels for each model; what the filters ask for.
 

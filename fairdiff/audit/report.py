@@ -22,7 +22,7 @@ from fairdiff.audit.headline import (
     rms,
     verdicts,
 )
-from fairdiff.audit.pairs import picture_groups, strips
+from fairdiff.audit.pairs import grids_of_training, picture_groups, strips
 from fairdiff.audit.prompt_table import STATES, class_lines, prompt_table
 from fairdiff.audit.records import MODELS, RecordStore
 from fairdiff.audit.wording import (
@@ -39,10 +39,13 @@ from fairdiff.audit.wording import (
 from fairdiff.files import write_text
 
 
-def render_report(folder: Path, audit: dict, settings: dict[str, list[str]], history: list[dict]) -> Path:
+def render_report(
+    folder: Path, audit: dict, settings: dict[str, list[str]], history: list[dict], grids: Path | None = None
+) -> Path:
     """Write `folder`/report.html from the audit, the image strips in `folder`/records and metrics.jsonl's rows.
 
-    `settings`: headings with lines (target, adapter, sampler, ...), shown as given. `history` may be empty.
+    `settings`: headings with lines (target, adapter, sampler, ...), shown as given. `history` may be empty. grids: a folder
+    with images of the adapter while it learnt, as training leaves it.
     """
     environment = Environment(
         loader=PackageLoader("fairdiff.audit", "."),
@@ -66,6 +69,7 @@ def render_report(folder: Path, audit: dict, settings: dict[str, list[str]], his
         prompts=[prompt_table(audit, name) for name in attribute_order(audit)],
         joint=[(name, _joint(audit, name)) for name in last_model(audit)["joint"]],
         curves=[Markup(curve_chart(points, name)) for name, points in _curves(history).items()],
+        grids=grids_of_training(grids) if grids else [],
         words=[_words(audit, name) for name in attribute_order(audit) if name in audit["judge"].get("prompts", {})],
         without_people=_without_people(audit, RecordStore(Path(folder) / "records")),
         guidance=_guidance(audit),

@@ -7,6 +7,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
+from PIL import Image
 from rich.console import Console
 from tiny_world import TinyGenerator, TinyPrompt
 
@@ -333,3 +334,14 @@ def test_every_prompt_has_its_numbers_as_text_and_its_pictures_their_labels(make
     assert str(after["target"]["prompts_certain"]["images_for_within"]) in text
     assert html.count(" data-noface>") + html.count(" data-noface data-low>") == 3 * 8 and "no face" in text
     assert "title=" not in html  # no note that a phone cannot show
+
+
+def test_images_of_the_training_stand_on_the_page_the_first_and_the_last_among_them(make, tmp_path):
+    audit, page = make()
+    assert "Images while it learnt" not in page
+    for steps in range(10, 90, 10):
+        Image.new("RGB", (8, 8), (steps, 0, 0)).save(tmp_path / f"step_{steps:06d}.png")
+    (tmp_path / "step_000080.png").write_bytes(b"damaged")
+    page = render_report(tmp_path, audit, {}, [], tmp_path).read_text("utf-8")
+    assert "Images while it learnt" in page and "after 10 steps<" in page and "after 80 steps" not in page
+    assert page.count('class="learnt"') == 3
