@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
 
 # what people keep pictures in; a kind that this Pillow lacks (HEIC, JPEG XL) is named as unreadable, not passed over
 SUFFIXES = frozenset(
@@ -44,6 +45,11 @@ def read_picture(file: Path, longest: int = LARGEST) -> np.ndarray:
     what cannot be read whole or is too small or too narrow.
     """
     return _pixels(_bytes(file), longest)
+
+
+def eight_bits(image_CHW: Tensor) -> np.ndarray:
+    """An image in [0, 1] as a PNG holds it, uint8 [H, W, 3]."""
+    return (image_CHW.float().cpu().clamp(0, 1).permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
 
 
 def _bytes(file: Path) -> bytes:

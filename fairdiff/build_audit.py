@@ -65,9 +65,10 @@ def build_confusion(config: Config, judge: Judge) -> dict[str, np.ndarray]:
             )
         unsigned = calibration.judge is None and config.audit.judge.type == "net" and not given  # of older versions
         if not unsigned and calibration.judge != build.judge_fingerprint(judge, name):
+            why = "was measured with another judge, weights or words than this audit's"
+            why = "does not say with which judge it was measured" if calibration.judge is None else why
             raise FairDiffError(
-                f"{key}: {file}: {name} was measured with another judge, weights or words than this audit's; allowed: a file "
-                "that scripts/calibrate.py wrote with this judge"
+                f"{key}: {file}: {name} {why}; allowed: a file that scripts/calibrate.py wrote with this judge"
             )
         with blame(key, f": {file}: {name}: "):
             check_confusion(calibration.counts, len(calibration.classes))

@@ -12,7 +12,7 @@ from diffusers import StableDiffusionXLPipeline
 from classifiers.hub import architecture
 from fairdiff import run
 from fairdiff.audit.generate import Generate
-from fairdiff.audit.headline import headline
+from fairdiff.audit.headline import changes, headline
 from fairdiff.audit.read import read_audit
 from fairdiff.audit.records import load_records
 from fairdiff.audit.wording import last_model
@@ -81,7 +81,7 @@ class AuditResult:
         return Path(path)
 
     def __str__(self) -> str:
-        return headline(self.numbers)
+        return " ".join([headline(self.numbers) + ".", *changes(self.numbers)])
 
     @property
     def _attributes(self) -> dict[str, dict]:

@@ -43,6 +43,7 @@ from fairdiff.files import atomic_path, write_json
 from fairdiff.plan import Plan
 from fairdiff.prompts import with_phrase
 from fairdiff.studies import drift
+from fairdiff.studies.edits import require_stable_diffusion
 from fairdiff.studies.page import Page, Section, write_html
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -73,6 +74,7 @@ def method(cell: Cell, fair: Path) -> Method:
     """The model of a cell; its tuned LoRA is kept in the cell's folder."""
 
     def begin(config: Config, plan: Plan, model: DiffusionModel, folder: Path) -> Generators:
+        require_stable_diffusion(model)
         pictures = _pictures(config, plan, model, cell.pictures)
         lora = import_lora(model, [fair], [1.0]) if cell.arm in ("fair then tuned", "replay") else None
         if cell.arm == "replay":

@@ -196,7 +196,8 @@ def test_an_audit_of_the_embedded_pipeline_needs_no_option(tmp_path, capsys):
     assert result.distance["gender"] == pytest.approx(sum(away) / 2)
     low, high = result.intervals["gender"]["distance"]
     assert low <= result.distance["gender"] <= high
-    assert str(result).startswith("Gender distance to target is")
+    assert str(result).startswith("Female within 65.4 to 74.6\u00a0%, male within 25.4 to 34.6\u00a0%: ")
+    assert "The gender RMS distance is" in str(result)
     page = result.report(tmp_path / "page.html").read_text("utf-8")
     assert PROMPTS[0] in page and "female 0.7" in page
     again = fairdiff.audit(pipe, PROMPTS, target=target, settings=[*FEW, "micro_batch=1"])

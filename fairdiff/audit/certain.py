@@ -5,8 +5,9 @@ of audits: level 1 - .05 / P each (Bonferroni), the range of D over Clopper and 
 Estimand: these prompts with new noise; of other prompts it says nothing. Pictures without a face may have any class: a class
 has between its own faces and those together with all missing ones, and either end is counted where it widens the box.
 
-With a judge whose errors were counted the box of judged shares is taken back through 1000 confusion matrices that its
-labelled faces leave open, and the interval is the range over all of them: .04 of the .05 goes to the pictures, .01 to them.
+With a judge whose errors were counted the box of judged shares is taken back through the 4000 confusion matrices that its
+labelled faces leave open, and the interval is the range over all of them: .04 of the .05 goes to the pictures, .01 to them
+(the convex hull of so many draws in a plane misses the next one in 4 of 1000 cases: Renyi & Sulanke 1963).
 P prompts, K classes, B confusion matrices.
 """
 
@@ -22,7 +23,6 @@ from fairdiff.audit.judge import Judge
 from fairdiff.audit.verdict import undefined
 
 OFF, OPEN, WITHIN = "off", "open", "within"
-MATRICES = 1000  # the convex hull of as many draws in a plane holds the next one in 98 to 99 of 100 cases
 
 
 def share_box(counts_PK, missing_P, error: float) -> tuple[np.ndarray, np.ndarray]:
@@ -84,13 +84,21 @@ def simultaneous_intervals(counts_PK, missing_P, target_PK, judge: Judge | None)
     low, high = share_box(counts_PK, missing_P, (0.05 if judge is None else 0.04) / P)
     if judge is None:
         return np.stack(distance_range(low, high, target), -1)
-    mend = np.linalg.pinv(np.swapaxes(np.concatenate([judge.rates[None], judge.draws[:MATRICES]]), -1, -2))
+    mend = np.concatenate([judge.mend[None], judge.inverses])
     found = np.empty((P, 2))
     for row in range(P):
-        least, most = distance_range(*mended_box(low[row], high[row], mend), target[row])
+        least, most = distance_range(*_united(*mended_box(low[row], high[row], mend)), target[row])
         whole = (0.0, math.sqrt(1 / target[row].min() - 1))  # no matrix fits: nothing is known
         found[row] = (least.min(), most.max()) if np.isfinite(least).any() else whole
     return found
+
+
+def _united(low_BK, high_BK) -> tuple[np.ndarray, np.ndarray]:
+    """Of two classes the boxes that show some shares as one, which no D of theirs lies outside; of more the boxes."""
+    fit = (low_BK <= 1).all(-1) & (high_BK >= 0).all(-1)
+    if low_BK.shape[1] > 2 or not fit.any():
+        return low_BK, high_BK
+    return low_BK[fit].min(0, keepdims=True), high_BK[fit].max(0, keepdims=True)
 
 
 def certain_prompts(counts_PK, missing_P, target_PK, delta: float, judge: Judge | None) -> tuple[list[dict], dict]:

@@ -75,8 +75,8 @@ def corrected_share_region(counts, judge: Judge, level: float = 0.95, seed: int 
     Percentiles over what C and the judged shares, Dirichlet(counts + 1/2), may be in truth.
     """
     counts = np.asarray(counts, float)
-    judged = np.random.default_rng(seed).dirichlet(counts + 0.5, size=len(judge.inverses))
-    shares = np.clip((judge.inverses @ judged[..., None])[..., 0], 0, 1)
+    judged = np.random.default_rng(seed).dirichlet(counts + 0.5, size=500)
+    shares = np.clip((judge.inverses[:500] @ judged[..., None])[..., 0], 0, 1)
     tail = (1 - level) / 2 / (1 if len(counts) == 2 else len(counts))
     return np.quantile(shares, [tail, 1 - tail], axis=0).T
 

@@ -20,6 +20,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from classifiers.pictures import eight_bits
 from fairdiff.audit.measure import Measured, Measurer, cosine, cosine_to_others, joined, measure
 from fairdiff.audit.records import MODELS, STRIP, RecordStore, fingerprint, prompt_key, save_records, wording_column
 from fairdiff.distributed import ALONE, World
@@ -282,11 +283,6 @@ def _check_pictures(image_BCHW: Tensor, model: str, prompt: str) -> None:
     low, high = image_BCHW.amin().item(), image_BCHW.amax().item()
     if not (low >= -1e-3 and high <= 1 + 1e-3):  # also true for NaN; resizing filters overshoot a little
         raise FairDiffError(f"audit: the model {model} drew '{prompt}' with values {low} to {high}, allowed: 0 to 1")
-
-
-def eight_bits(image_CHW: Tensor) -> np.ndarray:
-    """An image in [0, 1] as a PNG holds it, uint8 [H, W, 3]."""
-    return (image_CHW.float().cpu().clamp(0, 1).permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
 
 
 def strip(image_list: list[np.ndarray], width: int) -> Image.Image:

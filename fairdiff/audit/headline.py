@@ -6,7 +6,7 @@ Verdict and change are of one quantity, the distance D of the verdict: with the 
 import math
 
 from fairdiff.audit.estimand import ends_of, verdict_of
-from fairdiff.audit.wording import attribute_order, distance_of, interval, last_model, number, signed
+from fairdiff.audit.wording import attribute_order, distance_of, interval, last_model, number, signed, targeted
 
 ANSWERS = {"within": "yes", "beyond": "no", "undecided": "cannot tell"}
 EXPLAINED = {  # (change, verdict after) -> what stands between them, where they seem to contradict each other
@@ -30,12 +30,6 @@ UNCHANGED = {  # (verdict before, verdict after), where the change is not clear
 }
 
 
-def targeted(audit: dict) -> list[str]:
-    """Attributes with a target."""
-    entries = last_model(audit)["attributes"]
-    return [name for name in attribute_order(audit) if entries[name]["target"]["requested"]]
-
-
 def headline(audit: dict) -> str:
     """The verdicts in one line, or without a target the bias."""
     return "; ".join(verdicts(audit))
@@ -47,12 +41,21 @@ def verdicts(audit: dict) -> list[str]:
     for name in targeted(audit):
         verdict = verdict_of(audit, last_model(audit)["attributes"][name]["target"])
         few = f", for these {audit['prompts']} prompts" if audit["prompts"] < audit["prompts_needed"] else ""
-        parts.append(f"{margin(audit, name)}: {ANSWERS[verdict['verdict']]}{few}")
+        parts.append(f"{question(audit, name)}: {ANSWERS[verdict['verdict']]}{few}")
     if not parts:
         found = {name: last_model(audit)["attributes"][name]["bias"] for name in attribute_order(audit)}
         parts = [f"{n} bias is {number(b['mean'], 2)} {interval(ends_of(b), _two)}".rstrip() for n, b in found.items()]
         parts[-1] += ", no target was set"
     return [part[0].upper() + part[1:] for part in parts]
+
+
+def question(audit: dict, name: str) -> str:
+    """What the verdict answers. For two classes the margin of their shares; for more D itself, since it may lie above the
+    margin although no class by itself does."""
+    target = last_model(audit)["attributes"][name]["target"]
+    if len(target["shares"]) == 2:
+        return margin(audit, name)
+    return f"{name} within D {number(target['delta'], 2)} of its target"
 
 
 def margin(audit: dict, name: str) -> str:

@@ -18,7 +18,7 @@ WORST = 10.0  # condition number of C from which undoing its error says nothing:
 class Judge:
     """rates: C [K, K]. mend: C^-T. draws [B, K, K]: confusion matrices that the labelled faces leave open.
 
-    inverses [500, K, K]: C_b^-T of the first of them.
+    inverses [B, K, K]: C_b^-T.
     products [B, K^3]: A_kj A_kl of A = C^-T C_b^T, which takes true shares to those that the correction finds.
     refusal: why its error cannot be undone, None where it can.
     """
@@ -65,7 +65,7 @@ def _judge_of(confusion: tuple, seed: int) -> Judge:
     mend = np.linalg.pinv(C.T)
     found = mend @ np.swapaxes(draws, -1, -2)
     products = (found[..., :, None] * found[..., None, :]).reshape(DRAWS, -1)
-    inverses = np.linalg.pinv(np.swapaxes(draws[:500], -1, -2))
+    inverses = np.linalg.pinv(np.swapaxes(draws, -1, -2))
     return Judge(counts, C, mend, draws, inverses, products, _refusal(C, draws))
 
 

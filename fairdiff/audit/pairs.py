@@ -51,7 +51,8 @@ def grids_of_training(folder: Path, most: int = 4) -> list[dict]:
 
 
 def pairs_of(audit: dict, store: RecordStore, prompt: str) -> list[dict]:
-    """One entry a noise: `shown`, a picture with its labels for each model; what the filters ask for.
+    """One entry a noise: `shown`, a picture with its labels for each model; what the filters ask for. A given picture without
+    a partner stands alone.
 
     classes: "attribute class" of the last model; changed: the class of the first attribute, or whether there is a face.
     """
@@ -59,31 +60,34 @@ def pairs_of(audit: dict, store: RecordStore, prompt: str) -> list[dict]:
     if not all(seen.values()):
         return []
     pairs = []
-    for number, shown in enumerate(zip(*seen.values(), strict=True)):
-        first, last = shown[0], shown[-1]
+    for index in sorted(set().union(*seen.values())):
+        shown = [found[index] for found in seen.values() if index in found]
+        first, last, whole = shown[0], shown[-1], len(shown) == len(seen)
+        labels = last["labels"] if last["model"] == [*seen][-1] else {}
         pairs.append({
-            "number": number + 1,
+            "number": index + 1,
             "shown": shown,
-            "classes": [f"{name} {found['class']}" for name, found in last["labels"].items()],
-            "changed": len(shown) > 1 and first["label"] != last["label"],
+            "classes": [f"{name} {found['class']}" for name, found in labels.items()],
+            "changed": whole and len(shown) > 1 and first["label"] != last["label"],
             "no_face": any(not picture["labels"] for picture in shown),
             "low_confidence": any(picture["low_confidence"] for picture in shown),
         })  # fmt: skip
     return pairs
 
 
-def _pictures(audit: dict, store: RecordStore, model: str, prompt: str) -> list[dict]:
-    """The first pictures of one model and prompt: data URI, `label` by the first attribute, `labels` of all attributes."""
+def _pictures(audit: dict, store: RecordStore, model: str, prompt: str) -> dict[int, dict]:
+    """The first pictures of one model and prompt by their image_index: data URI, `label` by the first attribute, `labels` of
+    all attributes."""
     path = store.path(model, prompt, "png")
     if not path.exists():
-        return []
+        return {}
     rows = store.read(model, prompt).sort_values("image_index").head(STRIP)
     order = attribute_order(audit)
-    found = [
-        {"model": model, "uri": uri, "labels": _labels(row, audit["attributes"], order)}
+    found = {
+        int(row.image_index): {"model": model, "uri": uri, "labels": _labels(row, audit["attributes"], order)}
         for uri, (_, row) in zip(tiles(path, len(rows)), rows.iterrows(), strict=True)
-    ]
-    for picture in found:
+    }
+    for picture in found.values():
         first = picture["labels"].get(order[0])
         picture["label"] = first["class"] if first else "no face"
         picture["low_confidence"] = first is not None and first["low_confidence"]

@@ -19,6 +19,7 @@ from fairdiff.audit.headline import (
     four_fifths,
     headline,
     margin,
+    question,
     rms,
     verdicts,
 )
@@ -69,6 +70,7 @@ def render_report(
         prompts=[prompt_table(audit, name) for name in attribute_order(audit)],
         joint=[(name, _joint(audit, name)) for name in last_model(audit)["joint"]],
         curves=[Markup(curve_chart(points, name)) for name, points in _curves(history).items()],
+        given="pictures" in audit["provenance"],
         grids=grids_of_training(grids) if grids else [],
         words=[_words(audit, name) for name in attribute_order(audit) if name in audit["judge"].get("prompts", {})],
         without_people=_without_people(audit, RecordStore(Path(folder) / "records")),
@@ -88,7 +90,7 @@ def summary_table(audit: dict) -> Table:
     """
     table = Table(
         title=f"{audit['prompts']} prompts × {audit['images_per_prompt']} pictures"
-        + (", same noise before and after" if audit["paired"] else ""),
+        + (", same noise before and after" if audit["paired"] and "pictures" not in audit["provenance"] else ""),
         title_justify="left",
         caption=r"\[low, high]: 95 % interval; *: for these prompts only, too few to speak of others; floor: what a "
         "perfectly fair (or on-target) generator shows; D: without the noise of the pictures; worst: mean of the worst tenth "
@@ -145,6 +147,7 @@ def _card(audit: dict, name: str) -> dict:
         "name": name,
         "last": last,
         "target": target,
+        "question": question(audit, name),
         "margin": margin(audit, name),
         "margin_is": len(target["shares"]) == 2,
         "answer": ANSWERS[verdict["verdict"]],

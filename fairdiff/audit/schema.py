@@ -41,6 +41,10 @@ def _interval_of(value: str, both: bool = True) -> dict:
     return {value: NUMBER, "ci95": ENDS} | ({"ci95_these": ENDS} if both else {})
 
 
+CERTAIN: dict = {"off": COUNT, "open": COUNT, "within": COUNT, "corrected": FLAG, "reason": MAYBE_TEXT}
+STATE: dict = {"enum": ["off", "open", "within"]}
+
+
 def _definitions() -> dict[str, dict]:
     plug_in = _interval_of("mean") | {"floor": NUMBER}
     worst = {"worst_tenth": _object({"mean": NUMBER, "floor": NUMBER, "prompts": COUNT}), "maximum": NUMBER}
@@ -60,7 +64,7 @@ def _definitions() -> dict[str, dict]:
             {"shares": _each(NUMBER), "requested": FLAG, "uniform": FLAG, "total_variation": _object(plug_in | worst)}
             | {"distance": _object(_interval_of("value")), "delta": NUMBER, "corrected": FLAG}
             | {"verdict": VERDICT, "verdict_these": VERDICT, "reason": MAYBE_TEXT},
-            {"prompts_rejected": COUNT},
+            {"prompts_rejected": COUNT, "prompts_certain": _object(CERTAIN, {"images_for_within": _or_null(COUNT)})},
         ),
         "axis": _object(
             axis,
@@ -76,7 +80,9 @@ def _definitions() -> dict[str, dict]:
                     _interval_of("value", False) | {"floor": NUMBER, "missing_face_bounds": ENDS}, {"corrected_ci95": ENDS}
                 ),
                 "target": _object(
-                    {"shares": _each(NUMBER)} | dict.fromkeys(("total_variation", "floor", "p", "p_holm"), NUMBER)
+                    {"shares": _each(NUMBER)}
+                    | {"distance": _object({"value": NUMBER, "ci95_all": ENDS, "state": STATE})}
+                    | dict.fromkeys(("total_variation", "floor", "p", "p_holm"), NUMBER)
                 ),
             }
         ),

@@ -3,8 +3,8 @@
 import re
 
 from fairdiff.audit.estimand import FEW, ends_of, verdict_of
-from fairdiff.audit.headline import headline, rms, shares_of, targeted
-from fairdiff.audit.wording import attribute_order, distance_of, interval, last_model, number, percent
+from fairdiff.audit.headline import changes, headline, rms, shares_of
+from fairdiff.audit.wording import attribute_order, distance_of, interval, last_model, number, percent, targeted
 
 
 def not_within(audit: dict) -> list[str]:
@@ -27,6 +27,7 @@ def summary(audit: dict, settings: dict[str, list[str]]) -> str:
     lines = [f"## FairDiff audit: {plain(headline(audit))}", ""]
     for name in attribute_order(audit):
         lines += [f"- {line}" for line in _attribute(audit, name, entries[name])]
+    lines += ["", *(plain(line) + "  " for line in changes(audit))]
     lines += ["", *_table(audit), "", *_missing(audit)]
     lines += [plain(line) + "  " for line in settings.get("left out", [])]
     if audit["prompts"] < audit["prompts_needed"]:

@@ -21,17 +21,17 @@ def comparison(audit: dict) -> dict[str, list[dict]]:
 
     "trained" is the change from "start" to "after", (None, None) where there is no such model.
     """
-    targeted = [name for name in attribute_order(audit) if last_model(audit)["attributes"][name]["target"]["requested"]]
+    wanted = targeted(audit)
     groups = {
         "attributes": [_distance_row(audit, ("attributes", name)) for name in attribute_order(audit)],
         "combinations": [_distance_row(audit, ("joint", name)) for name in last_model(audit)["joint"]],
     }
-    groups["worst prompts"] = [row(audit, name) for name in targeted for row in (_worst_row, _certain_row)]
+    groups["worst prompts"] = [row(audit, name) for name in wanted for row in (_worst_row, _certain_row)]
     for family in last_model(audit)["families"]:
-        paths = [("families", family, "attributes", name) for name in targeted]
+        paths = [("families", family, "attributes", name) for name in wanted]
         groups[f"{family} prompts"] = [_distance_row(audit, path, f"{family}: ") for path in paths]
     groups["distance D to the target, without the noise of the pictures"] = [
-        row for name in targeted for row in _target_rows(audit, name)
+        row for name in wanted for row in _target_rows(audit, name)
     ]
     drifts = audit["paired"]["attributes"] if audit["paired"] else {}
     groups["attributes without a target"] = [
@@ -39,7 +39,7 @@ def comparison(audit: dict) -> dict[str, list[dict]]:
     ]
     if audit["named"] is not None:
         groups["prompts that name a class"] = [_kept_row(audit, name) for name in audit["named"]["attributes"]]
-    groups["pictures"] = [_confidence_row(audit, name) for name in targeted] + _image_rows(audit)
+    groups["pictures"] = [_confidence_row(audit, name) for name in wanted] + _image_rows(audit)
     return groups
 
 
@@ -144,12 +144,12 @@ def _image_rows(audit: dict) -> list[dict]:
     rows = [
         _row(audit, "no face", lambda m: _rate(m["no_face"]), lambda p: p["no_face"], form=percent),
         _row(audit, "CLIP-T", lambda m: _pair(m["clip_t"]), lambda p: p["clip_t"], note="image against prompt"),
-        _row(audit, "CLIP-I", lambda m: _pair(m["clip_i"]), note="after against before, same noise"),
+        _row(audit, "CLIP-I", lambda m: _pair(m["clip_i"]), note="after against before, pair by pair"),
         _row(
             audit,
             "image encoder",
             lambda m: _pair(m["dino"]),
-            note="in DINO's place: after against before, same noise",
+            note="in DINO's place: after against before, pair by pair",
         ),
         _row(
             audit,
@@ -165,6 +165,12 @@ def _image_rows(audit: dict) -> list[dict]:
         row = _row(audit, "no people: drift", lambda _: (None, None), note=note)
         rows.append(row | {"after": (drift["value"], drift["ci95"])})
     return rows
+
+
+def targeted(audit: dict) -> list[str]:
+    """Attributes with a target."""
+    entries = last_model(audit)["attributes"]
+    return [name for name in attribute_order(audit) if entries[name]["target"]["requested"]]
 
 
 def not_measured(audit: dict) -> list[str]:
@@ -207,7 +213,7 @@ def not_measured(audit: dict) -> list[str]:
         )
     if "after" in audit["models"]:
         lines.append("Semantics by encoders other than those that the preservation loss of training uses.")
-    if audit["provenance"].get("CLIP", "embedded") != "embedded":
+    if audit["provenance"].get("CLIP", "embedded") != "embedded" and last["clip_t"]["mean"] is not None:
         lines.append(
             "Whether CLIP-T falls because pictures got worse or because they got fairer: CLIP learnt from captions of "
             "people who are as unevenly spread as what is to be mended."
@@ -222,7 +228,7 @@ def not_measured(audit: dict) -> list[str]:
 
 def number(value: float | None, digits: int = 3) -> str:
     """A figure with a true minus sign, "–" for what is undefined."""
-    return "–" if value is None else f"{value:.{digits}f}".replace("-", "−")
+    return "–" if value is None else f"{value:z.{digits}f}".replace("-", "−")
 
 
 def count(value: float | None) -> str:

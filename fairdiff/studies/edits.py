@@ -134,7 +134,7 @@ def save_edit(folder: Path, layers: Layers, pipeline: type = StableDiffusionPipe
 def require_stable_diffusion(model: DiffusionModel) -> None:
     """FairDiffError for a model whose text is read by other layers, or stands beside pooled embeddings."""
     if model.kind is not StableDiffusionPipeline:
-        raise FairDiffError(f"model.path: found {FAMILIES[model.kind]}, allowed with edits: Stable Diffusion 1.x or 2.x")
+        raise FairDiffError(f"model.path: found {FAMILIES[model.kind]}, allowed here: Stable Diffusion 1.x or 2.x")
 
 
 @torch.no_grad()

@@ -4,9 +4,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
+from importlib.resources import files
 from pathlib import Path
-
-from jinja2 import Environment, PackageLoader
 
 from fairdiff.files import write_text
 
@@ -38,9 +37,8 @@ class Page:
 
 def audit_style() -> str:
     """The style sheet of an audit's report, so that the pages of studies look alike."""
-    environment = Environment(loader=PackageLoader("fairdiff.audit", "."), autoescape=True)
-    source, _, _ = environment.loader.get_source(environment, "report.html.j2")
-    return re.search(r"<style>.*?</style>", source, re.S)[0]
+    css = files("fairdiff.audit").joinpath("report.css").read_text(encoding="utf-8")
+    return f"<style>\n{css}</style>"
 
 
 def write_html(page: Page, path: Path) -> None:
@@ -72,7 +70,7 @@ def write_markdown(page: Page, path: Path) -> None:
             lines += ["", _row(section.head), "|" + "---|" * len(section.head), *map(_row, section.rows)]
     lines += ["", "## What this does not show", "", *(f"- {sentence}" for sentence in page.not_shown)]
     if page.about:
-        lines += ["", "Settings: " + ", ".join(f"{key} {value}" for key, value in page.about.items()) + "."]
+        lines += ["", "Settings: " + "; ".join(f"{key}: {value}" for key, value in page.about.items()) + "."]
     write_text(path, "\n".join(lines) + "\n")
 
 

@@ -8,6 +8,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from classifiers.pictures import eight_bits
 from fairdiff.diffusion.sampling import initial_noise
 from fairdiff.files import atomic_path
 from fairdiff.training.step import Trainee
@@ -58,9 +59,4 @@ def save(image_3HW: Tensor, folder: Path, steps: int) -> None:
     path = folder / PICTURES / f"step_{steps:06d}.png"
     path.parent.mkdir(exist_ok=True)
     with atomic_path(path) as temporary:
-        Image.fromarray(pixels(image_3HW)).save(temporary, "png")
-
-
-def pixels(image_3HW: Tensor):
-    """Eight bits [H, W, 3] of an image in [0, 1]."""
-    return (image_3HW.clamp(0, 1).permute(1, 2, 0).float().cpu().numpy() * 255).round().astype("uint8")
+        Image.fromarray(eight_bits(image_3HW)).save(temporary, "png")

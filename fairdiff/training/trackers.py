@@ -11,8 +11,8 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
+from classifiers.pictures import eight_bits
 from fairdiff.errors import FairDiffError
-from fairdiff.training.pictures import pixels
 
 
 def require_installed(kind: str | None) -> None:
@@ -43,7 +43,7 @@ class Tracker:
         self.to.log(numbers, step=row["step"])
 
     def images(self, name: str, image_3HW: Tensor, step: int) -> None:
-        image = pixels(image_3HW)
+        image = eight_bits(image_3HW)
         if self.kind == "tensorboard":
             self.to.log_images({name: image[None]}, step=step, dataformats="NHWC")
         elif self.kind == "wandb":

@@ -9,6 +9,7 @@ from threading import Lock
 import torch
 from PIL import Image
 
+from classifiers.pictures import eight_bits
 from fairdiff import build
 from fairdiff.audit.measure import measure
 from fairdiff.build_audit import build_audit_judge, build_generators, build_measurer
@@ -16,7 +17,6 @@ from fairdiff.cli.compose import saved
 from fairdiff.diffusion.sampling import initial_noise
 from fairdiff.errors import FairDiffError
 from fairdiff.plan import make_plan
-from fairdiff.training.pictures import pixels
 
 MOST = 8  # images at once
 LARGEST = 2.0  # scale of the adapter
@@ -80,5 +80,5 @@ def _checked(request: dict) -> tuple[str, float, int, int]:
 
 def _uri(image_3HW: torch.Tensor) -> str:
     out = io.BytesIO()
-    Image.fromarray(pixels(image_3HW)).save(out, "png")
+    Image.fromarray(eight_bits(image_3HW)).save(out, "png")
     return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode("ascii")

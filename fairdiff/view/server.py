@@ -67,7 +67,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         try:
             found = self.run.file(unquote(self.path.split("?")[0]))
-        except FairDiffError as error:
+        except (FairDiffError, OSError) as error:  # a file may go meanwhile
             return self._say(HTTPStatus.INTERNAL_SERVER_ERROR, {"error": str(error)})
         if found is None:
             return self._say(HTTPStatus.NOT_FOUND, {"error": f"{self.path}: there is no such page"})
@@ -76,11 +76,12 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         if not self._from_here():
             return
-        length = int(self.headers.get("Content-Length") or 0)
-        if self.path != "/look" or length > LARGEST_REQUEST or self.headers.get("Content-Type") != "application/json":
+        length = self.headers.get("Content-Length") or "0"
+        fits = length.isdecimal() and int(length) <= LARGEST_REQUEST
+        if self.path != "/look" or not fits or self.headers.get("Content-Type") != "application/json":
             return self._say(HTTPStatus.BAD_REQUEST, {"error": "allowed: a small request of JSON to /look"})
         try:
-            self._say(HTTPStatus.OK, {"pairs": self.run.look(json.loads(self.rfile.read(length)))})
+            self._say(HTTPStatus.OK, {"pairs": self.run.look(json.loads(self.rfile.read(int(length))))})
         except (FairDiffError, ValueError) as error:
             self._say(HTTPStatus.BAD_REQUEST, {"error": str(error)})
 

@@ -1,7 +1,7 @@
 """The page of scripts/baselines.py from its records."""
 
 from fairdiff.audit.estimand import ends_of
-from fairdiff.audit.wording import interval, number, percent, signed
+from fairdiff.audit.wording import interval, number, percent, signed, targeted
 from fairdiff.studies.page import Page, Point, Section, curves_chart
 
 LEAD = (
@@ -41,11 +41,6 @@ def page(found: dict[str, dict[str, dict]], command: str) -> Page:
             sections += _sections(some, f"{split.capitalize()} prompts: {prompts} × {images} images")
     settings = {" ".join(kept["settings"]) for methods in found.values() for kept in methods.values()}
     return Page("Baselines without training", LEAD, sections, NOT_SHOWN, command, {"settings": "; ".join(sorted(settings))})
-
-
-def targeted(kept: dict) -> list[str]:
-    """Attributes with a target."""
-    return [name for name, e in kept["models"]["after"]["attributes"].items() if e["target"]["requested"]]
 
 
 def _sections(methods: dict[str, dict], title: str) -> list[Section]:
