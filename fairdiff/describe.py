@@ -6,9 +6,9 @@ from pathlib import Path
 
 from fairdiff.audit.axis import software_versions
 from fairdiff.audit.card import EMBEDDED
-from fairdiff.build import adapter_options, compared_images
-from fairdiff.build_audit import Audit
-from fairdiff.build_pictures import NOT_AT_HAND
+from fairdiff.builder import adapter_options, compared_images
+from fairdiff.builder.audit import Audit
+from fairdiff.builder.pictures import NOT_AT_HAND
 from fairdiff.config import Config
 from fairdiff.diffusion.adapter_files import read_about
 from fairdiff.diffusion.load import DiffusionModel

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fairdiff import build, describe, run
-from fairdiff.build_audit import build_audit, build_generators, training_judge
-from fairdiff.build_pictures import build_audit_of_pictures, build_readers
+from fairdiff import builder, describe, run
+from fairdiff.builder.audit import build_audit, build_generators, training_judge
+from fairdiff.builder.pictures import build_audit_of_pictures, build_readers
 from fairdiff.cli.main import main
 from fairdiff.config import Config
 from fairdiff.distributed import World, started
@@ -42,8 +42,8 @@ def train_job(config: Config, folder: Path, world: World) -> None:
     if config.images is not None:
         raise FairDiffError(f"images: found {config.images}, allowed: null in training; scripts/audit.py audits pictures")
     plan = make_plan(config)
-    model, perception = build.build_model(config), build.build_perception(config, plan)
-    training = build.training_fingerprint(config, plan, model, perception)
+    model, perception = builder.build_model(config), builder.build_perception(config, plan)
+    training = builder.training_fingerprint(config, plan, model, perception)
     audit = build_audit(config, plan, model, training, perception.classifier, world)
     world.require_same("settings, files and weights, by the name of their audit", lambda: audit.name)
 
@@ -51,7 +51,7 @@ def train_job(config: Config, folder: Path, world: World) -> None:
         console.print(f"this run is finished; resume=false starts over ({folder})")
     else:
         about = describe.about_adapter(config, plan, model, training)  # before soft tokens enter the tokenizer
-        trainee = build.build_trainee(config, plan, model, perception, world)
+        trainee = builder.build_trainee(config, plan, model, perception, world)
         if world.first:
             run.require_caches(audit, trainee)
         judges = compare_judges(trainee, audit.measurer.judge, plan.train, config.sampler.train_steps[1])
@@ -61,14 +61,14 @@ def train_job(config: Config, folder: Path, world: World) -> None:
             for line in budget + judges + describe.warnings(plan, model, trainee.adapter.prefix):
                 console.print(line, markup=False)
         with audit.waiting():
-            train(trainee, list(plan.train), build.build_schedule(config, plan), folder, training, console)
+            train(trainee, list(plan.train), builder.build_schedule(config, plan), folder, training, console)
         if world.first:
             run.save_adapter(folder, trainee.adapter, about)
         lines = describe.report_lines(config, plan, adapter=True, trained=True)
         run.carry_out(folder, audit, partial(build_generators, config, model, trainee.adapter), lines, console)
     if world.first:
         run.save_card(folder, audit, *training_judge(config))
-        run.export_adapter(folder, config.export, build.model_path(config))
+        run.export_adapter(folder, config.export, builder.model_path(config))
         run.conclude(folder, audit, console, config.audit.fail_above)
 
 
@@ -80,15 +80,15 @@ def audit_job(config: Config, folder: Path, world: World) -> None:
         _audit_pictures(config, folder, world, console)
         return
     plan = make_plan(config, training=False)
-    model = build.build_model(config)
-    adapter_hash = build.adapter_fingerprint(config)
+    model = builder.build_model(config)
+    adapter_hash = builder.adapter_fingerprint(config)
     audit = build_audit(config, plan, model, adapter_hash, None, world)
     world.require_same("settings, files and weights, by the name of their audit", lambda: audit.name)
 
     if world.of_first(config.resume and run.finished(folder, audit)):
         console.print(f"this audit is finished; resume=false starts over ({folder})")
     else:
-        adapter = build.build_saved_adapter(config, plan, model) if config.adapter.path else None
+        adapter = builder.build_saved_adapter(config, plan, model) if config.adapter.path else None
         if world.first:
             warnings = describe.adapter_warnings(config, plan) if adapter else []
             for line in warnings + describe.warnings(plan, model, adapter.prefix if adapter else ""):

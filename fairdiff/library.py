@@ -16,7 +16,7 @@ from fairdiff.audit.headline import changes, headline
 from fairdiff.audit.read import read_audit
 from fairdiff.audit.records import load_records
 from fairdiff.audit.wording import last_model
-from fairdiff.build_audit import build_audit
+from fairdiff.builder.audit import build_audit
 from fairdiff.cli.compose import Settings, choices, composed, overrides_of, with_defaults
 from fairdiff.config import AttributeConfig, Config
 from fairdiff.diffusion.folder import Pipeline, component_on_no_device

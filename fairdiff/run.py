@@ -22,7 +22,7 @@ from fairdiff.audit.read import read_audit
 from fairdiff.audit.records import ANEW, load_records
 from fairdiff.audit.report import render_report, summary_table
 from fairdiff.audit.summary import not_within, summary
-from fairdiff.build_audit import Audit
+from fairdiff.builder.audit import Audit
 from fairdiff.diffusion.adapters import Adapter
 from fairdiff.diffusion.export import export
 from fairdiff.errors import FairDiffError, NotWithinMargin

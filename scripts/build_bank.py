@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 
 from classifiers.bank import Collected, collect, embedding_of, pictures_in
 from classifiers.identity import Bank, read_rows, save_bank
-from fairdiff import build, fingerprint
+from fairdiff import builder, fingerprint
 from fairdiff.cli.ending import ending
 from fairdiff.cli.main import CONF, fail, to_config, told
 from fairdiff.config import Config
@@ -37,10 +37,10 @@ def make(folder: Path, config: Config) -> str:
     with blame("folder"):
         pictures = pictures_in(folder)
     check_device(config.model.device)
-    detector, embedder = build.build_detector(config), build.build_embedder(config)
-    maker = build.embedder_fingerprint(embedder)
+    detector, embedder = builder.build_detector(config), builder.build_embedder(config)
+    maker = builder.embedder_fingerprint(embedder)
     sizes = [[path.relative_to(folder).as_posix(), path.stat().st_size] for path in pictures]
-    request = fingerprint.of_values(maker, build.detector_fingerprint(config, detector), sizes)
+    request = fingerprint.of_values(maker, builder.detector_fingerprint(config, detector), sizes)
     if file.exists():
         return f"{file}: {refuse_another(file, request)} faces, made before"
     part = file.with_name(f"{file.name}.part")

@@ -21,8 +21,8 @@ from classifiers.calibration import CROPS, Calibration, calibrate, save_calibrat
 from classifiers.judging import FACE, Look, judge_files, largest_face
 from classifiers.labels import SPLITS, LabelledFiles, read_labels
 from classifiers.page import draw_reliability, page
-from fairdiff import build, fingerprint
-from fairdiff.build_audit import calibration_file, judge_name
+from fairdiff import builder, fingerprint
+from fairdiff.builder.audit import calibration_file, judge_name
 from fairdiff.cli.ending import ending
 from fairdiff.cli.main import fail, told
 from fairdiff.config import Config
@@ -67,9 +67,9 @@ def data_hash(files: LabelledFiles) -> str:
 
 def looking(config: Config, crop_size: int, expand: float) -> tuple[Look, str]:
     """What finds and cuts the largest face of a file, and a fingerprint of it."""
-    detector, device = build.build_detector(config), config.model.device
+    detector, device = builder.build_detector(config), config.model.device
     look = partial(largest_face, detector=detector, crop_size=crop_size, expand=expand, device=device)
-    return look, build.detector_fingerprint(config, detector)
+    return look, builder.detector_fingerprint(config, detector)
 
 
 def measure(config: Config, file: Path, folder: Path, choose: Choose) -> str:
@@ -78,13 +78,13 @@ def measure(config: Config, file: Path, folder: Path, choose: Choose) -> str:
     choose: the labelled files of the folder, of the judge's attributes.
     """
     check_device(config.model.device)
-    judge = build.build_classifier(
+    judge = builder.build_classifier(
         config.audit.judge, "audit.judge", "audit_judge", requested(config), config.model.device
     )
     files = choose(folder, judge.attributes)
     crops = {key: getattr(config.detector, key) for key in CROPS}
     look, detector = looking(config, crops["crop_size"], crops["expand"])
-    hashes = {name: build.judge_fingerprint(judge, name) for name in judge.attributes}
+    hashes = {name: builder.judge_fingerprint(judge, name) for name in judge.attributes}
     data = data_hash(files)
     request = fingerprint.of_values(data, hashes, detector)
     if made_before(file, request):

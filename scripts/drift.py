@@ -29,8 +29,8 @@ from rich.progress import track
 from fairdiff import fingerprint
 from fairdiff.audit.read import read_audit
 from fairdiff.audit.wording import interval, number
-from fairdiff.build import build_encoders, build_model
-from fairdiff.build_audit import build_generators
+from fairdiff.builder import build_encoders, build_model
+from fairdiff.builder.audit import build_generators
 from fairdiff.cli.ending import ending
 from fairdiff.cli.main import fail
 from fairdiff.config import Config

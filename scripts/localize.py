@@ -20,7 +20,7 @@ from harness.localize_page import page
 from harness.methods import adapter as saved_adapter
 from rich.progress import track
 
-from fairdiff import build, fingerprint
+from fairdiff import builder, fingerprint
 from fairdiff.audit.read import read_audit
 from fairdiff.cli.compose import saved
 from fairdiff.cli.ending import ending
@@ -65,10 +65,10 @@ def scored(run: Path, batches: int, folder: Path) -> dict:
     aligned = [f"adapter.path={run / 'adapter'}", "adapter.scale=1", "loss.image=null", "loss.face=null"]
     config = saved(run / "config.yaml", aligned)
     plan = make_plan(config)
-    model, perception = build.build_model(config), build.build_perception(config, plan)
+    model, perception = builder.build_model(config), builder.build_perception(config, plan)
     splits = _splits(run, model)
-    trainee = build.build_trainee(config, plan, model, perception)
-    schedule, people = build.build_schedule(config, plan), [p for p in plan.train if p.people and not p.names]
+    trainee = builder.build_trainee(config, plan, model, perception)
+    schedule, people = builder.build_schedule(config, plan), [p for p in plan.train if p.people and not p.names]
     scores = dict.fromkeys(components(splits), 0.0)
     for step in track(range(batches), "gradients by gates"):
         for parameter in trainee.adapter.parameters():
@@ -97,7 +97,7 @@ def tables(found: dict) -> tuple[dict[Component, float], dict[Component, float]]
 def sparse(run: Path, chosen: list[Component], folder: Path) -> Path:
     """The adapter of these components, written into `folder`."""
     config = saved(run / "config.yaml", [])
-    model = build.build_model(config)
+    model = builder.build_model(config)
     with atomic_path(folder) as temporary:
         temporary.mkdir(parents=True)
         save_edit(temporary, kept(_splits(run, model), chosen), model.kind)

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny import composed, make_trainee
 
-from fairdiff import build, describe
+from fairdiff import builder, describe
 from fairdiff.diffusion.adapter_files import read_about
 from fairdiff.diffusion.adapters import LORA_FILE, SOFT_TOKENS_FILE, TOKEN, Lora, SoftTokens
 from fairdiff.diffusion.load import load_model
@@ -207,7 +207,7 @@ def test_training_starts_from_the_adapter_of_adapter_path(tiny_folder, tmp_path,
     saved.adapter.save(tmp_path)
     size = ["adapter.tokens=3", "adapter.initial_text=chef"] if kind == "soft_tokens" else ["adapter.rank=4"]
     config = composed(f"adapter={kind}", *size, f"adapter.path={tmp_path}", "cache=null", "seed=1")
-    started = build.build_trainee(config, make_plan(config), two, saved.perception)
+    started = builder.build_trainee(config, make_plan(config), two, saved.perception)
     assert torch.equal(picture(one, saved.adapter), picture(two, started.adapter))
     started = replace(started, method=saved.method)
     first = [training_step(t, Batch(PROMPT, [0, 1], 3, 0, torch.Generator().manual_seed(0))) for t in (saved, started)]
@@ -225,7 +225,7 @@ def test_training_starts_from_the_adapter_of_adapter_path(tiny_folder, tmp_path,
 def test_a_starting_adapter_of_another_shape_is_one_line(tiny_folder, tmp_path, overrides, says):
     make_trainee(load_model(tiny_folder), "lora_both").adapter.save(tmp_path)
     with pytest.raises(FairDiffError, match=says) as caught:
-        build.build_adapter(composed(*overrides, f"adapter.path={tmp_path}"), load_model(tiny_folder))
+        builder.build_adapter(composed(*overrides, f"adapter.path={tmp_path}"), load_model(tiny_folder))
     assert str(caught.value).startswith(f"adapter.path: {tmp_path}") and "\n" not in str(caught.value)
 
 
@@ -319,20 +319,20 @@ def test_an_adapter_that_changes_nothing_is_not_audited(kind, tiny_folder, tmp_p
     if kind != "soft_tokens":  # `make` has another alpha than the configuration
         save_file(load_file(tmp_path / LORA_FILE), tmp_path / LORA_FILE)
     config = composed(*options)
-    build.build_saved_adapter(config, make_plan(config, training=False), load_model(tiny_folder))
+    builder.build_saved_adapter(config, make_plan(config, training=False), load_model(tiny_folder))
     for file in tmp_path.glob("*.safetensors"):
         save_file({name: torch.zeros_like(value) for name, value in load_file(file).items()}, file)
     with pytest.raises(FairDiffError, match="^adapter.path: .*(changes nothing in the images|nothing but zeros)"):
-        build.build_saved_adapter(config, make_plan(config, training=False), load_model(tiny_folder))
+        builder.build_saved_adapter(config, make_plan(config, training=False), load_model(tiny_folder))
     if kind != "soft_tokens":
         config = composed(*options, "adapter.scale=0")
-        build.build_saved_adapter(config, make_plan(config, training=False), load_model(tiny_folder))
+        builder.build_saved_adapter(config, make_plan(config, training=False), load_model(tiny_folder))
 
 
 @pytest.mark.parametrize("kind", ["dpm", "euler"])
 def test_what_stands_beside_an_adapter_says_how_its_images_are_sampled(kind, tiny_folder):
     config = composed(f"model.path={tiny_folder}", f"sampler.scheduler={kind}", "sampler.spacing=trailing")
-    about = describe.about_adapter(config, make_plan(config), build.build_model(config), "key")
+    about = describe.about_adapter(config, make_plan(config), builder.build_model(config), "key")
     wanted = {"final_sigmas": "zero", "spacing": "trailing", "sampler_steps": config.sampler.audit_steps}
     wanted["scheduler"] = {"dpm": "DPMSolverMultistepScheduler", "euler": "EulerDiscreteScheduler"}[kind]
     assert wanted.items() <= about.items()

@@ -27,8 +27,8 @@ sys.path.insert(0, str(ROOT))
 
 import train  # noqa: E402  (the entry script is no package)
 from classifiers.calibration import CALIBRATION_FILE  # noqa: E402
-from fairdiff import build, jobs, run  # noqa: E402
-from fairdiff.build_audit import build_confusion  # noqa: E402
+from fairdiff import builder, jobs, run  # noqa: E402
+from fairdiff.builder.audit import build_confusion  # noqa: E402
 from fairdiff.cli.main import CONF, main, to_config  # noqa: E402
 from fairdiff.cli.messages import RENAMED  # noqa: E402
 from fairdiff.config import PATHS  # noqa: E402
@@ -261,7 +261,7 @@ def assert_nothing_half_written(folder: Path) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_one_line_names_the_key_and_what_is_allowed(case, tmp_path, monkeypatch, capsys):
     overrides, words = CASES[case]
-    monkeypatch.setattr(build, "fast_dtype", lambda device: "bfloat16")  # whatever this machine can do
+    monkeypatch.setattr(builder.model, "fast_dtype", lambda device: "bfloat16")  # whatever this machine can do
     line = call(overrides, tmp_path / "run", monkeypatch, capsys)
     assert all(word in line for word in words), line
     assert_nothing_half_written(tmp_path / "run")
@@ -472,7 +472,7 @@ def test_an_adapter_of_another_kind_names_what_made_it(tmp_path, monkeypatch, ca
 def test_an_adapter_that_changes_nothing_is_not_audited(tmp_path, monkeypatch, capsys):
     """A new one, which is not trained."""
     config = composed("adapter=lora_text", "cache=null")
-    build.build_adapter(config, build.build_model(config)).save(tmp_path)
+    builder.build_adapter(config, builder.build_model(config)).save(tmp_path)
     options = ["adapter=lora_text", f"adapter.path={tmp_path}"]
     line = call(options, tmp_path / "run", monkeypatch, capsys, main(jobs.audit_job, "measure"))
     assert f"adapter.path: {tmp_path}: changes nothing in the images" in line
@@ -646,7 +646,7 @@ def test_a_calibration_of_other_crops_is_refused(overrides, says, tmp_path, monk
 
 
 def audit_judge(config):
-    return build.build_classifier(config.audit.judge, "audit.judge", "audit_judge", {"gender": ("female", "male")}, "cpu")
+    return builder.build_classifier(config.audit.judge, "audit.judge", "audit_judge", {"gender": ("female", "male")}, "cpu")
 
 
 def test_a_calibration_of_the_crops_of_the_audit_is_applied():

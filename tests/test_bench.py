@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from tiny import composed, make_trainee
 
-from fairdiff import build
+from fairdiff import builder
 from fairdiff.cli.main import CONF, to_config
 from fairdiff.config import Config
 from fairdiff.diffusion.load import load_model
@@ -232,7 +232,7 @@ def test_a_random_model_too_needs_a_device_there_is(tiny_config):
 def test_the_judges_of_random_weights_multiply_as_those_of_a_run_would(tiny_config, dtype):
     config, real = tiny_config(f"model.dtype={dtype}"), composed(f"model.dtype={dtype}")
     _, perception = world.make_world(config, make_plan(config))
-    assert perception.dtype == build.build_perception(real, make_plan(real)).dtype == getattr(torch, dtype)
+    assert perception.dtype == builder.build_perception(real, make_plan(real)).dtype == getattr(torch, dtype)
     assert {p.dtype for p in perception.classifier.parameters()} == {torch.float32}
 
 

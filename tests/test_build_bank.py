@@ -13,7 +13,7 @@ from classifiers import bank as bank_module
 from classifiers.data import to_float
 from classifiers.identity import Bank, read_rows
 from classifiers.pictures import read_picture
-from fairdiff import build
+from fairdiff import builder
 from fairdiff.errors import FairDiffError
 from fairdiff.plan import make_plan
 
@@ -58,7 +58,7 @@ def test_it_keeps_each_face_that_the_detector_finds_and_counts_the_rest(folder, 
     assert [path.name for path in tmp_path.iterdir()] == ["faces.safetensors"]
 
     config = composed(f"features.bank={file}")
-    perception = build.build_perception(config, make_plan(config))
+    perception = builder.build_perception(config, make_plan(config))
     for i in range(FACES):  # a picture's face, looked at as in training, is at distance 0 from its own row
         image = to_float(read_picture(folder / f"{i}.png")[None])
         embedding = perception.embed(perception.align(perception.classify_faces(image)))
@@ -119,7 +119,7 @@ def test_the_bank_of_another_embedder_is_one_line(folder, tmp_path, capsys):
     maker = read_rows(file)[1]["embedder"]
     config = composed(f"features.bank={file}", "features.identity=fairdiff/portraits/weights/encoder")
     with pytest.raises(FairDiffError, match=f"features.bank: .*faces.safetensors: made by the embedder {maker}"):
-        build.build_bank(config, build.build_embedder(config))
+        builder.build_bank(config, builder.build_embedder(config))
 
 
 @pytest.mark.parametrize(
@@ -144,18 +144,18 @@ def test_where_a_run_looks_for_its_bank(tmp_path):
     weights.touch()
     for identity in (weights, "facebook/dinov2-base"):
         with pytest.raises(FairDiffError, match="features.bank: found null and no bank.safetensors beside .*build_bank"):
-            build.bank_file(composed(f"features.identity={identity}"))
+            builder.bank_file(composed(f"features.identity={identity}"))
     (tmp_path / "bank.safetensors").touch()
-    assert build.bank_file(composed(f"features.identity={weights}")) == tmp_path / "bank.safetensors"
-    assert build.bank_file(composed()).parent.name == "identity"
+    assert builder.bank_file(composed(f"features.identity={weights}")) == tmp_path / "bank.safetensors"
+    assert builder.bank_file(composed()).parent.name == "identity"
 
 
 def test_the_identity_of_a_run_holds_the_faces_of_the_bank_and_not_its_name(tiny_folder):
     config = composed(f"model.path={tiny_folder}")
-    plan, model = make_plan(config), build.build_model(config)
-    perception = build.build_perception(config, plan)
+    plan, model = make_plan(config), builder.build_model(config)
+    perception = builder.build_perception(config, plan)
     named = composed(f"model.path={tiny_folder}", "features.bank=elsewhere.safetensors")
-    one = build.training_fingerprint(config, plan, model, perception)
-    assert build.training_fingerprint(named, plan, model, perception) == one
+    one = builder.training_fingerprint(config, plan, model, perception)
+    assert builder.training_fingerprint(named, plan, model, perception) == one
     perception.bank = Bank(perception.bank.embedding_ND[1:])
-    assert build.training_fingerprint(config, plan, model, perception) != one
+    assert builder.training_fingerprint(config, plan, model, perception) != one

@@ -17,8 +17,8 @@ from classifiers.attributes import load_attribute_net
 from classifiers.data import find_faces
 from classifiers.detect import MTCNNDetector
 from classifiers.training import predict
-from fairdiff import build
-from fairdiff.build_audit import build_confusion
+from fairdiff import builder
+from fairdiff.builder.audit import build_confusion
 from fairdiff.errors import FairDiffError
 from fairdiff.portraits import weights
 
@@ -82,7 +82,7 @@ def call(capsys, *args: object) -> tuple[int, str, str]:
 def confusion(*overrides: str) -> dict[str, np.ndarray]:
     config = composed(*overrides)
     classes = {name: tuple(a.classes) for name, a in config.attributes.items()}
-    return build_confusion(config, build.build_classifier(config.audit.judge, "audit.judge", "audit_judge", classes, "cpu"))
+    return build_confusion(config, builder.build_classifier(config.audit.judge, "audit.judge", "audit_judge", classes, "cpu"))
 
 
 def test_it_counts_the_judges_errors_and_the_audit_takes_them(folder, judged, tmp_path, capsys):

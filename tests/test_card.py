@@ -12,7 +12,7 @@ from tiny import composed, whole_audit
 
 from fairdiff.audit.card import LICENCES, model_card
 from fairdiff.audit.wording import number
-from fairdiff.build_audit import training_judge
+from fairdiff.builder.audit import training_judge
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 

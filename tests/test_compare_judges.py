@@ -9,8 +9,8 @@ from tiny import NoFaces, composed, make_trainee
 from tiny_judges import change_tensor
 
 from classifiers.attributes import load_attribute_net
-from fairdiff import build
-from fairdiff.build_audit import build_audit
+from fairdiff import builder
+from fairdiff.builder.audit import build_audit
 from fairdiff.errors import FairDiffError
 from fairdiff.plan import make_plan
 from fairdiff.portraits import weights
@@ -30,10 +30,10 @@ def renamed(folder, order) -> str:
 def judges(*overrides):
     """The trainee, the audit judge and the prompts of a command."""
     config = composed("cache=null", *overrides)
-    plan, model = make_plan(config), build.build_model(config)
-    perception = build.build_perception(config, plan)
+    plan, model = make_plan(config), builder.build_model(config)
+    perception = builder.build_perception(config, plan)
     audit = build_audit(config, plan, model, None, perception.classifier)
-    return build.build_trainee(config, plan, model, perception), audit.measurer.judge, plan.train
+    return builder.build_trainee(config, plan, model, perception), audit.measurer.judge, plan.train
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from tiny import make_trainee
 from tiny_judges import uncalibrated
 
-from fairdiff import build, jobs
+from fairdiff import builder, jobs
 from fairdiff import start as commands
 from fairdiff.diffusion.load import load_model
 from fairdiff.distributed import World
@@ -262,7 +262,7 @@ def test_an_error_of_one_process_is_one_line_and_code_2_of_all(who, settings, tm
             raise FairDiffError("judge.path: found x, allowed: y")
 
         if rank == who:
-            build.build_perception = build_perception
+            builder.build_perception = build_perception
 
     ended, text = run(3, tmp_path, command(settings, tmp_path / "run", disturb=fails))
     assert [e.code for e in ended] == [2, 2, 2], text

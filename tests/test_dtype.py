@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny import composed, make_trainee
 
-from fairdiff import build, fingerprint
+from fairdiff import builder, fingerprint
 from fairdiff.diffusion.adapters import CastLinear
 from fairdiff.diffusion.denoise import Guidance, call_unet
 from fairdiff.diffusion.half import scaled_replay
@@ -97,7 +97,7 @@ def test_judges_multiply_in_the_models_precision_and_answer_in_float32():
     found = {}
     for dtype in ("float32", "bfloat16"):
         config = composed(f"model.dtype={dtype}", "detector=whole")
-        perception = build.build_perception(config, make_plan(config))
+        perception = builder.build_perception(config, make_plan(config))
         assert perception.dtype == getattr(torch, dtype)
         pixels = image.clone().requires_grad_()
         seen = perception.classify_faces(pixels)
@@ -117,7 +117,7 @@ def test_photographs_are_trained_on_in_half_precision_where_the_device_has_it(mo
             (["model=sdxl", "model.device=cpu", "model.dtype=float32"], "float32"),
             ([], "float32"),
         ):
-            assert build.precisions(composed(*overrides))[0] == getattr(torch, dtype)
+            assert builder.precisions(composed(*overrides))[0] == getattr(torch, dtype)
 
 
 @pytest.mark.parametrize(
@@ -135,10 +135,10 @@ def test_auto_is_bfloat16_only_where_the_processor_has_it(monkeypatch, able, wan
     for requested, found in (("auto", wanted), ("float32", "float32"), ("bfloat16", "bfloat16")):
         config = composed(f"model.sampling_dtype={requested}")
         assert config.model.sampling_dtype == requested  # a run's identity does not know the processor
-        assert build.precisions(config) == (torch.float32, getattr(torch, found))
+        assert builder.precisions(config) == (torch.float32, getattr(torch, found))
     assert composed().model.sampling_dtype == "auto"
     for held in ("bfloat16", "float16"):
-        assert build.precisions(composed(f"model.dtype={held}")) == (getattr(torch, held),) * 2
+        assert builder.precisions(composed(f"model.dtype={held}")) == (getattr(torch, held),) * 2
 
 
 def test_a_runs_identity_is_the_same_on_a_device_that_holds_its_weights_otherwise(monkeypatch):
@@ -146,10 +146,10 @@ def test_a_runs_identity_is_the_same_on_a_device_that_holds_its_weights_otherwis
     config, found = composed("model.dtype=auto"), []
     plan = make_plan(config)
     for fast in ("float32", "bfloat16"):
-        monkeypatch.setattr(build, "fast_dtype", lambda device, fast=fast: fast)
-        model, perception = build.build_model(config), build.build_perception(config, plan)
+        monkeypatch.setattr(builder.model, "fast_dtype", lambda device, fast=fast: fast)
+        model, perception = builder.build_model(config), builder.build_perception(config, plan)
         assert model.unet.dtype == model.sampling_dtype == getattr(torch, fast)
-        found.append((build.training_fingerprint(config, plan, model, perception), model.fingerprint()))
+        found.append((builder.training_fingerprint(config, plan, model, perception), model.fingerprint()))
     (one, here), (other, there) = found
     assert one == other and here != there
 
@@ -159,7 +159,7 @@ def test_pictures_sampled_in_bfloat16_are_those_in_float32_whatever_the_batch():
     """Of the embedded model, root mean square over an image in grey levels."""
     prompt, pictures = "a photo of the face of a nurse, a person", {}
     for dtype in ("float32", "bfloat16"):
-        model = build.build_model(composed(f"model.sampling_dtype={dtype}"))
+        model = builder.build_model(composed(f"model.sampling_dtype={dtype}"))
         noise = initial_noise(prompt, 0, range(6), model.latent_shape)
         for batch in (6, 2):
             generate = model.generator(1.5, 8)

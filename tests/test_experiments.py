@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from tiny_judges import uncalibrated
 
-from fairdiff import build
+from fairdiff import builder
 from fairdiff.cli.main import CONF, to_config
 from fairdiff.config import Config
 from fairdiff.describe import most_originals
@@ -405,7 +405,7 @@ def test_a_model_saved_with_another_solver_gets_a_linear_one(tiny_folder, tmp_pa
     pipeline = StableDiffusionPipeline.from_pretrained(tiny_folder, safety_checker=None, requires_safety_checker=False)
     pipeline.scheduler = PNDMScheduler.from_config(pipeline.scheduler.config, skip_prk_steps=True)
     pipeline.save_pretrained(tmp_path)
-    model = build.build_model(configure("model=sd15", f"model.path={tmp_path}", "model.device=cpu"))
+    model = builder.build_model(configure("model=sd15", f"model.path={tmp_path}", "model.device=cpu"))
     assert type(model.scheduler) is DPMSolverMultistepScheduler and model.padding == "max_length"
     assert (
         model.scheduler.config.timestep_spacing == "linspace"

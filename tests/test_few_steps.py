@@ -18,7 +18,7 @@ from test_sampling import PROMPT, factorised, literal, make_adapter
 from tiny import composed, with_json, with_scheduler
 from tiny_judges import uncalibrated
 
-from fairdiff import build
+from fairdiff import builder
 from fairdiff.diffusion.adapters import Lora
 from fairdiff.diffusion.denoise import call_unet
 from fairdiff.diffusion.load import load_model
@@ -142,7 +142,7 @@ def test_the_scale_is_read_and_no_second_prediction_is_made(lcm_folder):
 def test_a_negative_prompt_that_nothing_reads_is_one_line(tiny_folder, options):
     config = composed(f"model.path={tiny_folder}", "prompts.negative=a hat", *options)
     with pytest.raises(FairDiffError, match="prompts.negative: found 'a hat', which nothing reads without") as caught:
-        build.build_model(config)
+        builder.build_model(config)
     assert "\n" not in str(caught.value)
 
 

@@ -20,7 +20,7 @@ from tiny import composed, make_trainee, with_json, with_scheduler, with_tensors
 from tiny_flow import flux, sd3
 from tiny_judges import uncalibrated
 
-from fairdiff import build
+from fairdiff import builder
 from fairdiff.diffusion.adapters import Lora
 from fairdiff.diffusion.denoise import call_unet, image_tokens, with_row
 from fairdiff.diffusion.load import load_model
@@ -201,13 +201,13 @@ def test_the_shift_by_size_is_that_of_fluxs_pipeline():
 def test_what_it_cannot_do_is_one_line(folders, overrides, says):
     config = composed("model=flux", f"model.path={folders['flux']}", "model.device=cpu", "judge.path=x", *overrides)
     with pytest.raises(FairDiffError, match=says) as caught:
-        build.build_adapter(config, build.build_model(config))
+        builder.build_adapter(config, builder.build_model(config))
     assert "\n" not in str(caught.value)
 
 
 def test_a_flow_solver_is_of_flow_models_only(tiny_folder):
     with pytest.raises(FairDiffError, match="sampler.scheduler: found flow_euler, allowed with a model of noise"):
-        build.build_model(composed(f"model.path={tiny_folder}", "sampler.scheduler=flow_euler"))
+        builder.build_model(composed(f"model.path={tiny_folder}", "sampler.scheduler=flow_euler"))
 
 
 def drop(state):

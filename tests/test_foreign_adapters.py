@@ -12,7 +12,7 @@ from test_adapters import PROMPT, make, picture
 from test_exports import plain, plain_picture
 from tiny import composed, make_trainee
 
-from fairdiff import build
+from fairdiff import builder
 from fairdiff.diffusion.adapter_files import LORA_FILE, TEXT_ROOT
 from fairdiff.diffusion.export import A1111_FILE, KOHYA_FILE, export
 from fairdiff.diffusion.imports import import_lora, import_soft_tokens
@@ -109,11 +109,11 @@ def test_several_files_add_up_each_with_its_scale(tiny_folder, file, tmp_path):
     other.pop("text_encoder")
     config = composed(f"adapter.path=[{path},{tmp_path / 'two.safetensors'}]", "adapter.scale=[1.5,.5]", "cache=null")
     model = load_model(tiny_folder)
-    adapter = build.build_adapter(config, model)
+    adapter = builder.build_adapter(config, model)
     wanted = picture(folded(load_model(tiny_folder), (layers, 1.5), (other, 0.5)), Bare)
     assert torch.allclose(picture(model, adapter), wanted, atol=1e-5)
-    scales = [build.adapter_fingerprint(composed(*o, f"adapter.path=[{path},{path}]")) for o in ([], ["adapter.scale=.5"])]
-    assert len({*scales, build.adapter_fingerprint(config)}) == 3
+    scales = [builder.adapter_fingerprint(composed(*o, f"adapter.path=[{path},{path}]")) for o in ([], ["adapter.scale=.5"])]
+    assert len({*scales, builder.adapter_fingerprint(config)}) == 3
 
 
 def test_a_file_of_diffusers_with_patterns_adds_what_plain_diffusers_adds(tiny_folder, tmp_path):
@@ -198,7 +198,7 @@ def test_training_goes_on_with_a_files_own_layers_and_what_it_saves_is_such_a_fi
     model = load_model(tiny_folder)
     config = composed(f"adapter.path={path}", "cache=null")
     perception = make_trainee(load_model(tiny_folder)).perception
-    trainee = build.build_trainee(config, make_plan(config), model, perception)
+    trainee = builder.build_trainee(config, make_plan(config), model, perception)
     before = picture(model, trainee.adapter)
     result = training_step(trainee, Batch(PROMPT, [0, 1], 3, 0, torch.Generator().manual_seed(0)))
     assert result.faces == 2
@@ -213,8 +213,8 @@ def test_training_goes_on_with_a_files_own_layers_and_what_it_saves_is_such_a_fi
     pipeline.load_lora_weights(tmp_path / LORA_FILE)
     assert torch.allclose(plain_picture(pipeline), after, atol=1e-4)
     with pytest.raises(FairDiffError, match="one rank and alpha for all layers; adapter.path takes the file itself"):
-        build.build_adapter(composed(f"adapter.path={tmp_path}"), load_model(tiny_folder))
-    assert build.adapter_options(config).keys() == {"type", "learning_rate", "path", "scale"}
+        builder.build_adapter(composed(f"adapter.path={tmp_path}"), load_model(tiny_folder))
+    assert builder.adapter_options(config).keys() == {"type", "learning_rate", "path", "scale"}
 
 
 def test_an_export_is_an_import(tiny_folder, tmp_path):
@@ -223,7 +223,7 @@ def test_an_export_is_an_import(tiny_folder, tmp_path):
     adapter.save(tmp_path)
     export(tmp_path, "kohya", tmp_path / "kohya", tiny_folder)
     config = composed(f"adapter.path={tmp_path / 'kohya' / KOHYA_FILE}", f"model.path={tiny_folder}", "cache=null")
-    imported = build.build_saved_adapter(config, make_plan(config, training=False), other)
+    imported = builder.build_saved_adapter(config, make_plan(config, training=False), other)
     assert torch.allclose(picture(other, imported), picture(model, adapter), atol=1e-6)
 
 
@@ -239,7 +239,7 @@ def test_textual_inversions_stand_one_after_the_other_each_with_its_scale(tiny_f
     assert torch.equal(picture(alone, single), ours) and torch.equal(single.origin[0], one.origin[0])
     paths = [tmp_path, tmp_path / "a1111.pt", tmp_path / "learned_embeds.bin"]
     config = composed("adapter=soft_tokens", f"adapter.path=[{','.join(map(str, paths))}]", "adapter.scale=[1,0,.5]")
-    adapter = build.build_adapter(config, three)
+    adapter = builder.build_adapter(config, three)
     soft = adapter.embedding.soft
     words = adapter.words(config.adapter.initial_text, 2, adapter.embedding.base)
     assert torch.equal(soft[:3], one.embedding.soft) and torch.equal(soft[3:5], words)
@@ -267,7 +267,7 @@ def test_files_that_are_no_textual_inversion_are_refused_in_one_line(tiny_folder
     ]:
         config = composed("adapter=soft_tokens", f"adapter.path={tmp_path / name}")
         with pytest.raises(FairDiffError, match=f"^adapter.path: .*{name}: {says}") as caught:
-            build.build_adapter(config, load_model(tiny_folder))
+            builder.build_adapter(config, load_model(tiny_folder))
         assert "\n" not in str(caught.value)
 
 
@@ -298,7 +298,7 @@ def test_whole_numbers_of_a_scale_are_the_same_run():
 
 def test_a_missing_file_is_one_line():
     with pytest.raises(FairDiffError, match="^adapter.path: no/such.safetensors: no such file$"):
-        build.adapter_fingerprint(composed("adapter.path=no/such.safetensors"))
+        builder.adapter_fingerprint(composed("adapter.path=no/such.safetensors"))
 
 
 def test_in_half_precision_factors_stay_float32_and_off_is_the_frozen_model(tiny_folder, file):

@@ -24,19 +24,18 @@ ROOMS = {  # package or module of fairdiff -> what else of fairdiff it may impor
     "training": EVERYBODY | {"diffusion", "objective"},
     "studies": EVERYBODY | {"diffusion", "objective", "training", "portraits", "audit"},  # imported by scripts alone
     "plan": EVERYBODY | {"config", "objective", "portraits"},
-    "build": EVERYBODY | {"config", "plan", "diffusion", "objective", "training", "portraits", "audit"},
-    "build_audit": EVERYBODY | {"config", "plan", "build", "diffusion", "portraits", "audit"},
+    "builder": EVERYBODY
+    | {"config", "plan", "pictures", "diffusion", "objective", "training", "portraits", "audit"},
     "pictures": {"errors", "files", "prompts"},
-    "build_pictures": EVERYBODY | {"config", "plan", "pictures", "build", "build_audit", "diffusion", "audit"},
     "describe": EVERYBODY
-    | {"config", "plan", "pictures", "build", "build_audit", "build_pictures", "diffusion", "training", "audit"},
-    "run": EVERYBODY | {"build_audit", "diffusion", "training", "audit"},
-    "jobs": {"config", "plan", "pictures", "build", "build_audit", "build_pictures", "describe", "run", "cli"}
+    | {"config", "plan", "pictures", "builder", "diffusion", "training", "audit"},
+    "run": EVERYBODY | {"builder", "diffusion", "training", "audit"},
+    "jobs": {"config", "plan", "pictures", "builder", "describe", "run", "cli"}
     | {"training", "lock", "distributed", "errors"},
-    "view": EVERYBODY | {"cli", "plan", "build", "build_audit", "diffusion", "training", "audit"},
+    "view": EVERYBODY | {"cli", "plan", "builder", "diffusion", "training", "audit"},
     "start": {"jobs", "view"},
     "library": EVERYBODY
-    | {"cli", "config", "plan", "build_audit", "run", "jobs", "diffusion", "training", "portraits", "audit"},
+    | {"cli", "config", "plan", "builder", "run", "jobs", "diffusion", "training", "portraits", "audit"},
     "": {"library", "audit"},  # fairdiff/__init__.py, which imports nothing heavy before it is used
     "cli": {"config", "errors"},
 }

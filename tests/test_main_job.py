@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT))
 from tiny import composed  # noqa: E402
 
 import train  # noqa: E402
-from fairdiff import build  # noqa: E402
+from fairdiff import builder  # noqa: E402
 from fairdiff.jobs import audit_command as measure  # noqa: E402
 from fairdiff.training.tracking import read_metrics  # noqa: E402
 
@@ -89,7 +89,7 @@ def test_the_run_folder_holds_everything(finished):
 @pytest.mark.slow
 def test_adapter_json_names_the_frozen_model_without_the_adapter(finished):
     about = json.loads((finished / "adapter" / "adapter.json").read_text())
-    frozen = build.build_model(composed(*SMALL))
+    frozen = builder.build_model(composed(*SMALL))
     assert about["base_model_hash"] == frozen.fingerprint(precision=False)
     assert (about["type"], about["guidance"], about["sampler_steps"]) == ("lora", 1.5, 3)
 

@@ -9,8 +9,8 @@ from tiny import composed, make_trainee
 from torch.profiler import ProfilerActivity, profile
 
 from classifiers.detect import MTCNNDetector
-from fairdiff import build, fingerprint
-from fairdiff.build_audit import audit_pieces, build_audit
+from fairdiff import builder, fingerprint
+from fairdiff.builder.audit import audit_pieces, build_audit
 from fairdiff.diffusion.load import load_model
 from fairdiff.diffusion.memory import GIB, USED, Need, Parts, Pieces, count, peak_bytes, plan_pieces
 from fairdiff.diffusion.sampling import initial_noise
@@ -155,11 +155,11 @@ def test_weights_are_hashed_once_a_start(monkeypatch):
     config, found = composed("cache=/tmp/none", "adapter=lora_both"), []
     read = fingerprint.of_modules
     monkeypatch.setattr(fingerprint, "of_modules", lambda *modules: found.extend(modules) or read(*modules))
-    plan, model = make_plan(config), build.build_model(config)
-    perception = build.build_perception(config, plan)
-    key = build.training_fingerprint(config, plan, model, perception)
+    plan, model = make_plan(config), builder.build_model(config)
+    perception = builder.build_perception(config, plan)
+    key = builder.training_fingerprint(config, plan, model, perception)
     audit = build_audit(config, plan, model, key, perception.classifier)
-    trainee = build.build_trainee(config, plan, model, perception)
+    trainee = builder.build_trainee(config, plan, model, perception)
     compare_judges(trainee, audit.measurer.judge, plan.train[:1], 1)
     frozen = [m for m in found if not isinstance(m, MTCNNDetector)]  # whose 2 MB belong to training and to the audit
     assert {model.unet, perception.classifier, audit.measurer.judge, perception.embedder} <= {*frozen}
@@ -171,17 +171,17 @@ def test_the_embedded_model_works_in_the_pieces_of_memory_gb(monkeypatch):
     """And without it in those of micro_batch, as it always did."""
     for overrides, planned in (["micro_batch=4"], False), (["memory_gb=2"], True):
         config = composed(*overrides, "cache=null", "adapter=lora_both")
-        plan, model = make_plan(config), build.build_model(config)
-        perception = build.build_perception(config, plan)
+        plan, model = make_plan(config), builder.build_model(config)
+        perception = builder.build_perception(config, plan)
         audit = build_audit(config, plan, model, "key", None)
-        trainee = build.build_trainee(config, plan, model, perception)
+        trainee = builder.build_trainee(config, plan, model, perception)
         method = trainee.method
         sizes = (model.sample_batch, model.decode_batch, method.replay_batch)
         assert method.decode_batch == model.decode_batch
         assert all(p.grad is None for p in trainee.adapter.parameters())
         if planned:
             assert min(sizes) > 12 and audit.plan.batch_size > 12
-            assert audit.plan.batch_size == audit_pieces(config, build.build_model(config), audit.measurer).sample
+            assert audit.plan.batch_size == audit_pieces(config, builder.build_model(config), audit.measurer).sample
         else:
             assert sizes == (12, 4, 8) and audit.plan.batch_size == 12
         image = model.generator(1.5, 2)("a nurse", initial_noise("a nurse", 0, [0], model.latent_shape))

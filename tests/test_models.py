@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from tiny import composed, with_json, with_scheduler, with_tensors
 from transformers import CLIPTokenizer
 
-from fairdiff import build
+from fairdiff import builder
 from fairdiff.diffusion.load import load_model
 from fairdiff.diffusion.sampling import initial_noise
 from fairdiff.diffusion.solvers import make_solver, solver_coefficients
@@ -239,7 +239,7 @@ def test_a_schedule_that_cannot_be_sampled_on_is_refused_before_anything_is_samp
     folder = with_json(tiny_folder, tmp_path / "model", "scheduler/scheduler_config.json", **changes)
     kind = "unipc" if "_class_name" in changes else "dpm"
     with pytest.raises(FairDiffError, match=f"^model.path: .*(scheduler|load).*{says}") as caught:
-        build.build_model(composed(f"model.path={folder}", f"sampler.scheduler={kind}"))
+        builder.build_model(composed(f"model.path={folder}", f"sampler.scheduler={kind}"))
     assert "\n" not in str(caught.value)
 
 
@@ -304,7 +304,7 @@ def test_options_of_the_folders_own_scheduler_that_the_chosen_solver_has_not_cha
     """DDPM clips by default, and diffusers keeps the key beside the solver's own."""
     folder = with_scheduler(tiny_folder, tmp_path / "ddpm", DDPMScheduler(**BETAS, clip_sample=True))
     options = [f"sampler.scheduler={kind}", "sampler.spacing=trailing"]
-    models = [build.build_model(composed(f"model.path={path}", *options)) for path in (tiny_folder, folder)]
+    models = [builder.build_model(composed(f"model.path={path}", *options)) for path in (tiny_folder, folder)]
     assert torch.equal(*(solver_coefficients(model.scheduler, 5) for model in models))
 
 
@@ -320,7 +320,7 @@ def test_steps_are_spread_as_the_sampler_says_and_not_as_the_folder_does(name, t
     options = [f"model={name}", "model.device=cpu", "model.dtype=float32"]
     found = []
     for path, more in ((old, []), (new, []), (new, ["sampler.spacing=leading"])):
-        model = build.build_model(composed(*options, f"model.path={path}", *more))
+        model = builder.build_model(composed(*options, f"model.path={path}", *more))
         noise = initial_noise(PROMPT, 0, [0], model.latent_shape)
         model.scheduler.set_timesteps(21)
         found.append((int(model.scheduler.timesteps[0]), model.generator(3.0, 4)(PROMPT, noise)))

@@ -11,7 +11,7 @@ import pytest
 from json_schema import closed, faults
 from PIL import Image
 
-from fairdiff import build
+from fairdiff import builder
 from fairdiff.audit.records import load_records, probability_columns
 from fairdiff.audit.schema import schema
 from fairdiff.cli.compose import composed
@@ -40,7 +40,7 @@ def no_model(monkeypatch):
     def refuse(*_):
         raise AssertionError("a model that generates is loaded")
 
-    monkeypatch.setattr(build, "build_model", refuse)
+    monkeypatch.setattr(builder, "build_model", refuse)
     monkeypatch.setattr("fairdiff.diffusion.load.load_model", refuse)
 
 

@@ -14,8 +14,8 @@ from tiny_judges import change_tensor, save_dinov2, save_open_clip, save_vit
 
 from classifiers.hub import HubClassifier
 from classifiers.zeroshot import ZeroShotClassifier
-from fairdiff import build
-from fairdiff.build_audit import build_audit
+from fairdiff import builder
+from fairdiff.builder.audit import build_audit
 from fairdiff.cli.main import CONF, to_config
 from fairdiff.errors import FairDiffError
 from fairdiff.objective.features import ClipEncoder, HubEncoder
@@ -50,7 +50,7 @@ def configure(folders, tiny_folder):
 
 def test_judges_for_photographs_look_with_gradient(configure):
     config = configure()
-    perception = build.build_perception(config, make_plan(config))
+    perception = builder.build_perception(config, make_plan(config))
     assert isinstance(perception.classifier, HubClassifier) and isinstance(perception.encoders[1], HubEncoder)
     image = torch.rand(2, 3, 60, 60, generator=torch.Generator().manual_seed(0)).requires_grad_()
     seen, features = perception.classify_faces(image), perception.features(image)
@@ -72,9 +72,9 @@ def test_judges_for_photographs_look_with_gradient(configure):
 def test_who_looks_is_part_of_the_key_of_the_originals(configure, folders, other):
     overrides = [other] + ([f"judge.path={folders['clip']}"] if other == "judge=open_clip" else [])
     config, changed = configure(), configure(*overrides)
-    model = build.build_model(config)
-    perceptions = [build.build_perception(c, make_plan(c)) for c in (config, config, changed)]
-    keys = [build.originals_fingerprint(c, model, p) for c, p in zip((config, config, changed), perceptions, strict=True)]
+    model = builder.build_model(config)
+    perceptions = [builder.build_perception(c, make_plan(c)) for c in (config, config, changed)]
+    keys = [builder.originals_fingerprint(c, model, p) for c, p in zip((config, config, changed), perceptions, strict=True)]
     assert keys[0] == keys[1] != keys[2]
 
 
@@ -84,8 +84,8 @@ def test_who_looks_is_part_of_the_key_of_the_originals(configure, folders, other
 def test_who_looks_is_part_of_the_key_of_the_audit(configure, folders, other):
     overrides = [other] + ([f"audit.judge.path={folders['judge']}"] if other == "judge@audit.judge=hf" else [])
     config, changed = configure(), configure(*overrides)
-    model = build.build_model(config)
-    judge = build.build_perception(config, make_plan(config)).classifier
+    model = builder.build_model(config)
+    judge = builder.build_perception(config, make_plan(config)).classifier
     audits = [build_audit(c, make_plan(c), model, None, judge) for c in (config, changed)]
     assert audits[0].plan.hashes["judge"] != audits[1].plan.hashes["judge"]
     assert isinstance(audits[0].measurer.judge, ZeroShotClassifier)
@@ -146,7 +146,7 @@ def test_weights_get_the_activation_they_were_trained_with(path, quick, monkeypa
 def test_audits_of_another_size_never_overwrite_what_others_share(configure):
     def shared(*overrides):
         config = configure(*overrides)
-        return build_audit(config, make_plan(config), build.build_model(config), None, None).plan.shared
+        return build_audit(config, make_plan(config), builder.build_model(config), None, None).plan.shared
 
     assert shared() == shared("audit.prompts=3", "micro_batch=5")
     assert len({shared(), shared("audit.images_per_prompt=160"), shared("audit.seed=1")}) == 3
@@ -215,9 +215,9 @@ def test_an_attribute_of_ones_own_is_a_file_in_ones_own_folder(folders, tmp_path
     with initialize_config_dir(CONF, version_base="1.3"):
         config = to_config(compose("config", given))
     plan = make_plan(config)
-    perception = build.build_perception(config, plan)
+    perception = builder.build_perception(config, plan)
     image = torch.rand(3, 3, 40, 40, generator=torch.Generator().manual_seed(0))
     logits = perception.classify_faces(image).logits
     assert {name: found.shape for name, found in logits.items()} == {"gender": (3, 2), "glasses": (3, 2)}
-    audit = build_audit(config, plan, build.build_model(config), None, perception.classifier)
+    audit = build_audit(config, plan, builder.build_model(config), None, perception.classifier)
     assert audit.measurer.judge.attributes["glasses"] == ("with", "without")

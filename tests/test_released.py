@@ -17,7 +17,7 @@ from test_full_size import TEXT, UNET
 from tiny import composed
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from fairdiff import build
+from fairdiff import builder
 from fairdiff.diffusion.adapter_files import LORA_FILE, TEXT_ROOT
 from fairdiff.diffusion.adapters import Lora, SoftTokens
 from fairdiff.diffusion.load import load_model
@@ -75,7 +75,7 @@ def test_released_lora_paints_the_same_here_and_in_plain_diffusers(tiny_folder, 
     main([*map(str, files), "--as", "diffusers", "--to", str(folder), "--model", str(tiny_folder)])
     config = composed(f"adapter={kind}", f"adapter.path={folder}", f"adapter.rank={RANK}")
     other = load_model(tiny_folder)
-    assert torch.allclose(picture(other, build.build_adapter(config, other)), wanted, atol=1e-6)
+    assert torch.allclose(picture(other, builder.build_adapter(config, other)), wanted, atol=1e-6)
     about = json.loads((folder / "adapter.json").read_text())
     assert about["options"].endswith("adapter.rank=50") and about["padding"] == "longest"
     assert {
@@ -104,7 +104,7 @@ def test_released_soft_tokens_lose_their_dummy_row(tiny_folder, tmp_path):
     assert about["options"] == "adapter.type=soft_tokens adapter.tokens=5" and about["prompt_prefix"] == "<fairdiff> "
     other = load_model(tiny_folder)
     config = composed("adapter=soft_tokens", f"adapter.path={tmp_path / 'released'}", "adapter.initial_text=chef")
-    assert torch.equal(picture(other, build.build_adapter(config, other)), picture(model, made))
+    assert torch.equal(picture(other, builder.build_adapter(config, other)), picture(model, made))
 
 
 def test_the_released_names_and_shapes_are_those_of_stable_diffusion():

@@ -21,7 +21,7 @@ from tiny import composed, make_trainee, tiny_tokenizer, with_scheduler, with_te
 from tiny_judges import uncalibrated
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from fairdiff import build
+from fairdiff import builder
 from fairdiff.diffusion.adapters import Lora
 from fairdiff.diffusion.denoise import call_unet, with_pooled
 from fairdiff.diffusion.load import load_model
@@ -189,7 +189,7 @@ def test_what_makes_its_pictures_is_in_its_fingerprint(xl_folder):
 def test_what_it_cannot_do_is_one_line(xl_folder, overrides, says):
     config = composed(*overrides, f"model.path={xl_folder}", "cache=null")
     with pytest.raises(FairDiffError, match=says) as caught:
-        build.build_adapter(config, build.build_model(config))
+        builder.build_adapter(config, builder.build_model(config))
     assert "\n" not in str(caught.value)
 
 
@@ -239,7 +239,7 @@ def test_options_of_the_folders_own_scheduler_that_the_chosen_solver_has_not_cha
     assert ddpm.config.clip_sample
     folder, options = with_scheduler(xl_folder, tmp_path / "model", ddpm), ["model=sdxl", "model.device=cpu"]
     options += ["model.dtype=float32", f"sampler.scheduler={kind}"]
-    models = [build.build_model(composed(*options, f"model.path={path}")) for path in (xl_folder, folder)]
+    models = [builder.build_model(composed(*options, f"model.path={path}")) for path in (xl_folder, folder)]
     noise = noise_of(models[0])
     assert torch.equal(*(model.generator(3.0, 3)(PROMPT, noise) for model in models))
 

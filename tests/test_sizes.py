@@ -11,7 +11,7 @@ from test_main_job import train
 from test_sdxl import xl_folder  # noqa: F401
 from tiny import composed, make_trainee
 
-from fairdiff import build
+from fairdiff import builder
 from fairdiff.diffusion.load import load_model
 from fairdiff.diffusion.sampling import initial_noise
 from fairdiff.errors import FairDiffError
@@ -71,7 +71,7 @@ def test_layers_are_left_out_as_the_plain_pipeline_does(folder, negative):
 
 
 def built(folder, *options):
-    return build.build_model(composed(f"model.path={folder}", "cache=null", *options))
+    return builder.build_model(composed(f"model.path={folder}", "cache=null", *options))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from tiny import composed, make_trainee
 
-from fairdiff import build
+from fairdiff import builder
 from fairdiff.config import Config
 from fairdiff.errors import FairDiffError
 from fairdiff.objective.target_files import read_target
@@ -151,7 +151,7 @@ def test_a_row_reaches_the_labels_of_its_prompt(tmp_path, tiny_model):
     (tmp_path / "t.csv").write_text("subject,female,male\nchef,0,1\nnurse,1,0\n")
     config = composed(PLAIN, f"target.file={tmp_path / 't.csv'}", *(f"prompts.{w}={tmp_path / 'people.txt'}" for w in WHICH))
     plan, trainee = make_plan(config), make_trainee(tiny_model)
-    trainee.objective = build.build_objective(config, plan)
+    trainee.objective = builder.build_objective(config, plan)
     for prompt in plan.train:
         images = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
         target = trainee.objective.target.of(prompt.text)
@@ -180,7 +180,7 @@ def training_of(tiny_model):
 
     def training_of(*overrides: str) -> str:
         config = composed(*overrides)
-        return build.training_fingerprint(config, make_plan(config), tiny_model, perception)
+        return builder.training_fingerprint(config, make_plan(config), tiny_model, perception)
 
     return training_of
 
@@ -216,7 +216,7 @@ def test_a_saved_adapter_counts_by_its_tensors(tmp_path):
     """A run that is audited again writes its adapter again, and safetensors order their header by chance."""
 
     def key(*overrides):
-        return build.adapter_fingerprint(composed("adapter=lora_text", f"adapter.path={tmp_path}", *overrides))
+        return builder.adapter_fingerprint(composed("adapter=lora_text", f"adapter.path={tmp_path}", *overrides))
 
     file = tmp_path / "pytorch_lora_weights.safetensors"
     save_file({"a": torch.ones(2), "b": torch.zeros(3)}, file, metadata={"one": "1", "two": "2"})
@@ -236,12 +236,12 @@ def test_a_saved_adapter_counts_by_its_tensors(tmp_path):
 
 def test_the_detectors_weights_count_and_not_their_place():
     config = composed()
-    detector = build.build_detector(config)
-    key = build.detector_fingerprint(config, detector)
-    assert build.detector_fingerprint(composed("detector.root=elsewhere"), detector) == key
-    assert build.detector_fingerprint(composed("detector.expand=2"), detector) != key
+    detector = builder.build_detector(config)
+    key = builder.detector_fingerprint(config, detector)
+    assert builder.detector_fingerprint(composed("detector.root=elsewhere"), detector) == key
+    assert builder.detector_fingerprint(composed("detector.expand=2"), detector) != key
     next(detector.parameters()).data[0] += 1e-3
-    assert build.detector_fingerprint(config, detector) != key
+    assert builder.detector_fingerprint(config, detector) != key
 
 
 @pytest.mark.parametrize(

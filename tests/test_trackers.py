@@ -6,7 +6,7 @@ from PIL import Image
 from test_trainer import PROMPTS, QUIET, schedule
 from tiny import composed, make_trainee
 
-from fairdiff import build
+from fairdiff import builder
 from fairdiff.diffusion.load import load_model
 from fairdiff.errors import FairDiffError
 from fairdiff.plan import make_plan
@@ -83,7 +83,7 @@ def test_a_tracker_that_is_not_there_is_one_line(monkeypatch):
     config = composed("tracker=wandb")
     monkeypatch.setattr(trackers, "find_spec", lambda name: None)
     with pytest.raises(FairDiffError, match=r"^tracker: wandb is not installed, allowed: pip install 'fairdiff\[wandb\]'"):
-        build.build_schedule(config, make_plan(config))
+        builder.build_schedule(config, make_plan(config))
     with pytest.raises(FairDiffError, match="^tracker: found mlflow, allowed: tensorboard, wandb"):
         composed("tracker=mlflow")
     trackers.require_installed(None)

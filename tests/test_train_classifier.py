@@ -19,8 +19,8 @@ from classifiers.crop import expand_box
 from classifiers.faces import MARGIN, read_faces, store_faces, stored_boxes, stored_side
 from classifiers.labels import read_labels
 from classifiers.training import jitter_boxes
-from fairdiff import build
-from fairdiff.build_audit import build_confusion
+from fairdiff import builder
+from fairdiff.builder.audit import build_confusion
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -82,7 +82,7 @@ def test_it_learns_reports_held_out_faces_by_group_and_a_run_takes_it(folder, tr
     about = json.loads((trained / "training.json").read_text())
     assert sum(about["faces"]["gender"].values()) == FACES - len(held_out) - 1  # one is broken
     config = composed(*SETTINGS, "judge@audit.judge=net", f"audit.judge.path={trained}")
-    judge = build.build_classifier(config.audit.judge, "audit.judge", "audit_judge", classes, "cpu")
+    judge = builder.build_classifier(config.audit.judge, "audit.judge", "audit_judge", classes, "cpu")
     np.testing.assert_array_equal(build_confusion(config, judge)["gender"], counts)
     assert "made before" in call(capsys, folder, trained, *SETTINGS, "--steps", 90, *NET)[1]
     code, _, err = call(capsys, folder, trained, *SETTINGS, "--steps", 91, *NET)

@@ -10,7 +10,7 @@ from test_main_job import BESIDE_EMBEDDED, launch
 from tiny import composed, with_scheduler
 from tiny_judges import uncalibrated
 
-from fairdiff import build
+from fairdiff import builder
 from fairdiff.diffusion.denoise import call_unet
 from fairdiff.diffusion.load import load_model
 from fairdiff.diffusion.sampling import initial_noise
@@ -49,7 +49,7 @@ def test_images_are_those_of_the_plain_pipeline_and_not_those_of_predicted_noise
 @pytest.mark.parametrize("kind", ["dpm", "ddim", "euler", "unipc"])
 def test_every_solver_takes_what_the_folder_says_is_predicted(folder, kind):
     options = ["model=sd21", f"model.path={folder}", "model.device=cpu", "model.dtype=float32", "judge.path=x"]
-    model = build.build_model(composed(*options, f"sampler.scheduler={kind}"))
+    model = builder.build_model(composed(*options, f"sampler.scheduler={kind}"))
     assert model.scheduler.config.prediction_type == "v_prediction"
     noise = initial_noise(PROMPT, 0, range(1), model.latent_shape)
     images = model.generator(3.0, 3)(PROMPT, noise)

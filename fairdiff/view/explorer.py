@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from classifiers.pictures import eight_bits
-from fairdiff import build
+from fairdiff import builder
 from fairdiff.audit.measure import measure
-from fairdiff.build_audit import build_audit_judge, build_generators, build_measurer
+from fairdiff.builder.audit import build_audit_judge, build_generators, build_measurer
 from fairdiff.cli.compose import saved
 from fairdiff.diffusion.sampling import initial_noise
 from fairdiff.errors import FairDiffError
@@ -28,8 +28,8 @@ class Explorer:
     def __init__(self, folder: Path):
         config = saved(folder / "config.yaml", [f"adapter.path={folder / 'adapter'}", "adapter.scale=1"])
         plan = make_plan(config, training=False)
-        self.model = build.build_model(config)
-        self.adapter = build.build_saved_adapter(config, plan, self.model)
+        self.model = builder.build_model(config)
+        self.adapter = builder.build_saved_adapter(config, plan, self.model)
         self.full = [parameter.detach().clone() for parameter in self.adapter.parameters()]
         self.measurer, _ = build_measurer(config, build_audit_judge(config, plan), (None, None))
         self.generators = build_generators(config, self.model, self.adapter, config.sampler.guidance)

@@ -17,7 +17,7 @@ from benchmark.config import BenchConfig
 from benchmark.instruments import spread
 from benchmark.literal import autograd_step, literal_step
 from benchmark.world import make_trainee, synchronise
-from fairdiff import build, fingerprint
+from fairdiff import builder, fingerprint
 from fairdiff.plan import make_plan
 from fairdiff.prompts import Prompt
 from fairdiff.training import checkpoint
@@ -64,7 +64,7 @@ class Learner:
         self.make_step = own or training_step
         self.trainee = make_trainee(config, None if own else learner)
         self.config, self.folder = config, folder
-        self.schedule = build.build_schedule(config, plan)
+        self.schedule = builder.build_schedule(config, plan)
         self.prompts, held_out = hold_out(list(plan.train), watch.prompts)
         self.validation = Validation(watch.every, held_out, watch.images, config.sampler.audit_steps, -1.0, None)
         self.parameters = self.trainee.adapter.parameters()

@@ -104,7 +104,7 @@ def memory_apart(config: BenchConfig, variant: Variant, batch: Batch) -> float:
     if config.device != "cpu":
         return memory_of(*arguments)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fairdiff.build"])  # imported once for all of them
+    context.set_forkserver_preload(["fairdiff.builder"])  # imported once for all of them
     with ProcessPoolExecutor(1, context, one_thread) as pool:
         return pool.submit(memory_of, *arguments).result()
 

@@ -13,9 +13,9 @@ import torch
 from benchmark import random_sd
 from benchmark.config import BenchConfig
 from benchmark.literal import literal_step
-from fairdiff import build
+from fairdiff import builder
 from fairdiff.config import GradientConfig
-from fairdiff.diffusion.load import DiffusionModel
+from fairdiff.diffusion.load import DiffusionModel, check_device
 from fairdiff.diffusion.memory import Pieces
 from fairdiff.errors import FairDiffError
 from fairdiff.objective.perception import Perception
@@ -36,10 +36,10 @@ class Variant:
 def make_world(config: BenchConfig, plan: Plan) -> tuple[DiffusionModel, Perception]:
     """The model and the perception of a configuration, real or random."""
     if config.random is None:
-        model, perception = build.build_model(config), build.build_perception(config, plan)
+        model, perception = builder.build_model(config), builder.build_perception(config, plan)
     else:
-        build.check_device(config.device)
-        dtype, sampling_dtype = build.precisions(config)
+        check_device(config.device)
+        dtype, sampling_dtype = builder.precisions(config)
         model = random_sd.make_model(config.random, dtype, config.device)
         perception = random_sd.make_perception(config.random, plan.attributes, dtype, config.device)
         model.sampling_dtype = sampling_dtype
@@ -53,7 +53,7 @@ def weights_fingerprint(config: BenchConfig) -> str:
     """Of the frozen weights; random ones follow from the configuration."""
     if config.random is not None:
         return "random"
-    return build.originals_fingerprint(config, *make_world(config, make_plan(config)))
+    return builder.originals_fingerprint(config, *make_world(config, make_plan(config)))
 
 
 def finish(config: BenchConfig) -> BenchConfig:
@@ -69,7 +69,7 @@ def make_trainee(config: BenchConfig, gradient: dict | None = None) -> Trainee:
     if gradient is not None:
         config = replace(config, gradient=GradientConfig(**gradient))
     plan = make_plan(config)
-    trainee = build.build_trainee(config, plan, *make_world(config, plan))
+    trainee = builder.build_trainee(config, plan, *make_world(config, plan))
     if config.compile:
         trainee.model.unet.compile()
     return trainee
@@ -154,7 +154,7 @@ def describe(config: BenchConfig) -> dict:
     kind = (
         adapter.type if adapter.type == "soft_tokens" else f"LoRA rank {adapter.rank} on {' and '.join(adapter.parts)}"
     )
-    dtype, sampling_dtype = (str(found).removeprefix("torch.") for found in build.precisions(config))
+    dtype, sampling_dtype = (str(found).removeprefix("torch.") for found in builder.precisions(config))
     if sampling_dtype != dtype:
         dtype += f", sampled in {sampling_dtype}"
     return {

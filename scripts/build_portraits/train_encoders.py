@@ -21,7 +21,7 @@ from classifiers.attributes import MEAN, STD
 from classifiers.crop import align
 from classifiers.detect import MTCNNDetector
 from classifiers.identity import Bank, FaceEmbedder, load_face_embedder, save_bank, save_face_embedder
-from fairdiff.build import embedder_fingerprint
+from fairdiff.builder import embedder_fingerprint
 
 CONFIG = {
     "architecture": "resnet10t", "kwargs": {"channels": (16, 32, 64, 112), "stem_width": 16}, "image_size": CROP,

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from fairdiff import build, describe, fingerprint, run
+from fairdiff import builder, describe, fingerprint, run
 from fairdiff.audit.generate import Generate
-from fairdiff.build_audit import build_audit
+from fairdiff.builder.audit import build_audit
 from fairdiff.cli.compose import composed
 from fairdiff.config import Config
 from fairdiff.diffusion.load import DiffusionModel
@@ -42,7 +42,7 @@ def audited(settings: list[str], method: Method, root: Path, done: bool = False)
     """
     config, _ = composed(settings)
     plan, folder = make_plan(config), root / method.place
-    model = build.build_model(config)
+    model = builder.build_model(config)
     audit = build_audit(config, plan, model, fingerprint.of_values(method.key), None)  # before an adapter is hung
     if done:
         return run.audit_folder(folder, audit) if run.finished(folder, audit) else None

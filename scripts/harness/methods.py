@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from fairdiff import fingerprint
-from fairdiff.build_audit import build_generators
+from fairdiff.builder.audit import build_generators
 from fairdiff.config import Config
 from fairdiff.diffusion.adapter_files import LORA_FILE, SOFT_TOKENS_FILE, read_about
 from fairdiff.diffusion.imports import file_of, import_lora, import_soft_tokens

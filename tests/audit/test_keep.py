@@ -8,7 +8,7 @@ import pytest
 from tiny_world import ColourJudge, TinyGenerator, TinyPrompt
 
 from fairdiff.audit.generate import run_audit
-from fairdiff.build_pictures import build_readers, numbers_alone
+from fairdiff.builder.pictures import build_readers, numbers_alone
 from fairdiff.pictures import read_pictures
 
 BOTH = {"before": TinyGenerator(1.5), "after": TinyGenerator(0.0)}

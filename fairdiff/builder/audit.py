@@ -10,7 +10,7 @@ import torch
 
 from classifiers.calibration import CALIBRATION_FILE, load_calibration
 from classifiers.zeroshot import ZeroShotClassifier
-from fairdiff import build, fingerprint
+from fairdiff import builder, fingerprint
 from fairdiff.audit.axis import MetricSpec, groups_of, software_versions
 from fairdiff.audit.card import EMBEDDED
 from fairdiff.audit.generate import AuditPlan, Generate, Noise
@@ -18,7 +18,7 @@ from fairdiff.audit.judge import check_confusion
 from fairdiff.audit.measure import Measurer, measure
 from fairdiff.audit.metrics import SCHEMA as METRICS_SCHEMA
 from fairdiff.audit.records import SCHEMA as RECORDS_SCHEMA
-from fairdiff.build import Judge, build_classifier, build_detector, build_encoders, detector_fingerprint
+from fairdiff.builder import Judge, build_classifier, build_detector, build_encoders, detector_fingerprint
 from fairdiff.config import Config, JudgeConfig
 from fairdiff.diffusion.adapters import Adapter, at_origin
 from fairdiff.diffusion.load import DiffusionModel
@@ -64,7 +64,7 @@ def build_confusion(config: Config, judge: Judge) -> dict[str, np.ndarray]:
                 f"{key}: {file}: {name} has the classes {calibration.classes}, the judge {judge.attributes[name]}"
             )
         unsigned = calibration.judge is None and config.audit.judge.type == "net" and not given  # of older versions
-        if not unsigned and calibration.judge != build.judge_fingerprint(judge, name):
+        if not unsigned and calibration.judge != builder.judge_fingerprint(judge, name):
             why = "was measured with another judge, weights or words than this audit's"
             why = "does not say with which judge it was measured" if calibration.judge is None else why
             raise FairDiffError(
@@ -191,7 +191,7 @@ def build_audit(
     measurer, looking_hash = build_measurer(config, judge, encoders)
     spec = build_spec(config, plan, judge, training_judge, provenance(config, plan, model))
     attributes = spec.attributes
-    started = [build.adapter_options(config), build.adapter_fingerprint(config)]
+    started = [builder.adapter_options(config), builder.adapter_fingerprint(config)]
     few_images = min(FEW, options.images_per_prompt)
     sizes = (options.images_per_prompt, few_images, options.seed)
 

@@ -7,8 +7,8 @@ import torch
 from fairdiff import fingerprint
 from fairdiff.audit.axis import software_versions
 from fairdiff.audit.generate import AuditPlan, Generate
-from fairdiff.build import build_clip, build_encoder
-from fairdiff.build_audit import Audit, audit_name, build_audit_judge, build_measurer, build_spec
+from fairdiff.builder import build_clip, build_encoder
+from fairdiff.builder.audit import Audit, audit_name, build_audit_judge, build_measurer, build_spec
 from fairdiff.config import Config
 from fairdiff.diffusion.load import check_device
 from fairdiff.diffusion.memory import Pieces

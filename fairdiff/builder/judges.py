@@ -1,0 +1,157 @@
+"""From settings to what looks at images: detector, classifiers, encoders, face embedder and its bank, and their hashes."""
+
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from classifiers.attributes import AttributeNet, load_attribute_net
+from classifiers.detect import InsightFaceDetector, MTCNNDetector, WholeImage
+from classifiers.embedders import load_embedder
+from classifiers.hub import HubClassifier, load_hub_classifier
+from classifiers.identity import Bank, load_bank
+from classifiers.types import Detector, Embedder
+from classifiers.zeroshot import ZeroShotClassifier, load_zero_shot
+from fairdiff import fingerprint
+from fairdiff.builder.model import precisions
+from fairdiff.config import Config, JudgeConfig
+from fairdiff.errors import FairDiffError, blame
+from fairdiff.objective.features import ClipEncoder, HubEncoder, ImageEncoder
+from fairdiff.objective.perception import Perception
+from fairdiff.plan import Plan
+from fairdiff.portraits import weights
+
+Judge = AttributeNet | HubClassifier | ZeroShotClassifier
+
+
+def detector_fingerprint(config: Config, detector: Detector) -> str:
+    """Of what finds faces: its options and its weights."""
+    if isinstance(detector, InsightFaceDetector):
+        weights_key = fingerprint.of_files(detector.files)
+    else:
+        weights_key = fingerprint.of_modules(detector) if isinstance(detector, MTCNNDetector) else None
+    options = {key: value for key, value in asdict(config.detector).items() if key != "root"}
+    return fingerprint.of_values(options, weights_key)
+
+
+def perception_fingerprint(config: Config, perception: Perception) -> str:
+    """Of everything that looks at images in training."""
+    parts = [fingerprint.of_frozen(perception.classifier), perception.classifier.config]
+    for encoder in perception.encoders:
+        parts += [fingerprint.of_frozen(encoder.model), encoder.config]
+    if perception.embedder is not None:
+        parts += [fingerprint.of_frozen(perception.embedder), perception.embedder.config]
+    return fingerprint.of_values(parts, detector_fingerprint(config, perception.detector))
+
+
+def judge_fingerprint(judge: Judge, name: str) -> str:
+    """Of what a judge's answers for one attribute depend on; other attributes requested beside it change nothing."""
+    classes = judge.attributes[name]
+    match judge:
+        case HubClassifier():
+            net = judge.source[name]
+            parts = [judge.config["nets"][net], judge.config["pixels"][net], judge.columns[name]]
+            return fingerprint.of_values(fingerprint.of_frozen(judge.nets[net]), parts, classes)
+        case ZeroShotClassifier():
+            parts = [judge.config["pixels"], judge.config["prompts"][name]]
+            return fingerprint.of_values(fingerprint.of_frozen(judge.model), parts, classes)
+    return fingerprint.of_values(fingerprint.of_frozen(judge), judge.config, classes)
+
+
+def embedder_fingerprint(embedder: Embedder) -> str:
+    """Of a face embedder, as a bank says who made it."""
+    return fingerprint.of_values(fingerprint.of_frozen(embedder), embedder.config)
+
+
+def build_detector(config: Config) -> Detector:
+    match config.detector.type:
+        case "whole":
+            return WholeImage()
+        case "insightface":
+            with blame("detector.root"):
+                return InsightFaceDetector(Path(config.detector.root))
+    return MTCNNDetector(input_size=config.detector.input_size).to(config.model.device)
+
+
+def build_classifier(
+    judge: JudgeConfig, key: str, embedded: str, classes: dict[str, tuple[str, ...]], device: str
+) -> Judge:
+    """A frozen classifier that knows every requested attribute with exactly the requested classes in their order."""
+    match judge.type:
+        case "hf":
+            with blame(key, "."):
+                classifier = load_hub_classifier(judge.path, judge.mapping, classes)
+        case "open_clip":
+            with blame(key, "."):
+                classifier = load_zero_shot(judge.path, judge.mapping, classes)
+        case _:
+            with blame(f"{key}.path"):
+                classifier = load_attribute_net(Path(judge.path) if judge.path else weights(embedded), classes)
+    return classifier.to(device)
+
+
+@lru_cache(maxsize=2)
+def build_clip(path: str, device: str) -> ClipEncoder:
+    """CLIP; training and audit share it, for photographs it holds gigabytes."""
+    return ClipEncoder(weights("clip") if path == "embedded" else path, device)
+
+
+@lru_cache(maxsize=2)
+def build_encoder(path: str, device: str) -> ImageEncoder | HubEncoder:
+    """The encoder in DINO's place, shared too."""
+    return ImageEncoder(weights("encoder"), device) if path == "embedded" else HubEncoder(path, device)
+
+
+def build_encoders(clip: str, encoder: str, device: str) -> tuple[ClipEncoder, ImageEncoder | HubEncoder]:
+    return build_clip(clip, device), build_encoder(encoder, device)
+
+
+def build_embedder(config: Config) -> Embedder:
+    """The face embedder of `features.identity`, which there must be."""
+    path = config.features.identity
+    if path is None:
+        raise FairDiffError(
+            "features.identity: found null, allowed: a face embedder (a file of ArcFace or facenet-pytorch weights, a "
+            "folder or a hub id) with features.bank=<its bank, made by scripts/build_bank.py>, or loss.face=null"
+        )
+    with blame("features.identity"):
+        place = weights("identity") if path == "embedded" else path
+        return load_embedder(place, config.detector.crop_size, config.detector.expand).to(config.model.device)
+
+
+def bank_file(config: Config) -> Path:
+    """Where the bank of real faces lies: `features.bank`, else beside the embedder."""
+    features = config.features
+    if features.bank is not None:
+        return Path(features.bank)
+    place = weights("identity") if features.identity == "embedded" else Path(features.identity)
+    folder = place if place.is_dir() else place.parent
+    if not place.exists() or not (folder / "bank.safetensors").is_file():
+        raise FairDiffError(
+            f"features.bank: found null and no bank.safetensors beside {features.identity}, allowed: a bank of real faces, "
+            "which scripts/build_bank.py makes of a folder of pictures, or loss.face=null"
+        )
+    return folder / "bank.safetensors"
+
+
+def build_bank(config: Config, embedder: Embedder) -> Bank:
+    file = bank_file(config)
+    with blame("features.bank"):
+        return load_bank(file, embedder.config["dim"], embedder_fingerprint(embedder)).to(config.model.device)
+
+
+def build_perception(config: Config, plan: Plan) -> Perception:
+    device, features = config.model.device, config.features
+    embedder, bank = None, None
+    if config.loss.face is not None:
+        embedder = build_embedder(config)
+        bank = build_bank(config, embedder)
+    encoders = []
+    if config.loss.image is not None:
+        encoders = list(build_encoders(features.clip, features.encoder, device))
+    classifier = build_classifier(config.judge, "judge", "judge", plan.attributes, device)
+    crop = config.detector
+    held, _ = precisions(config)
+    dtype = torch.float32 if held == torch.float16 else held  # only the replay scales its gradients
+    return Perception(build_detector(config), classifier, encoders, embedder, bank, crop.crop_size, crop.expand, dtype)
