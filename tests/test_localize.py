@@ -1,6 +1,8 @@
 """Laws of localising: components add up to the adapter, scores are gradients by gates, sparse adapters are plain LoRA."""
 
 import copy
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,7 +22,12 @@ from fairdiff.studies.localize import (
     overlap,
     split,
 )
+from fairdiff.studies.page import write_html
 from fairdiff.training.step import Batch, training_step
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
+
+from harness.localize_page import kept_share, page  # noqa: E402
 
 
 def factors(*shape, rank=3, alpha=2.0, seed=0):
@@ -135,3 +142,48 @@ def test_overlap_is_one_of_an_order_with_itself_and_chance_between_independent_o
     shuffled = orders(dict.fromkeys(names, 1.0), dict.fromkeys(names, 1.0), 1)["random"]
     found, chance = overlap(names, shuffled, 0.25)
     assert 0 < chance < 0.5 and found == pytest.approx(chance, abs=0.15)
+
+
+def record(effects):
+    """What scripts/localize.py keeps: of each order and share the bias of four prompts before and after."""
+    before = [0.9, 0.8, 0.7, 0.6]
+
+    def point(share, kept):
+        return {
+            "share": share, "components": round(8 * share), "before": {"gender": before}, "floor": {"gender": 0.1},
+            "after": {"gender": [b - kept * fall for b, fall in zip(before, (0.5, 0.4, 0.3, 0.4), strict=True)]},
+            "dino": 0.9, "size": [4, 24],
+        }  # fmt: skip
+
+    points = {order: [point(*one) for one in some] for order, some in effects.items()}
+    names = [["unet", f"up_blocks.1.attentions.0.transformer_blocks.0.attn2.to_{k}", i] for k in "qv" for i in (0, 1)]
+    names += [["text_encoder", "encoder.layers.0.mlp.fc1", i] for i in range(4)]
+    return {
+        "run": "outputs/<run>", "split": "validation", "settings": ["audit.prompts=4"], "batches": 2, "points": points,
+        "components": [[*name, 1.0, 0.5 if name[0] == "unet" else 0.25] for name in names],
+        "overlap": {"with": "other", "rows": [[0.2, 0.5, 0.1]]},
+    }  # fmt: skip
+
+
+def test_the_share_of_the_effect_that_is_kept_is_one_of_the_whole_and_none_of_nothing():
+    kept_of = record({"whole": [(1.0, 1.0)], "score": [(0.1, 0.0), (0.5, 0.95)], "size": [(0.5, -0.2)]})["points"]
+    (whole,) = kept_of["whole"]
+    assert kept_share(whole, whole, "gender") == (1, (pytest.approx(1), pytest.approx(1)))
+    shares = [kept_share(p, whole, "gender")[0] for p in (*kept_of["score"], *kept_of["size"])]
+    assert shares == pytest.approx([0, 0.95, -0.2])
+    assert kept_share(whole, kept_of["score"][0], "gender") == (None, None)
+    noisy = copy.deepcopy(whole)
+    noisy["after"]["gender"] = [0.5, 0.3, 0.4, None]  # a prompt without a face counts in neither
+    share, (low, high) = kept_share(noisy, whole, "gender")
+    assert low < share < high and share == pytest.approx((0.4 + 0.5 + 0.3) / 1.2)
+
+
+def test_the_page_names_the_smallest_adapter_that_keeps_the_effect(tmp_path):
+    found = page(record({"whole": [(1.0, 1.0)], "score": [(0.25, 0.5), (0.5, 0.95)], "random": [(0.125, 0.99)]}), "python x")
+    write_html(found, tmp_path / "page.html")
+    html = (tmp_path / "page.html").read_text("utf-8")
+    assert "first 50.0\u00a0% by score, 4 components" in html  # chance is no choice
+    assert "<svg" in html and "up_blocks.1" in html and "nan" not in html.lower().replace("finance", "")
+    rows = {tuple(row[:2]): row[2] for row in found.sections[2].rows}
+    assert rows == {("unet up_blocks.1", "attn2.to_q"): "33.3\u00a0%", ("unet up_blocks.1", "attn2.to_v"): "33.3\u00a0%",
+                    ("text_encoder layers.0", "mlp.fc1"): "33.3\u00a0%"}  # fmt: skip

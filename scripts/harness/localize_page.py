@@ -34,13 +34,13 @@ def effect(point: dict, attribute: str) -> np.ndarray:
     return before - after
 
 
-def kept_share(point: dict, whole: dict, attribute: str) -> tuple[float, tuple[float, float]]:
-    """The share of the whole adapter's effect, and its interval."""
+def kept_share(point: dict, whole: dict, attribute: str) -> tuple[float | None, tuple[float, float] | None]:
+    """The share of the whole adapter's effect, and its interval; None where the whole one has none."""
     own, full = effect(point, attribute), effect(whole, attribute)
     seen = np.isfinite(own) & np.isfinite(full)
     own, full = own[seen], full[seen]
     if len(own) < 2 or full.mean() <= 0:
-        return float("nan"), (float("nan"), float("nan"))
+        return None, None
     return float(own.mean() / full.mean()), _ratio_ends(own, full)
 
 
@@ -71,11 +71,11 @@ def _effect(kept: dict, whole: dict, attribute: str) -> Section:
             bias = float(np.nanmean(np.array(point["after"][attribute], float)))
             name = "whole adapter" if order == "whole" else f"first {percent(point['share'])} by {order}"
             name = name.replace("by random", "at random")
-            effect_kept = f"{percent(share)} {interval(list(ends), percent)}".rstrip()
+            effect_kept = f"{percent(share)} {interval(list(ends), percent) if ends else ''}".rstrip()
             rows.append([name, str(point["components"]), number(bias), effect_kept, number(point["dino"])])
             place = "by " + order if order != "random" else "at random"
             curves.setdefault("whole" if order == "whole" else place, []).append(Point(point["share"], bias, tip=name))
-            if order != "random" and share >= ENOUGH and (smallest is None or point["components"] < smallest[0]):
+            if order != "random" and share is not None and share >= ENOUGH and (smallest is None or point["components"] < smallest[0]):
                 smallest = point["components"], name
     before = np.array(whole["before"][attribute], float)
     least = "None of them keeps 90 % of the effect."
