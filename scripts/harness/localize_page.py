@@ -75,7 +75,8 @@ def _effect(kept: dict, whole: dict, attribute: str) -> Section:
             rows.append([name, str(point["components"]), number(bias), effect_kept, number(point["dino"])])
             place = "by " + order if order != "random" else "at random"
             curves.setdefault("whole" if order == "whole" else place, []).append(Point(point["share"], bias, tip=name))
-            if order != "random" and share is not None and share >= ENOUGH and (smallest is None or point["components"] < smallest[0]):
+            enough = order != "random" and share is not None and share >= ENOUGH
+            if enough and (smallest is None or point["components"] < smallest[0]):
                 smallest = point["components"], name
     before = np.array(whole["before"][attribute], float)
     least = "None of them keeps 90 % of the effect."
