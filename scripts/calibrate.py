@@ -69,7 +69,7 @@ def looking(config: Config, crop_size: int, expand: float) -> tuple[Look, str]:
     """What finds and cuts the largest face of a file, and a fingerprint of it."""
     detector, device = builder.build_detector(config), config.model.device
     look = partial(largest_face, detector=detector, crop_size=crop_size, expand=expand, device=device)
-    return look, builder.detector_fingerprint(config, detector)
+    return look, builder.detector_fingerprint(config, detector, config.audit.judge)
 
 
 def measure(config: Config, file: Path, folder: Path, choose: Choose) -> str:
@@ -82,7 +82,8 @@ def measure(config: Config, file: Path, folder: Path, choose: Choose) -> str:
         config.audit.judge, "audit.judge", "audit_judge", requested(config), config.model.device
     )
     files = choose(folder, judge.attributes)
-    crops = {key: getattr(config.detector, key) for key in CROPS}
+    crop = builder.crop_of(config, config.audit.judge)
+    crops = {key: getattr(crop, key) for key in CROPS}
     look, detector = looking(config, crops["crop_size"], crops["expand"])
     hashes = {name: builder.judge_fingerprint(judge, name) for name in judge.attributes}
     data = data_hash(files)

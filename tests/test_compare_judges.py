@@ -76,3 +76,30 @@ def test_a_detector_that_finds_nobody_says_so(tiny_model):
     prompts = [Prompt(f"a {subject}", "occupation", subject) for subject in ("nurse", "chef")]
     (line,) = compare_judges(trainee, load_attribute_net(weights("audit_judge")), prompts, 2)
     assert "no face in the first reference images" in line
+
+
+def test_each_judge_sees_crops_of_its_own_and_says_so(tmp_path):
+    """Training and audit share none; where a judge has none of its own it is the detector's, and nothing else changes."""
+
+    def built(*overrides):
+        config = composed("cache=null", *overrides)
+        plan = make_plan(config)
+        model, perception = builder.build_model(config), builder.build_perception(config, plan)
+        training = builder.training_fingerprint(config, plan, model, perception)
+        audit = build_audit(config, plan, model, training, perception.classifier)
+        crops = ((perception.crop_size, perception.expand), (audit.measurer.crop_size, audit.measurer.expand))
+        return crops, training, audit.plan.hashes["judge"], audit.spec.provenance["crop"]
+
+    usual = built()
+    assert usual[0] == ((64, 1.6), (64, 1.6)) and usual[3] == "64 pixels, 1.6 times the face"
+    same = built("judge.crop_size=64", "audit.judge.expand=1.6")
+    assert same[0] == usual[0] and same[2] == usual[2]
+    with pytest.raises(FairDiffError, match="was measured with detector.crop_size=64, found 48"):
+        built("audit.judge.crop_size=48")
+    shutil.copytree(weights("audit_judge"), tmp_path / "uncounted", ignore=shutil.ignore_patterns("calibration.json"))
+    own = (f"audit.judge.path={tmp_path / 'uncounted'}", "audit.judge.crop_size=48", "audit.judge.expand=2")
+    crops, training, judged, said = built(*own)
+    assert crops == ((64, 1.6), (48, 2)) and training == usual[1] and judged != usual[2]
+    assert said == "48 pixels, 2 times the face"
+    crops, training, judged, _ = built("judge.expand=2")
+    assert crops == ((64, 2), (64, 1.6)) and training != usual[1] and judged == usual[2]

@@ -18,7 +18,7 @@ from fairdiff.audit.judge import check_confusion
 from fairdiff.audit.measure import Measurer, measure
 from fairdiff.audit.metrics import SCHEMA as METRICS_SCHEMA
 from fairdiff.audit.records import SCHEMA as RECORDS_SCHEMA
-from fairdiff.builder import Judge, build_classifier, build_detector, build_encoders, detector_fingerprint
+from fairdiff.builder import Judge, build_classifier, build_detector, build_encoders, crop_of, detector_fingerprint
 from fairdiff.config import Config, JudgeConfig
 from fairdiff.diffusion.adapters import Adapter, at_origin
 from fairdiff.diffusion.load import DiffusionModel
@@ -78,7 +78,7 @@ def build_confusion(config: Config, judge: Judge) -> dict[str, np.ndarray]:
 def _check_crops(config: Config, key: str, file: Path, measured_on: dict) -> None:
     """FairDiffError for a calibration that was measured on crops of another detector, size or width than this audit's."""
     for option, there in measured_on.items():
-        here = getattr(config.detector, option)
+        here = getattr(crop_of(config, config.audit.judge), option)
         if here != there and (option != "input_size" or config.detector.type == "mtcnn"):  # others have no input_size
             raise FairDiffError(
                 f"{key}: {file} was measured with detector.{option}={there}, found {here}: the judge errs otherwise "
@@ -144,8 +144,9 @@ def build_measurer(config: Config, judge: Judge, encoders: Sequence) -> tuple[Me
     looking = [fingerprint.of_frozen(judge), judge.config]
     looking += [judge.wordings] if isinstance(judge, ZeroShotClassifier) and judge.wordings else []
     looking += [item for e in encoders if e for item in (fingerprint.of_frozen(e.model), e.config)]
-    hashed = fingerprint.of_values(looking, detector_fingerprint(config, detector))
-    return Measurer(detector, judge, *encoders, config.detector.crop_size, config.detector.expand), hashed
+    crop = crop_of(config, config.audit.judge)
+    hashed = fingerprint.of_values(looking, detector_fingerprint(config, detector, config.audit.judge))
+    return Measurer(detector, judge, *encoders, crop.crop_size, crop.expand), hashed
 
 
 def build_spec(
@@ -260,6 +261,12 @@ def audit_name(words: str, plan: AuditPlan, spec: MetricSpec, more: list) -> str
     return f"{words}-{key[:8]}"
 
 
+def crop_in_words(config: Config) -> str:
+    """What the audit judge sees of a face."""
+    crop = crop_of(config, config.audit.judge)
+    return f"{crop.crop_size} pixels, {crop.expand:g} times the face"
+
+
 def provenance(config: Config, plan: Plan, model: DiffusionModel) -> dict:
     """What the report says of the making of the images and of what looked at them."""
     return {
@@ -277,6 +284,7 @@ def provenance(config: Config, plan: Plan, model: DiffusionModel) -> dict:
         "CLIP": config.features.clip,
         "image encoder": config.features.encoder,
         "detector": config.detector.type,
+        "crop": crop_in_words(config),
     }
 
 

@@ -1,6 +1,6 @@
 """From settings to what looks at images: detector, classifiers, encoders, face embedder and its bank, and their hashes."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from classifiers.types import Detector, Embedder
 from classifiers.zeroshot import ZeroShotClassifier, load_zero_shot
 from fairdiff import fingerprint
 from fairdiff.builder.model import precisions
-from fairdiff.config import Config, JudgeConfig
+from fairdiff.config import Config, DetectorConfig, JudgeConfig
 from fairdiff.errors import FairDiffError, blame
 from fairdiff.objective.features import ClipEncoder, HubEncoder, ImageEncoder
 from fairdiff.objective.perception import Perception
@@ -25,13 +25,20 @@ from fairdiff.portraits import weights
 Judge = AttributeNet | HubClassifier | ZeroShotClassifier
 
 
-def detector_fingerprint(config: Config, detector: Detector) -> str:
-    """Of what finds faces: its options and its weights."""
+def crop_of(config: Config, judge: JudgeConfig) -> DetectorConfig:
+    """The detector's options with the crop that a judge sees: its own, or the detector's."""
+    own = {key: value for key, value in (("crop_size", judge.crop_size), ("expand", judge.expand)) if value is not None}
+    return replace(config.detector, **own)
+
+
+def detector_fingerprint(config: Config, detector: Detector, judge: JudgeConfig | None = None) -> str:
+    """Of what finds faces, and cuts them for a judge: its options and its weights."""
     if isinstance(detector, InsightFaceDetector):
         weights_key = fingerprint.of_files(detector.files)
     else:
         weights_key = fingerprint.of_modules(detector) if isinstance(detector, MTCNNDetector) else None
-    options = {key: value for key, value in asdict(config.detector).items() if key != "root"}
+    chosen = crop_of(config, judge) if judge else config.detector
+    options = {key: value for key, value in asdict(chosen).items() if key != "root"}
     return fingerprint.of_values(options, weights_key)
 
 
@@ -42,7 +49,7 @@ def perception_fingerprint(config: Config, perception: Perception) -> str:
         parts += [fingerprint.of_frozen(encoder.model), encoder.config]
     if perception.embedder is not None:
         parts += [fingerprint.of_frozen(perception.embedder), perception.embedder.config]
-    return fingerprint.of_values(parts, detector_fingerprint(config, perception.detector))
+    return fingerprint.of_values(parts, detector_fingerprint(config, perception.detector, config.judge))
 
 
 def judge_fingerprint(judge: Judge, name: str) -> str:
@@ -151,7 +158,7 @@ def build_perception(config: Config, plan: Plan) -> Perception:
     if config.loss.image is not None:
         encoders = list(build_encoders(features.clip, features.encoder, device))
     classifier = build_classifier(config.judge, "judge", "judge", plan.attributes, device)
-    crop = config.detector
+    crop = crop_of(config, config.judge)
     held, _ = precisions(config)
     dtype = torch.float32 if held == torch.float16 else held  # only the replay scales its gradients
     return Perception(build_detector(config), classifier, encoders, embedder, bank, crop.crop_size, crop.expand, dtype)

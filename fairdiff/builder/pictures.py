@@ -8,7 +8,7 @@ from fairdiff import fingerprint
 from fairdiff.audit.axis import software_versions
 from fairdiff.audit.generate import AuditPlan, Generate
 from fairdiff.builder import build_clip, build_encoder
-from fairdiff.builder.audit import Audit, audit_name, build_audit_judge, build_measurer, build_spec
+from fairdiff.builder.audit import Audit, audit_name, build_audit_judge, build_measurer, build_spec, crop_in_words
 from fairdiff.config import Config
 from fairdiff.diffusion.load import check_device
 from fairdiff.diffusion.memory import Pieces
@@ -73,6 +73,7 @@ def provenance(config: Config, plan: Plan, given: Given) -> dict:
         "prompts_left_out": list(given.left_out),
         "target": "; ".join(plan.target_lines),
         "detector": config.detector.type,
+        "crop": crop_in_words(config),
     }
     return about | ({"pairs": f"by {given.pairing}"} if given.pairing else {})
 

@@ -108,7 +108,7 @@ class AttributeConfig:
 class DetectorConfig:
     """mtcnn resizes the shorter side to input_size (insightface to its own 640); whole takes the whole image as the face.
 
-    crop_size: side of what the judges see, of a square box `expand` times the face.
+    crop_size: side of what judges without a crop of their own see, of a square box `expand` times the face.
     root: the folder of insightface's models, which are for non-commercial research and do not come with this project.
     """
 
@@ -134,14 +134,19 @@ class JudgeConfig:
     classifier, or one for each attribute, {gender: ..., race: ...}. open_clip: zero-shot, a folder or
     "architecture/pretrained tag".
     mapping: attribute -> class -> the model's labels (hf), or prompts (open_clip), that together are this class.
+    crop_size, expand: of what this judge sees, as in `detector`; null for those there.
     """
 
     type: str = "net"
     path: Any = None
     mapping: dict[str, Any] = field(default_factory=dict)
+    crop_size: int | None = None
+    expand: float | None = None
 
     def __post_init__(self):
         one_of("judge.type", self.type, ["net", "hf", "open_clip"])
+        positive("judge.crop_size", self.crop_size)
+        positive("judge.expand", self.expand)
         each = isinstance(self.path, dict)
         if each and self.type != "hf":
             raise FairDiffError(f"judge.path: found {self.path}, allowed with judge.type={self.type}: one path")
