@@ -13,7 +13,7 @@ from tiny_world import ColourJudge, TinyGenerator, TinyPrompt
 from classifiers.detect import WholeImage
 from fairdiff.audit.generate import run_audit
 from fairdiff.audit.measure import cosine_to_others
-from fairdiff.audit.records import RecordStore, load_records, probability_columns, prompt_key
+from fairdiff.audit.records import STRIP, RecordStore, load_records, probability_columns, prompt_key
 from fairdiff.errors import FairDiffError
 
 
@@ -113,7 +113,7 @@ def test_more_prompts_reuse_the_old_ones(plan, measurer, noise, tmp_path):
 def test_strips_hold_the_first_pictures(audited, plan, tmp_path):
     path = RecordStore(tmp_path / "records").path("after", plan.prompts[0].text, "png")
     with Image.open(path) as image:
-        assert image.size == (4 * 16, 16)
+        assert image.size == (STRIP * 16, 16)
 
 
 def test_bad_input_is_one_clear_error(plan, measurer, noise, tmp_path):
