@@ -4,9 +4,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
+from importlib import resources
 from pathlib import Path
-
-from jinja2 import Environment, PackageLoader
 
 from fairdiff.files import write_text
 
@@ -38,9 +37,8 @@ class Page:
 
 def audit_style() -> str:
     """The style sheet of an audit's report, so that the pages of studies look alike."""
-    environment = Environment(loader=PackageLoader("fairdiff.audit", "."), autoescape=True)
-    source, _, _ = environment.loader.get_source(environment, "report.html.j2")
-    return re.search(r"<style>.*?</style>", source, re.S)[0]
+    source = resources.files("fairdiff.audit").joinpath("report.css").read_text(encoding="utf-8")
+    return f"<style>\n{source}</style>"
 
 
 def write_html(page: Page, path: Path) -> None:
