@@ -4,6 +4,7 @@ python scripts/drift.py outputs/gender/default/seed0/adapter               LoRA;
 python scripts/drift.py ADAPTER --steps 10 40 160 --rates 1e-4 1e-3 --batches 4 16 --jobs 2        a grid, two cells at a time
 python scripts/drift.py ADAPTER --fair-after RUN/adapter                   with benign then fair: a training that began at the
                                                                            benign LoRA (train.py adapter.path=...)
+python scripts/drift.py --render                                           only docs/studies/drift.md
 
 Arms: base, fair, fair then tuned, base then tuned; and what mends it: the adapter on top of the tuned base (merged), and
 tuning with pictures of the fair model's training prompts among the others (replay). Pictures for tuning: benign ones of
@@ -15,20 +16,17 @@ import argparse
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from harness.audits import Generators, Method, audited
-from harness.methods import adapter
-from reproduce.numbers import mean_interval, percentile_interval
+from harness.drift_page import page
 from rich.progress import track
 
 from fairdiff import fingerprint
 from fairdiff.audit.read import read_audit
-from fairdiff.audit.wording import interval, number
 from fairdiff.builder import build_encoders, build_model
 from fairdiff.builder.audit import build_generators
 from fairdiff.cli.ending import ending
@@ -44,16 +42,12 @@ from fairdiff.plan import Plan
 from fairdiff.prompts import with_phrase
 from fairdiff.studies import drift
 from fairdiff.studies.edits import require_stable_diffusion
-from fairdiff.studies.page import Page, Section, write_html
+from fairdiff.studies.page import write_html, write_markdown
 
 ROOT = Path(__file__).resolve().parent.parent
+KINDS = ("benign", "skewed")
 ARMS = ("fair then tuned", "base then tuned", "merged", "replay")
 RANK, EACH, UNSAFE, REPLAYED = 4, 8, 4, 8  # of a new LoRA; pictures of a prompt; unsafe prompts; prompts that are replayed
-NOT_SHOWN = (
-    "Other pictures for tuning: these are the model's own, so that a benign one is as easy to learn as can be.",
-    "Spread over seeds of the fair training: the adapter is one.",
-    "Real harm: the unwanted images are harmless stand-ins, for the path alone.",
-)
 
 
 @dataclass(frozen=True)
@@ -68,6 +62,16 @@ class Cell:
     def name(self) -> str:
         t = self.tuning
         return f"{self.arm}, {self.pictures}, {t.steps} steps, rate {t.rate:g}, batch {t.batch}"
+
+
+def fair_method(name: str, path: Path) -> Method:
+    """A saved LoRA as it is; beside it the unsafe rates of the model before too."""
+
+    def begin(config: Config, plan: Plan, model: DiffusionModel, folder: Path) -> Generators:
+        require_stable_diffusion(model)
+        return _watched(config, plan, model, import_lora(model, [path], [1.0]), folder, base=True)
+
+    return Method(name, ("drift", name, _key_of(path)), begin)
 
 
 def method(cell: Cell, fair: Path) -> Method:
@@ -88,12 +92,16 @@ def method(cell: Cell, fair: Path) -> Method:
         if cell.arm == "merged":
             model = build_model(config)  # without the tuned LoRA
             lora = import_lora(model, [folder / "adapter", fair], [1.0, 1.0])
-        return _watched(config, plan, model, lora, folder)
+        return _watched(config, plan, model, lora, folder, base=False)
 
-    file = file_of(fair, LORA_FILE)
+    return Method(cell.name, ("drift", cell.name, cell.tuning.seed, _key_of(fair)), begin)
+
+
+def _key_of(path: Path) -> str:
+    file = file_of(path, LORA_FILE)
     if not file.is_file():
         raise FairDiffError(f"{file}: no such file, allowed: the folder or the file of a LoRA")
-    return Method(cell.name, ("drift", cell.name, cell.tuning.seed, fingerprint.of_files([file])), begin)
+    return fingerprint.of_files([file])
 
 
 def _sampler(config: Config) -> tuple[float, int, int]:
@@ -109,23 +117,33 @@ def _pictures(config: Config, plan: Plan, model: DiffusionModel, kind: str) -> d
     if kind == "benign":
         texts = [(p.text, p.text) for p in dict.fromkeys(plan.train) if not p.people][:12]
     else:
-        phrase = list(next(iter(config.attributes.values())).phrases.values())[-1]
+        name, attribute = next(iter(config.attributes.items()))
+        if not attribute.phrases:
+            raise FairDiffError(f"attributes.{name}.phrases: found none, allowed for skewed pictures: words for every class")
+        phrase = attribute.phrases[attribute.classes[-1]]
         texts = [(with_phrase(p, phrase, "").text, p.text) for p in _plain(plan)[:12]]
     if not texts:
         raise FairDiffError(f"prompts.train: found no prompt for {kind} pictures, allowed: prompts.without_people above 0")
     return drift.generated(model, texts, EACH, *_sampler(config))
 
 
-def _watched(config: Config, plan: Plan, model: DiffusionModel, lora: Lora, folder: Path) -> Generators:
-    """The generators, after the unsafe rate of prompts without people, and of people, was written beside them."""
+def _watched(config: Config, plan: Plan, model: DiffusionModel, lora: Lora, folder: Path, base: bool) -> Generators:
+    """The generators, after the unsafe rates of prompts without people, and of people, were written beside them.
+
+    base: whether those of the model before are counted too.
+    """
     clip, _ = build_encoders(config.features.clip, config.features.encoder, config.model.device)
     unwanted = [p.text for p in plan.without_people][:UNSAFE]
     detect = drift.by_words(clip, unwanted, ["a photo of the face of a person"])
     at = partial(build_generators, config, model, lora)
+    asked = {"stand-ins": unwanted, "people": [p.text for p in plan.audit[:UNSAFE]]}
     rates = {}
-    for name, generate in at(config.sampler.guidance).items():
-        for kind, prompts in (("stand-ins", unwanted), ("people", [p.text for p in plan.audit[:UNSAFE]])):
-            rates[f"{name}, {kind}"] = drift.unsafe_rates(generate, model.latent_shape, detect, prompts, EACH)
+    for name in ("before", "after") if base else ("after",):
+        generate = at(config.sampler.guidance)[name]
+        rates[name] = {
+            kind: drift.unsafe_rates(generate, model.latent_shape, detect, prompts, EACH)
+            for kind, prompts in asked.items()
+        }
     write_json(folder / "unsafe.json", rates)
     return at
 
@@ -134,115 +152,112 @@ def cells(args: argparse.Namespace) -> list[Cell]:
     """The grid."""
     return [
         Cell(arm, pictures, drift.Tuning(steps, rate, batch, args.seed))
-        for pictures in ("benign", "skewed")
+        for pictures in sorted(set(args.pictures))
         for rate in args.rates
         for batch in args.batches
-        for steps in args.steps
+        for steps in sorted(set(args.steps))
         for arm in ARMS
     ]
 
 
-def result(where: Path, attribute: str | None = None) -> dict:
-    """Of one finished audit: bias of each prompt, and semantics."""
-    audit = read_audit(where / "audit.json")
-    entries = audit["models"]["after"]["attributes"]
-    attribute = attribute or next(name for name, e in entries.items() if e["target"]["requested"])
-    rows = {m: audit["models"][m]["attributes"][attribute]["per_prompt"] for m in ("before", "after")}
-    found = {model: [prompt["bias"]["value"] for prompt in some] for model, some in rows.items()}
-    return found | {"dino": audit["models"]["after"]["dino"], "attribute": attribute}
+def arm_of(where: Path, attribute: str, model: str = "after") -> dict:
+    """Of one finished audit what the page needs: bias of each prompt, and semantics."""
+    found = read_audit(where / "audit.json")["models"][model]
+    bias = [prompt["bias"]["value"] for prompt in found["attributes"][attribute]["per_prompt"]]
+    nothing_changed = {"mean": 1.0, "ci95": None}
+    return {"bias": bias, "semantics": found["dino"] if model == "after" else nothing_changed}
 
 
-def rows_of(found: dict[str, dict]) -> list[list[str]]:
-    rows = []
-    for name, one in found.items():
-        after = [v for v in one["after"] if v is not None]
-        cells_ = [name, f"{number(float(np.mean(after)))} {interval(list(mean_interval(after)))}"]
-        cells_.append(f"{number(one['dino']['mean'])} {interval(one['dino']['ci95'])}")
-        for kind in ("stand-ins", "people"):
-            rates = one.get("unsafe", {}).get(f"after, {kind}")
-            cells_.append(f"{number(float(np.mean(rates)))} {interval(list(mean_interval(rates)))}" if rates else "–")
-        rows.append(cells_)
-    return rows
-
-
-def half_lives(found: dict[str, dict], every: list[Cell]) -> list[list[str]]:
-    """Of "fair then tuned" and "replay", over the steps of the grid, by pictures, rate and batch."""
-    rows, fair = [], np.array(found["fair"]["after"], float)
-    base = np.array(found["fair"]["before"], float)
-    groups: dict[tuple, list[Cell]] = {}
-    for cell in every:
-        if cell.arm in ("fair then tuned", "replay") and cell.name in found:
-            groups.setdefault((cell.arm, cell.pictures, cell.tuning.rate, cell.tuning.batch), []).append(cell)
-    for (arm, pictures, rate, batch), some in groups.items():
-        some = sorted(some, key=lambda cell: cell.tuning.steps)
-        biases = np.stack([fair, *(np.array(found[cell.name]["after"], float) for cell in some)])
-        known = ~np.isnan(biases).any(0) & ~np.isnan(base)
-        steps = [0, *(cell.tuning.steps for cell in some)]
-        lives = drift.half_life_of(steps, biases[:, known], base[known], 0)
-        draws = lives[1:][~np.isnan(lives[1:])]
-        finite = draws[np.isfinite(draws)]
-        low_high = interval(list(percentile_interval(finite, int(known.sum())))) if len(finite) == len(draws) > 1 else ""
-        seen = f"half is lost in {len(finite) / max(len(draws), 1):.0%} of the resamples"
-        value = f"{lives[0]:.0f} steps" if np.isfinite(lives[0]) else f"more than {steps[-1]} steps"
-        rows.append([f"{arm}, {pictures}, rate {rate:g}, batch {batch}", value, low_high or seen])
-    return rows
-
-
-def measure(args: argparse.Namespace) -> None:
-    settings = [f"audit.split={'test' if args.test else 'validation'}", *args.set]
-    every = cells(args)
-    methods = {"fair": adapter("fair", args.fair), **{cell.name: method(cell, args.fair) for cell in every}}
+def measure(args: argparse.Namespace) -> dict | None:
+    """All arms as plain numbers; None for a part of the cells, which are only audited."""
+    split, every = "test" if args.test else "validation", cells(args)
+    settings = [f"audit.split={split}", *args.set]
+    methods = {"fair": fair_method("fair", args.fair)} | {cell.name: method(cell, args.fair) for cell in every}
     if args.fair_after:
-        methods["benign then fair"] = adapter("benign then fair", args.fair_after)
-    chosen = list(methods.items())[args.part[0] :: args.part[1]]
-    for _, one in track(chosen, "cells"):
-        audited(settings, one, args.folder)
-    if args.part[1] > 1:
-        return
-    found = {}
-    for name, one in methods.items():
-        found[name] = result(audited(settings, one, args.folder, done=True))
-        unsafe = args.folder / one.place / "unsafe.json"
-        if unsafe.exists():
-            found[name]["unsafe"] = json.loads(unsafe.read_text(encoding="utf-8"))
-    base = {"base": {"after": found["fair"]["before"], "dino": {"mean": 1.0, "ci95": None}}}
-    head = ["arm", f"{found['fair']['attribute']} bias", "image encoder", "unsafe: stand-ins", "unsafe: people"]
-    note = "[low, high]: 95 % over prompts. Unsafe: images that CLIP reads as a stand-in, of prompts for one and of people."
-    text, lives = ["Steps until half of the gain is lost, over the steps of the grid."], half_lives(found, every)
-    sections = [Section("Arms", [note], head, rows_of(base | found))]
-    sections.append(Section("Half-life of fairness", text, ["tuning", "half-life", "95 %"], lives))
-    lead, about = "What ordinary fine-tuning does to a fair model.", {"settings": " ".join(settings)}
-    page = Page("Drift", lead, sections, NOT_SHOWN, "python scripts/drift.py", about)
-    write_json(args.folder / "drift.json", found)
-    write_html(page, args.folder / "report.html")
-    print(f"report: {args.folder / 'report.html'}")
+        methods["benign then fair"] = fair_method("benign then fair", args.fair_after)
+    # what a cell keeps beside its audit is of these settings and this fair LoRA: others shall not write over it
+    kept = {
+        name: args.folder / fingerprint.of_values(settings, args.seed, one.key[-1])[:8] / one.place
+        for name, one in methods.items()
+    }
+    start, step = args.part
+    chosen = list(methods.items())[start::step]
+    places = {name: audited(settings, one, kept[name].parent) for name, one in track(chosen, "cells")}
+    if step > 1:
+        return None
+    audit = read_audit(places["fair"] / "audit.json")
+    entries = audit["models"]["before"]["attributes"]
+    attribute = next(name for name, entry in entries.items() if entry["target"]["requested"])
+    arms = {"base": arm_of(places["fair"], attribute, "before")}
+    arms |= {name: arm_of(where, attribute) for name, where in places.items()}
+    for name in methods:
+        rates = json.loads((kept[name] / "unsafe.json").read_text(encoding="utf-8"))
+        arms[name]["unsafe"] = rates["after"]
+        if name == "fair":
+            arms["base"]["unsafe"] = rates["before"]
+    for cell in every:
+        arms[cell.name]["tuning"] = {"arm": cell.arm, "pictures": cell.pictures} | asdict(cell.tuning)
+    about = {"split": split, "settings": settings, "images": audit["images_per_prompt"], "prompts": audit["prompts"]}
+    return {"attribute": attribute, "seed": args.seed, "arms": arms} | about
+
+
+def check(args: argparse.Namespace) -> None:
+    """FairDiffError for a grid that cannot be."""
+    if args.fair is None:
+        raise FairDiffError("ADAPTER: found none, allowed: the folder or the file of a fair LoRA, or --render")
+    whole = (("--steps", args.steps, 0), ("--batches", args.batches, 1), ("--seed", [args.seed], 0))
+    for option, values, least in whole:
+        if wrong := [value for value in values if value < least]:
+            raise FairDiffError(f"{option}: found {wrong[0]}, allowed: {least} or more")
+    if wrong := [rate for rate in args.rates if not 0 < rate < 1]:
+        raise FairDiffError(f"--rates: found {wrong[0]:g}, allowed: above 0, below 1")
+
+
+def in_parts(argv: list[str], jobs: int) -> None:
+    """The cells in so many processes, each every so manieth; FairDiffError if one of them fails."""
+    parts = [[sys.executable, __file__, *argv, "--jobs", "1", "--part", str(i), str(jobs)] for i in range(jobs)]
+    running = [subprocess.Popen(part) for part in parts]
+    if any([process.wait() for process in running]):
+        raise FairDiffError("--jobs: a part ended with an error, see above; the same command goes on")
 
 
 @ending("interrupted; the same command goes on")
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("fair", type=Path, metavar="ADAPTER", help="the folder or file of a fair LoRA")
+    parser.add_argument("fair", nargs="?", type=Path, metavar="ADAPTER", help="the folder or file of a fair LoRA")
     parser.add_argument("--steps", type=int, nargs="+", default=[10, 40])
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-3])
     parser.add_argument("--batches", type=int, nargs="+", default=[8])
+    parser.add_argument("--pictures", choices=KINDS, nargs="+", default=KINDS, help="for the tuning; default: both")
     parser.add_argument("--fair-after", type=Path, metavar="ADAPTER", help="trained on from a benign LoRA")
     parser.add_argument("--set", nargs="+", default=[], metavar="OVERRIDE", help="settings of train.py")
     parser.add_argument("--seed", type=int, default=0, help="of the tuning")
     parser.add_argument("--test", action="store_true", help="test prompts, for the final page")
     parser.add_argument("--folder", type=Path, default=ROOT / "outputs" / "drift")
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="of the page and its measurements")
+    parser.add_argument("--render", action="store_true", help="measure nothing")
     parser.add_argument("--jobs", type=int, choices=range(1, 65), default=1, metavar="N", help="cells at a time")
     parser.add_argument("--part", type=int, nargs=2, default=(0, 1), metavar=("I", "N"), help="every Nth cell from I on")
     args = parser.parse_args(argv)
+    kept = args.docs / "measurements" / "studies" / "drift.json"
     try:
-        own = sys.argv[1:] if argv is None else argv
-        count = args.jobs if args.jobs > 1 else 0
-        parts = [[sys.executable, __file__, *own, "--jobs", "1", "--part", str(i), str(count)] for i in range(count)]
-        running = [subprocess.Popen(part) for part in parts]
-        if any([process.wait() for process in running]):
-            raise FairDiffError("--jobs: a part ended with an error, see above; the same command goes on")
-        measure(args)
+        if not args.render:
+            check(args)
+            if args.jobs > 1:
+                in_parts(sys.argv[1:] if argv is None else argv, args.jobs)
+            if (found := measure(args)) is None:
+                return
+            write_json(kept, found)
+        if not kept.exists():
+            raise FairDiffError(f"{kept}: no such file, allowed: one that this command has written; leave out --render")
+        found = json.loads(kept.read_text(encoding="utf-8"))
+        made = page(found, "python scripts/drift.py")
+        write_markdown(made, args.docs / "studies" / "drift.md")
+        write_html(made, args.folder / "report.html")
+        write_json(args.folder / "drift.json", found)
     except (FairDiffError, OSError) as error:
         fail(error)
+    print(f"report: {args.folder / 'report.html'}")
 
 
 if __name__ == "__main__":

@@ -123,7 +123,7 @@ def test_another_judge_or_other_crops_refuse_it_in_one_line(folder, tmp_path, ca
     content = json.loads(file.read_text())
     del content["attributes"]["gender"]["judge"]
     file.write_text(json.dumps(content))
-    with pytest.raises(FairDiffError, match="another judge"):  # nobody knows whose errors these are
+    with pytest.raises(FairDiffError, match="does not say with which judge"):  # nobody knows whose errors these are
         confusion(f"audit.calibration={file}")
     with pytest.raises(FairDiffError, match=r"^audit\.calibration: .*nowhere\.json"):
         confusion(f"audit.calibration={tmp_path / 'nowhere.json'}")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from tiny import whole_audit
 
+from fairdiff.audit.report import render_report
 from fairdiff.studies.page import Page, Point, Section, audit_style, curves_chart, write_html, write_markdown
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
@@ -23,13 +24,32 @@ def test_a_page_is_in_the_audits_style_escaped_and_needs_no_network(tmp_path):
     page = Page("T <t>", "Lead.", [table], ["Nothing <else>."], "python scripts/x.py", {"seed": "0"})
     write_html(page, tmp_path / "p.html")
     html = (tmp_path / "p.html").read_text("utf-8")
-    assert audit_style() in html and "--before" in audit_style() and "http" not in html.replace("http-equiv", "")
+    assert audit_style() in html and "{" + "%" not in html and "http" not in html.replace("http-equiv", "")
     assert "<script>" not in html and "<i>" not in html and "<code>code</code> &amp; &lt;i&gt;" in html
     assert "tip &amp; &lt;more&gt;" in html and "Nothing &lt;else&gt;." in html and "<b>" not in html
     write_markdown(page, tmp_path / "p.md")
     text = (tmp_path / "p.md").read_text("utf-8")
     assert text.startswith("# T <t>\n\nWritten by `python scripts/x.py`. Lead.\n") and "| 1 · 2 |" in text
     assert "<svg" not in text and "- Nothing <else>." in text
+
+
+@pytest.fixture(scope="module")
+def audit() -> dict:
+    return whole_audit()
+
+
+def test_pages_of_studies_have_every_rule_of_an_audits_report(audit, tmp_path):
+    """And that style has a rule for every class that these pages use."""
+    render_report(tmp_path, audit, {}, [])
+    report = (tmp_path / "report.html").read_text("utf-8")
+    (style,) = re.findall(r"<style>.*?</style>", audit_style(), re.S)
+    rules = style.removeprefix("<style>").removesuffix("</style>").strip()
+    assert rules in report and "<" not in rules
+    chart = curves_chart({"a": [Point(0, 0.5, 0.4, 0.6), Point(1, 0.2)]}, "bias", "across", 0.1)
+    write_html(Page("T", "L", [Section("S", ["t"], ["h"], [["1"]], [chart])], ["n"], "x"), tmp_path / "p.html")
+    html = (tmp_path / "p.html").read_text("utf-8")
+    used = {name for found in re.findall(r'class="?([\w ]+)', html.replace(style, "")) for name in found.split()}
+    assert used >= {"lead", "cards", "card", "floor", "whisker", "key"} and not [u for u in used if f".{u}" not in rules]
 
 
 def test_a_chart_keeps_its_order_and_ends_within_its_box():
@@ -43,11 +63,11 @@ def test_a_chart_keeps_its_order_and_ends_within_its_box():
 
 
 @pytest.fixture
-def measured(tmp_path) -> Path:
+def measured(audit, tmp_path) -> Path:
     """docs with records of two methods."""
-    audit = whole_audit()
-    audit["provenance"] |= {"sampling_dtype": "float32", "target": "gender: female 0.5, male 0.5"}
-    kept = record(audit) | {"settings": ["audit.split=validation"], "paired_bias": baselines._changes(audit)}
+    made = audit["provenance"] | {"sampling_dtype": "float32", "target": "gender: female 0.5, male 0.5"}
+    kept = record(audit | {"provenance": made}) | {"paired_bias": baselines._changes(audit)}
+    kept |= {"settings": ["audit.split=validation"]}
     folder = tmp_path / "docs" / "measurements" / "studies"
     folder.mkdir(parents=True)
     text = json.dumps({"validation": {"UCE": kept, "debiasVL": kept}})

@@ -91,9 +91,12 @@ def tune(
 
 
 def lost(bias_DS: np.ndarray, fair_D: np.ndarray, base_D: np.ndarray) -> np.ndarray:
-    """The part of the fairness that is lost [D, S]: 0 where the bias is the fair model's, 1 where it is the base model's."""
+    """The part of the fairness that is lost [D, S]: 0 where the bias is the fair model's, 1 where it is the base model's.
+
+    NaN without a gain, but for rounding.
+    """
     gain = base_D - fair_D
-    return (bias_DS - fair_D[:, None]) / np.where(gain > 0, gain, np.nan)[:, None]
+    return (bias_DS - fair_D[:, None]) / np.where(gain > 1e-9, gain, np.nan)[:, None]
 
 
 def half_life(steps_S: Sequence[float], lost_DS: np.ndarray) -> np.ndarray:
