@@ -461,6 +461,7 @@ def test_a_damaged_configuration_costs_the_refusal_only_its_detail(tmp_path, mon
     assert "holds a run with other settings; choose another" in call([], tmp_path, monkeypatch, capsys)
 
 
+@pytest.mark.slow
 def test_an_adapter_of_another_kind_names_what_made_it(tmp_path, monkeypatch, capsys):
     save_file({"unet.x": torch.zeros(2)}, tmp_path / "pytorch_lora_weights.safetensors")
     made = {"options": "adapter.type=lora adapter.parts=['unet'] adapter.rank=8"}
@@ -469,6 +470,7 @@ def test_an_adapter_of_another_kind_names_what_made_it(tmp_path, monkeypatch, ca
     assert "soft_tokens.safetensors" in line and made["options"] in line
 
 
+@pytest.mark.slow
 def test_an_adapter_that_changes_nothing_is_not_audited(tmp_path, monkeypatch, capsys):
     """A new one, which is not trained."""
     config = composed("adapter=lora_text", "cache=null")

@@ -59,6 +59,7 @@ def test_the_formula_is_the_designs_table():
     assert [evaluations(24, 21, k) for k in (None, 21, 7, 3)] == [5040, 3024, 1680, 1296]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind,halves", [("lora_both", 2), ("soft_tokens", 1)])
 def test_counted_evaluations_are_those_of_the_formula(tiny_folder, kind, halves):
     trainee = trainee_of(tiny_folder, kind)
@@ -73,6 +74,7 @@ def test_counted_evaluations_are_those_of_the_formula(tiny_folder, kind, halves)
             assert counts == {"sample": 2 * 48, "graph": 48, "recompute": 48, "backward": 48}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["soft_tokens", "lora_both"])
 def test_the_literal_reference_has_our_gradient(tiny_folder, kind):
     grads, results = [], []

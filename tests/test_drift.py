@@ -36,6 +36,7 @@ def test_the_loss_is_the_models_own_error_on_noise_and_on_velocity(tiny_model):
         assert found.item() == pytest.approx(total, rel=1e-5), kind
 
 
+@pytest.mark.slow
 def test_tuning_learns_its_pictures_in_the_lora_alone_and_the_same_way_each_time(tiny_folder):
     states, losses = [], []
     for _ in range(2):

@@ -41,6 +41,7 @@ def step(folder, kind, pieces):
     return final, torch.cat([f.image_BCHW for f in faces]), part, grad
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["soft_tokens", "lora_both"])
 def test_pieces_of_any_size_give_the_same_images_labels_and_gradient(tiny_folder, kind):
     latents, images, part, grad = step(tiny_folder, kind, WHOLE)
@@ -105,6 +106,7 @@ def at_full_side(parts: Parts) -> Parts:
     return Full(parts.model, parts.look, parts.images, parts.steps)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["soft_tokens", "lora_unet"])
 @pytest.mark.parametrize("checkpointed", [frozenset(), frozenset({"unet", "vae"})])
 def test_what_is_counted_at_half_the_side_is_what_the_profiler_sees_at_the_whole(tiny_folder, kind, checkpointed):
@@ -151,6 +153,7 @@ def test_the_pieces_are_the_largest_that_fit_and_all_come_from_one_number(tiny_f
     assert Need(10, 5).most(9) == 0 and Need(10, 5).most(24) == 2
 
 
+@pytest.mark.slow
 def test_weights_are_hashed_once_a_start(monkeypatch):
     config, found = composed("cache=/tmp/none", "adapter=lora_both"), []
     read = fingerprint.of_modules

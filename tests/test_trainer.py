@@ -190,6 +190,7 @@ def run(folder, out, steps=4, console=QUIET, **changes):
     return torch.cat([p.detach().flatten() for p in trainee.adapter.parameters()])
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_bit_equal_to_an_unbroken_one(tiny_folder, tmp_path):
     unbroken = run(tiny_folder, tmp_path / "a", 4)
     run(tiny_folder, tmp_path / "b", 2)
@@ -202,6 +203,7 @@ def test_a_resumed_run_is_bit_equal_to_an_unbroken_one(tiny_folder, tmp_path):
     assert strip == again and [row["step"] for row in strip] == [0, 1, 2, 3]
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_costs_some_steps_and_no_digit(tiny_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "CHECKPOINT_EVERY", 1)
     unbroken = run(tiny_folder, tmp_path / "a", 4)
@@ -236,6 +238,7 @@ def test_a_damaged_line_among_others_is_named(line, tmp_path):
             read(tmp_path / "metrics.jsonl")
 
 
+@pytest.mark.slow
 def test_another_seed_gives_another_adapter(tiny_folder, tmp_path):
     assert not torch.equal(run(tiny_folder, tmp_path / "a", 2), run(tiny_folder, tmp_path / "b", 2, seed=1))
 
