@@ -76,9 +76,9 @@ def constant(tmp_path_factory):
 @pytest.mark.slow
 def test_the_run_folder_holds_everything(finished):
     names = {p.name for p in finished.iterdir()}
-    assert names == {"config.yaml", "run.json", "adapter", "metrics.jsonl", "checkpoints", "audits"}
+    assert names == {"config.yaml", "run.json", "adapter", "metrics.jsonl", "pictures", "checkpoints", "audits"}
     names = {p.name for p in only_audit(finished).iterdir()}
-    assert names == {"records", "records.parquet", "request.json", "audit.json", "report.html"}
+    assert names == {"records", "records.parquet", "request.json", "audit.json", "report.html", "summary.md"}
     state = json.loads((finished / "run.json").read_text())
     assert state == {"schema": 1, "training": json.loads((finished / "adapter" / "adapter.json").read_text())["training"]}
     names = {p.name for p in (finished / "adapter").iterdir()}
