@@ -40,7 +40,7 @@ def page(found: dict[str, dict[str, dict]], command: str) -> Page:
         for (prompts, images), some in suites.items():
             sections += _sections(some, f"{split.capitalize()} prompts: {prompts} × {images} images")
     settings = {" ".join(kept["settings"]) for methods in found.values() for kept in methods.values()}
-    return Page("Baselines without training", LEAD, sections, NOT_SHOWN, command, {"settings": "; ".join(sorted(settings))})
+    return Page("Baselines without training", LEAD, sections, NOT_SHOWN, command, {"audit": "; ".join(sorted(settings))})
 
 
 def _sections(methods: dict[str, dict], title: str) -> list[Section]:
