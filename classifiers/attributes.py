@@ -6,7 +6,6 @@ The mistakes a user can mend are `ValueError`s of one line that name the file an
 
 import json
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from classifiers.files import written
 from classifiers.weights import fill
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
@@ -89,11 +89,10 @@ def write_folder(net: nn.Module, config: dict, folder: Path) -> None:
         if not torch.isfinite(half).all():
             raise ValueError(f"{key}: not finite in half precision, cannot be saved")
         tensors[key] = half.contiguous()
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / "model.safetensors.part")
-    os.replace(folder / "model.safetensors.part", folder / "model.safetensors")
-    (folder / "config.json.part").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-    os.replace(folder / "config.json.part", folder / "config.json")
+    with written(folder / "model.safetensors") as part:
+        save_file(tensors, part)
+    with written(folder / "config.json") as part:
+        part.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
 
 def read_config(folder: Path, extra: str) -> dict:

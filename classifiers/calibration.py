@@ -4,13 +4,14 @@ N labelled faces, K classes. Counts are kept as counts, so that whoever corrects
 """
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
+
+from classifiers.files import written
 
 CALIBRATION_FILE = "calibration.json"  # beside a judge's weights
 # What cuts the crops that a judge is asked about: the detector, its input size, the side of the crops in pixels and in
@@ -124,10 +125,8 @@ def save_calibration(calibrations: dict[str, Calibration], detector: dict, file:
     """
     attributes = {name: _content(calibration) for name, calibration in calibrations.items()}
     content = {**(about or {}), "detector": detector, "attributes": attributes}
-    part = Path(f"{file}.writing")
-    part.parent.mkdir(parents=True, exist_ok=True)
-    part.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(part, file)
+    with written(file) as part:
+        part.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def _content(c: Calibration) -> dict:

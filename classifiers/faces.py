@@ -4,13 +4,13 @@ N files, F <= N faces, S the side of a stored face in pixels.
 """
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
+from classifiers.files import written
 from classifiers.judging import BLOCK, Look
 
 # A stored face is wider than what the judge sees, for training moves its box by 8 % and widens it by 15 %.
@@ -66,6 +66,5 @@ def _state(folder: Path, request: str) -> dict:
 
 
 def _write(folder: Path, state: dict) -> None:
-    part = folder / "faces.json.writing"
-    part.write_text(json.dumps(state), encoding="utf-8")
-    os.replace(part, folder / "faces.json")
+    with written(folder / "faces.json") as part:
+        part.write_text(json.dumps(state), encoding="utf-8")

@@ -5,7 +5,6 @@ face instead of its own original. D dimensions, N faces in the bank.
 """
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from torch.nn import functional as F
 
 from classifiers.attributes import fill_frozen, first_line, make_trunk, preprocess, read_config, write_folder
 from classifiers.crop import align
+from classifiers.files import written
 from classifiers.types import Boxes
 from classifiers.weights import require_finite
 
@@ -81,11 +81,9 @@ def write_rows(embedding_ND: Tensor, file: Path, about: dict) -> None:
 
     about: what its header says, under one name: safetensors writes several in an order that changes.
     """
-    temporary = file.with_name(f"{file.name}.writing")
-    file.parent.mkdir(parents=True, exist_ok=True)
     header = {"about": json.dumps(about, sort_keys=True)}
-    save_file({"embedding": embedding_ND.detach().cpu().half().contiguous()}, temporary, header)
-    os.replace(temporary, file)
+    with written(file) as temporary:
+        save_file({"embedding": embedding_ND.detach().cpu().half().contiguous()}, temporary, header)
 
 
 def read_rows(file: Path) -> tuple[Tensor, dict]:

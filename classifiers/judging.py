@@ -4,7 +4,6 @@ N files, K numbers of an attribute's logits, side by side as columns of all attr
 """
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from classifiers.crop import crop
 from classifiers.data import to_float
+from classifiers.files import written
 from classifiers.pictures import read_picture
 from classifiers.types import Classifier, Detector
 
@@ -124,8 +124,6 @@ def _read(part: Path, request: str, width: int) -> Judged:
 
 
 def _write(part: Path, request: str, known: Judged) -> None:
-    temporary = part.with_name(f"{part.name}.writing")
-    part.parent.mkdir(parents=True, exist_ok=True)
     tensors = {"found": torch.from_numpy(known.found_N), "logits": torch.from_numpy(known.logits_NK)}
-    save_file(tensors, temporary, {"about": json.dumps({"request": request})})
-    os.replace(temporary, part)
+    with written(part) as temporary:
+        save_file(tensors, temporary, {"about": json.dumps({"request": request})})

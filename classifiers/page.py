@@ -7,6 +7,7 @@ import numpy as np
 from statsmodels.stats.proportion import proportion_confint
 
 from classifiers.calibration import Calibration
+from classifiers.files import written
 
 SMALL = 100  # faces of a class below which its accuracy says little
 
@@ -70,7 +71,6 @@ def draw_reliability(calibrations: Mapping[str, Calibration], file: Path) -> boo
             area = 10 + 150 * c.bins.count[full] / c.bins.count.sum()
             axes.scatter(c.bins.confidence[full], c.bins.accuracy[full], area, color="#00796b")
         axes.set(title=name, xlim=(0, 1.02), ylim=(0, 1.02), xlabel="confidence", ylabel="accuracy", aspect="equal")
-    part = file.with_name(f"{file.name}.writing")
-    figure.savefig(part, format="png", dpi=130)
-    part.replace(file)
+    with written(file) as part:
+        figure.savefig(part, format="png", dpi=130)
     return True

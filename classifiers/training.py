@@ -7,7 +7,6 @@ run that was cut off and resumed equals one that was not.
 import copy
 import json
 import math
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch.nn import functional as F
 from classifiers.attributes import AttributeNet
 from classifiers.crop import EXPAND, expand_box
 from classifiers.data import cut
+from classifiers.files import written
 from classifiers.label_errors import Relaxation, chosen_weights, groups_of
 
 
@@ -94,8 +94,8 @@ def fit(
         if plan.checkpoint and ((step + 1) % plan.save_every == 0 or step + 1 == plan.steps):
             state = {"net": net.state_dict(), "optimizer": optimizer.state_dict(), "average": average}
             state |= {"face_weights": face_weights} if face_weights else {}
-            torch.save(state | {"step": step + 1, "identity": identity}, f"{plan.checkpoint}.part")
-            os.replace(f"{plan.checkpoint}.part", plan.checkpoint)
+            with written(plan.checkpoint) as part:
+                torch.save(state | {"step": step + 1, "identity": identity}, part)
     net.load_state_dict(average)
     return net.eval().requires_grad_(False)
 

@@ -69,7 +69,7 @@ def make_plan(config: Config, training: bool = True) -> Plan:
     audit = _some(config, config.audit.split, prompts[config.audit.split], config.audit.prompts)
     written = _written_target(config, embedded)
     return Plan(
-        attributes={name: tuple(attribute.classes) for name, attribute in config.attributes.items()},
+        attributes=config.classes,
         train=tuple(train),
         validation=tuple(validation),
         audit=tuple(audit),
@@ -85,7 +85,7 @@ def plan_of_prompts(config: Config, prompts: Sequence[Prompt]) -> Plan:
     people = [prompt for prompt in prompts if prompt.people and not prompt.names]
     written = _written_target(config, PortraitsPrompts())
     return Plan(
-        attributes={name: tuple(attribute.classes) for name, attribute in config.attributes.items()},
+        attributes=config.classes,
         train=(),
         validation=(),
         audit=tuple(people),

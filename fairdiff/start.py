@@ -3,36 +3,32 @@
 import os
 import signal
 import sys
+from importlib import import_module
 
 
 def train() -> None:
     """The command fairdiff-train."""
-    _command("train_command")
+    _command("fairdiff.jobs", "train_command")
 
 
 def audit() -> None:
     """The command fairdiff-audit."""
-    _command("audit_command")
+    _command("fairdiff.jobs", "audit_command")
 
 
 def view() -> None:
     """The command fairdiff-view."""
-    before = signal.signal(signal.SIGINT, _interrupted)
-    from fairdiff.view.server import main
-
-    signal.signal(signal.SIGINT, before)
-    main()
+    _command("fairdiff.view.server", "main")
 
 
-def _command(name: str) -> None:
-    """Import the jobs, which takes seconds, and carry out one; Ctrl-C meanwhile just ends the process."""
+def _command(module: str, name: str) -> None:
+    """Import a module, which takes seconds, and call a function of it; Ctrl-C meanwhile just ends the process."""
     before = signal.signal(signal.SIGINT, _interrupted)
     if not _first():  # what is to be said is said once; fairdiff.distributed has an error told that is this process's own
         sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")
-    from fairdiff import jobs
-
+    command = getattr(import_module(module), name)
     signal.signal(signal.SIGINT, before)
-    getattr(jobs, name)()
+    command()
 
 
 def _first() -> bool:

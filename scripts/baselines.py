@@ -12,13 +12,12 @@ the page needs of each audit is kept in docs/measurements/studies/baselines.json
 """
 
 import argparse
-import json
-import shlex
 from pathlib import Path
 
 from harness.audits import Method, audited
 from harness.baselines_page import page
 from harness.methods import adapter, debias_vl, ethical, random_phrases, uce
+from harness.publish import publish, read_record, record_of
 from reproduce.records import record
 from rich.progress import track
 
@@ -27,7 +26,6 @@ from fairdiff.cli.ending import ending
 from fairdiff.cli.main import fail
 from fairdiff.errors import FairDiffError
 from fairdiff.files import write_json
-from fairdiff.studies.page import write_html, write_markdown
 
 ROOT = Path(__file__).resolve().parent.parent
 BASELINES = [ethical(), random_phrases(), uce(), debias_vl()]
@@ -52,7 +50,7 @@ def chosen(names: list[str], adapters: list[str]) -> list[Method]:
 def measure(methods: list[Method], settings: list[str], folder: Path, kept: Path, split: str) -> None:
     """Audit each method, and put what the page needs of it into the file `kept` as soon as it is done."""
     for method in track(methods, "methods"):
-        found = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
+        found = read_record(kept) if kept.exists() else {}
         audit = read_audit(audited(settings, method, folder) / "audit.json")
         small = record(audit) | {"settings": settings, "paired_bias": _changes(audit)}
         found.setdefault(split, {})[method.name] = small
@@ -76,20 +74,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--render", action="store_true", help="measure nothing")
     args = parser.parse_args(argv)
     split = "test" if args.test else "validation"
-    kept, folder = args.docs / "measurements" / "studies" / "baselines.json", args.folder / split
+    kept, folder = record_of(args.docs, "baselines"), args.folder / split
     try:
         if not args.render:
             settings = [f"audit.split={split}", *args.set]
             measure(chosen(args.names, args.adapter), settings, folder, kept, split)
-        if not kept.exists():
-            raise FairDiffError(f"{kept}: no such file, allowed: one that this command has written; leave out --render")
-        made = page(json.loads(kept.read_text(encoding="utf-8")), shlex.join(["python", "scripts/baselines.py"]))
-        write_markdown(made, args.docs / "studies" / "baselines.md")
-        write_html(made, args.folder / "report.html")
-        write_json(args.folder / "baselines.json", json.loads(kept.read_text(encoding="utf-8")))
+        found = read_record(kept)
+        report = publish(page(found), found, "baselines", args.docs, args.folder)
     except (FairDiffError, OSError) as error:
         fail(error)
-    print(f"report: {args.folder / 'report.html'}")
+    print(f"report: {report}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ its errors: of a folder with splits the validation part is taken. The same comma
 import argparse
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -53,11 +54,6 @@ def labelled(folder: Path, attributes: Classes, split: str | None) -> LabelledFi
         return files.of_split(split or ("val" if "val" in files.splits else "all"))
 
 
-def requested(config: Config) -> Classes:
-    """Attributes and their classes."""
-    return {name: tuple(attribute.classes) for name, attribute in config.attributes.items()}
-
-
 def data_hash(files: LabelledFiles) -> str:
     """Of names, sizes and labels."""
     with blame("folder"):
@@ -79,7 +75,7 @@ def measure(config: Config, file: Path, folder: Path, choose: Choose) -> str:
     """
     check_device(config.model.device)
     judge = builder.build_classifier(
-        config.audit.judge, "audit.judge", "audit_judge", requested(config), config.model.device
+        config.audit.judge, "audit.judge", "audit_judge", config.classes, config.model.device
     )
     files = choose(folder, judge.attributes)
     crop = builder.crop_of(config, config.audit.judge)
@@ -106,14 +102,10 @@ def measure(config: Config, file: Path, folder: Path, choose: Choose) -> str:
         "data": {"folder": folder.name, "layout": files.layout, "split": sorted({*files.splits}), "hash": data},
         "faces": known.counts(),
     }
-    write(file, {name: sign(c, hashes[name]) for name, c in found.items()}, crops, about)
+    write(file, {name: replace(c, judge=hashes[name]) for name, c in found.items()}, crops, about)
     part.unlink(missing_ok=True)
     shares = ", ".join(f"{name} {100 * c.accuracy:.1f} %" for name, c in found.items())
     return f"{known}\naccuracy: {shares}\npage: {file.with_suffix('.md')}\n{file}"
-
-
-def sign(c: Calibration, judge: str) -> Calibration:
-    return Calibration(c.classes, c.counts, c.temperature, c.ece, c.bins, c.groups, judge)
 
 
 def write(file: Path, found: dict[str, Calibration], crops: dict, about: dict) -> None:

@@ -21,12 +21,14 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from harness.audits import Generators, Method, audited
+from harness.audits import Generators, Method, audited, prompt_biases
 from harness.drift_page import page
+from harness.publish import publish, read_record, record_of
 from rich.progress import track
 
 from fairdiff import fingerprint
 from fairdiff.audit.read import read_audit
+from fairdiff.audit.wording import targeted
 from fairdiff.builder import build_encoders, build_model
 from fairdiff.builder.audit import build_generators
 from fairdiff.cli.ending import ending
@@ -42,7 +44,6 @@ from fairdiff.plan import Plan
 from fairdiff.prompts import with_phrase
 from fairdiff.studies import drift
 from fairdiff.studies.edits import require_stable_diffusion
-from fairdiff.studies.page import write_html, write_markdown
 
 ROOT = Path(__file__).resolve().parent.parent
 KINDS = ("benign", "skewed")
@@ -162,10 +163,9 @@ def cells(args: argparse.Namespace) -> list[Cell]:
 
 def arm_of(where: Path, attribute: str, model: str = "after") -> dict:
     """Of one finished audit what the page needs: bias of each prompt, and semantics."""
-    found = read_audit(where / "audit.json")["models"][model]
-    bias = [prompt["bias"]["value"] for prompt in found["attributes"][attribute]["per_prompt"]]
-    nothing_changed = {"mean": 1.0, "ci95": None}
-    return {"bias": bias, "semantics": found["dino"] if model == "after" else nothing_changed}
+    audit = read_audit(where / "audit.json")
+    semantics = audit["models"]["after"]["dino"] if model == "after" else {"mean": 1.0, "ci95": None}
+    return {"bias": prompt_biases(audit, model, attribute), "semantics": semantics}
 
 
 def measure(args: argparse.Namespace) -> dict | None:
@@ -186,8 +186,7 @@ def measure(args: argparse.Namespace) -> dict | None:
     if step > 1:
         return None
     audit = read_audit(places["fair"] / "audit.json")
-    entries = audit["models"]["before"]["attributes"]
-    attribute = next(name for name, entry in entries.items() if entry["target"]["requested"])
+    attribute = targeted(audit)[0]
     arms = {"base": arm_of(places["fair"], attribute, "before")}
     arms |= {name: arm_of(where, attribute) for name, where in places.items()}
     for name in methods:
@@ -239,7 +238,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--jobs", type=int, choices=range(1, 65), default=1, metavar="N", help="cells at a time")
     parser.add_argument("--part", type=int, nargs=2, default=(0, 1), metavar=("I", "N"), help="every Nth cell from I on")
     args = parser.parse_args(argv)
-    kept = args.docs / "measurements" / "studies" / "drift.json"
+    kept = record_of(args.docs, "drift")
     try:
         if not args.render:
             check(args)
@@ -248,16 +247,12 @@ def main(argv: list[str] | None = None) -> None:
             if (found := measure(args)) is None:
                 return
             write_json(kept, found)
-        if not kept.exists():
-            raise FairDiffError(f"{kept}: no such file, allowed: one that this command has written; leave out --render")
-        found = json.loads(kept.read_text(encoding="utf-8"))
+        found = read_record(kept)
         made = page(found, "python scripts/drift.py")
-        write_markdown(made, args.docs / "studies" / "drift.md")
-        write_html(made, args.folder / "report.html")
-        write_json(args.folder / "drift.json", found)
+        report = publish(made, found, "drift", args.docs, args.folder)
     except (FairDiffError, OSError) as error:
         fail(error)
-    print(f"report: {args.folder / 'report.html'}")
+    print(f"report: {report}")
 
 
 if __name__ == "__main__":

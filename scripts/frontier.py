@@ -11,7 +11,6 @@ of them. `scripts/compare.py --picture` draws runs as points; this command compa
 """
 
 import argparse
-import json
 import shlex
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from harness.audits import Method, audited
 from harness.frontier_page import page
 from harness.frontier_points import checked, measured, quotas
 from harness.methods import adapter, debias_vl, ethical, random_phrases, uce
+from harness.publish import publish, read_record, record_of
 from reproduce.plan import SCALES
 from rich.progress import track
 
@@ -27,7 +27,6 @@ from fairdiff.cli.ending import ending
 from fairdiff.cli.main import fail
 from fairdiff.errors import FairDiffError
 from fairdiff.files import write_json
-from fairdiff.studies.page import write_html, write_markdown
 
 ROOT = Path(__file__).resolve().parent.parent
 SEMANTICS = ("dino", "clip_i", "clip_t")
@@ -102,20 +101,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="of the page and its measurements")
     parser.add_argument("--render", action="store_true", help="measure nothing and read nothing")
     args = parser.parse_args(argv)
-    kept = args.docs / "measurements" / "studies" / "frontier.json"
+    kept = record_of(args.docs, "frontier")
     try:
         if not args.render:
             write_json(kept, measure(args))
-        if not kept.exists():
-            raise FairDiffError(f"{kept}: no such file, allowed: one that this command has written; leave out --render")
-        found = json.loads(kept.read_text(encoding="utf-8"))
+        found = read_record(kept)
         made = page(found, shlex.join(["python", "scripts/frontier.py"]))
-        write_markdown(made, args.docs / "studies" / "frontier.md")
-        write_html(made, args.folder / "frontier.html")
-        write_json(args.folder / "frontier.json", found)
+        report = publish(made, found, "frontier", args.docs, args.folder)
     except (FairDiffError, OSError) as error:
         fail(error)
-    print(f"report: {args.folder / 'frontier.html'}")
+    print(f"report: {report}")
 
 
 if __name__ == "__main__":

@@ -15,13 +15,15 @@ import json
 import shlex
 from pathlib import Path
 
-from harness.audits import audited
+from harness.audits import audited, prompt_biases
 from harness.localize_page import page
 from harness.methods import adapter as saved_adapter
+from harness.publish import publish, read_record, record_of
 from rich.progress import track
 
 from fairdiff import builder, fingerprint
 from fairdiff.audit.read import read_audit
+from fairdiff.audit.wording import targeted
 from fairdiff.cli.compose import saved
 from fairdiff.cli.ending import ending
 from fairdiff.cli.main import fail
@@ -45,7 +47,6 @@ from fairdiff.studies.localize import (
     overlap,
     split,
 )
-from fairdiff.studies.page import write_html, write_markdown
 from fairdiff.training.step import training_step
 from fairdiff.training.trainer import draw_batches
 
@@ -94,28 +95,14 @@ def tables(found: dict) -> tuple[dict[Component, float], dict[Component, float]]
     return {c: size for c, size, _ in rows}, {c: score for c, _, score in rows}
 
 
-def sparse(run: Path, chosen: list[Component], folder: Path) -> Path:
-    """The adapter of these components, written into `folder`."""
-    config = saved(run / "config.yaml", [])
-    model = builder.build_model(config)
-    with atomic_path(folder) as temporary:
-        temporary.mkdir(parents=True)
-        save_edit(temporary, kept(_splits(run, model), chosen), model.kind)
-    return folder
-
-
 def measured(name: str, path: Path, settings: list[str], folder: Path) -> dict:
     """Of an adapter's audit what the page needs: by attribute the bias of every prompt before and after, and similarity."""
     audit = read_audit(audited(settings, saved_adapter(name, path), folder) / "audit.json")
     attributes = audit["models"]["after"]["attributes"]
-
-    def biases(model: str, attribute: str) -> list:
-        return [row["bias"]["value"] for row in audit["models"][model]["attributes"][attribute]["per_prompt"]]
-
-    wanted = [a for a, entry in attributes.items() if entry["target"]["requested"]]
+    wanted = targeted(audit)
     return {
-        "before": {a: biases("before", a) for a in wanted},
-        "after": {a: biases("after", a) for a in wanted},
+        "before": {a: prompt_biases(audit, "before", a) for a in wanted},
+        "after": {a: prompt_biases(audit, "after", a) for a in wanted},
         "floor": {a: attributes[a]["bias"]["floor"] for a in wanted},
         "dino": audit["models"]["after"]["dino"]["mean"],
         "size": [audit["prompts"], audit["images_per_prompt"]],
@@ -129,26 +116,29 @@ def measure(args: argparse.Namespace, kept_in: Path) -> dict:
     sizes, scores = tables(found)
     split_name = "test" if args.test else "validation"
     settings = [f"audit.split={split_name}", "audit.named=1", "audit.without_people=1", *args.set]
-    kept = {"run": args.run.as_posix(), "split": split_name, "settings": settings, "batches": args.batches}
-    kept |= {"components": found["components"], "points": {}}
+    record = {"run": args.run.as_posix(), "split": split_name, "settings": settings, "batches": args.batches}
+    record |= {"components": found["components"], "points": {}}
     places = [("whole", 1.0, list(sizes))]
     for order, names in orders(sizes, scores, 0).items():
         places += [(order, share, first(names, share)) for share in SHARES]
+    model = builder.build_model(saved(args.run / "config.yaml", []))
+    splits = _splits(args.run, model)
     for order, share, chosen in track(places, "sparse adapters"):
         where = folder / "adapters" / f"{order}-{share:g}"
-        if not (where / LORA_FILE).is_file():
-            sparse(args.run, chosen, where)
+        with atomic_path(where) as temporary:
+            temporary.mkdir()
+            save_edit(temporary, kept(splits, chosen), model.kind)
         point = measured(f"{order} {share:g}", where, settings, folder / split_name)
-        kept["points"].setdefault(order, []).append({"share": share, "components": len(chosen)} | point)
-        write_json(kept_in, kept)
+        record["points"].setdefault(order, []).append({"share": share, "components": len(chosen)} | point)
+        write_json(kept_in, record)
     if args.other is not None:
         others = tables(scored(args.other, args.batches, args.folder / "-".join(args.other.resolve().parts[-3:])))
         pair = [orders(*some, 0)["score"] for some in ((sizes, scores), others)]
-        kept["overlap"] = {"with": args.other.as_posix()} | {
+        record["overlap"] = {"with": args.other.as_posix()} | {
             "rows": [[share, *overlap(*pair, share)] for share in SHARES[:-1]]
         }
-        write_json(kept_in, kept)
-    return kept
+        write_json(kept_in, record)
+    return record
 
 
 @ending("interrupted; the same command goes on")
@@ -163,22 +153,18 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="of the page and its measurements")
     parser.add_argument("--render", action="store_true", help="measure nothing")
     args = parser.parse_args(argv)
-    kept_in = args.docs / "measurements" / "studies" / "localize.json"
+    kept_in = record_of(args.docs, "localize")
     try:
         if args.run is None and not args.render:
             raise FairDiffError("run: found none, allowed: the folder of a finished run with LoRA, or --render")
         if not args.render:
             measure(args, kept_in)
-        if not kept_in.exists():
-            raise FairDiffError(f"{kept_in}: no such file, allowed: one that this command has written; leave out --render")
-        kept = json.loads(kept_in.read_text(encoding="utf-8"))
-        made = page(kept, shlex.join(["python", "scripts/localize.py", kept["run"]]))
-        write_markdown(made, args.docs / "studies" / "localize.md")
-        write_html(made, args.folder / "report.html")
-        write_json(args.folder / "localize.json", kept)
+        found = read_record(kept_in)
+        made = page(found, shlex.join(["python", "scripts/localize.py", found["run"]]))
+        report = publish(made, found, "localize", args.docs, args.folder)
     except (FairDiffError, OSError) as error:
         fail(error)
-    print(f"report: {args.folder / 'report.html'}")
+    print(f"report: {report}")
 
 
 if __name__ == "__main__":

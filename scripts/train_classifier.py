@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from build_bank import configure
-from calibrate import data_hash, looking, measure, requested
+from calibrate import data_hash, looking, measure
 
 from classifiers.attributes import MEAN, STD, AttributeNet, save_attribute_net
 from classifiers.calibration import CALIBRATION_FILE
@@ -54,7 +54,7 @@ def net_config(config: Config, architecture: str, kwargs: str) -> dict:
         "image_size": config.detector.crop_size,
         "mean": list(MEAN),
         "std": list(STD),
-        "attributes": {name: list(classes) for name, classes in requested(config).items()},
+        "attributes": {name: list(classes) for name, classes in config.classes.items()},
     }
 
 
@@ -117,7 +117,7 @@ def make(args: argparse.Namespace, config: Config) -> str:
     """Train and measure the judge, or find it made, and say what was found."""
     check_device(config.model.device)
     about, relaxation = net_config(config, args.architecture, args.kwargs), None
-    net, files = new_net(about, args.seed), split(args.folder, requested(config), "train")
+    net, files = new_net(about, args.seed), split(args.folder, config.classes, "train")
     if args.rockafellian:
         relaxation = Relaxation(args.wrong_labels)
     options = [about, args.steps, args.batch, args.seed, args.no_class_weights, relaxation and vars(relaxation)]

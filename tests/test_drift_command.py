@@ -142,7 +142,7 @@ def test_the_command_goes_on_and_gives_the_same_numbers_in_two_processes(
     done = contents(tmp_path / "one", "report.html")
     assert len(done) == 2  # fair, and the first cell
     command.main([*one, *ask])
-    assert len(calls) == 5 and capfd.readouterr().out.endswith("report.html\n")  # the interrupted one, and the others
+    assert len(calls) == 5 and capfd.readouterr().out.endswith("drift.html\n")  # the interrupted one, and the others
     now = contents(tmp_path / "one", "audit.json")
     assert len(now) == 6 and done.items() <= contents(tmp_path / "one", "report.html").items()
 
@@ -153,7 +153,7 @@ def test_the_command_goes_on_and_gives_the_same_numbers_in_two_processes(
     assert arms["benign then fair"]["unsafe"] == arms["fair"]["unsafe"]
     assert all({*arm["unsafe"]} == {"stand-ins", "people"} and len(arm["bias"]) == 2 for arm in arms.values())
     assert arms["base"]["semantics"]["mean"] == 1 > arms["fair"]["semantics"]["mean"]
-    html = (tmp_path / "one" / "report.html").read_text("utf-8")
+    html = (tmp_path / "one" / "drift.html").read_text("utf-8")
     assert all(f"<td>{name}</td>" in html for name in arms) and "<svg" in html and "Half-life" in html
 
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
@@ -191,7 +191,7 @@ def test_the_page_is_made_of_its_record_alone(tmp_path, capsys):
     (row,) = [line for line in text.splitlines() if line.startswith("| b |")]
     assert "| +0.400 [+0.400, +0.400] |" in row and row.count("+0.000 [+0.000, +0.000]") == 2
     assert json.loads((tmp_path / "out" / "drift.json").read_text("utf-8")) == record()
-    assert "<svg" in (tmp_path / "out" / "report.html").read_text("utf-8") and "report: " in capsys.readouterr().out
+    assert "<svg" in (tmp_path / "out" / "drift.html").read_text("utf-8") and "report: " in capsys.readouterr().out
 
 
 def test_a_model_that_is_no_fairer_has_no_half_life_and_one_that_keeps_it_a_long_one():

@@ -82,8 +82,8 @@ def test_the_page_of_baselines_is_made_of_its_records_alone(measured, capsys):
     for line in ("| UCE |", "| debiasVL |", "| nothing |", "## What this does not show"):
         assert line in page
     assert page.count("| UCE |") == 2 and "[" in page and "*" in page  # intervals, of these prompts only
-    assert (measured / "out" / "report.html").exists() and (measured / "out" / "baselines.json").exists()
-    assert capsys.readouterr().out.endswith("report.html\n")
+    assert (measured / "out" / "baselines.html").exists() and (measured / "out" / "baselines.json").exists()
+    assert capsys.readouterr().out.endswith("baselines.html\n")
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,11 @@ class Mark:
     high: float | None = None
 
 
+def mark_of(value: float | None, ends: list | None) -> Mark | None:
+    """A mark of a number of audit.json and its interval; None for what is undefined."""
+    return None if value is None else Mark(value, *(ends or (None, None))[:2])
+
+
 def _text(x: float, y: float, text: str, kind: str = "", anchor: str = "start") -> str:
     return f'<text x="{x:.1f}" y="{y:.1f}" class="{kind}" text-anchor="{anchor}">{escape(text)}</text>'
 

@@ -47,7 +47,7 @@ class AuditPlan:
     "gender.female"); `without_people` do not and must not change.
 
     hashes: SHA-256 of what "before", "start", "after" and "judge" (detector and encoders included) are made of; a changed
-    hash makes old records stale. strip: images of each prompt kept as thumbnails at most `thumbnail` pixels wide.
+    hash makes old records stale. thumbnail: the most pixels across of the first images, which are kept small.
     shared: a folder where runs leave their records of "before" for each other, so that a sweep generates them once.
     world: the processes that generate; the first one reads and writes all files.
     given: of images that are read and not generated, (model, prompt) -> their numbers, those of one size together.
@@ -65,7 +65,6 @@ class AuditPlan:
     latent_shape: tuple[int, ...]
     hashes: dict[str, str]
     named: Sequence[Prompt] = ()
-    strip: int = STRIP
     thumbnail: int = 96
     shared: Path | None = None
     world: World = ALONE
@@ -174,7 +173,7 @@ class _Auditor:
             latent=list(plan.latent_shape),
             attributes=plan.attributes,
             crop=[measurer.crop_size, measurer.expand],
-            strip=[plan.strip, plan.thumbnail],
+            strip=[STRIP, plan.thumbnail],
             hashes={name: plan.hashes[name] for name in {"judge", "before", model}},
             encoders=[measurer.clip is not None, measurer.encoder is not None],
             **({"kept": True} if plan.keep else {}),
@@ -253,7 +252,7 @@ class _Auditor:
         """All images of one prompt, measured in batches, the strip of the first ones, and those to keep."""
         plan, parts, places, shown = self.plan, [], [], {}
         numbers = plan.numbers(model, prompt)
-        first = numbers[: plan.strip]
+        first = numbers[:STRIP]
         wanted = set(numbers if plan.keep else first)
         for indices in plan.batches(model, prompt):
             with torch.no_grad():

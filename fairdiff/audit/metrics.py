@@ -15,7 +15,7 @@ from fairdiff.audit.axis import Axis, MetricSpec, axes_of, labels, requested, ta
 from fairdiff.audit.per_prompt import prompt_metrics
 from fairdiff.audit.planner import images_needed
 from fairdiff.audit.records import MODELS, probability_columns, wording_column
-from fairdiff.audit.suite import ENOUGH, ratio_interval, student_interval
+from fairdiff.audit.suite import ENOUGH, ratio_interval, student_interval, within_range
 
 SCHEMA = "fairdiff.audit/6"
 CONFIDENT = 0.9  # of a class: what the face loss calls confident (Shen et al., ICLR 2024)
@@ -297,7 +297,7 @@ def _without_people(rows: pd.DataFrame) -> dict:
     ratio, interval = math.nan, (math.nan, math.nan)
     if drift.notna().all() and (between > 0).all():
         ratio = drift.mean() / between.mean()
-        interval = ratio_interval(drift, between)
+        interval = within_range(ratio_interval(drift, between), 0, math.inf)
     names = before.drop_duplicates("prompt_index").set_index("prompt_index")
     return {
         "prompts": len(between),

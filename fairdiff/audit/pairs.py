@@ -6,6 +6,7 @@ Only thumbnails are shown: the first `STRIP` pictures of a prompt, as its strip 
 import base64
 import io
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
@@ -39,14 +40,8 @@ def grids_of_training(folder: Path, most: int = 4) -> list[dict]:
     chosen = [files[round(i * (len(files) - 1) / (most - 1))] for i in range(most)] if len(files) > most else files
     found = []
     for file in chosen:
-        try:
-            with Image.open(file) as grid:
-                out = io.BytesIO()
-                grid.convert("RGB").save(out, "jpeg", quality=88)
-        except OSError:  # one that is damaged costs the page a grid
-            continue
-        uri = "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode("ascii")
-        found.append({"steps": int(file.stem.removeprefix("step_")), "uri": uri})
+        with suppress(FairDiffError):  # one that is damaged costs the page a grid
+            found.append({"steps": int(file.stem.removeprefix("step_")), "uri": _uri(_opened(file))})
     return found
 
 

@@ -3,7 +3,7 @@
 from markupsafe import Markup
 
 from fairdiff.audit.estimand import ends_of
-from fairdiff.audit.figures import Mark, range_line
+from fairdiff.audit.figures import mark_of, range_line
 from fairdiff.audit.wording import interval, last_model, number, percent
 
 STATES = {"off": "certainly off", "open": "may be off", "within": "certainly within"}
@@ -15,7 +15,7 @@ def class_lines(entries: dict[str, dict], classes: list[str], target: dict[str, 
     lines = []
     for cls in classes:
         found = {model: entry["shares"][cls] for model, entry in entries.items()}
-        marks = {model: _mark(share["share"], ends_of(share)) for model, share in found.items()}
+        marks = {model: mark_of(share["share"], ends_of(share)) for model, share in found.items()}
         texts = [
             (model, f"{_whole(share['share'])} {interval(ends_of(share), _bare)}") for model, share in found.items()
         ]
@@ -51,7 +51,7 @@ def prompt_table(audit: dict, name: str) -> dict:
 def _row(items: dict[str, dict], classes: list[str], target: dict, limit: float) -> dict:
     first, last = next(iter(items.values())), list(items.values())[-1]
     distances = {model: item["target"]["distance"] for model, item in items.items()}
-    marks = {model: _mark(d["value"], d["ci95_all"]) for model, d in distances.items()}
+    marks = {model: mark_of(d["value"], d["ci95_all"]) for model, d in distances.items()}
     found = last["target"]["distance"]
     low = found["ci95_all"][0]
     own = first["target"]["shares"] if target["requested"] else {}
@@ -101,10 +101,6 @@ def _rests(audit: dict, target: dict) -> str:
     if few and few > audit["images_per_prompt"]:
         text += f" At {audit['images_per_prompt']} pictures none can be certainly within: that takes {few} or more."
     return text
-
-
-def _mark(value: float | None, ends: list | None) -> Mark | None:
-    return None if value is None else Mark(value, *(ends or (None, None))[:2])
 
 
 def _key(value: float | None) -> str:

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fairdiff.audit.estimand import ends_of, stayed_of, verdict_of
-from fairdiff.audit.figures import Mark, bias_chart, curve_chart, line_chart
+from fairdiff.audit.figures import bias_chart, curve_chart, line_chart, mark_of
 from fairdiff.audit.headline import (
     ANSWERS,
     bias_line,
@@ -122,10 +122,6 @@ def _cell(value: str, ends: str) -> Text:
     return Text.assemble(value, ("\n" + ends if ends else "", "dim"))
 
 
-def _mark(value: float | None, ends: list | None) -> Mark | None:
-    return None if value is None else Mark(value, *(ends or (None, None))[:2])
-
-
 def _card(audit: dict, name: str) -> dict:
     entries = {model: entry["attributes"][name] for model, entry in audit["models"].items()}
     last = last_model(audit)["attributes"][name]
@@ -138,7 +134,7 @@ def _card(audit: dict, name: str) -> dict:
     if target["requested"]:
         numbers, floor = {model: rms(entry) for model, entry in entries.items()}, None
         limit = _most([ends_of(entry) for entry in numbers.values()], at_least=2 * target["delta"])
-    marks = {m: _mark(d.get("value", d.get("mean")), ends_of(d)) for m, d in numbers.items()}
+    marks = {m: mark_of(d.get("value", d.get("mean")), ends_of(d)) for m, d in numbers.items()}
     label = rms(last)["name"] if target["requested"] else distance["name"]
     margin_at = target["delta"] if target["requested"] else None
     paired = audit["paired"] and audit["paired"]["attributes"][name]
@@ -219,7 +215,7 @@ def _guidance(audit: dict) -> list[Markup]:
             continue
         lines = {
             model: [
-                (at["scale"], _mark(found["mean"], ends_of(found)))
+                (at["scale"], mark_of(found["mean"], ends_of(found)))
                 for at in audit["guidance"]
                 for found in [at["models"][model][name][distance["key"]]]
             ]

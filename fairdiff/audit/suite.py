@@ -118,4 +118,4 @@ def ratio_interval(numerator, denominator) -> Interval:
     top, bottom = np.asarray(numerator, float), np.asarray(denominator, float)
     ratio = top.mean() / bottom.mean()
     low, high = student_interval((top - ratio * bottom) / bottom.mean())
-    return max(ratio + low, 0.0), ratio + high
+    return ratio + low, ratio + high

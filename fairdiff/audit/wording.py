@@ -232,7 +232,7 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def count(value: float | None) -> str:
-    """A number of things; a mean of such numbers has one digit."""
+    """A count; a mean of counts has one digit."""
     return "–" if value is None else number(value, 0 if value == int(value) else 1)
 
 

@@ -183,6 +183,11 @@ class Config:
         _check_mapping("judge.mapping", self.judge.mapping, self.attributes)
         _check_mapping("audit.judge.mapping", self.audit.judge.mapping, self.attributes)
 
+    @property
+    def classes(self) -> dict[str, tuple[str, ...]]:
+        """Attributes and their classes."""
+        return {name: tuple(attribute.classes) for name, attribute in self.attributes.items()}
+
     def _check_images(self) -> None:
         """Where pictures are given nothing is generated."""
         folders = self.images if isinstance(self.images, list) else [self.images or ""]

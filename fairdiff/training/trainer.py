@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from rich.console import Console
+from torch import Tensor
 
 from fairdiff.diffusion.adapters import changes_images
 from fairdiff.errors import FairDiffError
@@ -21,7 +22,7 @@ from fairdiff.objective.targets import smallest_batch
 from fairdiff.prompts import Prompt
 from fairdiff.training import checkpoint, pictures
 from fairdiff.training.step import Batch, Trainee
-from fairdiff.training.trackers import open_tracker
+from fairdiff.training.trackers import Tracker, open_tracker
 from fairdiff.training.tracking import Metrics, progress, read_metrics
 from fairdiff.training.update import Update, gather, shares_and_targets
 from fairdiff.training.validation import Best, Validation, validate
@@ -153,10 +154,7 @@ def train(
                 tracker.log(row)
             if world.first and pictures.due(step, schedule.steps):
                 with ema.in_place():
-                    grid = grids.grid()
-                pictures.save(grid, folder, step + 1)
-                if tracker:
-                    tracker.images("before and after", grid, step)
+                    keep_grid(grids.grid(), folder, step, tracker)
             running |= {a: 0.9 * running.get(a, b) + 0.1 * b for a, b in update.biases().items()}
             bar.update(task, advance=1, note=_note(update, running))
             if due or (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == schedule.steps:
@@ -174,6 +172,13 @@ def _grids(trainee: Trainee, prompts: list[Prompt], schedule: Schedule) -> pictu
     shown = schedule.validation.prompts if schedule.validation else prompts
     texts = [prompt.text for prompt in shown if prompt.people and not prompt.names]
     return pictures.Grids(trainee, texts or [prompts[0].text], schedule.sampler_steps[1], schedule.seed)
+
+
+def keep_grid(grid: Tensor, folder: Path, step: int, tracker: Tracker | None) -> None:
+    """Write a grid into the run folder, and hand it to the tracker."""
+    pictures.save(grid, folder, step + 1)
+    if tracker:
+        tracker.images("before and after", grid, step)
 
 
 def require_labels(folder: Path) -> None:

@@ -34,6 +34,11 @@ class Method:
         return "".join(c if c.isalnum() or c in ".-" else "_" for c in self.name)
 
 
+def prompt_biases(audit: dict, model: str, attribute: str) -> list[float | None]:
+    """The bias of every prompt of an audit.json; None where no face was seen."""
+    return [row["bias"]["value"] for row in audit["models"][model]["attributes"][attribute]["per_prompt"]]
+
+
 def audited(settings: list[str], method: Method, root: Path, done: bool = False) -> Path | None:
     """Audit a method in `root`/<name> and return the folder with its audit.json and records; what is done there is kept.
 

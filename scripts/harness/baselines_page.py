@@ -30,7 +30,7 @@ NOT_SHOWN = (
 NAMES = ("ethical intervention", "random phrases", "UCE", "debiasVL")
 
 
-def page(found: dict[str, dict[str, dict]], command: str) -> Page:
+def page(found: dict[str, dict[str, dict]]) -> Page:
     """found: split -> method -> the record of its audit."""
     sections = [Section("Methods", METHODS)]
     for split, methods in found.items():
@@ -40,7 +40,14 @@ def page(found: dict[str, dict[str, dict]], command: str) -> Page:
         for (prompts, images), some in suites.items():
             sections += _sections(some, f"{split.capitalize()} prompts: {prompts} × {images} images")
     settings = {" ".join(kept["settings"]) for methods in found.values() for kept in methods.values()}
-    return Page("Baselines without training", LEAD, sections, NOT_SHOWN, command, {"audit": "; ".join(sorted(settings))})
+    commands = [f"python scripts/baselines.py{_options(text)}" for text in sorted(settings)]
+    return Page("Baselines without training", LEAD, sections, NOT_SHOWN, "; ".join(commands))
+
+
+def _options(settings: str) -> str:
+    """What follows the command, from the settings of its audits: the split, and those of --set."""
+    split, _, others = settings.partition(" ")
+    return (" --test" if split.endswith("=test") else "") + (f" --set {others}" if others else "")
 
 
 def _sections(methods: dict[str, dict], title: str) -> list[Section]:

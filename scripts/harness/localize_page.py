@@ -41,13 +41,7 @@ def kept_share(point: dict, whole: dict, attribute: str) -> tuple[float | None, 
     own, full = own[seen], full[seen]
     if len(own) < 2 or full.mean() <= 0:
         return None, None
-    return float(own.mean() / full.mean()), _ratio_ends(own, full)
-
-
-def _ratio_ends(own: np.ndarray, full: np.ndarray) -> tuple[float, float]:
-    middle = own.mean() / full.mean()
-    _, high = ratio_interval(own, full)
-    return 2 * middle - high, high  # symmetric; `ratio_interval` cuts at 0, but an effect may turn round
+    return float(own.mean() / full.mean()), ratio_interval(own, full)
 
 
 def page(kept: dict, command: str) -> Page:
