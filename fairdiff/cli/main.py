@@ -85,9 +85,8 @@ def _check_hydra(cfg: DictConfig) -> None:
 def main(task: Callable[[Config, Path], None], name: str = "config", several: bool = False) -> Callable[[], None]:
     """A Hydra main of conf/<name>.yaml: task(config, run_dir). What the user can mend ends as one line, exit code 2.
 
-    A sweep goes on after a run that fails so; its last lines name those runs, and the command that compares
-    its audits. several: whether the task shares its work
-    among the processes that a launcher started.
+    A sweep goes on after a run that fails so; its last lines name those runs, and the command that compares its
+    audits. several: whether the task shares its work among the processes that a launcher started.
     """
     failed: list[str] = []  # runs of a sweep
     audited: list[str] = []  # folders of those that have an audit, as far as they ran in this process

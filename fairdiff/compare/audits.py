@@ -82,6 +82,6 @@ def _audited(name: str, folder: Path, audit: dict) -> Audited:
     seed = None
     if "after" in audit["models"]:
         trained = every.get("seed") if (run / "adapter").exists() else None
-        named = SEED.search(str(every.get("adapter.path") or run.as_posix()))
-        seed = trained if isinstance(trained, int) else int(named[2]) if named else None
+        named = SEED.findall(str(every.get("adapter.path") or run.as_posix()))
+        seed = trained if isinstance(trained, int) else int(named[-1][1]) if named else None
     return Audited(name, folder, audit, settings, seed)

@@ -69,7 +69,7 @@ def _by_seed(audits: Sequence[Audited]) -> dict[tuple, list[Audited]]:
 
 
 def _unseeded(audit: Audited) -> str:
-    return re.sub(r"audit\.seed=\d+,?", "", SEED.sub(r"\1seed*", audit.name))
+    return re.sub(r"audit\.seed=\d+,?", "", SEED.sub(r"\1seed*", audit.name)).strip("/,")
 
 
 def _without_seed(value: Any) -> Any:

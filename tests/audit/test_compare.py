@@ -222,7 +222,7 @@ def change(audit: dict, kind: str) -> None:
                 del part["attributes"]["age"], part["joint"]["gender×age"]
             del audit["attributes"]["age"]
         case "classes":
-            text = json.dumps(audit).replace('"young"', '"child"').replace("×young", "×child")
+            text = json.dumps(audit, ensure_ascii=False).replace('"young"', '"child"').replace("×young", "×child")
             audit |= json.loads(text)
         case "prompts":
             text = json.dumps(audit).replace("nurse", "cook")
