@@ -39,7 +39,6 @@ def compared(audits: Sequence[Audited], against: Sequence[Audited] = ()) -> dict
         "schema": SCHEMA,
         "prompts": first["prompts"],
         "images_per_prompt": first["images_per_prompt"],
-        "prompts_needed": first["prompts_needed"],
         "judge": first["judge"]["path"],
         "target": first["provenance"].get("target"),
         "targeted": targeted(first),
