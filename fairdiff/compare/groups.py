@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,7 +46,9 @@ def grouped(audits: Sequence[Audited]) -> list[Group]:
     names = [", ".join(f"{key}={_said(value)}" for key, value in settings.items()) for settings in chosen]
     made = list(zip(groups, names, chosen, strict=True))
     if not 0 < len(keys) <= FEW_SETTINGS or len({*names}) < len(groups):
-        made = [(some, _folder(some), settings) for some, _, settings in made]
+        count = Counter(map(_folder, groups))
+        folders = [_folder(some) if count[_folder(some)] == 1 else some[0].name for some in groups]
+        made = list(zip(groups, folders, chosen, strict=True))
     else:
         made.sort(key=lambda one: [_order(value) for value in one[2].values()])
     return [Group(name, tuple(some), settings) for some, name, settings in made]

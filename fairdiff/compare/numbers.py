@@ -31,7 +31,8 @@ def compared(audits: Sequence[Audited], against: Sequence[Audited] = ()) -> dict
     """
     require_comparable(audits)
     groups = grouped(audits)
-    reference = next((group for group in groups if {*map(id, group.members)} & {*map(id, against)}), groups[0])
+    wanted = {one.folder for one in against}
+    reference = next((group for group in groups if wanted & {one.folder for one in group.members}), groups[0])
     first = audits[0].audit
     pairs = {group.name: partners(reference, group) for group in groups if group is not reference}
     keys = dict.fromkeys(key for group in groups for key in group.settings)
