@@ -27,21 +27,27 @@ import compare  # noqa: E402
 
 
 @pytest.fixture
-def audited(plan, measurer, noise, tmp_path):
+def audited(plan, measurer, noise, tmp_path, tmp_path_factory, made={}):  # noqa: B006, one of each for all tests
     """Writes runs/<name>/audits/some of a model and an adapter (None for none) with these offsets, and returns the audit."""
 
-    def audited(name: str, offset: float | None, seed: int = 7, base: float = 1.0, settings: dict | None = None) -> dict:
+    def make(offset: float | None, seed: int, base: float) -> Path:
         hashes = {"before": f"b{base}", "after": f"a{base} {offset}", "judge": "j0"}
-        run = tmp_path / "runs" / name
-        folder = run / "audits" / "some"
+        folder = tmp_path_factory.mktemp("audit")
         tiny = {"before": TinyGenerator(base)} | ({} if offset is None else {"after": TinyGenerator(offset)})
         records = run_audit(replace(plan, seed=seed, hashes=hashes), tiny, measurer, noise, folder, lambda n: None)
         spec = MetricSpec(plan.attributes, {"path": "colours"}, {"gender": [0.5, 0.5]}, {"gender": [[90, 10], [10, 90]]})
         audit = json.loads(json.dumps(compute_metrics(records, spec), allow_nan=False))
         (folder / "audit.json").write_text(json.dumps(audit))
+        return folder
+
+    def audited(name: str, offset: float | None, seed: int = 7, base: float = 1.0, settings: dict | None = None) -> dict:
+        if (offset, seed, base) not in made:
+            made[offset, seed, base] = make(offset, seed, base)
+        run = tmp_path / "runs" / name
+        shutil.copytree(made[offset, seed, base], run / "audits" / "some", dirs_exist_ok=True)
         if settings is not None:
             (run / "config.yaml").write_text(yaml.safe_dump(settings))
-        return audit
+        return json.loads((run / "audits" / "some" / "audit.json").read_text())
 
     return audited
 
