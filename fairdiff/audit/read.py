@@ -29,6 +29,7 @@ class Maybe:
 
 # leaves: what they have to be, in words
 NUMBER, COUNT, FLAG, TEXT = "a number or null", "a whole number from 0", "true or false", "text"
+REAL = "a number"
 ENDS, VERDICT = "[low, high] or null", "within, beyond or undecided"
 
 # shapes: a leaf, a mapping with these keys and any others, a list of one shape
@@ -43,13 +44,17 @@ TARGET = {
     "uniform": FLAG,
     "total_variation": DISTANCE,
     "distance": D,
-    "delta": NUMBER,
+    "delta": REAL,
     "verdict": VERDICT,
     "verdict_these": VERDICT,
     "reason": Maybe(TEXT),
 }
-AXIS = {"bias": DISTANCE, "target": TARGET, "corrected": Maybe({"distance": Maybe(D), "confusion": [[NUMBER]]}, null=False)}
-PROMPT = {"prompt": TEXT, "family": TEXT, "counts": Each(COUNT), "target": {"shares": Each(NUMBER)}}
+AXIS = {
+    "bias": DISTANCE,
+    "target": TARGET,
+    "corrected": Maybe({"distance": Maybe(D), "confusion": [[NUMBER]]}, null=False),
+}
+PROMPT = {"prompt": TEXT, "family": TEXT, "counts": Each(COUNT), "target": {"shares": Each(REAL)}}
 PROMPT_PARTS = ("attributes", "joint")  # of a model: what has numbers of every prompt
 CERTAIN = {"off": COUNT, "open": COUNT, "within": COUNT}
 MODEL = {
@@ -70,6 +75,7 @@ PAIR = {
     "families": Each({"attributes": Each(CHANGED)}),
     **dict.fromkeys(("no_face", "clip_t", "between_seeds"), CHANGE),
 }
+HASHES = {"judge": TEXT, "before": TEXT, "after": Maybe(TEXT)}
 AUDIT = {
     "prompts": COUNT,
     "images_per_prompt": COUNT,
@@ -83,7 +89,7 @@ AUDIT = {
     "trained": Maybe(PAIR),
     "named": Maybe({"attributes": Each({"kept": Each(MEAN), "change": Maybe(CHANGE)})}),
     "without_people": Maybe({"relative_drift": {"value": NUMBER, "ci95": ENDS}}),
-    "provenance": {"target": Maybe(TEXT), "seed": COUNT, "image_size": Maybe(TEXT), "hashes": {"judge": TEXT}},
+    "provenance": {"target": Maybe(TEXT), "seed": COUNT, "image_size": Maybe(TEXT), "hashes": HASHES},
 }
 
 
@@ -150,7 +156,9 @@ def _is(found: Any, kind: str) -> bool:
     number = isinstance(found, int | float) and not isinstance(found, bool)
     match kind:
         case "a number or null":
-            return found is None or (number and -1e300 < found < 1e300)  # no NaN, nothing too large
+            return found is None or _is(found, REAL)
+        case "a number":
+            return number and -1e300 < found < 1e300  # no NaN, nothing too large
         case "a whole number from 0":
             return number and isinstance(found, int) and found >= 0
         case "true or false":
