@@ -281,3 +281,19 @@ def test_a_failed_run_in_a_process_of_a_launcher_is_a_failed_sweep(tmp_path):
     found = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert found.returncode == 2 and "error: seed=1: steps: no" in found.stderr, found.stderr
     assert sorted(p.parent.name for p in tmp_path.rglob("done")) == ["seed0", "seed2"]
+
+
+def test_a_sweep_of_audits_ends_with_the_command_that_compares_them(tmp_path, monkeypatch, capsys):
+    def job(config, folder):
+        if config.seed < 2:  # the third run has no audit
+            (folder / "audits" / "some").mkdir(parents=True)
+            (folder / "audits" / "some" / "audit.json").write_text("{}")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["x.py", "-m", "seed=0,1,2"])
+    main(job)()
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line == "side by side: fairdiff-compare outputs/gender/default/seed0 outputs/gender/default/seed1"
+    monkeypatch.setattr(sys, "argv", ["x.py", "-m", "seed=0,2"])
+    main(job)()
+    assert "side by side" not in capsys.readouterr().out  # of one there is nothing to compare

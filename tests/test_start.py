@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from tiny import whole_audit
 
+from fairdiff import start
 from fairdiff.cli.ending import ending
 from fairdiff.cli.main import main
 
@@ -39,9 +40,10 @@ def test_ctrl_c_during_imports(script):
     assert (found.returncode, found.stdout, found.stderr) == (130, "", "interrupted\n")
 
 
-def test_both_commands_are_those_of_the_installation():
+def test_the_commands_are_those_of_the_installation():
     text = (ROOT / "pyproject.toml").read_text()
-    assert 'fairdiff-train = "fairdiff.start:train"' in text and 'fairdiff-audit = "fairdiff.start:audit"' in text
+    for name in ("train", "audit", "view", "compare"):
+        assert f'fairdiff-{name} = "fairdiff.start:{name}"' in text and hasattr(start, name)
 
 
 @contextmanager

@@ -29,7 +29,7 @@ class Maybe:
 
 # leaves: what they have to be, in words
 NUMBER, COUNT, FLAG, TEXT = "a number or null", "a whole number from 0", "true or false", "text"
-REAL = "a number"
+REAL, WORDS = "a number", "text or null"
 ENDS, VERDICT = "[low, high] or null", "within, beyond or undecided"
 
 # shapes: a leaf, a mapping with these keys and any others, a list of one shape
@@ -47,7 +47,7 @@ TARGET = {
     "delta": REAL,
     "verdict": VERDICT,
     "verdict_these": VERDICT,
-    "reason": Maybe(TEXT),
+    "reason": WORDS,
 }
 AXIS = {
     "bias": DISTANCE,
@@ -165,6 +165,8 @@ def _is(found: Any, kind: str) -> bool:
             return isinstance(found, bool)
         case "text":
             return isinstance(found, str)
+        case "text or null":
+            return found is None or isinstance(found, str)
         case "within, beyond or undecided":
             return found in ("within", "beyond", "undecided")
     return found is None or (isinstance(found, list) and len(found) == 2 and all(_is(end, NUMBER) for end in found))

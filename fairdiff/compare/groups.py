@@ -110,6 +110,9 @@ def mean_of(figures: Sequence[Figure], limits: tuple[float, float] = (-math.inf,
     """
     if not figures:
         return None
+    if len(figures) == 1:  # an audit's own number, as it is there
+        (one,) = figures
+        return {"value": one.value, "ci95": one.ends and list(one.ends), "these": one.these, "spread": None}
     by_seed: dict[int | None, list[float]] = {}
     for one in figures:
         by_seed.setdefault(one.seed, []).append(one.value)
