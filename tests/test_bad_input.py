@@ -291,6 +291,12 @@ def test_a_mistake_never_empties_a_finished_run(tmp_path, monkeypatch, capsys):
     assert {p.name for p in tmp_path.iterdir()} == {"audits", "run.json"}
 
 
+def test_the_docs_name_everything_that_starting_over_removes():
+    page = (Path(__file__).parent.parent / "docs" / "how_to" / "resume.md").read_text(encoding="utf-8")
+    sentence = page.split("This removes what the run wrote:")[1].split(". It never")[0]
+    assert {name.rstrip("/") for name in re.findall("`([^`]+)`", sentence)} == set(run.OUTPUTS)
+
+
 @pytest.mark.parametrize("name", run.OUTPUTS[:-1])
 def test_a_folder_that_may_be_somebody_elses_is_not_emptied(name, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
