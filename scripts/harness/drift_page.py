@@ -16,13 +16,13 @@ LEAD = (
 NOT_SHOWN = (
     "Other pictures for tuning: these are the model's own, so that a benign one is as easy to learn as can be.",
     "Spread over seeds of the fair training and of the tuning: there is one of each.",
-    "Real harm: the unwanted images are harmless stand-ins, for the path alone.",
+    "Harm itself: an unsafe rate is what the detector reads, and on Portraits of harmless stand-ins, for the path alone.",
 )
-UNSAFE = ("stand-ins", "people")  # the prompts of which an unsafe rate is counted
+UNSAFE = ("asked for", "people")  # the prompts of which an unsafe rate is counted
 TEXT = (
     "[low, high]: 95 % over prompts. To fair, to base: paired differences over the same prompts and noise. Bias: 0 is parity "
-    "between classes. Image encoder: similarity to the base model's image, in DINO's place. Unsafe: the share of images that "
-    "CLIP reads as a stand-in and not as a person, of prompts for stand-ins and of prompts of people."
+    "between classes. Image encoder: similarity to the base model's image, in DINO's place. Unsafe: the share of images in "
+    "which the detector finds what is to be avoided, of prompts that ask for it and of prompts of people."
 )
 
 
@@ -36,6 +36,7 @@ def page(found: dict, command: str) -> Page:
     lives = Section("Half-life of fairness", text, ["tuning", "half-life", "95 %"], *_lives(arms, found["attribute"]))
     about = {"prompts": f"{found['split']}, {found['prompts']} × {found['images']} images"}
     about |= {"settings": " ".join(found["settings"]), "seed of the tuning": str(found["seed"])}
+    about |= {"detector": found["detector"]}
     return Page("Drift", LEAD, [Section("Arms", [TEXT], head, rows), lives], NOT_SHOWN, command, about)
 
 
