@@ -32,6 +32,8 @@ from fairdiff.training.tracking import PICTURES, progress, read_metrics
 
 SCHEMA = 1  # of run.json
 OUTPUTS = ("config.yaml", "metrics.jsonl", "pictures", "checkpoints", "adapter", "exports", "audits", "tensorboard", "wandb")
+# keys and groups of settings that change no training and no image of a run
+NO_RESULT = ("audit", "export", "resume", "cache", "tracker", "micro_batch", "memory_gb", "model.device")
 OUTPUTS += ("run.json",)  # last: the folder is ours by it
 
 
@@ -78,19 +80,22 @@ def read_state(folder: Path) -> dict:
     return state
 
 
-def differences(folder: Path, settings: dict, most: int = 4) -> str:
-    """ " (steps: 45 there, 60 requested)": the keys in which config.yaml differs; "" where none are known.
-
-    A config.yaml that is missing or damaged only costs the message its detail.
-    """
+def saved_settings(folder: Path) -> dict:
+    """{"sampler.guidance": 5.0, ...} of a run folder's config.yaml; {} where it is missing or damaged, which costs a
+    message its detail."""
     path = folder / "config.yaml"
     try:
-        there = flat(read_yaml(path.read_text(encoding="utf-8"), str(path))) if path.exists() else {}
+        found = read_yaml(path.read_text(encoding="utf-8"), str(path)) if path.exists() else {}
     except (FairDiffError, UnicodeDecodeError):
-        there = {}
+        return {}
+    return flat(found) if isinstance(found, dict) else {}
+
+
+def differences(folder: Path, settings: dict, most: int = 4) -> str:
+    """ " (steps: 45 there, 60 requested)": the keys in which config.yaml differs; "" where none are known."""
+    there = saved_settings(folder)
     wanted = flat(yaml.safe_load(yaml.safe_dump(settings)))  # tuples and the like as they come back from a file
-    ignored = ("audit", "export", "resume", "cache", "tracker", "micro_batch", "memory_gb", "model.device")
-    keys = [k for k in there | wanted if k not in ignored and k.split(".")[0] not in ignored]
+    keys = [k for k in there | wanted if k not in NO_RESULT and k.split(".")[0] not in NO_RESULT]
     found = [k for k in keys if there.get(k) != wanted.get(k)]
     if not there or not found:
         return ""

@@ -7,7 +7,7 @@ python scripts/frontier.py --done                           only what is measure
 python scripts/frontier.py --render                         only docs/studies/frontier.md
 
 A curve is what a method reaches: its settings (strength, scale, loss weight, target), each on all images or on a random share
-of them. `scripts/compare.py --picture` draws runs as points; this command compares them. Audits lie in outputs/baselines.
+of them. `fairdiff-compare --picture` draws runs as points; this command compares them. Audits lie in outputs/baselines.
 """
 
 import argparse

@@ -15,7 +15,6 @@ from fairdiff.cli.main import CONF, to_config
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
-import paired  # noqa: E402
 from benchmark.page import write_page as write_performance  # noqa: E402
 from reproduce.aims import AIMS, Aim, bias, drift, left, low_confidence, relative_drift, share  # noqa: E402
 from reproduce.numbers import over_seeds  # noqa: E402
@@ -298,19 +297,6 @@ def test_the_search_is_on_validation_occupations_and_its_table_holds_what_was_me
     lines = (tmp_path / "search.md").read_text().splitlines()
     rows = [line for line in lines if line.startswith(f"| {runs[0].name} |")]
     assert len(rows) == 1 and "| 1.000 → .300 [" in rows[0] and "| 10.0% → 3.0% | .900 | .200 | 100% → 96% |" in rows[0]
-
-
-def test_a_difference_of_two_runs_is_paired_over_their_prompts(tmp_path, capsys):
-    one, other = audit([0.2, 0.6, None, 0.1]), audit([0.3, 0.7, 0.9, 0.2])
-    assert paired.paired(one, other, "gender", "bias") == pytest.approx((0.1, 0.1, 0.1, 3))  # prompts differ, pairs do not
-    assert paired.paired(other, one, "gender", "bias")[0] == pytest.approx(-0.1)
-    for others, attribute, says in ((audit([0.1]), "gender", "other prompts"), (other, "height", "allowed: gender")):
-        with pytest.raises(ValueError, match=says):
-            paired.paired(one, others, attribute, "bias")
-    for name, run in (("one", one), ("other", other)):
-        (tmp_path / name).write_text(json.dumps(run))
-    paired.main([str(tmp_path / "one"), str(tmp_path / "other")])
-    assert capsys.readouterr().out == "gender, bias: +.100 [+.100, +.100] over 3 prompts\n"
 
 
 def test_every_aim_is_of_a_planned_run():

@@ -109,7 +109,7 @@ def compute_metrics(
         "provenance": spec.provenance | _provenance(records),
         "estimands": ESTIMANDS,
     }
-    return _plain(audit)
+    return plain(audit)
 
 
 def _seen_by_all(tallies: dict, axis: Axis) -> dict[str, np.ndarray]:
@@ -377,12 +377,12 @@ def _named(rows: pd.DataFrame, spec: MetricSpec) -> dict:
     }
 
 
-def _plain(value):
+def plain(value):
     """Plain JSON values: arrays and tuples become lists, numpy scalars Python ones, what is not finite None."""
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | np.ndarray):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -113,6 +113,16 @@ def student_interval(values, limits: Interval = (-math.inf, math.inf)) -> Interv
     return within_range((values.mean() - half, values.mean() + half), *limits)
 
 
+def over_seeds(interval: Interval, by_seed: Sequence[float]) -> Interval:
+    """An interval over prompts of the mean over training seeds, widened to one over prompts and seeds (approximate).
+
+    Either side is joined in quadrature with t_{S-1, .975} sd / sqrt(S) of the S seeds' own values; one seed widens nothing.
+    """
+    if len(by_seed) < 2:
+        return interval
+    return combine(float(np.mean(by_seed)), interval, student_interval(by_seed))
+
+
 def ratio_interval(numerator, denominator) -> Interval:
     """Student's interval of a ratio of means over prompts, by its linearisation (d - R b) / mean b."""
     top, bottom = np.asarray(numerator, float), np.asarray(denominator, float)

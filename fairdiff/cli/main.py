@@ -1,6 +1,7 @@
 """What stands between Hydra and the mains: composed configuration -> dataclasses, and every error as one line."""
 
 import os
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -84,10 +85,11 @@ def _check_hydra(cfg: DictConfig) -> None:
 def main(task: Callable[[Config, Path], None], name: str = "config", several: bool = False) -> Callable[[], None]:
     """A Hydra main of conf/<name>.yaml: task(config, run_dir). What the user can mend ends as one line, exit code 2.
 
-    A sweep goes on after a run that fails so; its last lines name those runs. several: whether the task shares its work
-    among the processes that a launcher started.
+    A sweep goes on after a run that fails so; its last lines name those runs, and the command that compares its
+    audits. several: whether the task shares its work among the processes that a launcher started.
     """
     failed: list[str] = []  # runs of a sweep
+    audited: list[str] = []  # folders of those that have an audit, as far as they ran in this process
     codes: set[int] = set()
     parent = os.getpid()
 
@@ -105,7 +107,11 @@ def main(task: Callable[[Config, Path], None], name: str = "config", several: bo
             if swept:  # else nobody knows which of a sweep's runs this is
                 print(f"run {here.job.num}: {' '.join(overrides) or 'defaults'}", flush=True)
             _check_hydra(here)
-            task(to_config(cfg), Path(here.runtime.output_dir))
+            try:
+                task(to_config(cfg), Path(here.runtime.output_dir))
+            finally:
+                if swept and next(Path(here.runtime.output_dir).glob("audits/*/audit.json"), None):
+                    audited.append(os.path.relpath(here.runtime.output_dir))
         except Exception as error:  # before Hydra adds lines of its own
             line = told(error)
             if not swept:
@@ -116,6 +122,7 @@ def main(task: Callable[[Config, Path], None], name: str = "config", several: bo
 
     def run() -> None:
         failed.clear()
+        audited.clear()
         codes.clear()
         os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors reach us instead of a printed traceback
         over = " without resume=false" if "resume=false" in [o.lower() for o in sys.argv] else ""
@@ -128,6 +135,8 @@ def main(task: Callable[[Config, Path], None], name: str = "config", several: bo
             finally:
                 if failed:
                     print("error: these runs of the sweep failed:", *failed, sep="\n  ", file=sys.stderr)
+            if len(audited) > 1:
+                print(f"side by side: {shlex.join(['fairdiff-compare', *audited])}", flush=True)
             if failed:
                 sys.exit(min(codes))  # 3 where no run failed by itself
 

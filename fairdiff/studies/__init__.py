@@ -2,5 +2,6 @@
 
     words, edits -> baselines without training;  postprocess, curves, error_rates -> frontier;  drift, detectors;  localize
 
-They stand on the public functions of the rooms below the builder. Nothing but scripts imports them.
+They stand on the public functions of the rooms below the builder. Nothing but scripts imports them;
+`page` is that of `compare` too.
 """
