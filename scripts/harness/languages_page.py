@@ -25,9 +25,9 @@ METHOD = (
 NOT_SHOWN = (
     "What a better translation would do: these are plain, and no native speaker has checked them.",
     "The grammar of gender: a dictionary's form is the masculine one in languages that have two. `--both-forms` names both.",
-    "A language that a model half knows on purpose: Portraits has read English alone, and a second language of made-up "
-    "synonyms would need other embedded weights. On Portraits other languages are unknown words, which shows what the warning "
-    "is for and nothing about languages.",
+    "A language that a model half knows: Portraits has read English alone, and a second language of made-up synonyms would "
+    "need other embedded weights. On Portraits other languages are unknown words, which shows what the warning is for and "
+    "nothing about languages.",
     "Other noise and other seeds of training.",
 )
 
