@@ -65,17 +65,23 @@ BATCHES = 12
 ALIGNED = ("adapter.scale=1", "loss.image=null", "loss.face=null", "validation.every=null", "tracker=null")
 
 
+def folder_of(run: Path, batches: int, root: Path) -> Path:
+    """Where all about a run's LoRA lies, by its name and what decides the scores; FairDiffError for a run without LoRA."""
+    file = run / "adapter" / LORA_FILE
+    if not file.is_file() or not (run / "config.yaml").is_file():
+        raise FairDiffError(f"{run}: holds no config.yaml with adapter/{LORA_FILE}, allowed: a finished run with LoRA")
+    key = fingerprint.of_values(fingerprint.of_files([file]), batches)
+    return root / "-".join([*run.resolve().parts[-3:], key[:8]])
+
+
 def scored(run: Path, batches: int, folder: Path, attribute: str | None = None) -> list[list]:
     """[part, layer, i, size, score, score] of each component of a run's LoRA; kept in `folder`.
 
     attribute: by whose loss alone, None: by that of the training. The two scores are of the even and of the odd batches.
     """
-    file = run / "adapter" / LORA_FILE
-    if not file.is_file() or not (run / "config.yaml").is_file():
-        raise FairDiffError(f"{run}: holds no config.yaml with adapter/{LORA_FILE}, allowed: a finished run with LoRA")
-    key, path = [fingerprint.of_files([file]), batches], folder / f"scores-{attribute or 'training'}.json"
-    if path.exists() and (found := json.loads(path.read_text(encoding="utf-8")))["key"] == key:
-        return found["components"]
+    path = folder / f"scores-{attribute or 'training'}.json"
+    if path.exists():
+        return json.loads(path.read_text(encoding="utf-8"))
     config = _of_one(saved(run / "config.yaml", [f"adapter.path={run / 'adapter'}", *ALIGNED]), attribute)
     plan = make_plan(config)
     model, perception = builder.build_model(config), builder.build_perception(config, plan)
@@ -91,7 +97,7 @@ def scored(run: Path, batches: int, folder: Path, attribute: str | None = None) 
         for component, value in gate_gradients(trainee.adapter, splits).items():
             scores[component][step % 2] += abs(value) / ((batches + 1 - step % 2) // 2)
     found = [[*c, sizes[c], *scores[c]] for c in sorted(sizes)]
-    write_json(path, {"key": key, "components": found})
+    write_json(path, found)
     return found
 
 
@@ -157,9 +163,10 @@ class Study:
     def sparse(self, name: str, chosen: list[Component]) -> dict:
         """The same of the adapter of these components, which is kept as adapters/<name>."""
         where = self.folder / "adapters" / name
-        with atomic_path(where) as temporary:
-            temporary.mkdir()
-            save_edit(temporary, kept(self.splits, chosen), self.model.kind)
+        if not where.exists():  # written again it might have another order of its header, and be another file to an audit
+            with atomic_path(where) as temporary:
+                temporary.mkdir()
+                save_edit(temporary, kept(self.splits, chosen), self.model.kind)
         return self.audited(name, where)
 
     def retrained(self, order: str, share: float) -> dict:
@@ -175,7 +182,7 @@ class Study:
 
 def measure(args: argparse.Namespace, kept_in: Path) -> None:
     """Scores, sparse adapters, retrained ones and their audits; written into `kept_in` as soon as each is done."""
-    folder = args.folder / "-".join(args.run.resolve().parts[-3:])
+    folder = folder_of(args.run, args.batches, args.folder)
     found = scored(args.run, args.batches, folder)
     sizes, scores = tables(found)
     config = saved(args.run / "config.yaml", [])
@@ -201,7 +208,7 @@ def measure(args: argparse.Namespace, kept_in: Path) -> None:
     for one, other in combinations(apart, 2):
         record["overlaps"].append({"of": [one, other], "same": True, "rows": overlaps(apart[one], apart[other], True)})
     if args.other is not None:
-        other = scored(args.other, args.batches, args.folder / "-".join(args.other.resolve().parts[-3:]))
+        other = scored(args.other, args.batches, folder_of(args.other, args.batches, args.folder))
         both = [args.run.as_posix(), args.other.as_posix()]
         record["overlaps"].append({"of": both, "same": False, "rows": overlaps(found, other, False)})
     write_json(kept_in, record)
