@@ -264,3 +264,19 @@ def test_updates_have_all_layers_in_common_with_themselves_and_none_with_those_o
     assert common_places(sizes, {c: 7 * s for c, s in sizes.items()}) == pytest.approx(1)
     assert common_places(sizes, {("text_encoder", "a", 0): 1.0}) == 0
     assert common_places(sizes, {("unet", "b", 0): 2.0}) == pytest.approx(0.5)
+
+
+def test_another_way_is_found_where_retraining_brings_the_effect_back():
+    kept_of = record({"whole": [(1.0, 1.0)], "score": [(0.25, 0.2), (0.25, 0.9)]})
+    removed, anew = kept_of["points"]["score"]
+    kept_of["points"].pop("score")
+    row = {"order": "score", "share": 0.25, "components": 2, "removed": removed, "retrained": anew, "common": 0.5}
+    kept_of["retrained"] = [row, row | {"order": "random", "removed": anew, "retrained": removed}]
+    (section,) = [s for s in page(kept_of, "python x").sections if s.title.endswith("another way?")]
+    first_row, second = section.rows
+    space = "\u00a0%"
+    assert first_row[:2] == [f"first 25.0{space} by score", "2"] and first_row[5] == "yes" and second[5] == "no"
+    assert first_row[2:5] == [f"{v}{space} [{v}{space}, {v}{space}]" for v in ("20.0", "90.0", "70.0")]
+    assert second[0] == f"first 25.0{space} at random" and second[4].startswith("−70.0")
+    overlap_rows = page(kept_of, "python x").sections[-1].rows
+    assert overlap_rows == [[f"20.0{space}", "0.500", "[0.000, 0.100]", "0.800"]]
