@@ -35,9 +35,10 @@ def curvature(probs_NK: np.ndarray, features_ND: np.ndarray, damping: float) -> 
     K = probs_NK.shape[1]
     H_DKDK = np.empty((D, K, D, K))
     for k in range(K):
-        for other in range(K):
+        for other in range(k, K):
             spread_N = probs_NK[:, k] * ((k == other) - probs_NK[:, other])
-            H_DKDK[:, k, :, other] = (features_ND * spread_N[:, None]).T @ features_ND / N
+            block_DD = (features_ND * spread_N[:, None]).T @ features_ND / N
+            H_DKDK[:, k, :, other] = H_DKDK[:, other, :, k] = block_DD
     return H_DKDK.reshape(D * K, D * K) + damping * np.eye(D * K)
 
 

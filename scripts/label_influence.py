@@ -4,26 +4,27 @@ python scripts/label_influence.py              the check against training again,
 python scripts/label_influence.py --render     only docs/studies/label_influence.md
 
 Renders of Portraits (scripts/build_portraits/make_data.py --images 4000) whose gender labels are flipped, as in
-scripts/label_errors.py. Groups: race, Black against the others. The judge is a linear layer on frozen features of the embedded
-image encoder, which has seen no label. Influence needs faces with trusted labels: the validation faces. What the page needs is
-kept in docs/measurements/studies/label_influence.json.
+scripts/label_errors.py, and its judge, trained on them by cross-entropy. Groups: race, Black against the others. Then all but
+the last layer is frozen. Influence needs faces with trusted labels: the validation faces. What the page needs is kept in
+docs/measurements/studies/label_influence.json.
 """
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import torch
+from harness.label_influence_page import RATES, SEEDS, SHARES, WAYS, key_of, page
 from harness.labelled_renders import FOLDER, KINDS, Faces, flipped, has_renders, read_renders
-from harness.label_influence_page import MEASURED, RATES, SEEDS, SHARES, WAYS, key_of, page
 from harness.publish import publish, read_record, record_of
+from label_errors import pixels_of, trained
 from rich.progress import track
 from scipy.stats import mannwhitneyu, spearmanr
+from torch import nn
 
-from classifiers.identity import FaceEmbedder
 from classifiers.influence import (
     calibration_error,
     curvature,
@@ -32,6 +33,7 @@ from classifiers.influence import (
     gap_between,
     gradient,
     influence,
+    one_group,
     other_labels,
     probabilities,
 )
@@ -39,12 +41,11 @@ from fairdiff.cli.ending import ending
 from fairdiff.cli.main import fail
 from fairdiff.errors import FairDiffError
 from fairdiff.files import write_json
-from fairdiff.portraits import load_encoder
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAIN, VALIDATION, TEST, SMALL = 1500, 600, 1400, 200
 DAMPING = 1e-3
-ROUND = 0.01  # of the training faces are relabelled at once
+ROUND = 0.02  # of the training faces are relabelled at once
 CHECKED = {"gap in error": expected_error, "gap in calibration": calibration_error}
 
 
@@ -62,55 +63,52 @@ class Part:
 
 @dataclass(frozen=True)
 class Judge:
-    """A fitted last layer, with the training labels y it was fitted to and its answers to the training faces."""
+    """A fitted last layer, with the training labels y it was fitted to, its answers to the training faces, and H."""
 
     train: Part
     y_NK: np.ndarray
     weights_DK: np.ndarray
     probs_NK: np.ndarray
+    H: np.ndarray
 
     def influence_on(self, metric, faces: Part) -> np.ndarray:
         """Predicted change [N] of the metric on other faces by the other label of each training face."""
-        H = curvature(self.probs_NK, self.train.features_ND, DAMPING)
         slope = gradient(metric, self.weights_DK, faces.features_ND, faces.true_N)
-        return influence(H, slope, self.train.features_ND, other_labels(self.probs_NK, self.y_NK) - self.y_NK)
+        return influence(self.H, slope, self.train.features_ND, other_labels(self.probs_NK, self.y_NK) - self.y_NK)
 
 
 def judge_of(train: Part, y_NK: np.ndarray, start: Judge | None = None) -> Judge:
     """Fitted to the end; `start`: fine-tuned from there, which has the same end and takes less time."""
     weights_DK = fitted(train.features_ND, y_NK, DAMPING, None if start is None else start.weights_DK)
-    return Judge(train, y_NK, weights_DK, probabilities(weights_DK, train.features_ND))
+    probs_NK = probabilities(weights_DK, train.features_ND)
+    return Judge(train, y_NK, weights_DK, probs_NK, curvature(probs_NK, train.features_ND, DAMPING))
+
+
+def split(everything: Faces, seed: int) -> tuple[Faces, Faces, Faces]:
+    """Training, validation and test faces."""
+    order = np.random.default_rng([31, seed]).permutation(len(everything.gender_N))
+    ends = np.cumsum([TRAIN, VALIDATION, TEST])
+    return tuple(everything.rows(order[start:end]) for start, end in zip([0, *ends[:-1]], ends, strict=True))
 
 
 @torch.no_grad()
-def features(faces: Faces, encoder: FaceEmbedder) -> np.ndarray:
-    """The encoder's unit vectors [N, D - 1]."""
-    parts = []
-    for first in track(range(0, len(faces.images), 250), "features"):
-        image_NHWC = torch.from_numpy(faces.images[first : first + 250]).float() / 255
-        parts.append(encoder(image_NHWC.permute(0, 3, 1, 2)))
-    return torch.cat(parts).double().numpy()
+def hidden(net: nn.Module, faces: Faces) -> Part:
+    """What a judge's last layer sees, and a constant."""
+    inner_ND = net[:-1](pixels_of(faces)).double().numpy()
+    return Part(np.concatenate([inner_ND, np.ones((len(inner_ND), 1))], 1), faces.gender_N, faces.group_N)
 
 
-def split(everything: Part, seed: int) -> tuple[Part, Part, Part]:
-    """Training, validation and test faces; features with mean 0 and spread 1 over the training faces, and a constant."""
-    order = np.random.default_rng([31, seed]).permutation(len(everything.true_N))
-    ends = np.cumsum([TRAIN, VALIDATION, TEST])
-    raw = everything.features_ND[order[:TRAIN]]
-    scaled = (everything.features_ND - raw.mean(0)) / raw.std(0)
-    whole = replace(everything, features_ND=np.concatenate([scaled, np.ones((len(scaled), 1))], 1))
-    return tuple(whole.rows(order[start:end]) for start, end in zip([0, *ends[:-1]], ends, strict=True))
+def begun(parts: tuple[Faces, Faces, Faces], label_N: np.ndarray, seed: int) -> tuple[Part, Part, Part]:
+    """The faces as the last layer sees them, of a judge trained on these labels of the training faces."""
+    net = trained(pixels_of(parts[0]), label_N, seed)
+    return tuple(hidden(net, faces) for faces in parts)
 
 
-def wrong_labels(part: Part, rate: float, kind: str, rng: np.random.Generator) -> np.ndarray:
-    """One-hot [N, 2] of labels with errors."""
-    return np.eye(2)[flipped(Faces(part.features_ND, part.true_N, part.group_N), rate, kind, rng)]
-
-
-def check(train: Part, validation: Part, seed: int) -> dict[str, dict[str, float]]:
+def check(faces: tuple[Faces, Faces, Faces], seed: int) -> dict[str, dict[str, float]]:
     """Spearman's correlation of predicted and true changes: each of `SMALL` faces relabelled, or left out, alone."""
-    small = train.rows(np.arange(SMALL))
-    y_NK = wrong_labels(small, 0.2, "uniform", np.random.default_rng([32, seed]))
+    label_N = flipped(faces[0], 0.2, "uniform", np.random.default_rng([32, seed]))
+    train, validation, _ = begun(faces, label_N, seed)
+    small, y_NK = train.rows(np.arange(SMALL)), np.eye(2)[label_N[:SMALL]]
     judge = judge_of(small, y_NK)
     other_NK = other_labels(judge.probs_NK, y_NK)
     found: dict[str, dict[str, float]] = {name: {} for name in CHECKED}
@@ -123,11 +121,10 @@ def check(train: Part, validation: Part, seed: int) -> dict[str, dict[str, float
             labels[i] = goal_NK[i]
             own = DAMPING * SMALL / len(rows)  # as much of it a face as before
             again.append(fitted(small.features_ND[rows], labels[rows], own, judge.weights_DK))
-        H = curvature(judge.probs_NK, small.features_ND, DAMPING)
         for name, metric in CHECKED.items():
             gap = gap_between(metric, validation.group_N)
             slope = gradient(gap, judge.weights_DK, validation.features_ND, validation.true_N)
-            predicted = influence(H, slope, small.features_ND, goal_NK - y_NK)
+            predicted = influence(judge.H, slope, small.features_ND, goal_NK - y_NK)
             true = [gap(probabilities(w, validation.features_ND), validation.true_N)[0] for w in again]
             found[name][what] = float(spearmanr(predicted, true).statistic)
     return found
@@ -137,6 +134,10 @@ def scores(way: str, judge: Judge, validation: Part, rng: np.random.Generator) -
     """How suspect each training label is [N]; of an influence the predicted fall of its number by the other label."""
     metrics: dict[str, Callable] = {n: gap_between(m, validation.group_N) for n, m in CHECKED.items()}
     metrics["error of all"] = expected_error
+    if way == "gap in error, no harm":
+        each = [one_group(expected_error, validation.group_N, group) for group in (0, 1)]
+        harm_N = np.max([judge.influence_on(metric, validation) for metric in each], 0) > 0
+        return np.where(harm_N, 0, np.maximum(scores("gap in error", judge, validation, rng), 0))
     if way == "random":
         return rng.random(len(judge.y_NK))
     if way == "loss":
@@ -150,7 +151,8 @@ def measured(judge: Judge, faces: Part) -> dict[str, float]:
     wrong_F = probs_FK.argmax(1) != faces.true_N
     rates = [wrong_F[faces.group_N == group].mean() for group in (0, 1)]
     calibration = gap_between(calibration_error, faces.group_N)(probs_FK, faces.true_N)[0]
-    return {"accuracy": 1 - float(wrong_F.mean()), "error gap": float(abs(rates[0] - rates[1])), "calibration gap": calibration}
+    gap = float(abs(rates[0] - rates[1]))
+    return {"accuracy": 1 - float(wrong_F.mean()), "error gap": gap, "calibration gap": calibration}
 
 
 def mended(way: str, judge: Judge, validation: Part, test: Part, rng: np.random.Generator) -> dict:
@@ -180,12 +182,14 @@ def mended(way: str, judge: Judge, validation: Part, test: Part, rng: np.random.
     return {"path": path, "stopped": best[1]}
 
 
-def cell(parts: tuple[Part, Part, Part], kind: str, rate: float, seed: int) -> dict:
-    """By way of ranking: area under "is mislabelled", and what relabelling does; beside them the true labels."""
-    train, validation, test = parts
-    y_NK = wrong_labels(train, rate, kind, np.random.default_rng([33, seed, int(100 * rate), KINDS.index(kind)]))
-    judge = judge_of(train, y_NK)
-    wrong_N = y_NK.argmax(1) != train.true_N
+def cell(faces: tuple[Faces, Faces, Faces], kind: str, rate: float, seed: int) -> dict:
+    """By way of ranking: area under "is mislabelled", and what relabelling does; beside them the true labels.
+
+    True labels: of the last layer alone, as all relabelling is.
+    """
+    label_N = flipped(faces[0], rate, kind, np.random.default_rng([33, seed, int(100 * rate), KINDS.index(kind)]))
+    train, validation, test = begun(faces, label_N, seed)
+    judge, wrong_N = judge_of(train, np.eye(2)[label_N]), label_N != train.true_N
     found = {"true labels": measured(judge_of(train, np.eye(2)[train.true_N]), test), "as labelled": measured(judge, test)}
     for way in WAYS:
         rng = np.random.default_rng([34, seed])
@@ -203,18 +207,16 @@ def measure(renders: Path, kept_in: Path) -> None:
         )
     record = read_record(kept_in) if kept_in.exists() else {"check": {}, "cells": {}}
     faces = read_renders(renders)
-    if len(faces.gender_N) < TRAIN + VALIDATION + TEST:
-        raise FairDiffError(
-            f"--renders: found {len(faces.gender_N)} people, allowed: {TRAIN + VALIDATION + TEST} or more; --images 4000 has them"
-        )
-    everything = Part(features(faces, load_encoder()), faces.gender_N, faces.group_N)
+    people, needed = len(faces.gender_N), TRAIN + VALIDATION + TEST
+    if people < needed:
+        raise FairDiffError(f"--renders: found {people} people, allowed: {needed} or more, as make_data.py --images 4000 has")
     for seed in track(SEEDS, "against training again"):
         if str(seed) not in record["check"]:
-            record["check"][str(seed)] = check(*split(everything, seed)[:2], seed)
+            record["check"][str(seed)] = check(split(faces, seed), seed)
             write_json(kept_in, record)
     for seed, kind, rate in track(list(product(SEEDS, KINDS, RATES)), "cells"):
         if (key := key_of(kind, rate, seed)) not in record["cells"]:
-            record["cells"][key] = cell(split(everything, seed), kind, rate, seed)
+            record["cells"][key] = cell(split(faces, seed), kind, rate, seed)
             write_json(kept_in, record)
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import t as student
 
+from fairdiff.audit.wording import interval, number
+
 KINDS = ("uniform", "by group")
 FOLDER = Path.home() / ".cache" / "fairdiff" / "build" / "renders"
 
@@ -50,3 +52,9 @@ def half_width(values: list[float]) -> float:
     if len(values) < 2:
         return float("nan")
     return float(student.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5)
+
+
+def with_interval(values: list[float], form=number) -> str:
+    """Mean over seeds and its interval."""
+    mean, half = float(np.mean(values)), half_width(values)
+    return form(mean) if np.isnan(half) else f"{form(mean)} {interval([mean - half, mean + half], form)}"
