@@ -32,7 +32,7 @@ METHOD = (
     "(e - y)'> with the damped Gauss-Newton matrix H of the last layer. Gap: the absolute difference between the groups.",
     "Relabel and fine-tune: in rounds of 2 % the most suspect labels are changed, the layer is fitted on, and labels are "
     "ranked anew. No label is changed twice. It stops where the validation faces' gap in the expected error was least.",
-    "[low, high]: 95 % interval over five seeds, of split, wrong labels and chance (Student's).",
+    "[low, high]: 95 % interval over seeds, of split, wrong labels and chance (Student's).",
 )
 NOT_SHOWN = (
     "Influence through the layers below, which have learnt the wrong labels too: they are frozen.",
