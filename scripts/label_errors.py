@@ -141,10 +141,16 @@ def mean(values: list[float], signed: bool = False) -> str:
     return text if len(values) < 2 else f"{text} ± {half_width(values):.3f}"
 
 
+def measured(record: dict) -> list[str]:
+    """The methods of which something was measured."""
+    return [m for m in METHODS if any(key_of(m, k, r, s) in record for s, k, r in product(SEEDS, KINDS, RATES))]
+
+
 def table(record: dict, number: str) -> list[str]:
-    lines = [f"| noise | {' | '.join(METHODS)} |", "|---" * (len(METHODS) + 1) + "|"]
+    names = measured(record)
+    lines = [f"| noise | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     for kind, rate in product(KINDS, RATES):
-        cells = [[record[k] for s in SEEDS if (k := key_of(m, kind, rate, s)) in record] for m in METHODS]
+        cells = [[record[k] for s in SEEDS if (k := key_of(m, kind, rate, s)) in record] for m in names]
         found = [mean([c[number] for c in some], number == "gap") for some in cells]
         lines.append(f"| {100 * rate:.0f} %, {kind} | {' | '.join(found)} |")
     return lines
@@ -162,10 +168,11 @@ def differences(record: dict, number: str, one: str, other: str) -> str:
 
 def render(record: dict) -> str:
     text = (ROOT / "scripts" / "label_errors.md").read_text(encoding="utf-8")
-    methods = [f"| {name} | {words} |" for name, words in METHODS.items()]
+    known = measured(record)
+    methods = [f"| {name} | {words}{'' if name in known else '; not measured yet'} |" for name, words in METHODS.items()]
     parts = {"methods": "\n".join(["| row | training |", "|---|---|", *methods])}
     parts |= {number: "\n".join(table(record, number)) for number in ("accuracy", "gap", "area")}
-    pairs = [(m, "cross-entropy") for m in METHODS if m != "cross-entropy"] + [("relaxed", "relaxed, one quantile")]
+    pairs = [(m, "cross-entropy") for m in measured(record) if m != "cross-entropy"] + [("relaxed", "relaxed, one quantile")]
     rows = [f"| {a} − {b} | {differences(record, 'accuracy', a, b)} | {differences(record, 'gap', a, b)} |" for a, b in pairs]
     parts["differences"] = "\n".join(["| pair | accuracy | gap |", "|---|---|---|", *rows])
     for name, part in parts.items():

@@ -44,7 +44,7 @@ from fairdiff.files import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAIN, VALIDATION, TEST, SMALL = 1500, 600, 1400, 200
-DAMPING = 1e-3
+DAMPING = 1e-2
 ROUND = 0.02  # of the training faces are relabelled at once
 CHECKED = {"gap in error": expected_error, "gap in calibration": calibration_error}
 

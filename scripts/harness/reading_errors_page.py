@@ -4,6 +4,7 @@ import numpy as np
 
 from fairdiff.audit.wording import interval, number, percent
 from fairdiff.studies.page import Page, Point, Section, curves_chart
+from fairdiff.studies.reading_errors import kinds
 from harness.labelled_renders import with_interval
 
 RATES, SEEDS = (0.01, 0.02, 0.05, 0.1, 0.2), (0, 1, 2, 3, 4)
@@ -33,10 +34,6 @@ def key_of(kind: str, rate: float, seed: int) -> str:
     return f"{kind}/{rate}/{seed}"
 
 
-def kinds_in(table: dict) -> list[str]:
-    return list(dict.fromkeys(key.split("/")[-3] for key in table))
-
-
 def page(record: dict, command: str) -> Page:
     about = record["about"]
     sections = [Section("Method", METHOD), _numbers(record)]
@@ -49,7 +46,7 @@ def page(record: dict, command: str) -> Page:
 
 def _numbers(record: dict) -> Section:
     start, rows, curves = record["as read"], [], {}
-    for kind in kinds_in(record["numbers"]):
+    for kind in kinds(tuple(record["about"]["classes"])):
         for rate in RATES:
             cells = [c for s in SEEDS if (c := record["numbers"].get(key_of(kind, rate, s)))]
             if not cells:
@@ -73,17 +70,19 @@ def _numbers(record: dict) -> Section:
 def _verdicts(record: dict) -> Section:
     """By D of the generator and share misread: how many of the audits came to which verdict."""
     head, rows = ["D of the generator", "misread", *(f"{how}: on target, off, not decided" for how in COUNTED)], []
+    keys = list(record["verdicts"])
+    full = max(sum(key.endswith(f"/{s}") for key in keys) for s in VERDICT_SEEDS)
+    seeds = [s for s in VERDICT_SEEDS if sum(key.endswith(f"/{s}") for key in keys) == full]  # measured to the end
     for distance in DISTANCES:
-        for kind in kinds_in(record["verdicts"]):
+        for kind in kinds(tuple(record["about"]["classes"])):
             for rate in (0.0, *RATES):
-                keys = [f"{distance}/{key_of(kind, rate, s)}" for s in VERDICT_SEEDS]
-                some = [record["verdicts"][key] for key in keys if key in record["verdicts"]]
+                some = [c for s in seeds if (c := record["verdicts"].get(f"{distance}/{key_of(kind, rate, s)}"))]
                 if not some:
                     continue
                 said = [[c[how] for c in some] for how in COUNTED]
                 words = [" / ".join(str(one.count(v)) for v in ("within", "beyond", "undecided")) for one in said]
                 rows.append([number(distance, 2), "none" if not rate else f"{percent(rate, 0)}, {kind}", *words])
-    n, margin = len(VERDICT_SEEDS), number(record["about"]["delta"], 2)
+    n, margin = len(seeds), number(record["about"]["delta"], 2)
     least = interval([0.025 ** (1 / n), 1.0], lambda share: percent(share, 0))
     text = [
         "Generators like the audited one whose prompts all deviate from the target less, in proportion; new faces and new "
