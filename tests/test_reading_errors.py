@@ -153,6 +153,8 @@ def test_the_influence_command_goes_on_and_relabels_what_is_wrong(renders, tmp_p
     both = {"RATES": (0.3,), "SEEDS": (0, 1), "SHARES": (0.0, 0.1, 0.2)}
     for name, value in (sizes | both).items():
         monkeypatch.setattr(label_influence, name, value)
+    monkeypatch.setattr("label_errors.HIDDEN", 8)
+    monkeypatch.setattr("label_errors.STEPS", 60)
     for name, value in both.items():
         monkeypatch.setattr(f"harness.label_influence_page.{name}", value)
     options = ["--renders", str(renders), "--docs", str(tmp_path / "docs"), "--folder", str(tmp_path / "out")]
