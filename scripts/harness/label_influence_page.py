@@ -59,7 +59,7 @@ def seeds(record: dict) -> list[int]:
 def page(record: dict, command: str) -> Page:
     sections = [Section("Method", METHOD), _check(record["check"])]
     if seeds(record):
-        sections += [_suspects(record), _mended(record), _noises(record)]
+        sections += [_suspects(record), _mended(record), _at_the_end(record), _noises(record)]
     else:
         sections.append(Section("Suspects, relabel and fine-tune", ["Not measured yet."]))
     about = {"seeds": str(len(seeds(record))), "wrong labels": ", ".join([*(percent(rate, 0) for rate in RATES), *KINDS])}
@@ -118,6 +118,19 @@ def _mended(record: dict) -> Section:
         "none of its labels counts as wrong."
     ]
     return Section("Relabel and fine-tune", text, head, rows, [chart])
+
+
+def _at_the_end(record: dict) -> Section:
+    """Of every way the same share is relabelled, as far as it has labels to change."""
+    rows = []
+    for way in WAYS:
+        own = [with_interval(over_noises(record, lambda c, w=way, m=m: c[w]["path"][-1][m])) for m in MEASURED]
+        share, right = (
+            over_noises(record, lambda c, w=way, k=key: c[w]["path"][-1][k] or 0.0) for key in ("relabelled", "of them wrong")
+        )
+        rows.append([way, *own, with_interval(share, percent), with_interval(right, percent)])
+    text = [f"Without the stop, until {percent(SHARES[-1], 0)} of the labels are changed or none is predicted to help."]
+    return Section("Relabel without a stop", text, ["relabelled by", *MEASURED, "relabelled", "of them wrong before"], rows)
 
 
 def _noises(record: dict) -> Section:

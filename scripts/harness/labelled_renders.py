@@ -55,6 +55,7 @@ def half_width(values: list[float]) -> float:
 
 
 def with_interval(values: list[float], form=number) -> str:
-    """Mean over seeds and its interval."""
+    """Mean over seeds and its interval; of numbers in [0, 1], as all of these are but changes, within that range."""
     mean, half = float(np.mean(values)), half_width(values)
-    return form(mean) if np.isnan(half) else f"{form(mean)} {interval([mean - half, mean + half], form)}"
+    low, high = (0.0, 1.0) if min(values) >= 0 else (-1.0, 1.0)
+    return form(mean) if np.isnan(half) else f"{form(mean)} {interval([max(mean - half, low), min(mean + half, high)], form)}"
