@@ -3,11 +3,11 @@
 python scripts/localize.py outputs/gender/default/seed0            scores, sparse adapters, audits; the same command goes on
 python scripts/localize.py RUN --other RUN2                        beside it how far the parts of both adapters overlap
 python scripts/localize.py RUN --set audit.prompts=12 audit.images_per_prompt=24     with other settings of train.py
-python scripts/localize.py --render                                only docs/studies/localize.md
+python scripts/localize.py --render                                only the page; --publish writes docs/studies/localize.md
 
 Scores come from training prompts, audits from validation prompts (`--test`: test prompts, for the final page). Everything
 lies under outputs/localize; the smallest adapter that keeps 90 % of the effect is in its folder `sparse`. What the page needs
-is kept in docs/measurements/studies/localize.json.
+is kept in outputs/reproduced, in measurements/studies/localize.json.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from harness.audits import audited, prompt_biases
 from harness.localize_page import page
 from harness.methods import adapter as saved_adapter
 from harness.publish import publish, read_record, record_of
+from reproduce.place import ROOT, add_place
 from rich.progress import track
 
 from fairdiff import builder, fingerprint
@@ -50,7 +51,6 @@ from fairdiff.studies.localize import (
 from fairdiff.training.step import training_step
 from fairdiff.training.trainer import draw_batches
 
-ROOT = Path(__file__).resolve().parent.parent
 SHARES = (0.05, 0.1, 0.2, 0.4, 0.7)
 BATCHES = 12
 
@@ -150,7 +150,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--set", nargs="+", default=[], metavar="OVERRIDE", help="settings of the audits")
     parser.add_argument("--test", action="store_true", help="test prompts, for the final page")
     parser.add_argument("--folder", type=Path, default=ROOT / "outputs" / "localize")
-    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="of the page and its measurements")
+    add_place(parser)
     parser.add_argument("--render", action="store_true", help="measure nothing")
     args = parser.parse_args(argv)
     kept_in = record_of(args.docs, "localize")

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
+from reproduce.place import OWN
 
 from fairdiff.config import Config, GradientConfig
 from fairdiff.config.laws import positive
@@ -52,7 +53,8 @@ class BenchConfig(Config):
 
     literal_batch: micro-batch of the reference algorithm. sizes: B of the tables of memory and variance. lengths: T of
     the table of memory. micro_batches: of throughput. peak_tflops: what the device could do.
-    time_to_bias, ablation: gradients that learn against each other, see `LEARNERS`.
+    time_to_bias, ablation: gradients that learn against each other, see `LEARNERS`. report: the page; its records lie in
+    measurements/bench beside it.
     """
 
     part: list[str] = field(default_factory=lambda: ["steps", "variance", "memory", "profile"])
@@ -87,7 +89,7 @@ class BenchConfig(Config):
     )
     watch: WatchConfig = field(default_factory=WatchConfig)
     random: RandomConfig | None = None
-    report: str = "docs/performance.md"
+    report: str = str(OWN / "performance.md")
 
     def __post_init__(self):
         super().__post_init__()
