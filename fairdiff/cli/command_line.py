@@ -82,7 +82,7 @@ def prepare(name: str, several: bool = False) -> str:
         raise FairDiffError(f"--multirun: found {os.environ['WORLD_SIZE']} processes, allowed: 1, or one run of them all")
     if args.experimental_rerun is not None:
         raise FairDiffError("--experimental-rerun: reads a pickle, which can run any code; allowed: rerun=<run folder>")
-    _refuse_twice(args.overrides)
+    refuse_twice(args.overrides)
     _refuse_saved_in_own_folder(args.config_dir, name)
     folder = _saved_folder(args)
     if folder is None:
@@ -125,7 +125,7 @@ def _is_group(key: str) -> bool:
     return "@" in key or Path(CONF, key).is_dir()
 
 
-def _refuse_twice(overrides: list[str]) -> None:
+def refuse_twice(overrides: list[str]) -> None:
     """FairDiffError for a group that is chosen twice. Of a key the last value is taken, as everywhere in Hydra."""
     for key, count in Counter(map(key_of, overrides)).items():
         if count > 1 and _is_group(key):
