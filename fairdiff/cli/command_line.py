@@ -198,12 +198,18 @@ def _store_saved(folder: Path, name: str) -> None:
         key = str(error.full_key or "")
         what = f"there is no such key{like(key)}" if "not in" in str(error) else one_line(error)
         raise FairDiffError(f"{file}: {key}: {what}") from error
-    places = OmegaConf.merge(*(OmegaConf.load(Path(CONF, f"{n}.yaml")).hydra for n in dict.fromkeys(("config", name))))
+    places = OmegaConf.merge(*(_primary(n).hydra for n in dict.fromkeys(("config", name))))
     label = _words(folder.as_posix())
     places = OmegaConf.create(OmegaConf.to_yaml(places).replace(EXPERIMENT, f"rerun/{label}"))
     quiet = [{f"override hydra/{kind}_logging": "none"} for kind in ("job", "hydra")]
     ConfigStore.instance().store("saved", saved)
     ConfigStore.instance().store("rerun", {"defaults": ["saved", "_self_", *quiet], "hydra": places})
+
+
+def _primary(name: str) -> DictConfig:
+    """A configuration of conf, or one that a command has put beside them."""
+    file = Path(CONF, f"{name}.yaml")
+    return OmegaConf.load(file) if file.exists() else ConfigStore.instance().load(f"{name}.yaml").node
 
 
 def _literal(tree: Any) -> Any:

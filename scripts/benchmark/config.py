@@ -1,9 +1,11 @@
 """The configuration of scripts/bench.py: a training configuration and what to measure with it."""
 
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
 from reproduce.place import OWN
 
 from fairdiff.config import Config, GradientConfig
@@ -120,5 +122,8 @@ def _check_learner(key: str, learner: Any) -> None:
 
 
 def use_schema() -> None:
-    """From here on conf/config.yaml is read as a BenchConfig."""
-    ConfigStore.instance().store(name="schema", node=BenchConfig)
+    """From here on conf/config.yaml is read as a BenchConfig, and the files beside this one are found as those of conf."""
+    store, here = ConfigStore.instance(), Path(__file__).parent
+    store.store(name="schema", node=BenchConfig)
+    store.store(name="bench", node=OmegaConf.load(here / "bench.yaml"))
+    store.store(group="model", name="sd15_random", node=OmegaConf.load(here / "sd15_random.yaml"), package="_global_")
