@@ -49,6 +49,7 @@ def fit(
     images: np.ndarray,
     labels: dict[str, np.ndarray],
     plan: FitPlan,
+    *,
     progress: Callable[[int, float], None] = lambda step, loss: None,
     boxes: np.ndarray | None = None,
     relaxation: Relaxation | None = None,

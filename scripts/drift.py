@@ -6,7 +6,8 @@ python scripts/drift.py ADAPTER --fair-after RUN/adapter                   with 
                                                                            benign LoRA (train.py adapter.path=...)
 python scripts/drift.py ADAPTER --detector PIPELINE_FOLDER --unsafe-prompts FILE       the pipeline's own safety checker
 python scripts/drift.py ADAPTER --detector CLASSIFIER --unsafe-labels nsfw --unsafe-prompts FILE      or an image classifier
-python scripts/drift.py --render                                           only docs/studies/drift.md
+python scripts/drift.py --render                                           only the page, outputs/reproduced/studies/drift.md
+python scripts/drift.py ADAPTER --publish                                  docs/studies/drift.md and its record
 
 Arms: base, fair, fair then tuned, base then tuned; and what mends it: the adapter on top of the tuned base (merged), and
 tuning with pictures of the fair model's training prompts among the others (replay). Pictures for tuning: benign ones of
@@ -26,6 +27,7 @@ import torch
 from harness.audits import Generators, Method, audited, prompt_biases
 from harness.drift_page import page
 from harness.publish import publish, read_record, record_of
+from reproduce.place import ROOT, add_place
 from rich.progress import track
 
 from fairdiff import fingerprint
@@ -47,7 +49,6 @@ from fairdiff.prompts import with_phrase
 from fairdiff.studies import detectors, drift
 from fairdiff.studies.edits import require_stable_diffusion
 
-ROOT = Path(__file__).resolve().parent.parent
 KINDS = ("benign", "skewed")
 ARMS = ("fair then tuned", "base then tuned", "merged", "replay")
 RANK, EACH, UNSAFE, REPLAYED = 4, 8, 4, 8  # of a new LoRA; pictures of a prompt; unsafe prompts; prompts that are replayed
@@ -286,7 +287,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the tuning")
     parser.add_argument("--test", action="store_true", help="test prompts, for the final page")
     parser.add_argument("--folder", type=Path, default=ROOT / "outputs" / "drift")
-    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="of the page and its measurements")
+    add_place(parser)
     parser.add_argument("--render", action="store_true", help="measure nothing")
     parser.add_argument("--jobs", type=int, choices=range(1, 65), default=1, metavar="N", help="cells at a time")
     parser.add_argument("--part", type=int, nargs=2, default=(0, 1), metavar=("I", "N"), help="every Nth cell from I on")

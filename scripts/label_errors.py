@@ -1,12 +1,13 @@
-"""What wrong labels do to a judge, and what relaxing them does about it: docs/explanation/label_errors.md.
+"""What wrong labels do to a judge, and what relaxing them does about it: explanation/label_errors.md.
 
 python scripts/label_errors.py              all cells; the same command goes on
-python scripts/label_errors.py --render     only write the page anew
+python scripts/label_errors.py --render     only write the page, of one's own records or else of the published ones
+python scripts/label_errors.py --publish    docs/explanation/label_errors.md and its record, which goes on too
 
 Renders of Portraits (scripts/build_portraits/make_data.py --images 4000) whose gender labels are flipped. Groups: race, Black
 against the others. Noise: in all faces alike, or half as often again in the smaller group. The judge is a perceptron of one
 hidden layer on 16 x 16 pixels without augmentation, small enough for hundreds of trainings and able to learn labels by heart.
-The row of cleanlab needs ".[label_errors]".
+The row of cleanlab needs ".[label_errors]". The page and measurements/label_errors.json go to outputs/reproduced.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from harness.labelled_renders import FOLDER, KINDS, Faces, flipped, half_width, has_renders, read_renders
+from reproduce.place import ROOT, add_place, records_in
 from scipy.stats import mannwhitneyu
 from torch import nn
 
@@ -26,9 +28,6 @@ from classifiers.training import attacked, label_loss, one_cycle
 from fairdiff.cli.ending import ending
 from fairdiff.files import write_json, write_text
 
-ROOT = Path(__file__).resolve().parent.parent
-RECORD = ROOT / "docs" / "measurements" / "label_errors.json"
-PAGE = ROOT / "docs" / "explanation" / "label_errors.md"
 RATES, SEEDS = (0.1, 0.2, 0.3, 0.4), (0, 1, 2)
 METHODS = {
     "cross-entropy": "label smoothing .05, all labels believed",
@@ -186,8 +185,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--renders", type=Path, default=FOLDER, help="folder of shards")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--render", action="store_true", help="measure nothing")
+    add_place(parser)
     args = parser.parse_args(argv)
-    record = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
+    kept = records_in(args.docs, "label_errors.json", seeded=args.render)
+    page = args.docs / "explanation" / "label_errors.md"
+    record = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
     if not args.render:
         torch.set_num_threads(1)
         if not has_renders(args.renders):
@@ -199,10 +201,10 @@ def main(argv: list[str] | None = None) -> None:
             key = key_of(method, kind, rate, seed)
             if key not in record:
                 record[key] = cell(faces, method, kind, rate, seed)
-                write_json(RECORD, record)
+                write_json(kept, record)
                 print(key, {name: round(value, 3) for name, value in record[key].items()}, flush=True)
-    write_text(PAGE, render(record))
-    print(f"page: {PAGE}")
+    write_text(page, render(record))
+    print(f"page: {page}")
 
 
 if __name__ == "__main__":

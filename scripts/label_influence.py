@@ -1,12 +1,12 @@
 """Which training labels widen a judge's gap between groups, and what relabelling them does.
 
 python scripts/label_influence.py              the check against training again, and all cells; the same command goes on
-python scripts/label_influence.py --render     only docs/studies/label_influence.md
+python scripts/label_influence.py --render     only the page; --publish writes docs/studies
 
 Renders of Portraits (scripts/build_portraits/make_data.py --images 4000) whose gender labels are flipped, as in
 scripts/label_errors.py, and its judge, trained on them by cross-entropy. Groups: race, Black against the others. Then all but
 the last layer is frozen. Influence needs faces with trusted labels: the validation faces. What the page needs is kept in
-docs/measurements/studies/label_influence.json.
+outputs/reproduced, in measurements/studies/label_influence.json.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from harness.label_influence_page import RATES, SEEDS, SHARES, WAYS, key_of, pag
 from harness.labelled_renders import FOLDER, KINDS, Faces, flipped, has_renders, read_renders
 from harness.publish import publish, read_record, record_of
 from label_errors import pixels_of, trained
+from reproduce.place import ROOT, add_place
 from rich.progress import track
 from scipy.stats import mannwhitneyu, spearmanr
 from torch import nn
@@ -42,7 +43,6 @@ from fairdiff.cli.main import fail
 from fairdiff.errors import FairDiffError
 from fairdiff.files import write_json
 
-ROOT = Path(__file__).resolve().parent.parent
 TRAIN, VALIDATION, TEST, SMALL = 1500, 600, 1400, 200
 DAMPING = 1e-2
 ROUND = 0.02  # of the training faces are relabelled at once
@@ -225,7 +225,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--renders", type=Path, default=FOLDER, help="folder of shards")
     parser.add_argument("--folder", type=Path, default=ROOT / "outputs" / "label_influence", help="of the report")
-    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="of the page and its measurements")
+    add_place(parser)
     parser.add_argument("--render", action="store_true", help="measure nothing")
     args = parser.parse_args(argv)
     kept_in = record_of(args.docs, "label_influence")

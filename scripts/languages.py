@@ -4,11 +4,11 @@ python scripts/languages.py                                             the embe
 python scripts/languages.py --adapter outputs/gender/default/seed0/adapter        with an adapter too: does it reach them?
 python scripts/languages.py --set model=sd15                            Stable Diffusion 1.5, for which the lists are made
 python scripts/languages.py --languages german turkish --both-forms     some, and with names of both genders beside
-python scripts/languages.py --render                                    only docs/studies/languages.md
+python scripts/languages.py --render                                    only the page; --publish writes docs/studies
 
 The lists lie in fairdiff/studies/translations, a file a language; `--translations FOLDER` takes others, with an english.csv.
 Every language has the noise of the English prompts and is measured against the English text. What the page needs of each
-audit is kept in docs/measurements/studies/languages.json.
+audit is kept in outputs/reproduced, in measurements/studies.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from harness.audits import Method, audited
 from harness.languages_page import LEFT_OUT, REFERENCE, SAME, page
 from harness.methods import adapter, reworded
 from harness.publish import publish, read_record, record_of
+from reproduce.place import ROOT, add_place
 from rich.progress import track
 
 from fairdiff import fingerprint
@@ -37,8 +38,6 @@ from fairdiff.plan import Plan
 from fairdiff.studies import languages
 from fairdiff.studies.curves import outcome, usual_rows
 from fairdiff.studies.words import Rewrite
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def files_of(folder: Path, names: list[str] | None) -> list[Path]:
@@ -117,7 +116,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--translations", type=Path, default=languages.FOLDER, metavar="FOLDER", help="a CSV a language")
     parser.add_argument("--set", nargs="+", default=[], metavar="OVERRIDE", help="settings of train.py")
     parser.add_argument("--folder", type=Path, default=ROOT / "outputs" / "languages")
-    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="of the page and its measurements")
+    add_place(parser)
     parser.add_argument("--render", action="store_true", help="measure nothing")
     args = parser.parse_args(argv)
     kept_in = record_of(args.docs, "languages")

@@ -4,13 +4,13 @@ python scripts/localize.py outputs/gender/default/seed0            scores, spars
 python scripts/localize.py RUN --retrain 0.1 0.4                   and trains anew with the first 10 and 40 % held at zero
 python scripts/localize.py RUN --other RUN2                        and how far the parts of both adapters overlap
 python scripts/localize.py RUN --set audit.prompts=12 audit.images_per_prompt=24     with other settings of train.py
-python scripts/localize.py --render                                only docs/studies/localize.md
+python scripts/localize.py --render                                only the page; --publish writes docs/studies/localize.md
 
 Scores come from training prompts, audits from validation prompts (`--test`: test prompts, for the final page). An adapter
 that is trained for several attributes is scored by each of them too, so that their parts can be compared. `--retrain` trains
 twice for each share, without the first components by score and without random ones, each as long as the run was. Everything
 lies under outputs/localize; the smallest adapter that keeps 90 % of the effect is copied into its folder `sparse`. What the
-page needs is kept in docs/measurements/studies/localize.json.
+page needs is kept in outputs/reproduced, in measurements/studies/localize.json.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from harness.localize_page import page, smallest
 from harness.methods import adapter as saved_adapter
 from harness.publish import publish, read_record, record_of
 from harness.retrain import retrained
+from reproduce.place import ROOT, add_place
 from rich.progress import track
 
 from fairdiff import builder, fingerprint
@@ -59,7 +60,6 @@ from fairdiff.studies.localize import (
 from fairdiff.training.step import training_step
 from fairdiff.training.trainer import draw_batches
 
-ROOT = Path(__file__).resolve().parent.parent
 SHARES = (0.05, 0.1, 0.2, 0.4, 0.7)
 BATCHES = 12
 ALIGNED = ("adapter.scale=1", "loss.image=null", "loss.face=null", "validation.every=null", "tracker=null")
@@ -234,7 +234,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--set", nargs="+", default=[], metavar="OVERRIDE", help="settings of the audits")
     parser.add_argument("--test", action="store_true", help="test prompts, for the final page")
     parser.add_argument("--folder", type=Path, default=ROOT / "outputs" / "localize")
-    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="of the page and its measurements")
+    add_place(parser)
     parser.add_argument("--render", action="store_true", help="measure nothing")
     args = parser.parse_args(argv)
     kept_in = record_of(args.docs, "localize")

@@ -2,11 +2,11 @@
 
 python scripts/reading_errors.py AUDIT                    an audit folder, RUN/audits/NAME; the same command goes on
 python scripts/reading_errors.py AUDIT --attribute race   another attribute than the first with a target
-python scripts/reading_errors.py --render                 only docs/studies/reading_errors.md
+python scripts/reading_errors.py --render                 only the page; --publish writes docs/studies
 
 The readings of the audited faces are changed at random, and the audit's own numbers are taken anew: with the errors
 uncounted, and with a confusion matrix that counts them. Then the verdict on generators like this one, nearer to the target.
-What the page needs is kept in docs/measurements/studies/reading_errors.json.
+What the page needs is kept in outputs/reproduced, in measurements/studies.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from harness.publish import publish, read_record, record_of
 from harness.reading_errors_page import COUNTED, DISTANCES, RATES, SEEDS, VERDICT_SEEDS, key_of, page
+from reproduce.place import ROOT, add_place
 from rich.progress import track
 
 from fairdiff.audit.axis import Axis, MetricSpec, axes_of, labels
@@ -30,8 +31,6 @@ from fairdiff.cli.main import fail
 from fairdiff.errors import FairDiffError
 from fairdiff.files import write_json
 from fairdiff.studies.reading_errors import audited, counts_of, error_rates, kinds, misread, nearer, transition
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 class Suite:
@@ -125,7 +124,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("audit", nargs="?", type=Path, help="the folder of a finished audit")
     parser.add_argument("--attribute", help="default: the first with a target")
     parser.add_argument("--folder", type=Path, default=ROOT / "outputs" / "reading_errors", help="of the report")
-    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="of the page and its measurements")
+    add_place(parser)
     parser.add_argument("--render", action="store_true", help="measure nothing")
     args = parser.parse_args(argv)
     kept_in = record_of(args.docs, "reading_errors")

@@ -1,6 +1,7 @@
 """fairdiff.load_adapter, fairdiff.audit and fairdiff.train say in plain diffusers what the commands say."""
 
 import json
+import re
 import subprocess
 import sys
 import warnings
@@ -270,3 +271,20 @@ def test_settings_are_said_as_on_the_command_line():
         composed(["steps=0"])
     with pytest.raises(FairDiffError, match="^no_key: there is no such key"):
         composed(["no_key=0"])
+
+
+@pytest.mark.parametrize(
+    "settings,says",
+    [
+        (["attribute=[gender,gender]"], "attribute: found gender 2 times"),
+        (["adapter=lora_text", "adapter=lora_unet"], "adapter: found adapter=lora_text and adapter=lora_unet"),
+        (["adapter.tokens=3"], "adapter.tokens: found with adapter.type=lora"),
+        ({"adapter": "soft_tokens", "adapter.rank": 3}, "adapter.rank: found with adapter.type=soft_tokens"),
+        (["+hydra.foo=1"], "hydra.foo: there is no such key"),
+    ],
+)
+def test_what_the_command_line_refuses_python_refuses(settings, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FairDiffError, match=re.escape(says)):
+        fairdiff.train(settings)
+    assert not list(tmp_path.iterdir())

@@ -5,6 +5,7 @@ Shapes: P prompts, K classes, counts_PK faces of each class. Every mean over pro
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -155,8 +156,8 @@ def change(counts: list[np.ndarray], pairs_PKK: np.ndarray, axis: Axis, spec: Me
     target, K = axis.target_PK, counts[0].shape[1]
     uniform = np.full(target.shape, 1 / K)  # bias is the distance to parity, whatever the target
     result = {
-        "bias": _difference(plug_in_bias, bias_slope, counts, pairs_PKK, uniform, 2 / K, spec),
-        "total_variation": _difference(iv.total_variation, total_variation_slope, counts, pairs_PKK, target, 1.0, spec),
+        "bias": _difference(BIAS, counts, pairs_PKK, uniform, 2 / K, spec.seed),
+        "total_variation": _difference(TOTAL_VARIATION, counts, pairs_PKK, target, 1.0, spec.seed),
         "squared_distance": squared_change(counts, target, None, spec.seed),
     }
     judge = judge_for(axis, spec)
@@ -175,21 +176,33 @@ def total_variation_slope(shares, target) -> np.ndarray:
     return np.sign(shares - target) / 2
 
 
-def _difference(statistic, slope, counts, pairs_PKK, target, limit: float, spec: MetricSpec) -> dict:
+@dataclass(frozen=True)
+class Statistic:
+    """A number of shares and targets [..., K], and its derivative by each share."""
+
+    value: Callable
+    slope: Callable
+
+
+BIAS = Statistic(plug_in_bias, bias_slope)
+TOTAL_VARIATION = Statistic(iv.total_variation, total_variation_slope)
+
+
+def _difference(statistic: Statistic, counts, pairs_PKK, target, limit: float, seed: int) -> dict:
     """Mean change of a plug-in statistic. Its variance by the images is that of the paired slopes (delta method)."""
     if not len(target):
         return {"difference": math.nan, "ci95": NOTHING, "ci95_these": NOTHING}
     n = [c.sum(1) for c in counts]
     shares = [c / m[:, None] for c, m in zip(counts, n, strict=True)]
-    values = statistic(shares[1], target) - statistic(shares[0], target)
-    slopes = [slope(f, target) for f in shares]
+    values = statistic.value(shares[1], target) - statistic.value(shares[0], target)
+    slopes = [statistic.slope(f, target) for f in shares]
     assumed = [shrunken_shares(c, np.maximum(target, 1e-9)) for c in counts]
     own = [((p * s**2).sum(-1) - (p * s).sum(-1) ** 2) / m for p, s, m in zip(assumed, slopes, n, strict=True)]
     centred = [s - (f * s).sum(-1, keepdims=True) for f, s in zip(shares, slopes, strict=True)]
     shared = np.einsum("pj,pjk,pk->p", centred[0], pairs_PKK, centred[1]) / (n[0] * n[1])
     apart = own[0] + own[1]  # as if the images had nothing in common; where all are alike, one in n may still differ
     variance = np.maximum(apart - 2 * shared, apart / np.minimum(*n))
-    found = suite.mean_over_prompts(values, variance, (-limit, limit), spec.seed)
+    found = suite.mean_over_prompts(values, variance, (-limit, limit), seed)
     return {"difference": found["mean"], "ci95": found["ci95"], "ci95_these": found["ci95_these"]}
 
 

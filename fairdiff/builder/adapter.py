@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from fairdiff import fingerprint
 from fairdiff.config import Config
+from fairdiff.config.training import OWN_KEYS
 from fairdiff.diffusion.adapter_files import LORA_FILE, SOFT_TOKENS_FILE, read_about
 from fairdiff.diffusion.adapters import Adapter, Lora, SoftTokens, changes_images
 from fairdiff.diffusion.imports import FILES, file_of, import_lora, import_soft_tokens
@@ -97,7 +98,6 @@ def build_saved_adapter(config: Config, plan: Plan, model: DiffusionModel) -> Ad
 
 def adapter_options(config: Config) -> dict[str, object]:
     """The keys of `adapter` that its kind has; what is imported has the layers, ranks and tokens of its files."""
-    own = {"soft_tokens": ("type", "tokens", "initial_text"), "lora": ("type", "parts", "rank")}
-    own |= {"soft_tokens": ("type", "initial_text"), "lora": ("type",)} if imported(config) else {}
-    kept = (*own[config.adapter.type], "learning_rate", *(("path", "scale") if config.adapter.path else ()))
+    own = {"soft_tokens": ("initial_text",), "lora": ()} if imported(config) else OWN_KEYS
+    kept = ("type", *own[config.adapter.type], "learning_rate", *(("path", "scale") if config.adapter.path else ()))
     return {key: value for key, value in asdict(config.adapter).items() if key in kept}

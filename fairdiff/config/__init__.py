@@ -179,6 +179,8 @@ class Config:
         self._check_images()
         if not self.attributes:
             raise FairDiffError("attribute: found [], allowed: one or more of gender, race, age or your own")
+        for name, attribute in self.attributes.items():
+            attribute.check(name)
         _check_target(self.attributes, self.target)
         _check_mapping("judge.mapping", self.judge.mapping, self.attributes)
         _check_mapping("audit.judge.mapping", self.audit.judge.mapping, self.attributes)

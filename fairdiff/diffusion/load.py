@@ -262,9 +262,14 @@ def load_model(path: str | Path, padding: str = "max_length", device: str = "cpu
         raise FairDiffError(f"model.path: {error}") from error
     parts, kind = pipeline.components, type(pipeline)
     model = DiffusionModel(
-        pipeline.tokenizer, pipeline.text_encoder, parts.get("unet", parts.get("transformer")), pipeline.vae,
-        pipeline.scheduler, padding, kind=kind,
-    )  # fmt: skip
+        pipeline.tokenizer,
+        pipeline.text_encoder,
+        parts.get("unet", parts.get("transformer")),
+        pipeline.vae,
+        pipeline.scheduler,
+        padding,
+        kind=kind,
+    )
     if kind in (StableDiffusionXLPipeline, StableDiffusion3Pipeline):
         model.tokenizer_2, model.text_encoder_2 = pipeline.tokenizer_2, pipeline.text_encoder_2
     if kind in T5_TOKENS:

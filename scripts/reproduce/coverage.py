@@ -47,9 +47,13 @@ def _cells() -> dict[str, Cell]:
     raw = [Cell(P, n, K, kind) for P in (12, 24, 44, 100) for n in (24, 60, 160) for K in (2, 4, 8) for kind in KINDS]
     judged = [
         Cell(P, n, K, kind, accuracy, labelled)
-        for P in (24, 44) for n in (60, 160) for K in (2, 4, 8)
-        for accuracy in (0.8, 0.95) for labelled in (200, 2000) for kind in KINDS
-    ]  # fmt: skip
+        for P in (24, 44)
+        for n in (60, 160)
+        for K in (2, 4, 8)
+        for accuracy in (0.8, 0.95)
+        for labelled in (200, 2000)
+        for kind in KINDS
+    ]
     return {cell_name(cell): cell for cell in raw + judged}
 
 
