@@ -1,11 +1,13 @@
 """Laws of the frozen model: how prompts are padded and encoded, and what its fingerprint knows."""
 
+import hashlib
 import json
 import logging
 import os
 import shutil
 import subprocess
 import sys
+import tracemalloc
 
 import pytest
 import torch
@@ -25,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from tiny import composed, with_json, with_scheduler, with_tensors
 from transformers import CLIPTokenizer
 
-from fairdiff import builder
+from fairdiff import builder, fingerprint
 from fairdiff.diffusion.load import load_model
 from fairdiff.diffusion.sampling import initial_noise
 from fairdiff.diffusion.solvers import make_solver, solver_coefficients
@@ -62,6 +64,17 @@ def test_a_negative_prompt_takes_the_empty_ones_place(tiny_folder, padding, nega
             output_type="pt",
         ).images  # fmt: skip
         assert torch.allclose(generated, theirs, atol=1e-4)
+
+
+def test_a_hash_of_tensors_copies_none():
+    tensors = [torch.arange(2**20, dtype=torch.float32), torch.ones(3, 5).T, torch.tensor(1.5), torch.zeros(0)]
+    tensors.append(torch.ones(7, dtype=torch.bfloat16))
+    wanted = hashlib.sha256(b"".join(t.flatten().view(torch.uint8).numpy().tobytes() for t in tensors)).hexdigest()
+    tracemalloc.start()
+    found = fingerprint.of_tensors(tensors)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert wanted.startswith(found) and peak < 2**20  # the first tensor has four times as many bytes
 
 
 def test_the_fingerprint_knows_the_model_and_not_where_it_lies_or_who_asks(tiny_folder, tmp_path):
