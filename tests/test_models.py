@@ -25,6 +25,7 @@ from diffusers import (
 )
 from safetensors.torch import load_file, save_file
 from tiny import composed, with_json, with_scheduler, with_tensors
+from torch import nn
 from transformers import CLIPTokenizer
 
 from fairdiff import builder, fingerprint
@@ -157,6 +158,26 @@ def test_a_component_of_another_class_is_refused(found, tiny_folder, tmp_path, c
     folder = with_json(tiny_folder, tmp_path / "model", "model_index.json", vae=found)
     name = found and found[1]
     refused(folder, f"its model_index.json has {name} for vae, allowed: AutoencoderKL", caplog)
+
+
+def test_weights_are_checked_and_hashed_before_their_precision_is_lowered_and_that_before_they_are_moved(
+    tiny_folder, monkeypatch
+):
+    """On a device that holds no numbers: whoever read them there would fail."""
+    moved, move = [], nn.Module.to
+
+    def to(module, *where):
+        if where == ("meta",):
+            moved.extend((type(module).__name__, p.dtype) for p in module.parameters())
+        return move(module, *where)
+
+    monkeypatch.setattr(nn.Module, "to", to)
+    monkeypatch.setattr(builder.model, "check_device", lambda name: None)
+    options = [f"model.path={tiny_folder}", "model.dtype=bfloat16"]
+    there, here = (builder.build_model(composed(*options, f"model.device={name}")) for name in ("meta", "cpu"))
+    assert there.weights_fingerprint == here.weights_fingerprint and there.unet.device.type == "meta"
+    wanted = {("UNet2DConditionModel", torch.bfloat16), ("AutoencoderKL", torch.bfloat16), ("CLIPTextModel", torch.float32)}
+    assert set(moved) == wanted
 
 
 def test_a_folder_with_weights_in_half_precision_only_is_read(tiny_folder, tmp_path):

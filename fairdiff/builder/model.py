@@ -36,7 +36,7 @@ def build_model(config: Config) -> DiffusionModel:
     check_device(config.model.device)
     held, sampled = precisions(config)
     path = model_path(config)
-    model = load_model(path, config.model.padding, config.model.device)
+    model = load_model(path, config.model.padding)
     options = config.sampler
     model.size = image_size(options, model)
     try:
@@ -57,6 +57,7 @@ def build_model(config: Config) -> DiffusionModel:
     model.sampling_dtype = sampled
     _ = model.weights_fingerprint  # taken as loaded, in float32, so that a run's identity is the same on every device
     model.lower_precision(held)
+    model.to(config.model.device)  # last: float32 weights of a large model are more than a small device holds
     return model
 
 
