@@ -331,6 +331,39 @@ def test_a_revision_of_a_hub_model_is_read(tiny_folder, tmp_path):
     assert "FairDiffError: model.path: cannot load some/model@third" in ended.stderr
 
 
+def test_a_hub_model_that_has_its_weights_in_half_precision_only_is_read(tiny_folder, tmp_path):
+    """Whichever components have no other; one without any is still refused."""
+    expected = load_model(tiny_folder)
+    hub = tmp_path / "hub"
+    for name in ("half", "none"):
+        root = hub / f"models--some--{name}"
+        (root / "refs").mkdir(parents=True)
+        (root / "refs" / "main").write_text("a" * 40)
+        folder = shutil.copytree(tiny_folder, root / "snapshots" / ("a" * 40))
+        for component in ("unet", "text_encoder"):
+            (file,) = (folder / component).glob("*.safetensors")
+            if name == "half":
+                state = {key: tensor.half() for key, tensor in load_file(file).items()}
+                save_file(state, file.with_name(f"{file.stem}.fp16.safetensors"), {"format": "pt"})
+            file.unlink()
+    code = (
+        "from fairdiff.diffusion.load import load_model\n"
+        "model = load_model('some/half')\n"
+        "print(float(model.unet.conv_in.weight.sum()), model.unet.dtype, model.text_encoder.dtype)\n"
+        "load_model('some/none')\n"
+    )
+    env = os.environ | {"HF_HUB_CACHE": str(hub), "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)
+    *warned, line = ended.stdout.splitlines()
+    said = line.split()
+    assert said[1:] == ["torch.float32"] * 2, ended.stderr
+    assert [text.split(" is")[0] for text in warned] == [
+        f"warning: model.path: the {component} of some/half" for component in ("text_encoder", "unet")
+    ]
+    assert float(said[0]) == pytest.approx(float(expected.unet.conv_in.weight.half().float().sum()))
+    assert "FairDiffError: model.path: cannot load some/none" in ended.stderr
+
+
 @pytest.mark.parametrize("kind", ["dpm", "ddim", "euler", "unipc"])
 def test_options_of_the_folders_own_scheduler_that_the_chosen_solver_has_not_change_nothing(
     kind, tiny_folder, tmp_path

@@ -6,9 +6,11 @@ a model.
 
 import logging
 import math
+import re
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import diffusers
@@ -72,6 +74,8 @@ PLAIN = {  # arguments of the pipelines
     FluxPipeline: {"image_encoder": None, "feature_extractor": None},
 }
 MOVED = {"runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5"}  # on the hub
+_NO_FILE = re.compile("no file named|not appear to have|couldn't find (it|them) in the cached files")  # online, offline
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 SHOWN = 3  # tensors that a message names of each kind
 SCHEDULES = {  # keys of a scheduler that say how its U-Net was trained
     "use_flow_sigmas": "noise levels of flow matching",
@@ -112,17 +116,13 @@ def _kind(index: dict) -> type:
 
 def read_component(name: str, path: str | Path, kind: type = StableDiffusionPipeline) -> nn.Module:
     """A component of a folder or hub id of a pipeline's kind, with exactly the tensors that its config.json asks for."""
-    more = {"dtype": torch.float32} if name.startswith("text_encoder") else {}  # transformers takes the file's
+    options: dict = {"dtype": torch.float32} if name.startswith("text_encoder") else {}  # transformers takes the file's
+    options |= {"use_safetensors": True, "output_loading_info": True}
+    options |= {"ignore_mismatched_sizes": True}  # so that they are listed, with the others
+    read = partial(CLASSES[kind][name].from_pretrained, **_where(path), subfolder=name, **options)
     with one_line(path):
-        module, found = CLASSES[kind][name].from_pretrained(
-            **_where(path),
-            subfolder=name,
-            variant=_variant(Path(path) / name),
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # so that they are listed, with the others
-            **more,
-        )
+        local = Path(path).exists()
+        module, found = read(variant=_variant(Path(path) / name)) if local else _any_variant(read, f"{name} of {path}")
     shapes = [f"{key}: {list(there)} for {list(here)}" for key, there, here in found["mismatched_keys"]]
     if wrong := differences(found["missing_keys"], found["unexpected_keys"], shapes):
         raise FairDiffError(f"{path}: the tensors of {name}: {wrong}; allowed: exactly those of its config.json")
@@ -133,6 +133,22 @@ def _variant(folder: Path) -> str | None:
     """ "fp16" for a component's folder that has its weights in this form only, which half of what is on disk is."""
     files = list(folder.glob("*.safetensors"))
     return "fp16" if files and all(".fp16" in file.name for file in files) else None
+
+
+def _any_variant(read: Callable, what: str) -> tuple[nn.Module, dict]:
+    """A component of a hub id, in the form "fp16" where there is no other; its files are not listed beforehand."""
+    try:
+        return read()
+    except OSError as error:
+        if not _NO_FILE.search(str(error)):
+            raise
+        lacking = error
+    try:
+        found = read(variant="fp16")
+    except OSError:
+        raise lacking from None
+    print(f"warning: model.path: the {what} is read in half precision, for no other form was found", flush=True)
+    return found
 
 
 def component_on_no_device(name: str, path: str | Path, kind: type = StableDiffusionPipeline) -> nn.Module:
