@@ -17,6 +17,7 @@ from fairdiff.diffusion.imports import FILES
 from fairdiff.diffusion.ldm import single_file_state
 from fairdiff.diffusion.load import load_model
 from fairdiff.diffusion.lora_files import Layers, Shapes, kohya_names, read_lora, settings_of, shapes_of
+from fairdiff.diffusion.single_file import file_on_no_device, is_single_file, read_single_file
 from fairdiff.diffusion.textual_inversion import A1111_KEY, read_embedding
 from fairdiff.errors import FairDiffError
 from fairdiff.files import atomic_path, write_json
@@ -30,9 +31,9 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16}
 def export(source: Path, kind: str, to: Path, model: str | Path, scale: float = 1.0, dtype: str = "float32") -> None:
     """Write an adapter as the folder `to` in one of FORMATS; what lies there is replaced.
 
-    source: an adapter folder, or a LoRA or textual-inversion file of any tool. model: folder or hub id of the model it is
-    for, of which "diffusers" and "kohya" read the configuration only. scale: baked into the weights, W + scale (alpha/r) B A,
-    or of soft tokens scale times as far from their initial words.
+    source: an adapter folder, or a LoRA or textual-inversion file of any tool. model: folder, hub id or file of the model it
+    is for, of which "diffusers" and "kohya" read configurations or the header only. scale: baked into the weights,
+    W + scale (alpha/r) B A, or of soft tokens scale times as far from their initial words.
 
     kohya: LoRA with `.alpha` for A1111, ComfyUI and kohya's scripts. a1111: soft tokens for A1111 and ComfyUI, whose word is
     the file's name. merged: the model with LoRA in its weights, as a diffusers folder, or as one file with original names.
@@ -56,7 +57,7 @@ def export(source: Path, kind: str, to: Path, model: str | Path, scale: float = 
             _save_merged(file, kind, temporary, model, scale, cast)
             about["load_with"] = LOAD_WITH[kind]
         else:
-            shapes = shapes_of(components_on_no_device(model))
+            shapes = shapes_of((file_on_no_device if is_single_file(model) else components_on_no_device)(model))
             layers = _scaled(read_lora(file, shapes), scale)
             (_save_kohya if kind == "kohya" else _save_diffusers)(temporary, layers, shapes, cast)
         write_json(temporary / "adapter.json", about)
@@ -138,7 +139,7 @@ def _save_merged(
     file: Path, kind: str, folder: Path, model: str | Path, scale: float, cast: Callable[[Tensor], Tensor]
 ) -> None:
     """The whole model, W + scale (alpha/r) B A computed in float32."""
-    pipeline = read_pipeline(model)
+    pipeline = (read_single_file if is_single_file(model) else read_pipeline)(model)
     names = ("text_encoder", "text_encoder_2", "unet")
     modules = {name: pipeline.components[name] for name in names if name in pipeline.components}
     for name, part in read_lora(file, shapes_of(modules)).items():
