@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, inject_adapter_in_model
 from safetensors.torch import load_file, save_file
 from test_adapters import PROMPT, make, picture
 from test_exports import plain, plain_picture
@@ -244,6 +244,55 @@ def test_textual_inversions_stand_one_after_the_other_each_with_its_scale(tiny_f
     words = adapter.words(config.adapter.initial_text, 2, adapter.embedding.base)
     assert torch.equal(soft[:3], one.embedding.soft) and torch.equal(soft[3:5], words)
     assert torch.allclose(soft[5], (2 + words[0]) / 2) and adapter.prefix.count("fairdiff") == len(soft) == 6
+
+
+def peft_folder(folder, module, state, **settings):
+    """As `PeftModel.save_pretrained` writes one module's LoRA."""
+    folder.mkdir()
+    save_file({f"base_model.model.{key}": value for key, value in state.items()}, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 8} | settings))
+    return folder / "adapter_model.safetensors"
+
+
+@pytest.mark.parametrize("module", ["text_encoder", "unet"])
+def test_lora_that_peft_itself_saved_adds_what_peft_adds(tiny_folder, tmp_path, module):
+    """Its file names no module, and its alpha stands in another file."""
+    model, other = load_model(tiny_folder), load_model(tiny_folder)
+    base = modules_of(model)[module]
+    targets = ["to_k", "proj_in"] if module == "unet" else ["q_proj", "fc1"]
+    wrapped = get_peft_model(base, LoraConfig(r=4, lora_alpha=8, target_modules=targets, init_lora_weights=False))
+    wrapped.save_pretrained(tmp_path / "theirs")
+    file = tmp_path / "theirs" / "adapter_model.safetensors"
+    assert all(key.startswith("base_model.model.") for key in load_file(file))
+    adapter = builder.build_adapter(composed(f"adapter.path={file}"), other)
+    assert list(adapter.modules) == [module]
+    assert torch.allclose(picture(other, adapter), picture(model, Bare), atol=1e-5)
+    with adapter.off(), wrapped.disable_adapter():
+        assert torch.allclose(picture(other, adapter), picture(model, Bare), atol=1e-6)
+
+
+def test_files_of_pefts_own_that_do_not_say_enough_are_one_line(tiny_folder, tmp_path):
+    shapes = shapes_of({"text_encoder": load_model(tiny_folder).text_encoder})
+    shapes["text_encoder_2"] = shapes["text_encoder"]
+    layer = "text_model.encoder.layers.0.self_attn.q_proj"
+    pair = {f"{layer}.lora_A.weight": torch.ones(4, 16), f"{layer}.lora_B.weight": torch.ones(16, 4)}
+    file = peft_folder(tmp_path / "two", "text_encoder", pair)
+    with pytest.raises(FairDiffError, match="fits text_encoder and text_encoder_2 alike and does not name its module"):
+        read_lora(file, shapes | {"unet": shapes_of({"unet": load_model(tiny_folder).unet})["unet"]})
+    shapes = shapes_of(modules_of(load_model(tiny_folder)))
+    (found,) = read_lora(file, shapes)["text_encoder"].values()
+    assert (found.rank, found.alpha) == (4, 8)
+    (rooted,) = read_lora(peft_folder(tmp_path / "rs", "", pair, use_rslora=True), shapes)["text_encoder"].values()
+    assert rooted.alpha == 8 * 2
+    before = builder.adapter_fingerprint(composed(f"adapter.path={file}"))
+    (file.parent / "adapter_config.json").write_text('{"lora_alpha": 4}')
+    assert builder.adapter_fingerprint(composed(f"adapter.path={file}")) != before
+    (file.parent / "adapter_config.json").unlink()
+    with pytest.raises(FairDiffError, match="was saved by peft, and adapter_config.json, which says its alpha, is not"):
+        read_lora(file, shapes)
+    wide = {f"{layer}.lora_A.weight": torch.ones(4, 7), f"{layer}.lora_B.weight": torch.ones(16, 4)}
+    with pytest.raises(FairDiffError, match="2 of 2 tensors fit no layer"):
+        read_lora(peft_folder(tmp_path / "wide", "", wide), shapes)
 
 
 def test_files_that_are_no_textual_inversion_are_refused_in_one_line(tiny_folder, tmp_path, file):
