@@ -152,21 +152,24 @@ def _any_variant(read: Callable, what: str) -> tuple[nn.Module, dict]:
 
 
 def component_on_no_device(name: str, path: str | Path, kind: type = StableDiffusionPipeline) -> nn.Module:
-    """The layers of a text encoder or the U-Net of Stable Diffusion and their shapes, from its config.json alone."""
+    """The layers of a text encoder, a U-Net or a transformer and their shapes, from its config.json alone."""
+    component = CLASSES[kind][name]
     with one_line(path), torch.device("meta"):
-        if name == "unet":
-            return UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(**_where(path), subfolder=name))
-        config = CLASSES[kind][name].config_class.from_pretrained(**_where(path), subfolder=name)
-        return CLASSES[kind][name](config)
+        if name in ("unet", "transformer"):
+            return component.from_config(component.load_config(**_where(path), subfolder=name))
+        return component(component.config_class.from_pretrained(**_where(path), subfolder=name))
 
 
 def components_on_no_device(path: str | Path) -> dict[str, nn.Module]:
-    """The text encoders and the U-Net of a folder or hub id as `component_on_no_device` gives them."""
+    """What LoRA can be on in a folder or hub id, as `component_on_no_device` gives it."""
     with one_line(path):
         kind = _kind(DiffusionPipeline.load_config(**_where(path)))
-        if "unet" not in CLASSES[kind]:
-            raise FairDiffError(f"{path}: is a {FAMILIES[kind]}, allowed in this format: Stable Diffusion 1.x, 2.x or XL")
-    return {name: component_on_no_device(name, path, kind) for name in CLASSES[kind] if name != "vae"}
+    return {name: component_on_no_device(name, path, kind) for name in adaptable(kind)}
+
+
+def adaptable(kind: type) -> list[str]:
+    """The components of a pipeline that LoRA can be on; T5 is none: pipelines load no LoRA of it."""
+    return [name for name, component in CLASSES[kind].items() if component not in (AutoencoderKL, T5EncoderModel)]
 
 
 def _where(path: str | Path) -> dict:

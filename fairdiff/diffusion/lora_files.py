@@ -59,7 +59,7 @@ class Factors:
         return (self.alpha / self.rank * product).unflatten(1, self.down.shape[1:])
 
 
-# "text_encoder", "text_encoder_2" or "unet" -> layer, without TEXT_ROOT -> its factors, or the shape of its weight
+# "text_encoder", "text_encoder_2", "unet", "transformer" -> layer, without TEXT_ROOT -> its factors, or its weight's shape
 Layers = dict[str, dict[str, Factors]]
 Shapes = dict[str, dict[str, list[int]]]
 
@@ -94,16 +94,17 @@ def kohya_names(shapes: Shapes) -> dict[tuple[str, str], str]:
 
 
 def _known_names(shapes: Shapes) -> dict[str, tuple[str, str]]:
-    """Every name that a file may give a layer -> (module, layer)."""
-    found = {name: place for place, name in kohya_names(shapes).items()}
-    original = unet_names(shapes["unet"])
+    """Every name that a file may give a layer -> (module, layer); those of kohya's scripts of models with a U-Net only."""
+    unet = "unet" in shapes
+    found = {name: place for place, name in kohya_names(shapes).items()} if unet else {}
+    original = unet_names(shapes["unet"]) if unet else {}
     for module, layers in shapes.items():
         for layer in layers:
-            root = "" if module == "unet" or layer == "text_projection" else TEXT_ROOT
+            root = "" if module in DENOISERS or layer == "text_projection" else TEXT_ROOT
             names = [f"{module}.{layer}", f"{module}.{root}{layer}", f"{module}.{layer.removesuffix('.0')}"]
             if module == "unet":
                 names += [f"lora_unet_{name.replace('.', '_')}" for name in (layer, original[layer])]
-            elif module == "text_encoder":  # diffusers' own converter numbers it whatever the model
+            elif module == "text_encoder" and unet:  # diffusers' own converter numbers it whatever the model
                 names += [f"lora_te{number}_{root}{layer}".replace(".", "_") for number in ("", "1")]
             for name in names:
                 found.setdefault(name, (module, layer))
@@ -229,7 +230,7 @@ def _alpha(module: str, layer: str, rank: int, said: dict) -> object:
     if f"{module}.r" not in said:
         return rank
     patterns = said.get(f"{module}.alpha_pattern") or {}
-    name = layer if module == "unet" else f"{TEXT_ROOT}{layer}"
+    name = layer if module in DENOISERS else f"{TEXT_ROOT}{layer}"
     key = name if name in patterns else get_pattern_key(patterns, name) if patterns else name
     alpha = patterns.get(key, patterns.get(layer, said.get(f"{module}.lora_alpha", rank)))
     return alpha * math.sqrt(rank) if said.get(f"{module}.use_rslora") and isinstance(alpha, int | float) else alpha
