@@ -18,6 +18,7 @@ from fairdiff.diffusion.export import A1111_FILE, KOHYA_FILE, export
 from fairdiff.diffusion.imports import import_lora, import_soft_tokens
 from fairdiff.diffusion.load import load_model
 from fairdiff.diffusion.lora_files import Factors, kohya_names, read_lora, shapes_of
+from fairdiff.diffusion.textual_inversion import read_embedding
 from fairdiff.errors import FairDiffError
 from fairdiff.plan import make_plan
 from fairdiff.training.step import Batch, training_step
@@ -318,6 +319,27 @@ def test_files_that_are_no_textual_inversion_are_refused_in_one_line(tiny_folder
         with pytest.raises(FairDiffError, match=f"^adapter.path: .*{name}: {says}") as caught:
             builder.build_adapter(config, load_model(tiny_folder))
         assert "\n" not in str(caught.value)
+
+
+def test_a_textual_inversion_as_its_authors_saved_it_is_read_without_running_code(tmp_path):
+    """string_to_param is a ParameterDict there, that of another torch among them; code beside it is none the less refused."""
+    held = torch.nn.ParameterDict({"*": torch.nn.Parameter(torch.arange(32.0).view(2, 16))})
+    torch.save({"string_to_token": {"*": torch.tensor(265)}, "string_to_param": held}, tmp_path / "a.pt")
+    del held.__dict__["_keys"]  # which torch 1.11 had not
+    torch.save({"string_to_param": held}, tmp_path / "old.pt")
+    for name in ("a.pt", "old.pt"):
+        rows, text = read_embedding(tmp_path / name)
+        assert torch.equal(rows, torch.arange(32.0).view(2, 16)) and text is None and not rows.requires_grad
+
+    class Code:
+        def __reduce__(self):
+            return print, ("executed",)
+
+    held.extra = Code()
+    torch.save({"string_to_param": held}, tmp_path / "code.pt")
+    with pytest.raises(FairDiffError, match="code.pt: cannot read it without running code"):
+        read_embedding(tmp_path / "code.pt")
+    assert torch.serialization.get_safe_globals() == []
 
 
 @pytest.mark.parametrize(
