@@ -107,6 +107,7 @@ def _judge(title: str, name: str, confusion: Confusion, attributes: dict[str, li
 def _loading(about: dict) -> str:
     settings = f"guidance_scale={about['guidance']:g}, num_inference_steps={about['sampler_steps']}"
     settings += f", negative_prompt={about['negative_prompt']!r}" if about["negative_prompt"] else ""
+    settings += "".join(f", {key}={about[key]}" for key in ("height", "width", "clip_skip") if about.get(key))
     where = '"soft_tokens.safetensors"' if about["type"] == "soft_tokens" else '"."'
     return f"""```python
 adapter = fairdiff.load_adapter(pipe, ".")  # this folder; sets the solver of the audit

@@ -79,13 +79,27 @@ def load_adapter(pipe: Pipeline, path_or_name: str | Path, scale: float = 1.0) -
         _compare_base(pipe, file, about)
     if about.get("padding") == "longest":
         _warn(f"{file}: was trained on prompts that are not padded, and a pipeline pads them: images differ a little")
-    settings = {"guidance_scale": about.get("guidance"), "num_inference_steps": about.get("sampler_steps")}
-    settings |= {"negative_prompt": about.get("negative_prompt") or None}
-    settings = {key: value for key, value in settings.items() if value is not None}
+    settings = _settings(pipe, about)
     if any(FACTOR.search(key) for key in state):
         return LoadedAdapter(pipe, _load_lora(pipe, file, state, scale), scale, "", settings, about)
     token = _load_tokens(pipe, file, state, metadata, scale)
     return LoadedAdapter(pipe, token, scale, token, settings, about)
+
+
+def _settings(pipe: Pipeline, about: dict) -> dict[str, object]:
+    """Arguments of the pipeline's call; height and width both or none, for with one of them it takes its own of both."""
+    height, width = size_of(view(pipe), about) or (None, None)
+    settings = {"guidance_scale": about.get("guidance"), "num_inference_steps": about.get("sampler_steps")}
+    settings |= {"negative_prompt": about.get("negative_prompt") or None, "height": height, "width": width}
+    settings |= {"clip_skip": about.get("clip_skip")}
+    return {key: value for key, value in settings.items() if value is not None}
+
+
+def size_of(model: DiffusionModel, about: dict) -> tuple[int, int] | None:
+    """(height, width) that adapter.json names, None where they are the model's own."""
+    own = model.image_size
+    size = about.get("height") or own[0], about.get("width") or own[1]
+    return None if size == own else size
 
 
 def _warn(text: str) -> None:
@@ -147,6 +161,7 @@ def _compare_base(pipe: Pipeline, file: Path, about: dict) -> None:
         return
     model = view(pipe)
     model.padding, model.negative = about.get("padding", ""), about.get("negative_prompt", "")
+    model.size, model.clip_skip = size_of(model, about), about.get("clip_skip") or 0
     if model.fingerprint(precision=False) != about["base_model_hash"]:
         _warn(f"{file}: was trained on {base}, and this pipeline's weights, tokenizer or configuration differ from it")
 
