@@ -152,6 +152,7 @@ def about_adapter(config: Config, plan: Plan, model: DiffusionModel, training: s
         "load_with": "load_textual_inversion" if soft else "load_lora_weights",
         "prompt_prefix": "<fairdiff> " if soft else "",
         "base_model": config.model.path or EMBEDDED,
+        "pipeline": model.kind.__name__,
         "base_model_hash": model.fingerprint(precision=False),
         "scheduler": type(model.scheduler).__name__,
         "final_sigmas": config.sampler.final_sigmas,

@@ -109,6 +109,14 @@ def read_pipeline(path: str | Path) -> Pipeline:
     return pipeline
 
 
+def hub_id(path: str | Path) -> str | None:
+    """The name on the hub today of a model that is no local path, without its revision; None for what is no name there."""
+    name = str(path).partition("@")[0]
+    if Path(path).exists() or Path(name).exists() or not _HUB_ID.fullmatch(name) or Path(name).suffix == ".safetensors":
+        return None
+    return MOVED.get(name, name)
+
+
 def _kind(index: dict) -> type:
     """The pipeline that a model_index.json names; Stable Diffusion's is that of latent consistency models too."""
     return {kind.__name__: kind for kind in FAMILIES}.get(index.get("_class_name"), StableDiffusionPipeline)
