@@ -17,9 +17,11 @@ from fairdiff.audit.read import read_audit
 from fairdiff.audit.records import load_records
 from fairdiff.audit.wording import last_model
 from fairdiff.builder.audit import build_audit
+from fairdiff.builder.model import clip_skip, image_size
 from fairdiff.cli.compose import Settings, choices, composed, overrides_of, with_defaults
 from fairdiff.config import AttributeConfig, Config
 from fairdiff.diffusion.folder import Pipeline, component_on_no_device
+from fairdiff.diffusion.load import DiffusionModel
 from fairdiff.diffusion.plain import LoadedAdapter, generator, load_adapter, view
 from fairdiff.errors import FairDiffError
 from fairdiff.files import write_text
@@ -112,17 +114,19 @@ def audit(
     target: attribute -> class -> share; None: gender, half and half. judge: a folder or hub id of a face classifier; None:
     the embedded one for the embedded model, else zero-shot words (`judge` in docs/reference/configuration.md).
     adapter: of `load_adapter`; the same noise then shows the pipeline without and with it. settings: of scripts/audit.py,
-    such as ["audit.images_per_prompt=20", "sampler.guidance=5"]. Guidance and steps are those that the adapter names, else
-    those of conf/model for this kind of pipeline; the solver is the pipeline's own.
+    such as ["audit.images_per_prompt=20", "sampler.guidance=5"]. Guidance, steps, size and clip skip are
+    those that the adapter names, else those of conf/model for this kind of pipeline; the solver is the pipeline's own.
     """
     if isinstance(prompts, str) or not prompts:
         raise FairDiffError(f"prompts: found {prompts!r}, allowed: a list of one or more prompts")
     config = _config(pipe, target, judge, adapter, settings)
     plan = plan_of_prompts(config, [Prompt(text, "custom", text) for text in prompts])
-    built = build_audit(config, plan, view(pipe), None, None)
+    model = view(pipe)
+    model.size, model.clip_skip = image_size(config.sampler, model), clip_skip(config.model.clip_skip, model)
+    built = build_audit(config, plan, model, None, None)
     lines = {"target": list(plan.target_lines), "pipeline": _about(pipe, adapter)}
     with TemporaryDirectory() as folder:
-        run.carry_out(Path(folder), built, _generators(pipe, config, adapter), lines, make_console())
+        run.carry_out(Path(folder), built, _generators(pipe, model, config, adapter), lines, make_console())
         where = run.audit_folder(Path(folder), built)
         page = (where / "report.html").read_text(encoding="utf-8")
         return AuditResult(read_audit(where / "audit.json"), load_records(where / "records.parquet"), page)
@@ -158,6 +162,7 @@ def _config(
         defaults += [f"judge@audit.judge={_judge_type(judge)}", f'audit.judge.path="{judge}"']
     asked = adapter.settings if adapter else {}
     keys = {"sampler.guidance": "guidance_scale", "sampler.audit_steps": "num_inference_steps"}
+    keys |= {"sampler.height": "height", "sampler.width": "width", "model.clip_skip": "clip_skip"}
     defaults += [f"{key}={asked[name]}" for key, name in keys.items() if name in asked]
     config, _ = composed(with_defaults(settings, defaults))
     config = replace(config, model=replace(config.model, path=str(pipe.config.get("_name_or_path") or type(pipe).__name__)))
@@ -171,10 +176,12 @@ def _config(
 
 
 def _generators(
-    pipe: Pipeline, config: Config, adapter: LoadedAdapter | None
+    pipe: Pipeline, model: DiffusionModel, config: Config, adapter: LoadedAdapter | None
 ) -> Callable[[float], dict[str, Generate]]:
-    """Of a guidance scale the pipeline "before" the adapter, and "after" it if there is one."""
+    """Of a guidance scale the pipeline "before" the adapter, and "after" it if there is one. model: its `view`."""
+    height, width = model.size or (None, None)
     more = {"num_inference_steps": config.sampler.audit_steps, "negative_prompt": config.prompts.negative or None}
+    more |= {"height": height, "width": width, "clip_skip": config.model.clip_skip}
 
     def at(guidance: float) -> dict[str, Generate]:
         options = more | {"guidance_scale": guidance}
