@@ -157,11 +157,11 @@ def change(counts: list[np.ndarray], pairs_PKK: np.ndarray, axis: Axis, spec: Me
     result = {
         "bias": _difference(plug_in_bias, bias_slope, counts, pairs_PKK, uniform, 2 / K, spec),
         "total_variation": _difference(iv.total_variation, total_variation_slope, counts, pairs_PKK, target, 1.0, spec),
-        "squared_distance": squared_change(counts, target, None, spec.seed),
+        "squared_distance": squared_change(counts, pairs_PKK, target, None, spec.seed),
     }
     judge = judge_for(axis, spec)
     if judge is not None and judge.refusal is None:
-        result["corrected"] = {"squared_distance": squared_change(counts, target, judge, spec.seed)}
+        result["corrected"] = {"squared_distance": squared_change(counts, pairs_PKK, target, judge, spec.seed)}
     return result
 
 
@@ -193,9 +193,13 @@ def _difference(statistic, slope, counts, pairs_PKK, target, limit: float, spec:
     return {"difference": found["mean"], "ci95": found["ci95"], "ci95_these": found["ci95_these"]}
 
 
-def squared_change(counts, target, judge: Judge | None, seed: int) -> dict:
-    """Change of D^2, mean over prompts, free of noise. The images of both models are taken for independent, which with the
-    same noise is never too narrow where their classes go together. A judge's error is the same in both."""
+def squared_change(counts, pairs_PKK, target, judge: Judge | None, seed: int) -> dict:
+    """Change of D^2, mean over prompts, free of noise. A judge's error is the same in both models.
+
+    Variance of a prompt by Hoeffding's decomposition of X (`distance.moments`): that of the paired linear parts 2/n sum l(x),
+    4/n0 E[l0^2] + 4/n1 E[l1^2] - 8 l0' pairs l1 / (n0 n1), and the remainders of both models, which are counted as if
+    independent: those of the same noise never go against each other.
+    """
     nothing = {"difference": math.nan, "ci95": NOTHING, "ci95_these": NOTHING}
     if not len(target) or undefined(target):
         return nothing
@@ -203,7 +207,7 @@ def squared_change(counts, target, judge: Judge | None, seed: int) -> dict:
     x = [unbiased_squared_distance(c, G) for c in counts]
     assumed = [shrunken_shares(c, target, judge) for c in counts]
     judged = assumed if judge is None else [p @ judge.rates for p in assumed]
-    variance = sum(moments(q, G, c.sum(1))[:, 1] for q, c in zip(judged, counts, strict=True))
+    variance = squared_change_variance(judged, G, [c.sum(1) for c in counts], pairs_PKK)
     values = x[1] - x[0]
     mean, labels = float(values.mean()), []
     if judge is not None:
@@ -214,3 +218,14 @@ def squared_change(counts, target, judge: Judge | None, seed: int) -> dict:
     these = suite.combine(mean, suite.normal_interval(mean, float(variance.sum()) / P**2), *labels)
     limit = float(np.mean(1 / target.min(-1) - 1))
     return {"difference": mean} | suite.both(mean, values, these, (-limit, limit), seed, labels)
+
+
+def squared_change_variance(judged, gram_PKK, n, pairs_PKK) -> np.ndarray:
+    """[P] of the change of X by the images, at judged shares [P, K] and numbers of faces [P] of both models."""
+    lines = [(gram_PKK @ q[..., None])[..., 0] for q in judged]
+    lines = [line - (q * line).sum(-1, keepdims=True) for q, line in zip(judged, lines, strict=True)]
+    own = [4 / m * (q * line**2).sum(-1) for q, line, m in zip(judged, lines, n, strict=True)]
+    rest = sum(moments(q, gram_PKK, m)[:, 1] - line for q, m, line in zip(judged, n, own, strict=True))
+    shared = 4 * np.einsum("pj,pjk,pk->p", lines[0], pairs_PKK, lines[1]) / (n[0] * n[1])
+    apart = own[0] + own[1]  # where all images are alike, one in n may still differ
+    return np.maximum(apart - 2 * shared, apart / np.minimum(*n)) + rest

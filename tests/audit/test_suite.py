@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fairdiff.audit import suite
-from fairdiff.audit.attribute import change, mean_share, plug_in_bias, plug_in_mean, suite_metrics
+from fairdiff.audit.attribute import change, mean_share, plug_in_bias, plug_in_mean, squared_change, suite_metrics
 from fairdiff.audit.axis import Axis, MetricSpec
 from fairdiff.audit.distance import shrunken_shares
 from fairdiff.audit.suite import ENOUGH, bootstrap_t, both, combine, ratio_interval, student_interval
@@ -62,6 +62,39 @@ def test_shares_and_bias_of_these_prompts_are_covered(p):
         bias = plug_in_mean(plug_in_bias, counts, target, (0, 1), SPEC)["ci95_these"]
         hits += [share[0] <= p <= share[1], bias[0] <= truth <= bias[1]]
     assert (hits / 120 >= 0.9).all()
+
+
+def same_noise(rng, before, after, P=24, n=60):
+    """Pairs [P, 2, 2] of images that show the first class where one number, the same in both, is below its share."""
+    noise, pairs = rng.random((P, n)), np.zeros((P, 2, 2))
+    kinds = [(noise >= share).astype(int) for share in (before, after)]
+    np.add.at(pairs, (np.arange(P)[:, None], *kinds), 1)
+    return pairs
+
+
+@pytest.mark.parametrize("before,after", [(0.7, 0.3), (0.8, 0.3), (0.8, 0.6), (0.7, 0.65)])
+def test_a_change_with_the_same_noise_is_covered_whichever_side_the_skew_ends_on(before, after):
+    """Taken for independent it held .86 to .92 where the skew changes sides, and was twice too wide where it stays."""
+    rng, hits, truth = np.random.default_rng(4), 0, (2 * after - 1) ** 2 - (2 * before - 1) ** 2
+    for _ in range(200):
+        pairs = same_noise(rng, before, after)
+        counts = [pairs.sum(2), pairs.sum(1)]
+        low, high = squared_change(counts, pairs, axis(24).target_PK, None, 0)["ci95_these"]
+        alone = squared_change(counts, 0 * pairs, axis(24).target_PK, None, 0)["ci95_these"]
+        hits += low <= truth <= high
+        assert (high - low > alone[1] - alone[0]) == ((before - 0.5) * (after - 0.5) < 0)
+    assert hits / 200 >= 0.95 - 2 * 0.0154
+
+
+def test_a_change_of_d_counts_the_judges_reading_of_pairs():
+    """The same images read twice have not changed at all."""
+    spec = MetricSpec({"x": ("a", "b")}, {}, confusion={"x": np.array([[900, 100], [100, 900]])}, provenance={})
+    pairs = np.zeros((24, 2, 2))
+    pairs[:, 0, 0], pairs[:, 1, 1] = 45, 15
+    counts = [pairs.sum(2), pairs.sum(1)]
+    moved = change(counts, pairs, axis(24), spec)["corrected"]["squared_distance"]
+    alone = change(counts, 0 * pairs, axis(24), spec)["corrected"]["squared_distance"]
+    assert moved["difference"] == 0 and moved["ci95_these"][1] < 0.5 * alone["ci95_these"][1]
 
 
 def test_a_population_of_skewed_values_is_covered_and_the_interval_is_not_symmetric():
