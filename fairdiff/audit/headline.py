@@ -157,11 +157,16 @@ def bias_line(audit: dict, name: str) -> str:
     distance = distance_of(last_model(audit)["attributes"][name])
     what = ", total variation (the share of pictures that would have to change)" if distance["key"] != "bias" else ""
     text = f"{distance['name'][0].upper()}{distance['name'][1:]}{what}, mean over prompts, noise included: {values}."
-    for key, by in (("paired", "Change"), ("trained", "By training")):
+    for key, first, by in (("paired", "before", "Change"), ("trained", "start", "By training")):
         if audit[key]:
             found = audit[key]["attributes"][name][distance["key"]]
-            text += f" {by} {signed(found['difference'])} {interval(ends_of(found))}."
+            equal = "" if _faces(audit, first, name) == _faces(audit, "after", name) else ", at equal numbers of faces,"
+            text += f" {by}{equal} {signed(found['difference'])} {interval(ends_of(found))}."
     return f"{text} Noise floor {number(distance['floor'])}, computed."
+
+
+def _faces(audit: dict, model: str, name: str) -> list[int]:
+    return [item["faces"] for item in audit["models"][model]["attributes"][name]["per_prompt"]]
 
 
 def _listed(names: list[str]) -> str:

@@ -56,7 +56,8 @@ ESTIMANDS = {
     "no_face.rate": "pictures without a face, all prompts pooled; Wilson, for these prompts and new noise",
     "left_out": "prompts that show fewer than two faces by one of the models: in no mean of shares, before or after, but in "
     "the verdict and the bounds",
-    "paired": "after minus before on the same prompts and noise",
+    "paired": "after minus before on the same prompts and noise; bias and total_variation at equal numbers of faces: of the "
+    "model that shows more faces of a prompt, their mean over all choices of as many as the other shows",
     "trained": "after minus start (the untrained adapter, where it changes images by itself), as paired: what training did",
     "paired.drift": "of an attribute without a target: the change of its bias, and whether its whole interval lies within "
     "(yes) or outside (no) the margin: ci95, and ci95_these for stayed_within_these",

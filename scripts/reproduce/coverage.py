@@ -240,8 +240,8 @@ Classes have the target share 1/K. Changes are from an uneven, skewed model.
 """
 
 
-SAME_NOISE = """Each prompt's deviations from the target become so many times as large; below 0 it changes sides. An image shows
-the class that its number, the same before and after, falls on.
+SAME_NOISE = """Each prompt's deviations from the target become so many times as large; below 0 it changes sides. An image
+shows the class that its number, the same before and after, falls on.
 
 """
 

@@ -1,12 +1,21 @@
 """Intervals over a suite: which estimand they cover, that they stay in range, and that seeds do not move them."""
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 
 from fairdiff.audit import suite
-from fairdiff.audit.attribute import change, mean_share, plug_in_bias, plug_in_mean, squared_change, suite_metrics
+from fairdiff.audit.attribute import (
+    change,
+    mean_share,
+    plug_in_bias,
+    plug_in_mean,
+    squared_change,
+    suite_metrics,
+    thinned,
+)
 from fairdiff.audit.axis import Axis, MetricSpec
 from fairdiff.audit.distance import shrunken_shares
 from fairdiff.audit.suite import ENOUGH, bootstrap_t, both, combine, ratio_interval, student_interval
@@ -84,6 +93,27 @@ def test_a_change_with_the_same_noise_is_covered_whichever_side_the_skew_ends_on
         hits += low <= truth <= high
         assert (high - low > alone[1] - alone[0]) == ((before - 0.5) * (after - 0.5) < 0)
     assert hits / 200 >= 0.95 - 2 * 0.0154
+
+
+@pytest.mark.parametrize("K,share", [(2, 0.5), (2, 0.8), (4, 0.25)])
+def test_more_faces_alone_are_no_change(K, share):
+    """Of two fair folders of 20 and 200 images a prompt bias fell by .12, its whole interval below 0."""
+    rng, P, hits, steps = np.random.default_rng(5), 24, np.zeros(2), []
+    p = np.r_[share, np.full(K - 1, (1 - share) / (K - 1))]
+    for _ in range(40):
+        counts = [rng.multinomial(n, p, P) for n in (20, 200)]
+        moved = change(counts, np.zeros((P, K, K)), axis(P, K), SPEC)
+        found = [moved[key]["ci95_these"] for key in ("bias", "total_variation")]
+        hits += [low <= 0 <= high for low, high in found]
+        steps.append(moved["bias"]["difference"])
+    assert (hits / 40 >= 0.9).all() and abs(np.mean(steps)) < 0.015
+
+
+def test_a_thinned_statistic_is_its_mean_over_all_choices_of_faces():
+    counts, target = np.array([[5, 2], [3, 3]]), np.full((2, 2), 0.5)
+    found = thinned(plug_in_bias, counts, np.array([3, 6]), target, 0, draws=20_000)
+    every = [abs(2 * sum(chosen) / 3 - 1) for chosen in itertools.combinations([1] * 5 + [0] * 2, 3)]
+    assert found == pytest.approx([np.mean(every), 0], abs=0.01)
 
 
 def test_a_change_of_d_counts_the_judges_reading_of_pairs():
