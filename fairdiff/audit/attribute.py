@@ -102,30 +102,42 @@ def _worst(values, statistic: Callable, faces, target, spec: MetricSpec) -> dict
 
 def _shares(faces, aim, axis: Axis, spec: MetricSpec) -> dict:
     """Each class's mean share over prompts, its ratio to the mean target share, and both intervals of both."""
+    K, targets = faces.shape[1], aim.mean(0)
     if not len(faces):
-        return {
-            name: _with_ratio({"share": math.nan, "ci95": NOTHING, "ci95_these": NOTHING}, 0.0) for name in axis.classes
-        }
-    assumed, targets = shrunken_shares(faces, np.maximum(aim, 1e-9)), aim.mean(0)
-    each = [mean_share(faces[:, k], faces.sum(1), assumed[:, k], spec.seed) for k in range(len(axis.classes))]
-    return {name: _with_ratio(each[k], float(targets[k])) for k, name in enumerate(axis.classes)}
+        nothing = {"share": math.nan, "ci95": NOTHING, "ci95_these": NOTHING}
+        return {name: _with_ratio(nothing, nothing, 0.0) for name in axis.classes}
+    assumed, n = shrunken_shares(faces, np.maximum(aim, 1e-9)), faces.sum(1)
+    found = {}
+    for k, name in enumerate(axis.classes):
+        alone, at_once = (
+            mean_share(faces[:, k], n, assumed[:, k], spec.seed, error) for error in (0.05, suite.error_of_each(K))
+        )
+        found[name] = _with_ratio(alone, at_once, float(targets[k]))
+    return found
 
 
-def mean_share(faces_P, n_P, assumed_P, seed: int) -> dict:
-    """Mean share over prompts of one class with `faces_P` of n_P faces, and both intervals; assumed: its shrunken shares."""
+def mean_share(faces_P, n_P, assumed_P, seed: int, error: float = 0.05) -> dict:
+    """Mean share over prompts of one class with `faces_P` of n_P faces, and both intervals of level 1 - error.
+
+    assumed: its shrunken shares.
+    """
     shares = faces_P / n_P
     variance, mean = float((assumed_P * (1 - assumed_P) / n_P).sum()) / len(n_P) ** 2, float(shares.mean())
-    these = suite.share_interval(mean, variance, float(assumed_P.mean()))
-    return {"share": mean} | suite.both(mean, shares, these, (0.0, 1.0), seed)
+    these = suite.share_interval(mean, variance, float(assumed_P.mean()), 1 - error)
+    return {"share": mean} | suite.cut(suite.ends(mean, shares, these, seed, level=1 - error), (0.0, 1.0))
 
 
-def _with_ratio(entry: dict, target: float) -> dict:
-    """The same with the ratio of the share to the target share; flagged below four fifths. A target of 0 has no ratio."""
+def _with_ratio(entry: dict, at_once: dict, target: float) -> dict:
+    """The same with the ratio of the share to the target share; flagged below four fifths. A target of 0 has no ratio.
+
+    at_once: the same share with intervals that hold for all classes at once, of which the ratio's `ci95_all` are made.
+    """
 
     def over(value: float) -> float:
         return value / target if target > 0 else math.nan
 
-    ratio = {"value": over(entry["share"])} | {key: tuple(map(over, entry[key])) for key in ("ci95", "ci95_these")}
+    every = {key: entry[key] for key in ("ci95", "ci95_these")} | suite.of_all(at_once)
+    ratio = {"value": over(entry["share"])} | {key: tuple(map(over, pair)) for key, pair in every.items()}
     return entry | {"ratio": ratio | {"flagged": bool(ratio["value"] < FOUR_FIFTHS)}}
 
 
@@ -136,7 +148,10 @@ def _corrected(faces, aim, axis: Axis, judge: Judge, spec: MetricSpec) -> dict:
     K = faces.shape[1]
     shares = {}
     for k, name in enumerate(axis.classes):
-        shares[name] = _with_ratio(corrected_share(k, faces, aim, judge, spec.seed), float(aim[:, k].mean()))
+        alone, at_once = (
+            corrected_share(k, faces, aim, judge, spec.seed, error) for error in (0.05, suite.error_of_each(K))
+        )
+        shares[name] = _with_ratio(alone, at_once, float(aim[:, k].mean()))
     return {
         "refused": None,
         "bias": corrected_mean(plug_in_bias, faces, np.full(aim.shape, 1 / K), judge, (0, 2 / K), spec.seed),
@@ -163,6 +178,47 @@ def change(counts: list[np.ndarray], pairs_PKK: np.ndarray, axis: Axis, spec: Me
     if judge is not None and judge.refusal is None:
         result["corrected"] = {"squared_distance": squared_change(counts, pairs_PKK, target, judge, spec.seed)}
     return result
+
+
+def share_changes(counts: list[np.ndarray], pairs_PKK: np.ndarray, axis: Axis, seed: int) -> dict:
+    """Change of each class's mean share as judged, with intervals of its own and such that hold for all classes at once.
+
+    Variance of a prompt: p0 (1 - p0) / n0 + p1 (1 - p1) / n1 - 2 sum over pairs (x - f0)(y - f1) / (n0 n1), x and y 1 where
+    the image before and the one after show the class.
+    """
+    K = len(axis.classes)
+    if not len(counts[0]):
+        nothing = {"ci95": NOTHING, "ci95_these": NOTHING}
+        return {name: {"difference": math.nan} | nothing | suite.of_all(nothing) for name in axis.classes}
+    n = [c.sum(1, keepdims=True) for c in counts]
+    f = [c / m for c, m in zip(counts, n, strict=True)]
+    assumed = [shrunken_shares(c, np.maximum(axis.target_PK, 1e-9)) for c in counts]
+    apart = sum(p * (1 - p) / m for p, m in zip(assumed, n, strict=True))
+    alike = np.diagonal(pairs_PKK, axis1=1, axis2=2) - f[1] * pairs_PKK.sum(2) - f[0] * pairs_PKK.sum(1)
+    shared = (alike + f[0] * f[1] * pairs_PKK.sum((1, 2))[:, None]) / (n[0] * n[1])
+    variance = np.maximum(apart - 2 * shared, apart / np.minimum(*n)).sum(0) / len(f[0]) ** 2
+    result = {}
+    for k, name in enumerate(axis.classes):
+        values = f[1][:, k] - f[0][:, k]
+        mean, found = float(values.mean()), []
+        for error in (0.05, suite.error_of_each(K)):
+            these = suite.normal_interval(mean, float(variance[k]), 1 - error)
+            found.append(suite.cut(suite.ends(mean, values, these, seed, level=1 - error), (-1.0, 1.0)))
+        result[name] = {"difference": mean} | found[0] | suite.of_all(found[1])
+    return result
+
+
+def drift_of(moved: dict, shares: dict, margin: float) -> dict:
+    """Of an untargeted attribute: the change of its bias and of its classes' mean shares, and whether all stayed.
+
+    Bias alone is blind to a skew that changes sides. moved: the change of bias.
+    """
+    stayed = {}
+    for key, ends in (("stayed_within", "ci95"), ("stayed_within_these", "ci95_these")):
+        each = [moved[ends], *(found[ends] for found in shares.values())]
+        at_once = [moved[ends], *(found[ends.replace("ci95", "ci95_all")] for found in shares.values())]
+        stayed[key] = iv.drift_verdict(each, at_once, margin)
+    return moved | {"shares": shares, "margin": margin} | stayed
 
 
 def bias_slope(shares, target) -> np.ndarray:

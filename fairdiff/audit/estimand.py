@@ -37,3 +37,8 @@ def ends_of(entry: dict) -> list | None:
         these = entry.get("ci95_these")
         return entry["ci95"] if these is None or these[0] is None else [*these, FEW]
     return entry["ci95"]
+
+
+def ends_of_all(entry: dict) -> list | None:
+    """The same of the interval that holds for all classes at once."""
+    return ends_of({"ci95": entry["ci95_all"], "ci95_these": entry["ci95_all_these"]})

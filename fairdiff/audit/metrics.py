@@ -10,14 +10,14 @@ import numpy as np
 import pandas as pd
 
 from fairdiff.audit import intervals as iv
-from fairdiff.audit.attribute import average, change, judge_for, suite_metrics
+from fairdiff.audit.attribute import average, change, drift_of, judge_for, share_changes, suite_metrics
 from fairdiff.audit.axis import Axis, MetricSpec, axes_of, labels, requested, tally
 from fairdiff.audit.per_prompt import prompt_metrics
 from fairdiff.audit.planner import images_needed
 from fairdiff.audit.records import MODELS, probability_columns, wording_column
 from fairdiff.audit.suite import ENOUGH, ratio_interval, student_interval, within_range
 
-SCHEMA = "fairdiff.audit/6"
+SCHEMA = "fairdiff.audit/7"
 CONFIDENT = 0.9  # of a class: what the face loss calls confident (Shen et al., ICLR 2024)
 
 ESTIMANDS = {
@@ -31,7 +31,8 @@ ESTIMANDS = {
     "bias.missing_face_bounds": "mean bias if the pictures without a face had had the best or the worst classes",
     "bias.worst_tenth": "mean of the tenth of the prompts with the largest bias; its floor, what a perfectly fair generator "
     "shows, is larger than that of the mean: some prompts are off by chance. No interval: the same images choose the prompts",
-    "shares": "mean share over prompts; ratio: to the mean target share, flagged below four fifths",
+    "shares": "mean share over prompts; ratio: to the mean target share, flagged below four fifths. A class is "
+    "certainly below them where its ci95_all is, all are certainly above where every ci95 is",
     "target.total_variation": "mean over prompts of half the absolute differences to the prompt's target; its floor, "
     "the mean of what a generator exactly on each target shows at the same numbers of faces, is not 0",
     "target.distance": "D, root mean square over prompts of the chi-squared distance sum_k (p_k - t_k)^2 / t_k of a "
@@ -59,8 +60,11 @@ ESTIMANDS = {
     "paired": "after minus before on the same prompts and noise; bias and total_variation at equal numbers of faces: of the "
     "model that shows more faces of a prompt, their mean over all choices of as many as the other shows",
     "trained": "after minus start (the untrained adapter, where it changes images by itself), as paired: what training did",
-    "paired.drift": "of an attribute without a target: the change of its bias, and whether its whole interval lies within "
-    "(yes) or outside (no) the margin: ci95, and ci95_these for stayed_within_these",
+    "paired.drift": "of an attribute without a target: the change of its bias and of each class's mean share as judged. "
+    "Stayed: yes, every interval lies within the margin; no, that of the bias or one of ci95_all lies outside. Prompts "
+    "that exchange their shares are not seen. ci95_these for stayed_within_these",
+    "ci95_all": "as ci95, for all classes of the attribute at once (of more than two: .05 / classes each); ci95_all_these: "
+    "for these prompts",
     "clip_t, clip_i, dino, between_seeds, named.kept": "means over prompts (subjects); ci95: Student's over prompts",
     "guidance": "bias.mean and target.total_variation at other guidance scales, with the same prompts and noise",
     "named.kept": "share of the faces that show the class which their prompt names; mean over subjects",
@@ -72,7 +76,7 @@ ESTIMANDS = {
 def compute_metrics(
     records: pd.DataFrame, spec: MetricSpec, at_guidance: dict[float, pd.DataFrame] | None = None
 ) -> dict:
-    """All of audit.json (schema `fairdiff.audit/6`) as plain Python values, NaN replaced by None.
+    """All of audit.json (schema `fairdiff.audit/7`) as plain Python values, NaN replaced by None.
 
     at_guidance: records of the same prompts at further guidance scales.
     """
@@ -238,13 +242,17 @@ def _paired(
     before, after = _in_both(before, after, order)
     place = before.prompt_index.map({prompt: row for row, prompt in enumerate(prompts.prompt_index)}).to_numpy()
 
-    def change_in(axis: Axis, rows_P: np.ndarray) -> dict:
+    def counted(axis: Axis, rows_P: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
+        """Faces of each class by both models, and the classes of image pairs, of some prompts."""
         kinds = [labels(rows, spec.attributes, axis.members) for rows in (before, after)]
         faces = (kinds[0] >= 0) & (kinds[1] >= 0)
         both = np.zeros((len(prompts), len(axis.classes), len(axis.classes)))
         np.add.at(both, (place[faces], kinds[0][faces], kinds[1][faces]), 1)
+        return [tallies[m][axis.name][rows_P] for m in pair], both[rows_P]
+
+    def change_in(axis: Axis, rows_P: np.ndarray) -> dict:
         rows_P = rows_P & seen
-        return change([tallies[m][axis.name][rows_P] for m in pair], both[rows_P], axis.rows(rows_P), spec)
+        return change(*counted(axis, rows_P), axis.rows(rows_P), spec)
 
     def change_of(axis: Axis) -> dict:
         kinds = [labels(rows, spec.attributes, axis.members) for rows in (before, after)]
@@ -252,11 +260,8 @@ def _paired(
         changed = (kinds[0] != kinds[1])[faces].mean() if faces.any() else math.nan
         entry = change_in(axis, np.ones(len(prompts), bool)) | {"class_changed": changed}
         if len(axis.members) == 1 and not requested(axis, spec):
-            stayed = {
-                key: iv.drift_verdict(entry["bias"][ends], spec.drift)
-                for key, ends in (("stayed_within", "ci95"), ("stayed_within_these", "ci95_these"))
-            }
-            entry["drift"] = entry["bias"] | {"margin": spec.drift} | stayed
+            shares = share_changes(*counted(axis, seen), axis.rows(seen), spec.seed)
+            entry["drift"] = drift_of(entry["bias"], shares, spec.drift)
         return entry
 
     result: dict = {"pairs": len(before)} | _grouped(axes, change_of)

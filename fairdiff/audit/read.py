@@ -47,7 +47,8 @@ TARGET = {
     "verdict_these": VERDICT,
     "reason": Maybe(TEXT),
 }
-AXIS = {"bias": DISTANCE, "target": TARGET, "corrected": Maybe({"distance": Maybe(D)}, null=False)}
+SHARE = {"share": NUMBER, "ci95": ENDS} | THESE
+AXIS = {"bias": DISTANCE, "shares": Each(SHARE), "target": TARGET, "corrected": Maybe({"distance": Maybe(D)}, null=False)}
 PROMPT = {"prompt": TEXT, "target": {"shares": Each(NUMBER)}}
 CERTAIN = {"off": COUNT, "open": COUNT, "within": COUNT}
 MODEL = {
@@ -60,7 +61,8 @@ MODEL = {
     **dict.fromkeys(("clip_t", "clip_i", "dino", "between_seeds"), MEAN),
 }
 CHANGED = {"bias": CHANGE | THESE, "total_variation": CHANGE | THESE}
-DRIFT = CHANGE | THESE | {"margin": NUMBER, "stayed_within": TEXT, "stayed_within_these": TEXT}
+DRIFT = CHANGE | THESE | {"shares": Each(CHANGE | THESE), "margin": NUMBER}
+DRIFT |= {"stayed_within": TEXT, "stayed_within_these": TEXT}
 PAIR = {
     "attributes": Each(CHANGED | {"drift": Maybe(DRIFT, null=False)}),
     "joint": Each(CHANGED),

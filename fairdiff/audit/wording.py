@@ -35,7 +35,7 @@ def comparison(audit: dict) -> dict[str, list[dict]]:
     ]
     drifts = audit["paired"]["attributes"] if audit["paired"] else {}
     groups["attributes without a target"] = [
-        _drift_row(audit, name, entry["drift"]) for name, entry in drifts.items() if "drift" in entry
+        row for name, entry in drifts.items() if "drift" in entry for row in _drift_rows(audit, name, entry["drift"])
     ]
     if audit["named"] is not None:
         groups["prompts that name a class"] = [_kept_row(audit, name) for name in audit["named"]["attributes"]]
@@ -121,16 +121,28 @@ def _target_rows(audit: dict, name: str) -> list[dict]:
     return rows
 
 
-def _drift_row(audit: dict, name: str, drift: dict) -> dict:
+def _drift_rows(audit: dict, name: str, drift: dict) -> list[dict]:
+    """The verdict with the change of bias, then the mean share of each class, of two that of the first."""
     row = _row(
         audit,
         f"{name} within ±{number(drift['margin'], 2)}",
         lambda _: (None, None),
         lambda pair: pair["attributes"][name]["drift"],
-        note="the change of its bias; a verdict needs the whole interval",
+        note="the change of its bias; a verdict needs the whole interval, and those of the classes' shares",
     )
     few = len(ends_of(drift) or []) > 2
-    return row | {"verdict": stayed_of(drift) + (FEW if few else "")}
+    rows = [row | {"verdict": stayed_of(drift) + (FEW if few else "")}]
+    for cls in list(drift["shares"])[: 1 if len(drift["shares"]) == 2 else None]:
+
+        def share(model: dict, cls: str = cls) -> tuple:
+            entry = model["attributes"][name]["shares"].get(cls)
+            return (entry["share"], ends_of(entry)) if entry else (None, None)
+
+        def moved(pair: dict, cls: str = cls) -> dict | None:
+            return pair["attributes"][name]["drift"]["shares"].get(cls)
+
+        rows.append(_row(audit, f"{name}: {cls}", share, moved, form=percent, note="mean share as judged"))
+    return rows
 
 
 def _confidence_row(audit: dict, name: str) -> dict:
