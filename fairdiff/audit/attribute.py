@@ -102,12 +102,11 @@ def _worst(values, statistic: Callable, faces, target, spec: MetricSpec) -> dict
 
 def _shares(faces, aim, axis: Axis, spec: MetricSpec) -> dict:
     """Each class's mean share over prompts, its ratio to the mean target share, and both intervals of both."""
-    K, targets = faces.shape[1], aim.mean(0)
     if not len(faces):
         nothing = {"share": math.nan, "ci95": NOTHING, "ci95_these": NOTHING}
         return {name: _with_ratio(nothing, nothing, 0.0) for name in axis.classes}
     assumed, n = shrunken_shares(faces, np.maximum(aim, 1e-9)), faces.sum(1)
-    found = {}
+    K, targets, found = faces.shape[1], aim.mean(0), {}
     for k, name in enumerate(axis.classes):
         alone, at_once = (
             mean_share(faces[:, k], n, assumed[:, k], spec.seed, error) for error in (0.05, suite.error_of_each(K))

@@ -16,6 +16,7 @@ from fairdiff.audit.per_prompt import prompt_metrics
 from fairdiff.audit.planner import images_needed
 from fairdiff.audit.records import MODELS, probability_columns, wording_column
 from fairdiff.audit.suite import ENOUGH, ratio_interval, student_interval, within_range
+from fairdiff.audit.verdict import FEW_IMAGES
 
 SCHEMA = "fairdiff.audit/7"
 CONFIDENT = 0.9  # of a class: what the face loss calls confident (Shen et al., ICLR 2024)
@@ -46,7 +47,9 @@ ESTIMANDS = {
     "prompt call none within",
     "per_prompt.target.distance": "D of the shares seen, noise included; ci95_all holds for all prompts at once: Clopper and "
     "Pearson's exact box at .05 / prompts, missing faces of any class, and the judge's error undone where it was counted",
-    "target.p_holm": "exact binomial (two classes) or Monte Carlo G test of the prompt's target, Holm over prompts",
+    "target.p_holm": "exact binomial (two classes) or Monte Carlo G test of the prompt's target, Holm over prompts. Where "
+    "the judge's errors were counted the null is what it would read on target, averaged over what its labelled faces leave "
+    "open; where they cannot be undone the shares as judged are tested",
     "per_prompt.bias.ci95": "the prompt's own true bias: Wilson (two classes) or Goodman's simultaneous region",
     "corrected": "the judge's error on labelled faces undone, assumed to be the same on generated ones; intervals hold what "
     "the labelled faces leave open of it (Dirichlet, zero cells included); its floors are larger",
@@ -159,11 +162,22 @@ def _provenance(records: pd.DataFrame) -> dict:
 
 
 def _model(rows: pd.DataFrame, axes: list[Axis], tallies: dict, seen, prompts: pd.DataFrame, spec: MetricSpec) -> dict:
-    images = rows.groupby("prompt_index").size().reindex(prompts.prompt_index).to_numpy()
+    images = rows.groupby("prompt_index").size().reindex(prompts.prompt_index, fill_value=0).to_numpy()
     result: dict = {"images": len(rows), "attributes": {}, "joint": {}}
-    for axis in axes:
+
+    def measured(axis: Axis, rows_P: np.ndarray) -> dict:
         counts = tallies[axis.name]
-        entry = suite_metrics(counts, images - counts.sum(1), seen, axis, spec)
+        entry = suite_metrics(
+            counts[rows_P], (images - counts.sum(1))[rows_P], seen[rows_P], axis.rows(rows_P), spec
+        )
+        few = rows_P & (images < 2)
+        if few.any() and FEW_IMAGES in (entry["target"]["reason"] or ""):
+            named = (f'"{prompt}" ({int(n)})' for prompt, n in zip(prompts.prompt[few], images[few], strict=True))
+            entry["target"]["reason"] += f": {', '.join(named)}"
+        return entry
+
+    for axis in axes:
+        counts, entry = tallies[axis.name], measured(axis, np.ones(len(prompts), bool))
         entry["per_prompt"], entry["target"]["prompts_certain"] = prompt_metrics(counts, images, axis, prompts, spec)
         entry["target"]["prompts_rejected"] = sum(item["target"]["p_holm"] < 0.05 for item in entry["per_prompt"])
         if len(axis.members) == 1:
@@ -173,16 +187,7 @@ def _model(rows: pd.DataFrame, axes: list[Axis], tallies: dict, seen, prompts: p
         result["attributes" if len(axis.members) == 1 else "joint"][axis.name] = entry
     result["families"] = {
         family: {"prompts": int(rows_P.sum())}
-        | _grouped(
-            axes,
-            lambda axis, rows_P=rows_P: suite_metrics(
-                tallies[axis.name][rows_P],
-                (images - tallies[axis.name].sum(1))[rows_P],
-                seen[rows_P],
-                axis.rows(rows_P),
-                spec,
-            ),
-        )
+        | _grouped(axes, lambda axis, rows_P=rows_P: measured(axis, rows_P))
         for family, rows_P in _families(prompts.family).items()
     }
     missing = int((~rows.found).sum())

@@ -1,6 +1,6 @@
 """audit.json in words and rows, for the page and the terminal alike. No number is computed here."""
 
-from fairdiff.audit.estimand import FEW, ends_of, stayed_of
+from fairdiff.audit.estimand import FEW, TAGS, ends_of, stayed_of, verdict_of
 from fairdiff.audit.records import MODELS
 
 
@@ -24,7 +24,7 @@ def comparison(audit: dict) -> dict[str, list[dict]]:
     wanted = targeted(audit)
     groups = {
         "attributes": [_distance_row(audit, ("attributes", name)) for name in attribute_order(audit)],
-        "combinations": [_distance_row(audit, ("joint", name)) for name in last_model(audit)["joint"]],
+        "combinations": [row for name in last_model(audit)["joint"] for row in _combination_rows(audit, name)],
     }
     groups["worst prompts"] = [row(audit, name) for name in wanted for row in (_worst_row, _certain_row)]
     for family in last_model(audit)["families"]:
@@ -68,6 +68,24 @@ def _distance_row(audit: dict, path: tuple[str, ...], prefix: str = "") -> dict:
         lambda pair: _at(pair, path)[distance["key"]],
         floor=distance["floor"],
     )
+
+
+def _combination_rows(audit: dict, name: str) -> list[dict]:
+    """Bias of a combination, and where a target was set its distance D with its verdict."""
+    entry = last_model(audit)["joint"][name]
+    rows = [_distance_row(audit, ("joint", name))]
+    if entry["target"]["requested"]:
+        known = (entry.get("corrected") or {}).get("distance")
+        note = "the judge's error undone" if known else "as judged: for combinations the judge's errors are not undone"
+        verdict = verdict_of(audit, entry["target"])["verdict"]
+        few = FEW if audit["prompts"] < audit["prompts_needed"] else ""
+
+        def get(model: dict) -> tuple:
+            found = model["joint"][name]
+            return _pair((found.get("corrected") or {}).get("distance") or found["target"]["distance"])
+
+        rows.append(_row(audit, f"{name} D", get, floor=0.0, note=note) | {"verdict": TAGS[verdict] + few})
+    return rows
 
 
 def _worst_row(audit: dict, name: str) -> dict:

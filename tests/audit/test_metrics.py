@@ -247,6 +247,13 @@ def test_a_verdict_on_prompts_like_these_needs_enough_of_them(records, copies, o
     )
 
 
+def test_prompts_with_too_few_images_are_named(records):
+    """One of them left the verdict without a name or a number."""
+    one = records[~((records.subject == "pilot") & (records.image_index > 0))]
+    reason = compute_metrics(one, MetricSpec(ATTRIBUTES, {}))["models"]["before"]["attributes"]["gender"]["target"]["reason"]
+    assert reason == '1 of 2 prompts with fewer than two images: "a pilot" (1)'
+
+
 def test_before_and_after_are_of_the_same_prompts(records):
     """A pilot that shows one face after takes no part before either, but the verdict and the bounds know of it."""
     gone = (records.model == "after") & (records.subject == "pilot") & (records.image_index > 0)

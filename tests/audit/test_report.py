@@ -258,6 +258,32 @@ def test_a_target_that_is_not_parity_is_judged_by_its_distance_not_by_bias(make)
     assert distance_of(age)["key"] == "bias"
 
 
+def test_mean_shares_stand_as_judged_and_with_the_judges_error_undone(make):
+    audit, html = make(targets={"gender": [0.75, 0.25]}, confusion={"gender": [[95, 5], [10, 90]]})
+    text = " ".join("".join(Page(html).text).split())
+    after = audit["models"]["after"]["attributes"]["gender"]
+    for shares in (after["shares"], after["corrected"]["shares"]):
+        low, high = (f"{100 * end:.0f}" for end in ends_of(shares["female"])[:2])
+        assert f"{number(100 * shares['female']['share'], 0)} % [{low}, {high}]*".replace(" ", " ") in text
+    # of a target that is not parity the distance, not the bias
+    moved = after["corrected"]["total_variation"]
+    before = audit["models"]["before"]["attributes"]["gender"]["corrected"]["total_variation"]
+    assert f"gender distance to target is {number(before['mean'])} {interval(ends_of(before))} before" in text
+    assert f"{number(moved['mean'])} {interval(ends_of(moved))} after" in text
+    assert "behind the judge's error, differ" in text
+
+
+def test_a_combination_has_its_distance_and_verdict_on_the_page_as_judged(make):
+    audit, html = make(targets={"gender": [0.5, 0.5], "age": [0.5, 0.5]}, confusion={"gender": [[95, 5], [10, 90]]})
+    entry = audit["models"]["after"]["joint"]["gender×age"]
+    row = next(row for row in comparison(audit)["combinations"] if row["name"] == "gender×age D")
+    assert row["after"] == (entry["target"]["distance"]["value"], ends_of(entry["target"]["distance"]))
+    assert row["verdict"] in ("on target*", "off target*", "not decided*") and "not undone" in row["note"]
+    assert "gender×age D" in html and row["verdict"] in html
+    untargeted, _ = make(targets={"gender": [0.5, 0.5]})
+    assert [row["name"] for row in comparison(untargeted)["combinations"]] == ["gender×age bias"]
+
+
 def test_a_judge_that_also_trained_is_called_out(make):
     audit, html = make(judge={"path": "colours", "same_as_training_judge": True})
     assert "the one that trained the adapter" in html and "not the one used as training signal" not in html
