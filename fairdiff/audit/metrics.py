@@ -18,15 +18,16 @@ from fairdiff.audit.planner import images_needed
 from fairdiff.audit.records import MODELS, probability_columns, wording_column
 from fairdiff.audit.rows import by_family, difference_over_prompts, grouped, mean_over_prompts, prompt_means
 from fairdiff.audit.suite import ENOUGH, ratio_interval, within_range
+from fairdiff.audit.verdict import FEW_IMAGES
 
-SCHEMA = "fairdiff.audit/6"
+SCHEMA = "fairdiff.audit/7"
 CONFIDENT = 0.9  # of a class: what the face loss calls confident (Shen et al., ICLR 2024)
 
 
 def compute_metrics(
     records: pd.DataFrame, spec: MetricSpec, at_guidance: dict[float, pd.DataFrame] | None = None
 ) -> dict:
-    """All of audit.json (schema `fairdiff.audit/6`) as plain Python values, NaN replaced by None.
+    """All of audit.json (schema `fairdiff.audit/7`) as plain Python values, NaN replaced by None.
 
     at_guidance: records of the same prompts at further guidance scales.
     """
@@ -100,11 +101,22 @@ def _provenance(records: pd.DataFrame) -> dict:
 
 
 def _model(rows: pd.DataFrame, axes: list[Axis], tallies: dict, seen, prompts: pd.DataFrame, spec: MetricSpec) -> dict:
-    images = rows.groupby("prompt_index").size().reindex(prompts.prompt_index).to_numpy()
+    images = rows.groupby("prompt_index").size().reindex(prompts.prompt_index, fill_value=0).to_numpy()
     result: dict = {"images": len(rows), "attributes": {}, "joint": {}}
-    for axis in axes:
+
+    def measured(axis: Axis, rows_P: np.ndarray) -> dict:
         counts = tallies[axis.name]
-        entry = suite_metrics(counts, images - counts.sum(1), seen, axis, spec)
+        entry = suite_metrics(
+            counts[rows_P], (images - counts.sum(1))[rows_P], seen[rows_P], axis.rows(rows_P), spec
+        )
+        few = rows_P & (images < 2)
+        if few.any() and FEW_IMAGES in (entry["target"]["reason"] or ""):
+            named = (f'"{prompt}" ({int(n)})' for prompt, n in zip(prompts.prompt[few], images[few], strict=True))
+            entry["target"]["reason"] += f": {', '.join(named)}"
+        return entry
+
+    for axis in axes:
+        counts, entry = tallies[axis.name], measured(axis, np.ones(len(prompts), bool))
         entry["per_prompt"], entry["target"]["prompts_certain"] = prompt_metrics(counts, images, axis, prompts, spec)
         entry["target"]["prompts_rejected"] = sum(item["target"]["p_holm"] < 0.05 for item in entry["per_prompt"])
         if len(axis.members) == 1:
@@ -114,16 +126,7 @@ def _model(rows: pd.DataFrame, axes: list[Axis], tallies: dict, seen, prompts: p
         result["attributes" if len(axis.members) == 1 else "joint"][axis.name] = entry
     result["families"] = {
         family: {"prompts": int(rows_P.sum())}
-        | grouped(
-            axes,
-            lambda axis, rows_P=rows_P: suite_metrics(
-                tallies[axis.name][rows_P],
-                (images - tallies[axis.name].sum(1))[rows_P],
-                seen[rows_P],
-                axis.rows(rows_P),
-                spec,
-            ),
-        )
+        | grouped(axes, lambda axis, rows_P=rows_P: measured(axis, rows_P))
         for family, rows_P in by_family(prompts.family).items()
     }
     missing = int((~rows.found).sum())

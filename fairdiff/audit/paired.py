@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from fairdiff.audit import intervals as iv
-from fairdiff.audit.attribute import change
+from fairdiff.audit.attribute import change, drift_of, share_changes
 from fairdiff.audit.axis import Axis, MetricSpec, labels, requested
 from fairdiff.audit.rows import by_family, difference_over_prompts, grouped, prompt_means
 
@@ -64,14 +64,19 @@ def _faces_of_both(pair: Pair, axis: Axis, spec: MetricSpec) -> tuple[np.ndarray
     return faces, one[faces], other[faces]
 
 
-def _change(pair: Pair, axis: Axis, prompts: pd.DataFrame, rows_P: np.ndarray, spec: MetricSpec) -> dict:
-    """The change of one axis over some of the prompts."""
+def _counted(pair: Pair, axis: Axis, prompts: pd.DataFrame, rows_P: np.ndarray, spec: MetricSpec) -> tuple[list, np.ndarray]:
+    """Faces of each class by both models [P, K] each, and the classes of image pairs [P, K, K], of some of the prompts."""
     faces, one, other = _faces_of_both(pair, axis, spec)
     place = pair.before.prompt_index.map({prompt: row for row, prompt in enumerate(prompts.prompt_index)}).to_numpy()
     both = np.zeros((len(prompts), len(axis.classes), len(axis.classes)))
     np.add.at(both, (place[faces], one, other), 1)
+    return [tally[axis.name][rows_P] for tally in pair.tallies], both[rows_P]
+
+
+def _change(pair: Pair, axis: Axis, prompts: pd.DataFrame, rows_P: np.ndarray, spec: MetricSpec) -> dict:
+    """The change of one axis over some of the prompts."""
     rows_P = rows_P & pair.seen
-    return change([tally[axis.name][rows_P] for tally in pair.tallies], both[rows_P], axis.rows(rows_P), spec)
+    return change(*_counted(pair, axis, prompts, rows_P, spec), axis.rows(rows_P), spec)
 
 
 def _with_verdict(pair: Pair, axis: Axis, prompts: pd.DataFrame, rows_P: np.ndarray, spec: MetricSpec) -> dict:
@@ -80,9 +85,7 @@ def _with_verdict(pair: Pair, axis: Axis, prompts: pd.DataFrame, rows_P: np.ndar
     changed = (one != other).mean() if faces.any() else math.nan
     entry = _change(pair, axis, prompts, rows_P, spec) | {"class_changed": changed}
     if len(axis.members) == 1 and not requested(axis, spec):
-        stayed = {
-            key: iv.drift_verdict(entry["bias"][ends], spec.drift)
-            for key, ends in (("stayed_within", "ci95"), ("stayed_within_these", "ci95_these"))
-        }
-        entry["drift"] = entry["bias"] | {"margin": spec.drift} | stayed
+        rows_P = rows_P & pair.seen
+        shares = share_changes(*_counted(pair, axis, prompts, rows_P, spec), axis.rows(rows_P), spec.seed)
+        entry["drift"] = drift_of(entry["bias"], shares, spec.drift)
     return entry

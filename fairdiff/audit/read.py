@@ -48,7 +48,9 @@ TARGET = {
     "verdict_these": VERDICT,
     "reason": Maybe(TEXT),
 }
-AXIS = {"bias": DISTANCE, "target": TARGET, "corrected": Maybe({"distance": Maybe(D), "confusion": [[NUMBER]]}, null=False)}
+SHARE = {"share": NUMBER, "ci95": ENDS} | THESE
+CORRECTED = {"distance": Maybe(D), "confusion": [[NUMBER]]}
+AXIS = {"bias": DISTANCE, "shares": Each(SHARE), "target": TARGET, "corrected": Maybe(CORRECTED, null=False)}
 PROMPT = {"prompt": TEXT, "family": TEXT, "counts": Each(COUNT), "target": {"shares": Each(NUMBER)}}
 PROMPT_PARTS = ("attributes", "joint")  # of a model: what has numbers of every prompt
 CERTAIN = {"off": COUNT, "open": COUNT, "within": COUNT}
@@ -63,7 +65,8 @@ MODEL = {
 }
 CHANGED = dict.fromkeys(("bias", "total_variation", "squared_distance"), CHANGE | THESE)
 CHANGED |= {"corrected": Maybe({"squared_distance": CHANGE | THESE}, null=False)}
-DRIFT = CHANGE | THESE | {"margin": NUMBER, "stayed_within": TEXT, "stayed_within_these": TEXT}
+DRIFT = CHANGE | THESE | {"shares": Each(CHANGE | THESE), "margin": NUMBER}
+DRIFT |= {"stayed_within": TEXT, "stayed_within_these": TEXT}
 PAIR = {
     "attributes": Each(CHANGED | {"drift": Maybe(DRIFT, null=False)}),
     "joint": Each(CHANGED),

@@ -149,6 +149,7 @@ def _card(audit: dict, name: str) -> dict:
         "answer": ANSWERS[verdict["verdict"]],
         "verdict": verdict,
         "undone": "distance" in (last.get("corrected") or {}),
+        "distance": distance,
         "label": label,
         "numbers": numbers,
         "chart": Markup(bias_chart(marks, floor, limit, f"{name} {label}", margin_at)),

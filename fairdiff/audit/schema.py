@@ -41,6 +41,7 @@ def _interval_of(value: str, both: bool = True) -> dict:
     return {value: NUMBER, "ci95": ENDS} | ({"ci95_these": ENDS} if both else {})
 
 
+AT_ONCE: dict = {"ci95_all": ENDS, "ci95_all_these": ENDS}  # intervals that hold for all classes
 CERTAIN: dict = {"off": COUNT, "open": COUNT, "within": COUNT, "corrected": FLAG, "reason": MAYBE_TEXT}
 STATE: dict = {"enum": ["off", "open", "within"]}
 
@@ -49,7 +50,7 @@ def _definitions() -> dict[str, dict]:
     plug_in = _interval_of("mean") | {"floor": NUMBER}
     worst = {"worst_tenth": _object({"mean": NUMBER, "floor": NUMBER, "prompts": COUNT}), "maximum": NUMBER}
     bias = plug_in | worst | {"sd_over_prompts": NUMBER, "missing_face_bounds": ENDS, "prompts": COUNT}
-    share = _interval_of("share") | {"ratio": _object(_interval_of("value") | {"flagged": FLAG})}
+    share = _interval_of("share") | {"ratio": _object(_interval_of("value") | AT_ONCE | {"flagged": FLAG})}
     change = _object(_interval_of("difference"))
     axis = {"bias": _object(bias), "shares": _each(_object(share)), "target": _ref("target")}
     corrected = {name: _object(plug_in) for name in ("bias", "total_variation")}
@@ -98,7 +99,9 @@ def _definitions() -> dict[str, dict]:
             {"corrected": _object({"squared_distance": change}), "class_changed": NUMBER}
             | {
                 "drift": _object(
-                    _interval_of("difference") | {"margin": NUMBER, "stayed_within": STAYED, "stayed_within_these": STAYED}
+                    _interval_of("difference")
+                    | {"shares": _each(_object(_interval_of("difference") | AT_ONCE))}
+                    | {"margin": NUMBER, "stayed_within": STAYED, "stayed_within_these": STAYED}
                 )
             },
         ),

@@ -1,6 +1,6 @@
 """audit.json in words and rows, for the page and the terminal alike. No number is computed here."""
 
-from fairdiff.audit.estimand import FEW, ends_of, stayed_of
+from fairdiff.audit.estimand import FEW, TAGS, ends_of, stayed_of, verdict_of
 from fairdiff.audit.records import MODELS
 
 
@@ -24,7 +24,7 @@ def comparison(audit: dict) -> dict[str, list[dict]]:
     wanted = targeted(audit)
     groups = {
         "attributes": [_distance_row(audit, ("attributes", name)) for name in attribute_order(audit)],
-        "combinations": [_distance_row(audit, ("joint", name)) for name in last_model(audit)["joint"]],
+        "combinations": [row for name in last_model(audit)["joint"] for row in _combination_rows(audit, name)],
     }
     groups["worst prompts"] = [row(audit, name) for name in wanted for row in (_worst_row, _certain_row)]
     for family in last_model(audit)["families"]:
@@ -35,7 +35,7 @@ def comparison(audit: dict) -> dict[str, list[dict]]:
     ]
     drifts = audit["paired"]["attributes"] if audit["paired"] else {}
     groups["attributes without a target"] = [
-        _drift_row(audit, name, entry["drift"]) for name, entry in drifts.items() if "drift" in entry
+        row for name, entry in drifts.items() if "drift" in entry for row in _drift_rows(audit, name, entry["drift"])
     ]
     if audit["named"] is not None:
         groups["prompts that name a class"] = [_kept_row(audit, name) for name in audit["named"]["attributes"]]
@@ -68,6 +68,24 @@ def _distance_row(audit: dict, path: tuple[str, ...], prefix: str = "") -> dict:
         lambda pair: _at(pair, path)[distance["key"]],
         floor=distance["floor"],
     )
+
+
+def _combination_rows(audit: dict, name: str) -> list[dict]:
+    """Bias of a combination, and where a target was set its distance D with its verdict."""
+    entry = last_model(audit)["joint"][name]
+    rows = [_distance_row(audit, ("joint", name))]
+    if entry["target"]["requested"]:
+        known = (entry.get("corrected") or {}).get("distance")
+        note = "the judge's error undone" if known else "as judged: for combinations the judge's errors are not undone"
+        verdict = verdict_of(audit, entry["target"])["verdict"]
+        few = FEW if audit["prompts"] < audit["prompts_needed"] else ""
+
+        def get(model: dict) -> tuple:
+            found = model["joint"][name]
+            return _pair((found.get("corrected") or {}).get("distance") or found["target"]["distance"])
+
+        rows.append(_row(audit, f"{name} D", get, floor=0.0, note=note) | {"verdict": TAGS[verdict] + few})
+    return rows
 
 
 def _worst_row(audit: dict, name: str) -> dict:
@@ -121,16 +139,28 @@ def _target_rows(audit: dict, name: str) -> list[dict]:
     return rows
 
 
-def _drift_row(audit: dict, name: str, drift: dict) -> dict:
+def _drift_rows(audit: dict, name: str, drift: dict) -> list[dict]:
+    """The verdict with the change of bias, then the mean share of each class, of two that of the first."""
     row = _row(
         audit,
         f"{name} within ±{number(drift['margin'], 2)}",
         lambda _: (None, None),
         lambda pair: pair["attributes"][name]["drift"],
-        note="the change of its bias; a verdict needs the whole interval",
+        note="the change of its bias; a verdict needs the whole interval, and those of the classes' shares",
     )
     few = len(ends_of(drift) or []) > 2
-    return row | {"verdict": stayed_of(drift) + (FEW if few else "")}
+    rows = [row | {"verdict": stayed_of(drift) + (FEW if few else "")}]
+    for cls in list(drift["shares"])[: 1 if len(drift["shares"]) == 2 else None]:
+
+        def share(model: dict, cls: str = cls) -> tuple:
+            entry = model["attributes"][name]["shares"].get(cls)
+            return (entry["share"], ends_of(entry)) if entry else (None, None)
+
+        def moved(pair: dict, cls: str = cls) -> dict | None:
+            return pair["attributes"][name]["drift"]["shares"].get(cls)
+
+        rows.append(_row(audit, f"{name}: {cls}", share, moved, form=percent, note="mean share as judged"))
+    return rows
 
 
 def _confidence_row(audit: dict, name: str) -> dict:

@@ -58,7 +58,7 @@ class AuditConfig:
     guidance: further guidance scales at which the same prompts are audited, for a chart; bias can grow with the scale.
     seed: of the noise and the resampling. equivalence: the distance D below which the whole interval must lie for
     "on target".
-    drift: the change of an untargeted attribute's bias that still counts as none.
+    drift: the change of an untargeted attribute's bias and shares that still counts as none.
     fail_above: such a D, in the place of `equivalence`; the command exits with code 3 unless every attribute with a target is
     "on target". null: it exits with 0 whatever it finds.
     keep_images: whether every audited image is kept as a PNG, for `images` and another judge later.
