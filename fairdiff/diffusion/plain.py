@@ -92,7 +92,16 @@ def _settings(pipe: Pipeline, about: dict) -> dict[str, object]:
     settings = {"guidance_scale": about.get("guidance"), "num_inference_steps": about.get("sampler_steps")}
     settings |= {"negative_prompt": about.get("negative_prompt") or None, "height": height, "width": width}
     settings |= {"clip_skip": about.get("clip_skip")}
+    if about.get("clip_skip"):
+        allow_clip_skip(pipe)
     return {key: value for key, value in settings.items() if value is not None}
+
+
+def allow_clip_skip(pipe: Pipeline) -> None:
+    """Give a text encoder its old name inside itself: diffusers 0.42 asks for `text_model`, which transformers 5 dropped."""
+    encoder = pipe.text_encoder
+    if isinstance(pipe, StableDiffusionPipeline) and not hasattr(encoder, "text_model"):
+        vars(encoder)["text_model"] = encoder  # no module of its own: its tensors keep their names
 
 
 def size_of(model: DiffusionModel, about: dict) -> tuple[int, int] | None:
@@ -254,6 +263,9 @@ def generator(pipe: Pipeline, settings: dict[str, object], prefix: str = "") -> 
     settings: of its call. A solver that adds noise draws it from a generator that the image's own noise seeds, so that an
     image is the same in every batch.
     """
+
+    if settings.get("clip_skip"):
+        allow_clip_skip(pipe)
 
     @torch.no_grad()
     def generate(prompt: str, noise_BCHW: Tensor) -> Tensor:
