@@ -63,6 +63,20 @@ def test_seeds_do_not_move_the_ends():
     assert np.ptp(ends, 0).max() < 0.005
 
 
+def test_what_is_printed_of_a_family_of_six_prompts_is_covered():
+    """Percentiles over prompts held .81 to .90 there. Of prompts like these nothing is printed."""
+    rng, target, hits = np.random.default_rng(10), np.full((6, 2), 0.5), np.zeros(2)
+    p = np.linspace(0.5, 0.9, 6)
+    for women in rng.binomial(24, p, (120, 6)):
+        counts = np.stack([women, 24 - women], 1)
+        D = distance_interval(counts, target, None, 0)
+        share = mean_share(women, np.full(6, 24), shrunken_shares(counts, target)[:, 0], 0)
+        assert math.isnan(D["ci95"][0]) and math.isnan(share["ci95"][0])
+        truth = np.sqrt(np.mean((2 * p - 1) ** 2)), p.mean()
+        hits += [low <= t <= high for t, (low, high) in zip(truth, (D["ci95_these"], share["ci95_these"]), strict=True)]
+    assert (hits / 120 >= 0.9).all()
+
+
 @pytest.mark.parametrize("p", [0.5, 0.98])
 def test_shares_and_bias_of_these_prompts_are_covered(p):
     rng, target, hits = np.random.default_rng(2), np.full((8, 2), 0.5), np.zeros(2)
