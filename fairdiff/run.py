@@ -89,7 +89,7 @@ def differences(folder: Path, settings: dict, most: int = 4) -> str:
     except (FairDiffError, UnicodeDecodeError):
         there = {}
     wanted = flat(yaml.safe_load(yaml.safe_dump(settings)))  # tuples and the like as they come back from a file
-    ignored = ("audit", "export", "resume", "cache", "tracker", "micro_batch", "memory_gb", "model.device")
+    ignored = ("audit", "export", "resume", "cache", "plan", "tracker", "micro_batch", "memory_gb", "model.device")
     keys = [k for k in there | wanted if k not in ignored and k.split(".")[0] not in ignored]
     found = [k for k in keys if there.get(k) != wanted.get(k)]
     if not there or not found:

@@ -23,7 +23,8 @@ from classifiers.judging import FACE, Look, judge_files, largest_face
 from classifiers.labels import SPLITS, LabelledFiles, read_labels
 from classifiers.page import draw_reliability, page
 from fairdiff import builder, fingerprint
-from fairdiff.builder.audit import calibration_file, judge_name
+from fairdiff.builder.audit import judge_name
+from fairdiff.builder.calibration import calibration_file
 from fairdiff.cli.ending import ending
 from fairdiff.cli.main import fail, told
 from fairdiff.config import Config

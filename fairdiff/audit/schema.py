@@ -139,7 +139,9 @@ def schema() -> dict:
         "images_per_prompt": COUNT,
         "prompts_needed": COUNT,
         "left_out": _list(TEXT),
-        "judge": _object({"path": TEXT}, {"same_as_training_judge": FLAG, "prompts": {}, "wordings": {}}),
+        "judge": _object(
+            {"path": TEXT}, {"same_as_training_judge": FLAG, "not_corrected": TEXT, "prompts": {}, "wordings": {}}
+        ),
         "attributes": _each({"type": "array", "items": TEXT, "minItems": 2}),
         "families": _each(COUNT),
         "models": _object({"before": _ref("model")}, {model: _ref("model") for model in MODELS}),

@@ -204,9 +204,7 @@ def not_measured(audit: dict) -> list[str]:
         lines.append("A bias that one prompt in a hundred carries: no sample of prompts shows it reliably.")
     raw = [name for name, entry in last["attributes"].items() if "corrected" not in entry]
     if raw:
-        lines.append(
-            f"The judge's own error for {', '.join(raw)}: no labelled faces were given, so shares are as judged."
-        )
+        lines.append(f"The judge's own error for {', '.join(raw)}: shares are as judged, {why_not_corrected(audit, raw)}.")
     if len(raw) < len(last["attributes"]):
         lines.append(
             "Whether the judge errs on generated faces as it does on the labelled ones: the correction assumes so."
@@ -224,6 +222,11 @@ def not_measured(audit: dict) -> list[str]:
     if bystanders:
         lines.append(f"Success for {', '.join(bystanders)}: measured, but no target was set for it.")
     return lines
+
+
+def why_not_corrected(audit: dict, names: list[str]) -> str:
+    """Why shares of these attributes are as judged, in words that begin in the middle of a sentence."""
+    return audit["judge"].get("not_corrected") or f"this judge's errors were never measured for {', '.join(names)}"
 
 
 def number(value: float | None, digits: int = 3) -> str:

@@ -14,76 +14,22 @@ from fairdiff import builder, fingerprint
 from fairdiff.audit.axis import MetricSpec, groups_of, software_versions
 from fairdiff.audit.card import EMBEDDED
 from fairdiff.audit.generate import AuditPlan, Generate, Noise
-from fairdiff.audit.judge import check_confusion
 from fairdiff.audit.measure import Measurer, measure
 from fairdiff.audit.metrics import SCHEMA as METRICS_SCHEMA
 from fairdiff.audit.records import SCHEMA as RECORDS_SCHEMA
 from fairdiff.builder import Judge, build_classifier, build_detector, build_encoders, crop_of, detector_fingerprint
+from fairdiff.builder.calibration import build_confusion, not_corrected, read_confusion
 from fairdiff.config import Config, JudgeConfig
 from fairdiff.diffusion.adapters import Adapter, at_origin
 from fairdiff.diffusion.load import DiffusionModel
 from fairdiff.diffusion.memory import Parts, Pieces, bytes_of, plan_pieces
 from fairdiff.diffusion.sampling import initial_noise
 from fairdiff.distributed import ALONE, World
-from fairdiff.errors import FairDiffError, blame
+from fairdiff.errors import blame
 from fairdiff.plan import Plan
 from fairdiff.portraits import weights
 
 FEW = 16  # images of each prompt without people, and of each that names a class
-
-
-def calibration_file(config: Config) -> Path | None:
-    """Where the audit judge's counted errors lie, or would lie: `audit.calibration`, else in the judge's own folder.
-
-    None for a judge without a folder: one of the hub, several paths.
-    """
-    judge = config.audit.judge
-    if config.audit.calibration is not None:
-        return Path(config.audit.calibration)
-    place = judge.path or (weights("audit_judge") if judge.type == "net" else None)
-    folder = Path(place) if isinstance(place, str | Path) else None
-    return folder / CALIBRATION_FILE if folder is not None and folder.is_dir() else None
-
-
-def build_confusion(config: Config, judge: Judge) -> dict[str, np.ndarray]:
-    """The audit judge's confusion counts [K, K] per attribute, {} if its errors were not counted.
-
-    FairDiffError for a calibration of another judge or of other crops.
-    """
-    file, given = calibration_file(config), config.audit.calibration is not None
-    if file is None or not (given or file.exists()):
-        return {}
-    key = "audit.calibration" if given else "audit.judge.path"
-    with blame(key):
-        calibrations, measured_on = load_calibration(file)
-    _check_crops(config, key, file, measured_on)
-    calibrations = {name: c for name, c in calibrations.items() if name in judge.attributes}
-    for name, calibration in calibrations.items():
-        if judge.attributes[name] != calibration.classes:
-            raise FairDiffError(
-                f"{key}: {file}: {name} has the classes {calibration.classes}, the judge {judge.attributes[name]}"
-            )
-        unsigned = calibration.judge is None and config.audit.judge.type == "net" and not given  # of older versions
-        if not unsigned and calibration.judge != builder.judge_fingerprint(judge, name):
-            why = "was measured with another judge, weights or words than this audit's"
-            why = "does not say with which judge it was measured" if calibration.judge is None else why
-            raise FairDiffError(
-                f"{key}: {file}: {name} {why}; allowed: a file that scripts/calibrate.py wrote with this judge"
-            )
-        with blame(key, f": {file}: {name}: "):
-            check_confusion(calibration.counts, len(calibration.classes))
-    return {name: calibration.counts for name, calibration in calibrations.items()}
-
-
-def _check_crops(config: Config, key: str, file: Path, measured_on: dict) -> None:
-    """FairDiffError for a calibration that was measured on crops of another detector, size or width than this audit's."""
-    for option, there in measured_on.items():
-        here = getattr(crop_of(config, config.audit.judge), option)
-        if here != there and (option != "input_size" or config.detector.type == "mtcnn"):  # others have no input_size
-            raise FairDiffError(
-                f"{key}: {file} was measured with detector.{option}={there}, found {here}: the judge errs otherwise "
-                "there; allowed: the same, or a calibration of these crops"
-            )
 
 
 @dataclass(frozen=True)
@@ -161,6 +107,8 @@ def build_spec(
         about_judge["same_as_training_judge"] = same
     if isinstance(judge, ZeroShotClassifier):
         about_judge |= {"prompts": judge.config["prompts"], "wordings": judge.wordings}
+    if reason := not_corrected(config):
+        about_judge["not_corrected"] = reason
     return MetricSpec(
         attributes=attributes,
         judge=about_judge,
@@ -170,6 +118,18 @@ def build_spec(
         drift=options.drift,
         seed=options.seed,
         provenance=provenance,
+    )
+
+
+def spec_to_plan_by(config: Config, plan: Plan) -> MetricSpec:
+    """What an audit would count, with nothing built: requested attributes, targets, margin, the judge's counted errors."""
+    return MetricSpec(
+        attributes=plan.attributes,
+        judge={"path": judge_name(config.audit.judge)},
+        targets=plan.targets.audited(groups_of([*plan.attributes]), [p.text for p in plan.audit]),
+        confusion=read_confusion(config),
+        delta=config.audit.margin,
+        seed=config.audit.seed,
     )
 
 

@@ -49,7 +49,7 @@ class AuditConfig:
     """split: which prompts are audited, "test" or, to choose settings by, "validation". judge: apart from training's.
 
     calibration: the file in which scripts/calibrate.py counted that judge's errors; null for the calibration.json in its
-    folder, if there is one.
+    folder, if there is one; none to correct nothing, which the report says in red.
 
     prompts: how many of each family (null: all). images_per_prompt: images of each.
     without_people: how many prompts without people, which must not change, with 16 images or fewer each.
@@ -117,6 +117,7 @@ class Config:
     images: a folder of pictures, or two, [before, after], to audit in the place of a model; see `fairdiff/pictures.py`.
     manifest: a CSV that says which prompt each picture of `images` shows; null: manifest.csv in the folder, and without one
     each sub-folder is named by its prompt.
+    plan: scripts/audit.py only prints how many images of how many prompts its target, margin and judge take.
     tracker: tensorboard, wandb or trackio, beside metrics.jsonl; null for none.
 
     target: attribute -> class -> share; the shares of an attribute sum to 1. file: a table of shares, as
@@ -148,6 +149,7 @@ class Config:
     cache: str | None = "outputs/cache"
     images: Any = None
     manifest: str | None = None
+    plan: bool = False
     tracker: str | None = None
 
     def __post_init__(self):
