@@ -26,7 +26,7 @@ def build_audit_of_pictures(config: Config, plan: Plan, given: Given, world: Wor
     check_device(config.model.device)
     judge = build_audit_judge(config, plan)
     _check_names(given.prompts, dict(judge.attributes))
-    encoders, about_encoders = _encoders(config)
+    encoders, about_encoders = encoders_at_hand(config)
     measurer, looking_hash = build_measurer(config, judge, encoders)
     spec = build_spec(config, plan, judge, None, provenance(config, plan, given) | about_encoders)
     every = [len(given.files["before", prompt.text]) for prompt in plan.audit]
@@ -78,7 +78,7 @@ def provenance(config: Config, plan: Plan, given: Given) -> dict:
     return about | ({"pairs": f"by {given.pairing}"} if given.pairing else {})
 
 
-def _encoders(config: Config) -> tuple[list, dict[str, str]]:
+def encoders_at_hand(config: Config) -> tuple[list, dict[str, str]]:
     """CLIP and the image encoder, None for one that cannot be loaded, and what the report says of them."""
     encoders, about = [], {}
     asked = {"CLIP": (build_clip, config.features.clip), "image encoder": (build_encoder, config.features.encoder)}
