@@ -50,9 +50,9 @@ def picture(size=16, mode="RGB"):
         ([picture()], "returned 1 images of 1 sizes, allowed: 2 of one size"),
         ([picture(), picture(20)], "returned 2 images of 2 sizes"),
         ([picture(mode="F"), picture(mode="F")], "returned an image that is none: 32 bits a pixel"),
-        (torch.zeros(2, 16, 16, 3), r"a tensor \(2, 16, 16, 3\) of torch.float32, allowed: \[2, 3, height, width\]"),
-        (torch.zeros(1, 3, 16, 16), r"a tensor \(1, 3, 16, 16\)"),
-        (torch.zeros(2, 3, 16, 16, dtype=torch.uint8), "of torch.uint8, allowed: .* floats"),
+        (torch.zeros(2, 16, 16, 3), r"returned a tensor \(2, 16, 16, 3\) of torch.float32, allowed: \[2, 3, height, width\]"),
+        (torch.zeros(1, 3, 16, 16), r"returned a tensor \(1, 3, 16, 16\)"),
+        (torch.zeros(2, 3, 16, 16, dtype=torch.uint8), "returned .* of torch.uint8, allowed: .* floats"),
     ],
 )
 def test_what_are_no_images_is_one_line(returned, says):

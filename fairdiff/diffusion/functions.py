@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from classifiers.pictures import as_pixels
 from fairdiff.diffusion.sampling import Generate
@@ -30,7 +30,7 @@ def check_function(given: object, key: str) -> None:
     if isinstance(given, type) or not callable(given) or isinstance(given, DiffusionPipeline):
         raise FairDiffError(f"{key}: found {_name(given)}, allowed: {WANTED}")
     try:
-        signature = inspect.signature(given)
+        signature = inspect.signature(given.forward if isinstance(given, nn.Module) else given)
     except ValueError:  # of some functions in C nobody knows it
         return
     try:
