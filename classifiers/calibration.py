@@ -15,7 +15,7 @@ from classifiers.files import written
 
 CALIBRATION_FILE = "calibration.json"  # beside a judge's weights
 # What cuts the crops that a judge is asked about: the detector, its input size, the side of the crops in pixels and in
-# face boxes. On other crops a judge errs otherwise.
+# face boxes; `align` (true or absent) for crops on five landmarks. On other crops a judge errs otherwise.
 CROPS = {"type": str, "input_size": int, "crop_size": int, "expand": float}
 MOST_FACES = 10**12  # more than anybody labels, and far from where counts overflow
 
@@ -166,7 +166,9 @@ def _crops(found: object) -> dict:
     for key in CROPS:
         if key != "type" and not 0 < found[key] < MOST_FACES:
             raise ValueError(f"detector.{key}: found {found[key]}, allowed: greater than 0")
-    return {key: found[key] for key in CROPS}
+    if not isinstance(found.get("align", False), bool):
+        raise ValueError(f"detector.align: found {_short(found['align'])}, allowed: true or false")
+    return {key: found[key] for key in CROPS} | ({"align": True} if found.get("align") else {})
 
 
 def _calibration(name: str, c: dict) -> Calibration:

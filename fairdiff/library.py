@@ -197,7 +197,9 @@ def _kind(pipe: Pipeline | Images) -> str:
 
 
 def _judge_type(path: str) -> str:
-    """"net" for a folder in this project's format, whose config.json names a timm architecture, else "hf"."""
+    """"net" for a folder in this project's format, whose config.json names a timm architecture, "onnx", else "hf"."""
+    if path.endswith(".onnx"):
+        return "onnx"
     file = Path(path) / "config.json"
     return "net" if file.exists() and '"architecture"' in file.read_text(encoding="utf-8") else "hf"
 

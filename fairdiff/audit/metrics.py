@@ -18,6 +18,7 @@ from fairdiff.audit.records import MODELS, probability_columns, wording_column
 from fairdiff.audit.suite import ENOUGH, ratio_interval, student_interval, within_range
 
 SCHEMA = "fairdiff.audit/6"
+LARGEST_COUNTS = "the largest face of a picture counts, the others are ignored"
 CONFIDENT = 0.9  # of a class: what the face loss calls confident (Shen et al., ICLR 2024)
 
 ESTIMANDS = {
@@ -54,6 +55,8 @@ ESTIMANDS = {
     "and labels of such faces can hide a bias or make one; Wilson, for these prompts and new noise",
     "wordings": "mean shares over prompts if a zero-shot judge had one of its wordings only: how far they are its words'",
     "no_face.rate": "pictures without a face, all prompts pooled; Wilson, for these prompts and new noise",
+    "several_faces.rate": "pictures in which the detector found several faces, all prompts pooled; Wilson, as no_face.rate; "
+    "null where it does not count them",
     "left_out": "prompts that show fewer than two faces by one of the models: in no mean of shares, before or after, but in "
     "the verdict and the bounds",
     "paired": "after minus before on the same prompts and noise",
@@ -106,7 +109,7 @@ def compute_metrics(
         "without_people": _without_people(without_people) if len(without_people) else None,
         "guidance": _over_guidance(models, at_guidance, spec) if at_guidance else None,
         "sample_size": _sample_size(axes, len(prompts), spec),
-        "provenance": spec.provenance | _provenance(records),
+        "provenance": {"several_faces": LARGEST_COUNTS} | spec.provenance | _provenance(records),
         "estimands": ESTIMANDS,
     }
     return _plain(audit)
@@ -148,7 +151,6 @@ def _provenance(records: pd.DataFrame) -> dict:
     return {
         "seed": records.seed.iloc[0],
         "hashes": hashes | {"judge": records.judge_hash.iloc[0]},
-        "several_faces": "the largest face of a picture counts, the others are ignored",
         "labels": "perceived presentation in pictures, not identity",
     }
 
@@ -182,10 +184,18 @@ def _model(rows: pd.DataFrame, axes: list[Axis], tallies: dict, seen, prompts: p
     }
     missing = int((~rows.found).sum())
     result["no_face"] = {"rate": missing / len(rows), "ci95": iv.rate_interval(missing, len(rows)), "images": missing}
+    result["several_faces"] = _several(rows)
     for name in ("clip_t", "clip_i", "dino"):
         result[name] = mean_over_prompts(_prompt_means(rows[name], rows), (-1, 1))
     result["between_seeds"] = mean_over_prompts(_prompt_means(1 - rows.between, rows), (0, 2))
     return result
+
+
+def _several(rows: pd.DataFrame) -> dict:
+    """Pictures with several faces, of those whose faces the detector counted; NaN where it counted none."""
+    counted = rows.faces[rows.faces >= 0] if "faces" in rows else rows.found[:0]
+    several, n = int((counted > 1).sum()), len(counted)
+    return {"rate": several / n if n else math.nan, "ci95": iv.rate_interval(several, n), "images": several}
 
 
 def _low_confidence(rows: pd.DataFrame, axis: Axis) -> dict:

@@ -91,7 +91,8 @@ def _definitions() -> dict[str, dict]:
             | grouped
             | {"families": _each(_object({"prompts": COUNT} | grouped))}
             | {"no_face": _object(_interval_of("rate", False) | {"images": COUNT})}
-            | means
+            | means,
+            {"several_faces": _object(_interval_of("rate", False) | {"images": COUNT})},
         ),
         "change": _object(
             {"bias": change, "total_variation": change, "squared_distance": change},

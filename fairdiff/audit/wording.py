@@ -3,6 +3,8 @@
 from fairdiff.audit.estimand import FEW, ends_of, stayed_of
 from fairdiff.audit.records import MODELS
 
+NO_RATE = {"rate": None, "ci95": None}  # of audits of older versions
+
 
 def distance_of(entry: dict) -> dict:
     """The number to judge an attribute by: bias, or total variation where the requested target is not uniform.
@@ -141,8 +143,10 @@ def _confidence_row(audit: dict, name: str) -> dict:
 
 def _image_rows(audit: dict) -> list[dict]:
     """What is measured on whole images."""
+    several = audit["provenance"]["several_faces"].split(",")[0]
     rows = [
         _row(audit, "no face", lambda m: _rate(m["no_face"]), lambda p: p["no_face"], form=percent),
+        _row(audit, "several faces", lambda m: _rate(m.get("several_faces", NO_RATE)), form=percent, note=several),
         _row(audit, "CLIP-T", lambda m: _pair(m["clip_t"]), lambda p: p["clip_t"], note="image against prompt"),
         _row(audit, "CLIP-I", lambda m: _pair(m["clip_i"]), note="after against before, pair by pair"),
         _row(
@@ -176,10 +180,13 @@ def targeted(audit: dict) -> list[str]:
 def not_measured(audit: dict) -> list[str]:
     """What a reader might take for measured and is not."""
     last = last_model(audit)
+    refused = "counts as one without" in audit["provenance"]["several_faces"]
     lines = [
         "Identity. Labels are perceived presentation read from pictures by a classifier; nobody in them has a gender, "
         "race or age to be right or wrong about, and two genders and a few races are a coarse reading.",
-        "Anyone but the largest face of a picture.",
+        "Pictures that show several people: they count as without a face."
+        if refused
+        else "Anyone but the largest face of a picture.",
         "Other prompts, guidance scales, samplers and prompt languages than those listed here; an adapter can be fair "
         "at one guidance scale and unfair at another.",
         "Whether people of different groups are shown alike in dress, pose, setting, dignity or picture quality.",
@@ -209,7 +216,7 @@ def not_measured(audit: dict) -> list[str]:
         lines.append(
             "Whether the judge errs on generated faces as it does on the labelled ones: the correction assumes so."
         )
-    if "after" in audit["models"]:
+    if "after" in audit["models"] and not audit["provenance"].get("encoders", "").startswith("others"):
         lines.append("Semantics by encoders other than those that the preservation loss of training uses.")
     if audit["provenance"].get("CLIP", "embedded") != "embedded" and last["clip_t"]["mean"] is not None:
         lines.append(

@@ -25,10 +25,11 @@ from fairdiff.diffusion.load import DiffusionModel
 from fairdiff.diffusion.memory import Parts, Pieces, bytes_of, plan_pieces
 from fairdiff.diffusion.sampling import initial_noise
 from fairdiff.distributed import ALONE, World
-from fairdiff.errors import blame
+from fairdiff.errors import FairDiffError, blame
 from fairdiff.plan import Plan
 from fairdiff.portraits import weights
 
+SAME_ENCODERS = "those of `features`, which an image term of training optimises"
 FEW = 16  # images of each prompt without people, and of each that names a class
 
 
@@ -90,9 +91,11 @@ def build_measurer(config: Config, judge: Judge, encoders: Sequence) -> tuple[Me
     looking = [fingerprint.of_frozen(judge), judge.config]
     looking += [judge.wordings] if isinstance(judge, ZeroShotClassifier) and judge.wordings else []
     looking += [item for e in encoders if e for item in (fingerprint.of_frozen(e.model), e.config)]
+    looking += ["one face"] if config.audit.faces == "refuse" else []
     crop = crop_of(config, config.audit.judge)
     hashed = fingerprint.of_values(looking, detector_fingerprint(config, detector, config.audit.judge))
-    return Measurer(detector, judge, *encoders, crop.crop_size, crop.expand), hashed
+    refuse = config.audit.faces == "refuse"
+    return Measurer(detector, judge, *encoders, crop.crop_size, crop.expand, crop.align, refuse), hashed
 
 
 def build_spec(
@@ -148,7 +151,8 @@ def build_audit(
     """
     options = config.audit
     judge = build_audit_judge(config, plan)
-    encoders = build_encoders(config.features.clip, config.features.encoder, config.model.device)
+    with naming_own_encoders(config):
+        encoders = build_encoders(*encoder_paths(config), config.model.device)
     measurer, looking_hash = build_measurer(config, judge, encoders)
     spec = build_spec(config, plan, judge, training_judge, provenance(config, plan, model))
     attributes = spec.attributes
@@ -224,7 +228,34 @@ def audit_name(words: str, plan: AuditPlan, spec: MetricSpec, more: list) -> str
 def crop_in_words(config: Config) -> str:
     """What the audit judge sees of a face."""
     crop = crop_of(config, config.audit.judge)
-    return f"{crop.crop_size} pixels, {crop.expand:g} times the face"
+    return f"{crop.crop_size} pixels, " + ("aligned on five landmarks" if crop.align else f"{crop.expand:g} times the face")
+
+
+def encoder_paths(config: Config) -> tuple[str, str]:
+    """CLIP and the image encoder of the audit: its own, or those of `features`."""
+    return config.audit.clip or config.features.clip, config.audit.encoder or config.features.encoder
+
+
+@contextmanager
+def naming_own_encoders(config: Config) -> Iterator[None]:
+    """An error of an encoder that the audit has for itself names `audit.clip` or `audit.encoder`."""
+    try:
+        yield
+    except FairDiffError as error:
+        text = str(error)
+        for name, own in (("clip", config.audit.clip), ("encoder", config.audit.encoder)):
+            if own and text.startswith(f"features.{name}: "):
+                raise FairDiffError(text.replace("features.", "audit.", 1)) from error
+        raise
+
+
+def looking_in_words(config: Config) -> dict[str, str]:
+    """What the report says of what looks at the images of every kind of audit, but for the judge and the encoders."""
+    apart = encoder_paths(config)[0] != config.features.clip and encoder_paths(config)[1] != config.features.encoder
+    said = {"detector": config.detector.type, "crop": crop_in_words(config)}
+    if config.audit.faces == "refuse":
+        said["several_faces"] = "a picture with several faces counts as one without a face"
+    return said | {"encoders": "others than those of `features`" if apart else SAME_ENCODERS}
 
 
 def provenance(config: Config, plan: Plan, model: DiffusionModel) -> dict:
@@ -241,11 +272,9 @@ def provenance(config: Config, plan: Plan, model: DiffusionModel) -> dict:
         "image_size": "×".join(map(str, model.image_size[::-1])),
         "negative_prompt": config.prompts.negative or "none",
         "target": "; ".join(plan.target_lines),
-        "CLIP": config.features.clip,
-        "image encoder": config.features.encoder,
-        "detector": config.detector.type,
-        "crop": crop_in_words(config),
-    }
+        "CLIP": encoder_paths(config)[0],
+        "image encoder": encoder_paths(config)[1],
+    } | looking_in_words(config)
 
 
 def build_generators(

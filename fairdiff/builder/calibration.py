@@ -11,6 +11,7 @@ from fairdiff.config import Config
 from fairdiff.errors import FairDiffError, blame
 from fairdiff.portraits import weights
 
+OWNERS = {"align": "judge"}  # of options that the detector has not
 DECLINED = "none"  # of audit.calibration
 
 
@@ -75,8 +76,9 @@ def _accepted(config: Config, classes: dict[str, tuple[str, ...]]) -> tuple[str,
     with blame(key):
         calibrations, measured_on = load_calibration(file)
     for option, (there, here) in _other_crops(config, measured_on).items():
+        owner = OWNERS.get(option, "detector")
         raise FairDiffError(
-            f"{key}: {file} was measured with detector.{option}={there}, found {here}: the judge errs otherwise there; "
+            f"{key}: {file} was measured with {owner}.{option}={there}, found {here}: the judge errs otherwise there; "
             f"allowed: the same, a calibration of these crops (scripts/calibrate.py), or audit.calibration={DECLINED}, which "
             "corrects nothing"
         )
@@ -94,7 +96,7 @@ def _accepted(config: Config, classes: dict[str, tuple[str, ...]]) -> tuple[str,
 def _other_crops(config: Config, measured_on: dict) -> dict[str, tuple]:
     """Options of detector and crop that are others there than in this audit: option -> (there, here)."""
     crop = crop_of(config, config.audit.judge)
-    found = {option: (there, getattr(crop, option)) for option, there in measured_on.items()}
+    found = {option: (there, getattr(crop, option)) for option, there in ({"align": False} | measured_on).items()}
     if config.detector.type != "mtcnn":  # others have no input_size
         found.pop("input_size", None)
     return {option: pair for option, pair in found.items() if pair[0] != pair[1]}

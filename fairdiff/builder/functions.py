@@ -5,7 +5,15 @@ from collections.abc import Callable, Mapping
 from fairdiff import fingerprint
 from fairdiff.audit.axis import software_versions
 from fairdiff.audit.generate import AuditPlan, Generate
-from fairdiff.builder.audit import FEW, Audit, audit_name, build_audit_judge, build_measurer, build_spec, crop_in_words
+from fairdiff.builder.audit import (
+    FEW,
+    Audit,
+    audit_name,
+    build_audit_judge,
+    build_measurer,
+    build_spec,
+    looking_in_words,
+)
 from fairdiff.builder.pictures import encoders_at_hand
 from fairdiff.config import Config
 from fairdiff.diffusion.functions import Images, of_function, seeds
@@ -54,6 +62,4 @@ def provenance(config: Config, plan: Plan, about: Mapping[str, str]) -> dict:
         "software": software_versions(),
         "model": "; ".join(f"{model}: {name}" for model, name in about.items()),
         "target": "; ".join(plan.target_lines),
-        "detector": config.detector.type,
-        "crop": crop_in_words(config),
-    }
+    } | looking_in_words(config)
