@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT))
 import train  # noqa: E402  (the entry script is no package)
 from classifiers.calibration import CALIBRATION_FILE  # noqa: E402
 from fairdiff import builder, jobs, run  # noqa: E402
-from fairdiff.builder.audit import build_confusion  # noqa: E402
+from fairdiff.builder.calibration import build_confusion, not_corrected  # noqa: E402
 from fairdiff.cli.main import CONF, main, to_config  # noqa: E402
 from fairdiff.cli.messages import RENAMED  # noqa: E402
 from fairdiff.config import PATHS  # noqa: E402
@@ -665,8 +665,13 @@ def test_a_calibration_of_other_crops_is_refused(overrides, says, tmp_path, monk
     line = call(overrides, tmp_path / "run", monkeypatch, capsys)
     assert "audit.judge.path" in line and CALIBRATION_FILE in line and says in line
     assert_nothing_half_written(tmp_path / "run")
+    assert "a calibration of these crops (scripts/calibrate.py), or audit.calibration=none" in line
     config = composed(*overrides, f"audit.judge.path={uncalibrated(tmp_path / 'judge')}")
+    assert build_confusion(config, audit_judge(config)) == {} and not_corrected(config) is None  # never measured
+    config = composed(*overrides, "audit.calibration=none")
+    option, here = re.search(r"detector\.(\w+)=.*, found (.*)", says).groups()
     assert build_confusion(config, audit_judge(config)) == {}
+    assert re.search(f"declined .*: it was measured with .*{option}=.*, not {here}", not_corrected(config))
 
 
 def audit_judge(config):
@@ -675,6 +680,10 @@ def audit_judge(config):
 
 def test_a_calibration_of_the_crops_of_the_audit_is_applied():
     assert build_confusion(composed(), audit_judge(composed()))["gender"].sum() == 1500
+    assert not_corrected(composed()) is None
+    declined = composed("audit.calibration=none")  # of the same crops
+    assert build_confusion(declined, audit_judge(declined)) == {}
+    assert not_corrected(declined) == "the calibration of this judge was declined (audit.calibration=none)"
 
 
 @pytest.mark.slow

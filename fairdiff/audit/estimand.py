@@ -49,6 +49,8 @@ ESTIMANDS = {
     "and labels of such faces can hide a bias or make one; Wilson, for these prompts and new noise",
     "wordings": "mean shares over prompts if a zero-shot judge had one of its wordings only: how far they are its words'",
     "no_face.rate": "pictures without a face, all prompts pooled; Wilson, for these prompts and new noise",
+    "several_faces.rate": "pictures in which the detector found several faces, all prompts pooled; Wilson, as no_face.rate; "
+    "null where it does not count them",
     "left_out": "prompts that show fewer than two faces by one of the models: in no mean of shares, before or after, but in "
     "the verdict and the bounds",
     "paired": "after minus before on the same prompts and noise; bias and total_variation at equal numbers of faces: of the "

@@ -21,6 +21,7 @@ from fairdiff.audit.suite import ENOUGH, ratio_interval, within_range
 from fairdiff.audit.verdict import FEW_IMAGES
 
 SCHEMA = "fairdiff.audit/7"
+LARGEST_COUNTS = "the largest face of a picture counts, the others are ignored"
 CONFIDENT = 0.9  # of a class: what the face loss calls confident (Shen et al., ICLR 2024)
 
 
@@ -63,7 +64,7 @@ def compute_metrics(
         "without_people": _without_people(without_people) if len(without_people) else None,
         "guidance": _over_guidance(models, at_guidance, spec) if at_guidance else None,
         "sample_size": _sample_size(axes, len(prompts), spec),
-        "provenance": spec.provenance | _provenance(records),
+        "provenance": {"several_faces": LARGEST_COUNTS} | spec.provenance | _provenance(records),
         "estimands": ESTIMANDS,
     }
     return plain(audit)
@@ -95,7 +96,6 @@ def _provenance(records: pd.DataFrame) -> dict:
     return {
         "seed": records.seed.iloc[0],
         "hashes": hashes | {"judge": records.judge_hash.iloc[0]},
-        "several_faces": "the largest face of a picture counts, the others are ignored",
         "labels": "perceived presentation in pictures, not identity",
     }
 
@@ -131,10 +131,18 @@ def _model(rows: pd.DataFrame, axes: list[Axis], tallies: dict, seen, prompts: p
     }
     missing = int((~rows.found).sum())
     result["no_face"] = {"rate": missing / len(rows), "ci95": iv.rate_interval(missing, len(rows)), "images": missing}
+    result["several_faces"] = _several(rows)
     for name in ("clip_t", "clip_i", "dino"):
         result[name] = mean_over_prompts(prompt_means(rows[name], rows), (-1, 1))
     result["between_seeds"] = mean_over_prompts(prompt_means(1 - rows.between, rows), (0, 2))
     return result
+
+
+def _several(rows: pd.DataFrame) -> dict:
+    """Pictures with several faces, of those whose faces the detector counted; NaN where it counted none."""
+    counted = rows.faces[rows.faces >= 0] if "faces" in rows else rows.found[:0]
+    several, n = int((counted > 1).sum()), len(counted)
+    return {"rate": several / n if n else math.nan, "ci95": iv.rate_interval(several, n), "images": several}
 
 
 def _low_confidence(rows: pd.DataFrame, axis: Axis) -> dict:

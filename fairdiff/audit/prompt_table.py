@@ -100,7 +100,8 @@ def _rests(audit: dict, target: dict) -> str:
     certain = target["prompts_certain"]
     if certain["reason"]:
         return f"No prompt is called certain: {certain['reason']}."
-    judged = "shares as judged (this judge was never measured)"
+    why = "its calibration was declined" if audit["judge"].get("not_corrected") else "this judge was never measured"
+    judged = f"shares as judged ({why})"
     shares = "shares with the judge's error undone" if certain["corrected"] else judged
     text = f"In 95 of 100 audits none of a model's calls is wrong. They rest on {shares}. "
     text += "Pictures without a face may show any class."

@@ -36,6 +36,7 @@ from fairdiff.audit.wording import (
     number,
     percent,
     signed,
+    why_not_corrected,
 )
 from fairdiff.files import write_text
 
@@ -142,6 +143,7 @@ def _card(audit: dict, name: str) -> dict:
     return {
         "name": name,
         "last": last,
+        "not_corrected": why_not_corrected(audit, [name]),
         "target": target,
         "question": question(audit, name),
         "margin": margin(audit, name),

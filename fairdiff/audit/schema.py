@@ -92,7 +92,8 @@ def _definitions() -> dict[str, dict]:
             | grouped
             | {"families": _each(_object({"prompts": COUNT} | grouped))}
             | {"no_face": _object(_interval_of("rate", False) | {"images": COUNT})}
-            | means
+            | means,
+            {"several_faces": _object(_interval_of("rate", False) | {"images": COUNT})},
         ),
         "change": _object(
             {"bias": change, "total_variation": change, "squared_distance": change},
@@ -142,7 +143,9 @@ def schema() -> dict:
         "images_per_prompt": COUNT,
         "prompts_needed": COUNT,
         "left_out": _list(TEXT),
-        "judge": _object({"path": TEXT}, {"same_as_training_judge": FLAG, "prompts": {}, "wordings": {}}),
+        "judge": _object(
+            {"path": TEXT}, {"same_as_training_judge": FLAG, "not_corrected": TEXT, "prompts": {}, "wordings": {}}
+        ),
         "attributes": _each({"type": "array", "items": TEXT, "minItems": 2}),
         "families": _each(COUNT),
         "models": _object({"before": _ref("model")}, {model: _ref("model") for model in MODELS}),

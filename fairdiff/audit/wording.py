@@ -3,6 +3,8 @@
 from fairdiff.audit.estimand import FEW, TAGS, ends_of, stayed_of, verdict_of
 from fairdiff.audit.records import MODELS
 
+NO_RATE = {"rate": None, "ci95": None}  # of audits of older versions
+
 
 def distance_of(entry: dict) -> dict:
     """The number to judge an attribute by: bias, or total variation where the requested target is not uniform.
@@ -171,8 +173,10 @@ def _confidence_row(audit: dict, name: str) -> dict:
 
 def _image_rows(audit: dict) -> list[dict]:
     """What is measured on whole images."""
+    several = audit["provenance"]["several_faces"].split(",")[0]
     rows = [
         _row(audit, "no face", lambda m: _rate(m["no_face"]), lambda p: p["no_face"], form=percent),
+        _row(audit, "several faces", lambda m: _rate(m.get("several_faces", NO_RATE)), form=percent, note=several),
         _row(audit, "CLIP-T", lambda m: _pair(m["clip_t"]), lambda p: p["clip_t"], note="image against prompt"),
         _row(audit, "CLIP-I", lambda m: _pair(m["clip_i"]), note="after against before, pair by pair"),
         _row(
@@ -206,10 +210,13 @@ def targeted(audit: dict) -> list[str]:
 def not_measured(audit: dict) -> list[str]:
     """What a reader might take for measured and is not."""
     last = last_model(audit)
+    refused = "counts as one without" in audit["provenance"]["several_faces"]
     lines = [
         "Identity. Labels are perceived presentation read from pictures by a classifier; nobody in them has a gender, "
         "race or age to be right or wrong about, and two genders and a few races are a coarse reading.",
-        "Anyone but the largest face of a picture.",
+        "Pictures that show several people: they count as without a face."
+        if refused
+        else "Anyone but the largest face of a picture.",
         "Other prompts, guidance scales, samplers and prompt languages than those listed here; an adapter can be fair "
         "at one guidance scale and unfair at another.",
         "Whether people of different groups are shown alike in dress, pose, setting, dignity or picture quality.",
@@ -234,14 +241,12 @@ def not_measured(audit: dict) -> list[str]:
         lines.append("A bias that one prompt in a hundred carries: no sample of prompts shows it reliably.")
     raw = [name for name, entry in last["attributes"].items() if "corrected" not in entry]
     if raw:
-        lines.append(
-            f"The judge's own error for {', '.join(raw)}: no labelled faces were given, so shares are as judged."
-        )
+        lines.append(f"The judge's own error for {', '.join(raw)}: shares are as judged, {why_not_corrected(audit, raw)}.")
     if len(raw) < len(last["attributes"]):
         lines.append(
             "Whether the judge errs on generated faces as it does on the labelled ones: the correction assumes so."
         )
-    if "after" in audit["models"]:
+    if "after" in audit["models"] and not audit["provenance"].get("encoders", "").startswith("others"):
         lines.append("Semantics by encoders other than those that the preservation loss of training uses.")
     if audit["provenance"].get("CLIP", "embedded") != "embedded" and last["clip_t"]["mean"] is not None:
         lines.append(
@@ -254,6 +259,11 @@ def not_measured(audit: dict) -> list[str]:
     if bystanders:
         lines.append(f"Success for {', '.join(bystanders)}: measured, but no target was set for it.")
     return lines
+
+
+def why_not_corrected(audit: dict, names: list[str]) -> str:
+    """Why shares of these attributes are as judged, in words that begin in the middle of a sentence."""
+    return audit["judge"].get("not_corrected") or f"this judge's errors were never measured for {', '.join(names)}"
 
 
 def number(value: float | None, digits: int = 3) -> str:

@@ -31,6 +31,7 @@ ELSEWHERE = (
     "judge@audit.judge",
     "resume",
     "cache",
+    "plan",
     "tracker",
     "micro_batch",
     "memory_gb",
