@@ -161,7 +161,7 @@ def _drift_rows(audit: dict, name: str, drift: dict) -> list[dict]:
         def moved(pair: dict, cls: str = cls) -> dict | None:
             return pair["attributes"][name]["drift"]["shares"].get(cls)
 
-        rows.append(_row(audit, f"{name}: {cls}", share, moved, form=percent, note="mean share as judged"))
+        rows.append(_row(audit, f"{name}: {cls}", share, moved, note="mean share as judged"))
     return rows
 
 
