@@ -108,7 +108,7 @@ def _audit(config: Config, folder: Path, world: World) -> None:
     else:
         adapter = builder.build_saved_adapter(config, plan, model) if config.adapter.path else None
         if world.first:
-            warnings = describe.adapter_warnings(config, plan) if adapter else []
+            warnings = describe.adapter_warnings(config, plan, model) if adapter else []
             for line in warnings + describe.warnings(plan, model, adapter.prefix if adapter else ""):
                 console.print(line, markup=False)
             run.require_caches(audit, None)

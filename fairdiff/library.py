@@ -25,10 +25,12 @@ from fairdiff.audit.records import load_records
 from fairdiff.audit.wording import last_model
 from fairdiff.builder.audit import build_audit
 from fairdiff.builder.functions import build_audit_of_functions, build_function_generators
+from fairdiff.builder.model import clip_skip, image_size
 from fairdiff.cli.compose import Settings, choices, composed, overrides_of, with_defaults
 from fairdiff.config import AttributeConfig, Config
 from fairdiff.diffusion.folder import FAMILIES, Pipeline, component_on_no_device
 from fairdiff.diffusion.functions import WANTED, Images, check_function, of_pipeline
+from fairdiff.diffusion.load import DiffusionModel
 from fairdiff.diffusion.plain import LoadedAdapter, generator, load_adapter, view
 from fairdiff.errors import FairDiffError
 from fairdiff.files import write_text
@@ -129,8 +131,8 @@ def audit(
     target: attribute -> class -> share; None: gender, half and half. judge: a folder or hub id of a face classifier; None:
     the embedded one for the embedded model, else zero-shot words (`judge` in docs/reference/configuration.md).
     adapter: of `load_adapter`; the same noise then shows the pipeline without and with it. settings: of scripts/audit.py,
-    such as ["audit.images_per_prompt=20", "sampler.guidance=5"]. Guidance and steps are those that the adapter names, else
-    those of conf/model for this kind of pipeline; the solver is the pipeline's own.
+    such as ["audit.images_per_prompt=20", "sampler.guidance=5"]. Guidance, steps, size and clip skip are
+    those that the adapter names, else those of conf/model for this kind of pipeline; the solver is the pipeline's own.
     """
     if isinstance(prompts, str) or not prompts:
         raise FairDiffError(f"prompts: found {prompts!r}, allowed: a list of one or more prompts")
@@ -140,8 +142,10 @@ def audit(
     config = _config(pipe, target, judge, adapter, settings)
     plan = plan_of_prompts(config, [Prompt(text, "custom", text) for text in prompts])
     if after is None and isinstance(pipe, PLAIN):
-        built = build_audit(config, plan, view(pipe), None, None)
-        generators, about = _generators(pipe, config, adapter), {"pipeline": _about(pipe, adapter)}
+        model = view(pipe)
+        model.size, model.clip_skip = image_size(config.sampler, model), clip_skip(config.model.clip_skip, model)
+        built = build_audit(config, plan, model, None, None)
+        generators, about = _generators(pipe, model, config, adapter), {"pipeline": _about(pipe, adapter)}
     else:
         built = build_audit_of_functions(config, plan, {name: _model_name(model) for name, model in models.items()})
         generators = build_function_generators(config, {name: _function(m, config) for name, m in models.items()})
@@ -223,6 +227,7 @@ def _config(
         defaults += [f"judge@audit.judge={_judge_type(judge)}", f'audit.judge.path="{judge}"']
     asked = adapter.settings if adapter else {}
     keys = {"sampler.guidance": "guidance_scale", "sampler.audit_steps": "num_inference_steps"}
+    keys |= {"sampler.height": "height", "sampler.width": "width", "model.clip_skip": "clip_skip"}
     defaults += [f"{key}={asked[name]}" for key, name in keys.items() if name in asked]
     config, _ = composed(with_defaults(settings, defaults))
     if config.plan:
@@ -247,10 +252,12 @@ def _device(pipe: Pipeline | Images) -> str:
 
 
 def _generators(
-    pipe: Pipeline, config: Config, adapter: LoadedAdapter | None
+    pipe: Pipeline, model: DiffusionModel, config: Config, adapter: LoadedAdapter | None
 ) -> Callable[[float], dict[str, Generate]]:
-    """Of a guidance scale the pipeline "before" the adapter, and "after" it if there is one."""
+    """Of a guidance scale the pipeline "before" the adapter, and "after" it if there is one. model: its `view`."""
+    height, width = model.size or (None, None)
     more = {"num_inference_steps": config.sampler.audit_steps, "negative_prompt": config.prompts.negative or None}
+    more |= {"height": height, "width": width, "clip_skip": config.model.clip_skip}
 
     def at(guidance: float) -> dict[str, Generate]:
         options = more | {"guidance_scale": guidance}

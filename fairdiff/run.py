@@ -25,6 +25,7 @@ from fairdiff.audit.summary import not_within, summary
 from fairdiff.builder.audit import Audit
 from fairdiff.diffusion.adapters import Adapter
 from fairdiff.diffusion.export import export
+from fairdiff.diffusion.folder import hub_id
 from fairdiff.errors import FairDiffError, NotWithinMargin
 from fairdiff.files import atomic_path, flat, read_yaml, remove_leftovers, require_writable, write_json, write_text
 from fairdiff.training.step import Trainee
@@ -32,6 +33,8 @@ from fairdiff.training.tracking import PICTURES, progress, read_metrics
 
 SCHEMA = 1  # of run.json
 OUTPUTS = ("config.yaml", "metrics.jsonl", "pictures", "checkpoints", "adapter", "exports", "audits", "tensorboard", "wandb")
+# keys and groups of settings that change no training and no image of a run
+NO_RESULT = ("audit", "export", "resume", "cache", "plan", "tracker", "micro_batch", "memory_gb", "model.device")
 OUTPUTS += ("run.json",)  # last: the folder is ours by it
 
 
@@ -78,19 +81,22 @@ def read_state(folder: Path) -> dict:
     return state
 
 
-def differences(folder: Path, settings: dict, most: int = 4) -> str:
-    """ " (steps: 45 there, 60 requested)": the keys in which config.yaml differs; "" where none are known.
-
-    A config.yaml that is missing or damaged only costs the message its detail.
-    """
+def saved_settings(folder: Path) -> dict:
+    """{"sampler.guidance": 5.0, ...} of a run folder's config.yaml; {} where it is missing or damaged, which costs a
+    message its detail."""
     path = folder / "config.yaml"
     try:
-        there = flat(read_yaml(path.read_text(encoding="utf-8"), str(path))) if path.exists() else {}
+        found = read_yaml(path.read_text(encoding="utf-8"), str(path)) if path.exists() else {}
     except (FairDiffError, UnicodeDecodeError):
-        there = {}
+        return {}
+    return flat(found) if isinstance(found, dict) else {}
+
+
+def differences(folder: Path, settings: dict, most: int = 4) -> str:
+    """ " (steps: 45 there, 60 requested)": the keys in which config.yaml differs; "" where none are known."""
+    there = saved_settings(folder)
     wanted = flat(yaml.safe_load(yaml.safe_dump(settings)))  # tuples and the like as they come back from a file
-    ignored = ("audit", "export", "resume", "cache", "plan", "tracker", "micro_batch", "memory_gb", "model.device")
-    keys = [k for k in there | wanted if k not in ignored and k.split(".")[0] not in ignored]
+    keys = [k for k in there | wanted if k not in NO_RESULT and k.split(".")[0] not in NO_RESULT]
     found = [k for k in keys if there.get(k) != wanted.get(k)]
     if not there or not found:
         return ""
@@ -130,7 +136,7 @@ def save_card(folder: Path, audit: Audit, judge: str, confusion: Confusion) -> N
         return
     about = json.loads((folder / "adapter" / "adapter.json").read_text(encoding="utf-8"))
     numbers = read_audit(audit_folder(folder, audit) / "audit.json")
-    write_text(card, model_card(numbers, about, judge, confusion))
+    write_text(card, model_card(numbers, about, judge, confusion, hub_id(about["base_model"])))
 
 
 def audit_folder(folder: Path, audit: Audit) -> Path:

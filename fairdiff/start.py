@@ -1,4 +1,4 @@
-"""The commands fairdiff-train, fairdiff-audit and fairdiff-view. Imports nothing heavy before Ctrl-C is no traceback."""
+"""The commands fairdiff-train, -audit, -view and -compare. Imports nothing heavy before Ctrl-C is no traceback."""
 
 import os
 import signal
@@ -19,6 +19,11 @@ def audit() -> None:
 def view() -> None:
     """The command fairdiff-view."""
     _command("fairdiff.view.server", "main")
+
+
+def compare() -> None:
+    """The command fairdiff-compare."""
+    _command("fairdiff.compare.command", "main")
 
 
 def _command(module: str, name: str) -> None:

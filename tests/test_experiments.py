@@ -346,7 +346,7 @@ def test_no_noise_is_met_so_often_that_few_pictures_are_learnt_by_heart():
         for model in ("portraits", "sd15"):
             config = configure(f"model={model}", *overrides, *(["judge.path=x"] if model == "sd15" else []))
             visits = config.steps * config.prompts.per_step / len(make_plan(config).train)
-            assert visits * config.global_batch / config.noise_pool <= 7
+            assert visits * config.global_batch / config.noise_pool <= (7 if model == "portraits" else 1)  # as the pages say
 
 
 def test_the_budget_counts_whole_blocks_of_originals_and_those_of_the_validation():

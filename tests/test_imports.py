@@ -22,7 +22,8 @@ ROOMS = {  # package or module of fairdiff -> what else of fairdiff it may impor
     "portraits": EVERYBODY,
     "audit": {"errors", "files", "bias", "distributed"},
     "training": EVERYBODY | {"diffusion", "objective"},
-    "studies": EVERYBODY | {"diffusion", "objective", "training", "portraits", "audit"},  # imported by scripts alone
+    "studies": EVERYBODY | {"diffusion", "objective", "training", "portraits", "audit"},  # of scripts
+    "compare": {"errors", "files", "audit", "studies", "run", "cli", "training"},
     "plan": EVERYBODY | {"config", "objective", "portraits"},
     "builder": EVERYBODY
     | {"config", "plan", "pictures", "diffusion", "objective", "training", "portraits", "audit"},
@@ -33,7 +34,7 @@ ROOMS = {  # package or module of fairdiff -> what else of fairdiff it may impor
     "jobs": {"config", "plan", "pictures", "builder", "describe", "run", "cli"}
     | {"audit", "training", "lock", "distributed", "errors"},
     "view": EVERYBODY | {"cli", "plan", "builder", "diffusion", "training", "audit"},
-    "start": {"jobs", "view"},
+    "start": {"jobs", "view", "compare"},
     "library": EVERYBODY
     | {"cli", "config", "plan", "builder", "run", "jobs", "diffusion", "training", "portraits", "audit"},
     "": {"library", "audit"},  # fairdiff/__init__.py, which imports nothing heavy before it is used

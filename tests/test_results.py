@@ -15,7 +15,6 @@ from fairdiff.cli.main import CONF, to_config
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
-import paired  # noqa: E402
 from benchmark.page import write_page as write_performance  # noqa: E402
 from reproduce.aims import AIMS, Aim, bias, drift, left, low_confidence, relative_drift, share  # noqa: E402
 from reproduce.numbers import over_seeds  # noqa: E402
@@ -89,7 +88,10 @@ def test_a_group_by_itself_first_makes_the_adapters_it_audits():
     assert {run.name for run in made if run.group == "adapters"} == set(ADAPTERS)
 
 
-@pytest.mark.parametrize("run", [r for r in RUNS if r.seed == 0], ids=lambda r: f"{r.group}: {r.name}")
+KINDS = {(r.script, *(o if "=" in o and not o[-1].isdigit() else o.split("=")[0] for o in r.overrides)): r for r in RUNS}
+
+
+@pytest.mark.parametrize("run", [replace(r, seed=0) for r in KINDS.values()], ids=lambda r: f"{r.group}: {r.name}")
 def test_every_planned_command_composes(run):
     script, *overrides = run.command(Path("outputs/results"))
     name = {"train.py": "config", "scripts/audit.py": "measure"}[script]
@@ -240,11 +242,17 @@ def test_what_stays_with_words_is_compared_subject_by_subject(tmp_path):
         found["models"] = {"before": found["models"]["after"]}
         put(run, tmp_path / "runs", found | {"paired": None, "without_people": None})
         keep_record(run, tmp_path / "runs", tmp_path / "records")
-    write_page([plain, words], tmp_path / "records", tmp_path / "results.md")
+    run = Run("adapters", "one", (), 0)
+    put(run, tmp_path / "runs", audit([0.3, 0.7]))
+    keep_record(run, tmp_path / "runs", tmp_path / "records")
+    write_page([plain, words, run], tmp_path / "records", tmp_path / "results.md")
     rows = [line for line in (tmp_path / "results.md").read_text().splitlines() if line.startswith("| a person, |")]
     # above the floor of .1: .2 and .6 of .4 and .8
     assert len(rows) == 1 and rows[0].count("67% stays [") == 3
-    assert "`python scripts/audit.py 'a person,'`" in (tmp_path / "results.md").read_text()
+    text = (tmp_path / "results.md").read_text()
+    assert "`python scripts/audit.py 'a person,'`" in text
+    beside = text.split("## The main job with each adapter")[1]  # of words too: without the prompts' own
+    assert "| words: a person, | – | 3 × 60 | .700 → .500 [" in beside and "words: as it is" not in beside
 
 
 def test_a_run_counts_as_measured_by_a_record_of_its_own_overrides(tmp_path):
@@ -289,19 +297,6 @@ def test_the_search_is_on_validation_occupations_and_its_table_holds_what_was_me
     lines = (tmp_path / "search.md").read_text().splitlines()
     rows = [line for line in lines if line.startswith(f"| {runs[0].name} |")]
     assert len(rows) == 1 and "| 1.000 → .300 [" in rows[0] and "| 10.0% → 3.0% | .900 | .200 | 100% → 96% |" in rows[0]
-
-
-def test_a_difference_of_two_runs_is_paired_over_their_prompts(tmp_path, capsys):
-    one, other = audit([0.2, 0.6, None, 0.1]), audit([0.3, 0.7, 0.9, 0.2])
-    assert paired.paired(one, other, "gender", "bias") == pytest.approx((0.1, 0.1, 0.1, 3))  # prompts differ, pairs do not
-    assert paired.paired(other, one, "gender", "bias")[0] == pytest.approx(-0.1)
-    for others, attribute, says in ((audit([0.1]), "gender", "other prompts"), (other, "height", "allowed: gender")):
-        with pytest.raises(ValueError, match=says):
-            paired.paired(one, others, attribute, "bias")
-    for name, run in (("one", one), ("other", other)):
-        (tmp_path / name).write_text(json.dumps(run))
-    paired.main([str(tmp_path / "one"), str(tmp_path / "other")])
-    assert capsys.readouterr().out == "gender, bias: +.100 [+.100, +.100] over 3 prompts\n"
 
 
 def test_every_aim_is_of_a_planned_run():

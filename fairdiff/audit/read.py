@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -47,20 +48,25 @@ TARGET = {
     "verdict_these": VERDICT,
     "reason": Maybe(TEXT),
 }
-AXIS = {"bias": DISTANCE, "target": TARGET, "corrected": Maybe({"distance": Maybe(D)}, null=False)}
-PROMPT = {"prompt": TEXT, "target": {"shares": Each(NUMBER)}}
+SHARE = {"share": NUMBER, "ci95": ENDS} | THESE
+CORRECTED = {"distance": Maybe(D), "confusion": [[NUMBER]]}
+AXIS = {"bias": DISTANCE, "shares": Each(SHARE), "target": TARGET, "corrected": Maybe(CORRECTED, null=False)}
+PROMPT = {"prompt": TEXT, "family": TEXT, "counts": Each(COUNT), "target": {"shares": Each(NUMBER)}}
+PROMPT_PARTS = ("attributes", "joint")  # of a model: what has numbers of every prompt
 CERTAIN = {"off": COUNT, "open": COUNT, "within": COUNT}
 MODEL = {
     "attributes": Each(
         AXIS | {"target": TARGET | {"prompts_certain": CERTAIN}, "low_confidence": RATE, "per_prompt": [PROMPT]}
     ),
-    "joint": Each(AXIS),
+    "joint": Each(AXIS | {"per_prompt": [PROMPT]}),
     "families": Each({"attributes": Each(AXIS)}),
     "no_face": RATE,
     **dict.fromkeys(("clip_t", "clip_i", "dino", "between_seeds"), MEAN),
 }
-CHANGED = {"bias": CHANGE | THESE, "total_variation": CHANGE | THESE}
-DRIFT = CHANGE | THESE | {"margin": NUMBER, "stayed_within": TEXT, "stayed_within_these": TEXT}
+CHANGED = dict.fromkeys(("bias", "total_variation", "squared_distance"), CHANGE | THESE)
+CHANGED |= {"corrected": Maybe({"squared_distance": CHANGE | THESE}, null=False)}
+DRIFT = CHANGE | THESE | {"shares": Each(CHANGE | THESE), "margin": NUMBER}
+DRIFT |= {"stayed_within": TEXT, "stayed_within_these": TEXT}
 PAIR = {
     "attributes": Each(CHANGED | {"drift": Maybe(DRIFT, null=False)}),
     "joint": Each(CHANGED),
@@ -73,12 +79,14 @@ AUDIT = {
     "prompts_needed": COUNT,
     "left_out": [TEXT],
     "judge": {"path": TEXT},
+    "attributes": Each([TEXT]),
+    "families": Each(COUNT),
     "models": Each(MODEL),
     "paired": Maybe(PAIR),
     "trained": Maybe(PAIR),
     "named": Maybe({"attributes": Each({"kept": Each(MEAN), "change": Maybe(CHANGE)})}),
     "without_people": Maybe({"relative_drift": {"value": NUMBER, "ci95": ENDS}}),
-    "provenance": {"target": Maybe(TEXT), "hashes": {"judge": TEXT}},
+    "provenance": {"target": Maybe(TEXT), "seed": COUNT, "image_size": Maybe(TEXT), "hashes": {"judge": TEXT}},
 }
 
 
@@ -172,10 +180,28 @@ def _check_names(audit: dict, path: Path) -> None:
     for place, part in ({f"models.{name}": model for name, model in models.items()} | changes).items():
         if _names(part) != wanted:
             raise FairDiffError(f"{path}: {place}: has other attributes, combinations or families than models.before")
-
+    _check_counts(audit, path)
     drifts = [{name for name in part["attributes"] if "drift" in part["attributes"][name]} for part in changes.values()]
     if drifts and drifts[0] != drifts[-1]:
         raise FairDiffError(f"{path}: trained: has a drift of other attributes than paired")
+
+
+def _check_counts(audit: dict, path: Path) -> None:
+    """FairDiffError unless all models have the same prompts, each with counts and a target of the attribute's classes."""
+    classes = {name: [*classes] for name, classes in audit["attributes"].items()}
+    prompts = None
+    for place, model in audit["models"].items():
+        for part in PROMPT_PARTS:
+            for name, entry in model[part].items():
+                some = [classes.get(member, []) for member in name.split("×")]
+                wanted = {"×".join(combined) for combined in product(*some)}
+                found = [p["prompt"] for p in entry["per_prompt"]]
+                prompts = prompts or found
+                if found != prompts or any(
+                    {*p["counts"]} != wanted or {*p["target"]["shares"]} != wanted for p in entry["per_prompt"]
+                ):
+                    where = f"models.{place}.{part}.{name}.per_prompt"
+                    raise FairDiffError(f"{path}: {where}: has other prompts than before or other classes than {name}")
 
 
 def _names(part: dict) -> list:

@@ -155,52 +155,55 @@ def build_audit(
         encoders = build_encoders(*encoder_paths(config), config.model.device)
     measurer, looking_hash = build_measurer(config, judge, encoders)
     spec = build_spec(config, plan, judge, training_judge, provenance(config, plan, model))
-    attributes = spec.attributes
+    own = model.effective_guidance(config.sampler.guidance)
+    scales = [own, *sorted({model.effective_guidance(scale) for scale in options.guidance} - {own})]
     started = [builder.adapter_options(config), builder.adapter_fingerprint(config)]
+    hashes = {scale: record_hashes(config, model, scale, started, after) | {"judge": looking_hash} for scale in scales}
     few_images = min(FEW, options.images_per_prompt)
-    sizes = (options.images_per_prompt, few_images, options.seed)
-
-    def hashes(guidance: float) -> dict[str, str]:
-        scale = model.effective_guidance(guidance)
-        frozen = fingerprint.of_values(model.fingerprint(), scale, config.sampler.audit_steps)
-        return {
-            "before": frozen,
-            "start": fingerprint.of_values(frozen, started),
-            "after": fingerprint.of_values(frozen, after, config.steps),
-            "judge": looking_hash,
-        }
-
-    def shared(hashes: dict[str, str]) -> Path | None:
-        """A folder for each size, else audits of two sizes would overwrite each other; without images, so none for those
-        that keep them."""
-        key = fingerprint.of_values(RECORDS_SCHEMA, hashes["before"], hashes["judge"], *sizes)
-        return Path(config.cache) / "audits" / key if config.cache and not options.keep_images else None
-
-    own = hashes(config.sampler.guidance)
+    shared = {scale: _shared_folder(config, found, few_images) for scale, found in hashes.items()}
     audit_plan = AuditPlan(
         prompts=plan.audit,
         named=plan.named,
         without_people=plan.without_people,
-        attributes=attributes,
+        attributes=spec.attributes,
         images_per_prompt=options.images_per_prompt,
         few_images=few_images,
         batch_size=audit_pieces(config, model, measurer).sample,
         seed=options.seed,
         latent_shape=model.latent_shape,
-        hashes=own,
-        shared=shared(own),
+        hashes=hashes[own],
+        shared=shared[own],
         world=world,
         keep=options.keep_images,
     )
-    further = {model.effective_guidance(s) for s in options.guidance}
-    further.discard(model.effective_guidance(config.sampler.guidance))
     others = {
-        scale: replace(audit_plan, named=(), without_people=(), hashes=hashes(scale), shared=shared(hashes(scale)))
-        for scale in sorted(further)
+        scale: replace(audit_plan, named=(), without_people=(), hashes=hashes[scale], shared=shared[scale])
+        for scale in scales[1:]
     }
     name = audit_name(f"{options.split}-{len(plan.audit)}x{options.images_per_prompt}", audit_plan, spec, [*others])
     name += "-kept" if options.keep_images else ""  # measured on 8 bits
     return Audit(audit_plan, others, measurer, spec, name, initial_noise)
+
+
+def record_hashes(
+    config: Config, model: DiffusionModel, scale: float, started: list, after: str | None
+) -> dict[str, str]:
+    """Of all that the images of each model depend on at a guidance scale. started: the adapter before training."""
+    frozen = fingerprint.of_values(model.fingerprint(), scale, config.sampler.audit_steps)
+    return {
+        "before": frozen,
+        "start": fingerprint.of_values(frozen, started),
+        "after": fingerprint.of_values(frozen, after, config.steps),
+    }
+
+
+def _shared_folder(config: Config, hashes: dict[str, str], few_images: int) -> Path | None:
+    """For records of the frozen model: one for each size, else audits of two sizes would overwrite each other; without
+    images, so none for audits that keep them."""
+    options = config.audit
+    sizes = (options.images_per_prompt, few_images, options.seed)
+    key = fingerprint.of_values(RECORDS_SCHEMA, hashes["before"], hashes["judge"], *sizes)
+    return Path(config.cache) / "audits" / key if config.cache and not options.keep_images else None
 
 
 def audit_pieces(config: Config, model: DiffusionModel, measurer: Measurer) -> Pieces:

@@ -1,6 +1,7 @@
 """What stands between Hydra and the mains: composed configuration -> dataclasses, and every error as one line."""
 
 import os
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -21,10 +22,11 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from fairdiff.cli.command_line import of_file, prepare, quoting
+from fairdiff.cli.command_line import key_of, of_file, prepare, quoting
 from fairdiff.cli.ending import ending, reader_is_gone
 from fairdiff.cli.messages import CONF, like, one_line
 from fairdiff.config import Config
+from fairdiff.config.training import OWN_KEYS
 from fairdiff.errors import FairDiffError, NotWithinMargin
 
 ConfigStore.instance().store(name="schema", node=Config)
@@ -66,9 +68,10 @@ def _expand_home(node: DictConfig | ListConfig) -> None:
             node[key] = os.path.expanduser(value)
 
 
-def _check_hydra(cfg: DictConfig) -> None:
-    """FairDiffError for what Hydra's own part of the configuration lets pass."""
+def check_hydra(cfg: DictConfig, adapter: str) -> None:
+    """FairDiffError for what Hydra's own part of the configuration lets pass, and for keys of another type of adapter."""
     _refuse_unknown(cfg, "hydra")
+    _refuse_other_keys(OmegaConf.to_container(cfg.overrides.task, resolve=False), adapter)
     if GlobalHydra.instance().is_initialized():  # not in every launcher's processes
         loader = GlobalHydra.instance().config_loader()
         overrides = [o for kind in ("hydra", "task") for o in OmegaConf.to_container(cfg.overrides, resolve=False)[kind]]
@@ -81,13 +84,25 @@ def _check_hydra(cfg: DictConfig) -> None:
         raise FairDiffError(f"hydra.{key}.dir: found an empty path, allowed: a folder")
 
 
+def _refuse_other_keys(overrides: Sequence[str], adapter: str) -> None:
+    """FairDiffError for a key of `adapter` that nothing would read, though the run's folder would be named by it.
+
+    Files may set keys of both types: which one runs is chosen after some of them.
+    """
+    others = {f"adapter.{key}": kind for kind, keys in OWN_KEYS.items() if kind != adapter for key in keys}
+    for override in overrides:
+        if kind := others.get(key := key_of(override)):
+            raise FairDiffError(f"{key}: found with adapter.type={adapter}, which has none; allowed: with {kind}")
+
+
 def main(task: Callable[[Config, Path], None], name: str = "config", several: bool = False) -> Callable[[], None]:
     """A Hydra main of conf/<name>.yaml: task(config, run_dir). What the user can mend ends as one line, exit code 2.
 
-    A sweep goes on after a run that fails so; its last lines name those runs. several: whether the task shares its work
-    among the processes that a launcher started.
+    A sweep goes on after a run that fails so; its last lines name those runs, and the command that compares its
+    audits. several: whether the task shares its work among the processes that a launcher started.
     """
     failed: list[str] = []  # runs of a sweep
+    audited: list[str] = []  # folders of those that have an audit, as far as they ran in this process
     codes: set[int] = set()
     parent = os.getpid()
 
@@ -104,8 +119,13 @@ def main(task: Callable[[Config, Path], None], name: str = "config", several: bo
         try:
             if swept:  # else nobody knows which of a sweep's runs this is
                 print(f"run {here.job.num}: {' '.join(overrides) or 'defaults'}", flush=True)
-            _check_hydra(here)
-            task(to_config(cfg), Path(here.runtime.output_dir))
+            config = to_config(cfg)
+            check_hydra(here, config.adapter.type)
+            try:
+                task(config, Path(here.runtime.output_dir))
+            finally:
+                if swept and next(Path(here.runtime.output_dir).glob("audits/*/audit.json"), None):
+                    audited.append(os.path.relpath(here.runtime.output_dir))
         except Exception as error:  # before Hydra adds lines of its own
             line = told(error)
             if not swept:
@@ -116,6 +136,7 @@ def main(task: Callable[[Config, Path], None], name: str = "config", several: bo
 
     def run() -> None:
         failed.clear()
+        audited.clear()
         codes.clear()
         os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors reach us instead of a printed traceback
         over = " without resume=false" if "resume=false" in [o.lower() for o in sys.argv] else ""
@@ -128,6 +149,8 @@ def main(task: Callable[[Config, Path], None], name: str = "config", several: bo
             finally:
                 if failed:
                     print("error: these runs of the sweep failed:", *failed, sep="\n  ", file=sys.stderr)
+            if len(audited) > 1:
+                print(f"side by side: {shlex.join(['fairdiff-compare', *audited])}", flush=True)
             if failed:
                 sys.exit(min(codes))  # 3 where no run failed by itself
 

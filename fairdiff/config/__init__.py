@@ -60,7 +60,7 @@ class AuditConfig:
     guidance: further guidance scales at which the same prompts are audited, for a chart; bias can grow with the scale.
     seed: of the noise and the resampling. equivalence: the distance D below which the whole interval must lie for
     "on target".
-    drift: the change of an untargeted attribute's bias that still counts as none.
+    drift: the change of an untargeted attribute's bias and shares that still counts as none.
     fail_above: such a D, in the place of `equivalence`; the command exits with code 3 unless every attribute with a target is
     "on target". null: it exits with 0 whatever it finds.
     faces: of a picture with several, "largest": that counts, "refuse": the picture counts as one without a face.
@@ -189,6 +189,8 @@ class Config:
         self._check_images()
         if not self.attributes:
             raise FairDiffError("attribute: found [], allowed: one or more of gender, race, age or your own")
+        for name, attribute in self.attributes.items():
+            attribute.check(name)
         self._check_judges()
         _check_target(self.attributes, self.target)
         _check_mapping("judge.mapping", self.judge.mapping, self.attributes)

@@ -91,17 +91,19 @@ class AttributeConfig:
     keep_face: float = MISSING
     phrases: dict[str, Any] = field(default_factory=dict)
 
-    def __post_init__(self):
-        text("attributes.classes", *self.classes)
-        between("attributes.keep_outside", self.keep_outside, 0, 1)
-        between("attributes.keep_face", self.keep_face, 0, 1)
+    def check(self, name: str) -> None:
+        """The laws of the attribute of this name, which only the configuration that holds it knows."""
+        key = f"attributes.{name}"
+        text(f"{key}.classes", *self.classes)
+        between(f"{key}.keep_outside", self.keep_outside, 0, 1)
+        between(f"{key}.keep_face", self.keep_face, 0, 1)
         if len(self.classes) < 2 or len(set(self.classes)) != len(self.classes):
-            raise FairDiffError(f"attributes.classes: found {self.classes}, allowed: two or more different names")
-        text("attributes.phrases", *self.phrases)
+            raise FairDiffError(f"{key}.classes: found {self.classes}, allowed: two or more different names")
+        text(f"{key}.phrases", *self.phrases)
         words = self.phrases.values()
         if self.phrases and ({*self.phrases} != {*self.classes} or not all(isinstance(w, str) and w for w in words)):
             wanted = ", ".join(self.classes)
-            raise FairDiffError(f"attributes.phrases: found {self.phrases}, allowed: words for each of {wanted}")
+            raise FairDiffError(f"{key}.phrases: found {self.phrases}, allowed: words for each of {wanted}")
 
 
 @dataclass

@@ -136,8 +136,10 @@ class Parts:
 
     @property
     def half(self) -> tuple[int, int, int]:
-        channels, height, width = self.model.latent_shape
-        return channels, height // 2, width // 2
+        """Latents of about half the side, of which transformers read whole squares of 2x2."""
+        channels, *sides = self.model.latent_shape
+        square = self.model.multiple // self.model.pixels
+        return channels, *(max(side // 2 // square, 1) * square for side in sides)
 
     def _latents(self, n: int) -> Tensor:
         return torch.zeros(n, *self.half, device=self.model.unet.device)

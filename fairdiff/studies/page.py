@@ -25,7 +25,10 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """title and lead: of the page. not_shown: what its numbers do not say. written_by: the command."""
+    """title and lead: of the page. not_shown: what its numbers do not say. written_by: the command.
+
+    kind: of page, above its title.
+    """
 
     title: str
     lead: str
@@ -33,6 +36,7 @@ class Page:
     not_shown: Sequence[str]
     written_by: str
     about: dict[str, str] = field(default_factory=dict)
+    kind: str = "study"
 
 
 def audit_style() -> str:
@@ -43,21 +47,29 @@ def audit_style() -> str:
 
 def write_html(page: Page, path: Path) -> None:
     """The page as one file that needs no network."""
-    body = [f'<div class="eyebrow">FairDiff study</div><h1>{escape(page.title)}</h1><p class="lead">{_text(page.lead)}</p>']
+    body = [
+        f'<div class="eyebrow">FairDiff {page.kind}</div><h1>{escape(page.title)}</h1><p class="lead">{_text(page.lead)}</p>'
+    ]
     for section in page.sections:
         body.append(f"<h2>{escape(section.title)}</h2>")
         body += [f"<p>{_text(sentence)}</p>" for sentence in section.text]
         if section.charts:
-            body.append(f'<div class="cards">{"".join(f"<div class=card>{chart}</div>" for chart in section.charts)}</div>')
+            body.append(
+                f'<div class="cards">{"".join(f"<div class=card>{chart}</div>" for chart in section.charts)}</div>'
+            )
         if section.rows:
             body.append(_table(section))
-    body.append("<h2>What this does not show</h2><ul>" + "".join(f"<li>{_text(s)}</li>" for s in page.not_shown) + "</ul>")
+    body.append(
+        "<h2>What this does not show</h2><ul>" + "".join(f"<li>{_text(s)}</li>" for s in page.not_shown) + "</ul>"
+    )
     about = page.about | {"command": page.written_by}
     facts = "".join(f"<tr><th>{escape(key)}</th><td>{escape(value)}</td></tr>" for key, value in about.items())
     body.append(f'<details><summary>Settings</summary><table class="facts">{facts}</table></details>')
     head = f"<title>{escape(page.title)} · FairDiff</title>{audit_style()}"
     meta = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-    html = f'<!doctype html>\n<html lang="en"><head>{meta}{head}</head><body><main>{"".join(body)}</main></body></html>\n'
+    html = (
+        f'<!doctype html>\n<html lang="en"><head>{meta}{head}</head><body><main>{"".join(body)}</main></body></html>\n'
+    )
     write_text(path, html)
 
 
@@ -91,20 +103,25 @@ def _row(cells: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Point:
-    """A mark of a chart: its place, the ends of its bar upwards (None: none), and what a pointer shows."""
+    """A mark of a chart: its place, the ends of its bars upwards and across (None: none), and what a pointer shows."""
 
     x: float
     y: float
     low: float | None = None
     high: float | None = None
     tip: str = ""
+    left: float | None = None
+    right: float | None = None
 
 
 def curves_chart(curves: dict[str, Sequence[Point]], title: str, across: str, floor: float | None = None) -> str:
     """Curves of points in the order given, each in its colour with its name below; the floor is a shaded band from 0."""
     width, height, left, right, top, bottom = 520, 300, 50, 14, 28, 44
     points = [point for some in curves.values() for point in some]
-    xs, ys = [p.x for p in points], [end for p in points for end in (p.y, p.low, p.high) if end is not None]
+    xs, ys = (
+        [end for p in points for end in some(p) if end is not None]
+        for some in (lambda p: (p.x, p.left, p.right), lambda p: (p.y, p.low, p.high))
+    )
     x0, x1, y1 = min(xs), max(xs), max([*ys, floor or 0]) or 1.0
     x0, x1 = (x0 - 0.5, x1 + 0.5) if x0 == x1 else (x0, x1)
 
@@ -132,7 +149,7 @@ def curves_chart(curves: dict[str, Sequence[Point]], title: str, across: str, fl
     keys = "".join(
         f'<span class="key"><i style="border-color:{c};background:{c}"></i>{escape(n)}</span>' for n, c in colours
     )
-    box = f'viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}"'
+    box = f'viewBox="0 0 {width} {height}" style="max-width:{1.25 * width:.0f}px" role="img" aria-label="{escape(title)}"'
     return f"<svg {box}>{''.join(body)}</svg><p>{keys}</p>"
 
 
@@ -142,9 +159,11 @@ def _curve(name: str, points: Sequence[Point], colour: str, at) -> list[str]:
     for point in points:
         x, y = at(point.x, point.y)
         parts.append(f"<g><title>{escape(point.tip or name)}</title>")
-        if point.low is not None and point.high is not None:
-            low, high = at(point.x, point.low)[1], at(point.x, point.high)[1]
-            ends = f'x1="{x:.1f}" y1="{low:.1f}" x2="{x:.1f}" y2="{high:.1f}"'
-            parts.append(f'<line {ends} class="whisker" style="stroke:{colour}"/>')
+        up = [(point.x, point.low), (point.x, point.high)]
+        for ends in (up, [(point.left, point.y), (point.right, point.y)]):
+            if None not in (*ends[0], *ends[1]):
+                (x1, y1), (x2, y2) = (at(*end) for end in ends)
+                box = f'x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"'
+                parts.append(f'<line {box} class="whisker" style="stroke:{colour}"/>')
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.2" style="fill:{colour}"/></g>')
     return parts

@@ -8,6 +8,8 @@ import numpy as np
 from scipy.stats import norm
 from scipy.stats import t as student
 
+from fairdiff.audit.suite import over_seeds
+
 
 def entry(audit: dict, model: str) -> dict:
     """Every attribute and combination of one model."""
@@ -59,18 +61,6 @@ def per_prompt(axes: list[dict]) -> np.ndarray:
     """Each prompt's bias, the mean over seeds, of one attribute's entries; NaN for a prompt without any face."""
     values = np.array([[p["bias"]["value"] for p in axis["per_prompt"]] for axis in axes], float)
     return np.ma.masked_invalid(values).mean(0).filled(np.nan)
-
-
-def over_seeds(interval: tuple[float, float], by_seed: list[float]) -> tuple[float, float]:
-    """An interval over prompts of the mean over seeds, widened to one over prompts and seeds (approximate).
-
-    Either side is joined in quadrature with t_{S-1, .975} sd / sqrt(S) of the S seeds' own values; one seed widens nothing.
-    """
-    if len(by_seed) < 2:
-        return interval
-    more = float(student.ppf(0.975, len(by_seed) - 1) * np.std(by_seed, ddof=1) / np.sqrt(len(by_seed)))
-    mean = float(np.mean(by_seed))
-    return mean - float(np.hypot(mean - interval[0], more)), mean + float(np.hypot(interval[1] - mean, more))
 
 
 @dataclass(frozen=True)

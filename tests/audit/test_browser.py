@@ -1,6 +1,7 @@
 """The report in a browser, wide and on a phone: it fits, sorts, filters, enlarges by keyboard, and asks no network."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from fairdiff.audit.axis import MetricSpec
 from fairdiff.audit.generate import run_audit
 from fairdiff.audit.metrics import compute_metrics
 from fairdiff.audit.report import render_report
+from fairdiff.compare import command as compare
 
 WIDTHS = (1280, 390)
 
@@ -24,6 +26,7 @@ def report(plan, measurer, noise, tmp_path_factory, made={}) -> Path:  # noqa: B
     spec = MetricSpec(plan.attributes, {"path": "colours"}, {"gender": [0.5, 0.5]})
     history = [{"step": i, "loss.align": 1 / (i + 1)} for i in range(5)]
     audit = json.loads(json.dumps(compute_metrics(records, spec), allow_nan=False))
+    (folder / "audit.json").write_text(json.dumps(audit))
     made["page"] = render_report(folder, audit, {"target": ["gender: female 0.5"]}, history)
     return made["page"]
 
@@ -138,3 +141,18 @@ def test_a_screen_reader_has_names_for_everything(visit):
     named = "all => all.every((one) => one.labels.length > 0)"
     assert page.locator("input, select").evaluate_all(named)
     assert page.locator("table.sortable th[scope=row]").count() == 3 * 2 and page.locator("h1").count() == 1
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_comparison_fits_its_width(browser, report, plan, measurer, noise, tmp_path, width):
+    """Of the report's audit and one whose folder has a long name."""
+    other = tmp_path / "runs" / ("adapter.path=" + "a_long_name_" * 12)
+    shutil.copytree(report.parent, other)
+    compare.main([str(report.parent), str(other), "--out", str(tmp_path)])
+    context = browser.new_context(viewport={"width": width, "height": 900})
+    page = context.new_page()
+    page.goto((tmp_path / "comparison.html").as_uri())
+    page.evaluate("document.querySelectorAll('details').forEach((one) => one.open = true)")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.locator("table").count() > 4 and page.locator("h1").count() == 1
+    context.close()

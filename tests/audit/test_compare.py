@@ -1,21 +1,24 @@
-"""Audits beside each other: every run's own numbers, means over seeds by hand, and no row shared by what cannot compare."""
+"""Audits beside each other: own numbers kept, differences paired, seeds averaged by hand, reasons for what is refused."""
 
-import io
 import json
+import math
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from rich.console import Console
+import yaml
+from scipy.stats import t as student
 from tiny_world import TinyGenerator
 
 from fairdiff.audit.axis import MetricSpec
-from fairdiff.audit.compare import comparison_tables, find_audits
 from fairdiff.audit.estimand import ends_of
 from fairdiff.audit.generate import run_audit
 from fairdiff.audit.metrics import compute_metrics
-from fairdiff.audit.wording import interval, number, signed
+from fairdiff.compare.audits import find_audits
+from fairdiff.compare.groups import Figure, grouped, mean_of
+from fairdiff.compare.numbers import compared
 from fairdiff.errors import FairDiffError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
@@ -24,126 +27,276 @@ import compare  # noqa: E402
 
 
 @pytest.fixture
-def audited(plan, measurer, noise, tmp_path):
-    """Writes runs/<name>/audit.json of an adapter with this offset, and returns the audit."""
+def audited(plan, measurer, noise, tmp_path, tmp_path_factory, made={}):  # noqa: B006, one of each for all tests
+    """Writes runs/<name>/audits/some of a model and an adapter (None for none) with these offsets, and returns the audit."""
 
-    def audited(name: str, offset: float, seed: int = 7, prompts: int = 3) -> dict:
-        audit_plan, folder = replace(plan, seed=seed, prompts=plan.prompts[:prompts]), tmp_path / "runs" / name
-        tiny = {"before": TinyGenerator(2.0), "after": TinyGenerator(offset)}
-        records = run_audit(audit_plan, tiny, measurer, noise, folder, lambda n: None)
-        spec = MetricSpec(plan.attributes, targets={"gender": [0.5, 0.5]}, judge={"path": "colours"})
+    def make(offset: float | None, seed: int, base: float) -> Path:
+        hashes = {"before": f"b{base}", "after": f"a{base} {offset}", "judge": "j0"}
+        folder = tmp_path_factory.mktemp("audit")
+        tiny = {"before": TinyGenerator(base)} | ({} if offset is None else {"after": TinyGenerator(offset)})
+        records = run_audit(replace(plan, seed=seed, hashes=hashes), tiny, measurer, noise, folder, lambda n: None)
+        spec = MetricSpec(plan.attributes, {"path": "colours"}, {"gender": [0.5, 0.5]}, {"gender": [[90, 10], [10, 90]]})
         audit = json.loads(json.dumps(compute_metrics(records, spec), allow_nan=False))
         (folder / "audit.json").write_text(json.dumps(audit))
-        return audit
+        return folder
+
+    def audited(name: str, offset: float | None, seed: int = 7, base: float = 1.0, settings: dict | None = None) -> dict:
+        if (offset, seed, base) not in made:
+            made[offset, seed, base] = make(offset, seed, base)
+        run = tmp_path / "runs" / name
+        shutil.copytree(made[offset, seed, base], run / "audits" / "some", dirs_exist_ok=True)
+        if settings is not None:
+            (run / "config.yaml").write_text(yaml.safe_dump(settings))
+        return json.loads((run / "audits" / "some" / "audit.json").read_text())
 
     return audited
 
 
-def shown(tables) -> str:
-    console = Console(file=io.StringIO(), width=200)
-    for table in tables:
-        console.print(table)
-    return console.file.getvalue()
+def rows(found: dict, name: str) -> dict[str, dict]:
+    """The groups' rows of one number."""
+    (entry,) = (entry for entry in found["numbers"] if entry["name"] == name)
+    return entry["rows"]
 
 
-def rows(text: str, name: str) -> list[list[str]]:
-    """The lines below the number `name`, each split into its cells."""
-    lines = text.split(f" {name} ", 1)[1].splitlines()[1:]
-    return [line.split() for line in lines[: next(i for i, line in enumerate(lines) if not line.strip())]]
+def said(arguments: list, capsys) -> str:
+    """The only line of a comparison that ends with code 2."""
+    with pytest.raises(SystemExit) as stop:
+        compare.main([str(one) for one in arguments])
+    captured = capsys.readouterr()
+    assert stop.value.code == 2 and captured.out == ""
+    (line,) = captured.err.splitlines()
+    return line
 
 
-def test_every_run_has_its_own_numbers_and_seeds_their_mean(audited, tmp_path):
-    fair = [audited(f"fair/seed{seed}", 0.1, seed) for seed in (7, 8)]
-    skewed = audited("skewed/seed7", 1.0)
-    found = find_audits([tmp_path / "runs"])
-    assert list(found) == ["fair/seed7", "fair/seed8", "skewed/seed7"]
-    tables = comparison_tables(found)
-    assert len(tables) == 1
-    first, second, mean, third = rows(shown(tables), "gender bias")
-    for row, audit in ((first, fair[0]), (second, fair[1]), (third, skewed)):
-        bias = {model: entry["attributes"]["gender"]["bias"] for model, entry in audit["models"].items()}
-        assert row[1:3] == [number(bias["before"]["mean"]), number(bias["after"]["mean"])]
-        assert " ".join(row[3:5]) == interval(ends_of(bias["after"]))
-        assert row[5] == signed(audit["paired"]["attributes"]["gender"]["bias"]["difference"])
-    a, b = (audit["models"]["after"]["attributes"]["gender"]["bias"]["mean"] for audit in fair)
-    assert a != b
-    assert " ".join(mean).startswith("fair: mean of 2 seeds")
-    assert mean[6:9] == [number((a + b) / 2), "±", number(abs(a - b) / 2**0.5)]
-    assert "skewed: mean" not in shown(tables)
+def test_every_audit_keeps_its_own_numbers(audited, tmp_path):
+    audits = {"fair": audited("fair", 0.1), "skewed": audited("skewed", 0.6)}
+    found = compared(find_audits([tmp_path / "runs"]))
+    for name, audit in audits.items():
+        row = rows(found, "gender bias")[name]
+        for model in ("before", "after"):
+            bias = audit["models"][model]["attributes"]["gender"]["bias"]
+            assert row[model]["value"] == pytest.approx(bias["mean"])
+            assert row[model]["ci95"] == pytest.approx(ends_of(bias)[:2])
+        assert row["change"]["value"] == pytest.approx(audit["paired"]["attributes"]["gender"]["bias"]["difference"])
+    step = rows(found, "gender bias")["skewed"]["difference"]
+    means = [audits[name]["models"]["after"]["attributes"]["gender"]["bias"]["mean"] for name in ("fair", "skewed")]
+    assert step["value"] == pytest.approx(means[1] - means[0]) and step["value"] > 0
+    assert rows(found, "gender bias")["fair"]["difference"] is None  # the reference
+    json.dumps(found, allow_nan=False)
 
 
-def test_runs_of_other_prompts_judges_or_targets_have_a_table_of_their_own(audited, tmp_path):
-    audited("all/seed7", 0.1)
-    audited("some/seed7", 0.1, prompts=2)
-    tables = comparison_tables(find_audits([tmp_path / "runs" / "all", tmp_path / "runs" / "some"]))
-    assert [table.title.split(",")[0] for table in tables] == ["3 prompts × 24 pictures", "2 prompts × 24 pictures"]
-    path = tmp_path / "runs" / "all" / "seed7" / "audit.json"
-    for part, key, value in (("hashes", "judge", "other"), ("target", "female", 0.7)):
-        other = json.loads(path.read_text())
-        if part == "hashes":
-            other["provenance"]["hashes"][key] = value
-        else:
-            for prompt in other["models"]["after"]["attributes"]["gender"]["per_prompt"]:
-                prompt["target"]["shares"][key] = value
-        assert len(comparison_tables({"a": json.loads(path.read_text()), "b": other})) == 2
+def test_every_number_has_an_interval_but_those_that_say_why_not(audited, tmp_path):
+    audited("fair", 0.1)
+    audited("skewed", 0.6)
+    found = compared(find_audits([tmp_path / "runs"]))
+    for entry in found["numbers"]:
+        for row in entry["rows"].values():
+            cells = [row[key] for key in ("before", "after", "change", "difference") if row[key] is not None]
+            if not entry["name"].endswith((" worst", " off")):  # the page has the reason of these
+                assert all(cell["ci95"] for cell in cells), entry["name"]
 
 
-def test_runs_from_anywhere_keep_their_names_and_only_seeds_are_averaged(audited, tmp_path):
-    for name in ("a/run", "b/run", "b/run/seed7", "b/run/seed8"):
-        audited(name, 0.1)
-    found = find_audits([tmp_path / "runs" / "a", tmp_path / "runs" / "b"])
-    assert list(found) == ["a/run", "b/run", "b/run/seed7", "b/run/seed8"]
-    names = [row[0] for row in rows(shown(comparison_tables(found)), "gender bias")]
-    assert names == ["a/run", "b/run", "b/run/seed7", "b/run/seed8", "b/run:"]  # the last is the mean of two
+def test_the_same_pictures_differ_by_nothing(audited, tmp_path):
+    audited("one", 0.1)
+    shutil.copytree(tmp_path / "runs" / "one", tmp_path / "runs" / "two")
+    found = compared(find_audits([tmp_path / "runs"]))
+    assert found["groups"][1]["paired"] == [["the same pictures", ""]]
+    steps = {entry["name"]: entry["rows"]["two"]["difference"] for entry in found["numbers"]}
+    assert steps["gender bias"] and steps["gender D²"] and steps["no face"] and steps["CLIP-T"]
+    for step in (step for step in steps.values() if step):
+        assert step["value"] == 0 and step["ci95"] == [0, 0]
 
 
-def test_an_audit_in_its_run_folder_has_the_name_of_the_run(audited, tmp_path):
-    """Runs lie in seed<n>, their audits in seed<n>/audits/<name>: each seed's short audit, a longer one, one later."""
-    for seed in (7, 8):
-        for name, prompts in ((f"test-2x24-{seed}", 2), (f"test-3x24-{seed}", 3)):
-            audited(f"fair/seed{seed}/audits/{name}", 0.1, seed, prompts)
-    tables = comparison_tables(find_audits([tmp_path / "runs"]))
-    assert [[row[0] for row in rows(shown([t]), "gender bias")] for t in tables] == [["seed7", "seed8", "mean"]] * 2
-    (alone,) = comparison_tables(find_audits([tmp_path / "runs" / "fair" / "seed7" / "audits" / "test-2x24-7"]))
-    assert [row[0] for row in rows(shown([alone]), "gender bias")] == ["seed7"]
-    audited("fair/seed7/audits/test-3x24-more", 0.0)
-    _, longer = comparison_tables(find_audits([tmp_path / "runs"]))
-    names = [row[0] for row in rows(shown([longer]), "gender bias")]
-    assert names == ["seed7/audits/test-3x24-7", "seed7/audits/test-3x24-more", "seed8"]  # no seed twice in a mean
+def test_common_noise_shrinks_the_interval_of_a_difference(audited, tmp_path):
+    """The same pair of audits, once without the records that tell which images belong together, and once of other noise."""
+    audited("a", 0.6)
+    audited("b", 0.8)
+    step = {}
+    step["noise"] = rows(compared(find_audits([tmp_path / "runs"])), "gender bias")["b"]["difference"]
+    (tmp_path / "runs" / "b" / "audits" / "some" / "records.parquet").unlink()
+    found = compared(find_audits([tmp_path / "runs"]))
+    step["prompts"] = rows(found, "gender bias")["b"]["difference"]
+    assert found["groups"][1]["paired"] == [["prompts", "an audit has no records.parquet beside audit.json"]]
+    width = {name: one["ci95"][1] - one["ci95"][0] for name, one in step.items()}
+    assert width["noise"] < 0.75 * width["prompts"]
+    assert step["noise"]["value"] == step["prompts"]["value"]
+    audited("b", 0.8, seed=8)
+    assert compared(find_audits([tmp_path / "runs"]))["groups"][1]["paired"] == [["prompts", "other audit seeds (7 and 8)"]]
 
 
-def test_seeds_of_one_run_by_themselves(audited, tmp_path):
-    for seed in (7, 8):
-        audited(f"seed{seed}", 0.1, seed)
-    names = [row[0] for row in rows(shown(comparison_tables(find_audits([tmp_path / "runs"]))), "gender bias")]
-    assert names == ["seed7", "seed8", "mean"]
+def test_a_mean_over_seeds_is_that_of_a_hand(audited):
+    trained = [Figure(0, 7, 0.2, (0.1, 0.3), True), Figure(1, 7, 0.4, (0.2, 0.7), True)]
+    more = student.ppf(0.975, 1) * 0.1  # t sd / sqrt(2), sd = .2 / sqrt(2)
+    found = mean_of(trained)
+    assert found["value"] == pytest.approx(0.3) and found["spread"] == pytest.approx(0.2 / math.sqrt(2))
+    assert found["ci95"] == pytest.approx([0.3 - math.hypot(0.15, more), 0.3 + math.hypot(0.2, more)])
+    assert mean_of(trained, (0.0, 1.0))["ci95"] == [0.0, 1.0]
+    noises = [replace(one, seed=None, audit_seed=number) for number, one in enumerate(trained)]
+    assert mean_of(noises)["ci95"] == pytest.approx([0.3 - math.hypot(0.05, 0.1), 0.3 + math.hypot(0.05, 0.15)])
+    like = [replace(one, these=False) for one in noises]  # the prompts are common to both
+    assert mean_of(like)["ci95"] == pytest.approx([0.15, 0.5])
+    assert mean_of([replace(noises[0], ends=None), noises[1]])["ci95"] is None and mean_of([]) is None
+    one = mean_of(trained[:1])
+    assert (one["ci95"], one["spread"]) == (pytest.approx([0.1, 0.3]), None)
 
 
-def test_what_is_no_audit_ends_as_one_line(audited, tmp_path, capsys):
+def test_seeds_of_trainings_and_of_audits_are_groups(audited, tmp_path):
+    trained = [audited(f"fair/seed{seed}", 0.1 + seed / 10) for seed in (0, 1)]
+    audited("skewed/audit.seed=7", 0.6)
+    audited("skewed/audit.seed=8", 0.6, seed=8)
+    found = compared(find_audits([tmp_path / "runs"]))
+    seeds = {group["name"]: (group["training_seeds"], group["audit_seeds"]) for group in found["groups"]}
+    assert [*seeds.values()] == [([0, 1], [7]), ([], [7, 8])]
+    first, second = seeds
+    values = [audit["models"]["after"]["attributes"]["gender"]["bias"] for audit in trained]
+    row = rows(found, "gender bias")[first]
+    ends = [ends_of(value)[:2] for value in values]
+    wanted = mean_of([Figure(s, 7, v["mean"], e, True) for s, (v, e) in enumerate(zip(values, ends, strict=True))], (0, 1))
+    assert row["after"] == wanted and len(row["audits"]) == 2
+    assert row["before"]["spread"] is None  # both trainings began with the same pictures
+    step = rows(found, "gender bias")[second]["difference"]
+    means = [rows(found, "gender bias")[name]["after"]["value"] for name in (first, second)]
+    assert step["ci95"] and abs(step["value"] - (means[1] - means[0])) < 0.2  # of other noise in part
+
+
+def test_no_seed_is_twice_in_a_mean(audited, tmp_path):
+    settings = {"seed": 0, "steps": 9, "audit": {"seed": 7}}
+    for name in ("a/seed0", "a/seed1", "b/seed0"):
+        audited(name, 0.1, settings=settings)
+    groups = grouped(find_audits([tmp_path / "runs"]))
+    assert [[one.name for one in group.members] for group in groups] == [["a/seed0", "a/seed1"], ["b/seed0"]]
+
+
+@pytest.fixture
+def sweep(audited, tmp_path) -> Path:
+    """Guidance 10, 1 and 5, two seeds of each."""
+    for guidance in (10.0, 1.0, 5.0):
+        for seed in (0, 1):
+            settings = {"seed": seed, "sampler": {"guidance": guidance, "audit_steps": 12}, "audit": {"seed": 7}}
+            name = f"sampler.guidance={guidance:g}/seed{seed}"
+            (tmp_path / "runs" / name / "adapter").mkdir(parents=True)
+            audited(name, 0.1 + guidance / 20, base=1 + guidance / 20, settings=settings)
+    return tmp_path / "runs"
+
+
+def test_a_sweep_is_one_table_over_its_setting(sweep, capsys):
+    compare.main([str(sweep), "--picture", str(sweep / "sweep.png")])
+    out = capsys.readouterr().out
+    assert out.splitlines()[-1] == f"report: {sweep / 'comparison.html'}" and "perceived presentation" in out
+    found = json.loads((sweep / "comparison.json").read_text())
+    assert found["settings"] == {"sampler.guidance": [1.0, 5.0, 10.0]}
+    assert [group["name"] for group in found["groups"]] == [f"sampler.guidance={value}" for value in (1, 5, 10)]
+    assert all(group["training_seeds"] == [0, 1] for group in found["groups"])
+    html = (sweep / "comparison.html").read_text()
+    assert "3 values of sampler.guidance" in html and html.count("<svg") == 2 and "http" not in html
+    for row in rows(found, "gender bias").values():
+        for key in ("before", "after"):
+            assert f"{row[key]['value']:.3f}" in html and f"{row[key]['value']:.3f}" in out
+    from PIL import Image
+
+    with Image.open(sweep / "sweep.png") as image:
+        assert image.size == (960, 720)
+
+
+def test_any_of_them_may_be_the_reference(sweep, capsys):
+    compare.main([str(sweep), "--against", str(sweep / "sampler.guidance=5"), "--out", str(sweep / "other")])
+    found = json.loads((sweep / "other" / "comparison.json").read_text())
+    assert found["reference"] == "sampler.guidance=5"
+    assert [bool(row["difference"]) for row in rows(found, "gender bias").values()] == [True, False, True]
+    capsys.readouterr()
+    line = said([sweep / "sampler.guidance=1", "--against", sweep / "sampler.guidance=5"], capsys)
+    assert "--against" in line and "allowed: one of the compared folders" in line
+
+
+def test_models_stand_side_by_side_with_adapters(audited, tmp_path):
+    audited("model.path=x", None, base=1.2)
+    audited("model.path=y", None, base=0.4)
+    for seed in (0, 1):
+        audited(f"adapter/seed{seed}", 0.1 + seed / 10, base=1.2)
+    found = compared(find_audits([tmp_path / "runs"]), find_audits([tmp_path / "runs" / "model.path=x"]))
+    steps = {name: row["difference"] for name, row in rows(found, "gender bias").items()}
+    assert steps["model.path=x"] is None and steps["model.path=y"]["value"] < 0
+    assert len(steps) == 3 and steps["adapter"]["spread"] is not None  # both seeds against the one model
+
+
+def change(audit: dict, kind: str) -> None:
+    """Make it another audit than it was."""
+    models, gender = audit["models"].values(), audit["models"]["after"]["attributes"]["gender"]
+    match kind:
+        case "attributes":
+            for part in (*models, audit["paired"]):
+                del part["attributes"]["age"], part["joint"]["gender×age"]
+            del audit["attributes"]["age"]
+        case "classes":
+            text = json.dumps(audit, ensure_ascii=False).replace('"young"', '"child"').replace("×young", "×child")
+            audit |= json.loads(text)
+        case "prompts":
+            text = json.dumps(audit).replace("nurse", "cook")
+            audit |= json.loads(text)
+        case "targets":
+            for model in models:
+                for prompt in model["attributes"]["gender"]["per_prompt"]:
+                    prompt["target"]["shares"] = {"female": 0.7, "male": 0.3}
+        case "no target":
+            gender["target"]["requested"] = False
+        case "margin":
+            gender["target"]["delta"] = 0.05
+        case "pictures":
+            audit["images_per_prompt"] = 60
+        case "judge":
+            audit["judge"]["path"], audit["provenance"]["hashes"]["judge"] = "other", "j1"
+        case "crop":
+            audit["provenance"] |= {"crop": "64 pixels", "hashes": audit["provenance"]["hashes"] | {"judge": "j1"}}
+        case "errors":
+            gender["corrected"]["confusion"] = [[80, 20], [20, 80]]
+
+
+REASONS = {
+    "attributes": "other attributes (gender, there gender, age)",
+    "classes": "other classes of age (child, old, there young, old)",
+    "prompts": "other prompts (3, there 3, 2 in common)",
+    "targets": "other target of gender (female 0.7, male 0.3, there female",
+    "no target": "gender has a target in one of them only", "margin": "other margin of the verdict (0.05, there 0.1)",
+    "pictures": "other number of pictures of a prompt (60, there 24)", "judge": "other judge (other, there colours)",
+    "crop": "other crop", "errors": "other counted errors of the judge",
+}  # fmt: skip
+
+
+def test_what_does_not_compare_is_refused_with_its_reason(audited, tmp_path, capsys):
+    audited("a", 0.1)
+    text = json.dumps(audited("b", 0.1))
+    places = [tmp_path / "runs" / name / "audits" / "some" for name in "ab"]
+    for kind, reason in REASONS.items():
+        other = json.loads(text)
+        change(other, kind)
+        (places[1] / "audit.json").write_text(json.dumps(other))
+        line = said([tmp_path / "runs"], capsys)
+        assert line.startswith(f"error: {places[1]}: cannot be compared with {places[0]}: {reason}"), line
+    assert not list((tmp_path / "runs").glob("comparison*"))
+
+
+def test_what_is_no_audit_ends_as_one_line(tmp_path, capsys):
     with pytest.raises(FairDiffError, match="found no finished run"):
         find_audits([tmp_path])
     for text in ("{", "[]", '{"schema": "other/1"}'):
         (tmp_path / "audit.json").write_text(text)
-        with pytest.raises(FairDiffError, match=r"audit\.json: is no audit"):
-            find_audits([tmp_path])
-    with pytest.raises(SystemExit) as stop:
-        compare.main([str(tmp_path)])
-    assert stop.value.code == 2 and len(capsys.readouterr().err.splitlines()) == 1
+        assert "audit.json: is no audit" in said([tmp_path], capsys)
 
 
-def test_the_script_prints_them(audited, tmp_path, capsys):
-    audited("fair/seed7", 0.1)
-    compare.main([str(tmp_path)])
-    said = capsys.readouterr().out
-    assert "gender bias" in said and "perceived presentation" in said
+def test_audits_have_the_names_of_their_runs(audited, tmp_path):
+    for name in ("a/run", "b/run", "b/run/seed7"):
+        audited(name, 0.1)
+    shutil.copytree(tmp_path / "runs" / "a/run/audits/some", tmp_path / "runs" / "a/run/audits/more")
+    names = [one.name for one in find_audits([tmp_path / "runs" / "a", tmp_path / "runs" / "b"])]
+    assert names == ["a/run/audits/more", "a/run/audits/some", "b/run", "b/run/seed7"]
+    (alone,) = find_audits([tmp_path / "runs" / "b" / "run" / "seed7" / "audits" / "some"])
+    assert (alone.name, alone.seed) == ("seed7", 7)
 
 
-def test_a_sweep_has_a_picture(audited, tmp_path, capsys):
-    from PIL import Image
-
-    for name, offset in (("a/seed7", 0.1), ("b/seed7", 1.0)):
-        audited(name, offset)
-    compare.main([str(tmp_path / "runs"), "--picture", str(tmp_path / "sweep.png")])
-    with Image.open(tmp_path / "sweep.png") as image:
-        assert image.size == (960, 720)
-    assert "seed7" in capsys.readouterr().out
+def test_names_are_text_on_the_page(audited, tmp_path, capsys):
+    for name in ("<b>bold & [red]", "<script>alert(1)<|script>"):
+        audited(name, 0.1 if "b>" in name else 0.3)
+    compare.main([str(tmp_path / "runs")])
+    html = (tmp_path / "runs" / "comparison.html").read_text()
+    assert "<b>" not in html and "<script" not in html and "&lt;b&gt;bold &amp; [red]" in html
+    assert "[red]" in capsys.readouterr().out.replace("\n", "")

@@ -129,7 +129,7 @@ def test_unsure_counts_faces_without_a_clear_class(audit, records):
 
 
 def test_the_schema_of_the_issue(audit):
-    assert audit["schema"] == "fairdiff.audit/6" and audit["prompts"] == 2 and audit["images_per_prompt"] == 4
+    assert audit["schema"] == "fairdiff.audit/7" and audit["prompts"] == 2 and audit["images_per_prompt"] == 4
     assert set(audit["models"]) == {"before", "after"} and audit["judge"] == {"name": "hand"}
     for model in audit["models"].values():
         for entry in [*model["attributes"].values(), *model["joint"].values()]:
@@ -245,6 +245,13 @@ def test_a_verdict_on_prompts_like_these_needs_enough_of_them(records, copies, o
     assert target["reason"] == (
         None if of_others == "beyond" else "cannot tell of prompts like these: needs 36 prompts, found 24"
     )
+
+
+def test_prompts_with_too_few_images_are_named(records):
+    """One of them left the verdict without a name or a number."""
+    one = records[~((records.subject == "pilot") & (records.image_index > 0))]
+    reason = compute_metrics(one, MetricSpec(ATTRIBUTES, {}))["models"]["before"]["attributes"]["gender"]["target"]["reason"]
+    assert reason == '1 of 2 prompts with fewer than two images: "a pilot" (1)'
 
 
 def test_before_and_after_are_of_the_same_prompts(records):

@@ -8,27 +8,28 @@ from pathlib import Path
 import pytest
 from tiny import whole_audit
 
-from fairdiff.audit.compare import comparison_tables
 from fairdiff.audit.read import read_audit, whole
+from fairdiff.compare.audits import Audited
+from fairdiff.compare.numbers import compared
+from fairdiff.compare.table import comparison_table
 from fairdiff.errors import FairDiffError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
 import compare  # noqa: E402
-import paired  # noqa: E402
 
 OTHERS = {  # files of that name that are no audits, and what their line names
     "of another tool": (
         '{"auditReportVersion": 2, "vulnerabilities": {}}',
-        "found schema null, allowed: fairdiff.audit/6",
+        "found schema null, allowed: fairdiff.audit/7",
     ),
-    "another version": ('{"schema": "fairdiff.audit/5"}', 'found schema "fairdiff.audit/5", allowed: fairdiff.audit/6'),
+    "another version": ('{"schema": "fairdiff.audit/5"}', 'found schema "fairdiff.audit/5", allowed: fairdiff.audit/7'),
     "a list": ("[1]", "found a list, allowed: a mapping"),
     "cut short": ('{"schema": "fairdiff.aud', "is no JSON"),
     "empty": ("", "is no JSON"),
     "deeply nested": ("[" * 100_000, "too deeply nested"),
     "deeply nested inside": ('{"schema":' * 50_000, "too deeply nested"),
-    "nothing in it": ('{"schema": "fairdiff.audit/6"}', "prompts: is missing"),
+    "nothing in it": ('{"schema": "fairdiff.audit/7"}', "prompts: is missing"),
     "no text": (b"\xff\xfe\x00", "it is not UTF-8 text"),
 }
 
@@ -61,13 +62,12 @@ def said(main, arguments, capsys) -> str:
 
 
 @pytest.mark.parametrize("case", OTHERS)
-def test_what_is_no_audit_is_one_line_in_both_scripts(case, tmp_path, capsys):
+def test_what_is_no_audit_is_one_line(case, tmp_path, capsys):
     text, says = OTHERS[case]
     file = tmp_path / "audit.json"
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
     line = said(compare.main, [tmp_path], capsys)
     assert line.startswith(f"error: {file}: ") and says in line
-    assert said(paired.main, [file, file], capsys).startswith(f"error: {file}: ")
 
 
 def test_a_whole_audit_is_shown(audit, tmp_path, capsys):
@@ -75,21 +75,6 @@ def test_a_whole_audit_is_shown(audit, tmp_path, capsys):
     assert read_audit(tmp_path / "audit.json") == audit
     compare.main([str(tmp_path)])
     assert "gender×race" in capsys.readouterr().out
-
-
-def test_an_audit_without_an_adapter_has_nothing_to_be_paired(audit, tmp_path, capsys):
-    alone = audit | {"models": {"before": audit["models"]["before"]}, "paired": None, "trained": None}
-    for name, content in (("alone", alone), ("both", audit)):
-        (tmp_path / name).write_text(json.dumps(content))
-    for order in (("alone", "both"), ("both", "alone")):
-        line = said(paired.main, [tmp_path / name for name in order], capsys)
-        assert line.startswith(f"error: {tmp_path / 'alone'}: models: found before, allowed: an audit with after")
-    del audit["models"]["after"]["attributes"]["race"]["per_prompt"][1]["bias"]["value"]
-    (tmp_path / "damaged").write_text(json.dumps(audit))
-    line = said(paired.main, [tmp_path / "damaged", tmp_path / "both"], capsys)
-    assert "damaged: models.after.attributes.race.per_prompt[1].bias.value: is missing" in line
-    paired.main([str(tmp_path / "both"), str(tmp_path / "both")])
-    assert capsys.readouterr().out.startswith("gender, bias: +.000 [")
 
 
 def test_what_the_records_can_make_again_is_said(audit, tmp_path, capsys):
@@ -106,7 +91,6 @@ def test_whatever_is_damaged_the_reader_says_so_or_the_tables_can_do_without_it(
         "estimands",
         "guidance",
         "corrected",
-        "counts",
         "missing_face_bounds",
         "start",
     }  # of models as before and after
@@ -127,7 +111,7 @@ def test_whatever_is_damaged_the_reader_says_so_or_the_tables_can_do_without_it(
                 assert str(error).startswith("audit.json: ") and "\n" not in str(error)
                 refused.add(place)
             else:
-                comparison_tables({"a": found})
+                comparison_table(compared([Audited("a", Path("a"), found, {}, None)]))
             part.clear()
             part.update(before) if isinstance(part, dict) else part.extend(before)
     assert ("models", "after", "attributes", "gender", "bias", "mean") in refused and len(refused) > 100

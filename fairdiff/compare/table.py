@@ -1,0 +1,86 @@
+"""A comparison in the terminal. No number is computed here."""
+
+from collections.abc import Callable
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from fairdiff.audit import wording
+from fairdiff.audit.estimand import FEW
+from fairdiff.audit.wording import interval, number, signed
+
+COLUMNS = {"before": "before", "after": "after", "change": "change", "difference": "to the reference"}
+
+
+def form_of(row: dict) -> Callable:
+    """What writes a number's values."""
+    return {"number": number, "percent": wording.percent, "count": wording.count}[row["form"]]
+
+
+def columns_of(found: dict) -> dict[str, str]:
+    """The columns that any number has a value in."""
+    rows = [row for entry in found["numbers"] for row in entry["rows"].values()]
+    return {key: name for key, name in COLUMNS.items() if any(row[key] is not None for row in rows)}
+
+
+def written(cell: dict | None, key: str, form: Callable) -> tuple[str, str]:
+    """A value as text, and its interval with the spread over seeds behind it; "" for what is not there."""
+    if cell is None:
+        return "", ""
+    ends = None if cell["ci95"] is None else [*cell["ci95"], *([FEW] if cell["these"] else [])]
+    value = signed(cell["value"], form) if key in ("change", "difference") else form(cell["value"])
+    spread = "" if cell["spread"] is None else f"± {form(cell['spread'])}"
+    return value, "\n".join(part for part in (interval(ends, form), spread) if part)
+
+
+def about(found: dict) -> list[str]:
+    """What is compared, in sentences."""
+    audits = sum(len(group["audits"]) for group in found["groups"])
+    target = f", target: {found['target']}" if found["target"] else ""
+    lines = [
+        f"{audits} audit{'s' if audits > 1 else ''}, {found['prompts']} prompts × {found['images_per_prompt']} pictures, "
+        f"judge: {found['judge']}{target}"
+    ]
+    for group in found["groups"]:
+        if group["paired"]:
+            common = "; ".join(f"{what}{f' ({why})' if why else ''}" for what, why in group["paired"])
+            lines.append(f"{group['name']} and {found['reference']} have in common: {common}")
+    return lines
+
+
+def comparison_table(found: dict) -> Table:
+    """Each number with a line for every group, and for each audit of a group of several seeds."""
+    columns = columns_of(found)
+    table = Table(
+        title=escape("\n".join(about(found))),
+        title_justify="left",
+        caption=escape(
+            "[low, high]: 95 % interval; of several seeds the mean, ±: standard deviation over seeds; floor: what a "
+            "perfectly fair (or on-target) generator shows; *: for these prompts only"
+        )
+        + (escape(f"; the reference: {found['reference']}") if "difference" in columns else ""),
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        show_edge=False,
+    )
+    for name in ("", *columns.values(), "floor"):
+        table.add_column(name, justify="right" if name else "left", overflow="fold")
+    for entry in found["numbers"]:
+        table.add_row(escape(entry["name"]), style="bold")
+        for name, row in entry["rows"].items():
+            for audit, own in row["audits"].items():
+                table.add_row(f"    {escape(audit)}", *(_cell(own.get(key), key, entry) for key in columns), "")
+            mean = f" mean of {len(row['audits'])}" if row["audits"] else ""
+            cells = [_cell(row[key], key, entry) for key in columns]
+            table.add_row(f"  {escape(name)}{mean}", *cells, row["verdict"] or number(row["floor"]))
+        table.add_section()
+    return table
+
+
+def _cell(cell: dict | None, key: str, entry: dict) -> Text:
+    value, more = written(cell, key, form_of(entry))
+    return Text.assemble(value, ("\n" + more if more else "", "dim"))
