@@ -102,3 +102,8 @@ def ends_of(entry: dict) -> list | None:
 def ends_of_all(entry: dict) -> list | None:
     """The same of the interval that holds for all classes at once."""
     return ends_of({"ci95": entry["ci95_all"], "ci95_these": entry["ci95_all_these"]})
+
+
+def why_not_corrected(audit: dict, names: list[str]) -> str:
+    """Why shares of these attributes are as judged, in words that begin in the middle of a sentence."""
+    return audit["judge"].get("not_corrected") or f"this judge's errors were never measured for {', '.join(names)}"

@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from fairdiff.audit.estimand import ends_of, stayed_of, verdict_of
+from fairdiff.audit.estimand import ends_of, stayed_of, verdict_of, why_not_corrected
 from fairdiff.audit.figures import bias_chart, curve_chart, line_chart, mark_of
 from fairdiff.audit.headline import (
     ANSWERS,
@@ -36,7 +36,6 @@ from fairdiff.audit.wording import (
     number,
     percent,
     signed,
-    why_not_corrected,
 )
 from fairdiff.files import write_text
 

@@ -59,6 +59,7 @@ def _definitions() -> dict[str, dict]:
     changes = {"attributes": _each(_ref("change")), "joint": _each(_ref("change"))}
     means = {key: _object(_interval_of("mean", False)) for key in ("clip_t", "clip_i", "dino", "between_seeds")}
     steps = {key: _object(_interval_of("difference", False)) for key in ("no_face", "clip_t", "between_seeds")}
+    counted = _object(_interval_of("rate", False) | {"images": COUNT})
     wording = _object({"prompts": _each(_list(TEXT)), "shares": _each(NUMBER)})
     return {
         "target": _object(
@@ -88,12 +89,8 @@ def _definitions() -> dict[str, dict]:
             }
         ),
         "model": _object(
-            {"images": COUNT}
-            | grouped
-            | {"families": _each(_object({"prompts": COUNT} | grouped))}
-            | {"no_face": _object(_interval_of("rate", False) | {"images": COUNT})}
-            | means,
-            {"several_faces": _object(_interval_of("rate", False) | {"images": COUNT})},
+            {"images": COUNT} | grouped | {"families": _each(_object({"prompts": COUNT} | grouped)), "no_face": counted} | means,
+            {"several_faces": counted},
         ),
         "change": _object(
             {"bias": change, "total_variation": change, "squared_distance": change},

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from fairdiff.audit.axis import MetricSpec, axes_of, requested
 from fairdiff.audit.distance import extreme_shares, gram, mean_moments, quantile, unbiased_squared_distance
 from fairdiff.audit.judge import Judge, judge_of
-from fairdiff.audit.planner import MOST, images_needed
+from fairdiff.audit.planner import MOST, images_needed, label_error
 from fairdiff.audit.suite import ENOUGH
 from fairdiff.audit.verdict import filled, undefined
 
@@ -38,14 +39,13 @@ def size_lines(spec: MetricSpec, prompts: int) -> list[str]:
 def needed(prompts: int, target_K, delta: float, judge: Judge | None, missing: float = 0.0) -> int | None:
     """Images of each of so many prompts, of which a share `missing` shows no face; None where no number is enough.
 
-    The verdict counts missing faces for the class that is worst, so D is at most (1 - m) D_faces + m r, r = `reach`
-    (triangle inequality): faces that show D_faces < (delta - m r) / (1 - m) are where the search begins.
+    The verdict counts missing faces for the class that is worst: on target D is then m `reach` of the rarest class or more.
     """
-    if not missing:
-        return images_needed(prompts, target_K, delta, judge)
-    left = (delta - missing * reach(target_K)) / (1 - missing)
-    faces = images_needed(prompts, target_K, left, judge) if left > 0 else None
-    images = math.ceil(faces / (1 - missing)) if faces else MOST + 1
+    faces = images_needed(prompts, target_K, delta, judge)
+    if not missing or faces is None:
+        return faces
+    within_reach = missing * reach(target_K) < delta
+    images = math.ceil(faces / (1 - missing)) if within_reach else MOST + 1
     while images <= MOST and power_with_missing(prompts, images, target_K, delta, judge, missing) < 0.8:
         images = math.ceil(1.1 * images)
     return images if images <= MOST else None
@@ -63,7 +63,12 @@ def power_with_missing(prompts: int, images: int, target_K, delta: float, judge:
     at_margin = mean_moments(extreme_shares(target, delta**2), target, np.full(prompts, images), judge)
     found = x.mean(1) < quantile(0.025, *at_margin)
     if prompts >= ENOUGH:
-        found &= x.mean(1) + 1.96 * x.std(1) / math.sqrt(prompts) < delta**2
+        above, labels = 1.96 * x.std(1) / math.sqrt(prompts), label_error(prompts, target_K, judge)
+        if labels is not None:  # combined as in the verdict
+            grid = np.quantile(x.mean(1), np.linspace(0, 1, 9))
+            ends = [replace(labels, x=float(at)).end(0.975) for at in grid]
+            above = np.hypot(above, np.maximum(np.interp(x.mean(1), grid, ends) - x.mean(1), 0))
+        found &= x.mean(1) + above < delta**2
     return float(found.mean())
 
 

@@ -2,7 +2,7 @@
 
 import re
 
-from fairdiff.audit.estimand import FEW, ends_of, verdict_of
+from fairdiff.audit.estimand import FEW, ends_of, verdict_of, why_not_corrected
 from fairdiff.audit.headline import changes, headline, rms, shares_of
 from fairdiff.audit.wording import (
     attribute_order,
@@ -12,7 +12,6 @@ from fairdiff.audit.wording import (
     number,
     percent,
     targeted,
-    why_not_corrected,
 )
 
 

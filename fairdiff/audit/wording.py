@@ -1,9 +1,7 @@
 """audit.json in words and rows, for the page and the terminal alike. No number is computed here."""
 
-from fairdiff.audit.estimand import FEW, TAGS, ends_of, stayed_of, verdict_of
+from fairdiff.audit.estimand import FEW, TAGS, ends_of, stayed_of, verdict_of, why_not_corrected
 from fairdiff.audit.records import MODELS
-
-NO_RATE = {"rate": None, "ci95": None}  # of audits of older versions
 
 
 def distance_of(entry: dict) -> dict:
@@ -176,7 +174,7 @@ def _image_rows(audit: dict) -> list[dict]:
     several = audit["provenance"]["several_faces"].split(",")[0]
     rows = [
         _row(audit, "no face", lambda m: _rate(m["no_face"]), lambda p: p["no_face"], form=percent),
-        _row(audit, "several faces", lambda m: _rate(m.get("several_faces", NO_RATE)), form=percent, note=several),
+        _row(audit, "several faces", lambda m: _rate(m.get("several_faces", {})), form=percent, note=several),
         _row(audit, "CLIP-T", lambda m: _pair(m["clip_t"]), lambda p: p["clip_t"], note="image against prompt"),
         _row(audit, "CLIP-I", lambda m: _pair(m["clip_i"]), note="after against before, pair by pair"),
         _row(
@@ -214,9 +212,7 @@ def not_measured(audit: dict) -> list[str]:
     lines = [
         "Identity. Labels are perceived presentation read from pictures by a classifier; nobody in them has a gender, "
         "race or age to be right or wrong about, and two genders and a few races are a coarse reading.",
-        "Pictures that show several people: they count as without a face."
-        if refused
-        else "Anyone but the largest face of a picture.",
+        "Pictures of several people." if refused else "Anyone but the largest face of a picture.",
         "Other prompts, guidance scales, samplers and prompt languages than those listed here; an adapter can be fair "
         "at one guidance scale and unfair at another.",
         "Whether people of different groups are shown alike in dress, pose, setting, dignity or picture quality.",
@@ -261,11 +257,6 @@ def not_measured(audit: dict) -> list[str]:
     return lines
 
 
-def why_not_corrected(audit: dict, names: list[str]) -> str:
-    """Why shares of these attributes are as judged, in words that begin in the middle of a sentence."""
-    return audit["judge"].get("not_corrected") or f"this judge's errors were never measured for {', '.join(names)}"
-
-
 def number(value: float | None, digits: int = 3) -> str:
     """A figure with a true minus sign, "–" for what is undefined."""
     return "–" if value is None else f"{value:z.{digits}f}".replace("-", "−")
@@ -306,4 +297,4 @@ def _pair(entry: dict) -> tuple:
 
 
 def _rate(entry: dict) -> tuple:
-    return entry["rate"], entry["ci95"]
+    return entry.get("rate"), entry.get("ci95")

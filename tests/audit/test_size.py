@@ -41,6 +41,18 @@ def test_the_allowance_for_missing_faces_is_enough_and_without_it_audits_fail(ta
     assert found_on_target(needed(12, target, 0.1, None), target, missing) < 0.5
 
 
+def test_the_allowance_holds_for_prompts_like_these_too():
+    """From 36 prompts the verdict that is shown is that of prompts like these."""
+    rng, targets, images = np.random.default_rng(1), np.tile(UNIFORM[2], (36, 1)), needed(36, UNIFORM[2], 0.1, None, 0.02)
+    hits = 0
+    for _ in range(40):
+        none = rng.binomial(images, 0.02, 36)
+        women = rng.binomial(images - none, 0.5)
+        counts = np.stack([women, images - none - women], 1)
+        hits += decide(counts, none, targets, 0.1, None, 0)["verdict"] == "within"
+    assert hits / 40 >= 0.65
+
+
 def test_beyond_the_reach_of_the_margin_no_number_is_enough():
     """Where a tenth shows no face, the worst case alone is D = .1 for two classes."""
     assert reach(UNIFORM[2]) == 1 and reach(UNIFORM[8]) == pytest.approx(np.sqrt(7))
