@@ -89,7 +89,10 @@ def _definitions() -> dict[str, dict]:
             }
         ),
         "model": _object(
-            {"images": COUNT} | grouped | {"families": _each(_object({"prompts": COUNT} | grouped)), "no_face": counted} | means,
+            {"images": COUNT}
+            | grouped
+            | {"families": _each(_object({"prompts": COUNT} | grouped)), "no_face": counted}
+            | means,
             {"several_faces": counted},
         ),
         "change": _object(
