@@ -11,25 +11,33 @@ FILES = [*(f for room in ("fairdiff", "classifiers", "scripts") for f in (ROOT /
 FILE_LINES, FUNCTION_LINES, POSITIONAL, DEPTH = 300, 60, 6, 3
 # each is one idea that reads better in one piece than in two
 LONG_FILES = {  # lines, rounded up to tens
-    "classifiers/training.py": 330,
+    "classifiers/training.py": 350,
+    "fairdiff/audit/attribute.py": 320,
     "fairdiff/audit/generate.py": 340,
-    "fairdiff/builder/audit.py": 320,
+    "fairdiff/audit/wording.py": 310,
+    "fairdiff/builder/audit.py": 310,
     "fairdiff/diffusion/adapters.py": 310,
     "fairdiff/diffusion/load.py": 320,
-    "fairdiff/diffusion/single_file.py": 330,
+    "fairdiff/diffusion/single_file.py": 370,
     "fairdiff/training/step.py": 340,
     "scripts/build_portraits/objects.py": 320,
+    "scripts/drift.py": 320,
+    "scripts/reproduce/coverage.py": 340,
     "scripts/torture.py": 330,
 }
-DEEP = {  # files of strangers, locks and benchmarks, whose cases lie within cases
+DEEP = {  # files of strangers, locks, pages and benchmarks, whose cases lie within cases
     "classifiers/hub.py: check_labels": 4,
     "classifiers/labels.py: _table": 4,
+    "fairdiff/audit/read.py: _check_counts": 4,
+    "fairdiff/compare/page.py: _numbers": 4,
+    "fairdiff/diffusion/adapters.py: of_files": 4,
     "fairdiff/lock.py: _open": 4,
     "scripts/benchmark/steps.py: measure_throughput": 4,
     "scripts/benchmark/variance.py: measure_variance": 5,
     "scripts/build_portraits/mesh.py: _build": 4,
     "scripts/build_portraits/raster.py: rasterise": 4,
     "scripts/build_portraits/render.py: weights": 4,
+    "scripts/harness/reading_errors_page.py: _verdicts": 4,
 }
 BLOCKS = ast.If | ast.For | ast.While | ast.With | ast.Try | ast.Match
 

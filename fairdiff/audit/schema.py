@@ -46,6 +46,23 @@ CERTAIN: dict = {"off": COUNT, "open": COUNT, "within": COUNT, "corrected": FLAG
 STATE: dict = {"enum": ["off", "open", "within"]}
 
 
+def _prompt() -> dict:
+    return _object(
+        {"prompt_index": COUNT, "prompt": TEXT, "subject": TEXT, "family": TEXT, "images": COUNT, "faces": COUNT}
+        | {"counts": _each(COUNT), "shares": _each(_object(_interval_of("share", False)))}
+        | {
+            "bias": _object(
+                _interval_of("value", False) | {"floor": NUMBER, "missing_face_bounds": ENDS}, {"corrected_ci95": ENDS}
+            ),
+            "target": _object(
+                {"shares": _each(NUMBER)}
+                | {"distance": _object({"value": NUMBER, "ci95_all": ENDS, "state": STATE})}
+                | dict.fromkeys(("total_variation", "floor", "p", "p_holm"), NUMBER)
+            ),
+        }
+    )
+
+
 def _definitions() -> dict[str, dict]:
     plug_in = _interval_of("mean") | {"floor": NUMBER}
     worst = {"worst_tenth": _object({"mean": NUMBER, "floor": NUMBER, "prompts": COUNT}), "maximum": NUMBER}
@@ -74,20 +91,7 @@ def _definitions() -> dict[str, dict]:
             | {"per_prompt": _list(_ref("prompt")), "low_confidence": _object(_interval_of("rate", False))}
             | {"wordings": _object({"range": _each(ENDS), "each": _list(wording)})},
         ),
-        "prompt": _object(
-            {"prompt_index": COUNT, "prompt": TEXT, "subject": TEXT, "family": TEXT, "images": COUNT, "faces": COUNT}
-            | {"counts": _each(COUNT), "shares": _each(_object(_interval_of("share", False)))}
-            | {
-                "bias": _object(
-                    _interval_of("value", False) | {"floor": NUMBER, "missing_face_bounds": ENDS}, {"corrected_ci95": ENDS}
-                ),
-                "target": _object(
-                    {"shares": _each(NUMBER)}
-                    | {"distance": _object({"value": NUMBER, "ci95_all": ENDS, "state": STATE})}
-                    | dict.fromkeys(("total_variation", "floor", "p", "p_holm"), NUMBER)
-                ),
-            }
-        ),
+        "prompt": _prompt(),
         "model": _object(
             {"images": COUNT}
             | grouped

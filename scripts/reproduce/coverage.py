@@ -182,7 +182,8 @@ def _changes(cell: Cell, rng, drawn, counts, axis: Axis, spec: MetricSpec) -> di
     before = rng.multinomial(cell.n, first[drawn])
     pairs = before[:, :, None] * counts[:, None] / cell.n  # of independent images, as they are here
     plug_in = expected("uneven, skewed", cell.K, cell.n), expected(cell.kind, cell.K, cell.n)
-    return _change_held(pairs, [before, counts], drawn, (first, population(cell.kind, cell.K)), plug_in, axis, spec)
+    moved, shares = change([before, counts], pairs, axis, spec), (first, population(cell.kind, cell.K))
+    return _change_held(moved, drawn, shares, plug_in, axis.target_PK[0])
 
 
 def same_noise(cell: Cell, world: int) -> dict[str, tuple[int, int]]:
@@ -196,7 +197,8 @@ def same_noise(cell: Cell, world: int) -> dict[str, tuple[int, int]]:
     axis = Axis("x", tuple(str(k) for k in range(cell.K)), ("x",), np.full((cell.P, cell.K), 1 / cell.K))
     spec = MetricSpec({"x": axis.classes}, {}, delta=MARGIN, provenance={})
     plug_in = tuple(_expected_paired(cell.kind, cell.K, cell.factor, cell.n, place) for place in (0, 1))
-    return _change_held(pairs, [pairs.sum(2), pairs.sum(1)], drawn, both, plug_in, axis, spec)
+    moved = change([pairs.sum(2), pairs.sum(1)], pairs, axis, spec)
+    return _change_held(moved, drawn, both, plug_in, axis.target_PK[0])
 
 
 def paired_populations(kind: str, K: int, factor: float) -> tuple[np.ndarray, np.ndarray]:
@@ -209,14 +211,13 @@ def _expected_paired(kind: str, K: int, factor: float, n: int, place: int) -> tu
     return expected_of(paired_populations(kind, K, factor)[place], n)
 
 
-def _change_held(pairs, counts, drawn, shares, plug_in, axis: Axis, spec: MetricSpec) -> dict:
-    """Of both models: counts, true shares and `expected_of` of every type."""
-    moved = change(counts, pairs, axis, spec)
+def _change_held(moved: dict, drawn, shares, plug_in, target) -> dict:
+    """Of a measured change; of both models: true shares and `expected_of` of every type."""
     result = {}
     for place, quantity in enumerate(("bias", "total_variation")):
         step = plug_in[1][place] - plug_in[0][place]
         result |= _held(f"change of {quantity.replace('_', ' ')}", moved[quantity], step[drawn].mean(), step.mean())
-    step = squared_distance(shares[1], axis.target_PK[0]) - squared_distance(shares[0], axis.target_PK[0])
+    step = squared_distance(shares[1], target) - squared_distance(shares[0], target)
     return result | _held("change of squared distance", moved["squared_distance"], step[drawn].mean(), step.mean())
 
 
