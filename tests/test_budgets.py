@@ -14,7 +14,6 @@ LONG_FILES = {  # lines, rounded up to tens
     "classifiers/training.py": 350,
     "fairdiff/audit/attribute.py": 320,
     "fairdiff/audit/generate.py": 340,
-    "fairdiff/audit/wording.py": 310,
     "fairdiff/builder/audit.py": 310,
     "fairdiff/diffusion/adapters.py": 310,
     "fairdiff/diffusion/load.py": 320,

@@ -269,7 +269,7 @@ def test_prompts_that_name_a_class_are_the_first_audited_ones_with_each_class_in
     assert plan.audit[0].text == plan.named[0].text.replace("a woman", "a person") and plan.named[0].subject == subject
     assert planned("audit.named=null").named == ()
     for wrong in ("attributes.gender.phrases.female=3", "+attributes.gender.phrases.other=x"):
-        with pytest.raises(FairDiffError, match=r"attributes.phrases"):
+        with pytest.raises(FairDiffError, match=r"attributes.gender.phrases"):
             planned(wrong)
 
 

@@ -90,7 +90,8 @@ def test_a_calibration_of_other_crops_is_declined_and_the_page_says_why_in_red(s
     with pytest.raises(FairDiffError, match=r"detector\.type=mtcnn, found whole.*audit\.calibration=none"):
         audit(tmp_path / "run", *given)
     found, _ = audit(tmp_path / "run", *given, "audit.calibration=none")
-    why = "the calibration of this judge was declined (audit.calibration=none): it was measured with type=mtcnn, not whole"
+    why = "the calibration of this judge was declined (audit.calibration=none): it was measured with type=mtcnn, not whole, "
+    why += "expand=1.6, not 1.0"
     entry = found["models"]["before"]["attributes"]["gender"]
     assert found["judge"]["not_corrected"] == why and "corrected" not in entry and not entry["target"]["corrected"]
     (where,) = (tmp_path / "run" / "audits").iterdir()

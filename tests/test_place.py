@@ -23,8 +23,10 @@ PAGES = {  # command: its page and its records, where there are some in docs
     "results": "results.md", "search": "search.md", "coverage": "explanation/coverage.md",
     "label_errors": "explanation/label_errors.md", "baselines": "studies/baselines.md",
     "frontier": "studies/frontier.md", "drift": "studies/drift.md", "localize": "studies/localize.md",
+    "languages": "studies/languages.md", "label_influence": "studies/label_influence.md",
+    "reading_errors": "studies/reading_errors.md",
 }  # fmt: skip
-FOLDERS = {"baselines", "frontier", "drift", "localize"}  # with an HTML page beside their audits
+FOLDERS = {name for name, page in PAGES.items() if page.startswith("studies")}  # with an HTML page beside their audits
 
 
 def state(folder: Path) -> dict[Path, int]:

@@ -173,7 +173,7 @@ class Parts:
         chosen, time = torch.zeros(n, 1, dtype=torch.long), torch.full((1,), 500, device=self.model.unet.device)
         trajectory = Trajectory([self._latents(n)], time, self._latents(n))
         replay(
-            self.model.unet, trajectory, self.guidance, Upstream(self._latents(n), torch.ones(1), chosen), micro_batch=n
+            self.model.unet, trajectory, self.guidance, Upstream(self._latents(n) + 1, torch.ones(1), chosen), micro_batch=n
         )
         for leaf in (self.guidance.cond, *self.model.unet.parameters()):
             leaf.grad = None
