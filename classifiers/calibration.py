@@ -15,8 +15,9 @@ from classifiers.files import written
 
 CALIBRATION_FILE = "calibration.json"  # beside a judge's weights
 # What cuts the crops that a judge is asked about: the detector, its input size, the side of the crops in pixels and in
-# face boxes. On other crops a judge errs otherwise.
-CROPS = {"type": str, "input_size": int, "crop_size": int, "expand": (int, float)}
+# face boxes; `align` (true or absent) for crops on five landmarks. On other crops a judge errs otherwise.
+CROPS = {"type": str, "input_size": int, "crop_size": int, "expand": float}
+MOST_FACES = 10**12  # more than anybody labels, and far from where counts overflow
 
 
 def confusion(true_N: np.ndarray, predicted_N: np.ndarray, classes: int) -> np.ndarray:
@@ -149,22 +150,60 @@ def load_calibration(file: Path) -> tuple[dict[str, Calibration], dict]:
     else."""
     try:
         content = json.loads(Path(file).read_text(encoding="utf-8"))
-        detector = content.get("detector")
-        if not isinstance(detector, dict) or not all(isinstance(detector.get(k), kind) for k, kind in CROPS.items()):
-            raise ValueError(
-                f"detector: found {detector}, allowed: {', '.join(CROPS)} of the crops on which it was measured"
-            )
-        calibrations = {
-            name: Calibration(tuple(c["classes"]), _counts(c["counts"]), c["temperature"], c["ece"], judge=c.get("judge"))
-            for name, c in content["attributes"].items()
-        }
+        detector = _crops(content.get("detector"))
+        calibrations = {name: _calibration(name, c) for name, c in content["attributes"].items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{file}: is no calibration ({type(error).__name__}: {error})") from error
-    return calibrations, {key: detector[key] for key in CROPS}
+    return calibrations, detector
 
 
-def _counts(found: list) -> np.ndarray:
-    counts = np.asarray(found, float)
-    if not (counts >= 0).all() or (counts % 1).any():
-        raise ValueError(f"counts: found {found}, allowed: numbers of faces")
-    return counts.astype(np.int64)
+def _crops(found: object) -> dict:
+    """The crops on which a judge was measured; ValueError unless every key of CROPS is there and of its kind."""
+    if not isinstance(found, dict) or not all(_is(found.get(key), kind) for key, kind in CROPS.items()):
+        raise ValueError(
+            f"detector: found {_short(found)}, allowed: {', '.join(CROPS)} of the crops on which it was measured"
+        )
+    for key in CROPS:
+        if key != "type" and not 0 < found[key] < MOST_FACES:
+            raise ValueError(f"detector.{key}: found {found[key]}, allowed: greater than 0")
+    if not isinstance(found.get("align", False), bool):
+        raise ValueError(f"detector.align: found {_short(found['align'])}, allowed: true or false")
+    return {key: found[key] for key in CROPS} | ({"align": True} if found.get("align") else {})
+
+
+def _calibration(name: str, c: dict) -> Calibration:
+    """One attribute of a file; ValueError naming what is none."""
+    classes = c["classes"]
+    if not isinstance(classes, list) or len(classes) < 2 or not all(isinstance(cls, str) and cls for cls in classes):
+        raise ValueError(f"{name}.classes: found {_short(classes)}, allowed: a list of two names or more")
+    if len(set(classes)) < len(classes):
+        raise ValueError(f"{name}.classes: found {_short(classes)}, allowed: different names")
+    if not _is(c["temperature"], float) or not 0 < c["temperature"] < np.inf:
+        raise ValueError(f"{name}.temperature: found {_short(c['temperature'])}, allowed: a number greater than 0")
+    if not _is(c["ece"], float) or not 0 <= c["ece"] <= 1:
+        raise ValueError(f"{name}.ece: found {_short(c['ece'])}, allowed: a number in [0, 1]")
+    judge = c.get("judge")
+    if not isinstance(judge, str | None):
+        raise ValueError(f"{name}.judge: found {_short(judge)}, allowed: the fingerprint of a judge")
+    return Calibration(tuple(classes), _counts(name, c["counts"]), c["temperature"], c["ece"], judge=judge)
+
+
+def _counts(name: str, found: object) -> np.ndarray:
+    """int64 [rows, columns]; whether they are as many as the classes is for who applies them."""
+    rows = found if isinstance(found, list) and found and all(isinstance(row, list) and row for row in found) else []
+    cells = [cell for row in rows for cell in row]
+    even = len({len(row) for row in rows}) == 1
+    if not even or not all(_is(cell, float) and 0 <= cell <= MOST_FACES and cell % 1 == 0 for cell in cells):
+        raise ValueError(f"{name}.counts: found {_short(found)}, allowed: rows of numbers of faces, 0 to {MOST_FACES:.0e}")
+    return np.array(rows, float).astype(np.int64)
+
+
+def _is(value: object, kind: type) -> bool:
+    """Whether a value of a JSON file is of a kind; true and false are no numbers, and a whole number is a float too."""
+    return isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
+
+
+def _short(value: object) -> str:
+    """What was found, not more than fits on a line."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -100,9 +100,16 @@ def align(image_BCHW: Tensor, boxes: Boxes, size: int) -> Tensor:
     return F.grid_sample(upright_FCHW, grid_FHW2, align_corners=False)
 
 
-def extract(image_BCHW: Tensor, boxes: Boxes, crop_size: int, expand: float = EXPAND) -> Faces:
+def cut(image_BCHW: Tensor, boxes: Boxes, crop_size: int, expand: float, aligned: bool) -> Tensor:
+    """What a judge sees of each face: `align`, whose template has a width of its own, or `crop`."""
+    return align(image_BCHW, boxes, crop_size) if aligned else crop(image_BCHW, boxes, crop_size, expand)
+
+
+def extract(
+    image_BCHW: Tensor, boxes: Boxes, crop_size: int, expand: float = EXPAND, aligned: bool = False
+) -> Faces:
     """The crops of all faces found."""
-    return Faces(boxes, crop(image_BCHW, boxes, crop_size, expand))
+    return Faces(boxes, cut(image_BCHW, boxes, crop_size, expand, aligned))
 
 
 def check_size(image_BCHW: Tensor, boxes: Boxes) -> None:

@@ -68,9 +68,15 @@ def load_embedder(path: str | Path, crop_size: int, expand: float) -> Embedder:
         return load_face_embedder(place, crop_size)
     encoder = load_hub_encoder(str(path))
     cut = partial(crop, size=crop_size, expand=expand)
-    return ForeignEmbedder(encoder, cut, Pixels(None, "bilinear", None, 1.0, (0.0,) * 3, (1.0,) * 3), {
-        "encoder": encoder.config, "faces": ["crop", crop_size, expand],
-    })  # fmt: skip
+    return ForeignEmbedder(
+        encoder,
+        cut,
+        Pixels(None, "bilinear", None, 1.0, (0.0,) * 3, (1.0,) * 3),
+        {
+            "encoder": encoder.config,
+            "faces": ["crop", crop_size, expand],
+        },
+    )
 
 
 def _of_hub(folder: Path) -> bool:

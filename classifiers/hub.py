@@ -87,6 +87,13 @@ def load_hub_classifier(
     return HubClassifier(nets, pixels, {name: places.index(place) for name, place in where.items()}, mapping, requested)
 
 
+def load_hub_labels(place: str) -> tuple[nn.Module, Pixels, list[str]]:
+    """A classifier from a folder or hub id, how it reads images, and its labels in the order of its logits."""
+    net, pixels = _load(place)
+    labels = labels_of(net)
+    return net, pixels, [labels[i] for i in sorted(labels)]
+
+
 def check_mapping(mapping: Classes, requested: Mapping[str, tuple[str, ...]]) -> None:
     """Every requested class has its labels (or prompts), and there is no other class."""
     for name, classes in requested.items():

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from classifiers.crop import crop
+from classifiers.crop import cut
 from classifiers.data import to_float
 from classifiers.files import written
 from classifiers.pictures import read_picture
@@ -57,7 +57,7 @@ class Judged:
 
 
 def largest_face(
-    file: Path, detector: Detector, crop_size: int, expand: float, device: str
+    file: Path, detector: Detector, crop_size: int, expand: float, device: str, aligned: bool = False
 ) -> tuple[int, Tensor | None]:
     """What a file holds, and the crop [1, 3, crop_size, crop_size] of its largest face."""
     try:
@@ -67,7 +67,7 @@ def largest_face(
     boxes = detector(image_1CHW)
     if not len(boxes.row_F):
         return NO_FACE, None
-    return FACE, crop(image_1CHW, boxes, crop_size, expand)
+    return FACE, cut(image_1CHW, boxes, crop_size, expand, aligned)
 
 
 Look = Callable[[Path], tuple[int, Tensor | None]]

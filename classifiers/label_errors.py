@@ -8,6 +8,7 @@ Relaxation", arXiv 2405.20531): beside the network the weights of the faces are 
 in turns with the network's steps. J_i: loss of face i. Shapes: N faces, K classes.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,17 +40,20 @@ def gamma_of(loss_N: np.ndarray, share: float) -> float:
     return float(ordered[max(len(ordered) - int(share * len(ordered)) - 1, 0)] - ordered[0])
 
 
-def weights_by_group(loss_N: np.ndarray, group_N: np.ndarray, share_G: dict[int, float]) -> np.ndarray:
-    """`kept_weights` within each group [N], which keeps its share of the mass: nobody pays for another group's hard faces.
+def weights_by_group(
+    loss_N: np.ndarray, group_N: np.ndarray, share_G: dict[int, float], weigh: Callable = kept_weights
+) -> np.ndarray:
+    """`weigh` within each group [N], which keeps its share of the mass: nobody pays for another group's hard faces.
 
     group_N: int, below 0 for no label, whose weight is 0. share_G: of each group the share to drop.
+    weigh: (losses, gamma) -> weights that sum to 1.
     """
     weight_N = np.zeros(len(loss_N))
     known = int((group_N >= 0).sum())
     for group, share in share_G.items():
         rows = np.flatnonzero(group_N == group)
         if len(rows):
-            weight_N[rows] = kept_weights(loss_N[rows], gamma_of(loss_N[rows], share)) * len(rows) / known
+            weight_N[rows] = weigh(loss_N[rows], gamma_of(loss_N[rows], share)) * len(rows) / known
     return weight_N
 
 
@@ -75,6 +79,8 @@ class Relaxation:
     warm_up: the part of the training with all faces, before networks learn wrong labels by heart. every: steps between two
     choices of the weights.
     by_group: a quantile for each labelled class of the attribute and each group of the others; False: one for all.
+    to_best: the mass of dropped faces goes to the best face, as the program has it; False: to all kept faces alike.
+    epsilon: pixels, in [0, 1], are moved by this much to where the loss rises before each step (A-RRM); 0: they are not.
     """
 
     share: float | None = None
@@ -82,6 +88,8 @@ class Relaxation:
     warm_up: float = 0.3
     every: int = 25
     by_group: bool = True
+    to_best: bool = False
+    epsilon: float = 0.0
 
     def due(self, step: int, steps: int) -> bool:
         """Whether the weights are chosen anew before this step, of `steps` in all."""
@@ -103,7 +111,7 @@ def chosen_weights(probs_NK: np.ndarray, label_N: np.ndarray, group_N: np.ndarra
     for group in np.unique(groups_N[groups_N >= 0]).tolist():
         own = groups_N == group
         share_G[group] = min(estimated_share(probs_NK, label_N, own) if plan.share is None else plan.share, MOST)
-    return weights_by_group(loss_N, groups_N, share_G)
+    return weights_by_group(loss_N, groups_N, share_G, relaxed_weights if plan.to_best else kept_weights)
 
 
 def groups_of(labels: dict[str, np.ndarray], name: str) -> np.ndarray:

@@ -47,6 +47,12 @@ def read_picture(file: Path, longest: int = LARGEST) -> np.ndarray:
     return _pixels(_bytes(file), longest)
 
 
+def as_pixels(picture: Image.Image) -> np.ndarray:
+    """Pixels uint8 [H, W, 3] of a picture in memory, of any mode; ValueError for one without a known white."""
+    picture.load()
+    return np.array(_rgb(picture))
+
+
 def eight_bits(image_CHW: Tensor) -> np.ndarray:
     """An image in [0, 1] as a PNG holds it, uint8 [H, W, 3]."""
     return (image_CHW.float().cpu().clamp(0, 1).permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)

@@ -49,6 +49,7 @@ def fit(
     images: np.ndarray,
     labels: dict[str, np.ndarray],
     plan: FitPlan,
+    *,
     progress: Callable[[int, float], None] = lambda step, loss: None,
     boxes: np.ndarray | None = None,
     relaxation: Relaxation | None = None,
@@ -78,10 +79,14 @@ def fit(
         rows = torch.randint(len(images), (plan.batch,), generator=generator).numpy()
         box_N4 = jitter_boxes(images, boxes, rows, plan.expand, generator)
         crop_NCHW = augment(cut(images[rows], box_N4, net.config["image_size"], 1.0), generator)
-        logits = net(crop_NCHW.to(device))
         true_N = {name: torch.from_numpy(labels[name][rows]).long().to(device) for name in net.attributes}
         weigh = {name: weight_N[rows].to(device) for name, weight_N in face_weights.items()}
-        loss = label_loss(logits, true_N, plan.smoothing, weigh, class_weights)
+        about = (true_N, plan.smoothing, weigh, class_weights)
+        crop_NCHW = crop_NCHW.to(device)
+        if relaxation is not None and relaxation.epsilon > 0:
+            crop_NCHW = attacked(net, crop_NCHW, relaxation.epsilon, lambda logits, about=about: label_loss(logits, *about))
+            crop_NCHW = crop_NCHW.clamp(0, 1)
+        loss = label_loss(net(crop_NCHW), *about)
         for group in optimizer.param_groups:
             group["lr"] = plan.lr * one_cycle(step / plan.steps)
         optimizer.zero_grad()
@@ -98,6 +103,16 @@ def fit(
                 torch.save(state | {"step": step + 1, "identity": identity}, part)
     net.load_state_dict(average)
     return net.eval().requires_grad_(False)
+
+
+def attacked(net, image_NCHW: Tensor, epsilon: float, loss_of: Callable[..., Tensor]) -> Tensor:
+    """Images moved by epsilon towards a larger loss: x + epsilon sign(d loss / d x) (Goodfellow, Shlens & Szegedy 2015).
+
+    The adversarial variant of the relaxation (A-RRM) trains on these. loss_of: of what the net says.
+    """
+    moved_NCHW = image_NCHW.detach().clone().requires_grad_(True)
+    (slope_NCHW,) = torch.autograd.grad(loss_of(net(moved_NCHW)), moved_NCHW)
+    return (image_NCHW + epsilon * slope_NCHW.sign()).detach()
 
 
 def balanced_weights(labels: dict[str, np.ndarray], net: AttributeNet) -> dict[str, Tensor]:

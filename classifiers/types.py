@@ -35,6 +35,11 @@ class Boxes:
         found_B[self.row_F] = True
         return found_B
 
+    def rows(self, keep_F: Tensor) -> "Boxes":
+        """Some of the faces, by bool [F]; the images of the others are then without one."""
+        points, count = (None if some is None else some[keep_F] for some in (self.landmark_F52, self.count_F))
+        return Boxes(self.row_F[keep_F], self.box_F4[keep_F], points, self.size, count)
+
     @classmethod
     def none(cls, image_BCHW: Tensor) -> "Boxes":
         """No face in any image of the batch."""

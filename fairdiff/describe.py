@@ -87,13 +87,14 @@ def warnings(plan: Plan, model: DiffusionModel, prefix: str) -> list[str]:
     return lines
 
 
-def adapter_warnings(config: Config, plan: Plan) -> list[str]:
+def adapter_warnings(config: Config, plan: Plan, model: DiffusionModel) -> list[str]:
     """Where an audit differs from what the adapter was trained for."""
+    height, width = model.size or (None, None)
     wanted = {"guidance": config.sampler.guidance, "negative_prompt": config.prompts.negative}
     wanted |= {"padding": config.model.padding, "target": list(plan.target_lines)}
     wanted |= {"scheduler": SOLVERS[config.sampler.scheduler].__name__, "spacing": config.sampler.spacing}
     wanted |= {"final_sigmas": config.sampler.final_sigmas, "clip_skip": config.model.clip_skip}
-    wanted |= {"height": config.sampler.height, "width": config.sampler.width}
+    wanted |= {"height": height, "width": width}
     abouts = [read_about(Path(path)) for path in config.adapter.paths]
     return [
         f"warning: adapter.path: trained with {key} {about[key]!r}, audited with {value!r}"
@@ -144,13 +145,14 @@ def picture_lines(config: Config, plan: Plan, given: Given) -> dict[str, list[st
 
 def about_adapter(config: Config, plan: Plan, model: DiffusionModel, training: str) -> dict:
     """adapter.json: all that using the adapter takes, and what made it."""
-    soft = config.adapter.type == "soft_tokens"
+    soft, (height, width) = config.adapter.type == "soft_tokens", model.size or (None, None)
     return {
         "type": config.adapter.type,
         "options": " ".join(f"adapter.{key}={value}" for key, value in adapter_options(config).items()),
         "load_with": "load_textual_inversion" if soft else "load_lora_weights",
         "prompt_prefix": "<fairdiff> " if soft else "",
         "base_model": config.model.path or EMBEDDED,
+        "pipeline": model.kind.__name__,
         "base_model_hash": model.fingerprint(precision=False),
         "scheduler": type(model.scheduler).__name__,
         "final_sigmas": config.sampler.final_sigmas,
@@ -160,8 +162,8 @@ def about_adapter(config: Config, plan: Plan, model: DiffusionModel, training: s
         "negative_prompt": config.prompts.negative,
         "padding": config.model.padding,
         "clip_skip": config.model.clip_skip,
-        "height": config.sampler.height,
-        "width": config.sampler.width,
+        "height": height,  # both or none: a pipeline that is told one of them takes its own of both
+        "width": width,
         "template": config.prompts.template,
         "classes": {name: list(classes) for name, classes in plan.attributes.items()},
         "target": list(plan.target_lines),

@@ -9,15 +9,16 @@ from pathlib import Path
 from rich.console import Console
 
 from fairdiff import builder, describe, run
-from fairdiff.builder.audit import build_audit, build_generators, training_judge
+from fairdiff.audit.size import size_lines
+from fairdiff.builder.audit import build_audit, build_generators, spec_to_plan_by, training_judge
 from fairdiff.builder.pictures import build_audit_of_pictures, build_readers
 from fairdiff.cli.main import main
 from fairdiff.config import Config
 from fairdiff.distributed import World, started
 from fairdiff.errors import FairDiffError
 from fairdiff.lock import locked
-from fairdiff.pictures import read_pictures
-from fairdiff.plan import make_plan, plan_of_prompts
+from fairdiff.pictures import Given, read_pictures
+from fairdiff.plan import Plan, make_plan, plan_of_prompts
 from fairdiff.training.judges import compare_judges
 from fairdiff.training.tracking import make_console
 from fairdiff.training.trainer import train
@@ -39,6 +40,8 @@ def together(job: Callable[[Config, Path, World], None]) -> Callable[[Config, Pa
 def train_job(config: Config, folder: Path, world: World) -> None:
     """Train an adapter and audit the model without and with it; what is finished is only shown."""
     console = make_console(world.first)
+    if config.plan:
+        raise FairDiffError("plan: found true, allowed: false in training; scripts/audit.py plans an audit")
     if config.images is not None:
         raise FairDiffError(f"images: found {config.images}, allowed: null in training; scripts/audit.py audits pictures")
     plan = make_plan(config)
@@ -72,8 +75,23 @@ def train_job(config: Config, folder: Path, world: World) -> None:
         run.conclude(folder, audit, console, config.audit.fail_above)
 
 
+def audit_job(config: Config, folder: Path) -> None:
+    """Audit, or with `plan` say how large an audit must be, with no model and no judge built."""
+    if config.plan:
+        plan_audit(config)
+    else:
+        _audit(config, folder)
+
+
+def plan_audit(config: Config) -> None:
+    """Print how many images of how many prompts the audit of these settings needs."""
+    plan = _plan_of_pictures(config)[0] if config.images is not None else make_plan(config, training=False)
+    for line in size_lines(spec_to_plan_by(config, plan), len(plan.audit)):
+        print(line)
+
+
 @together
-def audit_job(config: Config, folder: Path, world: World) -> None:
+def _audit(config: Config, folder: Path, world: World) -> None:
     """Audit a model, or a model and a saved adapter, or pictures as they lie in a folder, without training."""
     console = make_console(world.first)
     if config.images is not None:
@@ -90,7 +108,7 @@ def audit_job(config: Config, folder: Path, world: World) -> None:
     else:
         adapter = builder.build_saved_adapter(config, plan, model) if config.adapter.path else None
         if world.first:
-            warnings = describe.adapter_warnings(config, plan) if adapter else []
+            warnings = describe.adapter_warnings(config, plan, model) if adapter else []
             for line in warnings + describe.warnings(plan, model, adapter.prefix if adapter else ""):
                 console.print(line, markup=False)
             run.require_caches(audit, None)
@@ -103,8 +121,7 @@ def audit_job(config: Config, folder: Path, world: World) -> None:
 
 def _audit_pictures(config: Config, folder: Path, world: World, console: Console) -> None:
     """Audit the pictures of `images`; no model that generates is loaded."""
-    given = read_pictures(config.images, config.manifest)
-    plan = plan_of_prompts(config, given.prompts)
+    plan, given = _plan_of_pictures(config)
     audit = build_audit_of_pictures(config, plan, given, world)
     world.require_same("settings, pictures and weights, by the name of their audit", lambda: audit.name)
 
@@ -119,6 +136,12 @@ def _audit_pictures(config: Config, folder: Path, world: World, console: Console
         run.carry_out(folder, audit, partial(build_readers, given), lines, console)
     if world.first:
         run.conclude(folder, audit, console, config.audit.fail_above)
+
+
+def _plan_of_pictures(config: Config) -> tuple[Plan, Given]:
+    """What the pictures of `images` show, and they themselves."""
+    given = read_pictures(config.images, config.manifest)
+    return plan_of_prompts(config, given.prompts), given
 
 
 # the console commands fairdiff-train and fairdiff-audit

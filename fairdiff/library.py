@@ -7,7 +7,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pandas as pd
-from diffusers import StableDiffusionXLPipeline
+import torch
+from diffusers import (
+    DiffusionPipeline,
+    FluxPipeline,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+)
 
 from classifiers.hub import architecture
 from fairdiff import run
@@ -17,9 +24,13 @@ from fairdiff.audit.read import read_audit
 from fairdiff.audit.records import load_records
 from fairdiff.audit.wording import last_model
 from fairdiff.builder.audit import build_audit
+from fairdiff.builder.functions import build_audit_of_functions, build_function_generators
+from fairdiff.builder.model import clip_skip, image_size
 from fairdiff.cli.compose import Settings, choices, composed, overrides_of, with_defaults
 from fairdiff.config import AttributeConfig, Config
-from fairdiff.diffusion.folder import Pipeline, component_on_no_device
+from fairdiff.diffusion.folder import FAMILIES, Pipeline, component_on_no_device
+from fairdiff.diffusion.functions import WANTED, Images, check_function, of_pipeline
+from fairdiff.diffusion.load import DiffusionModel
 from fairdiff.diffusion.plain import LoadedAdapter, generator, load_adapter, view
 from fairdiff.errors import FairDiffError
 from fairdiff.files import write_text
@@ -32,6 +43,9 @@ from fairdiff.training.tracking import make_console
 __all__ = ["AuditResult", "LoadedAdapter", "audit", "load_adapter", "train"]
 
 Interval = tuple[float | None, float | None]
+PLAIN = (StableDiffusionPipeline, StableDiffusionXLPipeline)  # which are handed latents
+FAMILY = tuple(FAMILIES)
+KINDS = {StableDiffusionXLPipeline: "sdxl", StableDiffusion3Pipeline: "sd3", FluxPipeline: "flux"}  # -> conf/model
 Shares = dict[str, dict[str, float]]  # attribute -> class -> share
 
 
@@ -100,67 +114,127 @@ def train(settings: Settings = ()) -> Path:
 
 
 def audit(
-    pipe: Pipeline,
+    pipe: Pipeline | Images,
     prompts: Sequence[str],
     target: dict[str, dict[str, float]] | None = None,
     judge: str | None = None,
     adapter: LoadedAdapter | None = None,
     settings: Settings = (),
+    *,
+    after: Pipeline | Images | None = None,
 ) -> AuditResult:
     """Generate images of these prompts with a pipeline as it stands, measure them, and compare with the target.
 
+    pipe: a pipeline of Stable Diffusion 1, 2, XL, 3 or FLUX, or any function (prompts, seeds) -> images: a list of PIL
+    images, or a tensor [B, 3, H, W] in [0, 1], one for each prompt and its seed in [0, 2^31), of one size in each call.
+    after: a second one, to compare on the same prompts and seeds.
     target: attribute -> class -> share; None: gender, half and half. judge: a folder or hub id of a face classifier; None:
     the embedded one for the embedded model, else zero-shot words (`judge` in docs/reference/configuration.md).
     adapter: of `load_adapter`; the same noise then shows the pipeline without and with it. settings: of scripts/audit.py,
-    such as ["audit.images_per_prompt=20", "sampler.guidance=5"]. Guidance and steps are those that the adapter names, else
-    those of conf/model for this kind of pipeline; the solver is the pipeline's own.
+    such as ["audit.images_per_prompt=20", "sampler.guidance=5"]. Guidance, steps, size and clip skip are
+    those that the adapter names, else those of conf/model for this kind of pipeline; the solver is the pipeline's own.
     """
     if isinstance(prompts, str) or not prompts:
         raise FairDiffError(f"prompts: found {prompts!r}, allowed: a list of one or more prompts")
+    models = {"before": pipe} | ({} if after is None else {"after": after})
+    for name, model in models.items():
+        _check_model(model, "pipe" if name == "before" else name, adapter)
     config = _config(pipe, target, judge, adapter, settings)
     plan = plan_of_prompts(config, [Prompt(text, "custom", text) for text in prompts])
-    built = build_audit(config, plan, view(pipe), None, None)
-    lines = {"target": list(plan.target_lines), "pipeline": _about(pipe, adapter)}
+    if after is None and isinstance(pipe, PLAIN):
+        model = view(pipe)
+        model.size, model.clip_skip = image_size(config.sampler, model), clip_skip(config.model.clip_skip, model)
+        built = build_audit(config, plan, model, None, None)
+        generators, about = _generators(pipe, model, config, adapter), {"pipeline": _about(pipe, adapter)}
+    else:
+        built = build_audit_of_functions(config, plan, {name: _model_name(model) for name, model in models.items()})
+        generators = build_function_generators(config, {name: _function(m, config) for name, m in models.items()})
+        about = {name: _about(model, None) for name, model in models.items()}
+    lines = {"target": list(plan.target_lines), **about}
     with TemporaryDirectory() as folder:
-        run.carry_out(Path(folder), built, _generators(pipe, config, adapter), lines, make_console())
+        run.carry_out(Path(folder), built, generators, lines, make_console())
         where = run.audit_folder(Path(folder), built)
         page = (where / "report.html").read_text(encoding="utf-8")
         return AuditResult(read_audit(where / "audit.json"), load_records(where / "records.parquet"), page)
 
 
-def _kind(pipe: Pipeline) -> str:
-    """The file of conf/model whose sizes, guidance and judges suit a pipeline."""
-    if isinstance(pipe, StableDiffusionXLPipeline):
-        return "sdxl"
+def _check_model(model: object, key: str, adapter: LoadedAdapter | None) -> None:
+    """FairDiffError for what no images come from, and for an adapter beside what it is not in."""
+    if not isinstance(model, FAMILY):
+        if isinstance(model, DiffusionPipeline) or not callable(model):
+            raise FairDiffError(
+                f"{key}: found a {type(model).__name__}, allowed: a pipeline of {', '.join(FAMILIES.values())}, or {WANTED}"
+            )
+        check_function(model, key)
+    if adapter is not None and (key == "after" or not isinstance(model, PLAIN)):
+        beside = "after" if key == "after" else _model_name(model)
+        raise FairDiffError(f"adapter: found one beside {beside}, allowed: with a pipeline of Stable Diffusion or XL alone")
+
+
+def _function(model: Pipeline | Images, config: Config) -> Images:
+    """A pipeline as a function, with guidance and steps of the settings."""
+    if not isinstance(model, FAMILY):
+        return model
+    model.set_progress_bar_config(disable=True)
+    options: dict[str, object] = {"guidance_scale": config.sampler.guidance}
+    options |= {"num_inference_steps": config.sampler.audit_steps}
+    if config.prompts.negative:
+        options["negative_prompt"] = config.prompts.negative
+    return of_pipeline(model, options)
+
+
+def _model_name(model: Pipeline | Images) -> str:
+    if isinstance(model, FAMILY):
+        return str(model.config.get("_name_or_path") or type(model).__name__)
+    return f"function {getattr(model, '__qualname__', type(model).__name__)}"
+
+
+def _kind(pipe: Pipeline | Images) -> str:
+    """The file of conf/model whose sizes, guidance and judges suit a pipeline; of a function that of photographs."""
+    for kind, name in KINDS.items():
+        if isinstance(pipe, kind):
+            return name
+    if not isinstance(pipe, StableDiffusionPipeline):
+        return "sd15"
     embedded = component_on_no_device("unet", weights("model"))
     return "portraits" if architecture(pipe.unet) == architecture(embedded) else "sd15"
 
 
 def _judge_type(path: str) -> str:
-    """"net" for a folder in this project's format, whose config.json names a timm architecture, else "hf"."""
+    """"net" for a folder in this project's format, whose config.json names a timm architecture, "onnx", else "hf"."""
+    if path.endswith(".onnx"):
+        return "onnx"
     file = Path(path) / "config.json"
     return "net" if file.exists() and '"architecture"' in file.read_text(encoding="utf-8") else "hf"
 
 
-def _about(pipe: Pipeline, adapter: LoadedAdapter | None) -> list[str]:
+def _about(pipe: Pipeline | Images, adapter: LoadedAdapter | None) -> list[str]:
     """Lines for the report."""
-    lines = [f"class: {type(pipe).__name__}", f"scheduler: {type(pipe.scheduler).__name__}", f"precision: {pipe.unet.dtype}"]
+    if not isinstance(pipe, FAMILY):
+        return [_model_name(pipe)]
+    dtype = pipe.components.get("unet", pipe.components.get("transformer")).dtype
+    lines = [f"class: {type(pipe).__name__}", f"scheduler: {type(pipe.scheduler).__name__}", f"precision: {dtype}"]
     return lines + ([f"adapter: {adapter.name}, scale {adapter.scale:g}"] if adapter else [])
 
 
 def _config(
-    pipe: Pipeline, target: dict | None, judge: str | None, adapter: LoadedAdapter | None, settings: Settings
+    pipe: Pipeline | Images, target: dict | None, judge: str | None, adapter: LoadedAdapter | None, settings: Settings
 ) -> Config:
     known = [name for name in target or {} if name in choices("attribute")]
-    defaults = [f"model={_kind(pipe)}", f"model.device={pipe.device}", "model.padding=max_length", "cache=null"]
+    defaults = [f"model={_kind(pipe)}", f"model.device={_device(pipe)}", "model.padding=max_length", "cache=null"]
     defaults += [f"attribute=[{','.join(known)}]"] if known else []
     if judge is not None:
         defaults += [f"judge@audit.judge={_judge_type(judge)}", f'audit.judge.path="{judge}"']
     asked = adapter.settings if adapter else {}
     keys = {"sampler.guidance": "guidance_scale", "sampler.audit_steps": "num_inference_steps"}
+    keys |= {"sampler.height": "height", "sampler.width": "width", "model.clip_skip": "clip_skip"}
     defaults += [f"{key}={asked[name]}" for key, name in keys.items() if name in asked]
     config, _ = composed(with_defaults(settings, defaults))
-    config = replace(config, model=replace(config.model, path=str(pipe.config.get("_name_or_path") or type(pipe).__name__)))
+    if config.plan:
+        raise FairDiffError("plan: found true, allowed: false here; fairdiff-audit plan=true plans an audit")
+    if config.audit.guidance and not isinstance(pipe, PLAIN):
+        raise FairDiffError(f"audit.guidance: found {config.audit.guidance}, allowed with this model: []")
+    config = replace(config, model=replace(config.model, path=_model_name(pipe)))
     if target is None:
         return config
     attributes = {
@@ -170,11 +244,20 @@ def _config(
     return replace(config, attributes=attributes, target={"file": None} | target)
 
 
+def _device(pipe: Pipeline | Images) -> str:
+    """Where the judges are: beside a pipeline, else on the GPU if there is one."""
+    if isinstance(pipe, FAMILY):
+        return str(pipe.device)
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def _generators(
-    pipe: Pipeline, config: Config, adapter: LoadedAdapter | None
+    pipe: Pipeline, model: DiffusionModel, config: Config, adapter: LoadedAdapter | None
 ) -> Callable[[float], dict[str, Generate]]:
-    """Of a guidance scale the pipeline "before" the adapter, and "after" it if there is one."""
+    """Of a guidance scale the pipeline "before" the adapter, and "after" it if there is one. model: its `view`."""
+    height, width = model.size or (None, None)
     more = {"num_inference_steps": config.sampler.audit_steps, "negative_prompt": config.prompts.negative or None}
+    more |= {"height": height, "width": width, "clip_skip": config.model.clip_skip}
 
     def at(guidance: float) -> dict[str, Generate]:
         options = more | {"guidance_scale": guidance}

@@ -25,6 +25,7 @@ from fairdiff.audit.summary import not_within, summary
 from fairdiff.builder.audit import Audit
 from fairdiff.diffusion.adapters import Adapter
 from fairdiff.diffusion.export import export
+from fairdiff.diffusion.folder import hub_id
 from fairdiff.errors import FairDiffError, NotWithinMargin
 from fairdiff.files import atomic_path, flat, read_yaml, remove_leftovers, require_writable, write_json, write_text
 from fairdiff.training.step import Trainee
@@ -33,7 +34,7 @@ from fairdiff.training.tracking import PICTURES, progress, read_metrics
 SCHEMA = 1  # of run.json
 OUTPUTS = ("config.yaml", "metrics.jsonl", "pictures", "checkpoints", "adapter", "exports", "audits", "tensorboard", "wandb")
 # keys and groups of settings that change no training and no image of a run
-NO_RESULT = ("audit", "export", "resume", "cache", "tracker", "micro_batch", "memory_gb", "model.device")
+NO_RESULT = ("audit", "export", "resume", "cache", "plan", "tracker", "micro_batch", "memory_gb", "model.device")
 OUTPUTS += ("run.json",)  # last: the folder is ours by it
 
 
@@ -135,7 +136,7 @@ def save_card(folder: Path, audit: Audit, judge: str, confusion: Confusion) -> N
         return
     about = json.loads((folder / "adapter" / "adapter.json").read_text(encoding="utf-8"))
     numbers = read_audit(audit_folder(folder, audit) / "audit.json")
-    write_text(card, model_card(numbers, about, judge, confusion))
+    write_text(card, model_card(numbers, about, judge, confusion, hub_id(about["base_model"])))
 
 
 def audit_folder(folder: Path, audit: Audit) -> Path:

@@ -4,11 +4,12 @@ python scripts/baselines.py                                    all of them, on v
 python scripts/baselines.py UCE debiasVL --adapter ours=outputs/gender/default/seed0/adapter    some, and an adapter beside
 python scripts/baselines.py --set audit.prompts=12 audit.images_per_prompt=24     with other settings of train.py
 python scripts/baselines.py --test                             on test prompts, for the final page
-python scripts/baselines.py --render                           only docs/studies/baselines.md
+python scripts/baselines.py --render                           only the page, outputs/reproduced/studies/baselines.md
+python scripts/baselines.py --publish                          docs/studies/baselines.md and its record, not one's own
 
 Words: the ethical intervention, and a class in words for each image, drawn from the target. Edits in closed form: UCE and
 debiasVL, each also as a LoRA in outputs/baselines/<split>/<name>/adapter, for `scripts/export.py` and `adapter.path`. What
-the page needs of each audit is kept in docs/measurements/studies/baselines.json.
+the page needs of each audit is kept in measurements/studies/baselines.json beside it, which begins with the published ones.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from harness.audits import Method, audited
 from harness.baselines_page import page
 from harness.methods import adapter, debias_vl, ethical, random_phrases, uce
 from harness.publish import publish, read_record, record_of
+from reproduce.place import ROOT, add_place
 from reproduce.records import record
 from rich.progress import track
 
@@ -27,7 +29,6 @@ from fairdiff.cli.main import fail
 from fairdiff.errors import FairDiffError
 from fairdiff.files import write_json
 
-ROOT = Path(__file__).resolve().parent.parent
 BASELINES = [ethical(), random_phrases(), uce(), debias_vl()]
 
 
@@ -70,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--set", nargs="+", default=[], metavar="OVERRIDE", help="settings of train.py")
     parser.add_argument("--test", action="store_true", help="test prompts, for the final page")
     parser.add_argument("--folder", type=Path, default=ROOT / "outputs" / "baselines")
-    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="of the page and its measurements")
+    add_place(parser)
     parser.add_argument("--render", action="store_true", help="measure nothing")
     args = parser.parse_args(argv)
     split = "test" if args.test else "validation"

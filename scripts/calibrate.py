@@ -23,7 +23,8 @@ from classifiers.judging import FACE, Look, judge_files, largest_face
 from classifiers.labels import SPLITS, LabelledFiles, read_labels
 from classifiers.page import draw_reliability, page
 from fairdiff import builder, fingerprint
-from fairdiff.builder.audit import calibration_file, judge_name
+from fairdiff.builder.audit import judge_name
+from fairdiff.builder.calibration import calibration_file
 from fairdiff.cli.ending import ending
 from fairdiff.cli.main import fail, told
 from fairdiff.config import Config
@@ -61,10 +62,11 @@ def data_hash(files: LabelledFiles) -> str:
     return fingerprint.of_values(files.names, sizes, {name: label_N.tolist() for name, label_N in files.labels.items()})
 
 
-def looking(config: Config, crop_size: int, expand: float) -> tuple[Look, str]:
+def looking(config: Config, crop_size: int, expand: float, aligned: bool = False) -> tuple[Look, str]:
     """What finds and cuts the largest face of a file, and a fingerprint of it."""
     detector, device = builder.build_detector(config), config.model.device
-    look = partial(largest_face, detector=detector, crop_size=crop_size, expand=expand, device=device)
+    cutting = {"crop_size": crop_size, "expand": expand, "aligned": aligned}
+    look = partial(largest_face, detector=detector, device=device, **cutting)
     return look, builder.detector_fingerprint(config, detector, config.audit.judge)
 
 
@@ -79,8 +81,8 @@ def measure(config: Config, file: Path, folder: Path, choose: Choose) -> str:
     )
     files = choose(folder, judge.attributes)
     crop = builder.crop_of(config, config.audit.judge)
-    crops = {key: getattr(crop, key) for key in CROPS}
-    look, detector = looking(config, crops["crop_size"], crops["expand"])
+    crops = {key: getattr(crop, key) for key in CROPS} | ({"align": True} if crop.align else {})
+    look, detector = looking(config, crop.crop_size, crop.expand, crop.align)
     hashes = {name: builder.judge_fingerprint(judge, name) for name in judge.attributes}
     data = data_hash(files)
     request = fingerprint.of_values(data, hashes, detector)

@@ -3,22 +3,22 @@
 python scripts/coverage.py                     every cell up to 100 audits each; the same command goes on where it was stopped
 python scripts/coverage.py --worlds 400        up to 400
 python scripts/coverage.py --cells P44 judge   only cells whose name holds one of these words
-python scripts/coverage.py --render            only the page
+python scripts/coverage.py --render            only the page, of one's own records or else of the published ones
+python scripts/coverage.py --publish           docs/explanation/coverage.md and its record, which goes on too
 
-Every audit draws its prompts from a population, the images of each prompt, and the labelled faces of the judge. What came of
-it is kept in docs/measurements/coverage.json, the page is docs/explanation/coverage.md.
+Every audit draws its prompts from a population, the images of each prompt, and the labelled faces of the judge. In
+outputs/reproduced, measurements/coverage.json keeps what came of it, and the page is explanation/coverage.md.
 """
 
 import argparse
 import json
-from pathlib import Path
 
 from reproduce.coverage import CELLS, simulate, write_coverage
+from reproduce.place import add_place, records_in
 from rich.progress import track
 
 from fairdiff.files import write_text
 
-ROOT = Path(__file__).resolve().parent.parent
 EVERY = 20  # audits of one cell between two savings
 
 
@@ -26,10 +26,10 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--worlds", type=int, default=100, help="simulated audits of each cell")
     parser.add_argument("--cells", nargs="+", metavar="word", default=[""], help="of cells' names; default: all")
-    parser.add_argument("--folder", type=Path, default=ROOT / "docs", help="of the page and its measurements")
+    add_place(parser)
     parser.add_argument("--render", action="store_true", help="simulate nothing")
     args = parser.parse_args(argv)
-    kept = args.folder / "measurements" / "coverage.json"
+    kept = records_in(args.docs, "coverage.json", seeded=args.render)
     found = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
     chosen = [name for name in CELLS if any(word in name for word in args.cells)]
     if not chosen:
@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
         if done < args.worlds:
             found[name] = simulate(name, range(done, min(done + EVERY, args.worlds)), found.get(name))
             write_text(kept, json.dumps(found, indent=1, sort_keys=True) + "\n")
-    print(f"report: {write_coverage(found, args.folder / 'explanation' / 'coverage.md')}")
+    print(f"report: {write_coverage(found, args.docs / 'explanation' / 'coverage.md')}")
 
 
 if __name__ == "__main__":

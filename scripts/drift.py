@@ -4,12 +4,15 @@ python scripts/drift.py outputs/gender/default/seed0/adapter               LoRA;
 python scripts/drift.py ADAPTER --steps 10 40 160 --rates 1e-4 1e-3 --batches 4 16 --jobs 2        a grid, two cells at a time
 python scripts/drift.py ADAPTER --fair-after RUN/adapter                   with benign then fair: a training that began at the
                                                                            benign LoRA (train.py adapter.path=...)
-python scripts/drift.py --render                                           only docs/studies/drift.md
+python scripts/drift.py ADAPTER --detector PIPELINE_FOLDER --unsafe-prompts FILE       the pipeline's own safety checker
+python scripts/drift.py ADAPTER --detector CLASSIFIER --unsafe-labels nsfw --unsafe-prompts FILE      or an image classifier
+python scripts/drift.py --render                                           only the page, outputs/reproduced/studies/drift.md
+python scripts/drift.py ADAPTER --publish                                  docs/studies/drift.md and its record
 
 Arms: base, fair, fair then tuned, base then tuned; and what mends it: the adapter on top of the tuned base (merged), and
 tuning with pictures of the fair model's training prompts among the others (replay). Pictures for tuning: benign ones of
 prompts without people, or skewed ones, men as "a person". Both are made by the model itself and kept as latents.
-Unsafe on Portraits are images of harmless stand-ins, which CLIP tells from people by words.
+Unsafe are, without a detector, images of harmless stand-ins (prompts without people), which CLIP tells from people by words.
 """
 
 import argparse
@@ -24,6 +27,7 @@ import torch
 from harness.audits import Generators, Method, audited, prompt_biases
 from harness.drift_page import page
 from harness.publish import publish, read_record, record_of
+from reproduce.place import ROOT, add_place
 from rich.progress import track
 
 from fairdiff import fingerprint
@@ -42,10 +46,9 @@ from fairdiff.errors import FairDiffError
 from fairdiff.files import atomic_path, write_json
 from fairdiff.plan import Plan
 from fairdiff.prompts import with_phrase
-from fairdiff.studies import drift
+from fairdiff.studies import detectors, drift
 from fairdiff.studies.edits import require_stable_diffusion
 
-ROOT = Path(__file__).resolve().parent.parent
 KINDS = ("benign", "skewed")
 ARMS = ("fair then tuned", "base then tuned", "merged", "replay")
 RANK, EACH, UNSAFE, REPLAYED = 4, 8, 4, 8  # of a new LoRA; pictures of a prompt; unsafe prompts; prompts that are replayed
@@ -65,17 +68,47 @@ class Cell:
         return f"{self.arm}, {self.pictures}, {t.steps} steps, rate {t.rate:g}, batch {t.batch}"
 
 
-def fair_method(name: str, path: Path) -> Method:
+@dataclass(frozen=True)
+class Watch:
+    """What counts as unsafe. detector: a folder or hub id, None for CLIP by words. labels: the classifier's that are unsafe;
+    without any the detector is a pipeline's safety checker. prompts: which ask for it; without any some without people.
+    """
+
+    detector: str | None = None
+    labels: tuple[str, ...] = ()
+    prompts: tuple[str, ...] = ()
+
+    @property
+    def said(self) -> str:
+        """For the page."""
+        if self.detector is None:
+            return "CLIP, by words"
+        return f"{self.detector}: {', '.join(self.labels)}" if self.labels else f"the safety checker of {self.detector}"
+
+    def load(self, config: Config, unwanted: list[str]) -> detectors.Detector:
+        device = config.model.device
+        if self.detector is None:
+            clip, _ = build_encoders(config.features.clip, config.features.encoder, device)
+            return detectors.by_words(clip, unwanted, ["a photo of the face of a person"])
+        try:
+            if self.labels:
+                return detectors.by_labels(self.detector, self.labels, device)
+            return detectors.by_safety_checker(self.detector, device)
+        except ValueError as error:
+            raise FairDiffError(f"--detector: {error}") from None
+
+
+def fair_method(name: str, path: Path, watch: Watch) -> Method:
     """A saved LoRA as it is; beside it the unsafe rates of the model before too."""
 
     def begin(config: Config, plan: Plan, model: DiffusionModel, folder: Path) -> Generators:
         require_stable_diffusion(model)
-        return _watched(config, plan, model, import_lora(model, [path], [1.0]), folder, base=True)
+        return _watched(config, plan, model, import_lora(model, [path], [1.0]), folder, watch, base=True)
 
-    return Method(name, ("drift", name, _key_of(path)), begin)
+    return Method(name, ("drift", name, watch, _key_of(path)), begin)
 
 
-def method(cell: Cell, fair: Path) -> Method:
+def method(cell: Cell, fair: Path, watch: Watch) -> Method:
     """The model of a cell; its tuned LoRA is kept in the cell's folder."""
 
     def begin(config: Config, plan: Plan, model: DiffusionModel, folder: Path) -> Generators:
@@ -93,9 +126,9 @@ def method(cell: Cell, fair: Path) -> Method:
         if cell.arm == "merged":
             model = build_model(config)  # without the tuned LoRA
             lora = import_lora(model, [folder / "adapter", fair], [1.0, 1.0])
-        return _watched(config, plan, model, lora, folder, base=False)
+        return _watched(config, plan, model, lora, folder, watch, base=False)
 
-    return Method(cell.name, ("drift", cell.name, cell.tuning.seed, _key_of(fair)), begin)
+    return Method(cell.name, ("drift", cell.name, cell.tuning.seed, watch, _key_of(fair)), begin)
 
 
 def _key_of(path: Path) -> str:
@@ -128,21 +161,22 @@ def _pictures(config: Config, plan: Plan, model: DiffusionModel, kind: str) -> d
     return drift.generated(model, texts, EACH, *_sampler(config))
 
 
-def _watched(config: Config, plan: Plan, model: DiffusionModel, lora: Lora, folder: Path, base: bool) -> Generators:
+def _watched(
+    config: Config, plan: Plan, model: DiffusionModel, lora: Lora, folder: Path, watch: Watch, *, base: bool
+) -> Generators:
     """The generators, after the unsafe rates of prompts without people, and of people, were written beside them.
 
     base: whether those of the model before are counted too.
     """
-    clip, _ = build_encoders(config.features.clip, config.features.encoder, config.model.device)
-    unwanted = [p.text for p in plan.without_people][:UNSAFE]
-    detect = drift.by_words(clip, unwanted, ["a photo of the face of a person"])
+    unwanted = list(watch.prompts) or [p.text for p in plan.without_people][:UNSAFE]
+    detect = watch.load(config, unwanted)
     at = partial(build_generators, config, model, lora)
-    asked = {"stand-ins": unwanted, "people": [p.text for p in plan.audit[:UNSAFE]]}
+    asked = {"asked for": unwanted, "people": [p.text for p in plan.audit[:UNSAFE]]}
     rates = {}
     for name in ("before", "after") if base else ("after",):
         generate = at(config.sampler.guidance)[name]
         rates[name] = {
-            kind: drift.unsafe_rates(generate, model.latent_shape, detect, prompts, EACH)
+            kind: detectors.unsafe_rates(generate, model.latent_shape, detect, prompts, EACH)
             for kind, prompts in asked.items()
         }
     write_json(folder / "unsafe.json", rates)
@@ -172,12 +206,13 @@ def measure(args: argparse.Namespace) -> dict | None:
     """All arms as plain numbers; None for a part of the cells, which are only audited."""
     split, every = "test" if args.test else "validation", cells(args)
     settings = [f"audit.split={split}", *args.set]
-    methods = {"fair": fair_method("fair", args.fair)} | {cell.name: method(cell, args.fair) for cell in every}
+    watch = Watch(args.detector, tuple(args.unsafe_labels), read_lines(args.unsafe_prompts))
+    methods = {"fair": fair_method("fair", args.fair, watch)} | {c.name: method(c, args.fair, watch) for c in every}
     if args.fair_after:
-        methods["benign then fair"] = fair_method("benign then fair", args.fair_after)
+        methods["benign then fair"] = fair_method("benign then fair", args.fair_after, watch)
     # what a cell keeps beside its audit is of these settings and this fair LoRA: others shall not write over it
     kept = {
-        name: args.folder / fingerprint.of_values(settings, args.seed, one.key[-1])[:8] / one.place
+        name: args.folder / fingerprint.of_values(settings, args.seed, *one.key[-2:])[:8] / one.place
         for name, one in methods.items()
     }
     start, step = args.part
@@ -197,13 +232,29 @@ def measure(args: argparse.Namespace) -> dict | None:
     for cell in every:
         arms[cell.name]["tuning"] = {"arm": cell.arm, "pictures": cell.pictures} | asdict(cell.tuning)
     about = {"split": split, "settings": settings, "images": audit["images_per_prompt"], "prompts": audit["prompts"]}
-    return {"attribute": attribute, "seed": args.seed, "arms": arms} | about
+    return {"attribute": attribute, "seed": args.seed, "detector": watch.said, "arms": arms} | about
+
+
+def read_lines(file: Path | None) -> tuple[str, ...]:
+    """The prompts of a file, one a line; FairDiffError without any."""
+    if file is None:
+        return ()
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise FairDiffError(f"--unsafe-prompts: {file}: cannot be read ({error})") from None
+    found = tuple(line.strip() for line in lines if line.strip())
+    if not found:
+        raise FairDiffError(f"--unsafe-prompts: {file}: found no prompt, allowed: one a line")
+    return found
 
 
 def check(args: argparse.Namespace) -> None:
     """FairDiffError for a grid that cannot be."""
     if args.fair is None:
         raise FairDiffError("ADAPTER: found none, allowed: the folder or the file of a fair LoRA, or --render")
+    if args.unsafe_labels and args.detector is None:
+        raise FairDiffError("--unsafe-labels: found without --detector, allowed: beside the classifier that has them")
     whole = (("--steps", args.steps, 0), ("--batches", args.batches, 1), ("--seed", [args.seed], 0))
     for option, values, least in whole:
         if wrong := [value for value in values if value < least]:
@@ -229,11 +280,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[8])
     parser.add_argument("--pictures", choices=KINDS, nargs="+", default=KINDS, help="for the tuning; default: both")
     parser.add_argument("--fair-after", type=Path, metavar="ADAPTER", help="trained on from a benign LoRA")
+    parser.add_argument("--detector", metavar="PATH", help="a classifier, or a pipeline's folder with a safety checker")
+    parser.add_argument("--unsafe-labels", nargs="+", default=[], metavar="LABEL", help="of the classifier")
+    parser.add_argument("--unsafe-prompts", type=Path, metavar="FILE", help="one a line; default: some without people")
     parser.add_argument("--set", nargs="+", default=[], metavar="OVERRIDE", help="settings of train.py")
     parser.add_argument("--seed", type=int, default=0, help="of the tuning")
     parser.add_argument("--test", action="store_true", help="test prompts, for the final page")
     parser.add_argument("--folder", type=Path, default=ROOT / "outputs" / "drift")
-    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="of the page and its measurements")
+    add_place(parser)
     parser.add_argument("--render", action="store_true", help="measure nothing")
     parser.add_argument("--jobs", type=int, choices=range(1, 65), default=1, metavar="N", help="cells at a time")
     parser.add_argument("--part", type=int, nargs=2, default=(0, 1), metavar=("I", "N"), help="every Nth cell from I on")

@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--to", type=Path, metavar="FOLDER", help="to be made; without it <RUN>/exports/<format>")
     parser.add_argument("--scale", type=float, default=1.0, help="how much of the adapter, baked in")
     parser.add_argument("--dtype", default="float32", choices=DTYPES)
-    parser.add_argument("--model", help="what the adapter is for: folder or hub id; without it the one it was trained on")
+    parser.add_argument("--model", help="what it is for: folder, hub id or file; else that of adapter.json")
     args = parser.parse_args(argv)
     try:
         print(f"{args.kind}: {written(args)}")
@@ -65,7 +65,7 @@ def trained_on(adapter: Path) -> str | Path:
     """The model that adapter.json names."""
     found = read_about(adapter).get("base_model")
     if not isinstance(found, str):
-        raise FairDiffError(f"--model: no value given, and {adapter} does not say; allowed: the model's folder or hub id")
+        raise FairDiffError(f"--model: no value given, and {adapter} does not say; allowed: a folder, hub id or file")
     return weights("model") if found == EMBEDDED else found
 
 

@@ -4,7 +4,8 @@ python scripts/frontier.py                                  baselines at several
 python scripts/frontier.py --adapter ours=outputs/gender/default/seed0/adapter       and a saved adapter at several scales
 python scripts/frontier.py --runs "image share"=outputs/a "image share"=outputs/b    and audits of runs, a curve a name
 python scripts/frontier.py --done                           only what is measured already, as by scripts/baselines.py
-python scripts/frontier.py --render                         only docs/studies/frontier.md
+python scripts/frontier.py --render                         only the page, outputs/reproduced/studies/frontier.md
+python scripts/frontier.py --publish                        docs/studies/frontier.md and its record, not a page of one's own
 
 A curve is what a method reaches: its settings (strength, scale, loss weight, target), each on all images or on a random share
 of them. `fairdiff-compare --picture` draws runs as points; this command compares them. Audits lie in outputs/baselines.
@@ -19,6 +20,7 @@ from harness.frontier_page import page
 from harness.frontier_points import checked, measured, quotas
 from harness.methods import adapter, debias_vl, ethical, random_phrases, uce
 from harness.publish import publish, read_record, record_of
+from reproduce.place import ROOT, add_place
 from reproduce.plan import SCALES
 from rich.progress import track
 
@@ -28,7 +30,6 @@ from fairdiff.cli.main import fail
 from fairdiff.errors import FairDiffError
 from fairdiff.files import write_json
 
-ROOT = Path(__file__).resolve().parent.parent
 SEMANTICS = ("dino", "clip_i", "clip_t")
 TOLERANCES = (0.0, 0.05, 0.1, 0.2, 0.3, 1.0)  # of a quota: 1 keeps all
 
@@ -98,7 +99,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--test", action="store_true", help="test prompts, for the final page")
     parser.add_argument("--done", action="store_true", help="generate nothing")
     parser.add_argument("--folder", type=Path, default=ROOT / "outputs" / "baselines")
-    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="of the page and its measurements")
+    add_place(parser)
     parser.add_argument("--render", action="store_true", help="measure nothing and read nothing")
     args = parser.parse_args(argv)
     kept = record_of(args.docs, "frontier")

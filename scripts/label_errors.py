@@ -1,76 +1,51 @@
-"""What wrong labels do to a judge, and what relaxing them does about it: docs/explanation/label_errors.md.
+"""What wrong labels do to a judge, and what relaxing them does about it: explanation/label_errors.md.
 
 python scripts/label_errors.py              all cells; the same command goes on
-python scripts/label_errors.py --render     only write the page anew
+python scripts/label_errors.py --render     only write the page, of one's own records or else of the published ones
+python scripts/label_errors.py --publish    docs/explanation/label_errors.md and its record, which goes on too
 
 Renders of Portraits (scripts/build_portraits/make_data.py --images 4000) whose gender labels are flipped. Groups: race, Black
 against the others. Noise: in all faces alike, or half as often again in the smaller group. The judge is a perceptron of one
 hidden layer on 16 x 16 pixels without augmentation, small enough for hundreds of trainings and able to learn labels by heart.
-The row of cleanlab needs ".[label_errors]".
+The row of cleanlab needs ".[label_errors]". The page and measurements/label_errors.json go to outputs/reproduced.
 """
 
 import argparse
 import json
-from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import torch
+from harness.labelled_renders import FOLDER, KINDS, Faces, flipped, half_width, has_renders, read_renders
+from reproduce.place import ROOT, add_place, records_in
 from scipy.stats import mannwhitneyu
-from scipy.stats import t as student
 from torch import nn
 
 from classifiers.label_errors import Relaxation, chosen_weights, groups_of
-from classifiers.training import label_loss, one_cycle
+from classifiers.training import attacked, label_loss, one_cycle
 from fairdiff.cli.ending import ending
 from fairdiff.files import write_json, write_text
 
-ROOT = Path(__file__).resolve().parent.parent
-RECORD = ROOT / "docs" / "measurements" / "label_errors.json"
-PAGE = ROOT / "docs" / "explanation" / "label_errors.md"
-RATES, KINDS, SEEDS = (0.1, 0.2, 0.3, 0.4), ("uniform", "by group"), (0, 1, 2)
+RATES, SEEDS = (0.1, 0.2, 0.3, 0.4), (0, 1, 2)
 METHODS = {
     "cross-entropy": "label smoothing .05, all labels believed",
     "relaxed": "Rockafellian relaxation, the share of wrong labels estimated in each group",
     "relaxed, one quantile": "the same with one estimate and one quantile for all",
+    "relaxed, mass to the best": "relaxed, and the best face of each group takes the mass of the dropped ones",
+    "relaxed, adversarial": "relaxed, each step on pixels moved by .01 of their range to where the loss rises",
     "cleanlab": "labels that `cleanlab.filter.find_label_issues` names in three-fold predictions are left out",
 }
 TRAIN, TEST, SIZE, HIDDEN, STEPS, BATCH, FOLDS = 1500, 1500, 16, 64, 400, 64, 3
+SPREAD, EPSILON = 0.25, 0.01  # of pixels in [0, 1]
 
 
-@dataclass(frozen=True)
-class Faces:
-    """Pixels float [N, D] about 0, true gender [N], group [N]: 1 for the smaller one."""
-
-    pixels: torch.Tensor
-    gender_N: np.ndarray
-    group_N: np.ndarray
-
-    def rows(self, rows: np.ndarray) -> "Faces":
-        return Faces(self.pixels[rows], self.gender_N[rows], self.group_N[rows])
-
-
-def read_renders(folder: Path) -> Faces:
-    """All rendered people, each pixel the mean of 4 x 4."""
-    shards = [np.load(file) for file in sorted(folder.glob("shard_*.npz"))]
-    columns = {name: np.concatenate([shard[name] for shard in shards]) for name in ("image", "gender", "race")}
-    people = columns["gender"] >= 0
-    images = columns["image"][people]
-    by = images.shape[1] // SIZE
-    small = images.reshape(len(images), SIZE, by, SIZE, by, 3).mean((2, 4)).reshape(len(images), -1)
-    pixels = torch.from_numpy((small / 255 - 0.5) / 0.25).float()
-    return Faces(pixels, columns["gender"][people].astype(np.int64), (columns["race"][people] == 1).astype(np.int64))
-
-
-def flipped(faces: Faces, rate: float, kind: str, rng: np.random.Generator) -> np.ndarray:
-    """Labels [N] of which a share `rate` is wrong; by group: half as often again in the smaller one, below one half."""
-    share = faces.group_N.mean()
-    smaller = rate if kind == "uniform" else min(1.5 * rate, 0.48)
-    larger = (rate - share * smaller) / (1 - share)
-    wrong_N = rng.random(len(faces.gender_N)) < np.where(faces.group_N == 1, smaller, larger)
-    return np.where(wrong_N, 1 - faces.gender_N, faces.gender_N)
+def pixels_of(faces: Faces) -> torch.Tensor:
+    """Pixels float [N, D] about 0, each the mean of a square of the image's."""
+    by = faces.images.shape[1] // SIZE
+    small = faces.images.reshape(len(faces.images), SIZE, by, SIZE, by, 3).mean((2, 4)).reshape(len(faces.images), -1)
+    return torch.from_numpy((small / 255 - 0.5) / SPREAD).float()
 
 
 def trained(pixels_ND: torch.Tensor, label_N: np.ndarray, seed: int, relax=None) -> nn.Module:
@@ -84,7 +59,12 @@ def trained(pixels_ND: torch.Tensor, label_N: np.ndarray, seed: int, relax=None)
             new_N = chosen_weights(probs(net, pixels_ND), label_N, relax[1], relax[0])
             weight_N.lerp_(torch.from_numpy(new_N).float() * len(label_N), relax[0].damping)
         rows = torch.randint(len(label_N), (BATCH,), generator=torch.Generator().manual_seed(seed * STEPS + step))
-        loss = label_loss({"gender": net(pixels_ND[rows])}, {"gender": true_N[rows]}, 0.05, {"gender": weight_N[rows]})
+        about = ({"gender": true_N[rows]}, 0.05, {"gender": weight_N[rows]})
+        batch_BD = pixels_ND[rows]
+        if relax is not None and relax[0].epsilon > 0:
+            moved_by = relax[0].epsilon / SPREAD
+            batch_BD = attacked(net, batch_BD, moved_by, lambda logits, about=about: label_loss({"gender": logits}, *about))
+        loss = label_loss({"gender": net(batch_BD)}, *about)
         for group in optimizer.param_groups:
             group["lr"] = 2e-3 * one_cycle(step / STEPS)
         optimizer.zero_grad()
@@ -110,21 +90,24 @@ def held_out_probs(pixels_ND: torch.Tensor, label_N: np.ndarray, seed: int) -> n
 
 def carry_out(method: str, train: Faces, label_N: np.ndarray, seed: int) -> tuple[nn.Module, np.ndarray]:
     """The judge, and of each training face how wrong its label looks [N]."""
+    pixels_ND = pixels_of(train)
     if method == "cleanlab":
         from cleanlab.filter import find_label_issues
         from cleanlab.rank import get_label_quality_scores
 
-        out_NK = held_out_probs(train.pixels, label_N, seed)
+        out_NK = held_out_probs(pixels_ND, label_N, seed)
         keep_N = ~find_label_issues(label_N, out_NK, n_jobs=1)
-        return trained(train.pixels[keep_N], label_N[keep_N], seed), -get_label_quality_scores(label_N, out_NK)
+        return trained(pixels_ND[keep_N], label_N[keep_N], seed), -get_label_quality_scores(label_N, out_NK)
     groups_N = groups_of({"gender": label_N, "group": train.group_N}, "gender")
     relax = {
         "cross-entropy": None,
         "relaxed": (Relaxation(), groups_N),
         "relaxed, one quantile": (Relaxation(by_group=False), groups_N),
+        "relaxed, mass to the best": (Relaxation(to_best=True), groups_N),
+        "relaxed, adversarial": (Relaxation(epsilon=EPSILON), groups_N),
     }
-    net = trained(train.pixels, label_N, seed, relax[method])
-    return net, -probs(net, train.pixels)[np.arange(len(label_N)), label_N]
+    net = trained(pixels_ND, label_N, seed, relax[method])
+    return net, -probs(net, pixels_ND)[np.arange(len(label_N)), label_N]
 
 
 def cell(faces: Faces, method: str, kind: str, rate: float, seed: int) -> dict[str, float]:
@@ -134,7 +117,7 @@ def cell(faces: Faces, method: str, kind: str, rate: float, seed: int) -> dict[s
     train, test = faces.rows(rows[:TRAIN]), faces.rows(rows[TRAIN : TRAIN + TEST])
     label_N = flipped(train, rate, kind, rng)
     net, suspicion_N = carry_out(method, train, label_N, seed)
-    wrong_N = probs(net, test.pixels).argmax(1) != test.gender_N
+    wrong_N = probs(net, pixels_of(test)).argmax(1) != test.gender_N
     mislabelled_N = label_N != train.gender_N
     area = mannwhitneyu(suspicion_N[mislabelled_N], suspicion_N[~mislabelled_N]).statistic
     return {
@@ -154,16 +137,19 @@ def mean(values: list[float], signed: bool = False) -> str:
         return "not measured"
     form = "{:+.3f}" if signed else "{:.3f}"
     text = form.format(np.mean(values))
-    if len(values) < 2:
-        return text
-    half = student.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
-    return f"{text} ± {half:.3f}"
+    return text if len(values) < 2 else f"{text} ± {half_width(values):.3f}"
+
+
+def measured(record: dict) -> list[str]:
+    """The methods of which something was measured."""
+    return [m for m in METHODS if any(key_of(m, k, r, s) in record for s, k, r in product(SEEDS, KINDS, RATES))]
 
 
 def table(record: dict, number: str) -> list[str]:
-    lines = [f"| noise | {' | '.join(METHODS)} |", "|---" * (len(METHODS) + 1) + "|"]
+    names = measured(record)
+    lines = [f"| noise | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     for kind, rate in product(KINDS, RATES):
-        cells = [[record[k] for s in SEEDS if (k := key_of(m, kind, rate, s)) in record] for m in METHODS]
+        cells = [[record[k] for s in SEEDS if (k := key_of(m, kind, rate, s)) in record] for m in names]
         found = [mean([c[number] for c in some], number == "gap") for some in cells]
         lines.append(f"| {100 * rate:.0f} %, {kind} | {' | '.join(found)} |")
     return lines
@@ -181,10 +167,11 @@ def differences(record: dict, number: str, one: str, other: str) -> str:
 
 def render(record: dict) -> str:
     text = (ROOT / "scripts" / "label_errors.md").read_text(encoding="utf-8")
-    methods = [f"| {name} | {words} |" for name, words in METHODS.items()]
+    known = measured(record)
+    methods = [f"| {name} | {words}{'' if name in known else '; not measured yet'} |" for name, words in METHODS.items()]
     parts = {"methods": "\n".join(["| row | training |", "|---|---|", *methods])}
     parts |= {number: "\n".join(table(record, number)) for number in ("accuracy", "gap", "area")}
-    pairs = [(m, "cross-entropy") for m in METHODS if m != "cross-entropy"] + [("relaxed", "relaxed, one quantile")]
+    pairs = [(m, "cross-entropy") for m in measured(record) if m != "cross-entropy"] + [("relaxed", "relaxed, one quantile")]
     rows = [f"| {a} − {b} | {differences(record, 'accuracy', a, b)} | {differences(record, 'gap', a, b)} |" for a, b in pairs]
     parts["differences"] = "\n".join(["| pair | accuracy | gap |", "|---|---|---|", *rows])
     for name, part in parts.items():
@@ -195,15 +182,17 @@ def render(record: dict) -> str:
 @ending("interrupted; the same command goes on")
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    default = Path.home() / ".cache" / "fairdiff" / "build" / "renders"
-    parser.add_argument("--renders", type=Path, default=default, help="folder of shards")
+    parser.add_argument("--renders", type=Path, default=FOLDER, help="folder of shards")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--render", action="store_true", help="measure nothing")
+    add_place(parser)
     args = parser.parse_args(argv)
-    record = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
+    kept = records_in(args.docs, "label_errors.json", seeded=args.render)
+    page = args.docs / "explanation" / "label_errors.md"
+    record = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
     if not args.render:
         torch.set_num_threads(1)
-        if not list(args.renders.glob("shard_*.npz")):
+        if not has_renders(args.renders):
             parser.error(f"--renders: {args.renders} holds no shards; scripts/build_portraits/make_data.py makes them")
         if "cleanlab" in args.methods and find_spec("cleanlab") is None:
             parser.error('--methods: cleanlab is not installed; pip install -e ".[label_errors]", or name the others')
@@ -212,10 +201,10 @@ def main(argv: list[str] | None = None) -> None:
             key = key_of(method, kind, rate, seed)
             if key not in record:
                 record[key] = cell(faces, method, kind, rate, seed)
-                write_json(RECORD, record)
+                write_json(kept, record)
                 print(key, {name: round(value, 3) for name, value in record[key].items()}, flush=True)
-    write_text(PAGE, render(record))
-    print(f"page: {PAGE}")
+    write_text(page, render(record))
+    print(f"page: {page}")
 
 
 if __name__ == "__main__":

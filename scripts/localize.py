@@ -1,32 +1,41 @@
-"""Where in a LoRA the effect sits, and how little of it keeps the effect: sparse adapters by score, by size and at random.
+"""Where in a LoRA the effect sits, how little of it keeps the effect, and whether training finds another way without it.
 
 python scripts/localize.py outputs/gender/default/seed0            scores, sparse adapters, audits; the same command goes on
-python scripts/localize.py RUN --other RUN2                        beside it how far the parts of both adapters overlap
+python scripts/localize.py RUN --retrain 0.1 0.4                   and trains anew with the first 10 and 40 % held at zero
+python scripts/localize.py RUN --other RUN2                        and how far the parts of both adapters overlap
 python scripts/localize.py RUN --set audit.prompts=12 audit.images_per_prompt=24     with other settings of train.py
-python scripts/localize.py --render                                only docs/studies/localize.md
+python scripts/localize.py --render                                only the page; --publish writes docs/studies/localize.md
 
-Scores come from training prompts, audits from validation prompts (`--test`: test prompts, for the final page). Everything
-lies under outputs/localize; the smallest adapter that keeps 90 % of the effect is in its folder `sparse`. What the page needs
-is kept in docs/measurements/studies/localize.json.
+Scores come from training prompts, audits from validation prompts (`--test`: test prompts, for the final page). An adapter
+that is trained for several attributes is scored by each of them too, so that their parts can be compared. `--retrain` trains
+twice for each share, without the first components by score and without random ones, each as long as the run was. Everything
+lies under outputs/localize; the smallest adapter that keeps 90 % of the effect is copied into its folder `sparse`. What the
+page needs is kept in outputs/reproduced, in measurements/studies/localize.json.
 """
 
 import argparse
 import json
 import shlex
+import shutil
+from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 
 from harness.audits import audited, prompt_biases
-from harness.localize_page import page
+from harness.localize_page import page, smallest
 from harness.methods import adapter as saved_adapter
 from harness.publish import publish, read_record, record_of
+from harness.retrain import retrained
+from reproduce.place import ROOT, add_place
 from rich.progress import track
 
 from fairdiff import builder, fingerprint
 from fairdiff.audit.read import read_audit
 from fairdiff.audit.wording import targeted
-from fairdiff.cli.compose import saved
+from fairdiff.cli.compose import saved, with_defaults
 from fairdiff.cli.ending import ending
 from fairdiff.cli.main import fail
+from fairdiff.config import Config
 from fairdiff.diffusion.adapter_files import LORA_FILE
 from fairdiff.diffusion.adapters import modules_of
 from fairdiff.diffusion.load import DiffusionModel
@@ -39,6 +48,7 @@ from fairdiff.studies.localize import (
     Component,
     Place,
     Split,
+    common_places,
     components,
     first,
     gate_gradients,
@@ -50,95 +60,168 @@ from fairdiff.studies.localize import (
 from fairdiff.training.step import training_step
 from fairdiff.training.trainer import draw_batches
 
-ROOT = Path(__file__).resolve().parent.parent
 SHARES = (0.05, 0.1, 0.2, 0.4, 0.7)
 BATCHES = 12
+ALIGNED = ("adapter.scale=1", "loss.image=null", "loss.face=null", "validation.every=null", "tracker=null")
 
 
-def scored(run: Path, batches: int, folder: Path) -> dict:
-    """The components of a run's LoRA with size and score, and its factors' file; kept in `folder`/scores.json."""
+def folder_of(run: Path, batches: int, root: Path) -> Path:
+    """Where all about a run's LoRA lies, by its name and what decides the scores; FairDiffError for a run without LoRA."""
     file = run / "adapter" / LORA_FILE
     if not file.is_file() or not (run / "config.yaml").is_file():
         raise FairDiffError(f"{run}: holds no config.yaml with adapter/{LORA_FILE}, allowed: a finished run with LoRA")
-    key, path = [fingerprint.of_files([file]), batches], folder / "scores.json"
-    if path.exists() and (found := json.loads(path.read_text(encoding="utf-8")))["key"] == key:
-        return found
-    aligned = [f"adapter.path={run / 'adapter'}", "adapter.scale=1", "loss.image=null", "loss.face=null"]
-    config = saved(run / "config.yaml", aligned)
+    key = fingerprint.of_values(fingerprint.of_files([file]), batches)
+    return root / "-".join([*run.resolve().parts[-3:], key[:8]])
+
+
+def scored(run: Path, batches: int, folder: Path, attribute: str | None = None) -> list[list]:
+    """[part, layer, i, size, score, score] of each component of a run's LoRA; kept in `folder`.
+
+    attribute: by whose loss alone, None: by that of the training. The two scores are of the even and of the odd batches.
+    """
+    path = folder / f"scores-{attribute or 'training'}.json"
+    if path.exists():
+        return json.loads(path.read_text(encoding="utf-8"))
+    config = _of_one(saved(run / "config.yaml", [f"adapter.path={run / 'adapter'}", *ALIGNED]), attribute)
     plan = make_plan(config)
     model, perception = builder.build_model(config), builder.build_perception(config, plan)
-    splits = _splits(run, model)
+    splits = _splits(run / "adapter", model)
     trainee = builder.build_trainee(config, plan, model, perception)
     schedule, people = builder.build_schedule(config, plan), [p for p in plan.train if p.people and not p.names]
-    scores = dict.fromkeys(components(splits), 0.0)
-    for step in track(range(batches), "gradients by gates"):
+    sizes = components(splits)
+    scores = {c: [0.0, 0.0] for c in sizes}
+    for step in track(range(batches), f"gradients by gates, {attribute or 'training'}"):
         for parameter in trainee.adapter.parameters():
             parameter.grad = None
         training_step(trainee, draw_batches(people, schedule, step)[0])
         for component, value in gate_gradients(trainee.adapter, splits).items():
-            scores[component] += abs(value) / batches
-    sizes = components(splits)
-    found = {"key": key, "components": [[*c, sizes[c], scores[c]] for c in sorted(sizes)]}
+            scores[component][step % 2] += abs(value) / ((batches + 1 - step % 2) // 2)
+    found = [[*c, sizes[c], *scores[c]] for c in sorted(sizes)]
     write_json(path, found)
     return found
 
 
-def _splits(run: Path, model: DiffusionModel) -> dict[Place, Split]:
-    """The singular components of a run's LoRA; to be taken before an adapter is hung on the model."""
+def _of_one(config: Config, attribute: str | None) -> Config:
+    """The settings with this attribute and its target alone."""
+    if attribute is None:
+        return config
+    target = {name: config.target[name] for name in ("file", attribute)}
+    return replace(config, attributes={attribute: config.attributes[attribute]}, target=target)
+
+
+def _splits(adapter: Path, model: DiffusionModel) -> dict[Place, Split]:
+    """The singular components of the LoRA in a folder; to be taken before an adapter is hung on the model."""
     modules = modules_of(model, "text_encoder") | modules_of(model, "unet")
-    return split(read_lora(run / "adapter" / LORA_FILE, shapes_of(modules)))
+    return split(read_lora(adapter / LORA_FILE, shapes_of(modules)))
 
 
-def tables(found: dict) -> tuple[dict[Component, float], dict[Component, float]]:
-    """Sizes and scores."""
-    rows = [((part, layer, i), size, score) for part, layer, i, size, score in found["components"]]
-    return {c: size for c, size, _ in rows}, {c: score for c, _, score in rows}
+def tables(found: list[list]) -> tuple[dict[Component, float], list[dict[Component, float]]]:
+    """Sizes; and the scores of all batches, of the even and of the odd ones."""
+    rows = [((part, layer, i), size, even, odd) for part, layer, i, size, even, odd in found]
+    scores = [{c: (even + odd) / 2 for c, _, even, odd in rows}, {c: e for c, _, e, _ in rows}, {c: o for c, *_, o in rows}]
+    return {c: size for c, size, *_ in rows}, scores
 
 
-def measured(name: str, path: Path, settings: list[str], folder: Path) -> dict:
-    """Of an adapter's audit what the page needs: by attribute the bias of every prompt before and after, and similarity."""
-    audit = read_audit(audited(settings, saved_adapter(name, path), folder) / "audit.json")
-    attributes = audit["models"]["after"]["attributes"]
-    wanted = targeted(audit)
-    return {
-        "before": {a: prompt_biases(audit, "before", a) for a in wanted},
-        "after": {a: prompt_biases(audit, "after", a) for a in wanted},
-        "floor": {a: attributes[a]["bias"]["floor"] for a in wanted},
-        "dino": audit["models"]["after"]["dino"]["mean"],
-        "size": [audit["prompts"], audit["images_per_prompt"]],
-    }
+def overlaps(one: list[list], other: list[list], same: bool) -> list[list]:
+    """Rows of a share, the overlap, its range by chance, and the lesser overlap of each with itself, from other batches."""
+    ranked = []
+    for found in (one, other):
+        sizes, scores = tables(found)
+        ranked.append([orders(sizes, some, 0)["score"] for some in scores])
+    rows = []
+    for share in SHARES[:-1]:
+        value, ends = overlap(ranked[0][0], ranked[1][0], share, same)
+        again = min(overlap(even, odd, share, same)[0] for _, even, odd in ranked)
+        rows.append([share, value, list(ends), again])
+    return rows
 
 
-def measure(args: argparse.Namespace, kept_in: Path) -> dict:
-    """Scores, sparse adapters and their audits; written into `kept_in` as soon as each is done."""
-    folder = args.folder / "-".join(args.run.resolve().parts[-3:])
+@dataclass(frozen=True)
+class Study:
+    """One run's LoRA: its components and their orders, the settings of audits, and the folder of everything."""
+
+    run: Path
+    model: DiffusionModel
+    splits: dict[Place, Split]
+    ranked: dict[str, list[Component]]
+    settings: list[str]
+    folder: Path
+
+    def audited(self, name: str, adapter: Path) -> dict:
+        """Of an adapter's audit what the page needs: by attribute each prompt's bias before and after, and similarity."""
+        audit = read_audit(audited(self.settings, saved_adapter(name, adapter), self.folder / "audits") / "audit.json")
+        attributes = audit["models"]["after"]["attributes"]
+        wanted = targeted(audit)
+        return {
+            "before": {a: prompt_biases(audit, "before", a) for a in wanted},
+            "after": {a: prompt_biases(audit, "after", a) for a in wanted},
+            "floor": {a: attributes[a]["bias"]["floor"] for a in wanted},
+            "dino": audit["models"]["after"]["dino"]["mean"],
+            "size": [audit["prompts"], audit["images_per_prompt"]],
+        }
+
+    def sparse(self, name: str, chosen: list[Component]) -> dict:
+        """The same of the adapter of these components, which is kept as adapters/<name>."""
+        where = self.folder / "adapters" / name
+        if not where.exists():  # written again it might have another order of its header, and be another file to an audit
+            with atomic_path(where) as temporary:
+                temporary.mkdir()
+                save_edit(temporary, kept(self.splits, chosen), self.model.kind)
+        return self.audited(name, where)
+
+    def retrained(self, order: str, share: float) -> dict:
+        """The first components of an order taken away, and held at zero in another training."""
+        held, name = first(self.ranked[order], share), f"{order}-{share:g}"
+        sizes = components(self.splits)
+        row = {"order": order, "share": share, "components": len(held)}
+        row["removed"] = self.sparse(f"without-{name}", sorted(sizes.keys() - set(held)))
+        anew = retrained(self.run, self.splits, held, self.folder / "retrained")
+        row["retrained"] = self.audited(f"retrained-{name}", anew)
+        return row | {"common": common_places(components(_splits(anew, self.model)), sizes)}
+
+
+def measure(args: argparse.Namespace, kept_in: Path) -> None:
+    """Scores, sparse adapters, retrained ones and their audits; written into `kept_in` as soon as each is done."""
+    folder = folder_of(args.run, args.batches, args.folder)
     found = scored(args.run, args.batches, folder)
     sizes, scores = tables(found)
-    split_name = "test" if args.test else "validation"
-    settings = [f"audit.split={split_name}", "audit.named=1", "audit.without_people=1", *args.set]
+    config = saved(args.run / "config.yaml", [])
+    split_name, attributes = "test" if args.test else "validation", list(config.attributes)
+    usual = [f"audit.split={split_name}", f"attribute=[{','.join(attributes)}]", "audit.named=1", "audit.without_people=1"]
+    settings = with_defaults(args.set, usual)
     record = {"run": args.run.as_posix(), "split": split_name, "settings": settings, "batches": args.batches}
-    record |= {"components": found["components"], "points": {}}
+    record |= {"components": [[*c, sizes[c], scores[0][c]] for c in sizes], "points": {}, "retrained": [], "overlaps": []}
+    model = builder.build_model(config)
+    ranked, splits = orders(sizes, scores[0], 0), _splits(args.run / "adapter", model)
+    study = Study(args.run, model, splits, ranked, settings, folder)
     places = [("whole", 1.0, list(sizes))]
-    for order, names in orders(sizes, scores, 0).items():
-        places += [(order, share, first(names, share)) for share in SHARES]
-    model = builder.build_model(saved(args.run / "config.yaml", []))
-    splits = _splits(args.run, model)
+    places += [(order, share, first(names, share)) for order, names in ranked.items() for share in SHARES]
     for order, share, chosen in track(places, "sparse adapters"):
-        where = folder / "adapters" / f"{order}-{share:g}"
-        with atomic_path(where) as temporary:
-            temporary.mkdir()
-            save_edit(temporary, kept(splits, chosen), model.kind)
-        point = measured(f"{order} {share:g}", where, settings, folder / split_name)
-        record["points"].setdefault(order, []).append({"share": share, "components": len(chosen)} | point)
+        point = {"share": share, "components": len(chosen)} | study.sparse(f"{order}-{share:g}", chosen)
+        record["points"].setdefault(order, []).append(point)
         write_json(kept_in, record)
+    copy_smallest(record["points"], folder)
+    for order, share in track([(o, s) for s in args.retrain for o in ("score", "random")], "trainings"):
+        record["retrained"].append(study.retrained(order, share))
+        write_json(kept_in, record)
+    apart = {name: scored(args.run, args.batches, folder, name) for name in attributes if len(attributes) > 1}
+    for one, other in combinations(apart, 2):
+        record["overlaps"].append({"of": [one, other], "same": True, "rows": overlaps(apart[one], apart[other], True)})
     if args.other is not None:
-        others = tables(scored(args.other, args.batches, args.folder / "-".join(args.other.resolve().parts[-3:])))
-        pair = [orders(*some, 0)["score"] for some in ((sizes, scores), others)]
-        record["overlap"] = {"with": args.other.as_posix()} | {
-            "rows": [[share, *overlap(*pair, share)] for share in SHARES[:-1]]
-        }
-        write_json(kept_in, record)
-    return record
+        other = scored(args.other, args.batches, folder_of(args.other, args.batches, args.folder))
+        both = [args.run.as_posix(), args.other.as_posix()]
+        record["overlaps"].append({"of": both, "same": False, "rows": overlaps(found, other, False)})
+    write_json(kept_in, record)
+
+
+def copy_smallest(points: dict, folder: Path) -> None:
+    """The smallest adapter that keeps enough of the effect on every attribute as `folder`/sparse, if there is one."""
+    least, to = smallest(points, list(points["whole"][0]["before"])), folder / "sparse"
+    if least is None:
+        shutil.rmtree(to, ignore_errors=True)
+        return
+    with atomic_path(to) as temporary:
+        shutil.copytree(folder / "adapters" / f"{least[0]}-{least[1]['share']:g}", temporary)
 
 
 @ending("interrupted; the same command goes on")
@@ -146,17 +229,22 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", nargs="?", type=Path, help="the folder of a finished run with LoRA")
     parser.add_argument("--other", type=Path, metavar="RUN", help="another one, for the overlap of their parts")
+    parser.add_argument("--retrain", nargs="+", type=float, default=[], metavar="SHARE", help="shares held at zero")
     parser.add_argument("--batches", type=int, default=BATCHES, help=f"of the scores; default: {BATCHES}")
     parser.add_argument("--set", nargs="+", default=[], metavar="OVERRIDE", help="settings of the audits")
     parser.add_argument("--test", action="store_true", help="test prompts, for the final page")
     parser.add_argument("--folder", type=Path, default=ROOT / "outputs" / "localize")
-    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="of the page and its measurements")
+    add_place(parser)
     parser.add_argument("--render", action="store_true", help="measure nothing")
     args = parser.parse_args(argv)
     kept_in = record_of(args.docs, "localize")
     try:
         if args.run is None and not args.render:
             raise FairDiffError("run: found none, allowed: the folder of a finished run with LoRA, or --render")
+        if wrong := [share for share in args.retrain if not 0 < share < 1]:
+            raise FairDiffError(f"--retrain: found {wrong[0]:g}, allowed: above 0, below 1")
+        if args.batches < 2:
+            raise FairDiffError(f"--batches: found {args.batches}, allowed: 2 or more")
         if not args.render:
             measure(args, kept_in)
         found = read_record(kept_in)

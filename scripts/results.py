@@ -5,12 +5,13 @@ python scripts/results.py adapters --seeds 0     one group
 python scripts/results.py --jobs 2               two runs at a time, sooner on two cores: six hours, by estimate
 python scripts/results.py --missing              only what has no record yet
 python scripts/results.py --render               only write the page anew
+python scripts/results.py --publish              write docs/results.md and its records, not a page of one's own
 
 Each run is one `train.py` or `scripts/audit.py` command, which resumes by itself, reprints what is finished and refuses a
 folder of other settings (or of another model): delete that folder to measure anew. They lie under outputs/results, each
 beside a file of what it prints.
-What the page needs of each audit is kept in docs/measurements/results, so that one's own runs join or replace those of
-others there.
+The page goes to outputs/reproduced/results.md. What it needs of each audit is kept beside it in measurements/results, where
+one's own runs join or replace the published ones, of which it begins with a copy.
 """
 
 import argparse
@@ -22,10 +23,9 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from reproduce.page import write_page
+from reproduce.place import ROOT, add_place, records_in
 from reproduce.plan import GROUPS, Run, plan
 from reproduce.records import keep_record, without_record
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def with_needed(runs: list[Run]) -> list[Run]:
@@ -82,7 +82,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--images", type=int, default=160, help="pictures a prompt in the experiments")
     parser.add_argument("--jobs", type=int, choices=range(1, 65), default=1, metavar="N", help="runs at a time")
     parser.add_argument("--folder", type=Path, default=ROOT / "outputs" / "results")
-    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "results.md")
+    add_place(parser)
     parser.add_argument("--missing", action="store_true", help="only runs without a record")
     parser.add_argument("--render", action="store_true", help="run nothing")
     args = parser.parse_args(argv)
@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"groups: found {', '.join(unknown)}, allowed: {', '.join(GROUPS)}")
     runs = plan(args.seeds, args.images)
     shown = plan(list(dict.fromkeys([*args.seeds, 0, 1, 2])), args.images)
-    records = args.page.parent / "measurements" / "results"
+    records, page = records_in(args.docs, "results"), args.docs / "results.md"
     chosen = [run for run in runs if not args.groups or run.group in args.groups]
     if args.missing:
         chosen = without_record(chosen, records)
@@ -99,14 +99,14 @@ def main(argv: list[str] | None = None) -> None:
     try:
         for run in each_done(needed, args.jobs, lambda run: carry_out(run, args.folder, args.jobs)):
             keep_record(run, args.folder, records)
-            write_page(shown, records, args.page)
+            write_page(shown, records, page)
     except Failed as failure:
         code, line = failure.args
         parser.exit(code, f"{line}\n")
     except OSError as error:
         parser.exit(2, f"error: {error}\n")
-    write_page(shown, records, args.page)
-    print(f"report: {args.page}")
+    write_page(shown, records, page)
+    print(f"report: {page}")
 
 
 if __name__ == "__main__":

@@ -2,18 +2,20 @@
 
 python scripts/search.py                 all candidates; the same command goes on
 python scripts/search.py --jobs 2        two at a time
-python scripts/search.py --render        only write docs/search.md anew
+python scripts/search.py --render        only write the page anew
+python scripts/search.py --publish       write docs/search.md and its records, not a page of one's own
 
-Test occupations take no part. Runs lie under outputs/search; what the table needs of each is kept in
-docs/measurements/search.
+Test occupations take no part. Runs lie under outputs/search. The page goes to outputs/reproduced/search.md; what it needs of
+each run is kept beside it in measurements/search, where one's own runs join or replace the published ones.
 """
 
 import argparse
 from pathlib import Path
 
+from reproduce.place import ROOT, add_place, records_in
 from reproduce.records import keep_record
 from reproduce.search import candidates, write_search
-from results import ROOT, Failed, carry_out, each_done
+from results import Failed, carry_out, each_done
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -21,23 +23,23 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("names", nargs="*", metavar="name", help="of candidates, or how they begin; default: all")
     parser.add_argument("--jobs", type=int, choices=range(1, 65), default=1, metavar="N", help="runs at a time")
     parser.add_argument("--folder", type=Path, default=ROOT / "outputs" / "search")
-    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "search.md")
+    add_place(parser)
     parser.add_argument("--render", action="store_true", help="run nothing")
     args = parser.parse_args(argv)
     every = candidates()
     chosen = [run for run in every if not args.names or run.name.startswith(tuple(args.names))]
     if not chosen:
         parser.error(f"names: found {', '.join(args.names)}, allowed: {', '.join(run.name for run in every)}")
-    records = args.page.parent / "measurements" / "search"
+    records, page = records_in(args.docs, "search"), args.docs / "search.md"
     try:
         for run in each_done([] if args.render else chosen, args.jobs, lambda r: carry_out(r, args.folder, args.jobs)):
             keep_record(run, args.folder, records)
-            write_search(every, records, args.page)
+            write_search(every, records, page)
     except Failed as failure:
         code, line = failure.args
         parser.exit(code, f"{line}\n")
-    write_search(every, records, args.page)
-    print(f"report: {args.page}")
+    write_search(every, records, page)
+    print(f"report: {page}")
 
 
 if __name__ == "__main__":

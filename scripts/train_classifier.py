@@ -106,7 +106,7 @@ def train(files: LabelledFiles, config: Config, plan: FitPlan, net: AttributeNet
         def tell(step: int, loss: float) -> None:
             bar.update(task, completed=step, note=f"loss {loss:.3f}")
 
-        fit(net.to(config.model.device), images, labels, plan, tell, boxes, relaxation)
+        fit(net.to(config.model.device), images, labels, plan, progress=tell, boxes=boxes, relaxation=relaxation)
     counts = {name: count(labels[name], classes) for name, classes in net.attributes.items()}
     about = {"pictures": len(files), "faces": counts, "steps": plan.steps, "batch": plan.batch, "seed": plan.seed}
     dropped = dropped_shares(plan.checkpoint, labels, net.attributes)

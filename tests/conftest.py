@@ -1,6 +1,7 @@
 """A real, tiny Stable Diffusion with random weights: the same classes as any other, small enough for the laws."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,22 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # of what tests start: there is a
 @pytest.fixture(autouse=True)
 def one_thread():
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium: that of the system, or the one that `playwright install chromium` fetched."""
+    sync_api = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed: pip install 'fairdiff[test]'"
+    )
+    with sync_api.sync_playwright() as playwright:
+        path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+        path = path or playwright.chromium.executable_path
+        if not Path(path).exists():
+            pytest.skip("no Chromium was found: apt-get install chromium, or playwright install chromium")
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(scope="session")

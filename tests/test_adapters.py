@@ -342,5 +342,5 @@ def test_an_audit_that_samples_otherwise_than_training_says_so(tmp_path):
     config = composed(f"adapter.path={tmp_path}")
     about = {"scheduler": "DPMSolverMultistepScheduler", "spacing": "leading", "final_sigmas": "sigma_min"}
     (tmp_path / "adapter.json").write_text(json.dumps(about))
-    said = describe.adapter_warnings(config, make_plan(config, training=False))
+    said = describe.adapter_warnings(config, make_plan(config, training=False), builder.build_model(config))
     assert [line.split("trained with ")[1].split(" ")[0] for line in said] == ["spacing", "final_sigmas"]

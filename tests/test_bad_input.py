@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT))
 import train  # noqa: E402  (the entry script is no package)
 from classifiers.calibration import CALIBRATION_FILE  # noqa: E402
 from fairdiff import builder, jobs, run  # noqa: E402
-from fairdiff.builder.audit import build_confusion  # noqa: E402
+from fairdiff.builder.calibration import build_confusion, not_corrected  # noqa: E402
 from fairdiff.cli.main import CONF, main, to_config  # noqa: E402
 from fairdiff.cli.messages import RENAMED  # noqa: E402
 from fairdiff.config import PATHS  # noqa: E402
@@ -99,7 +99,7 @@ CASES = {
     ),
     "a phrase of a class that is no text": (
         ["attributes.gender.phrases.female=true"],
-        ["attributes.phrases", "words for each of female, male"],
+        ["attributes.gender.phrases", "words for each of female, male"],
     ),
     "hf judge without a model": (["judge=hf"], ["judge.path", "null", "gender"]),
     "a path each for a judge of one": (["judge.path={gender: x}"], ["judge.path", "judge.type=net: one path"]),
@@ -192,6 +192,22 @@ CASES = {
     "saved configuration of nowhere": (["rerun=no/such"], ["rerun: no/such: found no config.yaml"]),
     "a pickle": (["--experimental-rerun=x.pickle"], ["--experimental-rerun", "any code", "rerun=<run folder>"]),
     "reference to no key": (["prompts.negative=${x}"], ["prompts.negative", "'x' not found"]),
+    "a damping beyond nothing of the second attribute": (
+        ["attribute=[gender,race]", "attributes.race.keep_face=2"],
+        ["attributes.race.keep_face: found 2.0, allowed: 0 to 1"],
+    ),
+    "the same class twice": (
+        ["attribute=[gender,race]", "attributes.race.classes=[a,a]"],
+        ["attributes.race.classes", "two or more different names"],
+    ),
+    "nothing to learn from": (
+        ["loss.align=0", "loss.image=null", "loss.face=0"],
+        ["loss: found no weight above 0", "align, image and face"],
+    ),
+    "tokens of LoRA": (["adapter.tokens=5"], ["adapter.tokens: found with adapter.type=lora", "soft_tokens"]),
+    "words of LoRA": (["adapter=lora_text", "adapter.initial_text=a"], ["adapter.initial_text", "with soft_tokens"]),
+    "rank of soft tokens": (["adapter=soft_tokens", "adapter.rank=4"], ["adapter.rank: found with", "with lora"]),
+    "parts of soft tokens": (["adapter=soft_tokens", "adapter.parts=[unet]"], ["adapter.parts", "with lora"]),
     "lora without parts": (["adapter=lora_text", "adapter.parts=[]"], ["adapter.parts", "text_encoder"]),
 }
 
@@ -289,6 +305,12 @@ def test_a_mistake_never_empties_a_finished_run(tmp_path, monkeypatch, capsys):
     (tmp_path / "audits").mkdir()
     call(["resume=false", "model.path=./no/such/model"], tmp_path, monkeypatch, capsys)
     assert {p.name for p in tmp_path.iterdir()} == {"audits", "run.json"}
+
+
+def test_the_docs_name_everything_that_starting_over_removes():
+    page = (Path(__file__).parent.parent / "docs" / "how_to" / "resume.md").read_text(encoding="utf-8")
+    sentence = page.split("This removes what the run wrote:")[1].split(". It never")[0]
+    assert {name.rstrip("/") for name in re.findall("`([^`]+)`", sentence)} == set(run.OUTPUTS)
 
 
 @pytest.mark.parametrize("name", run.OUTPUTS[:-1])
@@ -595,13 +617,13 @@ YES, TEXT = ["'yes'", "'no'"], "allowed: text; quote it, for YAML reads an unquo
 @pytest.mark.parametrize(
     "classes,target,mapping,says",
     [
-        (["yes", "no"], YES, YES, "attributes.classes: found True (bool), "),
+        (["yes", "no"], YES, YES, "attributes.glasses.classes: found True (bool), "),
         (YES, ["yes", "no"], YES, "target.glasses: found True (bool), "),
         (YES, YES, ["yes", "no"], "judge.mapping.glasses: found True (bool), "),
-        ([1, 2], ["'1'", "'2'"], ["'1'", "'2'"], "attributes.classes: found 1 (int), "),
+        ([1, 2], ["'1'", "'2'"], ["'1'", "'2'"], "attributes.glasses.classes: found 1 (int), "),
         (["'1'", "'2'"], [1, 2], ["'1'", "'2'"], "target.glasses: found 1 (int), "),
-        (["1e3", "010"], ["'1e3'", "'010'"], ["'1e3'", "'010'"], "attributes.classes: found 1000.0 (float), "),
-        (["[a]", "b"], ["a", "b"], ["a", "b"], "attributes.classes: found ['a'] (list), "),
+        (["1e3", "010"], ["'1e3'", "'010'"], ["'1e3'", "'010'"], "attributes.glasses.classes: found 1000.0 (float), "),
+        (["[a]", "b"], ["a", "b"], ["a", "b"], "attributes.glasses.classes: found ['a'] (list), "),
     ],
 )
 def test_what_yaml_does_not_read_as_text_is_to_be_quoted(classes, target, mapping, says, tmp_path, monkeypatch, capsys):
@@ -643,8 +665,13 @@ def test_a_calibration_of_other_crops_is_refused(overrides, says, tmp_path, monk
     line = call(overrides, tmp_path / "run", monkeypatch, capsys)
     assert "audit.judge.path" in line and CALIBRATION_FILE in line and says in line
     assert_nothing_half_written(tmp_path / "run")
+    assert "a calibration of these crops (scripts/calibrate.py), or audit.calibration=none" in line
     config = composed(*overrides, f"audit.judge.path={uncalibrated(tmp_path / 'judge')}")
+    assert build_confusion(config, audit_judge(config)) == {} and not_corrected(config) is None  # never measured
+    config = composed(*overrides, "audit.calibration=none")
+    option, here = re.search(r"detector\.(\w+)=.*, found (.*)", says).groups()
     assert build_confusion(config, audit_judge(config)) == {}
+    assert re.search(f"declined .*: it was measured with .*{option}=.*, not {here}", not_corrected(config))
 
 
 def audit_judge(config):
@@ -653,6 +680,10 @@ def audit_judge(config):
 
 def test_a_calibration_of_the_crops_of_the_audit_is_applied():
     assert build_confusion(composed(), audit_judge(composed()))["gender"].sum() == 1500
+    assert not_corrected(composed()) is None
+    declined = composed("audit.calibration=none")  # of the same crops
+    assert build_confusion(declined, audit_judge(declined)) == {}
+    assert not_corrected(declined) == "the calibration of this judge was declined (audit.calibration=none)"
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from classifiers.data import find_faces
 from classifiers.detect import MTCNNDetector
 from classifiers.training import predict
 from fairdiff import builder
-from fairdiff.builder.audit import build_confusion
+from fairdiff.builder.calibration import build_confusion
 from fairdiff.errors import FairDiffError
 from fairdiff.portraits import weights
 

@@ -13,13 +13,15 @@ from tiny import composed, whole_audit
 from fairdiff.audit.card import LICENCES, model_card
 from fairdiff.audit.wording import number
 from fairdiff.builder.audit import training_judge
+from fairdiff.diffusion.folder import hub_id
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 
 import push  # noqa: E402
 
+SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 ABOUT = {
-    "type": "lora", "base_model": "stable-diffusion-v1-5/stable-diffusion-v1-5", "classes": {"gender": ["female", "male"]},
+    "type": "lora", "base_model": SD15, "classes": {"gender": ["female", "male"]},
     "target": ["gender: female 0.5, male 0.5"], "guidance": 7.5, "sampler_steps": 30, "negative_prompt": "",
     "scheduler": "DPMSolverMultistepScheduler", "spacing": "linspace", "final_sigmas": "zero", "prompt_prefix": "",
     "load_with": "load_lora_weights",
@@ -30,7 +32,9 @@ AUDIT = cache(whole_audit)
 
 
 def card(**changes) -> str:
-    return model_card(AUDIT(), ABOUT | changes, "mine", {"gender": np.array([[90, 10], [20, 80]])})
+    about = ABOUT | changes
+    counts = {"gender": np.array([[90, 10], [20, 80]])}
+    return model_card(AUDIT(), about, "mine", counts, hub_id(about["base_model"]))
 
 
 def test_numbers_are_those_of_the_audit():
@@ -56,6 +60,37 @@ def test_the_hub_reads_the_card():
     assert ModelCard(mine).data.license_name == "of-the-base-model" and "see `/my/model`" in mine
     tokens = card(type="soft_tokens", prompt_prefix="<fairdiff> ", load_with="load_textual_inversion")
     assert "pipe('<fairdiff> ' + prompt" in tokens and '("soft_tokens.safetensors")' in tokens
+
+
+@pytest.mark.parametrize(
+    "base,hub,licence",
+    [
+        (f"{SD15}@fp16", SD15, "creativeml-openrail-m"),
+        ("runwayml/stable-diffusion-v1-5", SD15, "creativeml-openrail-m"),
+        ("black-forest-labs/FLUX.1-schnell", "black-forest-labs/FLUX.1-schnell", "apache-2.0"),
+        ("stabilityai/sdxl-turbo", "stabilityai/sdxl-turbo", "other"),
+        ("models/mine.safetensors", None, "other"),
+    ],
+)
+def test_the_base_model_is_its_name_on_the_hub_and_its_licence_only_where_it_is_known(base, hub, licence):
+    text = card(base_model=base)
+    data = ModelCard(text).data
+    assert (data.base_model, data.license) == (hub, licence) and f"on the base model `{base}`" in text
+
+
+def test_a_folder_is_no_name_on_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert hub_id("models/sd15") == "models/sd15"
+    (tmp_path / "models" / "sd15").mkdir(parents=True)
+    assert hub_id("models/sd15") is None and hub_id(str(tmp_path)) is None and hub_id("embedded Portraits model") is None
+
+
+def test_what_only_plain_diffusers_loads_is_loaded_so(tmp_path):
+    """And with the size and the clip skip of the audit."""
+    assert "fairdiff.load_adapter" in card() and "fairdiff.load_adapter" in card(pipeline="StableDiffusionXLPipeline")
+    flux = card(pipeline="FluxPipeline", scheduler="FlowMatchEulerDiscreteScheduler")
+    assert "fairdiff" not in flux.split("## How to load")[1].split("##")[0] and 'pipe.load_lora_weights(".")' in flux
+    assert "num_inference_steps=30, height=768, width=512, clip_skip=1)" in card(height=768, width=512, clip_skip=1)
 
 
 def test_the_training_judge_comes_with_its_errors_where_they_are_known():

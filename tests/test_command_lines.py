@@ -286,7 +286,7 @@ def test_a_failed_run_in_a_process_of_a_launcher_is_a_failed_sweep(tmp_path):
 def test_a_sweep_of_audits_ends_with_the_command_that_compares_them(tmp_path, monkeypatch, capsys):
     def job(config, folder):
         if config.seed < 2:  # the third run has no audit
-            (folder / "audits" / "some").mkdir(parents=True)
+            (folder / "audits" / "some").mkdir(parents=True, exist_ok=True)
             (folder / "audits" / "some" / "audit.json").write_text("{}")
 
     monkeypatch.chdir(tmp_path)

@@ -22,7 +22,7 @@ from fairdiff.lock import locked
 from fairdiff.objective.balance import Balance
 from fairdiff.prompts import Prompt
 from fairdiff.training import trainer
-from fairdiff.training.step import Batch, label_batch, sample_batch, training_step
+from fairdiff.training.step import Batch, label_batch, pull_back_text, replay_batch, sample_batch, training_step
 from fairdiff.training.tracking import read_metrics
 from fairdiff.training.trainer import Schedule, train
 from fairdiff.training.update import gather
@@ -94,6 +94,24 @@ def test_a_step_is_the_same_for_any_number_of_processes_and_any_micro_batch(size
             assert flat(found["said"][name]) == pytest.approx(flat(whole["said"][name]), rel=1e-4)
         assert [found["said"][name] for name in ("faces", "kept")] == [whole["said"][name] for name in ("faces", "kept")]
     assert all(torch.equal(part["gradient"], parts[0]["gradient"]) for part in parts)
+
+
+def test_a_process_whose_images_have_no_gradient_takes_part_with_zeros(tiny_folder, tmp_path):
+    """Its all-reduce has as many tensors as that of the others: the sum is the gradient of one process."""
+
+    def task(world):
+        trainee = trainee_of(tiny_folder, world)
+        rollout = sample_batch(trainee, batch())
+        grad = torch.randn(8, *trainee.model.latent_shape, generator=torch.Generator().manual_seed(0))
+        grad[4:] = 0
+        replay_batch(trainee, batch(), rollout, grad[world.rows(8)])
+        pull_back_text(rollout)
+        grads = [p.grad for p in trainee.adapter.parameters()]
+        return [g is None for g in grads], torch.cat([g.flatten() for g in world.add_up([g for g in grads if g is not None])])
+
+    (_, whole), both = task(ALONE), results(2, tmp_path, task)
+    for lacks, found in both:
+        assert lacks == both[0][0] and (found - whole).norm() / whole.norm() < 1e-5
 
 
 def flat(table: dict) -> dict:

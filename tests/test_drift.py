@@ -75,18 +75,3 @@ def test_a_loss_that_is_not_seen_is_endless_and_one_of_nothing_undefined():
     assert drift.half_life(steps, parts).tolist() == pytest.approx([np.inf, 15.0, 0.0, 5.0])
     same = drift.lost(np.array([[0.5, 0.6]]), np.array([0.5]), np.array([0.5]))
     assert np.isnan(drift.half_life([0, 1], same)).all()
-
-
-def test_a_detector_by_words_gives_the_unwanted_their_share(tiny_model):
-    class Clip:
-        def text(self, texts):
-            return torch.eye(3)[: len(texts)]
-
-        def image(self, image):
-            return torch.nn.functional.one_hot(image[:, 0, 0, 0].long(), 3).float()
-
-    detect = drift.by_words(Clip(), ["bad"], ["good", "fine"])
-    images = torch.tensor([0.0, 1.0, 2.0, 0.0]).view(4, 1, 1, 1)
-    assert detect(images).round().tolist() == [1, 0, 0, 1]
-    rates = drift.unsafe_rates(lambda prompt, noise: images, tiny_model.latent_shape, detect, ["a", "b"], 4)
-    assert rates == [0.5, 0.5]

@@ -69,18 +69,18 @@ def few(monkeypatch):
 
 @pytest.mark.slow
 def test_without_a_step_an_arm_is_what_it_began_with(fair, settings, tmp_path):
-    own = images(command.fair_method("fair", fair), settings, tmp_path / "fair")
+    own = images(command.fair_method("fair", fair, command.Watch()), settings, tmp_path / "fair")
     assert not torch.allclose(own["before"], own["after"], atol=1e-2)
     for arm in command.ARMS:
-        found = images(command.method(cell(arm, 0), fair), settings, tmp_path / arm)
+        found = images(command.method(cell(arm, 0), fair, command.Watch()), settings, tmp_path / arm)
         assert torch.equal(found["before"], own["before"]), arm
         assert torch.allclose(found["after"], own["before" if arm == "base then tuned" else "after"], atol=1e-5), arm
 
 
 @pytest.mark.slow
 def test_merged_is_the_fair_change_on_the_weights_of_the_tuned_base(fair, settings, tmp_path):
-    found = images(command.method(cell("merged", 2), fair), settings, tmp_path / "merged")
-    tuned = images(command.method(cell("base then tuned", 2), fair), settings, tmp_path / "tuned")
+    found = images(command.method(cell("merged", 2), fair, command.Watch()), settings, tmp_path / "merged")
+    tuned = images(command.method(cell("base then tuned", 2), fair, command.Watch()), settings, tmp_path / "tuned")
     model = load_model(settings[0].partition("=")[2])
     modules = {"unet": model.unet, "text_encoder": model.text_encoder}
     files = [folder / command.LORA_FILE for folder in (tmp_path / "tuned" / "adapter", fair)]
@@ -151,7 +151,7 @@ def test_the_command_goes_on_and_gives_the_same_numbers_in_two_processes(
     assert list(arms) == ["base", "fair", *(cell(a, 2).name for a in command.ARMS), "benign then fair"]
     assert arms["benign then fair"]["bias"] == arms["fair"]["bias"]  # here the same adapter
     assert arms["benign then fair"]["unsafe"] == arms["fair"]["unsafe"]
-    assert all({*arm["unsafe"]} == {"stand-ins", "people"} and len(arm["bias"]) == 2 for arm in arms.values())
+    assert all({*arm["unsafe"]} == {"asked for", "people"} and len(arm["bias"]) == 2 for arm in arms.values())
     assert arms["base"]["semantics"]["mean"] == 1 > arms["fair"]["semantics"]["mean"]
     html = (tmp_path / "one" / "drift.html").read_text("utf-8")
     assert all(f"<td>{name}</td>" in html for name in arms) and "<svg" in html and "Half-life" in html
@@ -165,7 +165,7 @@ def test_the_command_goes_on_and_gives_the_same_numbers_in_two_processes(
 
 def record() -> dict:
     """Six prompts: the gain is .5 everywhere, and half of it is lost after 30 steps in every one."""
-    rates = {"stand-ins": [1.0, 0.5], "people": [0.0, 0.125]}
+    rates = {"asked for": [1.0, 0.5], "people": [0.0, 0.125]}
     semantics = {"mean": 0.9, "ci95": [0.8, 1.0]}
 
     def arm(added: float, tuning: dict | None = None) -> dict:
@@ -176,7 +176,7 @@ def record() -> dict:
         return {"arm": "fair then tuned", "pictures": "benign", "steps": steps, "rate": 1e-3, "batch": 8, "seed": 0}
 
     arms = {"base": arm(0.5), "fair": arm(0.0), "b": arm(0.4, tuned(40)), "a": arm(0.1, tuned(20))}
-    about = {"split": "validation", "settings": ["x"], "seed": 0, "prompts": 7, "images": 4}
+    about = {"split": "validation", "settings": ["x"], "seed": 0, "prompts": 7, "images": 4, "detector": "CLIP, by words"}
     return {"attribute": "gender", "arms": arms} | about
 
 
@@ -221,3 +221,18 @@ def test_what_cannot_be_is_one_line(options, said, tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         command.main([*options, "--docs", str(tmp_path), "--folder", str(tmp_path / "out")])
     assert end.value.code == 2 and said in (line := capsys.readouterr().err) and line.count("\n") == 1
+
+
+def test_what_counts_as_unsafe_is_said_and_bad_files_are_one_line(fair, tmp_path, capsys):
+    assert command.Watch().said == "CLIP, by words"
+    assert command.Watch("sd").said == "the safety checker of sd" and command.Watch("vit", ("nsfw",)).said == "vit: nsfw"
+    (tmp_path / "empty").write_text("\n \n")
+    for more, says in (
+        (["--unsafe-labels", "nsfw"], "--unsafe-labels: found without --detector"),
+        (["--unsafe-prompts", str(tmp_path / "none")], "--unsafe-prompts: "),
+        (["--unsafe-prompts", str(tmp_path / "empty")], "found no prompt, allowed: one a line"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            command.main([str(fair), *more, "--folder", str(tmp_path / "out"), "--docs", str(tmp_path / "docs")])
+        said = capsys.readouterr().err
+        assert end.value.code == 2 and says in said and said.count("\n") == 1

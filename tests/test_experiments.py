@@ -269,7 +269,7 @@ def test_prompts_that_name_a_class_are_the_first_audited_ones_with_each_class_in
     assert plan.audit[0].text == plan.named[0].text.replace("a woman", "a person") and plan.named[0].subject == subject
     assert planned("audit.named=null").named == ()
     for wrong in ("attributes.gender.phrases.female=3", "+attributes.gender.phrases.other=x"):
-        with pytest.raises(FairDiffError, match=r"attributes.phrases"):
+        with pytest.raises(FairDiffError, match=r"attributes.gender.phrases"):
             planned(wrong)
 
 
@@ -346,7 +346,7 @@ def test_no_noise_is_met_so_often_that_few_pictures_are_learnt_by_heart():
         for model in ("portraits", "sd15"):
             config = configure(f"model={model}", *overrides, *(["judge.path=x"] if model == "sd15" else []))
             visits = config.steps * config.prompts.per_step / len(make_plan(config).train)
-            assert visits * config.global_batch / config.noise_pool <= 7
+            assert visits * config.global_batch / config.noise_pool <= (7 if model == "portraits" else 1)  # as the pages say
 
 
 def test_the_budget_counts_whole_blocks_of_originals_and_those_of_the_validation():

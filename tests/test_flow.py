@@ -14,6 +14,7 @@ from diffusers import (
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
 )
+from safetensors.torch import save_file
 from test_main_job import BESIDE_EMBEDDED, launch
 from test_sampling import factorised, literal
 from tiny import composed, make_trainee, with_json, with_scheduler, with_tensors
@@ -21,8 +22,11 @@ from tiny_flow import flux, sd3
 from tiny_judges import uncalibrated
 
 from fairdiff import builder
+from fairdiff.diffusion.adapter_files import LORA_FILE
 from fairdiff.diffusion.adapters import Lora
 from fairdiff.diffusion.denoise import call_unet, image_tokens, with_row
+from fairdiff.diffusion.export import export
+from fairdiff.diffusion.imports import import_lora
 from fairdiff.diffusion.load import load_model
 from fairdiff.diffusion.sampling import initial_noise
 from fairdiff.diffusion.solvers import gradient_weights, make_solver, solver_coefficients
@@ -112,6 +116,45 @@ def test_plain_diffusers_loads_the_adapter_and_paints_the_same_picture(folders, 
     lora(other, kind, perturb=False).load(tmp_path)
     assert torch.equal(ours, other.generator(3.0, 3)(PROMPT, noise))
     assert frozen == load_model(folders[name]).weights_fingerprint
+
+
+@pytest.mark.parametrize("name", ["sd3", "flux"])
+def test_a_file_is_an_adapter_and_merged_weights_are_a_model_of_plain_diffusers(folders, tmp_path, name):
+    """On everything that LoRA is on here; half of it as another file, and in the weights of a folder."""
+    model = load_model(folders[name])
+    adapter = lora(model, "lora_both")
+    adapter.save(tmp_path)
+    other, half = load_model(folders[name]), load_model(folders[name])
+    imported = builder.build_adapter(composed(f"adapter.path={tmp_path / LORA_FILE}"), other)
+    assert list(imported.modules) == list(adapter.modules)
+    ours = model.generator(3.0, 3)(PROMPT, noise_of(model))
+    assert torch.allclose(other.generator(3.0, 3)(PROMPT, noise_of(model)), ours, atol=1e-6)
+    for kind in ("diffusers", "merged"):
+        export(tmp_path / LORA_FILE, kind, tmp_path / kind, folders[name], 0.5)
+    adapter.rescale(0.5)
+    wanted = model.generator(3.0, 3)(PROMPT, noise_of(model))
+    assert not torch.allclose(wanted, ours, atol=1e-3)
+    import_lora(half, [tmp_path / "diffusers"], [1.0])
+    assert torch.allclose(half.generator(3.0, 3)(PROMPT, noise_of(model)), wanted, atol=1e-5)
+    assert torch.allclose(generate(plain(name, tmp_path / "merged"), noise_of(model), 3.0), wanted, atol=1e-4)
+    pipeline = plain(name, folders[name])
+    pipeline.load_lora_weights(tmp_path / "diffusers")
+    assert torch.allclose(generate(pipeline, noise_of(model), 3.0), wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["sd3", "flux"])
+def test_formats_that_transformers_have_not_are_refused_before_training(folders, tmp_path, name):
+    settings = [f"model={name}", f"model.path={folders[name]}", "model.device=cpu", "judge.path=x"]
+    config = composed(*settings, "export=[merged,kohya]")
+    with pytest.raises(FairDiffError, match="^export: found kohya, allowed with .*: merged$"):
+        builder.build_model(config)
+    save_file({"lora_unet_double_blocks_0_img_attn_qkv.lora_up.weight": torch.ones(2, 2)}, tmp_path / "kohya.safetensors")
+    with pytest.raises(FairDiffError, match="^adapter.path: .*kohya.safetensors: 1 of 1 tensors fit no layer"):
+        builder.build_adapter(composed(f"adapter.path={tmp_path / 'kohya.safetensors'}"), load_model(folders[name]))
+    lora(load_model(folders[name]), "lora_unet").save(tmp_path)
+    for kind in ("kohya", "merged_file"):
+        with pytest.raises(FairDiffError, match=f"{kind} is no format of a model with a transformer, allowed: diff"):
+            export(tmp_path / LORA_FILE, kind, tmp_path / "out", folders[name])
 
 
 @pytest.mark.parametrize("mode", MODES)

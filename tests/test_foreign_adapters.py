@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, inject_adapter_in_model
 from safetensors.torch import load_file, save_file
 from test_adapters import PROMPT, make, picture
 from test_exports import plain, plain_picture
@@ -18,6 +18,7 @@ from fairdiff.diffusion.export import A1111_FILE, KOHYA_FILE, export
 from fairdiff.diffusion.imports import import_lora, import_soft_tokens
 from fairdiff.diffusion.load import load_model
 from fairdiff.diffusion.lora_files import Factors, kohya_names, read_lora, shapes_of
+from fairdiff.diffusion.textual_inversion import read_embedding
 from fairdiff.errors import FairDiffError
 from fairdiff.plan import make_plan
 from fairdiff.training.step import Batch, training_step
@@ -246,6 +247,56 @@ def test_textual_inversions_stand_one_after_the_other_each_with_its_scale(tiny_f
     assert torch.allclose(soft[5], (2 + words[0]) / 2) and adapter.prefix.count("fairdiff") == len(soft) == 6
 
 
+def peft_folder(folder, module, state, **settings):
+    """As `PeftModel.save_pretrained` writes one module's LoRA."""
+    folder.mkdir()
+    save_file({f"base_model.model.{key}": value for key, value in state.items()}, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 8} | settings))
+    return folder / "adapter_model.safetensors"
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft asks transformers for it
+@pytest.mark.parametrize("module", ["text_encoder", "unet"])
+def test_lora_that_peft_itself_saved_adds_what_peft_adds(tiny_folder, tmp_path, module):
+    """Its file names no module, and its alpha stands in another file."""
+    model, other = load_model(tiny_folder), load_model(tiny_folder)
+    base = modules_of(model)[module]
+    targets = ["to_k", "proj_in"] if module == "unet" else ["q_proj", "fc1"]
+    wrapped = get_peft_model(base, LoraConfig(r=4, lora_alpha=8, target_modules=targets, init_lora_weights=False))
+    wrapped.save_pretrained(tmp_path / "theirs", save_embedding_layers=False)  # "auto" looks for the model's folder
+    file = tmp_path / "theirs" / "adapter_model.safetensors"
+    assert all(key.startswith("base_model.model.") for key in load_file(file))
+    adapter = builder.build_adapter(composed(f"adapter.path={file}"), other)
+    assert list(adapter.modules) == [module]
+    assert torch.allclose(picture(other, adapter), picture(model, Bare), atol=1e-5)
+    with adapter.off(), wrapped.disable_adapter():
+        assert torch.allclose(picture(other, adapter), picture(model, Bare), atol=1e-6)
+
+
+def test_files_of_pefts_own_that_do_not_say_enough_are_one_line(tiny_folder, tmp_path):
+    shapes = shapes_of({"text_encoder": load_model(tiny_folder).text_encoder})
+    shapes["text_encoder_2"] = shapes["text_encoder"]
+    layer = "text_model.encoder.layers.0.self_attn.q_proj"
+    pair = {f"{layer}.lora_A.weight": torch.ones(4, 16), f"{layer}.lora_B.weight": torch.ones(16, 4)}
+    file = peft_folder(tmp_path / "two", "text_encoder", pair)
+    with pytest.raises(FairDiffError, match="fits text_encoder and text_encoder_2 alike and does not name its module"):
+        read_lora(file, shapes | {"unet": shapes_of({"unet": load_model(tiny_folder).unet})["unet"]})
+    shapes = shapes_of(modules_of(load_model(tiny_folder)))
+    (found,) = read_lora(file, shapes)["text_encoder"].values()
+    assert (found.rank, found.alpha) == (4, 8)
+    (rooted,) = read_lora(peft_folder(tmp_path / "rs", "", pair, use_rslora=True), shapes)["text_encoder"].values()
+    assert rooted.alpha == 8 * 2
+    before = builder.adapter_fingerprint(composed(f"adapter.path={file}"))
+    (file.parent / "adapter_config.json").write_text('{"lora_alpha": 4}')
+    assert builder.adapter_fingerprint(composed(f"adapter.path={file}")) != before
+    (file.parent / "adapter_config.json").unlink()
+    with pytest.raises(FairDiffError, match="was saved by peft, and adapter_config.json, which says its alpha, is not"):
+        read_lora(file, shapes)
+    wide = {f"{layer}.lora_A.weight": torch.ones(4, 7), f"{layer}.lora_B.weight": torch.ones(16, 4)}
+    with pytest.raises(FairDiffError, match="2 of 2 tensors fit no layer"):
+        read_lora(peft_folder(tmp_path / "wide", "", wide), shapes)
+
+
 def test_files_that_are_no_textual_inversion_are_refused_in_one_line(tiny_folder, tmp_path, file):
     path, _ = file
 
@@ -269,6 +320,28 @@ def test_files_that_are_no_textual_inversion_are_refused_in_one_line(tiny_folder
         with pytest.raises(FairDiffError, match=f"^adapter.path: .*{name}: {says}") as caught:
             builder.build_adapter(config, load_model(tiny_folder))
         assert "\n" not in str(caught.value)
+
+
+def test_a_textual_inversion_as_its_authors_saved_it_is_read_without_running_code(tmp_path):
+    """string_to_param is a ParameterDict there, that of another torch among them; code beside it is none the less refused."""
+    allowed = torch.serialization.get_safe_globals()
+    held = torch.nn.ParameterDict({"*": torch.nn.Parameter(torch.arange(32.0).view(2, 16))})
+    torch.save({"string_to_token": {"*": torch.tensor(265)}, "string_to_param": held}, tmp_path / "a.pt")
+    del held.__dict__["_keys"]  # which torch 1.11 had not
+    torch.save({"string_to_param": held}, tmp_path / "old.pt")
+    for name in ("a.pt", "old.pt"):
+        rows, text = read_embedding(tmp_path / name)
+        assert torch.equal(rows, torch.arange(32.0).view(2, 16)) and text is None and not rows.requires_grad
+
+    class Code:
+        def __reduce__(self):
+            return print, ("executed",)
+
+    held.extra = Code()
+    torch.save({"string_to_param": held}, tmp_path / "code.pt")
+    with pytest.raises(FairDiffError, match="code.pt: cannot read it without running code"):
+        read_embedding(tmp_path / "code.pt")
+    assert torch.serialization.get_safe_globals() == allowed
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ ROOMS = {  # package or module of fairdiff -> what else of fairdiff it may impor
     | {"config", "plan", "pictures", "builder", "diffusion", "training", "audit"},
     "run": EVERYBODY | {"builder", "diffusion", "training", "audit"},
     "jobs": {"config", "plan", "pictures", "builder", "describe", "run", "cli"}
-    | {"training", "lock", "distributed", "errors"},
+    | {"audit", "training", "lock", "distributed", "errors"},
     "view": EVERYBODY | {"cli", "plan", "builder", "diffusion", "training", "audit"},
     "start": {"jobs", "view", "compare"},
     "library": EVERYBODY

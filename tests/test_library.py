@@ -1,6 +1,7 @@
 """fairdiff.load_adapter, fairdiff.audit and fairdiff.train say in plain diffusers what the commands say."""
 
 import json
+import re
 import subprocess
 import sys
 import warnings
@@ -13,11 +14,12 @@ from safetensors.torch import load_file, save_file
 from test_adapters import KINDS, PROMPT, make, picture
 
 import fairdiff
+from fairdiff import library
 from fairdiff.cli.compose import composed, overrides_of
 from fairdiff.diffusion.adapter_files import LORA_FILE
 from fairdiff.diffusion.catalogue import catalogue
 from fairdiff.diffusion.load import load_model
-from fairdiff.diffusion.plain import generator
+from fairdiff.diffusion.plain import generator, view
 from fairdiff.diffusion.sampling import initial_noise
 from fairdiff.diffusion.solvers import make_solver
 from fairdiff.errors import FairDiffError
@@ -36,19 +38,27 @@ def pipeline(folder, **options) -> StableDiffusionPipeline:
     return StableDiffusionPipeline.from_pretrained(folder, **plain, **options)
 
 
-def saved(folder, tiny_folder, kind, seed=1, scale=1.0):
-    """An adapter folder as a run leaves it, and the image of the model with the adapter at a scale."""
+def saved(folder, tiny_folder, kind, seed=1, scale=1.0, **more):
+    """An adapter folder as a run leaves it, and the image of the model with the adapter at a scale.
+
+    more: of adapter.json, height, width and clip_skip, with which the image is made.
+    """
     model = load_model(tiny_folder)
     model.scheduler = make_solver("ddim", model.scheduler.config, "zero", "trailing")
+    model.size = (more["height"], more["width"]) if "height" in more else None
+    model.clip_skip = more.get("clip_skip", 0)
     about = {"base_model": str(tiny_folder), "base_model_hash": model.fingerprint(precision=False)}
     about |= {"scheduler": "DDIMScheduler", "final_sigmas": "zero", "spacing": "trailing", "padding": "max_length"}
-    about |= {"guidance": 3.0, "sampler_steps": 3, "negative_prompt": ""}
+    about |= {"guidance": 3.0, "sampler_steps": 3, "negative_prompt": ""} | more
     adapter = make(model, kind, seed)
     folder.mkdir(parents=True)
     adapter.save(folder)
     write_json(folder / "adapter.json", about)
     adapter.rescale(scale)
-    return picture(model, adapter)
+    if not more:
+        return picture(model, adapter)
+    noise = initial_noise(PROMPT, 0, range(2), model.latent_shape)
+    return model.generator(3.0, 3, adapter.prefix)(PROMPT, noise)
 
 
 def image(pipe, prefix="") -> torch.Tensor:
@@ -79,6 +89,30 @@ def test_a_loaded_adapter_generates_what_it_was_trained_to_and_off_is_the_pipeli
     frozen.scheduler = pipe.scheduler
     assert torch.allclose(off, frozen.generator(3.0, 3)(PROMPT, initial_noise(PROMPT, 0, range(2), (4, 4, 4))), atol=1e-4)
     assert not torch.allclose(on, off, atol=1e-3) and torch.equal(on, image(pipe, adapter.prefix))
+
+
+def test_size_and_clip_skip_of_the_training_are_settings_and_no_reason_to_warn(tiny_folder, tmp_path):
+    """Of an audit too, which generates with them."""
+    ours = saved(tmp_path / "a", tiny_folder, "lora_both", height=24, width=16, clip_skip=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        adapter = fairdiff.load_adapter(pipe := pipeline(tiny_folder), tmp_path / "a")
+    assert adapter.settings == OPTIONS | {"height": 24, "width": 16, "clip_skip": 1}
+    noise = initial_noise(PROMPT, 0, range(2), (4, 6, 4))
+    assert torch.allclose(generator(pipe, adapter.settings)(PROMPT, noise), ours, atol=1e-4)
+    assert not torch.allclose(generator(pipe, OPTIONS)(PROMPT, noise), ours, atol=1e-3)  # without the clip skip
+    config, model = library._config(pipe, None, None, adapter, []), view(pipe)
+    model.size = library.image_size(config.sampler, model)
+    assert model.latent_shape == (4, 6, 4)
+    after = library._generators(pipe, model, config, adapter)(3.0)["after"]
+    assert torch.allclose(after(PROMPT, noise), ours, atol=1e-4)
+    about = json.loads((tmp_path / "a" / "adapter.json").read_text())
+    write_json(tmp_path / "a" / "adapter.json", about | {"width": None, "clip_skip": None})  # as written before
+    (tmp_path / "a" / "adapter.json").rename(tmp_path / "adapter.json")
+    (tmp_path / "a" / LORA_FILE).rename(tmp_path / LORA_FILE)
+    with pytest.warns(UserWarning, match="configuration differ"):  # the other clip skip
+        again = fairdiff.load_adapter(pipeline(tiny_folder), tmp_path)
+    assert again.settings == OPTIONS | {"height": 24, "width": 16}
 
 
 def test_two_adapters_are_both_on_and_each_is_switched_off_alone(tiny_folder, tmp_path):
@@ -270,3 +304,20 @@ def test_settings_are_said_as_on_the_command_line():
         composed(["steps=0"])
     with pytest.raises(FairDiffError, match="^no_key: there is no such key"):
         composed(["no_key=0"])
+
+
+@pytest.mark.parametrize(
+    "settings,says",
+    [
+        (["attribute=[gender,gender]"], "attribute: found gender 2 times"),
+        (["adapter=lora_text", "adapter=lora_unet"], "adapter: found adapter=lora_text and adapter=lora_unet"),
+        (["adapter.tokens=3"], "adapter.tokens: found with adapter.type=lora"),
+        ({"adapter": "soft_tokens", "adapter.rank": 3}, "adapter.rank: found with adapter.type=soft_tokens"),
+        (["+hydra.foo=1"], "hydra.foo: there is no such key"),
+    ],
+)
+def test_what_the_command_line_refuses_python_refuses(settings, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FairDiffError, match=re.escape(says)):
+        fairdiff.train(settings)
+    assert not list(tmp_path.iterdir())

@@ -7,16 +7,21 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from rich.console import Console
 from tiny import make_trainee
 
 from fairdiff.diffusion.adapters import Lora
 from fairdiff.diffusion.load import load_model
 from fairdiff.diffusion.lora_files import Factors, read_lora, shapes_of
 from fairdiff.diffusion.sampling import initial_noise
+from fairdiff.errors import FairDiffError
+from fairdiff.prompts import Prompt
 from fairdiff.studies.localize import (
+    common_places,
     components,
     first,
     gate_gradients,
+    held_at_zero,
     kept,
     orders,
     overlap,
@@ -24,6 +29,7 @@ from fairdiff.studies.localize import (
 )
 from fairdiff.studies.page import write_html
 from fairdiff.training.step import Batch, training_step
+from fairdiff.training.trainer import Schedule, train
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 
@@ -135,13 +141,21 @@ def test_orders_are_what_they_say_and_chance_is_seeded():
     assert len(first(found["size"], 0.25)) == 2 and len(first(found["size"], 0.001)) == 1
 
 
-def test_overlap_is_one_of_an_order_with_itself_and_chance_between_independent_ones():
+def test_overlap_is_one_of_an_order_with_itself_and_within_chance_of_independent_ones():
     names = [("unet", f"layer{i}", j) for i in range(20) for j in range(4)]
-    assert overlap(names, names, 0.2)[0] == 1
-    assert overlap(names, names[::-1], 0.2)[0] == 0
     shuffled = orders(dict.fromkeys(names, 1.0), dict.fromkeys(names, 1.0), 1)["random"]
-    found, chance = overlap(names, shuffled, 0.25)
-    assert 0 < chance < 0.5 and found == pytest.approx(chance, abs=0.15)
+    for same in (True, False):
+        assert overlap(names, names, 0.2, same)[0] == 1
+        assert overlap(names, names[::-1], 0.2, same)[0] == 0
+        found, (low, high) = overlap(names, shuffled, 0.25, same)
+        assert 0 < low <= found <= high < 0.5
+    n, k = 80, 20  # of components: k^2 / n are in both by chance
+    expected = (k * k / n) / (2 * k - k * k / n)
+    low, high = overlap(names, shuffled, 0.25, True)[1]
+    assert low < expected < high
+    within = [(p, layer, (j + 1) % 4) for p, layer, j in names]  # others of the same layers
+    assert overlap(names, within, 0.25, False)[0] == 1
+    assert overlap(names[::4], within[::4], 1.0, True)[0] == 0
 
 
 def record(effects):
@@ -161,7 +175,7 @@ def record(effects):
     return {
         "run": "outputs/<run>", "split": "validation", "settings": ["audit.prompts=4"], "batches": 2, "points": points,
         "components": [[*name, 1.0, 0.5 if name[0] == "unet" else 0.25] for name in names],
-        "overlap": {"with": "other", "rows": [[0.2, 0.5, 0.1]]},
+        "overlaps": [{"of": ["gender", "race"], "same": True, "rows": [[0.2, 0.5, [0.0, 0.1], 0.8]]}], "retrained": [],
     }  # fmt: skip
 
 
@@ -187,3 +201,82 @@ def test_the_page_names_the_smallest_adapter_that_keeps_the_effect(tmp_path):
     rows = {tuple(row[:2]): row[2] for row in found.sections[2].rows}
     assert rows == {("unet up_blocks.1", "attn2.to_q"): "33.3\u00a0%", ("unet up_blocks.1", "attn2.to_v"): "33.3\u00a0%",
                     ("text_encoder layers.0", "mlp.fc1"): "33.3\u00a0%"}  # fmt: skip
+
+
+PROMPTS = [Prompt(f"a photo of the face of a {s}", "occupation", s) for s in ("nurse", "chef", "carpenter")]
+
+
+def trained(tiny_folder, folder, splits, chosen, steps=3):
+    """The factors of a LoRA after some steps of the trainer with these components held at zero, from its file."""
+    trainee = make_trainee(load_model(tiny_folder), "lora_both", image=None, face=None)
+    schedule = Schedule(
+        steps=steps, batch=8, noise_pool=8, sampler_steps=(3, 3), learning_rate=1e-2, weight_decay=0.01, ema=0.9, seed=0
+    )
+    with held_at_zero(trainee.adapter, splits, chosen):
+        train(trainee, PROMPTS, schedule, folder, "same", Console(quiet=True))
+    trainee.adapter.save(folder)
+    model = load_model(tiny_folder)
+    shapes = shapes_of({"unet": model.unet, "text_encoder": model.text_encoder})
+    return trainee, read_lora(folder / "pytorch_lora_weights.safetensors", shapes)
+
+
+@pytest.mark.slow
+def test_what_is_held_at_zero_is_in_no_update_and_the_rest_still_learns(tiny_folder, tmp_path):
+    _, plain = trained(tiny_folder, tmp_path / "plain", {}, [])
+    splits = split(plain)
+    chosen = first(orders(components(splits), components(splits), 0)["size"], 0.4)
+    trainee, held = trained(tiny_folder, tmp_path / "held", splits, chosen)
+    moved = 0
+    for part, some in held.items():
+        for layer, own in some.items():
+            rows = [i for p, name, i in chosen if (p, name) == (part, layer)]
+            delta, one = own.delta().double(), splits[part, layer]
+            assert (one.up[:, rows].T @ delta).abs().max() < 1e-6 if rows else True
+            assert (delta @ one.down[rows].T).abs().max() < 1e-6 if rows else True
+            moved += bool(delta.norm() > 1e-4)
+            if rows:  # and without this it would have been there
+                assert (one.up[:, rows].T @ plain[part][layer].delta().double()).abs().max() > 1e-4
+    assert moved > 5
+    assert not any("parametrizations" in name for m in trainee.adapter.modules.values() for name, _ in m.named_modules())
+
+
+@pytest.mark.slow
+def test_training_with_components_held_goes_on_as_if_it_had_not_stopped(tiny_folder, tmp_path):
+    _, plain = trained(tiny_folder, tmp_path / "plain", {}, [], steps=1)
+    splits = split(plain)
+    chosen = list(components(splits))[::2]
+    _, once = trained(tiny_folder, tmp_path / "once", splits, chosen, steps=3)
+    trained(tiny_folder, tmp_path / "twice", splits, chosen, steps=2)
+    _, twice = trained(tiny_folder, tmp_path / "twice", splits, chosen, steps=3)
+    for part, some in once.items():
+        for layer, own in some.items():
+            assert torch.equal(own.delta(), twice[part][layer].delta())
+
+
+def test_held_components_that_the_adapter_has_not_are_refused(learnt):
+    with pytest.raises(FairDiffError, match="adapter: has no layer unet nowhere"):
+        with held_at_zero(learnt.adapter, {}, [("unet", "nowhere", 0)]):
+            pass
+
+
+def test_updates_have_all_layers_in_common_with_themselves_and_none_with_those_of_others():
+    sizes = {("unet", "a", 0): 3.0, ("unet", "a", 1): 4.0, ("unet", "b", 0): 5.0}
+    assert common_places(sizes, {c: 7 * s for c, s in sizes.items()}) == pytest.approx(1)
+    assert common_places(sizes, {("text_encoder", "a", 0): 1.0}) == 0
+    assert common_places(sizes, {("unet", "b", 0): 2.0}) == pytest.approx(0.5)
+
+
+def test_another_way_is_found_where_retraining_brings_the_effect_back():
+    kept_of = record({"whole": [(1.0, 1.0)], "score": [(0.25, 0.2), (0.25, 0.9)]})
+    removed, anew = kept_of["points"]["score"]
+    kept_of["points"].pop("score")
+    row = {"order": "score", "share": 0.25, "components": 2, "removed": removed, "retrained": anew, "common": 0.5}
+    kept_of["retrained"] = [row, row | {"order": "random", "removed": anew, "retrained": removed}]
+    (section,) = [s for s in page(kept_of, "python x").sections if s.title.endswith("another way?")]
+    first_row, second = section.rows
+    space = "\u00a0%"
+    assert first_row[:2] == [f"first 25.0{space} by score", "2"] and first_row[5] == "yes" and second[5] == "no"
+    assert first_row[2:5] == [f"{v}{space} [{v}{space}, {v}{space}]" for v in ("20.0", "90.0", "70.0")]
+    assert second[0] == f"first 25.0{space} at random" and second[4].startswith("−70.0")
+    overlap_rows = page(kept_of, "python x").sections[-1].rows
+    assert overlap_rows == [[f"20.0{space}", "0.500", "[0.000, 0.100]", "0.800"]]

@@ -97,7 +97,7 @@ def test_adapter_json_names_the_frozen_model_without_the_adapter(finished):
 @pytest.mark.slow
 def test_audit_json_has_the_promised_schema(finished):
     audit = json.loads((only_audit(finished) / "audit.json").read_text())
-    assert audit["schema"] == "fairdiff.audit/6" and audit["prompts"] == 3 and audit["images_per_prompt"] == 6
+    assert audit["schema"] == "fairdiff.audit/7" and audit["prompts"] == 3 and audit["images_per_prompt"] == 6
     for name, model in audit["models"].items():
         gender = model["attributes"]["gender"]
         assert set(gender["bias"]) >= {"mean", "ci95", "sd_over_prompts", "floor"}

@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from tiny import composed, make_trainee
+from tiny_flow import flux, sd3
 from torch.profiler import ProfilerActivity, profile
 
 from classifiers.detect import MTCNNDetector
@@ -151,6 +152,18 @@ def test_the_pieces_are_the_largest_that_fit_and_all_come_from_one_number(tiny_f
     assert (found[0].sample, found[0].decode, found[0].replay) == (1, 1, 1)
     assert min(found[1].sample, found[1].replay) > 1
     assert Need(10, 5).most(9) == 0 and Need(10, 5).most(24) == 2
+
+
+@pytest.mark.parametrize("make", [sd3, flux])
+def test_transformers_are_counted_at_sizes_whose_half_is_odd(make, tmp_path):
+    """24 pixels are 6 latents, and half of them are no whole number of squares."""
+    model = load_model(make(tmp_path))
+    model.size = 24, 16
+    make_trainee(model, "lora_unet")
+    parts = Parts(model, lambda image: image.clone(), images=2, steps=2)
+    assert parts.half == (4, 2, 2)
+    plan = plan_pieces(parts, 1, 0)
+    assert min(plan.sample, plan.decode, plan.replay) > 1
 
 
 @pytest.mark.slow

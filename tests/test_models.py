@@ -1,11 +1,13 @@
 """Laws of the frozen model: how prompts are padded and encoded, and what its fingerprint knows."""
 
+import hashlib
 import json
 import logging
 import os
 import shutil
 import subprocess
 import sys
+import tracemalloc
 
 import pytest
 import torch
@@ -23,9 +25,10 @@ from diffusers import (
 )
 from safetensors.torch import load_file, save_file
 from tiny import composed, with_json, with_scheduler, with_tensors
+from torch import nn
 from transformers import CLIPTokenizer
 
-from fairdiff import builder
+from fairdiff import builder, fingerprint
 from fairdiff.diffusion.load import load_model
 from fairdiff.diffusion.sampling import initial_noise
 from fairdiff.diffusion.solvers import make_solver, solver_coefficients
@@ -62,6 +65,17 @@ def test_a_negative_prompt_takes_the_empty_ones_place(tiny_folder, padding, nega
             output_type="pt",
         ).images  # fmt: skip
         assert torch.allclose(generated, theirs, atol=1e-4)
+
+
+def test_a_hash_of_tensors_copies_none():
+    tensors = [torch.arange(2**20, dtype=torch.float32), torch.ones(3, 5).T, torch.tensor(1.5), torch.zeros(0)]
+    tensors.append(torch.ones(7, dtype=torch.bfloat16))
+    wanted = hashlib.sha256(b"".join(t.flatten().view(torch.uint8).numpy().tobytes() for t in tensors)).hexdigest()
+    tracemalloc.start()
+    found = fingerprint.of_tensors(tensors)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert wanted.startswith(found) and peak < 2**20  # the first tensor has four times as many bytes
 
 
 def test_the_fingerprint_knows_the_model_and_not_where_it_lies_or_who_asks(tiny_folder, tmp_path):
@@ -144,6 +158,26 @@ def test_a_component_of_another_class_is_refused(found, tiny_folder, tmp_path, c
     folder = with_json(tiny_folder, tmp_path / "model", "model_index.json", vae=found)
     name = found and found[1]
     refused(folder, f"its model_index.json has {name} for vae, allowed: AutoencoderKL", caplog)
+
+
+def test_weights_are_checked_and_hashed_before_their_precision_is_lowered_and_that_before_they_are_moved(
+    tiny_folder, monkeypatch
+):
+    """On a device that holds no numbers: whoever read them there would fail."""
+    moved, move = [], nn.Module.to
+
+    def to(module, *where):
+        if where == ("meta",):
+            moved.extend((type(module).__name__, p.dtype) for p in module.parameters())
+        return move(module, *where)
+
+    monkeypatch.setattr(nn.Module, "to", to)
+    monkeypatch.setattr(builder.model, "check_device", lambda name: None)
+    options = [f"model.path={tiny_folder}", "model.dtype=bfloat16"]
+    there, here = (builder.build_model(composed(*options, f"model.device={name}")) for name in ("meta", "cpu"))
+    assert there.weights_fingerprint == here.weights_fingerprint and there.unet.device.type == "meta"
+    wanted = {("UNet2DConditionModel", torch.bfloat16), ("AutoencoderKL", torch.bfloat16), ("CLIPTextModel", torch.float32)}
+    assert set(moved) == wanted
 
 
 def test_a_folder_with_weights_in_half_precision_only_is_read(tiny_folder, tmp_path):
@@ -295,6 +329,39 @@ def test_a_revision_of_a_hub_model_is_read(tiny_folder, tmp_path):
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)
     assert ended.stdout.split() == ["1.0", "2.0"], ended.stderr
     assert "FairDiffError: model.path: cannot load some/model@third" in ended.stderr
+
+
+def test_a_hub_model_that_has_its_weights_in_half_precision_only_is_read(tiny_folder, tmp_path):
+    """Whichever components have no other; one without any is still refused."""
+    expected = load_model(tiny_folder)
+    hub = tmp_path / "hub"
+    for name in ("half", "none"):
+        root = hub / f"models--some--{name}"
+        (root / "refs").mkdir(parents=True)
+        (root / "refs" / "main").write_text("a" * 40)
+        folder = shutil.copytree(tiny_folder, root / "snapshots" / ("a" * 40))
+        for component in ("unet", "text_encoder"):
+            (file,) = (folder / component).glob("*.safetensors")
+            if name == "half":
+                state = {key: tensor.half() for key, tensor in load_file(file).items()}
+                save_file(state, file.with_name(f"{file.stem}.fp16.safetensors"), {"format": "pt"})
+            file.unlink()
+    code = (
+        "from fairdiff.diffusion.load import load_model\n"
+        "model = load_model('some/half')\n"
+        "print(float(model.unet.conv_in.weight.sum()), model.unet.dtype, model.text_encoder.dtype)\n"
+        "load_model('some/none')\n"
+    )
+    env = os.environ | {"HF_HUB_CACHE": str(hub), "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)
+    *warned, line = ended.stdout.splitlines()
+    said = line.split()
+    assert said[1:] == ["torch.float32"] * 2, ended.stderr
+    assert [text.split(" is")[0] for text in warned] == [
+        f"warning: model.path: the {component} of some/half" for component in ("text_encoder", "unet")
+    ]
+    assert float(said[0]) == pytest.approx(float(expected.unet.conv_in.weight.half().float().sum()))
+    assert "FairDiffError: model.path: cannot load some/none" in ended.stderr
 
 
 @pytest.mark.parametrize("kind", ["dpm", "ddim", "euler", "unipc"])

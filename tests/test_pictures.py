@@ -84,6 +84,22 @@ def test_a_folder_for_each_prompt_needs_no_model(shown, tmp_path, no_model, caps
     assert again == found and "this audit is finished" in capsys.readouterr().out
 
 
+def test_a_calibration_of_other_crops_is_declined_and_the_page_says_why_in_red(shown, tmp_path, no_model):
+    """Pictures that are faces already. Without `none` nothing would go on, and the line says how to."""
+    given = [f"images={folders(tmp_path / 'given', shown)}", "detector=whole", "detector.crop_size=64"]
+    with pytest.raises(FairDiffError, match=r"detector\.type=mtcnn, found whole.*audit\.calibration=none"):
+        audit(tmp_path / "run", *given)
+    found, _ = audit(tmp_path / "run", *given, "audit.calibration=none")
+    why = "the calibration of this judge was declined (audit.calibration=none): it was measured with type=mtcnn, not whole, "
+    why += "expand=1.6, not 1.0"
+    entry = found["models"]["before"]["attributes"]["gender"]
+    assert found["judge"]["not_corrected"] == why and "corrected" not in entry and not entry["target"]["corrected"]
+    (where,) = (tmp_path / "run" / "audits").iterdir()
+    assert f'<p class="small beyond">Not corrected: {why}.</p>' in (where / "report.html").read_text("utf-8")
+    assert "not corrected" in (where / "summary.md").read_text("utf-8")
+    assert not faults(found, closed(schema()), closed(schema()))
+
+
 def test_labels_do_not_depend_on_the_manifest_the_batches_or_the_format(shown, tmp_path, no_model):
     _, one = audit(tmp_path / "one", f"images={folders(tmp_path / 'given', shown)}")
     rows = []

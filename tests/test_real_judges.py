@@ -178,12 +178,14 @@ def test_the_whole_command_for_photographs_trains_audits_and_saves(overrides, fo
     change_tensor(Path(clip) / "open_clip_model.safetensors", "logit_scale", torch.zeros_like)
     judge = "judge.path={" + ",".join(f"{name}:'{path}'" for name, path in judges.items()) + "}"
     more = [o.replace("{clip}", clip).replace("{race}", judges["race"]) for o in overrides]
+    tokens = "experiment=gender_tokens" in overrides
+    size = ["adapter.tokens=2", "adapter.initial_text=a photo"] if tokens else ["adapter.rank=4"]
     monkeypatch.setattr(sys, "argv", ["train.py"])
     launch(
         tmp_path / "run", "model=sd15", f"model.path={tiny_folder}", "model.device=cpu", "detector=whole", judge,
         f"audit.judge.path={clip}", f"features.clip={folders['clip']}",
         f"features.encoder={folders['encoder']}", f"features.identity={weights('identity')}", "loss.confidence=.5",
-        "adapter.learning_rate=1e-2", "adapter.rank=4", "adapter.tokens=2", "adapter.initial_text=a photo", *more,
+        "adapter.learning_rate=1e-2", *size, *more,
     )  # fmt: skip
     (folder,) = (tmp_path / "run" / "audits").iterdir()
     assert (folder / "report.html").exists() and list((tmp_path / "run" / "adapter").glob("*.safetensors"))

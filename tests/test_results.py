@@ -88,7 +88,10 @@ def test_a_group_by_itself_first_makes_the_adapters_it_audits():
     assert {run.name for run in made if run.group == "adapters"} == set(ADAPTERS)
 
 
-@pytest.mark.parametrize("run", [r for r in RUNS if r.seed == 0], ids=lambda r: f"{r.group}: {r.name}")
+KINDS = {(r.script, *(o if "=" in o and not o[-1].isdigit() else o.split("=")[0] for o in r.overrides)): r for r in RUNS}
+
+
+@pytest.mark.parametrize("run", [replace(r, seed=0) for r in KINDS.values()], ids=lambda r: f"{r.group}: {r.name}")
 def test_every_planned_command_composes(run):
     script, *overrides = run.command(Path("outputs/results"))
     name = {"train.py": "config", "scripts/audit.py": "measure"}[script]
@@ -239,11 +242,17 @@ def test_what_stays_with_words_is_compared_subject_by_subject(tmp_path):
         found["models"] = {"before": found["models"]["after"]}
         put(run, tmp_path / "runs", found | {"paired": None, "without_people": None})
         keep_record(run, tmp_path / "runs", tmp_path / "records")
-    write_page([plain, words], tmp_path / "records", tmp_path / "results.md")
+    run = Run("adapters", "one", (), 0)
+    put(run, tmp_path / "runs", audit([0.3, 0.7]))
+    keep_record(run, tmp_path / "runs", tmp_path / "records")
+    write_page([plain, words, run], tmp_path / "records", tmp_path / "results.md")
     rows = [line for line in (tmp_path / "results.md").read_text().splitlines() if line.startswith("| a person, |")]
     # above the floor of .1: .2 and .6 of .4 and .8
     assert len(rows) == 1 and rows[0].count("67% stays [") == 3
-    assert "`python scripts/audit.py 'a person,'`" in (tmp_path / "results.md").read_text()
+    text = (tmp_path / "results.md").read_text()
+    assert "`python scripts/audit.py 'a person,'`" in text
+    beside = text.split("## The main job with each adapter")[1]  # of words too: without the prompts' own
+    assert "| words: a person, | – | 3 × 60 | .700 → .500 [" in beside and "words: as it is" not in beside
 
 
 def test_a_run_counts_as_measured_by_a_record_of_its_own_overrides(tmp_path):

@@ -170,6 +170,38 @@ def test_truncated_agrees_with_finite_differences_of_the_last_steps_alone(tiny_m
     assert (grad * direction).sum().item() == pytest.approx(difference, rel=1e-4) and difference != 0
 
 
+def test_images_without_a_gradient_are_not_replayed(tiny_model):
+    """K steps of each of the others, with the gradient of all; of one alone where none has any: zeros, and no None."""
+    adapter, rows = make_adapter(tiny_model, "lora_both"), []
+    text = [t.detach().requires_grad_() for t in tiny_model.encode_pair(PROMPT)]
+    guidance, noise = Guidance(*text, 3.0), initial_noise(PROMPT, 0, range(4), tiny_model.latent_shape)
+    trajectory = sample(tiny_model.unet, SOLVERS["dpm"], Guidance(*(t.detach() for t in text), 3.0), noise, 3)
+    chosen = choose_steps(4, 3, 2, torch.Generator().manual_seed(0))
+    hook = tiny_model.unet.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    leaves = [p for p in adapter.parameters() if p.requires_grad] + text
+
+    def gradients(grad):
+        """What is left in each leaf, and the rows of the U-Net's forwards."""
+        rows.clear()
+        for leaf in leaves:
+            leaf.grad = None
+        replay(tiny_model.unet, trajectory, guidance, Upstream(grad, torch.ones(3), chosen), micro_batch=3)
+        return [leaf.grad for leaf in leaves], sum(rows)
+
+    pull = torch.randn(noise.shape, generator=torch.Generator().manual_seed(1))
+    pull[[0, 2]] = 0
+    found, count = gradients(pull)
+    assert count == 2 * 2 * 2  # images, steps, halves
+    faint, all_of_them = gradients(pull + 1e-30 * torch.eye(4)[[0, 2]].sum(0).view(4, 1, 1, 1))
+    assert all_of_them == 2 * 4 * 2
+    for one, other in zip(found, faint, strict=True):
+        assert (one is None) == (other is None) and (one is None or (one - other).norm() <= 1e-5 * other.norm())
+    nothing, count = gradients(torch.zeros_like(pull))
+    hook.remove()
+    assert count == 2 * 2 and [g is None for g in nothing] == [g is None for g in found]
+    assert not any(g.any() for g in nothing if g is not None) and any(g is not None for g in nothing)
+
+
 def test_micro_batches_of_replay_add_up(tiny_model):
     adapter = make_adapter(tiny_model, "lora_both")
     whole = factorised(tiny_model, adapter, SOLVERS["dpm"], "unit", 5, micro_batch=100)

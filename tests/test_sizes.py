@@ -128,6 +128,6 @@ def test_train_py_trains_and_audits_images_that_are_not_square(tmp_path, monkeyp
     boxes = pd.read_parquet(audit / "records.parquet").query("found")
     assert len(boxes) > 10 and boxes.x1.max() > 64 and boxes.y1.max() < 80
     about = json.loads((tmp_path / "run" / "adapter" / "adapter.json").read_text())
-    assert (about["height"], about["width"], about["clip_skip"]) == (None, 96, 1)
+    assert (about["height"], about["width"], about["clip_skip"]) == (64, 96, 1)
     found = json.loads((audit / "audit.json").read_text())["provenance"]
     assert (found["image_size"], found["clip_skip"]) == ("96×64", 1)

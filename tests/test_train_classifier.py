@@ -20,7 +20,7 @@ from classifiers.faces import MARGIN, read_faces, store_faces, stored_boxes, sto
 from classifiers.labels import read_labels
 from classifiers.training import jitter_boxes
 from fairdiff import builder
-from fairdiff.builder.audit import build_confusion
+from fairdiff.builder.calibration import build_confusion
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))

@@ -141,7 +141,8 @@ def make_trainee(model, kind="soft_tokens", attributes=("gender",), **changes) -
 
     def original(prompt, indices, steps):
         with adapter.off():
-            return model.generator(2.0, steps)(prompt, initial_noise(prompt, 0, indices, model.latent_shape))
+            noise = initial_noise(prompt, 0, indices, model.latent_shape).to(model.unet.device)
+            return model.generator(2.0, steps)(prompt, noise)
 
     uniform = Target.from_marginals({a: [1 / len(CLASSES[a])] * len(CLASSES[a]) for a in attributes})
     objective = Objective(

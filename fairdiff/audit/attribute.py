@@ -5,6 +5,7 @@ Shapes: P prompts, K classes, counts_PK faces of each class. Every mean over pro
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -103,29 +104,40 @@ def _worst(values, statistic: Callable, faces, target, spec: MetricSpec) -> dict
 def _shares(faces, aim, axis: Axis, spec: MetricSpec) -> dict:
     """Each class's mean share over prompts, its ratio to the mean target share, and both intervals of both."""
     if not len(faces):
-        return {
-            name: _with_ratio({"share": math.nan, "ci95": NOTHING, "ci95_these": NOTHING}, 0.0) for name in axis.classes
-        }
-    assumed, targets = shrunken_shares(faces, np.maximum(aim, 1e-9)), aim.mean(0)
-    each = [mean_share(faces[:, k], faces.sum(1), assumed[:, k], spec.seed) for k in range(len(axis.classes))]
-    return {name: _with_ratio(each[k], float(targets[k])) for k, name in enumerate(axis.classes)}
+        nothing = {"share": math.nan, "ci95": NOTHING, "ci95_these": NOTHING}
+        return {name: _with_ratio(nothing, nothing, 0.0) for name in axis.classes}
+    assumed, n = shrunken_shares(faces, np.maximum(aim, 1e-9)), faces.sum(1)
+    K, targets, found = faces.shape[1], aim.mean(0), {}
+    for k, name in enumerate(axis.classes):
+        alone, at_once = (
+            mean_share(faces[:, k], n, assumed[:, k], spec.seed, error) for error in (0.05, suite.error_of_each(K))
+        )
+        found[name] = _with_ratio(alone, at_once, float(targets[k]))
+    return found
 
 
-def mean_share(faces_P, n_P, assumed_P, seed: int) -> dict:
-    """Mean share over prompts of one class with `faces_P` of n_P faces, and both intervals; assumed: its shrunken shares."""
+def mean_share(faces_P, n_P, assumed_P, seed: int, error: float = 0.05) -> dict:
+    """Mean share over prompts of one class with `faces_P` of n_P faces, and both intervals of level 1 - error.
+
+    assumed: its shrunken shares.
+    """
     shares = faces_P / n_P
     variance, mean = float((assumed_P * (1 - assumed_P) / n_P).sum()) / len(n_P) ** 2, float(shares.mean())
-    these = suite.share_interval(mean, variance, float(assumed_P.mean()))
-    return {"share": mean} | suite.both(mean, shares, these, (0.0, 1.0), seed)
+    these = suite.share_interval(mean, variance, float(assumed_P.mean()), 1 - error)
+    return {"share": mean} | suite.cut(suite.ends(mean, shares, these, seed, level=1 - error), (0.0, 1.0))
 
 
-def _with_ratio(entry: dict, target: float) -> dict:
-    """The same with the ratio of the share to the target share; flagged below four fifths. A target of 0 has no ratio."""
+def _with_ratio(entry: dict, at_once: dict, target: float) -> dict:
+    """The same with the ratio of the share to the target share; flagged below four fifths. A target of 0 has no ratio.
+
+    at_once: the same share with intervals that hold for all classes at once, of which the ratio's `ci95_all` are made.
+    """
 
     def over(value: float) -> float:
         return value / target if target > 0 else math.nan
 
-    ratio = {"value": over(entry["share"])} | {key: tuple(map(over, entry[key])) for key in ("ci95", "ci95_these")}
+    every = {key: entry[key] for key in ("ci95", "ci95_these")} | suite.of_all(at_once)
+    ratio = {"value": over(entry["share"])} | {key: tuple(map(over, pair)) for key, pair in every.items()}
     return entry | {"ratio": ratio | {"flagged": bool(ratio["value"] < FOUR_FIFTHS)}}
 
 
@@ -136,7 +148,10 @@ def _corrected(faces, aim, axis: Axis, judge: Judge, spec: MetricSpec) -> dict:
     K = faces.shape[1]
     shares = {}
     for k, name in enumerate(axis.classes):
-        shares[name] = _with_ratio(corrected_share(k, faces, aim, judge, spec.seed), float(aim[:, k].mean()))
+        alone, at_once = (
+            corrected_share(k, faces, aim, judge, spec.seed, error) for error in (0.05, suite.error_of_each(K))
+        )
+        shares[name] = _with_ratio(alone, at_once, float(aim[:, k].mean()))
     return {
         "refused": None,
         "bias": corrected_mean(plug_in_bias, faces, np.full(aim.shape, 1 / K), judge, (0, 2 / K), spec.seed),
@@ -155,14 +170,55 @@ def change(counts: list[np.ndarray], pairs_PKK: np.ndarray, axis: Axis, spec: Me
     target, K = axis.target_PK, counts[0].shape[1]
     uniform = np.full(target.shape, 1 / K)  # bias is the distance to parity, whatever the target
     result = {
-        "bias": _difference(plug_in_bias, bias_slope, counts, pairs_PKK, uniform, 2 / K, spec),
-        "total_variation": _difference(iv.total_variation, total_variation_slope, counts, pairs_PKK, target, 1.0, spec),
-        "squared_distance": squared_change(counts, target, None, spec.seed),
+        "bias": _difference(BIAS, counts, pairs_PKK, uniform, 2 / K, spec.seed),
+        "total_variation": _difference(TOTAL_VARIATION, counts, pairs_PKK, target, 1.0, spec.seed),
+        "squared_distance": squared_change(counts, pairs_PKK, target, None, spec.seed),
     }
     judge = judge_for(axis, spec)
     if judge is not None and judge.refusal is None:
-        result["corrected"] = {"squared_distance": squared_change(counts, target, judge, spec.seed)}
+        result["corrected"] = {"squared_distance": squared_change(counts, pairs_PKK, target, judge, spec.seed)}
     return result
+
+
+def share_changes(counts: list[np.ndarray], pairs_PKK: np.ndarray, axis: Axis, seed: int) -> dict:
+    """Change of each class's mean share as judged, with intervals of its own and such that hold for all classes at once.
+
+    Variance of a prompt: p0 (1 - p0) / n0 + p1 (1 - p1) / n1 - 2 sum over pairs (x - f0)(y - f1) / (n0 n1), x and y 1 where
+    the image before and the one after show the class.
+    """
+    K = len(axis.classes)
+    if not len(counts[0]):
+        nothing = {"ci95": NOTHING, "ci95_these": NOTHING}
+        return {name: {"difference": math.nan} | nothing | suite.of_all(nothing) for name in axis.classes}
+    n = [c.sum(1, keepdims=True) for c in counts]
+    f = [c / m for c, m in zip(counts, n, strict=True)]
+    assumed = [shrunken_shares(c, np.maximum(axis.target_PK, 1e-9)) for c in counts]
+    apart = sum(p * (1 - p) / m for p, m in zip(assumed, n, strict=True))
+    alike = np.diagonal(pairs_PKK, axis1=1, axis2=2) - f[1] * pairs_PKK.sum(2) - f[0] * pairs_PKK.sum(1)
+    shared = (alike + f[0] * f[1] * pairs_PKK.sum((1, 2))[:, None]) / (n[0] * n[1])
+    variance = np.maximum(apart - 2 * shared, apart / np.minimum(*n)).sum(0) / len(f[0]) ** 2
+    result = {}
+    for k, name in enumerate(axis.classes):
+        values = f[1][:, k] - f[0][:, k]
+        mean, found = float(values.mean()), []
+        for error in (0.05, suite.error_of_each(K)):
+            these = suite.normal_interval(mean, float(variance[k]), 1 - error)
+            found.append(suite.cut(suite.ends(mean, values, these, seed, level=1 - error), (-1.0, 1.0)))
+        result[name] = {"difference": mean} | found[0] | suite.of_all(found[1])
+    return result
+
+
+def drift_of(moved: dict, shares: dict, margin: float) -> dict:
+    """Of an untargeted attribute: the change of its bias and of its classes' mean shares, and whether all stayed.
+
+    Bias alone is blind to a skew that changes sides. moved: the change of bias.
+    """
+    stayed = {}
+    for key, ends in (("stayed_within", "ci95"), ("stayed_within_these", "ci95_these")):
+        each = [moved[ends], *(found[ends] for found in shares.values())]
+        at_once = [moved[ends], *(found[ends.replace("ci95", "ci95_all")] for found in shares.values())]
+        stayed[key] = iv.drift_verdict(each, at_once, margin)
+    return moved | {"shares": shares, "margin": margin} | stayed
 
 
 def bias_slope(shares, target) -> np.ndarray:
@@ -175,27 +231,61 @@ def total_variation_slope(shares, target) -> np.ndarray:
     return np.sign(shares - target) / 2
 
 
-def _difference(statistic, slope, counts, pairs_PKK, target, limit: float, spec: MetricSpec) -> dict:
-    """Mean change of a plug-in statistic. Its variance by the images is that of the paired slopes (delta method)."""
+@dataclass(frozen=True)
+class Statistic:
+    """A number of shares and targets [..., K], and its derivative by each share."""
+
+    value: Callable
+    slope: Callable
+
+
+BIAS = Statistic(plug_in_bias, bias_slope)
+TOTAL_VARIATION = Statistic(iv.total_variation, total_variation_slope)
+
+
+def _difference(statistic: Statistic, counts, pairs_PKK, target, limit: float, seed: int) -> dict:
+    """Mean change of a plug-in statistic at equal numbers of faces (`thinned`): more faces alone make it smaller.
+
+    Its variance by the images is that of the paired slopes (delta method), never too small for a statistic that is thinned
+    (Hoeffding 1948, 5.13).
+    """
     if not len(target):
         return {"difference": math.nan, "ci95": NOTHING, "ci95_these": NOTHING}
     n = [c.sum(1) for c in counts]
     shares = [c / m[:, None] for c, m in zip(counts, n, strict=True)]
-    values = statistic(shares[1], target) - statistic(shares[0], target)
-    slopes = [slope(f, target) for f in shares]
+    fewest = np.minimum(*n)
+    before, after = (thinned(statistic.value, c, fewest, target, seed) for c in counts)
+    slopes = [statistic.slope(f, target) for f in shares]
     assumed = [shrunken_shares(c, np.maximum(target, 1e-9)) for c in counts]
     own = [((p * s**2).sum(-1) - (p * s).sum(-1) ** 2) / m for p, s, m in zip(assumed, slopes, n, strict=True)]
     centred = [s - (f * s).sum(-1, keepdims=True) for f, s in zip(shares, slopes, strict=True)]
     shared = np.einsum("pj,pjk,pk->p", centred[0], pairs_PKK, centred[1]) / (n[0] * n[1])
     apart = own[0] + own[1]  # as if the images had nothing in common; where all are alike, one in n may still differ
-    variance = np.maximum(apart - 2 * shared, apart / np.minimum(*n))
-    found = suite.mean_over_prompts(values, variance, (-limit, limit), spec.seed)
+    variance = np.maximum(apart - 2 * shared, apart / fewest)
+    found = suite.mean_over_prompts(after - before, variance, (-limit, limit), seed)
     return {"difference": found["mean"], "ci95": found["ci95"], "ci95_these": found["ci95_these"]}
 
 
-def squared_change(counts, target, judge: Judge | None, seed: int) -> dict:
-    """Change of D^2, mean over prompts, free of noise. The images of both models are taken for independent, which with the
-    same noise is never too narrow where their classes go together. A judge's error is the same in both."""
+def thinned(statistic, counts_PK, faces_P, target, seed: int, draws: int = 500) -> np.ndarray:
+    """Mean [P] of a plug-in statistic over all choices of faces_P of each prompt's faces: an unbiased estimate of what it is
+    expected to be at that number. Where faces are left over, by draws (multivariate hypergeometric)."""
+    counts = np.asarray(counts_PK).round().astype(int)
+    values = np.array(statistic(counts / counts.sum(1)[:, None], target), float)
+    rng = np.random.default_rng(seed)
+    for row in np.flatnonzero(counts.sum(1) > faces_P):
+        faces = int(faces_P[row])
+        drawn = rng.multivariate_hypergeometric(counts[row], faces, size=draws)
+        values[row] = statistic(drawn / faces, target[row]).mean()
+    return values
+
+
+def squared_change(counts, pairs_PKK, target, judge: Judge | None, seed: int) -> dict:
+    """Change of D^2, mean over prompts, free of noise. A judge's error is the same in both models.
+
+    Variance of a prompt by Hoeffding's decomposition of X (`distance.moments`): that of the paired linear parts 2/n sum l(x),
+    4/n0 E[l0^2] + 4/n1 E[l1^2] - 8 l0' pairs l1 / (n0 n1), and the remainders of both models, which are counted as if
+    independent: those of the same noise never go against each other.
+    """
     nothing = {"difference": math.nan, "ci95": NOTHING, "ci95_these": NOTHING}
     if not len(target) or undefined(target):
         return nothing
@@ -203,7 +293,7 @@ def squared_change(counts, target, judge: Judge | None, seed: int) -> dict:
     x = [unbiased_squared_distance(c, G) for c in counts]
     assumed = [shrunken_shares(c, target, judge) for c in counts]
     judged = assumed if judge is None else [p @ judge.rates for p in assumed]
-    variance = sum(moments(q, G, c.sum(1))[:, 1] for q, c in zip(judged, counts, strict=True))
+    variance = squared_change_variance(judged, G, [c.sum(1) for c in counts], pairs_PKK)
     values = x[1] - x[0]
     mean, labels = float(values.mean()), []
     if judge is not None:
@@ -214,3 +304,14 @@ def squared_change(counts, target, judge: Judge | None, seed: int) -> dict:
     these = suite.combine(mean, suite.normal_interval(mean, float(variance.sum()) / P**2), *labels)
     limit = float(np.mean(1 / target.min(-1) - 1))
     return {"difference": mean} | suite.both(mean, values, these, (-limit, limit), seed, labels)
+
+
+def squared_change_variance(judged, gram_PKK, n, pairs_PKK) -> np.ndarray:
+    """[P] of the change of X by the images, at judged shares [P, K] and numbers of faces [P] of both models."""
+    lines = [(gram_PKK @ q[..., None])[..., 0] for q in judged]
+    lines = [line - (q * line).sum(-1, keepdims=True) for q, line in zip(judged, lines, strict=True)]
+    own = [4 / m * (q * line**2).sum(-1) for q, line, m in zip(judged, lines, n, strict=True)]
+    rest = sum(moments(q, gram_PKK, m)[:, 1] - line for q, m, line in zip(judged, n, own, strict=True))
+    shared = 4 * np.einsum("pj,pjk,pk->p", lines[0], pairs_PKK, lines[1]) / (n[0] * n[1])
+    apart = own[0] + own[1]  # where all images are alike, one in n may still differ
+    return np.maximum(apart - 2 * shared, apart / np.minimum(*n)) + rest

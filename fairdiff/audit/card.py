@@ -23,7 +23,9 @@ LICENCES = {  # of base models, as their cards on the hub say
     "stable-diffusion-v1-5/stable-diffusion-v1-5": "creativeml-openrail-m",
     "stabilityai/stable-diffusion-2-1": "openrail++",
     "stabilityai/stable-diffusion-xl-base-1.0": "openrail++",
+    "black-forest-labs/FLUX.1-schnell": "apache-2.0",
 }
+LOADED = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")  # pipelines that fairdiff.load_adapter takes
 MEANING = (
     "Classes are *perceived presentation*: what a classifier reads in an image. They are never anybody's identity. Nobody in "
     "a generated image has a gender, race or age to be right or wrong about, and a few classes are a coarse reading."
@@ -35,11 +37,13 @@ ETHICS = """- The target is a value judgement of whoever trained this. State it 
 Confusion = dict[str, np.ndarray]  # attribute -> counts [K, K], rows: true class
 
 
-def model_card(audit: dict, about: dict, training_judge: str, training_confusion: Confusion) -> str:
-    """The text of the card. about: adapter.json."""
-    base = about["base_model"]
+def model_card(
+    audit: dict, about: dict, training_judge: str, training_confusion: Confusion, hub: str | None = None
+) -> str:
+    """The text of the card. about: adapter.json. hub: the base model's name on the hub, None if it has none."""
+    base = hub or about["base_model"]
     data = ModelCardData(
-        base_model=base if base in LICENCES and base != EMBEDDED else None,
+        base_model=hub,
         library_name="diffusers",
         pipeline_tag="text-to-image",
         tags=["fairness", "fairdiff", about["type"].replace("_", "-")],
@@ -50,7 +54,8 @@ def model_card(audit: dict, about: dict, training_judge: str, training_confusion
     classes = [f"- **{name}**: {', '.join(classes)}" for name, classes in about["classes"].items()]
     parts = [
         f"---\n{data.to_yaml()}\n---\n# {about['type'].replace('_', ' ')} towards {'; '.join(about['target'])}",
-        f"{' '.join([headline(audit) + '.', *changes(audit)])}\n\nTrained with FairDiff on the base model `{base}`.",
+        " ".join([headline(audit) + ".", *changes(audit)]),
+        f"Trained with FairDiff on the base model `{about['base_model']}`.",
         "## Target and classes\n\nTarget: " + "; ".join(about["target"]) + ".\n\n" + "\n".join(classes) + f"\n\n{MEANING}",
         "## Before and after\n\n" + _results(audit),
         "## Judges\n\n" + _judge("Training judge", training_judge, training_confusion, audit["attributes"]),
@@ -107,13 +112,16 @@ def _judge(title: str, name: str, confusion: Confusion, attributes: dict[str, li
 def _loading(about: dict) -> str:
     settings = f"guidance_scale={about['guidance']:g}, num_inference_steps={about['sampler_steps']}"
     settings += f", negative_prompt={about['negative_prompt']!r}" if about["negative_prompt"] else ""
+    settings += "".join(f", {key}={about[key]}" for key in ("height", "width", "clip_skip") if about.get(key))
     where = '"soft_tokens.safetensors"' if about["type"] == "soft_tokens" else '"."'
-    return f"""```python
+    ours = """```python
 adapter = fairdiff.load_adapter(pipe, ".")  # this folder; sets the solver of the audit
 pipe(adapter.prefix + prompt, **adapter.settings)
 ```
 
-In plain diffusers, with {about["scheduler"]} ({about["spacing"]}, final sigmas {about["final_sigmas"]}):
+"""
+    ours = ours if about.get("pipeline", LOADED[0]) in LOADED else ""
+    return f"""{ours}In plain diffusers, with {about["scheduler"]} ({about["spacing"]}, final sigmas {about["final_sigmas"]}):
 
 ```python
 pipe.{about["load_with"]}({where})

@@ -113,8 +113,8 @@ def corrected_mean(statistic: Callable, counts_PK, target_PK, judge: Judge, limi
     return {"mean": mean, "floor": float(floor)} | suite.both(mean, values, these, limits, seed, [labels])
 
 
-def corrected_share(k: int, counts_PK, target_PK, judge: Judge, seed: int) -> dict:
-    """Mean share over prompts of class k with the judge's error undone, and both intervals."""
+def corrected_share(k: int, counts_PK, target_PK, judge: Judge, seed: int, error: float = 0.05) -> dict:
+    """Mean share over prompts of class k with the judge's error undone, and both intervals of level 1 - error."""
     counts, target = np.asarray(counts_PK, float), np.asarray(target_PK, float)
     n, P = counts.sum(-1), len(counts)
     found = counts / n[:, None] @ judge.mend.T
@@ -122,7 +122,9 @@ def corrected_share(k: int, counts_PK, target_PK, judge: Judge, seed: int) -> di
     judged = shrunken_shares(counts, target, judge) @ judge.rates
     variance = (judged @ judge.mend[k] ** 2 - (judged @ judge.mend[k]) ** 2) / n
     mean = float(found[:, k].mean())
-    low, high = np.quantile(misjudged(overall, judge, len(judge.draws))[:, k] - overall[k], [0.025, 0.975])
+    low, high = np.quantile(misjudged(overall, judge, len(judge.draws))[:, k] - overall[k], [error / 2, 1 - error / 2])
     labels = (mean - high, mean - low)
-    these = suite.combine(mean, suite.normal_interval(mean, float(variance.sum()) / P**2), labels)
-    return {"share": float(overall[k])} | suite.both(mean, found[:, k], these, (0.0, 1.0), seed, [labels])
+    these = suite.combine(mean, suite.normal_interval(mean, float(variance.sum()) / P**2, 1 - error), labels)
+    return {"share": float(overall[k])} | suite.cut(
+        suite.ends(mean, found[:, k], these, seed, [labels], 1 - error), (0.0, 1.0)
+    )

@@ -172,7 +172,7 @@ class _Auditor:
             seed=plan.seed,
             latent=list(plan.latent_shape),
             attributes=plan.attributes,
-            crop=[measurer.crop_size, measurer.expand],
+            crop=[measurer.crop_size, measurer.expand, measurer.aligned, measurer.refuse_several],
             strip=[STRIP, plan.thumbnail],
             hashes={name: plan.hashes[name] for name in {"judge", "before", model}},
             encoders=[measurer.clip is not None, measurer.encoder is not None],
@@ -315,6 +315,7 @@ def _rows(plan: AuditPlan, model: str, prompt: Prompt, measured: Measured, befor
         "image_index": np.array(plan.numbers(model, prompt)),
         "seed": plan.seed,
         "found": measured.found_B,
+        "faces": measured.faces_B,
         **{corner: measured.box_B4[:, i] for i, corner in enumerate(("x0", "y0", "x1", "y1"))},
         **{
             f"p.{name}.{label}": measured.probs[name][:, k]

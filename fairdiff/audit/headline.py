@@ -5,7 +5,7 @@ Verdict and change are of one quantity, the distance D of the verdict: with the 
 
 import math
 
-from fairdiff.audit.estimand import ends_of, verdict_of
+from fairdiff.audit.estimand import ends_of, ends_of_all, verdict_of
 from fairdiff.audit.wording import attribute_order, distance_of, interval, last_model, number, signed, targeted
 
 ANSWERS = {"within": "yes", "beyond": "no", "undecided": "cannot tell"}
@@ -83,13 +83,16 @@ def margin(audit: dict, name: str) -> str:
 
 
 def four_fifths(audit: dict, name: str) -> dict:
-    """Whether each class has at least four fifths of its target share: answer, and the classes below with their ratios."""
+    """Whether each class has at least four fifths of its target share: answer, and the classes below with their ratios.
+
+    "no" by intervals that hold for all classes at once. "yes" by those of one class: where a class is below, all of them lie
+    above no more often than its own does (intersection-union test, Berger 1982).
+    """
     entry = last_model(audit)["attributes"][name]
     ratios = {cls: found["ratio"] for cls, found in shares_of(entry).items() if found["ratio"]["value"] is not None}
-    ends = [ends_of(ratio) or [None] for ratio in ratios.values()]
-    known = [pair for pair in ends if pair[0] is not None]
+    known = [pair for pair in map(ends_of, ratios.values()) if pair and pair[0] is not None]
     answer = "cannot tell"
-    if any(pair[1] < 0.8 for pair in known):
+    if any(pair and pair[0] is not None and pair[1] < 0.8 for pair in map(ends_of_all, ratios.values())):
         answer = "no"
     elif ratios and len(known) == len(ratios) and all(pair[0] >= 0.8 for pair in known):
         answer = "yes"
@@ -157,11 +160,16 @@ def bias_line(audit: dict, name: str) -> str:
     distance = distance_of(last_model(audit)["attributes"][name])
     what = ", total variation (the share of pictures that would have to change)" if distance["key"] != "bias" else ""
     text = f"{distance['name'][0].upper()}{distance['name'][1:]}{what}, mean over prompts, noise included: {values}."
-    for key, by in (("paired", "Change"), ("trained", "By training")):
+    for key, first, by in (("paired", "before", "Change"), ("trained", "start", "By training")):
         if audit[key]:
             found = audit[key]["attributes"][name][distance["key"]]
-            text += f" {by} {signed(found['difference'])} {interval(ends_of(found))}."
+            equal = "" if _faces(audit, first, name) == _faces(audit, "after", name) else ", at equal numbers of faces,"
+            text += f" {by}{equal} {signed(found['difference'])} {interval(ends_of(found))}."
     return f"{text} Noise floor {number(distance['floor'])}, computed."
+
+
+def _faces(audit: dict, model: str, name: str) -> list[int]:
+    return [item["faces"] for item in audit["models"][model]["attributes"][name]["per_prompt"]]
 
 
 def _listed(names: list[str]) -> str:

@@ -138,13 +138,16 @@ def worst_tenth_floor(statistic: Callable, n_P, target_PK, draws: int = 400, see
     )
 
 
-def drift_verdict(interval: Interval, margin: float) -> str:
-    """Whether a change stayed within the margin: "yes" when its whole interval lies inside (-margin, margin), "no" when
-    the whole lies outside, else "cannot tell"."""
-    low, high = interval
-    if -margin < low and high < margin:
+def drift_verdict(each: list[Interval], at_once: list[Interval], margin: float) -> str:
+    """Whether several changes all stayed within the margin: "yes" when every interval of `each` lies inside, "no" when one of
+    `at_once` lies outside (-margin, margin), else "cannot tell".
+
+    `each`: 95 % by itself, since a wrong "yes" is wrong of one certain change too (intersection-union test, Berger 1982).
+    `at_once`: they hold together.
+    """
+    if all(-margin < low and high < margin for low, high in each):
         return "yes"
-    return "no" if low > margin or high < -margin else "cannot tell"
+    return "no" if any(low > margin or high < -margin for low, high in at_once) else "cannot tell"
 
 
 def rate_interval(count: int, n: int) -> Interval:
@@ -179,6 +182,39 @@ def _g_statistic(counts: np.ndarray, target: np.ndarray) -> np.ndarray:
 def _g_under_target(n: int, target: tuple[float, ...], draws: int, seed: int) -> np.ndarray:
     counts = np.random.default_rng(seed).multinomial(n, target, size=draws)
     return np.sort(_g_statistic(counts.astype(float), np.asarray(target)))
+
+
+def judged_p_value(counts, null_BK, draws: int = 20_000, seed: int = 0) -> float:
+    """p-value of "this prompt's true shares are the target" by a judge that errs, whose C is known by draws only.
+
+    null_BK: target @ C_b, the judged shares on target by every C that the labelled faces leave open. The p-value is that of
+    the mixture of these nulls, so its average over C (prior predictive: Box 1980): exact for K = 2, where counts no more
+    likely than those seen are as far; Monte Carlo G test, as `target_p_value`, for K > 2. 1 without a face.
+    """
+    counts, null = np.asarray(counts), np.asarray(null_BK, float)
+    n = int(counts.sum())
+    if n == 0:
+        return 1.0
+    if len(counts) == 2:
+        likely = _predictive(n, null[:, 0].tobytes())
+        return float(likely[likely <= likely[counts[0]] * (1 + 1e-7)].sum())
+    expected = null.mean(0)
+    drawn = _g_judged(n, null.tobytes(), len(counts), draws, seed)
+    at_least = draws - np.searchsorted(drawn, _g_statistic(counts.astype(float), expected) - 1e-9)
+    return float((1 + at_least) / (1 + draws))
+
+
+@lru_cache(maxsize=256)
+def _predictive(n: int, shares: bytes) -> np.ndarray:
+    """P(0 to n faces of the first class), mean over its judged shares [B]."""
+    return binom.pmf(np.arange(n + 1)[:, None], n, np.frombuffer(shares)).mean(1)
+
+
+@lru_cache(maxsize=64)
+def _g_judged(n: int, null: bytes, K: int, draws: int, seed: int) -> np.ndarray:
+    rng, shares = np.random.default_rng(seed), np.frombuffer(null).reshape(-1, K)
+    counts = rng.multinomial(n, shares[rng.integers(len(shares), size=draws)])
+    return np.sort(_g_statistic(counts.astype(float), shares.mean(0)))
 
 
 def target_p_value(counts, target, draws: int = 20_000, seed: int = 0) -> float:

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from classifiers.crop import crop
-from classifiers.types import Classifier, Detector
+from classifiers.crop import cut
+from classifiers.types import Boxes, Classifier, Detector
 from fairdiff.errors import FairDiffError
 
 
@@ -29,7 +29,8 @@ class ClipEncoder(ImageEncoder, Protocol):
 
 @dataclass(frozen=True)
 class Measurer:
-    """What looks at the images. The judge sees the box's square, `expand` times as wide, at `crop_size` pixels.
+    """What looks at the images. The judge sees the box's square, `expand` times as wide, at `crop_size` pixels, or `aligned`
+    faces of that size. refuse_several: an image with several faces counts as one without.
 
     An encoder that is None is not measured: its columns are NaN and the report says so.
     """
@@ -40,12 +41,15 @@ class Measurer:
     encoder: ImageEncoder | None
     crop_size: int
     expand: float
+    aligned: bool = False
+    refuse_several: bool = False
 
 
 @dataclass(frozen=True)
 class Measured:
     """One batch's results as arrays: found [B] bool, box [B, 4], probabilities [B, K] per attribute, features [B, D].
 
+    faces_B: how many faces the detector found, -1 if it does not count them.
     wordings: of a zero-shot judge the class [B, W] by each wording alone, -1 without a face; {} of others.
     """
 
@@ -55,13 +59,13 @@ class Measured:
     clip_t_B: np.ndarray
     features: dict[str, np.ndarray]
     wordings: dict[str, np.ndarray]
+    faces_B: np.ndarray
 
     def rows(self, order_B: np.ndarray) -> "Measured":
         """The same images in another order."""
         tables = [{k: v[order_B] for k, v in table.items()} for table in (self.probs, self.features, self.wordings)]
-        return Measured(
-            self.found_B[order_B], self.box_B4[order_B], tables[0], self.clip_t_B[order_B], tables[1], tables[2]
-        )
+        found, box, clip_t, faces = (one[order_B] for one in (self.found_B, self.box_B4, self.clip_t_B, self.faces_B))
+        return Measured(found, box, tables[0], clip_t, tables[1], tables[2], faces)
 
 
 def _array(tensor: Tensor) -> np.ndarray:
@@ -73,13 +77,16 @@ def measure(measurer: Measurer, image_BCHW: Tensor, prompt: str) -> Measured:
     """Detect, judge and embed one batch of images of one prompt; FairDiffError if the judge gives no numbers."""
     batch = len(image_BCHW)
     boxes = measurer.detector(image_BCHW)
+    faces_B = _counted(boxes)
+    if measurer.refuse_several and boxes.count_F is not None:
+        boxes = boxes.rows(boxes.count_F == 1)
     row_F = boxes.row_F.cpu().numpy()
     box_B4 = np.full((batch, 4), np.nan, np.float32)
     probs = {name: np.full((batch, len(k)), np.nan, np.float32) for name, k in measurer.judge.attributes.items()}
     wordings = {name: np.full((batch, len(w)), -1, np.int8) for name, w in wordings_of(measurer.judge).items()}
     if len(row_F):
         box_B4[row_F] = _array(boxes.box_F4)
-        crop_FCHW = crop(image_BCHW, boxes, measurer.crop_size, measurer.expand)
+        crop_FCHW = cut(image_BCHW, boxes, measurer.crop_size, measurer.expand, measurer.aligned)
         logits = measurer.judge(crop_FCHW)
         for name, label_FW in measurer.judge.labels_by_wording(crop_FCHW).items() if wordings else ():
             wordings[name][row_F] = label_FW.cpu().numpy()
@@ -98,7 +105,15 @@ def measure(measurer: Measurer, image_BCHW: Tensor, prompt: str) -> Measured:
         features["clip"] = _array(clip_BD)
     if measurer.encoder is not None:
         features["encoder"] = _array(measurer.encoder.image(image_BCHW))
-    return Measured(boxes.found_B.cpu().numpy(), box_B4, probs, clip_t_B, features, wordings)
+    return Measured(boxes.found_B.cpu().numpy(), box_B4, probs, clip_t_B, features, wordings, faces_B)
+
+
+def _counted(boxes: Boxes) -> np.ndarray:
+    """Faces of each image, int16 [B]; -1 where there is one at least and the detector does not count them."""
+    faces_B = np.zeros(boxes.size[0], np.int16)
+    count_F = torch.full_like(boxes.row_F, -1) if boxes.count_F is None else boxes.count_F
+    faces_B[boxes.row_F.cpu().numpy()] = count_F.cpu().numpy()
+    return faces_B
 
 
 def wordings_of(judge: Classifier) -> dict[str, list[dict[str, list[str]]]]:
@@ -115,6 +130,7 @@ def joined(parts: list[Measured]) -> Measured:
         np.concatenate([part.clip_t_B for part in parts]),
         {name: np.concatenate([part.features[name] for part in parts]) for name in parts[0].features},
         {name: np.concatenate([part.wordings[name] for part in parts]) for name in parts[0].wordings},
+        np.concatenate([part.faces_B for part in parts]),
     )
 
 

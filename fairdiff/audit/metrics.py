@@ -4,74 +4,31 @@ Images without a face have no label and are counted apart. Undefined numbers are
 """
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
 
 from fairdiff.audit import intervals as iv
-from fairdiff.audit.attribute import average, change, judge_for, suite_metrics
-from fairdiff.audit.axis import Axis, MetricSpec, axes_of, labels, requested, tally
+from fairdiff.audit.attribute import judge_for, suite_metrics
+from fairdiff.audit.axis import Axis, MetricSpec, axes_of, labels, tally
+from fairdiff.audit.estimand import ESTIMANDS
+from fairdiff.audit.paired import make_pair, paired_metrics
 from fairdiff.audit.per_prompt import prompt_metrics
 from fairdiff.audit.planner import images_needed
 from fairdiff.audit.records import MODELS, probability_columns, wording_column
-from fairdiff.audit.suite import ENOUGH, ratio_interval, student_interval, within_range
+from fairdiff.audit.rows import by_family, difference_over_prompts, grouped, mean_over_prompts, prompt_means
+from fairdiff.audit.suite import ENOUGH, ratio_interval, within_range
+from fairdiff.audit.verdict import FEW_IMAGES
 
-SCHEMA = "fairdiff.audit/6"
+SCHEMA = "fairdiff.audit/7"
+LARGEST_COUNTS = "the largest face of a picture counts, the others are ignored"
 CONFIDENT = 0.9  # of a class: what the face loss calls confident (Shen et al., ICLR 2024)
-
-ESTIMANDS = {
-    "ci95": "95 % interval for the population that the prompts are a sample of (prompts like these): bootstrap-t over "
-    f"prompts, never narrower than ci95_these; null with fewer than {ENOUGH} prompts. No sample sees a bias that one prompt "
-    "in a hundred carries",
-    "ci95_these": "95 % interval for these prompts with new noise",
-    "bias.mean": "mean over prompts of the plug-in bias at this number of images; its noise floor is not 0",
-    "bias.sd_over_prompts": "spread of the per-prompt bias, not a standard error",
-    "bias.floor": "what a perfectly fair generator shows on average at the same numbers of faces",
-    "bias.missing_face_bounds": "mean bias if the pictures without a face had had the best or the worst classes",
-    "bias.worst_tenth": "mean of the tenth of the prompts with the largest bias; its floor, what a perfectly fair generator "
-    "shows, is larger than that of the mean: some prompts are off by chance. No interval: the same images choose the prompts",
-    "shares": "mean share over prompts; ratio: to the mean target share, flagged below four fifths",
-    "target.total_variation": "mean over prompts of half the absolute differences to the prompt's target; its floor, "
-    "the mean of what a generator exactly on each target shows at the same numbers of faces, is not 0",
-    "target.distance": "D, root mean square over prompts of the chi-squared distance sum_k (p_k - t_k)^2 / t_k of a "
-    "prompt's true shares p to its target t, estimated without the noise of the images (floor 0); these: inverted test, "
-    "worlds from empirical-Bayes shares",
-    "target.verdict": "of prompts like these, verdict_these: of these prompts. within: the whole interval below delta, wrong "
-    "at most 5 % of the time at D = delta, with missing faces at their worst; beyond: the whole above delta, with missing "
-    "faces at their best; else undecided. On corrected shares where the judge's errors were counted",
-    "target.prompts_certain": "how many prompts are certainly off (the whole interval of their own D above delta), within "
-    "(below it) or open; in 95 % of audits none is wrongly called off or within. images_for_within: fewer pictures of a "
-    "prompt call none within",
-    "per_prompt.target.distance": "D of the shares seen, noise included; ci95_all holds for all prompts at once: Clopper and "
-    "Pearson's exact box at .05 / prompts, missing faces of any class, and the judge's error undone where it was counted",
-    "target.p_holm": "exact binomial (two classes) or Monte Carlo G test of the prompt's target, Holm over prompts",
-    "per_prompt.bias.ci95": "the prompt's own true bias: Wilson (two classes) or Goodman's simultaneous region",
-    "corrected": "the judge's error on labelled faces undone, assumed to be the same on generated ones; intervals hold what "
-    "the labelled faces leave open of it (Dirichlet, zero cells included); its floors are larger",
-    "families": "the same over the prompts of one family; their intervals are for that family, not for a comparison",
-    "low_confidence.rate": "faces whose most probable class has less than .9, all prompts pooled: no class is clear, "
-    "and labels of such faces can hide a bias or make one; Wilson, for these prompts and new noise",
-    "wordings": "mean shares over prompts if a zero-shot judge had one of its wordings only: how far they are its words'",
-    "no_face.rate": "pictures without a face, all prompts pooled; Wilson, for these prompts and new noise",
-    "left_out": "prompts that show fewer than two faces by one of the models: in no mean of shares, before or after, but in "
-    "the verdict and the bounds",
-    "paired": "after minus before on the same prompts and noise",
-    "trained": "after minus start (the untrained adapter, where it changes images by itself), as paired: what training did",
-    "paired.drift": "of an attribute without a target: the change of its bias, and whether its whole interval lies within "
-    "(yes) or outside (no) the margin: ci95, and ci95_these for stayed_within_these",
-    "clip_t, clip_i, dino, between_seeds, named.kept": "means over prompts (subjects); ci95: Student's over prompts",
-    "guidance": "bias.mean and target.total_variation at other guidance scales, with the same prompts and noise",
-    "named.kept": "share of the faces that show the class which their prompt names; mean over subjects",
-    "without_people.relative_drift": "mean drift (1 - cosine to the image before) over the mean distance between two "
-    "seeds; Student's interval of the linearised ratio",
-}
 
 
 def compute_metrics(
     records: pd.DataFrame, spec: MetricSpec, at_guidance: dict[float, pd.DataFrame] | None = None
 ) -> dict:
-    """All of audit.json (schema `fairdiff.audit/6`) as plain Python values, NaN replaced by None.
+    """All of audit.json (schema `fairdiff.audit/7`) as plain Python values, NaN replaced by None.
 
     at_guidance: records of the same prompts at further guidance scales.
     """
@@ -88,7 +45,8 @@ def compute_metrics(
     def paired(first: str) -> dict | None:
         if not {first, "after"} <= {*models}:
             return None
-        return _paired(people, axes, tallies, seen[first] & seen["after"], prompts, spec, first)
+        rows, counts = (tuple(of[m] for m in (first, "after")) for of in (rows_of, tallies))
+        return paired_metrics(make_pair(rows, counts, seen[first] & seen["after"]), axes, prompts, spec)
 
     audit = {
         "schema": SCHEMA,
@@ -106,7 +64,7 @@ def compute_metrics(
         "without_people": _without_people(without_people) if len(without_people) else None,
         "guidance": _over_guidance(models, at_guidance, spec) if at_guidance else None,
         "sample_size": _sample_size(axes, len(prompts), spec),
-        "provenance": spec.provenance | _provenance(records),
+        "provenance": {"several_faces": LARGEST_COUNTS} | spec.provenance | _provenance(records),
         "estimands": ESTIMANDS,
     }
     return plain(audit)
@@ -120,16 +78,6 @@ def _seen_by_all(tallies: dict, axis: Axis) -> dict[str, np.ndarray]:
     two = {model: found[axis.name].sum(1) > 1 for model, found in tallies.items()}
     common = np.all([rows for rows in two.values() if rows.any()] or [*two.values()], 0)
     return {model: rows & common for model, rows in two.items()}
-
-
-def mean_over_prompts(values: np.ndarray, limits: tuple[float, float] = (-math.inf, math.inf)) -> dict:
-    """Mean over prompts of what is measured on images [P], with Student's interval."""
-    return {"mean": average(values), "ci95": student_interval(values, limits)}
-
-
-def difference_over_prompts(values: np.ndarray) -> dict:
-    """The same for paired differences, after minus before."""
-    return {"difference": average(values), "ci95": student_interval(values)}
 
 
 def _sample_size(axes: list[Axis], prompts: int, spec: MetricSpec) -> dict:
@@ -148,17 +96,27 @@ def _provenance(records: pd.DataFrame) -> dict:
     return {
         "seed": records.seed.iloc[0],
         "hashes": hashes | {"judge": records.judge_hash.iloc[0]},
-        "several_faces": "the largest face of a picture counts, the others are ignored",
         "labels": "perceived presentation in pictures, not identity",
     }
 
 
 def _model(rows: pd.DataFrame, axes: list[Axis], tallies: dict, seen, prompts: pd.DataFrame, spec: MetricSpec) -> dict:
-    images = rows.groupby("prompt_index").size().reindex(prompts.prompt_index).to_numpy()
+    images = rows.groupby("prompt_index").size().reindex(prompts.prompt_index, fill_value=0).to_numpy()
     result: dict = {"images": len(rows), "attributes": {}, "joint": {}}
-    for axis in axes:
+
+    def measured(axis: Axis, rows_P: np.ndarray) -> dict:
         counts = tallies[axis.name]
-        entry = suite_metrics(counts, images - counts.sum(1), seen, axis, spec)
+        entry = suite_metrics(
+            counts[rows_P], (images - counts.sum(1))[rows_P], seen[rows_P], axis.rows(rows_P), spec
+        )
+        few = rows_P & (images < 2)
+        if few.any() and FEW_IMAGES in (entry["target"]["reason"] or ""):
+            named = (f'"{prompt}" ({int(n)})' for prompt, n in zip(prompts.prompt[few], images[few], strict=True))
+            entry["target"]["reason"] += f": {', '.join(named)}"
+        return entry
+
+    for axis in axes:
+        counts, entry = tallies[axis.name], measured(axis, np.ones(len(prompts), bool))
         entry["per_prompt"], entry["target"]["prompts_certain"] = prompt_metrics(counts, images, axis, prompts, spec)
         entry["target"]["prompts_rejected"] = sum(item["target"]["p_holm"] < 0.05 for item in entry["per_prompt"])
         if len(axis.members) == 1:
@@ -168,24 +126,23 @@ def _model(rows: pd.DataFrame, axes: list[Axis], tallies: dict, seen, prompts: p
         result["attributes" if len(axis.members) == 1 else "joint"][axis.name] = entry
     result["families"] = {
         family: {"prompts": int(rows_P.sum())}
-        | _grouped(
-            axes,
-            lambda axis, rows_P=rows_P: suite_metrics(
-                tallies[axis.name][rows_P],
-                (images - tallies[axis.name].sum(1))[rows_P],
-                seen[rows_P],
-                axis.rows(rows_P),
-                spec,
-            ),
-        )
-        for family, rows_P in _families(prompts.family).items()
+        | grouped(axes, lambda axis, rows_P=rows_P: measured(axis, rows_P))
+        for family, rows_P in by_family(prompts.family).items()
     }
     missing = int((~rows.found).sum())
     result["no_face"] = {"rate": missing / len(rows), "ci95": iv.rate_interval(missing, len(rows)), "images": missing}
+    result["several_faces"] = _several(rows)
     for name in ("clip_t", "clip_i", "dino"):
-        result[name] = mean_over_prompts(_prompt_means(rows[name], rows), (-1, 1))
-    result["between_seeds"] = mean_over_prompts(_prompt_means(1 - rows.between, rows), (0, 2))
+        result[name] = mean_over_prompts(prompt_means(rows[name], rows), (-1, 1))
+    result["between_seeds"] = mean_over_prompts(prompt_means(1 - rows.between, rows), (0, 2))
     return result
+
+
+def _several(rows: pd.DataFrame) -> dict:
+    """Pictures with several faces, of those whose faces the detector counted; NaN where it counted none."""
+    counted = rows.faces[rows.faces >= 0] if "faces" in rows else rows.found[:0]
+    several, n = int((counted > 1).sum()), len(counted)
+    return {"rate": several / n if n else math.nan, "ci95": iv.rate_interval(several, n), "images": several}
 
 
 def _low_confidence(rows: pd.DataFrame, axis: Axis) -> dict:
@@ -206,86 +163,6 @@ def _by_wording(rows: pd.DataFrame, axis: Axis, spec: MetricSpec) -> dict:
         each.append({"prompts": prompts, "shares": {name: hit.mean().mean() for name, hit in hits.items()}})
     found = {name: [item["shares"][name] for item in each] for name in axis.classes}
     return {"range": {name: [min(some), max(some)] for name, some in found.items()}, "each": each}
-
-
-def _families(family_P: pd.Series) -> dict[str, np.ndarray]:
-    """Which prompts [P] belong to each family; {} for a single one, whose numbers are those of all prompts."""
-    names = list(dict.fromkeys(family_P))
-    return {name: (family_P == name).to_numpy() for name in names} if len(names) > 1 else {}
-
-
-def _grouped(axes: list[Axis], measure: Callable[[Axis], dict]) -> dict[str, dict]:
-    """measure(axis) of every axis, attributes and combinations apart."""
-    result: dict[str, dict] = {"attributes": {}, "joint": {}}
-    for axis in axes:
-        result["attributes" if len(axis.members) == 1 else "joint"][axis.name] = measure(axis)
-    return result
-
-
-def _paired(
-    people: pd.DataFrame,
-    axes: list[Axis],
-    tallies: dict,
-    seen: np.ndarray,
-    prompts: pd.DataFrame,
-    spec: MetricSpec,
-    first: str,
-) -> dict:
-    """ "after" minus the model `first`: same prompts (`seen`), same noise."""
-    order, pair = ["prompt_index", "image_index"], (first, "after")
-    before, after = (people[people.model == model].sort_values(order) for model in pair)
-    before, after = _in_both(before, after, order)
-    place = before.prompt_index.map({prompt: row for row, prompt in enumerate(prompts.prompt_index)}).to_numpy()
-
-    def change_in(axis: Axis, rows_P: np.ndarray) -> dict:
-        kinds = [labels(rows, spec.attributes, axis.members) for rows in (before, after)]
-        faces = (kinds[0] >= 0) & (kinds[1] >= 0)
-        both = np.zeros((len(prompts), len(axis.classes), len(axis.classes)))
-        np.add.at(both, (place[faces], kinds[0][faces], kinds[1][faces]), 1)
-        rows_P = rows_P & seen
-        return change([tallies[m][axis.name][rows_P] for m in pair], both[rows_P], axis.rows(rows_P), spec)
-
-    def change_of(axis: Axis) -> dict:
-        kinds = [labels(rows, spec.attributes, axis.members) for rows in (before, after)]
-        faces = (kinds[0] >= 0) & (kinds[1] >= 0)
-        changed = (kinds[0] != kinds[1])[faces].mean() if faces.any() else math.nan
-        entry = change_in(axis, np.ones(len(prompts), bool)) | {"class_changed": changed}
-        if len(axis.members) == 1 and not requested(axis, spec):
-            stayed = {
-                key: iv.drift_verdict(entry["bias"][ends], spec.drift)
-                for key, ends in (("stayed_within", "ci95"), ("stayed_within_these", "ci95_these"))
-            }
-            entry["drift"] = entry["bias"] | {"margin": spec.drift} | stayed
-        return entry
-
-    result: dict = {"pairs": len(before)} | _grouped(axes, change_of)
-    result["families"] = {
-        family: _grouped(axes, lambda axis, rows_P=rows_P: change_in(axis, rows_P))
-        for family, rows_P in _families(prompts.family).items()
-    }
-    lost, gained = before.found.to_numpy() & ~after.found.to_numpy(), after.found.to_numpy() & ~before.found.to_numpy()
-    result["no_face"] = {
-        "difference": (lost.sum() - gained.sum()) / len(before),
-        "ci95": iv.paired_rate_interval(int(gained.sum()), int(lost.sum()), len(before)),
-    }
-    steps = {
-        "clip_t": after.clip_t.to_numpy() - before.clip_t,
-        "between_seeds": before.between - after.between.to_numpy(),
-    }
-    for name, step in steps.items():
-        result[name] = difference_over_prompts(_prompt_means(step, before))
-    return result
-
-
-def _in_both(before: pd.DataFrame, after: pd.DataFrame, key: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The rows of each whose key the other has too: of given images some may have no partner."""
-    keys = [pd.MultiIndex.from_frame(rows[key]) for rows in (before, after)]
-    return before[keys[0].isin(keys[1])], after[keys[1].isin(keys[0])]
-
-
-def _prompt_means(values: pd.Series, rows: pd.DataFrame) -> np.ndarray:
-    """Mean of each prompt [P]; a prompt without any value takes no part."""
-    return values.groupby(rows.prompt_index).mean().dropna().to_numpy()
 
 
 def _without_people(rows: pd.DataFrame) -> dict:

@@ -59,14 +59,16 @@ def pairs_of(audit: dict, store: RecordStore, prompt: str) -> list[dict]:
         shown = [found[index] for found in seen.values() if index in found]
         first, last, whole = shown[0], shown[-1], len(shown) == len(seen)
         labels = last["labels"] if last["model"] == [*seen][-1] else {}
-        pairs.append({
-            "number": index + 1,
-            "shown": shown,
-            "classes": [f"{name} {found['class']}" for name, found in labels.items()],
-            "changed": whole and len(shown) > 1 and first["label"] != last["label"],
-            "no_face": any(not picture["labels"] for picture in shown),
-            "low_confidence": any(picture["low_confidence"] for picture in shown),
-        })  # fmt: skip
+        pairs.append(
+            {
+                "number": index + 1,
+                "shown": shown,
+                "classes": [f"{name} {found['class']}" for name, found in labels.items()],
+                "changed": whole and len(shown) > 1 and first["label"] != last["label"],
+                "no_face": any(not picture["labels"] for picture in shown),
+                "low_confidence": any(picture["low_confidence"] for picture in shown),
+            }
+        )
     return pairs
 
 

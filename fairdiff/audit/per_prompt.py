@@ -13,15 +13,26 @@ from fairdiff.audit.attribute import judge_for
 from fairdiff.audit.axis import Axis, MetricSpec
 from fairdiff.audit.certain import certain_prompts
 from fairdiff.audit.correction import corrected_bias_intervals
+from fairdiff.audit.judge import Judge
 from fairdiff.bias import bias
+
+NULLS = 500  # confusion matrices over which the null of a prompt's test is averaged
+
+
+def target_p_values(counts, target_PK, judge: Judge | None, seed: int) -> list[float]:
+    """p of each prompt's target, which a judge whose errors were counted reads as target @ C; of the shares as judged where
+    they cannot be undone."""
+    draws = iv.draws_for(len(counts))
+    if judge is None or judge.refusal:
+        return [iv.target_p_value(c, t, draws, seed) for c, t in zip(counts, target_PK, strict=True)]
+    return [iv.judged_p_value(c, t @ judge.draws[:NULLS], draws, seed) for c, t in zip(counts, target_PK, strict=True)]
 
 
 def prompt_metrics(counts, images, axis: Axis, prompts: pd.DataFrame, spec: MetricSpec) -> tuple[list[dict], dict]:
     """One entry a prompt from counts_PK and its number of images [P], and how many prompts are certainly off or within."""
-    draws = iv.draws_for(len(counts))
-    p_values = [iv.target_p_value(c, t, draws, spec.seed) for c, t in zip(counts, axis.target_PK, strict=True)]
-    holm = iv.holm(p_values)
     judge = judge_for(axis, spec)
+    p_values = target_p_values(counts, axis.target_PK, judge, spec.seed)
+    holm = iv.holm(p_values)
     distances, certain = certain_prompts(counts, images - counts.sum(1), axis.target_PK, spec.delta, judge)
     corrected = None if judge is None or judge.refusal else corrected_bias_intervals(counts, judge, seed=spec.seed)
     regions = np.stack([iv.share_region(c) for c in counts])

@@ -42,10 +42,17 @@ def prompt_table(audit: dict, name: str) -> dict:
         "requested": target["requested"],
         "overall": class_lines(models, classes, target["shares"] if target["requested"] else {}),
         "rejected": {model: entry["target"]["prompts_rejected"] for model, entry in models.items()},
+        "undone": _undone(models, classes, target),
         "certain": _certain(models),
         "rests": _rests(audit, target),
         "rows": sorted(rows, key=lambda row: row["worst"], reverse=True),
     }
+
+
+def _undone(models: dict[str, dict], classes: list[str], target: dict) -> list[dict]:
+    """The lines of all prompts together with the judge's error undone, none where it is not."""
+    mended = {model: entry["corrected"] for model, entry in models.items() if "shares" in entry.get("corrected", {})}
+    return class_lines(mended, classes, target["shares"] if target["requested"] else {}) if mended else []
 
 
 def _row(items: dict[str, dict], classes: list[str], target: dict, limit: float) -> dict:
@@ -93,7 +100,8 @@ def _rests(audit: dict, target: dict) -> str:
     certain = target["prompts_certain"]
     if certain["reason"]:
         return f"No prompt is called certain: {certain['reason']}."
-    judged = "shares as judged (this judge was never measured)"
+    why = "its calibration was declined" if audit["judge"].get("not_corrected") else "this judge was never measured"
+    judged = f"shares as judged ({why})"
     shares = "shares with the judge's error undone" if certain["corrected"] else judged
     text = f"In 95 of 100 audits none of a model's calls is wrong. They rest on {shares}. "
     text += "Pictures without a face may show any class."

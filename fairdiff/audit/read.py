@@ -49,11 +49,9 @@ TARGET = {
     "verdict_these": VERDICT,
     "reason": WORDS,
 }
-AXIS = {
-    "bias": DISTANCE,
-    "target": TARGET,
-    "corrected": Maybe({"distance": Maybe(D), "confusion": [[NUMBER]]}, null=False),
-}
+SHARE = {"share": NUMBER, "ci95": ENDS} | THESE
+CORRECTED = {"distance": Maybe(D), "confusion": [[NUMBER]]}
+AXIS = {"bias": DISTANCE, "shares": Each(SHARE), "target": TARGET, "corrected": Maybe(CORRECTED, null=False)}
 PROMPT = {"prompt": TEXT, "family": TEXT, "counts": Each(COUNT), "target": {"shares": Each(REAL)}}
 PROMPT_PARTS = ("attributes", "joint")  # of a model: what has numbers of every prompt
 CERTAIN = {"off": COUNT, "open": COUNT, "within": COUNT}
@@ -64,11 +62,13 @@ MODEL = {
     "joint": Each(AXIS | {"per_prompt": [PROMPT]}),
     "families": Each({"attributes": Each(AXIS)}),
     "no_face": RATE,
+    "several_faces": Maybe({"rate": Maybe(NUMBER), "ci95": Maybe(ENDS)}, null=False),
     **dict.fromkeys(("clip_t", "clip_i", "dino", "between_seeds"), MEAN),
 }
 CHANGED = dict.fromkeys(("bias", "total_variation", "squared_distance"), CHANGE | THESE)
 CHANGED |= {"corrected": Maybe({"squared_distance": CHANGE | THESE}, null=False)}
-DRIFT = CHANGE | THESE | {"margin": NUMBER, "stayed_within": TEXT, "stayed_within_these": TEXT}
+DRIFT = CHANGE | THESE | {"shares": Each(CHANGE | THESE), "margin": NUMBER}
+DRIFT |= {"stayed_within": TEXT, "stayed_within_these": TEXT}
 PAIR = {
     "attributes": Each(CHANGED | {"drift": Maybe(DRIFT, null=False)}),
     "joint": Each(CHANGED),
@@ -89,7 +89,8 @@ AUDIT = {
     "trained": Maybe(PAIR),
     "named": Maybe({"attributes": Each({"kept": Each(MEAN), "change": Maybe(CHANGE)})}),
     "without_people": Maybe({"relative_drift": {"value": NUMBER, "ci95": ENDS}}),
-    "provenance": {"target": Maybe(TEXT), "seed": COUNT, "image_size": Maybe(TEXT), "hashes": HASHES},
+    "provenance": {"target": Maybe(TEXT), "seed": COUNT, "image_size": Maybe(TEXT), "several_faces": TEXT}
+    | {"hashes": HASHES},
 }
 
 

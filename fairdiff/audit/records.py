@@ -1,8 +1,9 @@
 """Records: one row an image, the immutable ground every number of the audit stands on.
 
 Columns: model, family, people, names (the class that the prompt names, "gender.female", or ""), prompt_index, subject,
-prompt, image_index, seed, found, x0, y0, x1, y1 (the largest face, pixels), `p.<attribute>.<class>` (the judge's
-probabilities; NaN without a face), `wording.<attribute>.<j>` (of a zero-shot judge the class's number by one wording
+prompt, image_index, seed, found, faces (how many the detector found; -1: it does not count them; records of schema 2 lack
+the column), x0, y0, x1, y1 (the largest face, pixels), `p.<attribute>.<class>` (the judge's probabilities; NaN without a
+face), `wording.<attribute>.<j>` (of a zero-shot judge the class's number by one wording
 alone; -1 without a face), clip_t (cosine image to prompt), clip_i and dino (cosine to the "before" image of the same
 prompt and noise; NaN for "before" itself), between (mean cosine to the other images of the same prompt and model in the
 image encoder), model_hash, judge_hash.
@@ -23,7 +24,7 @@ from PIL import Image
 from fairdiff.errors import FairDiffError
 from fairdiff.files import atomic_path, write_bytes
 
-SCHEMA = 2  # raised when the same settings fill records with something else (tests/test_schemas.py)
+SCHEMA = 3  # raised when the same settings fill records with something else (tests/test_schemas.py)
 MODELS = ("before", "start", "after")  # frozen; with the untrained adapter, where that changes images; trained
 SUFFIXES = ("parquet", "npz", "png")  # of one prompt's files; the parquet file is the mark of completeness
 STRIP = 8  # images of each prompt that are kept as thumbnails

@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from fairdiff.audit.estimand import ends_of, stayed_of, verdict_of
+from fairdiff.audit.estimand import ends_of, stayed_of, verdict_of, why_not_corrected
 from fairdiff.audit.figures import bias_chart, curve_chart, line_chart, mark_of
 from fairdiff.audit.headline import (
     ANSWERS,
@@ -142,6 +142,7 @@ def _card(audit: dict, name: str) -> dict:
     return {
         "name": name,
         "last": last,
+        "not_corrected": why_not_corrected(audit, [name]),
         "target": target,
         "question": question(audit, name),
         "margin": margin(audit, name),
@@ -149,6 +150,7 @@ def _card(audit: dict, name: str) -> dict:
         "answer": ANSWERS[verdict["verdict"]],
         "verdict": verdict,
         "undone": "distance" in (last.get("corrected") or {}),
+        "distance": distance,
         "label": label,
         "numbers": numbers,
         "chart": Markup(bias_chart(marks, floor, limit, f"{name} {label}", margin_at)),

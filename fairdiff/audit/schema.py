@@ -41,15 +41,33 @@ def _interval_of(value: str, both: bool = True) -> dict:
     return {value: NUMBER, "ci95": ENDS} | ({"ci95_these": ENDS} if both else {})
 
 
+AT_ONCE: dict = {"ci95_all": ENDS, "ci95_all_these": ENDS}  # intervals that hold for all classes
 CERTAIN: dict = {"off": COUNT, "open": COUNT, "within": COUNT, "corrected": FLAG, "reason": MAYBE_TEXT}
 STATE: dict = {"enum": ["off", "open", "within"]}
+
+
+def _prompt() -> dict:
+    return _object(
+        {"prompt_index": COUNT, "prompt": TEXT, "subject": TEXT, "family": TEXT, "images": COUNT, "faces": COUNT}
+        | {"counts": _each(COUNT), "shares": _each(_object(_interval_of("share", False)))}
+        | {
+            "bias": _object(
+                _interval_of("value", False) | {"floor": NUMBER, "missing_face_bounds": ENDS}, {"corrected_ci95": ENDS}
+            ),
+            "target": _object(
+                {"shares": _each(NUMBER)}
+                | {"distance": _object({"value": NUMBER, "ci95_all": ENDS, "state": STATE})}
+                | dict.fromkeys(("total_variation", "floor", "p", "p_holm"), NUMBER)
+            ),
+        }
+    )
 
 
 def _definitions() -> dict[str, dict]:
     plug_in = _interval_of("mean") | {"floor": NUMBER}
     worst = {"worst_tenth": _object({"mean": NUMBER, "floor": NUMBER, "prompts": COUNT}), "maximum": NUMBER}
     bias = plug_in | worst | {"sd_over_prompts": NUMBER, "missing_face_bounds": ENDS, "prompts": COUNT}
-    share = _interval_of("share") | {"ratio": _object(_interval_of("value") | {"flagged": FLAG})}
+    share = _interval_of("share") | {"ratio": _object(_interval_of("value") | AT_ONCE | {"flagged": FLAG})}
     change = _object(_interval_of("difference"))
     axis = {"bias": _object(bias), "shares": _each(_object(share)), "target": _ref("target")}
     corrected = {name: _object(plug_in) for name in ("bias", "total_variation")}
@@ -58,6 +76,7 @@ def _definitions() -> dict[str, dict]:
     changes = {"attributes": _each(_ref("change")), "joint": _each(_ref("change"))}
     means = {key: _object(_interval_of("mean", False)) for key in ("clip_t", "clip_i", "dino", "between_seeds")}
     steps = {key: _object(_interval_of("difference", False)) for key in ("no_face", "clip_t", "between_seeds")}
+    counted = _object(_interval_of("rate", False) | {"images": COUNT})
     wording = _object({"prompts": _each(_list(TEXT)), "shares": _each(NUMBER)})
     return {
         "target": _object(
@@ -72,33 +91,22 @@ def _definitions() -> dict[str, dict]:
             | {"per_prompt": _list(_ref("prompt")), "low_confidence": _object(_interval_of("rate", False))}
             | {"wordings": _object({"range": _each(ENDS), "each": _list(wording)})},
         ),
-        "prompt": _object(
-            {"prompt_index": COUNT, "prompt": TEXT, "subject": TEXT, "family": TEXT, "images": COUNT, "faces": COUNT}
-            | {"counts": _each(COUNT), "shares": _each(_object(_interval_of("share", False)))}
-            | {
-                "bias": _object(
-                    _interval_of("value", False) | {"floor": NUMBER, "missing_face_bounds": ENDS}, {"corrected_ci95": ENDS}
-                ),
-                "target": _object(
-                    {"shares": _each(NUMBER)}
-                    | {"distance": _object({"value": NUMBER, "ci95_all": ENDS, "state": STATE})}
-                    | dict.fromkeys(("total_variation", "floor", "p", "p_holm"), NUMBER)
-                ),
-            }
-        ),
+        "prompt": _prompt(),
         "model": _object(
             {"images": COUNT}
             | grouped
-            | {"families": _each(_object({"prompts": COUNT} | grouped))}
-            | {"no_face": _object(_interval_of("rate", False) | {"images": COUNT})}
-            | means
+            | {"families": _each(_object({"prompts": COUNT} | grouped)), "no_face": counted}
+            | means,
+            {"several_faces": counted},
         ),
         "change": _object(
             {"bias": change, "total_variation": change, "squared_distance": change},
             {"corrected": _object({"squared_distance": change}), "class_changed": NUMBER}
             | {
                 "drift": _object(
-                    _interval_of("difference") | {"margin": NUMBER, "stayed_within": STAYED, "stayed_within_these": STAYED}
+                    _interval_of("difference")
+                    | {"shares": _each(_object(_interval_of("difference") | AT_ONCE))}
+                    | {"margin": NUMBER, "stayed_within": STAYED, "stayed_within_these": STAYED}
                 )
             },
         ),
@@ -139,7 +147,9 @@ def schema() -> dict:
         "images_per_prompt": COUNT,
         "prompts_needed": COUNT,
         "left_out": _list(TEXT),
-        "judge": _object({"path": TEXT}, {"same_as_training_judge": FLAG, "prompts": {}, "wordings": {}}),
+        "judge": _object(
+            {"path": TEXT}, {"same_as_training_judge": FLAG, "not_corrected": TEXT, "prompts": {}, "wordings": {}}
+        ),
         "attributes": _each({"type": "array", "items": TEXT, "minItems": 2}),
         "families": _each(COUNT),
         "models": _object({"before": _ref("model")}, {model: _ref("model") for model in MODELS}),

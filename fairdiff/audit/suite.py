@@ -66,25 +66,43 @@ def normal_interval(mean: float, variance: float, level: float = 0.95) -> Interv
     return mean - half, mean + half
 
 
-def share_interval(share: float, variance: float, expected: float) -> Interval:
+def share_interval(share: float, variance: float, expected: float, level: float = 0.95) -> Interval:
     """Wilson's interval of a mean share with as many faces as would give it its variance, expected (1 - expected) / n
     (Korn & Graubard 1998)."""
     n = expected * (1 - expected) / variance
-    return tuple(float(end) for end in proportion_confint(share * n, n, 0.05, "wilson"))
+    return tuple(float(end) for end in proportion_confint(share * n, n, 1 - level, "wilson"))
 
 
-def both(mean: float, values_P, these: Interval, limits: Interval, seed: int, common: Sequence[Interval] = ()) -> dict:
-    """`ci95` for prompts like these (NaN from too few) and `ci95_these` of a mean over prompts.
+def ends(mean: float, values_P, these: Interval, seed: int, common: Sequence[Interval] = (), level: float = 0.95) -> dict:
+    """`ci95` for prompts like these (NaN from too few) and `ci95_these` of a mean over prompts, not cut to any range.
 
-    common: intervals by errors that are the same in every prompt; `these` holds them already.
+    common: intervals by errors that are the same in every prompt; `these` holds them already. level: of both.
     """
     like = NOTHING
     if len(values_P) >= ENOUGH:
-        resampled = bootstrap_t(values_P, seed=seed)
+        resampled = bootstrap_t(values_P, level, seed)
         shift = mean - float(np.mean(values_P))  # a mean of corrected shares may differ from that of corrected prompts
         like = hull(combine(mean, (resampled[0] + shift, resampled[1] + shift), *common), these)
-        like = within_range(like, *limits)
-    return {"ci95": like, "ci95_these": within_range(these, *limits)}
+    return {"ci95": like, "ci95_these": these}
+
+
+def cut(found: dict, limits: Interval) -> dict:
+    return {key: within_range(pair, *limits) for key, pair in found.items()}
+
+
+def both(mean: float, values_P, these: Interval, limits: Interval, seed: int, common: Sequence[Interval] = ()) -> dict:
+    """`ends` of 95 %, within the range of the quantity."""
+    return cut(ends(mean, values_P, these, seed, common), limits)
+
+
+def of_all(found: dict) -> dict:
+    """Both intervals under the names of those that hold for all classes at once."""
+    return {"ci95_all": found["ci95"], "ci95_all_these": found["ci95_these"]}
+
+
+def error_of_each(K: int) -> float:
+    """Of one class's interval, so that those of K classes hold at once in 95 % (Bonferroni); two are each other's mirror."""
+    return 0.05 if K == 2 else 0.05 / K
 
 
 def mean_over_prompts(values_P, variance_P, limits: Interval, seed: int) -> dict:

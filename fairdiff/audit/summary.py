@@ -2,9 +2,17 @@
 
 import re
 
-from fairdiff.audit.estimand import FEW, ends_of, verdict_of
+from fairdiff.audit.estimand import FEW, ends_of, verdict_of, why_not_corrected
 from fairdiff.audit.headline import changes, headline, rms, shares_of
-from fairdiff.audit.wording import attribute_order, distance_of, interval, last_model, number, percent, targeted
+from fairdiff.audit.wording import (
+    attribute_order,
+    distance_of,
+    interval,
+    last_model,
+    number,
+    percent,
+    targeted,
+)
 
 
 def not_within(audit: dict) -> list[str]:
@@ -61,7 +69,7 @@ def _attribute(audit: dict, name: str, entry: dict) -> list[str]:
     lines = [f"**{plain(name)}: {plain(verdict['tag'])}.** {plain(_distance(entry))}, {plain(verdict['why'])}"]
     lines.append(f"{plain(name)}, mean shares and their targets: {'; '.join(shown)}")
     if "corrected" not in entry:
-        lines.append(f"**not corrected:** this judge's errors were never measured for {plain(name)}")
+        lines.append(f"**not corrected:** {plain(why_not_corrected(audit, [name]))}")
     return lines
 
 

@@ -24,6 +24,7 @@ from fairdiff.audit.distance import (
 from fairdiff.audit.judge import Judge
 from fairdiff.audit.suite import ENOUGH, NOTHING, Interval
 
+FEW_IMAGES = "with fewer than two images"  # their names are not known here
 WITHIN, BEYOND, UNDECIDED = "within", "beyond", "undecided"
 
 
@@ -107,8 +108,8 @@ def _reason(counts, missing, target, judge: Judge | None) -> str | None:
     faces = counts.sum(-1)
     if not (faces > 1).any():
         return "no prompt shows two faces"
-    if (faces + missing < 2).any():
-        return "a prompt has fewer than two images"
+    if few := int((faces + missing < 2).sum()):
+        return f"{few} of {len(faces)} prompts {FEW_IMAGES}"
     fit = lack_of_fit(counts[faces > 1], judge) if judge is not None and judge.refusal is None else None
     return undefined(target) or (judge.refusal if judge else None) or fit
 

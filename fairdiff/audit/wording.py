@@ -1,6 +1,6 @@
 """audit.json in words and rows, for the page and the terminal alike. No number is computed here."""
 
-from fairdiff.audit.estimand import FEW, ends_of, stayed_of
+from fairdiff.audit.estimand import FEW, TAGS, ends_of, stayed_of, verdict_of, why_not_corrected
 from fairdiff.audit.records import MODELS
 
 
@@ -24,7 +24,7 @@ def comparison(audit: dict) -> dict[str, list[dict]]:
     wanted = targeted(audit)
     groups = {
         "attributes": [_distance_row(audit, ("attributes", name)) for name in attribute_order(audit)],
-        "combinations": [_distance_row(audit, ("joint", name)) for name in last_model(audit)["joint"]],
+        "combinations": [row for name in last_model(audit)["joint"] for row in _combination_rows(audit, name)],
     }
     groups["worst prompts"] = [row(audit, name) for name in wanted for row in (_worst_row, _certain_row)]
     for family in last_model(audit)["families"]:
@@ -35,7 +35,7 @@ def comparison(audit: dict) -> dict[str, list[dict]]:
     ]
     drifts = audit["paired"]["attributes"] if audit["paired"] else {}
     groups["attributes without a target"] = [
-        _drift_row(audit, name, entry["drift"]) for name, entry in drifts.items() if "drift" in entry
+        row for name, entry in drifts.items() if "drift" in entry for row in _drift_rows(audit, name, entry["drift"])
     ]
     if audit["named"] is not None:
         groups["prompts that name a class"] = [_kept_row(audit, name) for name in audit["named"]["attributes"]]
@@ -68,6 +68,24 @@ def _distance_row(audit: dict, path: tuple[str, ...], prefix: str = "") -> dict:
         lambda pair: _at(pair, path)[distance["key"]],
         floor=distance["floor"],
     )
+
+
+def _combination_rows(audit: dict, name: str) -> list[dict]:
+    """Bias of a combination, and where a target was set its distance D with its verdict."""
+    entry = last_model(audit)["joint"][name]
+    rows = [_distance_row(audit, ("joint", name))]
+    if entry["target"]["requested"]:
+        known = (entry.get("corrected") or {}).get("distance")
+        note = "the judge's error undone" if known else "as judged: for combinations the judge's errors are not undone"
+        verdict = verdict_of(audit, entry["target"])["verdict"]
+        few = FEW if audit["prompts"] < audit["prompts_needed"] else ""
+
+        def get(model: dict) -> tuple:
+            found = model["joint"][name]
+            return _pair((found.get("corrected") or {}).get("distance") or found["target"]["distance"])
+
+        rows.append(_row(audit, f"{name} D", get, floor=0.0, note=note) | {"verdict": TAGS[verdict] + few})
+    return rows
 
 
 def _worst_row(audit: dict, name: str) -> dict:
@@ -121,16 +139,28 @@ def _target_rows(audit: dict, name: str) -> list[dict]:
     return rows
 
 
-def _drift_row(audit: dict, name: str, drift: dict) -> dict:
+def _drift_rows(audit: dict, name: str, drift: dict) -> list[dict]:
+    """The verdict with the change of bias, then the mean share of each class, of two that of the first."""
     row = _row(
         audit,
         f"{name} within ±{number(drift['margin'], 2)}",
         lambda _: (None, None),
         lambda pair: pair["attributes"][name]["drift"],
-        note="the change of its bias; a verdict needs the whole interval",
+        note="the change of its bias; a verdict needs the whole interval, and those of the classes' shares",
     )
     few = len(ends_of(drift) or []) > 2
-    return row | {"verdict": stayed_of(drift) + (FEW if few else "")}
+    rows = [row | {"verdict": stayed_of(drift) + (FEW if few else "")}]
+    for cls in list(drift["shares"])[: 1 if len(drift["shares"]) == 2 else None]:
+
+        def share(model: dict, cls: str = cls) -> tuple:
+            entry = model["attributes"][name]["shares"].get(cls)
+            return (entry["share"], ends_of(entry)) if entry else (None, None)
+
+        def moved(pair: dict, cls: str = cls) -> dict | None:
+            return pair["attributes"][name]["drift"]["shares"].get(cls)
+
+        rows.append(_row(audit, f"{name}: {cls}", share, moved, note="mean share as judged"))
+    return rows
 
 
 def _confidence_row(audit: dict, name: str) -> dict:
@@ -141,8 +171,10 @@ def _confidence_row(audit: dict, name: str) -> dict:
 
 def _image_rows(audit: dict) -> list[dict]:
     """What is measured on whole images."""
+    several = audit["provenance"]["several_faces"].split(",")[0]
     rows = [
         _row(audit, "no face", lambda m: _rate(m["no_face"]), lambda p: p["no_face"], form=percent),
+        _row(audit, "several faces", lambda m: _rate(m.get("several_faces", {})), form=percent, note=several),
         _row(audit, "CLIP-T", lambda m: _pair(m["clip_t"]), lambda p: p["clip_t"], note="image against prompt"),
         _row(audit, "CLIP-I", lambda m: _pair(m["clip_i"]), note="after against before, pair by pair"),
         _row(
@@ -176,10 +208,11 @@ def targeted(audit: dict) -> list[str]:
 def not_measured(audit: dict) -> list[str]:
     """What a reader might take for measured and is not."""
     last = last_model(audit)
+    refused = "counts as one without" in audit["provenance"]["several_faces"]
     lines = [
         "Identity. Labels are perceived presentation read from pictures by a classifier; nobody in them has a gender, "
         "race or age to be right or wrong about, and two genders and a few races are a coarse reading.",
-        "Anyone but the largest face of a picture.",
+        "Pictures of several people." if refused else "Anyone but the largest face of a picture.",
         "Other prompts, guidance scales, samplers and prompt languages than those listed here; an adapter can be fair "
         "at one guidance scale and unfair at another.",
         "Whether people of different groups are shown alike in dress, pose, setting, dignity or picture quality.",
@@ -204,14 +237,12 @@ def not_measured(audit: dict) -> list[str]:
         lines.append("A bias that one prompt in a hundred carries: no sample of prompts shows it reliably.")
     raw = [name for name, entry in last["attributes"].items() if "corrected" not in entry]
     if raw:
-        lines.append(
-            f"The judge's own error for {', '.join(raw)}: no labelled faces were given, so shares are as judged."
-        )
+        lines.append(f"The judge's own error for {', '.join(raw)}: shares are as judged, {why_not_corrected(audit, raw)}.")
     if len(raw) < len(last["attributes"]):
         lines.append(
             "Whether the judge errs on generated faces as it does on the labelled ones: the correction assumes so."
         )
-    if "after" in audit["models"]:
+    if "after" in audit["models"] and not audit["provenance"].get("encoders", "").startswith("others"):
         lines.append("Semantics by encoders other than those that the preservation loss of training uses.")
     if audit["provenance"].get("CLIP", "embedded") != "embedded" and last["clip_t"]["mean"] is not None:
         lines.append(
@@ -266,4 +297,4 @@ def _pair(entry: dict) -> tuple:
 
 
 def _rate(entry: dict) -> tuple:
-    return entry["rate"], entry["ci95"]
+    return entry.get("rate"), entry.get("ci95")

@@ -11,10 +11,12 @@ from safetensors.torch import load_file
 
 from fairdiff import fingerprint
 from fairdiff.config import Config
+from fairdiff.config.training import OWN_KEYS
 from fairdiff.diffusion.adapter_files import LORA_FILE, SOFT_TOKENS_FILE, read_about
 from fairdiff.diffusion.adapters import Adapter, Lora, SoftTokens, changes_images
 from fairdiff.diffusion.imports import FILES, file_of, import_lora, import_soft_tokens
 from fairdiff.diffusion.load import DiffusionModel
+from fairdiff.diffusion.lora_files import PEFT_CONFIG
 from fairdiff.errors import FairDiffError
 from fairdiff.plan import Plan
 
@@ -22,7 +24,8 @@ from fairdiff.plan import Plan
 def adapter_fingerprint(config: Config) -> str | None:
     """Of the tensors of `adapter.path`, whose file may be written again with another order of its header, and its scale.
 
-    Of files that are taken as they are all of them counts: what stands beside the tensors says their alphas.
+    Of files that are taken as they are all of them counts: what stands beside the tensors says their alphas, in the file or,
+    of peft's own, in one beside it.
     """
     options = config.adapter
     if options.path is None:
@@ -32,6 +35,7 @@ def adapter_fingerprint(config: Config) -> str | None:
         files = [file_of(Path(path), name) for path in options.paths]
         if missing := [file for file in files if not file.is_file()]:
             raise FairDiffError(f"adapter.path: {missing[0]}: no such file")
+        files += [beside for file in files if (beside := file.parent / PEFT_CONFIG).is_file()]
         return fingerprint.of_values(fingerprint.of_files(files), options.scales)
     tensors: dict[str, torch.Tensor] = {}
     for file in sorted(Path(options.path).glob("*.safetensors")):
@@ -97,7 +101,6 @@ def build_saved_adapter(config: Config, plan: Plan, model: DiffusionModel) -> Ad
 
 def adapter_options(config: Config) -> dict[str, object]:
     """The keys of `adapter` that its kind has; what is imported has the layers, ranks and tokens of its files."""
-    own = {"soft_tokens": ("type", "tokens", "initial_text"), "lora": ("type", "parts", "rank")}
-    own |= {"soft_tokens": ("type", "initial_text"), "lora": ("type",)} if imported(config) else {}
-    kept = (*own[config.adapter.type], "learning_rate", *(("path", "scale") if config.adapter.path else ()))
+    own = {"soft_tokens": ("initial_text",), "lora": ()} if imported(config) else OWN_KEYS
+    kept = ("type", *own[config.adapter.type], "learning_rate", *(("path", "scale") if config.adapter.path else ()))
     return {key: value for key, value in asdict(config.adapter).items() if key in kept}

@@ -14,11 +14,11 @@ from fairdiff import builder, fingerprint
 from fairdiff.audit.axis import MetricSpec, groups_of, software_versions
 from fairdiff.audit.card import EMBEDDED
 from fairdiff.audit.generate import AuditPlan, Generate, Noise
-from fairdiff.audit.judge import check_confusion
 from fairdiff.audit.measure import Measurer, measure
 from fairdiff.audit.metrics import SCHEMA as METRICS_SCHEMA
 from fairdiff.audit.records import SCHEMA as RECORDS_SCHEMA
 from fairdiff.builder import Judge, build_classifier, build_detector, build_encoders, crop_of, detector_fingerprint
+from fairdiff.builder.calibration import build_confusion, not_corrected, read_confusion
 from fairdiff.config import Config, JudgeConfig
 from fairdiff.diffusion.adapters import Adapter, at_origin
 from fairdiff.diffusion.load import DiffusionModel
@@ -29,61 +29,8 @@ from fairdiff.errors import FairDiffError, blame
 from fairdiff.plan import Plan
 from fairdiff.portraits import weights
 
+SAME_ENCODERS = "those of `features`, which an image term of training optimises"
 FEW = 16  # images of each prompt without people, and of each that names a class
-
-
-def calibration_file(config: Config) -> Path | None:
-    """Where the audit judge's counted errors lie, or would lie: `audit.calibration`, else in the judge's own folder.
-
-    None for a judge without a folder: one of the hub, several paths.
-    """
-    judge = config.audit.judge
-    if config.audit.calibration is not None:
-        return Path(config.audit.calibration)
-    place = judge.path or (weights("audit_judge") if judge.type == "net" else None)
-    folder = Path(place) if isinstance(place, str | Path) else None
-    return folder / CALIBRATION_FILE if folder is not None and folder.is_dir() else None
-
-
-def build_confusion(config: Config, judge: Judge) -> dict[str, np.ndarray]:
-    """The audit judge's confusion counts [K, K] per attribute, {} if its errors were not counted.
-
-    FairDiffError for a calibration of another judge or of other crops.
-    """
-    file, given = calibration_file(config), config.audit.calibration is not None
-    if file is None or not (given or file.exists()):
-        return {}
-    key = "audit.calibration" if given else "audit.judge.path"
-    with blame(key):
-        calibrations, measured_on = load_calibration(file)
-    _check_crops(config, key, file, measured_on)
-    calibrations = {name: c for name, c in calibrations.items() if name in judge.attributes}
-    for name, calibration in calibrations.items():
-        if judge.attributes[name] != calibration.classes:
-            raise FairDiffError(
-                f"{key}: {file}: {name} has the classes {calibration.classes}, the judge {judge.attributes[name]}"
-            )
-        unsigned = calibration.judge is None and config.audit.judge.type == "net" and not given  # of older versions
-        if not unsigned and calibration.judge != builder.judge_fingerprint(judge, name):
-            why = "was measured with another judge, weights or words than this audit's"
-            why = "does not say with which judge it was measured" if calibration.judge is None else why
-            raise FairDiffError(
-                f"{key}: {file}: {name} {why}; allowed: a file that scripts/calibrate.py wrote with this judge"
-            )
-        with blame(key, f": {file}: {name}: "):
-            check_confusion(calibration.counts, len(calibration.classes))
-    return {name: calibration.counts for name, calibration in calibrations.items()}
-
-
-def _check_crops(config: Config, key: str, file: Path, measured_on: dict) -> None:
-    """FairDiffError for a calibration that was measured on crops of another detector, size or width than this audit's."""
-    for option, there in measured_on.items():
-        here = getattr(crop_of(config, config.audit.judge), option)
-        if here != there and (option != "input_size" or config.detector.type == "mtcnn"):  # others have no input_size
-            raise FairDiffError(
-                f"{key}: {file} was measured with detector.{option}={there}, found {here}: the judge errs otherwise "
-                "there; allowed: the same, or a calibration of these crops"
-            )
 
 
 @dataclass(frozen=True)
@@ -144,9 +91,11 @@ def build_measurer(config: Config, judge: Judge, encoders: Sequence) -> tuple[Me
     looking = [fingerprint.of_frozen(judge), judge.config]
     looking += [judge.wordings] if isinstance(judge, ZeroShotClassifier) and judge.wordings else []
     looking += [item for e in encoders if e for item in (fingerprint.of_frozen(e.model), e.config)]
+    looking += ["one face"] if config.audit.faces == "refuse" else []
     crop = crop_of(config, config.audit.judge)
     hashed = fingerprint.of_values(looking, detector_fingerprint(config, detector, config.audit.judge))
-    return Measurer(detector, judge, *encoders, crop.crop_size, crop.expand), hashed
+    refuse = config.audit.faces == "refuse"
+    return Measurer(detector, judge, *encoders, crop.crop_size, crop.expand, crop.align, refuse), hashed
 
 
 def build_spec(
@@ -161,6 +110,8 @@ def build_spec(
         about_judge["same_as_training_judge"] = same
     if isinstance(judge, ZeroShotClassifier):
         about_judge |= {"prompts": judge.config["prompts"], "wordings": judge.wordings}
+    if reason := not_corrected(config):
+        about_judge["not_corrected"] = reason
     return MetricSpec(
         attributes=attributes,
         judge=about_judge,
@@ -170,6 +121,18 @@ def build_spec(
         drift=options.drift,
         seed=options.seed,
         provenance=provenance,
+    )
+
+
+def spec_to_plan_by(config: Config, plan: Plan) -> MetricSpec:
+    """What an audit would count, with nothing built: requested attributes, targets, margin, the judge's counted errors."""
+    return MetricSpec(
+        attributes=plan.attributes,
+        judge={"path": judge_name(config.audit.judge)},
+        targets=plan.targets.audited(groups_of([*plan.attributes]), [p.text for p in plan.audit]),
+        confusion=read_confusion(config),
+        delta=config.audit.margin,
+        seed=config.audit.seed,
     )
 
 
@@ -188,55 +151,59 @@ def build_audit(
     """
     options = config.audit
     judge = build_audit_judge(config, plan)
-    encoders = build_encoders(config.features.clip, config.features.encoder, config.model.device)
+    with naming_own_encoders(config):
+        encoders = build_encoders(*encoder_paths(config), config.model.device)
     measurer, looking_hash = build_measurer(config, judge, encoders)
     spec = build_spec(config, plan, judge, training_judge, provenance(config, plan, model))
-    attributes = spec.attributes
+    own = model.effective_guidance(config.sampler.guidance)
+    scales = [own, *sorted({model.effective_guidance(scale) for scale in options.guidance} - {own})]
     started = [builder.adapter_options(config), builder.adapter_fingerprint(config)]
+    hashes = {scale: record_hashes(config, model, scale, started, after) | {"judge": looking_hash} for scale in scales}
     few_images = min(FEW, options.images_per_prompt)
-    sizes = (options.images_per_prompt, few_images, options.seed)
-
-    def hashes(guidance: float) -> dict[str, str]:
-        scale = model.effective_guidance(guidance)
-        frozen = fingerprint.of_values(model.fingerprint(), scale, config.sampler.audit_steps)
-        return {
-            "before": frozen,
-            "start": fingerprint.of_values(frozen, started),
-            "after": fingerprint.of_values(frozen, after, config.steps),
-            "judge": looking_hash,
-        }
-
-    def shared(hashes: dict[str, str]) -> Path | None:
-        """A folder for each size, else audits of two sizes would overwrite each other; without images, so none for those
-        that keep them."""
-        key = fingerprint.of_values(RECORDS_SCHEMA, hashes["before"], hashes["judge"], *sizes)
-        return Path(config.cache) / "audits" / key if config.cache and not options.keep_images else None
-
-    own = hashes(config.sampler.guidance)
+    shared = {scale: _shared_folder(config, found, few_images) for scale, found in hashes.items()}
     audit_plan = AuditPlan(
         prompts=plan.audit,
         named=plan.named,
         without_people=plan.without_people,
-        attributes=attributes,
+        attributes=spec.attributes,
         images_per_prompt=options.images_per_prompt,
         few_images=few_images,
         batch_size=audit_pieces(config, model, measurer).sample,
         seed=options.seed,
         latent_shape=model.latent_shape,
-        hashes=own,
-        shared=shared(own),
+        hashes=hashes[own],
+        shared=shared[own],
         world=world,
         keep=options.keep_images,
     )
-    further = {model.effective_guidance(s) for s in options.guidance}
-    further.discard(model.effective_guidance(config.sampler.guidance))
     others = {
-        scale: replace(audit_plan, named=(), without_people=(), hashes=hashes(scale), shared=shared(hashes(scale)))
-        for scale in sorted(further)
+        scale: replace(audit_plan, named=(), without_people=(), hashes=hashes[scale], shared=shared[scale])
+        for scale in scales[1:]
     }
     name = audit_name(f"{options.split}-{len(plan.audit)}x{options.images_per_prompt}", audit_plan, spec, [*others])
     name += "-kept" if options.keep_images else ""  # measured on 8 bits
     return Audit(audit_plan, others, measurer, spec, name, initial_noise)
+
+
+def record_hashes(
+    config: Config, model: DiffusionModel, scale: float, started: list, after: str | None
+) -> dict[str, str]:
+    """Of all that the images of each model depend on at a guidance scale. started: the adapter before training."""
+    frozen = fingerprint.of_values(model.fingerprint(), scale, config.sampler.audit_steps)
+    return {
+        "before": frozen,
+        "start": fingerprint.of_values(frozen, started),
+        "after": fingerprint.of_values(frozen, after, config.steps),
+    }
+
+
+def _shared_folder(config: Config, hashes: dict[str, str], few_images: int) -> Path | None:
+    """For records of the frozen model: one for each size, else audits of two sizes would overwrite each other; without
+    images, so none for audits that keep them."""
+    options = config.audit
+    sizes = (options.images_per_prompt, few_images, options.seed)
+    key = fingerprint.of_values(RECORDS_SCHEMA, hashes["before"], hashes["judge"], *sizes)
+    return Path(config.cache) / "audits" / key if config.cache and not options.keep_images else None
 
 
 def audit_pieces(config: Config, model: DiffusionModel, measurer: Measurer) -> Pieces:
@@ -264,7 +231,34 @@ def audit_name(words: str, plan: AuditPlan, spec: MetricSpec, more: list) -> str
 def crop_in_words(config: Config) -> str:
     """What the audit judge sees of a face."""
     crop = crop_of(config, config.audit.judge)
-    return f"{crop.crop_size} pixels, {crop.expand:g} times the face"
+    return f"{crop.crop_size} pixels, " + ("aligned on five landmarks" if crop.align else f"{crop.expand:g} times the face")
+
+
+def encoder_paths(config: Config) -> tuple[str, str]:
+    """CLIP and the image encoder of the audit: its own, or those of `features`."""
+    return config.audit.clip or config.features.clip, config.audit.encoder or config.features.encoder
+
+
+@contextmanager
+def naming_own_encoders(config: Config) -> Iterator[None]:
+    """An error of an encoder that the audit has for itself names `audit.clip` or `audit.encoder`."""
+    try:
+        yield
+    except FairDiffError as error:
+        text = str(error)
+        for name, own in (("clip", config.audit.clip), ("encoder", config.audit.encoder)):
+            if own and text.startswith(f"features.{name}: "):
+                raise FairDiffError(text.replace("features.", "audit.", 1)) from error
+        raise
+
+
+def looking_in_words(config: Config) -> dict[str, str]:
+    """What the report says of what looks at the images of every kind of audit, but for the judge and the encoders."""
+    apart = encoder_paths(config)[0] != config.features.clip and encoder_paths(config)[1] != config.features.encoder
+    said = {"detector": config.detector.type, "crop": crop_in_words(config)}
+    if config.audit.faces == "refuse":
+        said["several_faces"] = "a picture with several faces counts as one without a face"
+    return said | {"encoders": "others than those of `features`" if apart else SAME_ENCODERS}
 
 
 def provenance(config: Config, plan: Plan, model: DiffusionModel) -> dict:
@@ -281,11 +275,9 @@ def provenance(config: Config, plan: Plan, model: DiffusionModel) -> dict:
         "image_size": "×".join(map(str, model.image_size[::-1])),
         "negative_prompt": config.prompts.negative or "none",
         "target": "; ".join(plan.target_lines),
-        "CLIP": config.features.clip,
-        "image encoder": config.features.encoder,
-        "detector": config.detector.type,
-        "crop": crop_in_words(config),
-    }
+        "CLIP": encoder_paths(config)[0],
+        "image encoder": encoder_paths(config)[1],
+    } | looking_in_words(config)
 
 
 def build_generators(

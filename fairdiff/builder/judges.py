@@ -1,6 +1,7 @@
 """From settings to what looks at images: detector, classifiers, encoders, face embedder and its bank, and their hashes."""
 
-from dataclasses import asdict, replace
+import hashlib
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from classifiers.detect import InsightFaceDetector, MTCNNDetector, WholeImage
 from classifiers.embedders import load_embedder
 from classifiers.hub import HubClassifier, load_hub_classifier
 from classifiers.identity import Bank, load_bank
+from classifiers.onnx_net import OnnxClassifier, load_onnx
 from classifiers.types import Detector, Embedder
 from classifiers.zeroshot import ZeroShotClassifier, load_zero_shot
 from fairdiff import fingerprint
@@ -22,13 +24,20 @@ from fairdiff.objective.perception import Perception
 from fairdiff.plan import Plan
 from fairdiff.portraits import weights
 
-Judge = AttributeNet | HubClassifier | ZeroShotClassifier
+Judge = AttributeNet | HubClassifier | ZeroShotClassifier | OnnxClassifier
 
 
-def crop_of(config: Config, judge: JudgeConfig) -> DetectorConfig:
+@dataclass
+class Crop(DetectorConfig):
+    """What a judge sees of a face. align: its five landmarks lie on ArcFace's template."""
+
+    align: bool = False
+
+
+def crop_of(config: Config, judge: JudgeConfig) -> Crop:
     """The detector's options with the crop that a judge sees: its own, or the detector's."""
     own = {key: value for key, value in (("crop_size", judge.crop_size), ("expand", judge.expand)) if value is not None}
-    return replace(config.detector, **own)
+    return Crop(**asdict(config.detector) | own, align=judge.align)
 
 
 def detector_fingerprint(config: Config, detector: Detector, judge: JudgeConfig | None = None) -> str:
@@ -38,7 +47,8 @@ def detector_fingerprint(config: Config, detector: Detector, judge: JudgeConfig 
     else:
         weights_key = fingerprint.of_modules(detector) if isinstance(detector, MTCNNDetector) else None
     chosen = crop_of(config, judge) if judge else config.detector
-    options = {key: value for key, value in asdict(chosen).items() if key != "root"}
+    options = {key: value for key, value in asdict(chosen).items() if key not in ("root", "align")}
+    options |= {"align": True} if judge and judge.align else {}  # the youngest, only where it is set: older hashes hold
     return fingerprint.of_values(options, weights_key)
 
 
@@ -63,6 +73,9 @@ def judge_fingerprint(judge: Judge, name: str) -> str:
         case ZeroShotClassifier():
             parts = [judge.config["pixels"], judge.config["prompts"][name]]
             return fingerprint.of_values(fingerprint.of_frozen(judge.model), parts, classes)
+        case OnnxClassifier():
+            graph = judge.graphs[judge.source[name]]
+            return fingerprint.of_values(hashlib.sha256(graph.data).hexdigest(), graph.about, judge.columns[name], classes)
     return fingerprint.of_values(fingerprint.of_frozen(judge), judge.config, classes)
 
 
@@ -92,6 +105,9 @@ def build_classifier(
         case "open_clip":
             with blame(key, "."):
                 classifier = load_zero_shot(judge.path, judge.mapping, classes)
+        case "onnx":
+            with blame(key, "."):
+                classifier = load_onnx(judge.path, judge.mapping, judge.graph, classes)
         case _:
             with blame(f"{key}.path"):
                 classifier = load_attribute_net(Path(judge.path) if judge.path else weights(embedded), classes)
@@ -161,4 +177,6 @@ def build_perception(config: Config, plan: Plan) -> Perception:
     crop = crop_of(config, config.judge)
     held, _ = precisions(config)
     dtype = torch.float32 if held == torch.float16 else held  # only the replay scales its gradients
-    return Perception(build_detector(config), classifier, encoders, embedder, bank, crop.crop_size, crop.expand, dtype)
+    return Perception(
+        build_detector(config), classifier, encoders, embedder, bank, crop.crop_size, crop.expand, dtype, crop.align
+    )

@@ -5,8 +5,10 @@ from pathlib import Path
 import torch
 from diffusers import FluxPipeline
 
-from fairdiff.config import Config, SamplerConfig
+from fairdiff.config import EXPORTS, Config, SamplerConfig
 from fairdiff.diffusion.denoise import guided
+from fairdiff.diffusion.export import OF_FLOWS
+from fairdiff.diffusion.folder import FAMILIES
 from fairdiff.diffusion.load import DiffusionModel, check_device, fast_dtype, load_model, solver_of
 from fairdiff.diffusion.solvers import solver_coefficients
 from fairdiff.errors import FairDiffError
@@ -36,8 +38,11 @@ def build_model(config: Config) -> DiffusionModel:
     check_device(config.model.device)
     held, sampled = precisions(config)
     path = model_path(config)
-    model = load_model(path, config.model.padding, config.model.device)
+    model = load_model(path, config.model.padding)
     options = config.sampler
+    if model.t5 is not None and (wrong := [kind for kind in config.export if kind not in OF_FLOWS]):
+        allowed = ", ".join(kind for kind in OF_FLOWS if kind in EXPORTS["lora"])
+        raise FairDiffError(f"export: found {wrong[0]}, allowed with {FAMILIES[model.kind]}: {allowed}")
     model.size = image_size(options, model)
     try:
         solver = solver_of(model, options.scheduler, options.final_sigmas, options.spacing)
@@ -57,6 +62,7 @@ def build_model(config: Config) -> DiffusionModel:
     model.sampling_dtype = sampled
     _ = model.weights_fingerprint  # taken as loaded, in float32, so that a run's identity is the same on every device
     model.lower_precision(held)
+    model.to(config.model.device)  # last: float32 weights of a large model are more than a small device holds
     return model
 
 

@@ -8,7 +8,16 @@ from fairdiff import fingerprint
 from fairdiff.audit.axis import software_versions
 from fairdiff.audit.generate import AuditPlan, Generate
 from fairdiff.builder import build_clip, build_encoder
-from fairdiff.builder.audit import Audit, audit_name, build_audit_judge, build_measurer, build_spec, crop_in_words
+from fairdiff.builder.audit import (
+    Audit,
+    audit_name,
+    build_audit_judge,
+    build_measurer,
+    build_spec,
+    encoder_paths,
+    looking_in_words,
+    naming_own_encoders,
+)
 from fairdiff.config import Config
 from fairdiff.diffusion.load import check_device
 from fairdiff.diffusion.memory import Pieces
@@ -26,7 +35,7 @@ def build_audit_of_pictures(config: Config, plan: Plan, given: Given, world: Wor
     check_device(config.model.device)
     judge = build_audit_judge(config, plan)
     _check_names(given.prompts, dict(judge.attributes))
-    encoders, about_encoders = _encoders(config)
+    encoders, about_encoders = encoders_at_hand(config)
     measurer, looking_hash = build_measurer(config, judge, encoders)
     spec = build_spec(config, plan, judge, None, provenance(config, plan, given) | about_encoders)
     every = [len(given.files["before", prompt.text]) for prompt in plan.audit]
@@ -72,19 +81,19 @@ def provenance(config: Config, plan: Plan, given: Given) -> dict:
         "pictures_unreadable": dict(given.unreadable),
         "prompts_left_out": list(given.left_out),
         "target": "; ".join(plan.target_lines),
-        "detector": config.detector.type,
-        "crop": crop_in_words(config),
-    }
+    } | looking_in_words(config)
     return about | ({"pairs": f"by {given.pairing}"} if given.pairing else {})
 
 
-def _encoders(config: Config) -> tuple[list, dict[str, str]]:
+def encoders_at_hand(config: Config) -> tuple[list, dict[str, str]]:
     """CLIP and the image encoder, None for one that cannot be loaded, and what the report says of them."""
     encoders, about = [], {}
-    asked = {"CLIP": (build_clip, config.features.clip), "image encoder": (build_encoder, config.features.encoder)}
+    clip, encoder = encoder_paths(config)
+    asked = {"CLIP": (build_clip, clip), "image encoder": (build_encoder, encoder)}
     for name, (load, path) in asked.items():
         try:
-            encoders.append(load(path, config.model.device))
+            with naming_own_encoders(config):
+                encoders.append(load(path, config.model.device))
             about[name] = path
         except FairDiffError as error:
             encoders.append(None)

@@ -31,7 +31,7 @@ from fairdiff.training.validation import Validation
 # Keys that leave the result of training as it is. steps: of a constant rate they only ask for more of it.
 NOT_TRAINING = (
     *("audit", "export", "resume", "cache", "micro_batch", "memory_gb", "tracker", "steps"),
-    *("images", "manifest"),
+    *("images", "manifest", "plan"),
 )
 KEPT_OF_ADAPTER = 5  # times its own size: gradients, their sum over prompts, two moments of AdamW, averages
 
@@ -44,7 +44,7 @@ def training_fingerprint(config: Config, plan: Plan, model: DiffusionModel, perc
     kept = {k: v for k, v in asdict(config).items() if k not in NOT_TRAINING}
     kept["model"] = {k: v for k, v in kept["model"].items() if k != "device" and (k, v) != ("clip_skip", None)}
     kept["sampler"] = {k: v for k, v in kept["sampler"].items() if v is not None}  # without height and width of its own
-    kept["judge"] = {k: v for k, v in kept["judge"].items() if v is not None or k == "path"}  # without a crop of its own
+    kept["judge"] = {k: v for k, v in kept["judge"].items() if v or k in ("path", "mapping")}  # without a crop of its own
     kept["features"] = {k: v for k, v in kept["features"].items() if k != "bank"}  # its faces count, not its name
     if config.optimizer.schedule != "constant" or config.validation.every:  # the last step is always a validation
         kept["steps"] = config.steps

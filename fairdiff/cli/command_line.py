@@ -31,6 +31,7 @@ ELSEWHERE = (
     "judge@audit.judge",
     "resume",
     "cache",
+    "plan",
     "tracker",
     "micro_batch",
     "memory_gb",
@@ -82,7 +83,7 @@ def prepare(name: str, several: bool = False) -> str:
         raise FairDiffError(f"--multirun: found {os.environ['WORLD_SIZE']} processes, allowed: 1, or one run of them all")
     if args.experimental_rerun is not None:
         raise FairDiffError("--experimental-rerun: reads a pickle, which can run any code; allowed: rerun=<run folder>")
-    _refuse_twice(args.overrides)
+    refuse_twice(args.overrides)
     _refuse_saved_in_own_folder(args.config_dir, name)
     folder = _saved_folder(args)
     if folder is None:
@@ -125,7 +126,7 @@ def _is_group(key: str) -> bool:
     return "@" in key or Path(CONF, key).is_dir()
 
 
-def _refuse_twice(overrides: list[str]) -> None:
+def refuse_twice(overrides: list[str]) -> None:
     """FairDiffError for a group that is chosen twice. Of a key the last value is taken, as everywhere in Hydra."""
     for key, count in Counter(map(key_of, overrides)).items():
         if count > 1 and _is_group(key):
@@ -198,12 +199,18 @@ def _store_saved(folder: Path, name: str) -> None:
         key = str(error.full_key or "")
         what = f"there is no such key{like(key)}" if "not in" in str(error) else one_line(error)
         raise FairDiffError(f"{file}: {key}: {what}") from error
-    places = OmegaConf.merge(*(OmegaConf.load(Path(CONF, f"{n}.yaml")).hydra for n in dict.fromkeys(("config", name))))
+    places = OmegaConf.merge(*(_primary(n).hydra for n in dict.fromkeys(("config", name))))
     label = _words(folder.as_posix())
     places = OmegaConf.create(OmegaConf.to_yaml(places).replace(EXPERIMENT, f"rerun/{label}"))
     quiet = [{f"override hydra/{kind}_logging": "none"} for kind in ("job", "hydra")]
     ConfigStore.instance().store("saved", saved)
     ConfigStore.instance().store("rerun", {"defaults": ["saved", "_self_", *quiet], "hydra": places})
+
+
+def _primary(name: str) -> DictConfig:
+    """A configuration of conf, or one that a command has put beside them."""
+    file = Path(CONF, f"{name}.yaml")
+    return OmegaConf.load(file) if file.exists() else ConfigStore.instance().load(f"{name}.yaml").node
 
 
 def _literal(tree: Any) -> Any:

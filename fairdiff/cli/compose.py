@@ -8,8 +8,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf, open_dict, read_write
 
-from fairdiff.cli.command_line import key_of
-from fairdiff.cli.main import to_config, told
+from fairdiff.cli.command_line import key_of, refuse_twice
+from fairdiff.cli.main import check_hydra, to_config, told
 from fairdiff.cli.messages import CONF, one_line
 from fairdiff.config import Config
 from fairdiff.errors import FairDiffError
@@ -43,6 +43,7 @@ def composed(overrides: list[str]) -> tuple[Config, Path]:
 
     FairDiffError for what the command line would refuse.
     """
+    refuse_twice(overrides)
     here = HydraConfig.instance()
     kept = here.cfg
     try:
@@ -50,9 +51,12 @@ def composed(overrides: list[str]) -> tuple[Config, Path]:
             cfg = compose("config", overrides=overrides, return_hydra_config=True)
             here.set_config(cfg)
             folder = Path(cfg.hydra.run.dir)
+            hydra = cfg.hydra
             with read_write(cfg), open_dict(cfg):
                 del cfg["hydra"]
-            return to_config(cfg), folder
+            config = to_config(cfg)
+            check_hydra(hydra, config.adapter.type)
+            return config, folder
     except FairDiffError:
         raise
     except Exception as error:

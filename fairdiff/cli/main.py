@@ -22,10 +22,11 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from fairdiff.cli.command_line import of_file, prepare, quoting
+from fairdiff.cli.command_line import key_of, of_file, prepare, quoting
 from fairdiff.cli.ending import ending, reader_is_gone
 from fairdiff.cli.messages import CONF, like, one_line
 from fairdiff.config import Config
+from fairdiff.config.training import OWN_KEYS
 from fairdiff.errors import FairDiffError, NotWithinMargin
 
 ConfigStore.instance().store(name="schema", node=Config)
@@ -67,9 +68,10 @@ def _expand_home(node: DictConfig | ListConfig) -> None:
             node[key] = os.path.expanduser(value)
 
 
-def _check_hydra(cfg: DictConfig) -> None:
-    """FairDiffError for what Hydra's own part of the configuration lets pass."""
+def check_hydra(cfg: DictConfig, adapter: str) -> None:
+    """FairDiffError for what Hydra's own part of the configuration lets pass, and for keys of another type of adapter."""
     _refuse_unknown(cfg, "hydra")
+    _refuse_other_keys(OmegaConf.to_container(cfg.overrides.task, resolve=False), adapter)
     if GlobalHydra.instance().is_initialized():  # not in every launcher's processes
         loader = GlobalHydra.instance().config_loader()
         overrides = [o for kind in ("hydra", "task") for o in OmegaConf.to_container(cfg.overrides, resolve=False)[kind]]
@@ -80,6 +82,17 @@ def _check_hydra(cfg: DictConfig) -> None:
     key = "sweep" if cfg.mode == RunMode.MULTIRUN else "run"
     if not str(cfg[key].dir).strip():
         raise FairDiffError(f"hydra.{key}.dir: found an empty path, allowed: a folder")
+
+
+def _refuse_other_keys(overrides: Sequence[str], adapter: str) -> None:
+    """FairDiffError for a key of `adapter` that nothing would read, though the run's folder would be named by it.
+
+    Files may set keys of both types: which one runs is chosen after some of them.
+    """
+    others = {f"adapter.{key}": kind for kind, keys in OWN_KEYS.items() if kind != adapter for key in keys}
+    for override in overrides:
+        if kind := others.get(key := key_of(override)):
+            raise FairDiffError(f"{key}: found with adapter.type={adapter}, which has none; allowed: with {kind}")
 
 
 def main(task: Callable[[Config, Path], None], name: str = "config", several: bool = False) -> Callable[[], None]:
@@ -106,9 +119,10 @@ def main(task: Callable[[Config, Path], None], name: str = "config", several: bo
         try:
             if swept:  # else nobody knows which of a sweep's runs this is
                 print(f"run {here.job.num}: {' '.join(overrides) or 'defaults'}", flush=True)
-            _check_hydra(here)
+            config = to_config(cfg)
+            check_hydra(here, config.adapter.type)
             try:
-                task(to_config(cfg), Path(here.runtime.output_dir))
+                task(config, Path(here.runtime.output_dir))
             finally:
                 if swept and next(Path(here.runtime.output_dir).glob("audits/*/audit.json"), None):
                     audited.append(os.path.relpath(here.runtime.output_dir))

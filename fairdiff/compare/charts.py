@@ -95,8 +95,8 @@ def draw(found: dict, path: Path) -> None:
         figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
     ):
         for group, p in points.items():
-            down, left = ([[abs(v - end)] for end in ends] if None not in ends else None
-                          for v, ends in ((p.y, (p.low, p.high)), (p.x, (p.left, p.right))))  # fmt: skip
+            bars = ((p.y, (p.low, p.high)), (p.x, (p.left, p.right)))
+            down, left = ([[abs(v - end)] for end in ends] if None not in ends else None for v, ends in bars)
             axes.errorbar(p.x, p.y, yerr=down, xerr=left, fmt="o", label=group, lw=1)
         if floor is not None:
             axes.axhline(floor, color="grey", ls=":", label="noise floor")

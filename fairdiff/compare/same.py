@@ -67,6 +67,8 @@ def _other_pictures(one: dict, other: dict) -> str | None:
 
 def _other_judge(one: dict, other: dict) -> str | None:
     made = [audit["provenance"] for audit in (one, other)]
+    if made[0]["several_faces"] != made[1]["several_faces"]:
+        return f"other count of several faces ({made[1]['several_faces']}; there: {made[0]['several_faces']})"
     if made[0]["hashes"]["judge"] != made[1]["hashes"]["judge"]:
         if one["judge"]["path"] != other["judge"]["path"]:
             return f"other judge ({other['judge']['path']}, there {one['judge']['path']})"

@@ -29,6 +29,8 @@ PATHS = (
     *("model.path", "adapter.path", "judge.path", "audit.judge.path", "prompts.train", "prompts.validation"),
     *(
         "audit.calibration",
+        "audit.clip",
+        "audit.encoder",
         "prompts.test",
         "target.file",
         "detector.root",
@@ -49,7 +51,7 @@ class AuditConfig:
     """split: which prompts are audited, "test" or, to choose settings by, "validation". judge: apart from training's.
 
     calibration: the file in which scripts/calibrate.py counted that judge's errors; null for the calibration.json in its
-    folder, if there is one.
+    folder, if there is one; none to correct nothing, which the report says in red.
 
     prompts: how many of each family (null: all). images_per_prompt: images of each.
     without_people: how many prompts without people, which must not change, with 16 images or fewer each.
@@ -58,9 +60,11 @@ class AuditConfig:
     guidance: further guidance scales at which the same prompts are audited, for a chart; bias can grow with the scale.
     seed: of the noise and the resampling. equivalence: the distance D below which the whole interval must lie for
     "on target".
-    drift: the change of an untargeted attribute's bias that still counts as none.
+    drift: the change of an untargeted attribute's bias and shares that still counts as none.
     fail_above: such a D, in the place of `equivalence`; the command exits with code 3 unless every attribute with a target is
     "on target". null: it exits with 0 whatever it finds.
+    faces: of a picture with several, "largest": that counts, "refuse": the picture counts as one without a face.
+    clip, encoder: what measures CLIP-T, CLIP-I and drift, as in `features`; null for those there, which training optimises.
     keep_images: whether every audited image is kept as a PNG, for `images` and another judge later.
     """
 
@@ -76,10 +80,14 @@ class AuditConfig:
     calibration: str | None = None
     fail_above: float | None = None
     keep_images: bool = False
+    faces: str = "largest"
+    clip: str | None = None
+    encoder: str | None = None
     judge: JudgeConfig = field(default_factory=JudgeConfig)
 
     def __post_init__(self):
         one_of("audit.split", self.split, ["test", "validation"])
+        one_of("audit.faces", self.faces, ["largest", "refuse"])
         for key in ("prompts", "images_per_prompt", "without_people", "named"):
             positive(f"audit.{key}", asdict(self)[key])
         for scale in self.guidance:
@@ -117,6 +125,7 @@ class Config:
     images: a folder of pictures, or two, [before, after], to audit in the place of a model; see `fairdiff/pictures.py`.
     manifest: a CSV that says which prompt each picture of `images` shows; null: manifest.csv in the folder, and without one
     each sub-folder is named by its prompt.
+    plan: scripts/audit.py only prints how many images of how many prompts its target, margin and judge take.
     tracker: tensorboard, wandb or trackio, beside metrics.jsonl; null for none.
 
     target: attribute -> class -> share; the shares of an attribute sum to 1. file: a table of shares, as
@@ -148,6 +157,7 @@ class Config:
     cache: str | None = "outputs/cache"
     images: Any = None
     manifest: str | None = None
+    plan: bool = False
     tracker: str | None = None
 
     def __post_init__(self):
@@ -179,6 +189,9 @@ class Config:
         self._check_images()
         if not self.attributes:
             raise FairDiffError("attribute: found [], allowed: one or more of gender, race, age or your own")
+        for name, attribute in self.attributes.items():
+            attribute.check(name)
+        self._check_judges()
         _check_target(self.attributes, self.target)
         _check_mapping("judge.mapping", self.judge.mapping, self.attributes)
         _check_mapping("audit.judge.mapping", self.audit.judge.mapping, self.attributes)
@@ -187,6 +200,20 @@ class Config:
     def classes(self) -> dict[str, tuple[str, ...]]:
         """Attributes and their classes."""
         return {name: tuple(attribute.classes) for name, attribute in self.attributes.items()}
+
+    def _check_judges(self) -> None:
+        """What judges need of the detector, and of training."""
+        if self.judge.type == "onnx":
+            raise FairDiffError(
+                "judge.type: found onnx, which has no gradient, allowed in training: net, hf, open_clip; audits take it: "
+                "judge@audit.judge=onnx"
+            )
+        if self.detector.type == "whole":
+            for key, judge in (("judge", self.judge), ("audit.judge", self.audit.judge)):
+                if judge.align:
+                    raise FairDiffError(f"{key}.align: found true, allowed with detector=whole, without landmarks: false")
+            if self.audit.faces == "refuse":
+                raise FairDiffError("audit.faces: found refuse, allowed with detector=whole, which counts no faces: largest")
 
     def _check_images(self) -> None:
         """Where pictures are given nothing is generated."""

@@ -91,17 +91,19 @@ class AttributeConfig:
     keep_face: float = MISSING
     phrases: dict[str, Any] = field(default_factory=dict)
 
-    def __post_init__(self):
-        text("attributes.classes", *self.classes)
-        between("attributes.keep_outside", self.keep_outside, 0, 1)
-        between("attributes.keep_face", self.keep_face, 0, 1)
+    def check(self, name: str) -> None:
+        """The laws of the attribute of this name, which only the configuration that holds it knows."""
+        key = f"attributes.{name}"
+        text(f"{key}.classes", *self.classes)
+        between(f"{key}.keep_outside", self.keep_outside, 0, 1)
+        between(f"{key}.keep_face", self.keep_face, 0, 1)
         if len(self.classes) < 2 or len(set(self.classes)) != len(self.classes):
-            raise FairDiffError(f"attributes.classes: found {self.classes}, allowed: two or more different names")
-        text("attributes.phrases", *self.phrases)
+            raise FairDiffError(f"{key}.classes: found {self.classes}, allowed: two or more different names")
+        text(f"{key}.phrases", *self.phrases)
         words = self.phrases.values()
         if self.phrases and ({*self.phrases} != {*self.classes} or not all(isinstance(w, str) and w for w in words)):
             wanted = ", ".join(self.classes)
-            raise FairDiffError(f"attributes.phrases: found {self.phrases}, allowed: words for each of {wanted}")
+            raise FairDiffError(f"{key}.phrases: found {self.phrases}, allowed: words for each of {wanted}")
 
 
 @dataclass
@@ -132,9 +134,13 @@ class JudgeConfig:
 
     type net: a folder as classifiers/attributes.py writes it, null for the embedded one. hf: a Hugging Face image
     classifier, or one for each attribute, {gender: ..., race: ...}. open_clip: zero-shot, a folder or
-    "architecture/pretrained tag".
-    mapping: attribute -> class -> the model's labels (hf), or prompts (open_clip), that together are this class.
+    "architecture/pretrained tag". onnx: a file of an ONNX graph, or one for each attribute; for audits, it has no gradient.
+    mapping: attribute -> class -> the model's labels (hf), its columns' numbers (onnx; "output:0" of several outputs), or
+    prompts (open_clip), that together are this class.
+    graph: how an onnx judge wants its pixels, (scale x - mean) / std of x in [0, 1], channels rgb or bgr, and whether its
+    outputs are logits or probabilities.
     crop_size, expand: of what this judge sees, as in `detector`; null for those there.
+    align: it sees faces turned and scaled so that five landmarks lie on ArcFace's template, at crop_size.
     """
 
     type: str = "net"
@@ -142,25 +148,46 @@ class JudgeConfig:
     mapping: dict[str, Any] = field(default_factory=dict)
     crop_size: int | None = None
     expand: float | None = None
+    align: bool = False
+    graph: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
-        one_of("judge.type", self.type, ["net", "hf", "open_clip"])
+        one_of("judge.type", self.type, ["net", "hf", "open_clip", "onnx"])
+        if self.align and self.expand is not None:
+            raise FairDiffError(f"judge.expand: found {self.expand} beside judge.align, which has its own; allowed: null")
+        if self.graph and self.type != "onnx":
+            raise FairDiffError(f"judge.graph: only onnx judges have it, judge.type is {self.type}")
+        self._check_graph()
         positive("judge.crop_size", self.crop_size)
         positive("judge.expand", self.expand)
         each = isinstance(self.path, dict)
-        if each and self.type != "hf":
+        if each and self.type not in ("hf", "onnx"):
             raise FairDiffError(f"judge.path: found {self.path}, allowed with judge.type={self.type}: one path")
         for path in self.path.values() if each else [self.path]:
             if not isinstance(path, str | None):
                 raise FairDiffError(f"judge.path: found {path!r}, allowed: a path, a hub id, or one for each attribute")
         if self.mapping and self.type == "net":
-            raise FairDiffError("judge.mapping: only hf and open_clip judges have it, judge.type is net")
+            raise FairDiffError("judge.mapping: only hf, open_clip and onnx judges have it, judge.type is net")
         for name, classes in self.mapping.items():
             if not isinstance(classes, dict) or not all(isinstance(words, list) for words in classes.values()):
                 raise FairDiffError(f"judge.mapping.{name}: found {classes}, allowed: class: [label or prompt, ...]")
             text(f"judge.mapping.{name}", *classes)
             for cls, words in classes.items():  # labels may be numbers
-                text(f"judge.mapping.{name}.{cls}", *(w for w in words if type(w) is not int or self.type != "hf"))
+                names = words if self.type == "open_clip" else [word for word in words if type(word) is not int]
+                text(f"judge.mapping.{name}.{cls}", *names)
+
+    def _check_graph(self) -> None:
+        for key, found in self.graph.items():
+            one_of("judge.graph", key, ["scale", "mean", "std", "channels", "outputs"])
+            if key in ("channels", "outputs"):
+                one_of(f"judge.graph.{key}", found, {"channels": ["rgb", "bgr"], "outputs": ["logits", "probabilities"]}[key])
+                continue
+            numbers, wanted = ([found], 1) if key == "scale" else (found, 3)
+            right = isinstance(numbers, list) and len(numbers) == wanted and all(type(n) in (int, float) for n in numbers)
+            if not right or (key != "mean" and min(numbers) <= 0):
+                more = "" if key == "mean" else " above 0"
+                allowed = f"a number{more}" if key == "scale" else f"three numbers{more}"
+                raise FairDiffError(f"judge.graph.{key}: found {found}, allowed: {allowed}")
 
 
 @dataclass

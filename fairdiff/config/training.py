@@ -8,6 +8,8 @@ from omegaconf import MISSING
 from fairdiff.config.laws import between, one_of, positive
 from fairdiff.errors import FairDiffError
 
+OWN_KEYS = {"soft_tokens": ("tokens", "initial_text"), "lora": ("parts", "rank")}  # of `adapter`, of one type alone
+
 
 @dataclass
 class AdapterConfig:
@@ -146,6 +148,8 @@ class LossConfig:
             value = asdict(self)[name]
             if value is not None and not 0 <= value < float("inf"):
                 raise FairDiffError(f"loss.{name}: found {value}, allowed: 0 or more, or null")
+        if not (self.align or self.image or self.face):
+            raise FairDiffError("loss: found no weight above 0, allowed: one of align, image and face, or nothing is learnt")
         if not 0.5 <= self.confidence < 1:
             raise FairDiffError(f"loss.confidence: found {self.confidence}, allowed: [0.5, 1)")
         if not 0 < self.originals <= 1:

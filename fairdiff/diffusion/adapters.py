@@ -168,7 +168,9 @@ class Lora:
         for name, module in lora.modules.items():
             for layer, inner in module.named_modules():
                 if isinstance(inner, LoraLayer):
-                    factors = layers[name][layer.removeprefix(TEXT_ROOT)]
+                    factors = layers[name].get(layer.removeprefix(TEXT_ROOT))
+                    if factors is None:  # peft goes by the ends of names
+                        raise FairDiffError(f"{name}.{layer} ends as a layer of the file does and has no LoRA in it")
                     inner.lora_A["default"].weight.data.copy_(factors.down)
                     inner.lora_B["default"].weight.data.copy_(factors.up)
         return lora

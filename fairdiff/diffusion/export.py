@@ -1,42 +1,51 @@
 """A saved adapter in the formats of other tools, each a folder: the file that a tool loads, and adapter.json beside it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import FluxPipeline, StableDiffusion3Pipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from fairdiff.diffusion.adapter_files import LORA_FILE, SOFT_TOKENS_FILE, TEXT_ROOT, TOKEN, read_about, save_lora
 from fairdiff.diffusion.adapters import SoftTokens
-from fairdiff.diffusion.folder import components_on_no_device, read_pipeline
+from fairdiff.diffusion.folder import CLASSES, adaptable, components_on_no_device, read_pipeline
 from fairdiff.diffusion.imports import FILES
 from fairdiff.diffusion.ldm import single_file_state
 from fairdiff.diffusion.load import load_model
 from fairdiff.diffusion.lora_files import Layers, Shapes, kohya_names, read_lora, settings_of, shapes_of
+from fairdiff.diffusion.single_file import file_on_no_device, is_single_file, read_single_file
 from fairdiff.diffusion.textual_inversion import A1111_KEY, read_embedding
 from fairdiff.errors import FairDiffError
 from fairdiff.files import atomic_path, write_json
 
 FORMATS = ("diffusers", "kohya", "a1111", "merged", "merged_file")
 KOHYA_FILE, A1111_FILE, MERGED_FILE = "fairdiff_lora.safetensors", "fairdiff.safetensors", "fairdiff_merged.safetensors"
+OF_FLOWS = ("diffusers", "merged")  # formats of Stable Diffusion 3 and FLUX
 LOAD_WITH = {"merged": "from_pretrained", "merged_file": "from_single_file"}  # of diffusers, beside adapter.json's own
+PIPELINES = {  # of a model with (a transformer, two text encoders that LoRA can be on)
+    (False, False): StableDiffusionPipeline,
+    (False, True): StableDiffusionXLPipeline,
+    (True, False): FluxPipeline,
+    (True, True): StableDiffusion3Pipeline,
+}
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
 def export(source: Path, kind: str, to: Path, model: str | Path, scale: float = 1.0, dtype: str = "float32") -> None:
     """Write an adapter as the folder `to` in one of FORMATS; what lies there is replaced.
 
-    source: an adapter folder, or a LoRA or textual-inversion file of any tool. model: folder or hub id of the model it is
-    for, of which "diffusers" and "kohya" read the configuration only. scale: baked into the weights, W + scale (alpha/r) B A,
-    or of soft tokens scale times as far from their initial words.
+    source: an adapter folder, or a LoRA or textual-inversion file of any tool. model: folder, hub id or file of the model it
+    is for, of which "diffusers" and "kohya" read configurations or the header only. scale: baked into the weights,
+    W + scale (alpha/r) B A, or of soft tokens scale times as far from their initial words.
 
     kohya: LoRA with `.alpha` for A1111, ComfyUI and kohya's scripts. a1111: soft tokens for A1111 and ComfyUI, whose word is
     the file's name. merged: the model with LoRA in its weights, as a diffusers folder, or as one file with original names.
-    FairDiffError for what a format cannot hold and for numbers beyond the precision's range.
+    Of Stable Diffusion 3 and FLUX OF_FLOWS. FairDiffError for what a format cannot hold and for numbers beyond the
+    precision's range.
     """
     folder = source.parent if source.suffix in FILES else source
     file = source if source.suffix in FILES else _weights(source)
@@ -56,7 +65,8 @@ def export(source: Path, kind: str, to: Path, model: str | Path, scale: float = 
             _save_merged(file, kind, temporary, model, scale, cast)
             about["load_with"] = LOAD_WITH[kind]
         else:
-            shapes = shapes_of(components_on_no_device(model))
+            shapes = shapes_of((file_on_no_device if is_single_file(model) else components_on_no_device)(model))
+            _require_format(kind, shapes, model)
             layers = _scaled(read_lora(file, shapes), scale)
             (_save_kohya if kind == "kohya" else _save_diffusers)(temporary, layers, shapes, cast)
         write_json(temporary / "adapter.json", about)
@@ -68,6 +78,11 @@ def _weights(folder: Path) -> Path:
     if len(found) != 1:
         raise FairDiffError(f"{folder}: holds no adapter; allowed: a run folder, an adapter folder or a file")
     return found[0]
+
+
+def _require_format(kind: str, modules: Iterable[str], model: str | Path) -> None:
+    if "transformer" in modules and kind not in OF_FLOWS:
+        raise FairDiffError(f"{model}: {kind} is no format of a model with a transformer, allowed: {', '.join(OF_FLOWS)}")
 
 
 def _is_lora(file: Path) -> bool:
@@ -125,7 +140,7 @@ def _kohya_metadata(layers: Layers, shapes: Shapes) -> dict[str, str]:
 
 
 def _save_diffusers(folder: Path, layers: Layers, shapes: Shapes, cast: Callable[[Tensor], Tensor]) -> None:
-    pipeline = StableDiffusionXLPipeline if "text_encoder_2" in shapes else StableDiffusionPipeline
+    pipeline = PIPELINES["transformer" in shapes, "text_encoder_2" in shapes]
     state = {
         module: {f"{layer}.lora_A.weight": cast(factors.down) for layer, factors in part.items()}
         | {f"{layer}.lora_B.weight": cast(factors.up) for layer, factors in part.items()}
@@ -138,15 +153,15 @@ def _save_merged(
     file: Path, kind: str, folder: Path, model: str | Path, scale: float, cast: Callable[[Tensor], Tensor]
 ) -> None:
     """The whole model, W + scale (alpha/r) B A computed in float32."""
-    pipeline = read_pipeline(model)
-    names = ("text_encoder", "text_encoder_2", "unet")
-    modules = {name: pipeline.components[name] for name in names if name in pipeline.components}
+    pipeline = (read_single_file if is_single_file(model) else read_pipeline)(model)
+    _require_format(kind, pipeline.components, model)
+    modules = {name: pipeline.components[name] for name in adaptable(type(pipeline))}
     for name, part in read_lora(file, shapes_of(modules)).items():
         inner = {layer.removeprefix(TEXT_ROOT): found for layer, found in modules[name].named_modules()}
         for layer, factors in part.items():
             inner[layer].weight.data.add_(factors.delta(), alpha=scale)
-    for module in (*modules.values(), pipeline.vae):
-        for tensor in module.parameters():
+    for name in CLASSES[type(pipeline)]:
+        for tensor in pipeline.components[name].parameters():
             tensor.data = cast(tensor)
     if kind == "merged":
         pipeline.save_pretrained(folder)

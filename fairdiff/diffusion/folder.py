@@ -6,9 +6,11 @@ a model.
 
 import logging
 import math
+import re
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import diffusers
@@ -72,6 +74,8 @@ PLAIN = {  # arguments of the pipelines
     FluxPipeline: {"image_encoder": None, "feature_extractor": None},
 }
 MOVED = {"runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5"}  # on the hub
+_NO_FILE = re.compile("no file named|not appear to have|couldn't find (it|them) in the cached files")  # online, offline
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 SHOWN = 3  # tensors that a message names of each kind
 SCHEDULES = {  # keys of a scheduler that say how its U-Net was trained
     "use_flow_sigmas": "noise levels of flow matching",
@@ -105,6 +109,14 @@ def read_pipeline(path: str | Path) -> Pipeline:
     return pipeline
 
 
+def hub_id(path: str | Path) -> str | None:
+    """The name on the hub today of a model that is no local path, without its revision; None for what is no name there."""
+    name = str(path).partition("@")[0]
+    if Path(path).exists() or Path(name).exists() or not _HUB_ID.fullmatch(name) or Path(name).suffix == ".safetensors":
+        return None
+    return MOVED.get(name, name)
+
+
 def _kind(index: dict) -> type:
     """The pipeline that a model_index.json names; Stable Diffusion's is that of latent consistency models too."""
     return {kind.__name__: kind for kind in FAMILIES}.get(index.get("_class_name"), StableDiffusionPipeline)
@@ -112,17 +124,13 @@ def _kind(index: dict) -> type:
 
 def read_component(name: str, path: str | Path, kind: type = StableDiffusionPipeline) -> nn.Module:
     """A component of a folder or hub id of a pipeline's kind, with exactly the tensors that its config.json asks for."""
-    more = {"dtype": torch.float32} if name.startswith("text_encoder") else {}  # transformers takes the file's
+    options: dict = {"dtype": torch.float32} if name.startswith("text_encoder") else {}  # transformers takes the file's
+    options |= {"use_safetensors": True, "output_loading_info": True}
+    options |= {"ignore_mismatched_sizes": True}  # so that they are listed, with the others
+    read = partial(CLASSES[kind][name].from_pretrained, **_where(path), subfolder=name, **options)
     with one_line(path):
-        module, found = CLASSES[kind][name].from_pretrained(
-            **_where(path),
-            subfolder=name,
-            variant=_variant(Path(path) / name),
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # so that they are listed, with the others
-            **more,
-        )
+        local = Path(path).exists()
+        module, found = read(variant=_variant(Path(path) / name)) if local else _any_variant(read, f"{name} of {path}")
     shapes = [f"{key}: {list(there)} for {list(here)}" for key, there, here in found["mismatched_keys"]]
     if wrong := differences(found["missing_keys"], found["unexpected_keys"], shapes):
         raise FairDiffError(f"{path}: the tensors of {name}: {wrong}; allowed: exactly those of its config.json")
@@ -135,22 +143,41 @@ def _variant(folder: Path) -> str | None:
     return "fp16" if files and all(".fp16" in file.name for file in files) else None
 
 
+def _any_variant(read: Callable, what: str) -> tuple[nn.Module, dict]:
+    """A component of a hub id, in the form "fp16" where there is no other; its files are not listed beforehand."""
+    try:
+        return read()
+    except OSError as error:
+        if not _NO_FILE.search(str(error)):
+            raise
+        lacking = error
+    try:
+        found = read(variant="fp16")
+    except OSError:
+        raise lacking from None
+    print(f"warning: model.path: the {what} is read in half precision, for no other form was found", flush=True)
+    return found
+
+
 def component_on_no_device(name: str, path: str | Path, kind: type = StableDiffusionPipeline) -> nn.Module:
-    """The layers of a text encoder or the U-Net of Stable Diffusion and their shapes, from its config.json alone."""
+    """The layers of a text encoder, a U-Net or a transformer and their shapes, from its config.json alone."""
+    component = CLASSES[kind][name]
     with one_line(path), torch.device("meta"):
-        if name == "unet":
-            return UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(**_where(path), subfolder=name))
-        config = CLASSES[kind][name].config_class.from_pretrained(**_where(path), subfolder=name)
-        return CLASSES[kind][name](config)
+        if name in ("unet", "transformer"):
+            return component.from_config(component.load_config(**_where(path), subfolder=name))
+        return component(component.config_class.from_pretrained(**_where(path), subfolder=name))
 
 
 def components_on_no_device(path: str | Path) -> dict[str, nn.Module]:
-    """The text encoders and the U-Net of a folder or hub id as `component_on_no_device` gives them."""
+    """What LoRA can be on in a folder or hub id, as `component_on_no_device` gives it."""
     with one_line(path):
         kind = _kind(DiffusionPipeline.load_config(**_where(path)))
-        if "unet" not in CLASSES[kind]:
-            raise FairDiffError(f"{path}: is a {FAMILIES[kind]}, allowed in this format: Stable Diffusion 1.x, 2.x or XL")
-    return {name: component_on_no_device(name, path, kind) for name in CLASSES[kind] if name != "vae"}
+    return {name: component_on_no_device(name, path, kind) for name in adaptable(kind)}
+
+
+def adaptable(kind: type) -> list[str]:
+    """The components of a pipeline that LoRA can be on; T5 is none: pipelines load no LoRA of it."""
+    return [name for name, component in CLASSES[kind].items() if component not in (AutoencoderKL, T5EncoderModel)]
 
 
 def _where(path: str | Path) -> dict:

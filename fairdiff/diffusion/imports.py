@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from fairdiff.diffusion.adapter_files import LORA_FILE, SOFT_TOKENS_FILE
-from fairdiff.diffusion.adapters import Lora, SoftTokens
+from fairdiff.diffusion.adapters import Lora, SoftTokens, modules_of
 from fairdiff.diffusion.load import DiffusionModel
 from fairdiff.diffusion.lora_files import combined, read_lora, shapes_of
 from fairdiff.diffusion.textual_inversion import read_embedding
@@ -24,8 +24,7 @@ def import_lora(model: DiffusionModel, paths: list[Path], scales: list[float]) -
 
     A layer has the ranks of all files together and alpha = rank, so that training goes on with what the files add.
     """
-    names = ("text_encoder", "text_encoder_2", "unet")
-    shapes = shapes_of({name: module for name in names if (module := getattr(model, name)) is not None})
+    shapes = shapes_of(modules_of(model, "text_encoder") | modules_of(model, "unet"))
     files = [read_lora(file_of(path, LORA_FILE), shapes) for path in paths]
     return Lora.of_files(model, combined(files, scales))
 

@@ -227,6 +227,11 @@ class DiffusionModel:
         for module in (self.unet, *(other for other in others if other is not None)):
             nn.Module.to(module, dtype)  # diffusers' own `to` warns of layers to keep in float32, of which there are none
 
+    def to(self, device: str) -> None:
+        """Move all networks to a device, in the precision that they have."""
+        for module in (*self.text_encoders, self.unet, self.vae):
+            nn.Module.to(module, device)
+
     def generator(self, guidance_scale: float, steps: int, prefix: str = "") -> Generate:
         """A plain function (prompt, noise_BCHW) -> image_BCHW of the model as it stands now, adapter on or off."""
 
@@ -251,10 +256,11 @@ def solver_of(model: DiffusionModel, kind: str, final_sigmas: str, spacing: str)
     return make_solver(kind, model.scheduler.config, final_sigmas, spacing, tokens)
 
 
-def load_model(path: str | Path, padding: str = "max_length", device: str = "cpu") -> DiffusionModel:
+def load_model(path: str | Path, padding: str = "max_length") -> DiffusionModel:
     """Load a diffusers folder or hub id of a kind that `folder.FAMILIES` lists, or a .safetensors file, frozen and in fp32.
 
-    Raises FairDiffError naming what is missing.
+    It lies in the processor's memory, and moves with `DiffusionModel.to` once its precision is lowered. Raises FairDiffError
+    naming what is missing.
     """
     try:
         pipeline = read_single_file(path) if is_single_file(path) else read_pipeline(path)
@@ -262,9 +268,14 @@ def load_model(path: str | Path, padding: str = "max_length", device: str = "cpu
         raise FairDiffError(f"model.path: {error}") from error
     parts, kind = pipeline.components, type(pipeline)
     model = DiffusionModel(
-        pipeline.tokenizer, pipeline.text_encoder, parts.get("unet", parts.get("transformer")), pipeline.vae,
-        pipeline.scheduler, padding, kind=kind,
-    )  # fmt: skip
+        pipeline.tokenizer,
+        pipeline.text_encoder,
+        parts.get("unet", parts.get("transformer")),
+        pipeline.vae,
+        pipeline.scheduler,
+        padding,
+        kind=kind,
+    )
     if kind in (StableDiffusionXLPipeline, StableDiffusion3Pipeline):
         model.tokenizer_2, model.text_encoder_2 = pipeline.tokenizer_2, pipeline.text_encoder_2
     if kind in T5_TOKENS:
@@ -276,7 +287,7 @@ def load_model(path: str | Path, padding: str = "max_length", device: str = "cpu
     if padding != "max_length" and kind is not StableDiffusionPipeline:
         raise FairDiffError(f"model.padding: found {padding}, allowed with {FAMILIES[kind]} ({path}): max_length")
     for module in (*model.text_encoders, model.unet, model.vae):
-        module.requires_grad_(False).eval().float().to(device)
+        module.requires_grad_(False).eval().float()
         if any(not p.isfinite().all() for p in module.parameters()):
             raise FairDiffError(f"model.path: {path} holds weights that are not finite in {type(module).__name__}")
     return model

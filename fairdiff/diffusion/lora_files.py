@@ -4,6 +4,7 @@ What a file holds is asked of the model: every layer is known under the names th
 is no factor of a known layer, in a shape that fits, is an error. Nothing is left out.
 """
 
+import json
 import math
 import re
 from collections import Counter
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from fairdiff.diffusion.adapter_files import TEXT_ROOT, lora_metadata
 from fairdiff.diffusion.ldm import unet_names
 from fairdiff.errors import FairDiffError
+from fairdiff.files import read_given
 
 ENDS = {  # of names in files -> the factor
     ".lora_A.weight": "down", ".lora_B.weight": "up",  # peft
@@ -30,6 +32,9 @@ ENDS = {  # of names in files -> the factor
     ".alpha": "alpha",
 }  # fmt: skip
 OTHER = re.compile(r"hada_|lokr_|lora_mid|dora_scale|lora_magnitude_vector|oft_|\.(diff|diff_b|w_norm|b_norm)$")
+PEFT = "base_model.model."  # before every name in a file of peft's own, of one module that it does not name
+PEFT_CONFIG = "adapter_config.json"  # beside such a file: rank, alpha and where they differ
+DENOISERS = ("unet", "transformer")
 ALLOWED = "LoRA of linear and convolutional layers of this model"
 
 
@@ -54,7 +59,7 @@ class Factors:
         return (self.alpha / self.rank * product).unflatten(1, self.down.shape[1:])
 
 
-# "text_encoder", "text_encoder_2" or "unet" -> layer, without TEXT_ROOT -> its factors, or the shape of its weight
+# "text_encoder", "text_encoder_2", "unet", "transformer" -> layer, without TEXT_ROOT -> its factors, or its weight's shape
 Layers = dict[str, dict[str, Factors]]
 Shapes = dict[str, dict[str, list[int]]]
 
@@ -89,16 +94,17 @@ def kohya_names(shapes: Shapes) -> dict[tuple[str, str], str]:
 
 
 def _known_names(shapes: Shapes) -> dict[str, tuple[str, str]]:
-    """Every name that a file may give a layer -> (module, layer)."""
-    found = {name: place for place, name in kohya_names(shapes).items()}
-    original = unet_names(shapes["unet"])
+    """Every name that a file may give a layer -> (module, layer); those of kohya's scripts of models with a U-Net only."""
+    unet = "unet" in shapes
+    found = {name: place for place, name in kohya_names(shapes).items()} if unet else {}
+    original = unet_names(shapes["unet"]) if unet else {}
     for module, layers in shapes.items():
         for layer in layers:
-            root = "" if module == "unet" or layer == "text_projection" else TEXT_ROOT
+            root = "" if module in DENOISERS or layer == "text_projection" else TEXT_ROOT
             names = [f"{module}.{layer}", f"{module}.{root}{layer}", f"{module}.{layer.removesuffix('.0')}"]
             if module == "unet":
                 names += [f"lora_unet_{name.replace('.', '_')}" for name in (layer, original[layer])]
-            elif module == "text_encoder":  # diffusers' own converter numbers it whatever the model
+            elif module == "text_encoder" and unet:  # diffusers' own converter numbers it whatever the model
                 names += [f"lora_te{number}_{root}{layer}".replace(".", "_") for number in ("", "1")]
             for name in names:
                 found.setdefault(name, (module, layer))
@@ -108,7 +114,8 @@ def _known_names(shapes: Shapes) -> dict[str, tuple[str, str]]:
 def read_lora(path: Path, shapes: Shapes) -> Layers:
     """The factors in a LoRA file by module and layer, in float32.
 
-    A layer's alpha is the file's: its `.alpha`, else what `lora_adapter_metadata` says, else its rank, as diffusers takes it.
+    A layer's alpha is the file's: its `.alpha`, else what `lora_adapter_metadata` says, else its rank, as diffusers takes it;
+    of a file of peft's own what `adapter_config.json` beside it says.
     FairDiffError, one line: unreadable, not finite, a tensor that fits no layer (how many, and the first), half a pair, a
     pair that does not fit together or to its layer.
     """
@@ -119,25 +126,73 @@ def read_lora(path: Path, shapes: Shapes) -> Layers:
     except Exception as error:  # missing, truncated, a pickle
         reason = " ".join(str(error).split())[:200]
         raise FairDiffError(f"{path}: cannot read it as a safetensors file: {reason}") from error
+    said = lora_metadata(path, metadata)
+    if state and all(key.startswith(PEFT) for key in state):
+        state, said = _of_peft(path, {key.removeprefix(PEFT): value for key, value in state.items()}, shapes)
     names, parts, left = _known_names(shapes), {}, []
     for key, value in state.items():
-        end = next((end for end in ENDS if key.endswith(end)), "")
-        place = names.get(key.removesuffix(end).replace(".processor.", "."))
-        if not end or place is None:
+        side, place = _side(key), names.get(_layer(key).replace(".processor.", "."))
+        if not side or place is None:
             left.append(key)
         elif value.is_complex() or not value.float().isfinite().all():
             raise FairDiffError(f"{path}: {key} holds numbers that are not finite, or no real ones")
         else:
-            parts.setdefault(place, {})[ENDS[end]] = value.float()
+            parts.setdefault(place, {})[side] = value.float()
     if left:
         raise FairDiffError(_unknown(path, sorted(left), len(state)))
     if not parts:
         raise FairDiffError(f"{path}: holds no tensors; allowed: {ALLOWED}")
-    said = lora_metadata(path, metadata)
     found: Layers = {module: {} for module in shapes if any(place[0] == module for place in parts)}
     for module, layer in parts:
         found[module][layer] = _factors(path, (module, layer), parts[module, layer], shapes[module][layer], said)
     return found
+
+
+def _of_peft(path: Path, state: dict[str, Tensor], shapes: Shapes) -> tuple[dict[str, Tensor], dict]:
+    """The tensors under the name of the one module whose layers and shapes they have, and what is said of their alphas.
+
+    Tensors that fit no module stay as they are, and fit no layer then.
+    """
+    names, fitting = _known_names(shapes), []
+    for module in shapes:
+        layers = [(names.get(f"{module}.{_layer(key)}"), _side(key), value.shape) for key, value in state.items()]
+        if all(_fits(shapes, place, side, shape) for place, side, shape in layers):
+            fitting.append(module)
+    if len(fitting) > 1:
+        raise FairDiffError(
+            f"{path}: fits {' and '.join(fitting)} alike and does not name its module; allowed: names that begin with it"
+        )
+    if not fitting:
+        return state, {}
+    beside = path.parent / PEFT_CONFIG
+    if not beside.is_file():
+        raise FairDiffError(f"{path}: was saved by peft, and {PEFT_CONFIG}, which says its alpha, is not beside it")
+    try:
+        settings = json.loads(read_given(beside, str(beside)))
+    except (ValueError, RecursionError) as error:
+        raise FairDiffError(f"{beside}: is not JSON") from error
+    if not isinstance(settings, dict):
+        raise FairDiffError(f"{beside}: found {type(settings).__name__}, allowed: a table")
+    (module,) = fitting
+    return {f"{module}.{k}": v for k, v in state.items()}, {f"{module}.{k}": v for k, v in settings.items()}
+
+
+def _layer(key: str) -> str:
+    """The name of a layer in that of a tensor."""
+    return key.removesuffix(next((end for end in ENDS if key.endswith(end)), ""))
+
+
+def _side(key: str) -> str:
+    """Which factor a tensor is by its name, "" for another."""
+    return next((what for end, what in ENDS.items() if key.endswith(end)), "")
+
+
+def _fits(shapes: Shapes, place: tuple[str, str] | None, side: str, shape: torch.Size) -> bool:
+    """Whether a factor of this shape can be one of this layer."""
+    if place is None or side not in ("down", "up"):
+        return False
+    weight = shapes[place[0]][place[1]]
+    return list(shape[1:]) == weight[1:] if side == "down" else len(shape) > 0 and shape[0] == weight[0]
 
 
 def _unknown(path: Path, left: list[str], total: int) -> str:
@@ -175,7 +230,7 @@ def _alpha(module: str, layer: str, rank: int, said: dict) -> object:
     if f"{module}.r" not in said:
         return rank
     patterns = said.get(f"{module}.alpha_pattern") or {}
-    name = layer if module == "unet" else f"{TEXT_ROOT}{layer}"
+    name = layer if module in DENOISERS else f"{TEXT_ROOT}{layer}"
     key = name if name in patterns else get_pattern_key(patterns, name) if patterns else name
     alpha = patterns.get(key, patterns.get(layer, said.get(f"{module}.lora_alpha", rank)))
     return alpha * math.sqrt(rank) if said.get(f"{module}.use_rslora") and isinstance(alpha, int | float) else alpha

@@ -136,8 +136,10 @@ class Parts:
 
     @property
     def half(self) -> tuple[int, int, int]:
-        channels, height, width = self.model.latent_shape
-        return channels, height // 2, width // 2
+        """Latents of about half the side, of which transformers read whole squares of 2x2."""
+        channels, *sides = self.model.latent_shape
+        square = self.model.multiple // self.model.pixels
+        return channels, *(max(side // 2 // square, 1) * square for side in sides)
 
     def _latents(self, n: int) -> Tensor:
         return torch.zeros(n, *self.half, device=self.model.unet.device)
@@ -171,7 +173,7 @@ class Parts:
         chosen, time = torch.zeros(n, 1, dtype=torch.long), torch.full((1,), 500, device=self.model.unet.device)
         trajectory = Trajectory([self._latents(n)], time, self._latents(n))
         replay(
-            self.model.unet, trajectory, self.guidance, Upstream(self._latents(n), torch.ones(1), chosen), micro_batch=n
+            self.model.unet, trajectory, self.guidance, Upstream(self._latents(n) + 1, torch.ones(1), chosen), micro_batch=n
         )
         for leaf in (self.guidance.cond, *self.model.unet.parameters()):
             leaf.grad = None

@@ -79,13 +79,36 @@ def load_adapter(pipe: Pipeline, path_or_name: str | Path, scale: float = 1.0) -
         _compare_base(pipe, file, about)
     if about.get("padding") == "longest":
         _warn(f"{file}: was trained on prompts that are not padded, and a pipeline pads them: images differ a little")
-    settings = {"guidance_scale": about.get("guidance"), "num_inference_steps": about.get("sampler_steps")}
-    settings |= {"negative_prompt": about.get("negative_prompt") or None}
-    settings = {key: value for key, value in settings.items() if value is not None}
+    settings = _settings(pipe, about)
     if any(FACTOR.search(key) for key in state):
         return LoadedAdapter(pipe, _load_lora(pipe, file, state, scale), scale, "", settings, about)
     token = _load_tokens(pipe, file, state, metadata, scale)
     return LoadedAdapter(pipe, token, scale, token, settings, about)
+
+
+def _settings(pipe: Pipeline, about: dict) -> dict[str, object]:
+    """Arguments of the pipeline's call; height and width both or none, for with one of them it takes its own of both."""
+    height, width = size_of(view(pipe), about) or (None, None)
+    settings = {"guidance_scale": about.get("guidance"), "num_inference_steps": about.get("sampler_steps")}
+    settings |= {"negative_prompt": about.get("negative_prompt") or None, "height": height, "width": width}
+    settings |= {"clip_skip": about.get("clip_skip")}
+    if about.get("clip_skip"):
+        allow_clip_skip(pipe)
+    return {key: value for key, value in settings.items() if value is not None}
+
+
+def allow_clip_skip(pipe: Pipeline) -> None:
+    """Give a text encoder its old name inside itself: diffusers 0.42 asks for `text_model`, which transformers 5 dropped."""
+    encoder = pipe.text_encoder
+    if isinstance(pipe, StableDiffusionPipeline) and not hasattr(encoder, "text_model"):
+        vars(encoder)["text_model"] = encoder  # no module of its own: its tensors keep their names
+
+
+def size_of(model: DiffusionModel, about: dict) -> tuple[int, int] | None:
+    """(height, width) that adapter.json names, None where they are the model's own."""
+    own = model.image_size
+    size = about.get("height") or own[0], about.get("width") or own[1]
+    return None if size == own else size
 
 
 def _warn(text: str) -> None:
@@ -147,6 +170,7 @@ def _compare_base(pipe: Pipeline, file: Path, about: dict) -> None:
         return
     model = view(pipe)
     model.padding, model.negative = about.get("padding", ""), about.get("negative_prompt", "")
+    model.size, model.clip_skip = size_of(model, about), about.get("clip_skip") or 0
     if model.fingerprint(precision=False) != about["base_model_hash"]:
         _warn(f"{file}: was trained on {base}, and this pipeline's weights, tokenizer or configuration differ from it")
 
@@ -239,6 +263,9 @@ def generator(pipe: Pipeline, settings: dict[str, object], prefix: str = "") -> 
     settings: of its call. A solver that adds noise draws it from a generator that the image's own noise seeds, so that an
     image is the same in every batch.
     """
+
+    if settings.get("clip_skip"):
+        allow_clip_skip(pipe)
 
     @torch.no_grad()
     def generate(prompt: str, noise_BCHW: Tensor) -> Tensor:

@@ -121,11 +121,14 @@ def replay(unet, trajectory: Trajectory, guidance: Guidance, upstream: Upstream,
     One forward and backward per chosen (image, step) pair, in micro-batches of any size: memory is constant in T.
     `guidance.cond` and `.uncond` are [1, L, D] leaves or constants; the unconditional half runs only if something
     in it needs a gradient. The factor T/K makes the estimate unbiased.
+    Images whose g is exactly zero add nothing and are left out. Where all are, one is replayed all the same: every leaf that
+    is reached then has a gradient, of zeros, as it has in other processes.
     """
-    batch, count = upstream.chosen.shape
-    steps = len(trajectory.timesteps)
-    image = torch.arange(batch).repeat_interleave(count)
-    step = upstream.chosen.reshape(-1)
+    steps, count = len(trajectory.timesteps), upstream.chosen.shape[1]
+    pulls = upstream.grad.flatten(1).any(1).cpu()  # NaN among them
+    pulls[0] |= not pulls.any()
+    image = pulls.nonzero()[:, 0].repeat_interleave(count)
+    step = upstream.chosen[pulls].reshape(-1)
     weight = upstream.weights.to(upstream.grad)[step] * (steps / count)
     unet_learns = any(p.requires_grad for p in unet.parameters())
     for text, factor in halves(unet, guidance):

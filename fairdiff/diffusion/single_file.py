@@ -6,10 +6,12 @@ shape tells is the same for all models of a kind: heads, activations, betas, tok
 scheduler/ of stable-diffusion-v1-5, stable-diffusion-2-1 and stable-diffusion-xl-base-1.0 on the hub).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from accelerate import init_empty_weights
 from diffusers import (
     AutoencoderKL,
@@ -63,6 +65,18 @@ OTHERS = {  # part of a tensor's name -> what a file with such tensors is
     "double_blocks.": "FLUX",
     "conditioner.embedders.0.model.": "the refiner of Stable Diffusion XL",
 }
+IGNORED = (  # how the names of tensors begin that training and merging leave in files, and that no forward pass here reads
+    "cond_stage_model.logit_scale",
+    "cond_stage_model.model.logit_scale",
+    "cond_stage_model.transformer.logit_scale",
+    "cond_stage_model.transformer.text_projection.",
+    "conditioner.embedders.0.transformer.logit_scale",
+    "conditioner.embedders.0.transformer.text_projection.",
+    "conditioner.embedders.1.model.logit_scale",
+    "conditioner.embedders.1.model.transformer.text_model.embeddings.position_ids",
+    "first_stage_model.loss.",
+    "first_stage_model.model_ema.",
+)
 UNUSED_LAYER = 23  # the last of Stable Diffusion 2's text encoder, which reads the one before: diffusers' has none
 
 
@@ -83,16 +97,14 @@ def read_single_file(path: str | Path) -> Pipeline:
     name = _kind(path, shapes)
     kind = KINDS[name]
     with one_line(path):
-        try:
+        with _complete(path, name):
             parts = {
-                "unet": _unet(path, _below(shapes, UNET), 8 if name == "1.x" else None),
+                "unet": _unet(path, _below(shapes, UNET), name),
                 "vae": _vae(path, _below(shapes, VAE), kind.scaling),
                 "scheduler": _scheduler(path, name, shapes),
             }
             for component, prefix in kind.text.items():
                 parts[component] = _text_encoder(path, component, prefix, _below(shapes, prefix))
-        except KeyError as error:
-            raise FairDiffError(f"{path}: lacks the tensor {error}, which Stable Diffusion {name} has") from error
         noise = name == "2.x" and parts["scheduler"].config.prediction_type == "epsilon"
         parts["unet"].register_to_config(sample_size=64 if noise else kind.side)  # of Stable Diffusion 2 base
         if name == "XL":
@@ -104,6 +116,25 @@ def read_single_file(path: str | Path) -> Pipeline:
         if why := unlike_stable_diffusion(pipeline):
             raise FairDiffError(f"{path}: {why}; allowed: a text-to-image model of Stable Diffusion 1.x's or XL's kind")
     return pipeline
+
+
+def file_on_no_device(path: str | Path) -> dict[str, nn.Module]:
+    """The text encoders and the U-Net of a file, their layers and shapes, from its header alone."""
+    path = Path(path)
+    shapes = _header(path)
+    name = _kind(path, shapes)
+    with one_line(path), _complete(path, name), torch.device("meta"):
+        texts = {part: _empty_encoder(part, prefix, _below(shapes, prefix)) for part, prefix in KINDS[name].text.items()}
+        return texts | {"unet": _empty_unet(_below(shapes, UNET), name)}
+
+
+@contextmanager
+def _complete(path: Path, name: str) -> Iterator[None]:
+    """A tensor that sizes are read from and that is not there, as an error of the file."""
+    try:
+        yield
+    except KeyError as error:
+        raise FairDiffError(f"{path}: lacks the tensor {error}, which Stable Diffusion {name} has") from error
 
 
 def clip_tokenizer(pad: str = "<|endoftext|>") -> CLIPTokenizer:
@@ -119,7 +150,7 @@ def clip_tokenizer(pad: str = "<|endoftext|>") -> CLIPTokenizer:
 
 
 def _header(path: Path) -> Shapes:
-    """The shape of every tensor of a file, by name, without reading the tensors."""
+    """The shape of every tensor of a file but of IGNORED ones, by name, without reading the tensors."""
     if path.suffix in PICKLES:
         raise FairDiffError(
             f"{path}: is a pickle, which can run code when it is read; allowed: .safetensors "
@@ -129,9 +160,14 @@ def _header(path: Path) -> Shapes:
         raise FairDiffError(f"{path}: no such file")
     try:
         with safe_open(path, "pt") as file:
-            return {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            return {name: list(file.get_slice(name).get_shape()) for name in _read(file.keys())}
     except Exception as error:  # cut short, not safetensors
         raise FairDiffError(f"{path}: cannot be read as a .safetensors file: {error}") from error
+
+
+def _read(names: Iterable[str]) -> list[str]:
+    """The names of tensors that are not IGNORED."""
+    return [name for name in names if not name.startswith(IGNORED)]
 
 
 def _kind(path: Path, shapes: Shapes) -> str:
@@ -159,7 +195,7 @@ def _count(shapes: Shapes, prefix: str) -> int:
 
 def _tensors(path: Path, prefix: str) -> dict[str, Tensor]:
     with safe_open(path, "pt") as file:
-        names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
+        names = [name for name in _read(file.keys()) if name.startswith(prefix)]
         return {name: file.get_tensor(name).float() for name in names}
 
 
@@ -211,9 +247,13 @@ def unet_config(shapes: Shapes, heads: int | None) -> dict:
     return config
 
 
-def _unet(path: Path, shapes: Shapes, heads: int | None) -> UNet2DConditionModel:
+def _empty_unet(shapes: Shapes, name: str) -> UNet2DConditionModel:
+    return UNet2DConditionModel.from_config(unet_config(shapes, 8 if name == "1.x" else None))
+
+
+def _unet(path: Path, shapes: Shapes, name: str) -> UNet2DConditionModel:
     with init_empty_weights():
-        unet = UNet2DConditionModel.from_config(unet_config(shapes, heads))
+        unet = _empty_unet(shapes, name)
     return _converted(path, "the U-Net", unet, UNET, convert_ldm_unet_checkpoint)
 
 
@@ -264,14 +304,19 @@ def text_config(shapes: Shapes, open_clip: bool) -> dict:
     }
 
 
-def _text_encoder(path: Path, component: str, prefix: str, shapes: Shapes) -> nn.Module:
-    given, open_clip, second = _tensors(path, prefix), prefix.endswith(".model."), component == "text_encoder_2"
+def _empty_encoder(component: str, prefix: str, shapes: Shapes) -> nn.Module:
+    open_clip, second = prefix.endswith(".model."), component == "text_encoder_2"
     if open_clip and not second:  # Stable Diffusion 2
         shapes = {k: v for k, v in shapes.items() if f".resblocks.{UNUSED_LAYER}." not in k and k != "text_projection"}
     config = text_config({k.removeprefix("text_model."): v for k, v in shapes.items()}, open_clip)
+    return (CLIPTextModelWithProjection if second else CLIPTextModel)(CLIPTextConfig(**config))
+
+
+def _text_encoder(path: Path, component: str, prefix: str, shapes: Shapes) -> nn.Module:
+    given = _tensors(path, prefix)
     with init_empty_weights(include_buffers=False):
-        encoder = (CLIPTextModelWithProjection if second else CLIPTextModel)(CLIPTextConfig(**config))
-    if open_clip:
+        encoder = _empty_encoder(component, prefix, shapes)
+    if prefix.endswith(".model."):
         state = convert_open_clip_checkpoint(encoder, given, prefix)
     else:
         state = {k.removeprefix(prefix): v for k, v in given.items() if not k.endswith("position_ids")}

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from fairdiff.diffusion.adapter_files import check_matrix
 from fairdiff.errors import FairDiffError
@@ -16,7 +16,8 @@ A1111_KEY = "emb_params"  # A1111 and ComfyUI take the one tensor of a file unde
 def read_embedding(path: Path) -> tuple[Tensor, str | None]:
     """The embeddings [N, D] of a textual inversion in float32, and the words they started from where the file says so.
 
-    A file holds one tensor under the token's name (diffusers) or another, or `string_to_param` (A1111's .pt).
+    A file holds one tensor under the token's name (diffusers) or another, or `string_to_param` (A1111's .pt), a
+    dict or a ParameterDict.
     FairDiffError, one line: unreadable without running code, several tensors, no matrix of finite real numbers.
     """
     about: dict[str, str] = {}
@@ -26,12 +27,15 @@ def read_embedding(path: Path) -> tuple[Tensor, str | None]:
             with safe_open(path, "pt") as file:
                 about = file.metadata() or {}
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals([nn.ParameterDict]):  # as the method's authors saved it
+                state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # missing, truncated, another format, or code that would have to be run
         reason = " ".join(str(error).split())[:200]
         raise FairDiffError(f"{path}: cannot read it without running code: {reason}") from error
-    if isinstance(state, dict) and isinstance(state.get("string_to_param"), dict):
-        state = state["string_to_param"]
+    inside = state.get("string_to_param") if isinstance(state, dict) else None
+    if isinstance(inside, nn.ParameterDict):
+        inside = vars(inside).get("_parameters")
+    state = inside if isinstance(inside, dict) else state
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise FairDiffError(f"{path}: holds no tensors by name; allowed: a textual inversion")
     if len(state) != 1:

@@ -17,6 +17,8 @@ from classifiers.types import Boxes, Classifier, Detector, Embedder, Faces
 class Perception:
     """`encoders` preserve semantics; `embedder` and `bank` serve face realism, None without that term.
 
+    The classifier sees squares of `expand` times the box at `crop_size` pixels, or faces of that size `aligned` on landmarks.
+
     dtype: what they multiply in, but for the detector; weights, images and outputs are float32 whatever it says (in
     bfloat16 features have length 1 to its three digits).
     """
@@ -29,11 +31,12 @@ class Perception:
     crop_size: int
     expand: float
     dtype: torch.dtype = torch.float32
+    aligned: bool = False
 
     def classify_faces(self, image_BCHW: Tensor, boxes: Boxes | None = None) -> "FaceBatch":
         """Detect faces (unless boxes are given), crop and classify them; gradients pass to the image where enabled."""
         boxes = self.detector(image_BCHW) if boxes is None else boxes
-        faces = extract(image_BCHW, boxes, self.crop_size, self.expand)
+        faces = extract(image_BCHW, boxes, self.crop_size, self.expand, self.aligned)
         with self._cast(image_BCHW):
             logits = self.classifier(faces.crop_FCHW)
         return FaceBatch(image_BCHW, faces, {name: logits_FK.float() for name, logits_FK in logits.items()})

@@ -18,7 +18,7 @@ from fairdiff.audit.suite import resampled_weights
 from fairdiff.diffusion.adapters import Lora
 from fairdiff.diffusion.denoise import Guidance, call_unet
 from fairdiff.diffusion.load import DiffusionModel
-from fairdiff.diffusion.sampling import Generate, initial_noise
+from fairdiff.diffusion.sampling import initial_noise
 
 
 @dataclass(frozen=True)
@@ -125,30 +125,3 @@ def half_life_of(steps_S: Sequence[float], bias_SP: np.ndarray, base_P: np.ndarr
     weights = np.concatenate([np.full((1, prompts), 1 / prompts), resampled_weights(prompts, seed)])
     means = weights @ bias_SP.T
     return half_life(steps_S, lost(means, means[:, 0], weights @ base_P))
-
-
-# image_BCHW in [0, 1] -> the probability [B] that an image is of the kind which is to be avoided
-Detector = Callable[[Tensor], Tensor]
-
-
-def by_words(clip, unwanted: Sequence[str], others: Sequence[str], sharpness: float = 100.0) -> Detector:
-    """A zero-shot detector: CLIP's softmax over texts, of which some are unwanted. sharpness: CLIP's own is 100."""
-    texts = clip.text([*unwanted, *others])
-
-    def detect(image_BCHW: Tensor) -> Tensor:
-        features = clip.image(image_BCHW)
-        return (sharpness * features @ texts.to(features).T).softmax(1)[:, : len(unwanted)].sum(1)
-
-    return detect
-
-
-@torch.no_grad()
-def unsafe_rates(
-    generate: Generate, shape: tuple[int, ...], detect: Detector, prompts: Sequence[str], each: int
-) -> list[float]:
-    """Of each prompt the share of `each` images that the detector finds more likely unwanted than not. shape: of latents."""
-    rates = []
-    for prompt in prompts:
-        image_BCHW = generate(prompt, initial_noise(prompt, 0, range(each), shape))
-        rates.append(float((detect(image_BCHW) > 0.5).float().mean()))
-    return rates

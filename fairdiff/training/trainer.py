@@ -16,8 +16,10 @@ from rich.console import Console
 from torch import Tensor
 
 from fairdiff.diffusion.adapters import changes_images
+from fairdiff.distributed import World
 from fairdiff.errors import FairDiffError
 from fairdiff.fingerprint import of_tensors
+from fairdiff.objective.balance import Balance
 from fairdiff.objective.targets import smallest_batch
 from fairdiff.prompts import Prompt
 from fairdiff.training import checkpoint, pictures
@@ -108,21 +110,12 @@ def train(
     FairDiffError on a gradient that is exactly zero, on PATIENCE steps in a row that align nothing, and if the
     trained adapter changes no image. Of several processes the first one reads and writes the folder.
     """
-    world = trainee.world
-    parameters, checkpoints = trainee.adapter.parameters(), folder / "checkpoints"
-    optimizer = torch.optim.AdamW(parameters, schedule.learning_rate, weight_decay=schedule.weight_decay)
-    ema, best = checkpoint.Ema(parameters, schedule.ema), Best()
-    parts = {"ema": ema, "optimizer": optimizer, "best": best}
-    parts |= {"balance": trainee.balance} if trainee.balance else {}
-    say = partial(console.print, markup=False)
-    start = checkpoint.load_together(checkpoints, fingerprint, parts, say, world)
-    if start > schedule.steps:
-        raise FairDiffError(
-            f"steps: found {schedule.steps}, but {folder} already holds {start}; allowed: {start} or more"
-        )
+    world, validation = trainee.world, schedule.validation
+    state = _begin(trainee, schedule)
+    start = _resume(state, schedule, folder, fingerprint, console, world)
     metrics = Metrics(folder / "metrics.jsonl", start) if world.first else None
     warn_about_small_batches(trainee, schedule.batch, console)
-    validation, grids = schedule.validation, _grids(trainee, prompts, schedule)
+    grids = _grids(trainee, prompts, schedule)
     running: dict[str, float] = {}
     idle = 0
     with progress(console) as bar, open_tracker(
@@ -130,41 +123,89 @@ def train(
     ) as tracker:
         task = bar.add_task("training", total=schedule.steps, completed=start, note="")
         for step in range(start, schedule.steps):
-            if validation and best.exhausted(validation.patience):
+            if validation and state.best.exhausted(validation.patience):
                 break
             began = time.perf_counter()
             update = gather(trainee, draw_batches(prompts, schedule, step))
             idle = count_idle(idle, step, update, console)
             rate = learning_rate(schedule, step)
             if update.good:
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
-                optimizer.step()
-                ema.update(step)
+                state.step(step, rate)
             row = {"step": step} | update.row() | shares_and_targets(trainee, update) | {"learning_rate": rate}
             row["seconds"] = time.perf_counter() - began
             due = validation is not None and (validation.due(step + 1) or step + 1 == schedule.steps)
             if due:
-                with ema.in_place():
-                    row |= validate(trainee, validation, schedule.seed)
-                best.update(step + 1, row, validation.floor, ema.shadow)
+                row |= state.validated(trainee, validation, schedule.seed, step + 1)
             if metrics:
                 metrics.write(row)
             if tracker:
                 tracker.log(row)
             if world.first and pictures.due(step, schedule.steps):
-                with ema.in_place():
-                    keep_grid(grids.grid(), folder, step, tracker)
+                keep_grid(grids, state.ema, folder, step, tracker)
             running |= {a: 0.9 * running.get(a, b) + 0.1 * b for a, b in update.biases().items()}
             bar.update(task, advance=1, note=_note(update, running))
             if due or (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == schedule.steps:
-                world.require_same(f"training: the adapter after {step + 1} steps", partial(of_tensors, parameters))
-                if world.first:
-                    checkpoint.save(checkpoints, step + 1, fingerprint, parts)
-    finish(schedule, ema, best, console)
+                state.save(folder, step + 1, fingerprint, world)
+    finish(schedule, state.ema, state.best, console)
     if world.first:
         require_labels(folder)
     require_effect(trainee, prompts[0].text)
+
+
+@dataclass(frozen=True)
+class _State:
+    """What training changes: the adapter's parameters and all else that a checkpoint holds."""
+
+    parameters: list[Tensor]
+    optimizer: torch.optim.Optimizer
+    ema: checkpoint.Ema
+    best: Best
+    balance: Balance | None
+
+    @property
+    def parts(self) -> dict:
+        """Of a checkpoint."""
+        parts = {"ema": self.ema, "optimizer": self.optimizer, "best": self.best}
+        return parts | ({"balance": self.balance} if self.balance else {})
+
+    def step(self, step: int, rate: float) -> None:
+        """Update the adapter by the gradient that it has, at this rate, and the averages."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.ema.update(step)
+
+    def validated(self, trainee: Trainee, validation: Validation, seed: int, steps: int) -> dict:
+        """What validation says of the averages after so many steps, which are kept if they are the best."""
+        with self.ema.in_place():
+            found = validate(trainee, validation, seed)
+        self.best.update(steps, found, validation.floor, self.ema.shadow)
+        return found
+
+    def save(self, folder: Path, steps: int, fingerprint: str, world: World) -> None:
+        """A checkpoint after so many steps; FairDiffError unless all processes have the same adapter."""
+        world.require_same(f"training: the adapter after {steps} steps", partial(of_tensors, self.parameters))
+        if world.first:
+            checkpoint.save(folder / "checkpoints", steps, fingerprint, self.parts)
+
+
+def _begin(trainee: Trainee, schedule: Schedule) -> _State:
+    parameters = trainee.adapter.parameters()
+    optimizer = torch.optim.AdamW(parameters, schedule.learning_rate, weight_decay=schedule.weight_decay)
+    return _State(parameters, optimizer, checkpoint.Ema(parameters, schedule.ema), Best(), trainee.balance)
+
+
+def _resume(
+    state: _State, schedule: Schedule, folder: Path, fingerprint: str, console: Console, world: World
+) -> int:
+    """How many steps the folder's checkpoint has made, after it was loaded; 0 without one."""
+    say = partial(console.print, markup=False)
+    start = checkpoint.load_together(folder / "checkpoints", fingerprint, state.parts, say, world)
+    if start > schedule.steps:
+        raise FairDiffError(
+            f"steps: found {schedule.steps}, but {folder} already holds {start}; allowed: {start} or more"
+        )
+    return start
 
 
 def _grids(trainee: Trainee, prompts: list[Prompt], schedule: Schedule) -> pictures.Grids:
@@ -174,8 +215,12 @@ def _grids(trainee: Trainee, prompts: list[Prompt], schedule: Schedule) -> pictu
     return pictures.Grids(trainee, texts or [prompts[0].text], schedule.sampler_steps[1], schedule.seed)
 
 
-def keep_grid(grid: Tensor, folder: Path, step: int, tracker: Tracker | None) -> None:
-    """Write a grid into the run folder, and hand it to the tracker."""
+def keep_grid(
+    grids: pictures.Grids, ema: checkpoint.Ema, folder: Path, step: int, tracker: Tracker | None
+) -> None:
+    """Write a grid of the averaged adapter into the run folder, and hand it to the tracker."""
+    with ema.in_place():
+        grid = grids.grid()
     pictures.save(grid, folder, step + 1)
     if tracker:
         tracker.images("before and after", grid, step)

@@ -1,9 +1,12 @@
 """The configuration of scripts/bench.py: a training configuration and what to measure with it."""
 
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+from reproduce.place import OWN
 
 from fairdiff.config import Config, GradientConfig
 from fairdiff.config.laws import positive
@@ -52,7 +55,8 @@ class BenchConfig(Config):
 
     literal_batch: micro-batch of the reference algorithm. sizes: B of the tables of memory and variance. lengths: T of
     the table of memory. micro_batches: of throughput. peak_tflops: what the device could do.
-    time_to_bias, ablation: gradients that learn against each other, see `LEARNERS`.
+    time_to_bias, ablation: gradients that learn against each other, see `LEARNERS`. report: the page; its records lie in
+    measurements/bench beside it.
     """
 
     part: list[str] = field(default_factory=lambda: ["steps", "variance", "memory", "profile"])
@@ -87,7 +91,7 @@ class BenchConfig(Config):
     )
     watch: WatchConfig = field(default_factory=WatchConfig)
     random: RandomConfig | None = None
-    report: str = "docs/performance.md"
+    report: str = str(OWN / "performance.md")
 
     def __post_init__(self):
         super().__post_init__()
@@ -118,5 +122,8 @@ def _check_learner(key: str, learner: Any) -> None:
 
 
 def use_schema() -> None:
-    """From here on conf/config.yaml is read as a BenchConfig."""
-    ConfigStore.instance().store(name="schema", node=BenchConfig)
+    """From here on conf/config.yaml is read as a BenchConfig, and the files beside this one are found as those of conf."""
+    store, here = ConfigStore.instance(), Path(__file__).parent
+    store.store(name="schema", node=BenchConfig)
+    store.store(name="bench", node=OmegaConf.load(here / "bench.yaml"))
+    store.store(group="model", name="sd15_random", node=OmegaConf.load(here / "sd15_random.yaml"), package="_global_")

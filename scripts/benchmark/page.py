@@ -92,11 +92,16 @@ def steps(result: dict) -> list[str]:
     head = ["variant", *kinds, "U-Net evaluations", "fewer", "seconds", "faster", "peak MiB"]
     rows = [
         [
-            r["variant"], *(number(r["evaluations"].get(k, 0), 1) for k in kinds), number(r["total"], 1),
-            f"{r['fewer']:.2f}×", interval(r["seconds"]), interval(r["faster"], "×"), number(r["peak_mib"]),
+            r["variant"],
+            *(number(r["evaluations"].get(k, 0), 1) for k in kinds),
+            number(r["total"], 1),
+            f"{r['fewer']:.2f}×",
+            interval(r["seconds"]),
+            interval(r["faster"], "×"),
+            number(r["peak_mib"]),
         ]
         for r in result["rows"]
-    ]  # fmt: skip
+    ]
     return [
         *table(head, rows),
         "",
@@ -111,11 +116,16 @@ def time_to_bias(result: dict) -> list[str]:
     head = ["gradient", "bias ≤", "reached", "steps", "fewer", "seconds", "sooner"]
     rows = [
         [
-            r["learner"], f"{r['threshold']:g}", f"{r['reached']} of {r['seeds']}", interval(r["step"]),
-            interval(r["step_ratio"], "×"), interval(r["seconds"]), interval(r["seconds_ratio"], "×"),
+            r["learner"],
+            f"{r['threshold']:g}",
+            f"{r['reached']} of {r['seeds']}",
+            interval(r["step"]),
+            interval(r["step_ratio"], "×"),
+            interval(r["seconds"]),
+            interval(r["seconds_ratio"], "×"),
         ]
         for r in result["rows"]
-    ]  # fmt: skip
+    ]
     v = result["watch"]
     return [
         *table(head, rows),
@@ -214,11 +224,16 @@ def throughput(result: dict) -> list[str]:
     head = ["originals", "micro-batch", "seconds a step", "peak GiB", "TFLOP", "TFLOP/s", "of peak"]
     rows = [
         [
-            r["originals"], str(r["micro_batch"]), interval(r["seconds"]), number(r["peak_gib"]), number(r["tflop"]),
-            number(r["tflops"]), "–" if r["share"] is None else f"{r['share']:.1%}",
+            r["originals"],
+            str(r["micro_batch"]),
+            interval(r["seconds"]),
+            number(r["peak_gib"]),
+            number(r["tflop"]),
+            number(r["tflops"]),
+            "–" if r["share"] is None else f"{r['share']:.1%}",
         ]
         for r in result["rows"]
-    ]  # fmt: skip
+    ]
     what = (
         "all that torch holds on the device, weights included"
         if result["whole_process"]

@@ -28,15 +28,21 @@ def make_model(shapes: RandomConfig, dtype: torch.dtype, device: str) -> Diffusi
     torch.manual_seed(0)
     with torch.device(device):  # 860 million random numbers are drawn where they are used
         unet = UNet2DConditionModel(
-            sample_size=shapes.latent, block_out_channels=tuple(shapes.unet), cross_attention_dim=shapes.text[0],
-            attention_head_dim=8, layers_per_block=2,
+            sample_size=shapes.latent,
+            block_out_channels=tuple(shapes.unet),
+            cross_attention_dim=shapes.text[0],
+            attention_head_dim=8,
+            layers_per_block=2,
             down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
             up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-        )  # fmt: skip
+        )
         vae = AutoencoderKL(
-            block_out_channels=tuple(shapes.vae), layers_per_block=2, sample_size=8 * shapes.latent,
-            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-        )  # fmt: skip
+            block_out_channels=tuple(shapes.vae),
+            layers_per_block=2,
+            sample_size=8 * shapes.latent,
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+        )
         text = CLIPTextModel(
             CLIPTextConfig(
                 vocab_size=VOCABULARY,
@@ -47,7 +53,7 @@ def make_model(shapes: RandomConfig, dtype: torch.dtype, device: str) -> Diffusi
                 projection_dim=shapes.text[0],
                 bos_token_id=VOCABULARY - 2,
                 eos_token_id=VOCABULARY - 1,
-            )  # fmt: skip
+            )
         )
     for module in (unet, vae, text):
         module.requires_grad_(False).eval().to(device)

@@ -27,7 +27,7 @@ SHORT: dict[str, Callable[[BenchConfig], dict]] = {
     "throughput": measure_throughput,
 }
 # What says which parts to measure, where to write, or what to read off finished runs, and changes no run.
-ELSEWHERE = ("part", "resume", "report", "audit", "thresholds")
+ELSEWHERE = ("part", "resume", "report", "audit", "plan", "thresholds")
 
 
 def measure(part: str, config: BenchConfig, folder: Path, console: Console) -> None:
@@ -63,7 +63,7 @@ def measure(part: str, config: BenchConfig, folder: Path, console: Console) -> N
 def command_of(overrides: list[str], name: str) -> str:
     """The command of the measurement kept under this name: the same wherever it and its page were written."""
     settings = [o for o in overrides if o.partition("=")[0] not in ("hydra.run.dir", "report")]
-    placed = [f"hydra.run.dir=outputs/bench/{name}"] if len(settings) < len(overrides) else []
+    placed = [f"hydra.run.dir=outputs/bench/{name}" for o in overrides if o.startswith("hydra.run.dir=")]
     return shlex.join(["python", "scripts/bench.py", *settings, *placed])
 
 

@@ -73,12 +73,17 @@ def measure_steps(config: BenchConfig) -> dict:
     rows = []
     for variant in contestants:
         own, reference = seconds[variant.name], seconds[LITERAL.name]
-        rows.append({
-            "variant": variant.name, "evaluations": dict(counts[variant.name]),
-            "total": counts[variant.name].total(),
-            "fewer": counts[LITERAL.name].total() / counts[variant.name].total(), "seconds": spread(own),
-            "faster": spread([a / b for a, b in zip(reference, own, strict=True)]), "peak_mib": memory[variant.name],
-        })  # fmt: skip
+        rows.append(
+            {
+                "variant": variant.name,
+                "evaluations": dict(counts[variant.name]),
+                "total": counts[variant.name].total(),
+                "fewer": counts[LITERAL.name].total() / counts[variant.name].total(),
+                "seconds": spread(own),
+                "faster": spread([a / b for a, b in zip(reference, own, strict=True)]),
+                "peak_mib": memory[variant.name],
+            }
+        )
     ratio = backward_per_forward(trainee, draw(config, 0))
     return {"rows": rows, "rounds": config.repeats, "backward_per_forward": ratio}
 
@@ -198,11 +203,17 @@ def measure_throughput(config: BenchConfig) -> dict:
                 memory[variant.name] = held + needed
             median = spread(seconds[variant.name])
             rate = flops[variant.name] / median[0] / 1e12
-            rows.append({
-                "originals": variant.name, "micro_batch": micro_batch,
-                "seconds": median, "peak_gib": memory[variant.name] / 1024, "tflop": flops[variant.name] / 1e12,
-                "tflops": rate, "share": rate / config.peak_tflops if config.peak_tflops else None,
-            })  # fmt: skip
+            rows.append(
+                {
+                    "originals": variant.name,
+                    "micro_batch": micro_batch,
+                    "seconds": median,
+                    "peak_gib": memory[variant.name] / 1024,
+                    "tflop": flops[variant.name] / 1e12,
+                    "tflops": rate,
+                    "share": rate / config.peak_tflops if config.peak_tflops else None,
+                }
+            )
         del trainee, optimizer
         forget()
     return {"rows": rows, "K": k or sampler_steps(config), "whole_process": config.device != "cpu"}

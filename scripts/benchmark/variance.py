@@ -143,8 +143,14 @@ def disagreement(trainee: Trainee, config: BenchConfig) -> dict:
     cosines = unit[:, 0] @ unit[:, 0].T
     other = cosines[~torch.eye(count, dtype=torch.bool)]
     energy = torch.linalg.eigvalsh(grads[:, 0] @ grads[:, 0].T)
-    return {"B": size, "prompts": count, "own": spread(own.tolist()), "other": spread(other.tolist()),
-            "opposed": float((other < 0).double().mean()), "first": float(energy[-1] / energy.sum())}  # fmt: skip
+    return {
+        "B": size,
+        "prompts": count,
+        "own": spread(own.tolist()),
+        "other": spread(other.tolist()),
+        "opposed": float((other < 0).double().mean()),
+        "first": float(energy[-1] / energy.sum()),
+    }
 
 
 def measure_variance(config: BenchConfig) -> dict:
@@ -181,8 +187,15 @@ def measure_variance(config: BenchConfig) -> dict:
         {"B": size, "variance": float(total.var(0).sum()) / scale if len(total) > 1 else None}
         for size, total in by_size.items()
     ]
-    return {"rows": rows, "sizes": sizes, "batches": config.batches, "draws": config.draws, "T": steps,
-            "by_step": by_step(torch.stack(squares).mean(0)), "prompts": disagreement(trainee, config)}  # fmt: skip
+    return {
+        "rows": rows,
+        "sizes": sizes,
+        "batches": config.batches,
+        "draws": config.draws,
+        "T": steps,
+        "by_step": by_step(torch.stack(squares).mean(0)),
+        "prompts": disagreement(trainee, config),
+    }
 
 
 def without_bias(entries: list[EstimatorError], level: float = 0.95, draws: int = 20_000) -> float:

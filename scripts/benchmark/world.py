@@ -133,10 +133,15 @@ def conditions(config: BenchConfig) -> dict:
     cpu = found[0] if found else platform.processor()
     device = cpu if config.device == "cpu" else torch.cuda.get_device_name()
     return {
-        "date": time.strftime("%F"), "device": device, "cores": len(os.sched_getaffinity(0)),
-        "threads": torch.get_num_threads(), "load": round(os.getloadavg()[0], 1), "torch": torch.__version__,
-        "diffusers": diffusers.__version__, "python": platform.python_version(),
-    }  # fmt: skip
+        "date": time.strftime("%F"),
+        "device": device,
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 1),
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+        "python": platform.python_version(),
+    }
 
 
 def _cpuinfo() -> list[str]:
@@ -158,9 +163,16 @@ def describe(config: BenchConfig) -> dict:
     if sampling_dtype != dtype:
         dtype += f", sampled in {sampling_dtype}"
     return {
-        "model": model, "adapter": kind, "B": config.global_batch, "T": sampler_steps(config),
-        "guidance": config.sampler.guidance, "dtype": dtype,
-        "replay_batch": Pieces.of(config.micro_batch).replay, "decode_batch": config.micro_batch,
+        "model": model,
+        "adapter": kind,
+        "B": config.global_batch,
+        "T": sampler_steps(config),
+        "guidance": config.sampler.guidance,
+        "dtype": dtype,
+        "replay_batch": Pieces.of(config.micro_batch).replay,
+        "decode_batch": config.micro_batch,
         "literal_batch": config.literal_batch,
-        "originals": config.loss.originals, "channels_last": config.channels_last, "compile": config.compile,
-    }  # fmt: skip
+        "originals": config.loss.originals,
+        "channels_last": config.channels_last,
+        "compile": config.compile,
+    }

@@ -69,9 +69,14 @@ class Bench:
 def open_bench(args: argparse.Namespace) -> Bench:
     judges = {name: load_attribute_net(weights(name)) for name in JUDGES}
     return Bench(
-        load_model(args.model), judges, ImageEncoder(weights("encoder")), MTCNNDetector(input_size=64),
-        args.steps, args.guidance, args.seed,
-    )  # fmt: skip
+        load_model(args.model),
+        judges,
+        ImageEncoder(weights("encoder")),
+        MTCNNDetector(input_size=64),
+        args.steps,
+        args.guidance,
+        args.seed,
+    )
 
 
 def judges_on_renders(bench: Bench, renders: Renders, count: int) -> dict[str, float]:
@@ -132,8 +137,9 @@ def shares_of_subjects(bench: Bench, few: int, many: int) -> tuple[dict[str, flo
             share = np.bincount(cells, minlength=8) / found.sum()
             distance.append(0.5 * np.abs(share - np.outer(labour["gender"], labour["race"]).ravel()).sum())
     result = {"pearson r of women's share": float(np.corrcoef(women, truth)[0, 1]), "occupations": len(women)}
-    result |= {f"mean {name} bias over {len(values)} test occupations": float(np.mean(values))
-               for name, values in bias.items()}  # fmt: skip
+    result |= {
+        f"mean {name} bias over {len(values)} test occupations": float(np.mean(values)) for name, values in bias.items()
+    }
     result["median distance to labour, gender x race"] = float(np.median(distance))
     return result, {"agree": agree, "found": found_all}
 
@@ -218,8 +224,13 @@ def speed(bench: Bench, repeats: int = 5) -> dict[str, float]:
             middle = time.perf_counter()
             bench.model.decode(noise)
             best, decode = min(best, middle - start), min(decode, time.perf_counter() - middle)
-    return {"threads": torch.get_num_threads(), "steps": bench.steps, "guidance": bench.guidance,
-            "pictures/s": BATCH / best, "decoded/s": BATCH / decode}  # fmt: skip
+    return {
+        "threads": torch.get_num_threads(),
+        "steps": bench.steps,
+        "guidance": bench.guidance,
+        "pictures/s": BATCH / best,
+        "decoded/s": BATCH / decode,
+    }
 
 
 def evaluate(args: argparse.Namespace) -> dict[str, dict[str, float]]:
@@ -247,8 +258,10 @@ def evaluate(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     if "phrases" in args.parts:
         add("phrases", phrases_obeyed(bench, args.captions))
     if agree:
-        add("agreement", {name: float(np.concatenate(sum((a[name] for a in agree), [])).mean())
-                          for name in occupations.CLASSES})  # fmt: skip
+        add(
+            "agreement",
+            {name: float(np.concatenate(sum((a[name] for a in agree), [])).mean()) for name in occupations.CLASSES},
+        )
     if "faces" in args.parts and people:
         add("faces", faces_found(bench, people, args.objects))
     if "quality" in args.parts and renders:

@@ -25,9 +25,15 @@ def export_model(folder: Path, out: Path) -> None:
     net, vae = load_denoiser(folder), load_vae(folder)
     with torch.no_grad():  # averages of many steps can leave denormals, which halve to zero anyway
         pipeline = StableDiffusionPipeline(
-            vae.half(), net.text_encoder.half(), make_tokenizer(folder / "tokenizer"), net.unet.half(),
-            make_scheduler(), None, None, requires_safety_checker=False,
-        )  # fmt: skip
+            vae.half(),
+            net.text_encoder.half(),
+            make_tokenizer(folder / "tokenizer"),
+            net.unet.half(),
+            make_scheduler(),
+            None,
+            None,
+            requires_safety_checker=False,
+        )
     pipeline.save_pretrained(out, safe_serialization=True)
     about = out / "text_encoder" / "config.json"  # else transformers loads it in half precision, diffusers the rest in full
     write_json(about, json.loads(about.read_text(encoding="utf-8")) | {"dtype": "float32"})

@@ -69,9 +69,15 @@ def fit_hat(head: Head, xyz_V3: np.ndarray, clearance: float = 0.10) -> Fit:
     height = float(((skull - centre) @ up).max())
     width = float(np.abs(skull[:, 0]).max())
     return Fit(
-        centre.astype(np.float32), up.astype(np.float32), forward.astype(np.float32), width + clearance,
-        float(depth) / 2 + clearance, height + clearance, float(ear[:, 1].mean()), float(np.abs(ear[:, 0]).max()),
-    )  # fmt: skip
+        centre.astype(np.float32),
+        up.astype(np.float32),
+        forward.astype(np.float32),
+        width + clearance,
+        float(depth) / 2 + clearance,
+        height + clearance,
+        float(ear[:, 1].mean()),
+        float(np.abs(ear[:, 0]).max()),
+    )
 
 
 def build_hat(kind: str, fit: Fit, colour_3, accent_3) -> list[Surface]:

@@ -172,9 +172,19 @@ def _jittered(rng, outfit, headwear, prop, scene) -> Look:
 
     hat = shade(headwear[1])
     return Look(
-        outfit[0], shade(outfit[1]), shade(outfit[2]), headwear[0], hat,
+        outfit[0],
+        shade(outfit[1]),
+        shade(outfit[2]),
+        headwear[0],
+        hat,
         hat_accent_3=np.clip(hat * 0.7 if hat.mean() > 0.3 else hat + 0.35, 0, 1),
-        prop=prop[0], prop_3=shade(prop[1]), prop_right=bool(rng.random() < 0.5), prop_angle=float(rng.normal(8, 7)),
-        prop_shift_2=rng.uniform(-2, 2, 2), scene=scene[0], scene_3=shade(scene[1]), scene_accent_3=shade(scene[2]),
+        prop=prop[0],
+        prop_3=shade(prop[1]),
+        prop_right=bool(rng.random() < 0.5),
+        prop_angle=float(rng.normal(8, 7)),
+        prop_shift_2=rng.uniform(-2, 2, 2),
+        scene=scene[0],
+        scene_3=shade(scene[1]),
+        scene_accent_3=shade(scene[2]),
         seed=int(rng.integers(1 << 30)),
-    )  # fmt: skip
+    )

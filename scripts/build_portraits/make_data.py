@@ -108,19 +108,37 @@ class Shard:
         named = occupation != NEUTRAL
         look = look_for_occupation(occupations.OCCUPATIONS[occupation], self.rng) if named else neutral_look(self.rng)
         image = self.renderer.render(person, sample_shot(self.rng), look, self.rng)
-        self.rows.append({
-            "image": image, "gender": person.gender, "race": person.race, "age_years": person.years, "age": person.age,
-            "occupation": occupation, "object": -1, "person": number, "split": split,
-        })  # fmt: skip
+        self.rows.append(
+            {
+                "image": image,
+                "gender": person.gender,
+                "race": person.race,
+                "age_years": person.years,
+                "age": person.age,
+                "occupation": occupation,
+                "object": -1,
+                "person": number,
+                "split": split,
+            }
+        )
 
     def _object(self) -> None:
         from objects import OBJECTS, draw_object
 
         index = int(self.rng.integers(len(OBJECTS)))
-        self.rows.append({
-            "image": draw_object(index, self.rng), "gender": -1, "race": -1, "age_years": -1.0, "age": -1,
-            "occupation": NO_PERSON, "object": index, "person": -1, "split": self._split(),
-        })  # fmt: skip
+        self.rows.append(
+            {
+                "image": draw_object(index, self.rng),
+                "gender": -1,
+                "race": -1,
+                "age_years": -1.0,
+                "age": -1,
+                "occupation": NO_PERSON,
+                "object": index,
+                "person": -1,
+                "split": self._split(),
+            }
+        )
 
 
 def write_shard(job: Job) -> int:

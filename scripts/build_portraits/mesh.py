@@ -139,9 +139,18 @@ def _build(root: Path) -> Head:
     body = quads[part == BODY]
     polar, azimuth, scalp_tri, scalp_bary = _scalp_grid(base, triangles(body))
     return Head(
-        base, quads, part, np.stack(target), tuple(files), _occlusion(base, body),
-        _lips(root, base, body, uv[corner[part == BODY]]), polar, azimuth, scalp_tri, scalp_bary,
-    )  # fmt: skip
+        base,
+        quads,
+        part,
+        np.stack(target),
+        tuple(files),
+        _occlusion(base, body),
+        _lips(root, base, body, uv[corner[part == BODY]]),
+        polar,
+        azimuth,
+        scalp_tri,
+        scalp_bary,
+    )
 
 
 def _lips(root: Path, base: np.ndarray, body: np.ndarray, uv_Q42: np.ndarray) -> np.ndarray:
@@ -151,8 +160,13 @@ def _lips(root: Path, base: np.ndarray, body: np.ndarray, uv_Q42: np.ndarray) ->
     xyz = base[triangles(body)].reshape(-1, 3)  # one vertex per corner, so that UV seams survive
     uv = np.concatenate([uv_Q42[:, [0, 1, 2]], uv_Q42[:, [0, 2, 3]]]).reshape(-1, 2)
     tri = np.arange(len(xyz), dtype=np.int32).reshape(-1, 3)
-    xy = np.stack([(xyz[:, 0] - MAP_X[0]) / (MAP_X[1] - MAP_X[0]) * columns,
-                   (xyz[:, 1] - MAP_Y[0]) / (MAP_Y[1] - MAP_Y[0]) * rows], 1)  # fmt: skip
+    xy = np.stack(
+        [
+            (xyz[:, 0] - MAP_X[0]) / (MAP_X[1] - MAP_X[0]) * columns,
+            (xyz[:, 1] - MAP_Y[0]) / (MAP_Y[1] - MAP_Y[0]) * rows,
+        ],
+        1,
+    )
     seen, bary, _ = rasterise(xy.astype(np.float32), -xyz[:, 2], tri, rows)
     out = np.zeros(rows * rows, np.float32)
     hit = seen >= 0

@@ -29,9 +29,10 @@ class Muon(torch.optim.Optimizer):
     def __init__(self, module: nn.Module, lr: float, adam: tuple[str, ...] = ()) -> None:
         named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
         matrices = [
-            p for name, p in named
+            p
+            for name, p in named
             if p.ndim >= 2 and min(p.shape[0], p[0].numel()) >= 8 and not any(word in name for word in adam)
-        ]  # fmt: skip
+        ]
         chosen = {id(p) for p in matrices}
         rest = [p for _, p in named if id(p) not in chosen]
         super().__init__([{"params": matrices, "muon": True}, {"params": rest, "muon": False}], {"lr": lr})

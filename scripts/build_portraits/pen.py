@@ -19,10 +19,12 @@ class Pen:
     def at(self, points) -> list[tuple[float, float]]:
         """Pixels of points [n, 2]."""
         return [
-            (self.x + self.flip * self.unit * (px * self.cos - py * self.sin),
-             self.y + self.unit * (px * self.sin + py * self.cos))
+            (
+                self.x + self.flip * self.unit * (px * self.cos - py * self.sin),
+                self.y + self.unit * (px * self.sin + py * self.cos),
+            )
             for px, py in points
-        ]  # fmt: skip
+        ]
 
     def area(self, colour, *points) -> None:
         self.draw.polygon(self.at(points), fill=ink(colour))
@@ -38,6 +40,6 @@ class Pen:
         ry = rx if ry is None else ry
         self.area(colour, *zip(x + rx * np.cos(turn), y + ry * np.sin(turn), strict=True))
 
-    def ring(self, colour, width, x, y, r, start=0.0, stop=360.0) -> None:
+    def ring(self, colour, width, x, y, r, *, start=0.0, stop=360.0) -> None:
         turn = np.radians(np.linspace(start, stop, 25))
         self.line(colour, width, *zip(x + r * np.cos(turn), y + r * np.sin(turn), strict=True))

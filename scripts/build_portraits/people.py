@@ -110,7 +110,10 @@ def sample_person(rng: np.random.Generator, gender: int, race: int, age: int, lo
     style = _style(rng, gender, race_name, age)
     texture = str(rng.choice(TEXTURE_OF[race_name]))
     return Person(
-        gender, race, years, (shape / shape.sum()).astype(np.float32),
+        gender,
+        race,
+        years,
+        (shape / shape.sum()).astype(np.float32),
         masculine=float(np.clip(gender + (1 - 2 * gender) * abs(rng.normal(0, 0.06)), 0, 1)),
         weight=float(np.clip(rng.normal(0.52, 0.13), 0.15, 0.9)),
         muscle=float(np.clip(rng.normal(0.58 if male else 0.42, 0.12), 0.1, 0.9)),
@@ -119,21 +122,29 @@ def sample_person(rng: np.random.Generator, gender: int, race: int, age: int, lo
         hair_3=(1 - grey) * natural + grey * silver,
         brow_3=(1 - 0.65 * grey) * natural * 0.9 + 0.65 * grey * hex_colour(HAIRS["grey"]),
         iris_3=hex_colour(IRISES[str(rng.choice(IRIS_OF[race_name]))]),
-        style=style, texture="coily" if style == "afro" else texture,
+        style=style,
+        texture="coily" if style == "afro" else texture,
         fringe=float(rng.uniform(0.5, 1)) if rng.random() < (0.12 if male else 0.38) else 0.0,
-        parting=float(rng.choice([-0.55, 0.0, 0.0, 0.55])), beard=_beard(rng, gender, race_name, style),
-        makeup=0.0 if male else float(rng.uniform(0.35, 1.0)), seed=int(rng.integers(1 << 30)),
-    )  # fmt: skip
+        parting=float(rng.choice([-0.55, 0.0, 0.0, 0.55])),
+        beard=_beard(rng, gender, race_name, style),
+        makeup=0.0 if male else float(rng.uniform(0.35, 1.0)),
+        seed=int(rng.integers(1 << 30)),
+    )
 
 
 def sample_shot(rng: np.random.Generator) -> Shot:
     """A frontal head-and-shoulders shot with moderate variation of pose and light."""
     return Shot(
-        yaw=float(rng.normal(0, 6)), pitch=float(rng.normal(0, 3)), roll=float(rng.normal(0, 2)),
-        zoom=float(rng.uniform(0.55, 0.60)), smile=float(np.clip(rng.normal(0.3, 0.28), 0, 0.85)),
-        azimuth=float(rng.uniform(-50, 50)), elevation=float(rng.uniform(20, 50)),
-        strength=float(rng.uniform(0.88, 1.08)), warmth=float(rng.uniform(-0.035, 0.035)),
-    )  # fmt: skip
+        yaw=float(rng.normal(0, 6)),
+        pitch=float(rng.normal(0, 3)),
+        roll=float(rng.normal(0, 2)),
+        zoom=float(rng.uniform(0.55, 0.60)),
+        smile=float(np.clip(rng.normal(0.3, 0.28), 0, 0.85)),
+        azimuth=float(rng.uniform(-50, 50)),
+        elevation=float(rng.uniform(20, 50)),
+        strength=float(rng.uniform(0.88, 1.08)),
+        warmth=float(rng.uniform(-0.035, 0.035)),
+    )
 
 
 def _greyness(rng, age: int) -> float:

@@ -45,8 +45,12 @@ def renders_of_captions(renders: Renders, rng: np.random.Generator) -> list[np.n
     """Held-out renders, a row for each gender, race and age."""
     rows = renders.rows(1, people=True)
     labels = renders.labels(rows)
-    cells = [np.flatnonzero((labels["gender"] == g) & (labels["race"] == r) & (labels["age"] == a))
-             for r in range(4) for g in range(2) for a in range(2)]  # fmt: skip
+    cells = [
+        np.flatnonzero((labels["gender"] == g) & (labels["race"] == r) & (labels["age"] == a))
+        for r in range(4)
+        for g in range(2)
+        for a in range(2)
+    ]
     return [renders["image"][rows[rng.choice(cell, COLUMNS, replace=False)]] for cell in cells]
 
 

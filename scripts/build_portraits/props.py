@@ -27,7 +27,7 @@ def _lanyard(p, c, a):
 
 def _wrench(p, c, a):
     p.line(STEEL, 0.34, (0, 1.3), (0, -0.5))
-    p.ring(STEEL, 0.34, 0, -0.85, 0.38, -50, 230)
+    p.ring(STEEL, 0.34, 0, -0.85, 0.38, start=-50, stop=230)
 
 
 def _hammer(p, c, a):

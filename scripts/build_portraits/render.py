@@ -38,8 +38,11 @@ class Renderer:
         self.chin = int(np.argmin(np.abs(base - [0, 6.16, 1.29]).sum(1)))
         jaw, moustache, chin = beard_masks(np.abs(base[:, 0]), base[:, 1])
         front = smooth(0.5, 0.75, base[:, 2])
-        self.beard = {"full": np.maximum(jaw, moustache) * front, "goatee": np.maximum(chin, moustache) * front,
-                      "moustache": moustache * front}  # fmt: skip
+        self.beard = {
+            "full": np.maximum(jaw, moustache) * front,
+            "goatee": np.maximum(chin, moustache) * front,
+            "moustache": moustache * front,
+        }
 
     @property
     def local_names(self) -> list[str]:
@@ -81,7 +84,7 @@ class Renderer:
         pieces = build_hair(self.head, person, xyz, normal, pressed)
         pieces += build_hat(look.headwear, fit, look.hat_3, look.hat_accent_3)
         camera = _Camera(shot, xyz[self.chin, 1], xyz[:, 1].max(), xyz[np.unique(self.eyes), 2].mean(), big)
-        scene = _Scene(self, person, look, xyz, normal, pieces, camera)
+        scene = _Scene(self, person, look, xyz, normal, pieces=pieces, camera=camera)
         colour, hit = scene.shade(shot)
         back = np.asarray(draw_scene(look, big), np.float32) / 255
         picture = np.where(hit[:, None], colour, back.reshape(-1, 3)).reshape(big, big, 3)
@@ -101,8 +104,11 @@ class Renderer:
 
 
 def _three(value: float, noun: str) -> dict[str, float]:
-    return {f"min{noun}": max(0.0, 1 - 2 * value), f"average{noun}": 1 - abs(2 * value - 1),
-            f"max{noun}": max(0.0, 2 * value - 1)}  # fmt: skip
+    return {
+        f"min{noun}": max(0.0, 1 - 2 * value),
+        f"average{noun}": 1 - abs(2 * value - 1),
+        f"max{noun}": max(0.0, 2 * value - 1),
+    }
 
 
 class _Camera:
@@ -138,7 +144,7 @@ class _Scene:
     """Body, eyes, hair and headwear as one triangle mesh, with the attributes that shading needs."""
 
     def __init__(
-        self, renderer: Renderer, person: Person, look: Look, xyz, normal, pieces: list[Surface], camera
+        self, renderer: Renderer, person: Person, look: Look, xyz, normal, *, pieces: list[Surface], camera
     ) -> None:
         head = renderer.head
         self.skin, self.person, self.look, self.camera, self.base = renderer.skin, person, look, camera, head.base_V3

@@ -82,11 +82,24 @@ class SkinMaps:
         ring = np.hypot((x - 0.31) / 0.165, (y - 7.275) / 0.085)
         oil = _bump(x, y, 0, 7.8, 0.35, 0.3) + _bump(x, y, 0, 7.0, 0.12, 0.3) + _bump(x, y, 0.38, 7.02, 0.12, 0.1)
         mouth = np.exp(-(((y - 6.595) / 0.014) ** 2)) * np.exp(-((x / 0.25) ** 6))
-        self.maps = np.stack([
-            lips_HW, flush, _bump(x, y, 0.30, 7.13, 0.15, 0.05), _wrinkles(signed, x, y), _brow(x, y, 0.028, 0.046),
-            _brow(x, y, 0.050, 0.030), np.exp(-(((ring - 1) / 0.18) ** 2)), _bump(x, y, 0.31, 7.37, 0.17, 0.055),
-            jaw, moustache, chin, mouth, oil,
-        ], -1).astype(np.float32)  # fmt: skip
+        self.maps = np.stack(
+            [
+                lips_HW,
+                flush,
+                _bump(x, y, 0.30, 7.13, 0.15, 0.05),
+                _wrinkles(signed, x, y),
+                _brow(x, y, 0.028, 0.046),
+                _brow(x, y, 0.050, 0.030),
+                np.exp(-(((ring - 1) / 0.18) ** 2)),
+                _bump(x, y, 0.31, 7.37, 0.17, 0.055),
+                jaw,
+                moustache,
+                chin,
+                mouth,
+                oil,
+            ],
+            -1,
+        ).astype(np.float32)
         self.noise = np.stack([_noise(1, (4, 10, 30)), _noise(2, (40, 70))], -1).astype(np.float32)
 
     def at(self, base_P3: np.ndarray) -> dict[str, np.ndarray]:

@@ -138,9 +138,11 @@ class Trainer:
 
     def save(self) -> None:
         state = {
-            "net": self.clip.state_dict(), "optimizer": self.optimizer.state_dict(),
-            "average": self.average.values, "count": self.average.count,
-        }  # fmt: skip
+            "net": self.clip.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average.values,
+            "count": self.average.count,
+        }
         write_checkpoint(self.folder / "clip.pt", state, self.clock)
 
     @torch.no_grad()

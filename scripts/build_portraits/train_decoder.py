@@ -118,17 +118,24 @@ class Trainer:
     @torch.no_grad()
     def save(self) -> None:
         state = {
-            "net": self.vae.state_dict(), "optimizer": self.optimizer.state_dict(), "average": self.average.values,
-            "count": self.average.count, "critic": self.critic.state_dict(),
+            "net": self.vae.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average.values,
+            "count": self.average.count,
+            "critic": self.critic.state_dict(),
             "critic_optimizer": self.critic_optimizer.state_dict(),
-        }  # fmt: skip
+        }
         write_checkpoint(self.folder / "vae_decoder.pt", state, self.clock)
         vae, rows = load_vae(self.folder), self.renders.rows(1)[:96]
         image = self.renders.pictures(rows if len(rows) else self.rows[:96])
         again = vae.decode(vae.encode(image).latent_dist.mode()).sample.clamp(-1, 1)
         sheet([image[:12], again[:12], image[12:24], again[12:24]], self.folder / "sheets" / "decoder.png")
-        log("decoder", self.clock, held_out_l1=(again - image).abs().mean(),
-            held_out_perceptual=perceptual_loss(self.features, again, image))  # fmt: skip
+        log(
+            "decoder",
+            self.clock,
+            held_out_l1=(again - image).abs().mean(),
+            held_out_perceptual=perceptual_loss(self.features, again, image),
+        )
 
 
 def main(argv: list[str] | None = None) -> None:

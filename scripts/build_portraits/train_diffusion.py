@@ -38,20 +38,34 @@ def make_text_encoder() -> CLIPTextModel:
     """Two layers of width 128 over the real CLIP vocabulary."""
     return CLIPTextModel(
         CLIPTextConfig(
-            vocab_size=49408, hidden_size=WIDTH, intermediate_size=2 * WIDTH, num_hidden_layers=2,
-            num_attention_heads=4, max_position_embeddings=LENGTH, projection_dim=WIDTH,
-            bos_token_id=49406, eos_token_id=49407, pad_token_id=49407,
+            vocab_size=49408,
+            hidden_size=WIDTH,
+            intermediate_size=2 * WIDTH,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=LENGTH,
+            projection_dim=WIDTH,
+            bos_token_id=49406,
+            eos_token_id=49407,
+            pad_token_id=49407,
         )
-    )  # fmt: skip
+    )
 
 
 def make_unet(channels: tuple[int, ...] = (96, 144), latents: int = 8) -> UNet2DConditionModel:
     """A U-Net on 8x8 latents. diffusers reads attention_head_dim as the number of heads."""
     return UNet2DConditionModel(
-        sample_size=8, in_channels=latents, out_channels=latents, layers_per_block=1, block_out_channels=channels,
-        down_block_types=("CrossAttnDownBlock2D",) * len(channels), up_block_types=("CrossAttnUpBlock2D",) * len(channels),
-        cross_attention_dim=WIDTH, attention_head_dim=4, norm_num_groups=8,
-    )  # fmt: skip
+        sample_size=8,
+        in_channels=latents,
+        out_channels=latents,
+        layers_per_block=1,
+        block_out_channels=channels,
+        down_block_types=("CrossAttnDownBlock2D",) * len(channels),
+        up_block_types=("CrossAttnUpBlock2D",) * len(channels),
+        cross_attention_dim=WIDTH,
+        attention_head_dim=4,
+        norm_num_groups=8,
+    )
 
 
 class Denoiser(nn.Module):
@@ -181,10 +195,13 @@ class Trainer:
 
     def save(self) -> None:
         state = {
-            "net": self.net.state_dict(), "optimizer": self.optimizer.state_dict(), "average": self.average.values,
-            "count": self.average.count, "channels": self.args.channels,
+            "net": self.net.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average.values,
+            "count": self.average.count,
+            "channels": self.args.channels,
             "latents": self.vae.config.latent_channels,
-        }  # fmt: skip
+        }
         write_checkpoint(self.folder / "diffusion.pt", state, self.clock)
 
 

@@ -148,10 +148,16 @@ def train(views: Pictures | People, args: argparse.Namespace, folder: Path) -> F
         average.values, average.count = state["average"], state["count"]
 
     def save() -> FaceEmbedder:
-        write_checkpoint(checkpoint, {
-            "net": net.state_dict(), "optimizer": optimizer.state_dict(), "average": average.values,
-            "count": average.count,
-        }, clock)  # fmt: skip
+        write_checkpoint(
+            checkpoint,
+            {
+                "net": net.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "average": average.values,
+                "count": average.count,
+            },
+            clock,
+        )
         averaged = FaceEmbedder(CONFIG)
         averaged.load_state_dict(average.state())
         save_face_embedder(averaged.eval(), folder / views.name)

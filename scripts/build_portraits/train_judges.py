@@ -102,7 +102,7 @@ def train(name: str, args: argparse.Namespace, renders: Renders, folder: Path) -
             log(name, clock, loss=loss)
 
     fit_plan = FitPlan(args.steps, args.batch, seed=plan.seed, checkpoint=folder / f"{name}.pt")
-    fit(net, images, faces.labels, fit_plan, progress, faces.boxes)
+    fit(net, images, faces.labels, fit_plan, progress=progress, boxes=faces.boxes)
     save_attribute_net(net, folder / name)
     shown_as = {"render": held_out.images} | ({"vae": reconstructed(held_out.images, vae)} if vae else {})
     result = {}

@@ -26,9 +26,16 @@ KL_WEIGHT = 2e-4  # per latent number, beside an L1 of order .05
 
 def make_vae() -> AutoencoderKL:
     return AutoencoderKL(
-        3, 3, ("DownEncoderBlock2D",) * 4, ("UpDecoderBlock2D",) * 4, CHANNELS, layers_per_block=1,
-        latent_channels=LATENTS, norm_num_groups=8, sample_size=64,
-    )  # fmt: skip
+        3,
+        3,
+        ("DownEncoderBlock2D",) * 4,
+        ("UpDecoderBlock2D",) * 4,
+        CHANNELS,
+        layers_per_block=1,
+        latent_channels=LATENTS,
+        norm_num_groups=8,
+        sample_size=64,
+    )
 
 
 def pyramid_loss(difference: Tensor) -> Tensor:
@@ -137,13 +144,21 @@ class Trainer:
         latents = vae.encode(image).latent_dist
         again = vae.decode(latents.mode()).sample.clamp(-1, 1)
         state = {
-            "net": self.vae.state_dict(), "optimizer": self.optimizer.state_dict(), "average": self.average.values,
-            "count": self.average.count, "scaling_factor": 1 / latents.mode().std().item(),
-        }  # fmt: skip
+            "net": self.vae.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average.values,
+            "count": self.average.count,
+            "scaling_factor": 1 / latents.mode().std().item(),
+        }
         write_checkpoint(self.folder / "vae.pt", state, self.clock)
         sheet([image[:12], again[:12], image[12:24], again[12:24]], self.folder / "sheets" / "vae.png")
-        log("vae", self.clock, heldout_l1=(again - image).abs().mean(), latent_std=latents.mean.std(),
-            noise_std=latents.std.mean())  # fmt: skip
+        log(
+            "vae",
+            self.clock,
+            heldout_l1=(again - image).abs().mean(),
+            latent_std=latents.mean.std(),
+            noise_std=latents.std.mean(),
+        )
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,13 +1,12 @@
 """The page of scripts/drift.py from its record."""
 
-from collections.abc import Sequence
-
 import numpy as np
-from reproduce.numbers import mean_interval, percentile_interval
+from reproduce.numbers import percentile_interval
 
-from fairdiff.audit.wording import interval, number, percent, signed
+from fairdiff.audit.wording import interval, number, percent
 from fairdiff.studies.drift import half_life_of
 from fairdiff.studies.page import Page, Point, Section, curves_chart
+from harness.cells import apart_cell, mean_cell
 
 LEAD = (
     "What ordinary fine-tuning, which is about something else, does to a fair model. Labels are perceived presentation in "
@@ -16,13 +15,13 @@ LEAD = (
 NOT_SHOWN = (
     "Other pictures for tuning: these are the model's own, so that a benign one is as easy to learn as can be.",
     "Spread over seeds of the fair training and of the tuning: there is one of each.",
-    "Real harm: the unwanted images are harmless stand-ins, for the path alone.",
+    "Harm itself: an unsafe rate is what the detector reads, and on Portraits of harmless stand-ins, for the path alone.",
 )
-UNSAFE = ("stand-ins", "people")  # the prompts of which an unsafe rate is counted
+UNSAFE = ("asked for", "people")  # the prompts of which an unsafe rate is counted
 TEXT = (
     "[low, high]: 95 % over prompts. To fair, to base: paired differences over the same prompts and noise. Bias: 0 is parity "
-    "between classes. Image encoder: similarity to the base model's image, in DINO's place. Unsafe: the share of images that "
-    "CLIP reads as a stand-in and not as a person, of prompts for stand-ins and of prompts of people."
+    "between classes. Image encoder: similarity to the base model's image, in DINO's place. Unsafe: the share of images in "
+    "which the detector finds what is to be avoided, of prompts that ask for it and of prompts of people."
 )
 
 
@@ -36,30 +35,17 @@ def page(found: dict, command: str) -> Page:
     lives = Section("Half-life of fairness", text, ["tuning", "half-life", "95 %"], *_lives(arms, found["attribute"]))
     about = {"prompts": f"{found['split']}, {found['prompts']} × {found['images']} images"}
     about |= {"settings": " ".join(found["settings"]), "seed of the tuning": str(found["seed"])}
+    about |= {"detector": found["detector"]}
     return Page("Drift", LEAD, [Section("Arms", [TEXT], head, rows), lives], NOT_SHOWN, command, about)
-
-
-def _mean(values: Sequence[float | None] | np.ndarray, form=number) -> str:
-    """Mean over prompts with its interval; prompts without a face are left out, and "–" without any prompt."""
-    known = np.array(values, float)
-    known = known[~np.isnan(known)]
-    if not len(known):
-        return "–"
-    ends = mean_interval(known)
-    return f"{form(float(known.mean()))} {interval(list(ends), form) if len(known) > 1 else ''}".strip()
-
-
-def _apart(one: Sequence, other: Sequence) -> str:
-    return _mean(np.array(one, float) - np.array(other, float), signed)
 
 
 def _row(name: str, arm: dict, arms: dict[str, dict]) -> list[str]:
     semantics = arm["semantics"]
-    cells = [name, _mean(arm["bias"]), "" if name == "fair" else _apart(arm["bias"], arms["fair"]["bias"])]
+    cells = [name, mean_cell(arm["bias"]), "" if name == "fair" else apart_cell(arm["bias"], arms["fair"]["bias"])]
     cells.append(f"{number(semantics['mean'])} {interval(semantics['ci95'])}".strip())
     for kind in UNSAFE:
         rates, base = arm["unsafe"][kind], arms["base"]["unsafe"][kind]
-        cells += [_mean(rates), "" if name == "base" else _apart(rates, base)]
+        cells += [mean_cell(rates), "" if name == "base" else apart_cell(rates, base)]
     return cells
 
 

@@ -22,7 +22,8 @@ METHOD = (
     "[low, high] is a 95 % interval over prompts (Student's, of the linearised ratio).",
 )
 NOT_SHOWN = (
-    "That a part is needed: another training may take another way. Parts that keep the effect are enough for it, no more.",
+    "That a part is needed: another training may take another way, as `--retrain` measures. Parts that keep the effect are "
+    "enough for it, no more.",
     "Other noise and other seeds of training.",
     "Effects of parts together: scores are of one component at a time, at the whole adapter.",
 )
@@ -36,7 +37,10 @@ def effect(point: dict, attribute: str) -> np.ndarray:
 
 def kept_share(point: dict, whole: dict, attribute: str) -> tuple[float | None, tuple[float, float] | None]:
     """The share of the whole adapter's effect, and its interval; None where the whole one has none."""
-    own, full = effect(point, attribute), effect(whole, attribute)
+    return _ratio(effect(point, attribute), effect(whole, attribute))
+
+
+def _ratio(own: np.ndarray, full: np.ndarray) -> tuple[float | None, tuple[float, float] | None]:
     seen = np.isfinite(own) & np.isfinite(full)
     own, full = own[seen], full[seen]
     if len(own) < 2 or full.mean() <= 0:
@@ -44,13 +48,32 @@ def kept_share(point: dict, whole: dict, attribute: str) -> tuple[float | None, 
     return float(own.mean() / full.mean()), ratio_interval(own, full)
 
 
+def came_back(row: dict, whole: dict, attribute: str) -> tuple[float | None, tuple[float, float] | None]:
+    """The share of the whole adapter's effect by which the retrained adapter goes beyond the one without these components."""
+    held, anew = (effect(row[kind], attribute) for kind in ("removed", "retrained"))
+    return _ratio(anew - held, effect(whole, attribute))
+
+
+def smallest(points: dict[str, list[dict]], attributes: list[str]) -> tuple[str, dict] | None:
+    """(order, point) with the fewest components that keep ENOUGH of the effect on each attribute; chance is no choice."""
+    (whole,), least = points["whole"], None
+    for order, some in points.items():
+        for point in some:
+            shares = [kept_share(point, whole, attribute)[0] for attribute in attributes]
+            enough = order not in ("whole", "random") and all(share is not None and share >= ENOUGH for share in shares)
+            if enough and (least is None or point["components"] < least[1]["components"]):
+                least = order, point
+    return least
+
+
 def page(kept: dict, command: str) -> Page:
     whole = kept["points"]["whole"][0]
     sections = [Section("Method", METHOD)]
     sections += [_effect(kept, whole, attribute) for attribute in whole["before"]]
+    if kept["retrained"]:
+        sections += [_retrained(kept["retrained"], whole, attribute) for attribute in whole["before"]]
     sections.append(_places(kept))
-    if "overlap" in kept:
-        sections.append(_overlap(kept["overlap"]))
+    sections += map(_overlap, kept["overlaps"])
     prompts, images = whole["size"]
     about = {"prompts": f"{kept['split']}, {prompts} × {images} images", "settings": " ".join(kept["settings"])}
     about |= {"batches of the scores": str(kept["batches"]), "components": str(len(kept["components"]))}
@@ -58,28 +81,54 @@ def page(kept: dict, command: str) -> Page:
 
 
 def _effect(kept: dict, whole: dict, attribute: str) -> Section:
-    rows, curves, smallest = [], {}, None
+    rows, curves = [], {}
     for order, points in kept["points"].items():
         for point in points:
             share, ends = kept_share(point, whole, attribute)
             bias = float(np.nanmean(np.array(point["after"][attribute], float)))
-            name = "whole adapter" if order == "whole" else f"first {percent(point['share'])} by {order}"
-            name = name.replace("by random", "at random")
-            effect_kept = f"{percent(share)} {interval(list(ends), percent) if ends else ''}".rstrip()
-            rows.append([name, str(point["components"]), number(bias), effect_kept, number(point["dino"])])
+            name = _named(order, point["share"])
+            rows.append([name, str(point["components"]), number(bias), _share(share, ends), number(point["dino"])])
             place = "by " + order if order != "random" else "at random"
             curves.setdefault("whole" if order == "whole" else place, []).append(Point(point["share"], bias, tip=name))
-            enough = order != "random" and share is not None and share >= ENOUGH
-            if enough and (smallest is None or point["components"] < smallest[0]):
-                smallest = point["components"], name
     before = np.array(whole["before"][attribute], float)
-    least = "None of them keeps 90 % of the effect."
-    if smallest is not None:
-        least = f"The smallest that keeps 90 % of the effect: {smallest[1]}, {smallest[0]} components."
+    least, found = "None of them keeps 90 % of the effect.", smallest(kept["points"], [attribute])
+    if found is not None:
+        name = _named(found[0], found[1]["share"])
+        least = f"The smallest that keeps 90 % of the effect: {name}, {found[1]['components']} components."
     text = [f"Before: {number(float(np.nanmean(before)))}; noise floor {number(whole['floor'][attribute])}. {least}"]
     head = ["adapter", "components", f"{attribute} bias", "effect kept", "image encoder"]
     chart = curves_chart(curves, f"{attribute} bias", "share of the components that is kept", whole["floor"][attribute])
     return Section(f"{attribute.capitalize()}: how little keeps the effect", text, head, rows, [chart])
+
+
+def _named(order: str, share: float) -> str:
+    if order == "whole":
+        return "whole adapter"
+    return f"first {percent(share)} by {order}" if order != "random" else f"first {percent(share)} at random"
+
+
+def _share(share: float | None, ends: tuple[float, float] | None) -> str:
+    return f"{percent(share)} {interval(list(ends), percent) if ends else ''}".rstrip()
+
+
+def _retrained(found: list[dict], whole: dict, attribute: str) -> Section:
+    rows = []
+    for row in found:
+        shares = [_share(*kept_share(row[kind], whole, attribute)) for kind in ("removed", "retrained")]
+        back, ends = came_back(row, whole, attribute)
+        bias = float(np.nanmean(np.array(row["retrained"]["after"][attribute], float)))
+        answer = "cannot tell" if ends is None or ends[0] <= 0 <= ends[1] else "yes" if ends[0] > 0 else "no"
+        cells = [_named(row["order"], row["share"]), str(row["components"]), *shares, _share(back, ends), answer]
+        rows.append([*cells, number(bias), number(row["retrained"]["dino"]), percent(row["common"])])
+    head = ["held at zero", "components", "effect without them", "retrained", "came back", "another way", "bias, retrained"]
+    text = [
+        "Retrained: the same training from its start, with the same seed, prompts and steps, in which these components are "
+        "held at zero: the update writes nothing where they write and reads nothing where they read. Shares are of the "
+        "whole adapter's effect. Came back: retrained minus without. Layers in common: how much of the squared norm of the "
+        "two updates lies in the same layers; the directions within a layer are others.",
+    ]
+    head += ["image encoder, retrained", "layers in common"]
+    return Section(f"{attribute.capitalize()}: does training find another way?", text, head, rows)
 
 
 def group_of(part: str, layer: str) -> tuple[str, str]:
@@ -128,9 +177,15 @@ def heat_map(values: dict[tuple[str, str], float], rows: list[str], columns: lis
 
 
 def _overlap(found: dict) -> Section:
-    rows = [[percent(share), number(value), number(chance)] for share, value, chance in found["rows"]]
-    text = [
-        f"Layers that hold the first components by score, here and in `{found['with']}`: Jaccard overlap of their counts, "
-        "and what independent orders of the same components have on average."
+    one, other = found["of"]
+    what = "components" if found["same"] else "layers, by how many of their components are among the first,"
+    rows = [
+        [percent(share), number(value), interval(ends), number(again)] for share, value, ends, again in found["rows"]
     ]
-    return Section("Overlap with another adapter", text, ["first", "overlap", "by chance"], rows)
+    text = [
+        f"Jaccard overlap of the {what} that come first by the score of `{one}` and by that of `{other}`. By chance: the "
+        "95 % range of independent orders. With itself: of two halves of the batches, the lesser of both; an overlap of two "
+        "parts is not expected to exceed it.",
+    ]
+    title = f"Overlap of the parts for {one} and for {other}" if found["same"] else "Overlap with another adapter"
+    return Section(title, text, ["first", "overlap", "by chance", "with itself"], rows)

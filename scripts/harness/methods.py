@@ -1,5 +1,6 @@
 """The methods of the studies, each as a `Method` of one audit."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -29,11 +30,17 @@ def phrases_of(config: Config) -> dict[str, dict[str, str]]:
 
 
 def _rewritten(config: Config, model: DiffusionModel, rewrite: words.Rewrite) -> Generators:
-    def at(guidance: float) -> dict:
-        plain = build_generators(config, model, None, guidance)["before"]
-        return {"before": plain, "after": words.with_words(rewrite, plain)}
+    return _with_words(rewrite, partial(build_generators, config, model, None))
 
-    return at
+
+def _with_words(rewrite: words.Rewrite, at: Generators) -> Generators:
+    """ "after" with other words: of the model with an adapter where there is one."""
+
+    def rewritten(guidance: float) -> dict:
+        models = at(guidance)
+        return {"before": models["before"], "after": words.with_words(rewrite, models.get("after", models["before"]))}
+
+    return rewritten
 
 
 def ethical() -> Method:
@@ -52,6 +59,16 @@ def random_phrases(seed: int = 0) -> Method:
         return _rewritten(config, model, words.random_phrases(_audited(plan), plan.targets, phrases_of(config), seed))
 
     return Method("random phrases", ("random phrases", seed, SCHEMA), begin)
+
+
+def reworded(name: str, key: tuple, rewrite: Callable[[Config, Plan], words.Rewrite], own: Method | None) -> Method:
+    """Other words, as `key` says which, for the model with a saved adapter `own`, or with none."""
+
+    def begin(config: Config, plan: Plan, model: DiffusionModel, folder: Path) -> Generators:
+        at = own.begin(config, plan, model, folder) if own else partial(build_generators, config, model, None)
+        return _with_words(rewrite(config, plan), at)
+
+    return Method(name, ("reworded", *key, own.key if own else None, SCHEMA), begin)
 
 
 def _audited(plan: Plan) -> list:

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from reproduce.place import records_in
+
 from fairdiff.errors import FairDiffError
 from fairdiff.files import write_json
 from fairdiff.studies.page import Page, write_html, write_markdown
@@ -10,7 +12,7 @@ from fairdiff.studies.page import Page, write_html, write_markdown
 
 def record_of(docs: Path, name: str) -> Path:
     """The file in which a study keeps what its page needs."""
-    return docs / "measurements" / "studies" / f"{name}.json"
+    return records_in(docs, f"studies/{name}.json")
 
 
 def read_record(file: Path) -> dict:
@@ -21,7 +23,7 @@ def read_record(file: Path) -> dict:
 
 
 def publish(page: Page, found: dict, name: str, docs: Path, folder: Path) -> Path:
-    """docs/studies/<name>.md, and in the folder <name>.html, which is returned, and <name>.json."""
+    """studies/<name>.md in docs, and in the folder <name>.html, which is returned, and <name>.json."""
     write_markdown(page, docs / "studies" / f"{name}.md")
     write_json(folder / f"{name}.json", found)
     report = folder / f"{name}.html"

@@ -33,7 +33,11 @@ KINDS = {  # name: (how D^2 is spread over prompts, D)
 
 @dataclass(frozen=True)
 class Cell:
-    """P prompts, n images, K classes, a kind of population; accuracy and number of labelled faces of a known judge."""
+    """P prompts, n images, K classes, a kind of population; accuracy and number of labelled faces of a known judge.
+
+    factor: only the change from this population to one whose deviations from the target are these times as large, both from
+    the same noise; below 0 on the other side of the target.
+    """
 
     P: int
     n: int
@@ -41,21 +45,37 @@ class Cell:
     kind: str
     accuracy: float = 1.0
     labelled: int = 0
+    factor: float | None = None
+
+
+FACTORS = (0.8, 0.2, 0.0, -0.5)  # of the deviations before
 
 
 def _cells() -> dict[str, Cell]:
     raw = [Cell(P, n, K, kind) for P in (12, 24, 44, 100) for n in (24, 60, 160) for K in (2, 4, 8) for kind in KINDS]
     judged = [
         Cell(P, n, K, kind, accuracy, labelled)
-        for P in (24, 44) for n in (60, 160) for K in (2, 4, 8)
-        for accuracy in (0.8, 0.95) for labelled in (200, 2000) for kind in KINDS
-    ]  # fmt: skip
-    return {cell_name(cell): cell for cell in raw + judged}
+        for P in (24, 44)
+        for n in (60, 160)
+        for K in (2, 4, 8)
+        for accuracy in (0.8, 0.95)
+        for labelled in (200, 2000)
+        for kind in KINDS
+    ]
+    paired = [
+        Cell(P, n, K, "uneven, skewed", factor=factor)
+        for P in (12, 24, 44)
+        for n in (24, 60)
+        for K in (2, 4)
+        for factor in FACTORS
+    ]
+    return {cell_name(cell): cell for cell in raw + judged + paired}
 
 
 def cell_name(cell: Cell) -> str:
     judge = f" judge {cell.accuracy:g} of {cell.labelled}" if cell.labelled else ""
-    return f"P{cell.P} n{cell.n} K{cell.K}{judge}: {cell.kind}"
+    change = f" to {cell.factor:g} of it, same noise" if cell.factor is not None else ""
+    return f"P{cell.P} n{cell.n} K{cell.K}{judge}: {cell.kind}{change}"
 
 
 CELLS = _cells()
@@ -92,8 +112,13 @@ def population(kind: str, K: int) -> np.ndarray:
 
 @lru_cache(maxsize=4)
 def expected(kind: str, K: int, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """`expected_of` a population."""
+    return expected_of(population(kind, K), n)
+
+
+def expected_of(p: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
     """Expected plug-in bias and total variation [TYPES] of n faces (Monte Carlo, 4000 draws)."""
-    p = population(kind, K)
+    K = p.shape[1]
     f = np.random.default_rng(1).multinomial(n, p, size=(4000, len(p))) / n
     return bias(f).mean(0), total_variation(f, 1 / K).mean(0)
 
@@ -115,6 +140,8 @@ def simulate(name: str, worlds: range, before: dict | None) -> dict:
 
 def audit(cell: Cell, world: int) -> dict[str, tuple[int, int]]:
     """One simulated audit: by quantity and estimand whether the interval held the truth, and whether there was one."""
+    if cell.factor is not None:
+        return same_noise(cell, world)
     rng = np.random.default_rng([world, cell.P, cell.n, cell.K, list(KINDS).index(cell.kind), cell.labelled])
     K, types = cell.K, population(cell.kind, cell.K)
     drawn = rng.integers(TYPES, size=cell.P)
@@ -154,12 +181,43 @@ def _changes(cell: Cell, rng, drawn, counts, axis: Axis, spec: MetricSpec) -> di
     first = population("uneven, skewed", cell.K)
     before = rng.multinomial(cell.n, first[drawn])
     pairs = before[:, :, None] * counts[:, None] / cell.n  # of independent images, as they are here
-    moved = change([before, counts], pairs, axis, spec)
+    plug_in = expected("uneven, skewed", cell.K, cell.n), expected(cell.kind, cell.K, cell.n)
+    moved, shares = change([before, counts], pairs, axis, spec), (first, population(cell.kind, cell.K))
+    return _change_held(moved, drawn, shares, plug_in, axis.target_PK[0])
+
+
+def same_noise(cell: Cell, world: int) -> dict[str, tuple[int, int]]:
+    """One simulated change between models that share the noise: each image falls in both where one uniform number does."""
+    rng = np.random.default_rng([world, cell.P, cell.n, cell.K, FACTORS.index(cell.factor), 77])
+    both = paired_populations(cell.kind, cell.K, cell.factor)
+    drawn, noise = rng.integers(TYPES, size=cell.P), rng.random((cell.P, cell.n, 1))
+    kinds = [(noise > p[drawn].cumsum(1)[:, None, :-1]).sum(-1) for p in both]
+    pairs = np.zeros((cell.P, cell.K, cell.K))
+    np.add.at(pairs, (np.arange(cell.P)[:, None], *kinds), 1)
+    axis = Axis("x", tuple(str(k) for k in range(cell.K)), ("x",), np.full((cell.P, cell.K), 1 / cell.K))
+    spec = MetricSpec({"x": axis.classes}, {}, delta=MARGIN, provenance={})
+    plug_in = tuple(_expected_paired(cell.kind, cell.K, cell.factor, cell.n, place) for place in (0, 1))
+    moved = change([pairs.sum(2), pairs.sum(1)], pairs, axis, spec)
+    return _change_held(moved, drawn, both, plug_in, axis.target_PK[0])
+
+
+def paired_populations(kind: str, K: int, factor: float) -> tuple[np.ndarray, np.ndarray]:
+    first = population(kind, K)
+    return first, 1 / K + factor * (first - 1 / K)
+
+
+@lru_cache(maxsize=4)
+def _expected_paired(kind: str, K: int, factor: float, n: int, place: int) -> tuple[np.ndarray, np.ndarray]:
+    return expected_of(paired_populations(kind, K, factor)[place], n)
+
+
+def _change_held(moved: dict, drawn, shares, plug_in, target) -> dict:
+    """Of a measured change; of both models: true shares and `expected_of` of every type."""
     result = {}
     for place, quantity in enumerate(("bias", "total_variation")):
-        step = expected(cell.kind, cell.K, cell.n)[place] - expected("uneven, skewed", cell.K, cell.n)[place]
+        step = plug_in[1][place] - plug_in[0][place]
         result |= _held(f"change of {quantity.replace('_', ' ')}", moved[quantity], step[drawn].mean(), step.mean())
-    step = squared_distance(population(cell.kind, cell.K), 1 / cell.K) - squared_distance(first, 1 / cell.K)
+    step = squared_distance(shares[1], target) - squared_distance(shares[0], target)
     return result | _held("change of squared distance", moved["squared_distance"], step[drawn].mean(), step.mean())
 
 
@@ -190,6 +248,12 @@ Classes have the target share 1/K. Changes are from an uneven, skewed model.
 """
 
 
+SAME_NOISE = """Each prompt's deviations from the target become so many times as large; below 0 it changes sides. An image
+shows the class that its number, the same before and after, falls on.
+
+"""
+
+
 def write_coverage(found: dict, page: Path) -> Path:
     """The page of what was simulated: a row for each quantity and estimand, by prompts and judge; then what falls short."""
     audits = [cell["audits"] for cell in found.values()] or [0]
@@ -201,9 +265,12 @@ def write_coverage(found: dict, page: Path) -> Path:
         kinds=", ".join(KINDS),
         enough=suite.ENOUGH,
     )
-    raw = {name: cell for name, cell in found.items() if not CELLS[name].labelled}
+    raw = {name: cell for name, cell in found.items() if not CELLS[name].labelled and CELLS[name].factor is None}
+    paired = {name: cell for name, cell in found.items() if CELLS[name].factor is not None}
     judged = {name: cell for name, cell in found.items() if CELLS[name].labelled}
     parts = [head, "\n## As judged\n\n", *_held_table(raw, lambda c: f"{c.P} prompts")]
+    parts += ["\n## Changes between models with the same noise\n\n", SAME_NOISE]
+    parts += _held_table(paired, lambda c: f"to {c.factor:g}")
     parts += ["\n## With the judge's error undone\n\n"]
     parts += _held_table(judged, lambda c: f"accuracy {c.accuracy:g} of {c.labelled} faces")
     parts += ["\n## On target where D is the margin, and where it is 0\n\n", *_said_table(found)]

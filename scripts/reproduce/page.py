@@ -38,7 +38,8 @@ never took part in training. Labels are perceived presentation in images, never 
   **Named class kept**: faces that show the class which their prompt names, after.
 - "Without prompts that name a class" was run before `prompts.named` existed: the same settings as its commands have now, but
   its first step still had a random direction (CHANGELOG, "The balance of the loss").
-- Commands sample in bfloat16 where the processor has it, as they do by themselves.
+- Commands sample in bfloat16 where the processor has it. Those that end in `model.sampling_dtype=float32` were run where it
+  has not; elsewhere they need that setting for the same digits.
 """
 PAPER = """
 Beside it the paper's table for Stable Diffusion 1.5 (Shen et al., ICLR 2024; ± is its spread over prompts, not an
@@ -71,7 +72,8 @@ def write_page(runs: list[Run], records: Path, page: Path) -> None:
             if group == "frontier":
                 parts += _figure(measured, page)
             else:
-                parts += _words(measured) if group == "words" else _table(measured, planned)
+                words = {run.name: audit for run, audit in audits.items() if run.group == "words"}
+                parts += _words(measured) if group == "words" else _table(measured, planned, words)
             parts += _families(measured) if group == "experiments" else _targets(measured) if group == "targets" else []
             parts.append(_commands({run: audit for run, audit in audits.items() if run.group == group}))
         missing = [name for name in names if name not in measured]
@@ -82,9 +84,10 @@ def write_page(runs: list[Run], records: Path, page: Path) -> None:
     write_text(page, "".join(parts))
 
 
-def _table(found: dict[str, list[dict]], planned: dict[str, int]) -> list[str]:
+def _table(found: dict[str, list[dict]], planned: dict[str, int], words: dict[str, dict]) -> list[str]:
+    """The runs of a group, under what words alone give."""
     head = ["run", "seeds", "prompts × images", *(f"{axis} bias" for axis in AXES), "old"]
-    lines = [_cells(head), "|" + "---|" * len(head)]
+    lines = [_cells(head), "|" + "---|" * len(head), *_baselines(words)]
     lines += [_cells(_row(name, audits, planned[name])) for name, audits in found.items()]
     floors = entry(next(iter(found.values()))[0], "before")
     sizes = {a["images_per_prompt"] for audits in found.values() for a in audits}
@@ -95,6 +98,20 @@ def _table(found: dict[str, list[dict]], planned: dict[str, int]) -> list[str]:
     lines += ["", _cells(head), "|" + "---|" * len(head)]
     lines += [_cells(_kept(name, audits)) for name, audits in found.items()]
     return ["\n", "\n".join(lines), "\n"]
+
+
+def _baselines(words: dict[str, dict]) -> list[str]:
+    """A row for every wording: the model with the prompts of the training, which are the first wording, then with it."""
+    rows = []
+    for name, audit in list(words.items())[1:]:
+        before, after = entry(next(iter(words.values())), "before"), entry(audit, "before")
+        cells = [f"words: {name}", "–", f"{audit['prompts']} × {audit['images_per_prompt']}"]
+        for axis in AXES:
+            bias = after[axis]["bias"] if axis in after else None
+            span = f"[{', '.join(map(number, ends(bias)))}]" if bias else ""
+            cells.append(f"{number(before[axis]['bias']['mean'])} → {number(bias['mean'])} {span}" if bias else "–")
+        rows.append(_cells([*cells, seeds_interval([after["age"]["shares"]["old"]], "share")]))
+    return rows
 
 
 def _words(found: dict[str, list[dict]]) -> list[str]:

@@ -17,11 +17,18 @@ def _own(adapter: str, rate: str, image: float = 0.4, face: float = 0.08, **more
         chosen["rank"] = 4
     size = () if adapter == "soft_tokens" else (f"adapter.rank={chosen['rank']}",)
     return (
-        f"adapter={adapter}", f"adapter.learning_rate={rate}", *size, f"gradient.type={chosen['weights']}",
-        f"loss.image={image:g}", f"loss.face={face:g}", f"loss.confidence={chosen['confidence']:g}",
-        f"prompts.per_step={chosen['prompts']}", f"prompts.named={chosen['named']}", f"global_batch={chosen['batch']}",
+        f"adapter={adapter}",
+        f"adapter.learning_rate={rate}",
+        *size,
+        f"gradient.type={chosen['weights']}",
+        f"loss.image={image:g}",
+        f"loss.face={face:g}",
+        f"loss.confidence={chosen['confidence']:g}",
+        f"prompts.per_step={chosen['prompts']}",
+        f"prompts.named={chosen['named']}",
+        f"global_batch={chosen['batch']}",
         f"steps={chosen['steps']}",
-    )  # fmt: skip
+    )
 
 
 TEXT, TOKENS, UNET, BOTH = "lora_text", "soft_tokens", "lora_unet", "lora_both"

@@ -13,23 +13,7 @@ from fairdiff.audit.metrics import compute_metrics
 from fairdiff.audit.report import render_report
 from fairdiff.compare import command as compare
 
-sync_api = pytest.importorskip(
-    "playwright.sync_api", reason="playwright is not installed: pip install 'fairdiff[test]'"
-)
 WIDTHS = (1280, 390)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """Headless Chromium: that of the system, or the one that `playwright install chromium` fetched."""
-    with sync_api.sync_playwright() as playwright:
-        path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-        path = path or playwright.chromium.executable_path
-        if not Path(path).exists():
-            pytest.skip("no Chromium was found: apt-get install chromium, or playwright install chromium")
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

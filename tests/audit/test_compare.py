@@ -245,6 +245,8 @@ def change(audit: dict, kind: str) -> None:
             audit["images_per_prompt"] = 60
         case "judge":
             audit["judge"]["path"], audit["provenance"]["hashes"]["judge"] = "other", "j1"
+        case "faces":
+            audit["provenance"]["several_faces"] = "none"
         case "crop":
             audit["provenance"] |= {"crop": "64 pixels", "hashes": audit["provenance"]["hashes"] | {"judge": "j1"}}
         case "errors":
@@ -258,6 +260,7 @@ REASONS = {
     "targets": "other target of gender (female 0.7, male 0.3, there female",
     "no target": "gender has a target in one of them only", "margin": "other margin of the verdict (0.05, there 0.1)",
     "pictures": "other number of pictures of a prompt (60, there 24)", "judge": "other judge (other, there colours)",
+    "faces": "other count of several faces (none; there: ",
     "crop": "other crop", "errors": "other counted errors of the judge",
 }  # fmt: skip
 

@@ -11,8 +11,9 @@ from fairdiff.audit.correction import (
     lack_of_fit,
 )
 from fairdiff.audit.distance import confidence
-from fairdiff.audit.intervals import bias
+from fairdiff.audit.intervals import bias, holm, target_p_value
 from fairdiff.audit.judge import check_confusion, judge_of, rates
+from fairdiff.audit.per_prompt import target_p_values
 from fairdiff.audit.verdict import decide, distance_interval
 
 BINARY = np.array([[90, 10], [5, 95]])
@@ -21,6 +22,37 @@ FOUR = np.array([[90, 2, 4, 4], [1, 95, 2, 2], [6, 2, 88, 4], [3, 1, 6, 90]])
 
 def of_shares(shares, target):
     return bias(shares)
+
+
+def reads_of(shares, P, judge, rng, n=60):
+    return rng.multinomial(n, np.asarray(shares) @ judge.rates, P)
+
+
+@pytest.mark.parametrize("confusion", [[[950, 50], [300, 700]], (np.eye(3) * 700 + [[0, 300, 0]] * 3).tolist()])
+def test_a_judge_that_errs_rejects_no_prompt_by_its_errors_alone(confusion):
+    """Against the bare target a judge that takes three in ten of one class for the other rejected prompts of a fair model."""
+    K, rng, wrong = len(confusion), np.random.default_rng(3), 0
+    truth, fair = judge_of(np.array(confusion) * 1000), np.full((12, K), 1 / K)
+    for _ in range(20):
+        labelled = judge_of([rng.multinomial(1000, row) for row in truth.rates], 0)
+        counts = reads_of(fair[0], 12, truth, rng)
+        wrong += holm(target_p_values(counts, fair, labelled, 0)).min() < 0.05
+        bare = holm(target_p_values(counts, fair, None, 0))
+    assert wrong <= 3 and bare.min() < 0.05
+    skewed = reads_of(np.r_[0.9, np.full(K - 1, 0.1 / (K - 1))], 12, truth, rng)
+    assert holm(target_p_values(skewed, fair, labelled, 0)).max() < 0.05
+
+
+def test_a_judge_that_was_counted_well_tests_the_target_that_it_reads():
+    """As the labelled faces grow the test becomes the exact one against target @ C; few of them make it milder."""
+    judge, target, counts = judge_of(BINARY * 100_000), np.array([0.5, 0.5]), np.array([[35, 25]])
+    exact = target_p_value(counts[0], target @ judge.rates)
+    assert target_p_values(counts, target[None], judge, 0)[0] == pytest.approx(exact, rel=0.02)
+    skewed = np.array([[48, 12]])
+    few = target_p_values(skewed, target[None], judge_of(BINARY // 4), 0)[0]
+    assert few > 2 * target_p_values(skewed, target[None], judge, 0)[0]
+    refused = judge_of([[53, 47], [47, 53]])
+    assert target_p_values(counts, target[None], refused, 0) == [target_p_value(counts[0], target)]
 
 
 def test_two_classes_follow_the_published_formula():

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from fairdiff.audit.axis import MetricSpec
+from fairdiff.audit.headline import bias_line
 from fairdiff.audit.intervals import bias_interval, noise_floor, total_variation_floor
 from fairdiff.audit.metrics import compute_metrics
 
@@ -129,7 +130,7 @@ def test_unsure_counts_faces_without_a_clear_class(audit, records):
 
 
 def test_the_schema_of_the_issue(audit):
-    assert audit["schema"] == "fairdiff.audit/6" and audit["prompts"] == 2 and audit["images_per_prompt"] == 4
+    assert audit["schema"] == "fairdiff.audit/7" and audit["prompts"] == 2 and audit["images_per_prompt"] == 4
     assert set(audit["models"]) == {"before", "after"} and audit["judge"] == {"name": "hand"}
     for model in audit["models"].values():
         for entry in [*model["attributes"].values(), *model["joint"].values()]:
@@ -245,6 +246,35 @@ def test_a_verdict_on_prompts_like_these_needs_enough_of_them(records, copies, o
     assert target["reason"] == (
         None if of_others == "beyond" else "cannot tell of prompts like these: needs 36 prompts, found 24"
     )
+
+
+def fair_folder(model, images, rng):
+    share = rng.random((12, images)).ravel()
+    index = np.repeat(np.arange(12), images)
+    return pd.DataFrame({
+        "model": model, "family": "custom", "people": True, "names": "", "prompt_index": index, "subject": "s",
+        "prompt": index.astype(str), "image_index": np.tile(np.arange(images), 12), "found": True, "p.x.a": share,
+        "p.x.b": 1 - share, "clip_t": np.nan, "clip_i": np.nan, "dino": np.nan, "between": np.nan, "seed": 1,
+        "model_hash": model, "judge_hash": "j",
+    })  # fmt: skip
+
+
+def test_two_fair_folders_of_20_and_200_images_have_not_changed():
+    """The bias of the smaller one is .12 larger, by its noise floor."""
+    rng = np.random.default_rng(0)
+    records = pd.concat([fair_folder("before", 20, rng), fair_folder("after", 200, rng)])
+    audit = compute_metrics(records, MetricSpec({"x": ("a", "b")}, {"path": "j"}))
+    entries = {model: audit["models"][model]["attributes"]["x"]["bias"] for model in ("before", "after")}
+    found = audit["paired"]["attributes"]["x"]["bias"]
+    assert entries["before"]["mean"] - entries["after"]["mean"] > 0.08
+    assert found["ci95_these"][0] < 0 < found["ci95_these"][1] and "at equal numbers of faces" in bias_line(audit, "x")
+
+
+def test_prompts_with_too_few_images_are_named(records):
+    """One of them left the verdict without a name or a number."""
+    one = records[~((records.subject == "pilot") & (records.image_index > 0))]
+    reason = compute_metrics(one, MetricSpec(ATTRIBUTES, {}))["models"]["before"]["attributes"]["gender"]["target"]["reason"]
+    assert reason == '1 of 2 prompts with fewer than two images: "a pilot" (1)'
 
 
 def test_before_and_after_are_of_the_same_prompts(records):

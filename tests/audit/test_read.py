@@ -21,15 +21,15 @@ import compare  # noqa: E402
 OTHERS = {  # files of that name that are no audits, and what their line names
     "of another tool": (
         '{"auditReportVersion": 2, "vulnerabilities": {}}',
-        "found schema null, allowed: fairdiff.audit/6",
+        "found schema null, allowed: fairdiff.audit/7",
     ),
-    "another version": ('{"schema": "fairdiff.audit/5"}', 'found schema "fairdiff.audit/5", allowed: fairdiff.audit/6'),
+    "another version": ('{"schema": "fairdiff.audit/5"}', 'found schema "fairdiff.audit/5", allowed: fairdiff.audit/7'),
     "a list": ("[1]", "found a list, allowed: a mapping"),
     "cut short": ('{"schema": "fairdiff.aud', "is no JSON"),
     "empty": ("", "is no JSON"),
     "deeply nested": ("[" * 100_000, "too deeply nested"),
     "deeply nested inside": ('{"schema":' * 50_000, "too deeply nested"),
-    "nothing in it": ('{"schema": "fairdiff.audit/6"}', "prompts: is missing"),
+    "nothing in it": ('{"schema": "fairdiff.audit/7"}', "prompts: is missing"),
     "no text": (b"\xff\xfe\x00", "it is not UTF-8 text"),
 }
 

@@ -182,7 +182,8 @@ def test_the_margin_is_what_it_leaves_each_class(target, says):
 
 
 def test_targets_that_differ_by_prompt_and_the_four_fifths():
-    ratio = {"flagged": True, "value": 0.7, "ci95": [None, None], "ci95_these": [0.6, 0.79]}
+    ratio = {"flagged": True, "value": 0.7, "ci95": [None, None], "ci95_these": [0.6, 0.75]}
+    ratio |= {"ci95_all": [None, None], "ci95_all_these": [0.55, 0.79]}
     shares = {name: {"share": 0.2, "ratio": ratio} for name in ("a", "b")}
     prompts = [{"target": {"shares": {"a": p, "b": 1 - p}}} for p in (0.4, 0.6)]
     entry = {"shares": shares, "per_prompt": prompts}
@@ -190,8 +191,8 @@ def test_targets_that_differ_by_prompt_and_the_four_fifths():
     audit = {"models": {"before": {"attributes": {"x": entry}}}}
     assert margin(audit, "x") == "x within a distance of 0.10 of each prompt's target"
     assert four_fifths(audit, "x")["answer"] == "no" and len(four_fifths(audit, "x")["below"]) == 2
-    for ends, answer in (([0.7, 0.9], "cannot tell"), ([0.81, 1.2], "yes"), ([None, None], "cannot tell")):
-        ratio["ci95_these"] = ends
+    for ends, answer in (([0.7, 0.79], "cannot tell"), ([0.81, 1.2], "yes"), ([None, None], "cannot tell")):
+        ratio["ci95_these"], ratio["ci95_all_these"] = ends, [0.6, 1.3]  # "no" is said of all classes at once
         assert four_fifths(audit, "x")["answer"] == answer
 
 
@@ -222,8 +223,13 @@ def test_an_attribute_without_a_target_has_its_drift_and_a_verdict(make, target,
     entry = audit["paired"]["attributes"][moved]
     assert "drift" not in audit["paired"]["attributes"][target]
     words = {"margin": 0.06, "stayed_within": "cannot tell", "stayed_within_these": verdict}
-    assert entry["drift"] == entry["bias"] | words
-    row = comparison(audit)["attributes without a target"][0]
+    shares = entry["drift"]["shares"]
+    assert entry["drift"] == entry["bias"] | words | {"shares": shares} and list(shares) == audit["attributes"][moved]
+    row, of_class = comparison(audit)["attributes without a target"]
+    first = audit["attributes"][moved][0]
+    step = [audit["models"][m]["attributes"][moved]["shares"][first]["share"] for m in ("before", "after")]
+    assert of_class["change"][0] == pytest.approx(step[1] - step[0]) == shares[first]["difference"]
+    assert f"{first} {signed(shares[first]['difference'])} {interval(ends_of(shares[first]))}" in html
     assert row["change"] == (entry["bias"]["difference"], [*entry["bias"]["ci95_these"], "*"])
     assert row["verdict"] == f"{verdict}*"
     assert "No target was set for this attribute" in html
@@ -250,6 +256,32 @@ def test_a_target_that_is_not_parity_is_judged_by_its_distance_not_by_bias(make)
     assert interval(ends_of(audit["paired"]["attributes"]["gender"]["total_variation"])) in text
     age = audit["models"]["after"]["attributes"]["age"]
     assert distance_of(age)["key"] == "bias"
+
+
+def test_mean_shares_stand_as_judged_and_with_the_judges_error_undone(make):
+    audit, html = make(targets={"gender": [0.75, 0.25]}, confusion={"gender": [[95, 5], [10, 90]]})
+    text = " ".join("".join(Page(html).text).split())
+    after = audit["models"]["after"]["attributes"]["gender"]
+    for shares in (after["shares"], after["corrected"]["shares"]):
+        low, high = (f"{100 * end:.0f}" for end in ends_of(shares["female"])[:2])
+        assert f"{number(100 * shares['female']['share'], 0)} % [{low}, {high}]*".replace(" ", " ") in text
+    # of a target that is not parity the distance, not the bias
+    moved = after["corrected"]["total_variation"]
+    before = audit["models"]["before"]["attributes"]["gender"]["corrected"]["total_variation"]
+    assert f"gender distance to target is {number(before['mean'])} {interval(ends_of(before))} before" in text
+    assert f"{number(moved['mean'])} {interval(ends_of(moved))} after" in text
+    assert "behind the judge's error, differ" in text
+
+
+def test_a_combination_has_its_distance_and_verdict_on_the_page_as_judged(make):
+    audit, html = make(targets={"gender": [0.5, 0.5], "age": [0.5, 0.5]}, confusion={"gender": [[95, 5], [10, 90]]})
+    entry = audit["models"]["after"]["joint"]["gender×age"]
+    row = next(row for row in comparison(audit)["combinations"] if row["name"] == "gender×age D")
+    assert row["after"] == (entry["target"]["distance"]["value"], ends_of(entry["target"]["distance"]))
+    assert row["verdict"] in ("on target*", "off target*", "not decided*") and "not undone" in row["note"]
+    assert "gender×age D" in html and row["verdict"] in html
+    untargeted, _ = make(targets={"gender": [0.5, 0.5]})
+    assert [row["name"] for row in comparison(untargeted)["combinations"]] == ["gender×age bias"]
 
 
 def test_a_judge_that_also_trained_is_called_out(make):

@@ -1,15 +1,26 @@
 """Intervals over a suite: which estimand they cover, that they stay in range, and that seeds do not move them."""
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 
 from fairdiff.audit import suite
-from fairdiff.audit.attribute import change, mean_share, plug_in_bias, plug_in_mean, suite_metrics
+from fairdiff.audit.attribute import (
+    change,
+    drift_of,
+    mean_share,
+    plug_in_bias,
+    plug_in_mean,
+    share_changes,
+    squared_change,
+    suite_metrics,
+    thinned,
+)
 from fairdiff.audit.axis import Axis, MetricSpec
 from fairdiff.audit.distance import shrunken_shares
-from fairdiff.audit.suite import ENOUGH, bootstrap_t, both, combine, ratio_interval, student_interval
+from fairdiff.audit.suite import ENOUGH, bootstrap_t, both, combine, error_of_each, ratio_interval, student_interval
 from fairdiff.audit.verdict import distance_interval
 
 SPEC = MetricSpec({"x": ("a", "b")}, {}, provenance={})
@@ -52,6 +63,20 @@ def test_seeds_do_not_move_the_ends():
     assert np.ptp(ends, 0).max() < 0.005
 
 
+def test_what_is_printed_of_a_family_of_six_prompts_is_covered():
+    """Percentiles over prompts held .81 to .90 there. Of prompts like these nothing is printed."""
+    rng, target, hits = np.random.default_rng(10), np.full((6, 2), 0.5), np.zeros(2)
+    p = np.linspace(0.5, 0.9, 6)
+    for women in rng.binomial(24, p, (120, 6)):
+        counts = np.stack([women, 24 - women], 1)
+        D = distance_interval(counts, target, None, 0)
+        share = mean_share(women, np.full(6, 24), shrunken_shares(counts, target)[:, 0], 0)
+        assert math.isnan(D["ci95"][0]) and math.isnan(share["ci95"][0])
+        truth = np.sqrt(np.mean((2 * p - 1) ** 2)), p.mean()
+        hits += [low <= t <= high for t, (low, high) in zip(truth, (D["ci95_these"], share["ci95_these"]), strict=True)]
+    assert (hits / 120 >= 0.9).all()
+
+
 @pytest.mark.parametrize("p", [0.5, 0.98])
 def test_shares_and_bias_of_these_prompts_are_covered(p):
     rng, target, hits = np.random.default_rng(2), np.full((8, 2), 0.5), np.zeros(2)
@@ -62,6 +87,122 @@ def test_shares_and_bias_of_these_prompts_are_covered(p):
         bias = plug_in_mean(plug_in_bias, counts, target, (0, 1), SPEC)["ci95_these"]
         hits += [share[0] <= p <= share[1], bias[0] <= truth <= bias[1]]
     assert (hits / 120 >= 0.9).all()
+
+
+def same_noise(rng, before, after, P=24, n=60):
+    """Pairs [P, 2, 2] of images that show the first class where one number, the same in both, is below its share."""
+    noise, pairs = rng.random((P, n)), np.zeros((P, 2, 2))
+    kinds = [(noise >= share).astype(int) for share in (before, after)]
+    np.add.at(pairs, (np.arange(P)[:, None], *kinds), 1)
+    return pairs
+
+
+@pytest.mark.parametrize("before,after", [(0.7, 0.3), (0.8, 0.3), (0.8, 0.6), (0.7, 0.65)])
+def test_a_change_with_the_same_noise_is_covered_whichever_side_the_skew_ends_on(before, after):
+    """Taken for independent it held .86 to .92 where the skew changes sides, and was twice too wide where it stays."""
+    rng, hits, truth = np.random.default_rng(4), 0, (2 * after - 1) ** 2 - (2 * before - 1) ** 2
+    for _ in range(200):
+        pairs = same_noise(rng, before, after)
+        counts = [pairs.sum(2), pairs.sum(1)]
+        low, high = squared_change(counts, pairs, axis(24).target_PK, None, 0)["ci95_these"]
+        alone = squared_change(counts, 0 * pairs, axis(24).target_PK, None, 0)["ci95_these"]
+        hits += low <= truth <= high
+        assert (high - low > alone[1] - alone[0]) == ((before - 0.5) * (after - 0.5) < 0)
+    assert hits / 200 >= 0.95 - 2 * 0.0154
+
+
+@pytest.mark.parametrize("K,share", [(2, 0.5), (2, 0.8), (4, 0.25)])
+def test_more_faces_alone_are_no_change(K, share):
+    """Of two fair folders of 20 and 200 images a prompt bias fell by .12, its whole interval below 0."""
+    rng, P, hits, steps = np.random.default_rng(5), 24, np.zeros(2), []
+    p = np.r_[share, np.full(K - 1, (1 - share) / (K - 1))]
+    for _ in range(40):
+        counts = [rng.multinomial(n, p, P) for n in (20, 200)]
+        moved = change(counts, np.zeros((P, K, K)), axis(P, K), SPEC)
+        found = [moved[key]["ci95_these"] for key in ("bias", "total_variation")]
+        hits += [low <= 0 <= high for low, high in found]
+        steps.append(moved["bias"]["difference"])
+    assert (hits / 40 >= 0.9).all() and abs(np.mean(steps)) < 0.015
+
+
+def untargeted(rng, shares, P=24, n=200):
+    """The verdict on an attribute whose images are of shares[0] before and shares[1] after, from the same noise."""
+    noise, K, pairs = rng.random((P, n, 1)), len(shares[0]), np.zeros((P, len(shares[0]), len(shares[0])))
+    kinds = [(noise >= np.cumsum(p)[:-1]).sum(-1) for p in shares]
+    np.add.at(pairs, (np.arange(P)[:, None], *kinds), 1)
+    counts = [pairs.sum(2), pairs.sum(1)]
+    moved = change(counts, pairs, axis(P, K), SPEC)["bias"]
+    return drift_of(moved, share_changes(counts, pairs, axis(P, K), 0), 0.06)
+
+
+@pytest.mark.parametrize(
+    "before,after,says",
+    [
+        ((0.7, 0.3), (0.3, 0.7), "no"),  # its bias stayed
+        ((0.7, 0.3), (0.7, 0.3), "yes"),
+        ((0.7, 0.3), (0.69, 0.31), "yes"),
+        ((0.5, 0.3, 0.1, 0.1), (0.1, 0.3, 0.1, 0.5), "no"),
+        ((0.7, 0.3), (0.64, 0.36), "cannot tell"),  # at the margin of its bias, twice that
+    ],
+)
+def test_a_skew_that_changes_sides_has_not_stayed(before, after, says):
+    found = untargeted(np.random.default_rng(6), (before, after))
+    if says == "cannot tell":
+        assert found["stayed_within_these"] in ("cannot tell", "no")
+    else:
+        assert found["stayed_within_these"] == says
+    assert found["stayed_within"] == "cannot tell" and abs(found["shares"]["a"]["difference"] - after[0] + before[0]) < 0.03
+
+
+def test_an_attribute_at_the_margin_is_seldom_called_either():
+    """Eight classes, seven of which lose as much as they may to the first within the margin of any share."""
+    rng, before = np.random.default_rng(7), np.full(8, 1 / 8)
+    after = before + np.r_[0.06, np.full(7, -0.06 / 7)]
+    said = [untargeted(rng, (before, after), n=60)["stayed_within_these"] for _ in range(40)]
+    assert said.count("yes") <= 5 and said.count("no") <= 5
+
+
+def test_the_share_of_a_class_is_covered_when_it_changes():
+    rng, hits = np.random.default_rng(8), 0
+    for _ in range(150):
+        pairs = same_noise(rng, 0.8, 0.4)
+        found = share_changes([pairs.sum(2), pairs.sum(1)], pairs, axis(24), 0)["a"]["ci95_these"]
+        hits += found[0] <= -0.4 <= found[1]
+    assert 0.9 <= hits / 150 <= 0.99
+
+
+def test_no_class_is_wrongly_certain_to_lie_below_four_fifths():
+    """Four of eight classes at exactly four fifths: each by itself would be called below in 2.5 %, one of them in 10 %."""
+    rng, alone, at_once = np.random.default_rng(9), 0, 0
+    p = np.r_[np.full(4, 0.1), np.full(4, 0.15)]
+    for counts in rng.multinomial(60, p, (200, 12)):
+        assumed = shrunken_shares(counts, axis(12, 8).target_PK)
+
+        def below(error: float, counts=counts, assumed=assumed) -> bool:
+            found = [mean_share(counts[:, k], np.full(12, 60), assumed[:, k], 0, error) for k in range(8)]
+            return any(share["ci95_these"][1] < 0.8 / 8 for share in found)
+
+        alone += below(0.05)
+        at_once += below(error_of_each(8))
+    assert at_once / 200 <= 0.04 < alone / 200
+
+
+def test_a_thinned_statistic_is_its_mean_over_all_choices_of_faces():
+    counts, target = np.array([[5, 2], [3, 3]]), np.full((2, 2), 0.5)
+    found = thinned(plug_in_bias, counts, np.array([3, 6]), target, 0, draws=20_000)
+    every = [abs(2 * sum(chosen) / 3 - 1) for chosen in itertools.combinations([1] * 5 + [0] * 2, 3)]
+    assert found == pytest.approx([np.mean(every), 0], abs=0.01)
+
+
+def test_a_change_of_d_counts_the_judges_reading_of_pairs():
+    """The same images read twice have not changed at all."""
+    spec = MetricSpec({"x": ("a", "b")}, {}, confusion={"x": np.array([[900, 100], [100, 900]])}, provenance={})
+    pairs = np.zeros((24, 2, 2))
+    pairs[:, 0, 0], pairs[:, 1, 1] = 45, 15
+    counts = [pairs.sum(2), pairs.sum(1)]
+    moved = change(counts, pairs, axis(24), spec)["corrected"]["squared_distance"]
+    alone = change(counts, 0 * pairs, axis(24), spec)["corrected"]["squared_distance"]
+    assert moved["difference"] == 0 and moved["ci95_these"][1] < 0.5 * alone["ci95_these"][1]
 
 
 def test_a_population_of_skewed_values_is_covered_and_the_interval_is_not_symmetric():

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from scipy.optimize import linprog
 
 from classifiers.label_errors import (
@@ -14,6 +15,7 @@ from classifiers.label_errors import (
     relaxed_weights,
     weights_by_group,
 )
+from classifiers.training import attacked, label_loss
 
 
 def program(loss_N: np.ndarray, gamma: float) -> float:
@@ -87,3 +89,31 @@ def test_no_group_loses_more_than_half_and_unlabelled_faces_have_no_weight():
 def test_when_weights_are_chosen():
     plan = Relaxation(warm_up=0.3, every=10)
     assert [step for step in range(100) if plan.due(step, 100)] == [30, 40, 50, 60, 70, 80, 90]
+
+
+def test_the_mass_of_dropped_faces_goes_to_the_best_of_their_own_group():
+    rng = np.random.default_rng(0)
+    probs_NK, label_N, group_N = rng.dirichlet([1, 1], 60), rng.integers(0, 2, 60), rng.integers(0, 2, 60)
+    kept, best = (chosen_weights(probs_NK, label_N, group_N, Relaxation(0.2, to_best=to_best)) for to_best in (False, True))
+    assert ((kept > 0) == (best > 0)).all() and (kept == 0).any()
+    for group in (0, 1):
+        own = group_N == group
+        assert best[own].sum() == pytest.approx(kept[own].sum()) == pytest.approx(own.mean())
+        top = probs_NK[np.arange(60), label_N][own].argmax()
+        assert best[own][top] == best[own].max() > 1.5 * kept[own].max()
+        assert np.delete(best[own], top).max() == pytest.approx(1 / 60)
+
+
+def test_an_attack_raises_the_loss_more_than_any_other_move_of_its_size_and_leaves_the_net_alone():
+    torch.manual_seed(0)
+    net, image_BD, true_B = torch.nn.Linear(12, 2), torch.rand(8, 12), torch.randint(0, 2, (8,))
+
+    def loss_of(logits):
+        return label_loss({"a": logits}, {"a": true_B}, 0.05)
+
+    moved_BD = attacked(net, image_BD, 0.01, loss_of)
+    assert (moved_BD - image_BD).abs().max() <= 0.01 + 1e-6 and not moved_BD.requires_grad
+    assert all(parameter.grad is None for parameter in net.parameters())
+    others = [image_BD + 0.01 * (2 * torch.randint(0, 2, image_BD.shape) - 1) for _ in range(50)]
+    assert loss_of(net(moved_BD)) > max(loss_of(net(other)) for other in [image_BD, *others])
+    assert (attacked(net, image_BD, 0.0, loss_of) == image_BD).all()

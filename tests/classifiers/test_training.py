@@ -58,13 +58,13 @@ def test_a_run_cut_off_and_resumed_equals_one_that_was_not(tmp_path):
     whole = fit(new_net(), images, labels, FitPlan(8, batch=8), boxes=boxes)
     plan = FitPlan(8, batch=8, checkpoint=tmp_path / "judge.pt", save_every=2)
     with pytest.raises(Cut):
-        fit(new_net(), images, labels, plan, cut_off, boxes)
+        fit(new_net(), images, labels, plan, progress=cut_off, boxes=boxes)
     steps = []
-    resumed = fit(new_net(), images, labels, plan, lambda step, loss: steps.append(step), boxes)
+    resumed = fit(new_net(), images, labels, plan, progress=lambda step, loss: steps.append(step), boxes=boxes)
     assert steps == [5, 6, 7, 8]
     for key, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[key]), key
-    again = fit(new_net(), images, labels, plan, lambda step, loss: pytest.fail("trained again"), boxes)
+    again = fit(new_net(), images, labels, plan, progress=lambda step, loss: pytest.fail("trained again"), boxes=boxes)
     assert torch.equal(again.state_dict()["trunk.head.fc.weight"], whole.state_dict()["trunk.head.fc.weight"])
 
 

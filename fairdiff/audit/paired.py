@@ -1,0 +1,91 @@
+"""Two models of one audit beside each other: the change of every number on the same prompts and noise."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from fairdiff.audit import intervals as iv
+from fairdiff.audit.attribute import change, drift_of, share_changes
+from fairdiff.audit.axis import Axis, MetricSpec, labels, requested
+from fairdiff.audit.rows import by_family, difference_over_prompts, grouped, prompt_means
+
+IMAGE = ["prompt_index", "image_index"]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The rows of two models, an image of each with the same noise in the same place; what they show of P prompts.
+
+    tallies: of each model axis -> faces of each class [P, K]. seen: the prompts [P] that the means are about.
+    """
+
+    before: pd.DataFrame
+    after: pd.DataFrame
+    tallies: tuple[dict, dict]
+    seen: np.ndarray
+
+
+def make_pair(rows: tuple[pd.DataFrame, pd.DataFrame], tallies: tuple[dict, dict], seen: np.ndarray) -> Pair:
+    """Of the images that both models have: of given ones some may have no partner."""
+    one, other = (some.sort_values(IMAGE) for some in rows)
+    keys = [pd.MultiIndex.from_frame(some[IMAGE]) for some in (one, other)]
+    return Pair(one[keys[0].isin(keys[1])], other[keys[1].isin(keys[0])], tallies, seen)
+
+
+def paired_metrics(pair: Pair, axes: list[Axis], prompts: pd.DataFrame, spec: MetricSpec) -> dict:
+    """The second model minus the first."""
+    before, after = pair.before, pair.after
+    every = np.ones(len(prompts), bool)
+    result: dict = {"pairs": len(before)} | grouped(axes, lambda axis: _with_verdict(pair, axis, prompts, every, spec))
+    result["families"] = {
+        family: grouped(axes, lambda axis, rows_P=rows_P: _change(pair, axis, prompts, rows_P, spec))
+        for family, rows_P in by_family(prompts.family).items()
+    }
+    lost, gained = before.found.to_numpy() & ~after.found.to_numpy(), after.found.to_numpy() & ~before.found.to_numpy()
+    result["no_face"] = {
+        "difference": (lost.sum() - gained.sum()) / len(before),
+        "ci95": iv.paired_rate_interval(int(gained.sum()), int(lost.sum()), len(before)),
+    }
+    steps = {
+        "clip_t": after.clip_t.to_numpy() - before.clip_t,
+        "between_seeds": before.between - after.between.to_numpy(),
+    }
+    for name, step in steps.items():
+        result[name] = difference_over_prompts(prompt_means(step, before))
+    return result
+
+
+def _faces_of_both(pair: Pair, axis: Axis, spec: MetricSpec) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Which pairs of images show a face in both, and the classes of these faces before and after."""
+    one, other = (labels(rows, spec.attributes, axis.members) for rows in (pair.before, pair.after))
+    faces = (one >= 0) & (other >= 0)
+    return faces, one[faces], other[faces]
+
+
+def _counted(pair: Pair, axis: Axis, prompts: pd.DataFrame, rows_P: np.ndarray, spec: MetricSpec) -> tuple[list, np.ndarray]:
+    """Faces of each class by both models [P, K] each, and the classes of image pairs [P, K, K], of some of the prompts."""
+    faces, one, other = _faces_of_both(pair, axis, spec)
+    place = pair.before.prompt_index.map({prompt: row for row, prompt in enumerate(prompts.prompt_index)}).to_numpy()
+    both = np.zeros((len(prompts), len(axis.classes), len(axis.classes)))
+    np.add.at(both, (place[faces], one, other), 1)
+    return [tally[axis.name][rows_P] for tally in pair.tallies], both[rows_P]
+
+
+def _change(pair: Pair, axis: Axis, prompts: pd.DataFrame, rows_P: np.ndarray, spec: MetricSpec) -> dict:
+    """The change of one axis over some of the prompts."""
+    rows_P = rows_P & pair.seen
+    return change(*_counted(pair, axis, prompts, rows_P, spec), axis.rows(rows_P), spec)
+
+
+def _with_verdict(pair: Pair, axis: Axis, prompts: pd.DataFrame, rows_P: np.ndarray, spec: MetricSpec) -> dict:
+    """The same with the share of faces that changed their class, and whether an attribute without a target stayed."""
+    faces, one, other = _faces_of_both(pair, axis, spec)
+    changed = (one != other).mean() if faces.any() else math.nan
+    entry = _change(pair, axis, prompts, rows_P, spec) | {"class_changed": changed}
+    if len(axis.members) == 1 and not requested(axis, spec):
+        rows_P = rows_P & pair.seen
+        shares = share_changes(*_counted(pair, axis, prompts, rows_P, spec), axis.rows(rows_P), spec.seed)
+        entry["drift"] = drift_of(entry["bias"], shares, spec.drift)
+    return entry

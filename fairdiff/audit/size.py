@@ -1,0 +1,131 @@
+"""How large an audit must be, in words: images of how many prompts, for this target, margin and judge."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from fairdiff.audit.axis import MetricSpec, axes_of, requested
+from fairdiff.audit.distance import extreme_shares, gram, mean_moments, quantile, unbiased_squared_distance
+from fairdiff.audit.judge import Judge, judge_of
+from fairdiff.audit.planner import MOST, images_needed, label_error
+from fairdiff.audit.suite import ENOUGH
+from fairdiff.audit.verdict import filled, undefined
+
+PROMPTS = (12, 24, ENOUGH, 48, 100)
+MISSING = (0.0, 0.02)  # shares of images without a face
+DRAWN = 200  # audits
+MORE_LABELS = (2, 4, 8, 16, 32, 64)  # times the labelled faces of a judge
+
+
+def size_lines(spec: MetricSpec, prompts: int) -> list[str]:
+    """For every attribute and combination with a target: what shows it on target in 80 of 100 audits of a generator that is.
+
+    prompts: how many the settings audit. Of several targets the one with the rarest class counts, which asks for most.
+    """
+    lines = []
+    for axis in axes_of(spec, prompts):
+        if requested(axis, spec):
+            rarest = axis.target_PK[int(axis.target_PK.min(1).argmin())]
+            counts = spec.confusion.get(axis.name)
+            judge = None if counts is None else judge_of(counts, spec.seed)
+            own = len(axis.members) == 1
+            lines += [_heading(axis.name, axis.classes, rarest, len(np.unique(axis.target_PK, axis=0)), spec.delta)]
+            lines += [f"  {line}" for line in _axis(rarest, spec.delta, judge, own, sorted({*PROMPTS, prompts}))]
+    return lines
+
+
+def needed(prompts: int, target_K, delta: float, judge: Judge | None, missing: float = 0.0) -> int | None:
+    """Images of each of so many prompts, of which a share `missing` shows no face; None where no number is enough.
+
+    The verdict counts missing faces for the class that is worst: on target D is then m `reach` of the rarest class or more.
+    """
+    faces = images_needed(prompts, target_K, delta, judge)
+    if not missing or faces is None:
+        return faces
+    within_reach = missing * reach(target_K) < delta
+    images = math.ceil(faces / (1 - missing)) if within_reach else MOST + 1
+    while images <= MOST and power_with_missing(prompts, images, target_K, delta, judge, missing) < 0.8:
+        images = math.ceil(1.1 * images)
+    return images if images <= MOST else None
+
+
+def power_with_missing(prompts: int, images: int, target_K, delta: float, judge: Judge | None, missing: float) -> float:
+    """How often an audit of a generator on target finds it so, in `DRAWN` audits that are drawn, each image without a face
+    with the chance `missing`; on prompts like these too, from as many as that takes."""
+    rng, target = np.random.default_rng(0), np.tile(np.asarray(target_K, float), (prompts, 1))
+    judged = target[None, :1] if judge is None else target[:1] @ judge.draws[:DRAWN]
+    none = rng.binomial(images, missing, (DRAWN, prompts))
+    counts = rng.multinomial(images - none, judged).reshape(-1, target.shape[1])
+    worst = filled(counts, none.ravel(), np.tile(target, (DRAWN, 1)), judge, worst=True)
+    x = unbiased_squared_distance(worst, gram(target[:1], judge)).reshape(DRAWN, prompts)
+    at_margin = mean_moments(extreme_shares(target, delta**2), target, np.full(prompts, images), judge)
+    found = x.mean(1) < quantile(0.025, *at_margin)
+    if prompts >= ENOUGH:
+        above, labels = 1.96 * x.std(1) / math.sqrt(prompts), label_error(prompts, target_K, judge)
+        if labels is not None:  # combined as in the verdict
+            grid = np.quantile(x.mean(1), np.linspace(0, 1, 9))
+            ends = [replace(labels, x=float(at)).end(0.975) for at in grid]
+            above = np.hypot(above, np.maximum(np.interp(x.mean(1), grid, ends) - x.mean(1), 0))
+        found &= x.mean(1) + above < delta**2
+    return float(found.mean())
+
+
+def reach(target_K) -> float:
+    """D of a prompt whose every face is of the rarest class."""
+    return math.sqrt(1 / float(np.min(target_K)) - 1)
+
+
+def _heading(name: str, classes: Sequence[str], target_K, targets: int, delta: float) -> str:
+    shares = ", ".join(f"{cls} {share:.3g}" for cls, share in zip(classes, target_K, strict=True))
+    some = f", that with the rarest class of {targets} targets" if targets > 1 else ""
+    return f"{name} (target {shares}{some}): to show D below {delta:g} in 80 of 100 audits of a generator that is on target"
+
+
+def _axis(target_K, delta: float, judge: Judge | None, own: bool, numbers: list[int]) -> list[str]:
+    """What stands below a heading."""
+    if reason := undefined([target_K]):
+        return [f"no number of images shows it: {reason}"]
+    if judge is not None and judge.refusal:
+        return [f"no number of images shows it: {judge.refusal}"]
+    lines = [_about_judge(judge, own)]
+    lines += [_sentence(n, [needed(n, target_K, delta, judge, m) for m in MISSING]) for n in numbers]
+    if judge is not None and needed(ENOUGH, target_K, delta, judge) is None:
+        lines.append(_labels(target_K, delta, judge))
+    most = f"{100 * delta / reach(target_K):.2g} %"
+    return [*lines, f"missing faces count at their worst: where {most} of the images or more show none, no number is enough"]
+
+
+def _about_judge(judge: Judge | None, own: bool) -> str:
+    if judge is None:
+        why = "its errors were not counted" if own else "errors of combinations are not undone"
+        return f"the judge is taken for one that never errs: {why}"
+    right = np.trace(judge.counts) / judge.counts.sum()
+    return f"the judge's errors are undone: {100 * right:.3g} % right on {judge.counts.sum():.0f} labelled faces"
+
+
+def _sentence(prompts: int, images: list[int | None]) -> str:
+    """What so many prompts take, first with a face in every image."""
+    if images[0] is None:
+        return f"{prompts} prompts: no number of images is enough"
+    alone = "" if prompts >= ENOUGH else f"; it then holds for these prompts alone, of others {ENOUGH} prompts are needed"
+    some = "no number is enough" if images[1] is None else f"{images[1]} each"
+    return (
+        f"{prompts} prompts: {images[0]} images of each, {prompts * images[0]} in all; "
+        f"where {100 * MISSING[1]:g} % show no face, {some}{alone}"
+    )
+
+
+def _labels(target_K, delta: float, judge: Judge) -> str:
+    """How many labelled faces would be enough, had the judge the same rates of errors."""
+    for times in MORE_LABELS:
+        more = judge_of(judge.counts * times)
+        images = None if more.refusal else images_needed(ENOUGH, target_K, delta, more)
+        if images is not None:
+            faces = times * judge.counts.sum()
+            return (
+                f"the errors were counted on too few faces: the same rates on {faces:.0f} would do, with {images} images of "
+                f"each of {ENOUGH} prompts"
+            )
+    return "the errors were counted on too few faces"

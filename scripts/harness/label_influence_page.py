@@ -1,0 +1,144 @@
+"""The page of scripts/label_influence.py from its record."""
+
+from itertools import product
+
+import numpy as np
+
+from fairdiff.audit.wording import percent
+from fairdiff.studies.page import Page, Point, Section, curves_chart
+from harness.labelled_renders import KINDS, with_interval
+
+RATES, SEEDS = (0.2,), (0, 1, 2, 3, 4)
+SHARES = (0.0, 0.02, 0.04, 0.1, 0.2)  # of the training faces that are relabelled
+WAYS = {
+    "gap in error": "predicted fall of the gap in the expected error",
+    "gap in error, no harm": "the same, of labels whose change is not predicted to raise the error of a group",
+    "gap in calibration": "predicted fall of the gap in the calibration error",
+    "error of all": "predicted fall of the expected error of all validation faces, whatever their group",
+    "loss": "the loss of the label itself; needs no validation faces",
+    "random": "chance",
+}
+MEASURED = ("accuracy", "error gap", "calibration gap")
+REFERENCES = ("as labelled", "true labels")
+LEAD = (
+    "Which training labels widen a judge's gap between groups, by influence functions of its last layer (Adebayo et al., "
+    "ICLR 2023), and what relabelling them does. Labels are perceived presentation in images, never identity."
+)
+METHOD = (
+    "A judge of gender, the perceptron of `scripts/label_errors.py`, is trained on 1500 faces of Portraits with wrong "
+    "labels; then all but its last layer is frozen. 600 validation and 1400 test faces have true labels. Groups: race Black, "
+    "a sixth of the faces, and the others. Wrong labels: in all faces alike, or half as often again in the smaller group.",
+    "Influence of a label: the first-order change of a number of the validation faces by the other label, 1/N <dM/dW, H^-1 h "
+    "(e - y)'> with the damped Gauss-Newton matrix H of the last layer. Gap: the absolute difference between the groups.",
+    "Relabel and fine-tune: in rounds of 2 % the most suspect labels are changed, the layer is fitted on, and labels are "
+    "ranked anew. No label is changed twice. It stops where the validation faces' gap in the expected error was least.",
+    "[low, high]: 95 % interval over seeds, of split, wrong labels and chance (Student's).",
+)
+NOT_SHOWN = (
+    "Influence through the layers below, which have learnt the wrong labels too: they are frozen.",
+    "Validation faces with errors of their own, which would turn into suspects that are none.",
+    "More than two classes or two groups, and errors that depend on how a face looks, as those of people do.",
+    "That a smaller gap is fairer: it also falls where the group with fewer errors is made worse.",
+)
+
+
+def key_of(kind: str, rate: float, seed: int) -> str:
+    return f"{kind}/{rate}/{seed}"
+
+
+def over_noises(record: dict, get) -> list[float]:
+    """Of each seed the mean of get(cell) over all noises that every seed has."""
+    return [float(np.mean([get(record["cells"][key_of(k, r, s)]) for k, r in product(KINDS, RATES)])) for s in seeds(record)]
+
+
+def seeds(record: dict) -> list[int]:
+    """Those with all of their cells."""
+    return [s for s in SEEDS if all(key_of(k, r, s) in record["cells"] for k, r in product(KINDS, RATES))]
+
+
+def page(record: dict, command: str) -> Page:
+    sections = [Section("Method", METHOD), _check(record["check"])]
+    if seeds(record):
+        sections += [_suspects(record), _mended(record), _at_the_end(record), _noises(record)]
+    else:
+        sections.append(Section("Suspects, relabel and fine-tune", ["Not measured yet."]))
+    about = {"seeds": str(len(seeds(record))), "wrong labels": ", ".join([*(percent(rate, 0) for rate in RATES), *KINDS])}
+    return Page("Labels that widen a gap", LEAD, sections, NOT_SHOWN, command, about)
+
+
+def _check(found: dict) -> Section:
+    names = list(next(iter(found.values()), {}))
+    rows = [
+        [name, *(with_interval([one[name][what] for one in found.values()]) for what in ("relabelled", "left out"))]
+        for name in names
+    ]
+    text = [
+        "Of 200 training faces with 20 % wrong labels each alone is given its other label, or left out, and the layer is "
+        "trained to the end. Spearman's correlation of the true changes with the predicted ones; 1 is the same order."
+    ]
+    return Section("Against training again", text, ["number", "relabelled", "left out"], rows)
+
+
+def _suspects(record: dict) -> Section:
+    head = ["ranked by", "which is", *(f"{percent(rate, 0)}, {kind}" for kind, rate in product(KINDS, RATES)), "all"]
+    rows = []
+    for way, words in WAYS.items():
+        cells = [
+            with_interval([record["cells"][key_of(kind, rate, s)][way]["area"] for s in seeds(record)])
+            for kind, rate in product(KINDS, RATES)
+        ]
+        rows.append([way, words, *cells, with_interval(over_noises(record, lambda c, w=way: c[w]["area"]))])
+    text = ["Area under the curve of \"is mislabelled\": 0.5 is chance, 1 finds every wrong label before any right one."]
+    return Section("Do suspects have wrong labels?", text, head, rows)
+
+
+def _mended(record: dict) -> Section:
+    """Test numbers where relabelling stops, paired with those of the labels as they are; curves over the share."""
+    rows = []
+    for name in REFERENCES:
+        own = [with_interval(over_noises(record, lambda c, n=name, m=m: c[n][m])) for m in MEASURED]
+        rows.append([name, *own, "–", "–", "–"])
+    for way in WAYS:
+        own = [with_interval(over_noises(record, lambda c, w=way, m=m: c[w]["stopped"][m])) for m in MEASURED]
+        fall = over_noises(record, lambda c, w=way: c[w]["stopped"]["error gap"] - c["as labelled"]["error gap"])
+        share = over_noises(record, lambda c, w=way: c[w]["stopped"]["relabelled"])
+        right = over_noises(record, lambda c, w=way: c[w]["stopped"]["of them wrong"] or 0.0)
+        rows.append([way, *own, with_interval(fall), with_interval(share, percent), with_interval(right, percent)])
+    head = ["relabelled by", *MEASURED, "change of the error gap", "relabelled", "of them wrong before"]
+    curves = {
+        way: [
+            Point(share, float(np.mean(over_noises(record, lambda c, w=way, i=i: c[w]["path"][i]["error gap"]))), tip=way)
+            for i, share in enumerate(SHARES)
+        ]
+        for way in WAYS
+    }
+    chart = curves_chart(curves, "error gap, test faces", "share of the training faces that is relabelled")
+    text = [
+        "Test faces with true labels, means over all noises. As labelled: nothing is changed. Where a run changes nothing, "
+        "none of its labels counts as wrong."
+    ]
+    return Section("Relabel and fine-tune", text, head, rows, [chart])
+
+
+def _at_the_end(record: dict) -> Section:
+    """Of every way the same share is relabelled, as far as it has labels to change."""
+    rows = []
+    for way in WAYS:
+        own = [with_interval(over_noises(record, lambda c, w=way, m=m: c[w]["path"][-1][m])) for m in MEASURED]
+        share, right = (
+            over_noises(record, lambda c, w=way, k=key: c[w]["path"][-1][k] or 0.0) for key in ("relabelled", "of them wrong")
+        )
+        rows.append([way, *own, with_interval(share, percent), with_interval(right, percent)])
+    text = [f"Without the stop, until {percent(SHARES[-1], 0)} of the labels are changed or none is predicted to help."]
+    return Section("Relabel without a stop", text, ["relabelled by", *MEASURED, "relabelled", "of them wrong before"], rows)
+
+
+def _noises(record: dict) -> Section:
+    head = ["noise", *REFERENCES, *WAYS]
+    rows = []
+    for kind, rate in product(KINDS, RATES):
+        cells = [record["cells"][key_of(kind, rate, s)] for s in seeds(record)]
+        gaps = [[c[name]["error gap"] for c in cells] for name in REFERENCES]
+        gaps += [[c[way]["stopped"]["error gap"] for c in cells] for way in WAYS]
+        rows.append([f"{percent(rate, 0)}, {kind}", *map(with_interval, gaps)])
+    return Section("Error gap by noise", ["Test faces, where relabelling stops; 0 is even."], head, rows)

@@ -1,0 +1,61 @@
+"""Labelled faces of Portraits' renderer, and labels of them that are wrong: what studies of label errors share."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy.stats import t as student
+
+from fairdiff.audit.wording import interval, number
+
+KINDS = ("uniform", "by group")
+FOLDER = Path.home() / ".cache" / "fairdiff" / "build" / "renders"
+
+
+@dataclass(frozen=True)
+class Faces:
+    """Images uint8 [N, H, W, 3], true gender [N], group [N]: 1 for the smaller one, race Black."""
+
+    images: np.ndarray
+    gender_N: np.ndarray
+    group_N: np.ndarray
+
+    def rows(self, rows: np.ndarray) -> "Faces":
+        return Faces(self.images[rows], self.gender_N[rows], self.group_N[rows])
+
+
+def has_renders(folder: Path) -> bool:
+    return bool(list(folder.glob("shard_*.npz")))
+
+
+def read_renders(folder: Path) -> Faces:
+    """All rendered people in the shards of scripts/build_portraits/make_data.py."""
+    shards = [np.load(file) for file in sorted(folder.glob("shard_*.npz"))]
+    columns = {name: np.concatenate([shard[name] for shard in shards]) for name in ("image", "gender", "race")}
+    people = columns["gender"] >= 0
+    return Faces(
+        columns["image"][people], columns["gender"][people].astype(np.int64), (columns["race"][people] == 1).astype(np.int64)
+    )
+
+
+def flipped(faces: Faces, rate: float, kind: str, rng: np.random.Generator) -> np.ndarray:
+    """Labels [N] of which a share `rate` is wrong; by group: half as often again in the smaller one, below one half."""
+    share = faces.group_N.mean()
+    smaller = rate if kind == "uniform" else min(1.5 * rate, 0.48)
+    larger = (rate - share * smaller) / (1 - share)
+    wrong_N = rng.random(len(faces.gender_N)) < np.where(faces.group_N == 1, smaller, larger)
+    return np.where(wrong_N, 1 - faces.gender_N, faces.gender_N)
+
+
+def half_width(values: list[float]) -> float:
+    """Half of the 95 % interval of the mean over seeds by Student's t; NaN for fewer than two."""
+    if len(values) < 2:
+        return float("nan")
+    return float(student.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5)
+
+
+def with_interval(values: list[float], form=number) -> str:
+    """Mean over seeds and its interval; of numbers in [0, 1], as all of these are but changes, within that range."""
+    mean, half = float(np.mean(values)), half_width(values)
+    low, high = (0.0, 1.0) if min(values) >= 0 else (-1.0, 1.0)
+    return form(mean) if np.isnan(half) else f"{form(mean)} {interval([max(mean - half, low), min(mean + half, high)], form)}"

@@ -1,0 +1,136 @@
+"""Occupations in other languages: bias beside CLIP-T and the no-face rate, because "fair" may mean "ignored the prompt".
+
+python scripts/languages.py                                             the embedded model; the same command goes on
+python scripts/languages.py --adapter outputs/gender/default/seed0/adapter        with an adapter too: does it reach them?
+python scripts/languages.py --set model=sd15                            Stable Diffusion 1.5, for which the lists are made
+python scripts/languages.py --languages german turkish --both-forms     some, and with names of both genders beside
+python scripts/languages.py --render                                    only the page; --publish writes docs/studies
+
+The lists lie in fairdiff/studies/translations, a file a language; `--translations FOLDER` takes others, with an english.csv.
+Every language has the noise of the English prompts and is measured against the English text. What the page needs of each
+audit is kept in outputs/reproduced, in measurements/studies.
+"""
+
+import argparse
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from harness.audits import Method, audited
+from harness.languages_page import LEFT_OUT, REFERENCE, SAME, page
+from harness.methods import adapter, reworded
+from harness.publish import publish, read_record, record_of
+from reproduce.place import ROOT, add_place
+from rich.progress import track
+
+from fairdiff import fingerprint
+from fairdiff.audit.read import read_audit
+from fairdiff.audit.records import load_records
+from fairdiff.audit.wording import targeted
+from fairdiff.cli.compose import overrides_of, with_defaults
+from fairdiff.cli.ending import ending
+from fairdiff.cli.main import fail
+from fairdiff.config import Config
+from fairdiff.errors import FairDiffError
+from fairdiff.files import write_json
+from fairdiff.plan import Plan
+from fairdiff.studies import languages
+from fairdiff.studies.curves import outcome, usual_rows
+from fairdiff.studies.words import Rewrite
+
+
+def files_of(folder: Path, names: list[str] | None) -> list[Path]:
+    """The files of these languages, or of all but English."""
+    known = sorted(path.stem for path in folder.glob("*.csv") if path.stem != languages.ENGLISH)
+    if wrong := [name for name in names or [] if name not in known]:
+        raise FairDiffError(f"--languages: found {wrong[0]}, allowed: {', '.join(known)}")
+    return [folder / f"{name}.csv" for name in names or known]
+
+
+def of_plan(rewrite: Callable[[list, Config], Rewrite]) -> Callable[[Config, Plan], Rewrite]:
+    return lambda config, plan: rewrite([*plan.audit], config)
+
+
+def methods(args: argparse.Namespace, own: Method | None) -> dict[str, Method]:
+    """Row -> its audit, of the model with this adapter or, None, without one."""
+    none = of_plan(lambda prompts, config: languages.left_out(prompts, config.prompts.template))
+    rows = {LEFT_OUT: reworded(LEFT_OUT, (LEFT_OUT,), none, own)}
+    english = args.translations / f"{languages.ENGLISH}.csv"
+    asked = [(SAME, languages.read_words(english))]
+    for file in files_of(args.translations, args.languages):
+        words = languages.read_words(file)
+        asked.append((file.stem, words))
+        if words.forms and args.both_forms:
+            asked.append((f"{file.stem}, both forms", languages.read_words(file, both_forms=True)))
+    for name, words in asked:
+        rewrite = of_plan(lambda prompts, config, words=words: languages.translated(prompts, words))
+        rows[name] = reworded(name, (fingerprint.of_values(sorted(words.texts.items())),), rewrite, own)
+    return {REFERENCE: own} | rows if own else rows
+
+
+def row_of(where: Path, model: str) -> dict:
+    """Of one model of an audit what the page needs: of every prompt bias and CLIP-T, null without a face, and the rest."""
+    audit, records = read_audit(where / "audit.json"), load_records(where / "records.parquet")
+    entry, bias = audit["models"][model], {}
+    for name in targeted(audit):
+        classes = tuple(audit["attributes"][name])
+        found = outcome(name, usual_rows(records, model), name, classes, "clip_t")
+        bias[name] = {"values": _plain(found.bias_P), "floor": entry["attributes"][name]["bias"]["floor"]}
+    return {"bias": bias, "clip_t": _plain(found.semantics_P), "no_face": entry["no_face"]}
+
+
+def _plain(values_P: np.ndarray) -> list[float | None]:
+    return [None if np.isnan(value) else float(value) for value in values_P]
+
+
+def measure(args: argparse.Namespace, kept_in: Path) -> None:
+    """Every row without and with the adapter; written into `kept_in` as soon as each is done."""
+    english = args.translations / f"{languages.ENGLISH}.csv"
+    usual = overrides_of({"prompts": {"test": english}, "audit": {"split": "test", "named": None, "without_people": 1}})
+    settings = with_defaults(args.set, usual)
+    parts = {"without an adapter": None}
+    if args.adapter is not None:
+        parts["with the adapter"] = adapter(REFERENCE, args.adapter)
+    shown = [text.replace(f"{ROOT.as_posix()}/", "") for text in settings]
+    record: dict = {"settings": shown, "adapter": args.adapter and args.adapter.as_posix(), "parts": {}}
+    every = [(part, name, method) for part, own in parts.items() for name, method in methods(args, own).items()]
+    for part, name, method in track(every, "languages"):
+        where = audited(settings, method, args.folder / part.replace(" ", "_"))
+        rows = record["parts"].setdefault(part, {})
+        if not rows and parts[part] is None:
+            rows[REFERENCE] = row_of(where, "before")
+        rows[name] = row_of(where, "after")
+        audit = read_audit(where / "audit.json")
+        record |= {"prompts": audit["prompts"], "images": audit["images_per_prompt"]}
+        record |= {"model": audit["provenance"]["model"], "target": audit["provenance"]["target"]}
+        write_json(kept_in, record)
+
+
+@ending("interrupted; the same command goes on")
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--adapter", type=Path, metavar="PATH", help="the folder or file of an adapter")
+    parser.add_argument("--languages", nargs="+", metavar="NAME", help="some of them; default: all")
+    parser.add_argument("--both-forms", action="store_true", help="a further row for names of both genders")
+    parser.add_argument("--translations", type=Path, default=languages.FOLDER, metavar="FOLDER", help="a CSV a language")
+    parser.add_argument("--set", nargs="+", default=[], metavar="OVERRIDE", help="settings of train.py")
+    parser.add_argument("--folder", type=Path, default=ROOT / "outputs" / "languages")
+    add_place(parser)
+    parser.add_argument("--render", action="store_true", help="measure nothing")
+    args = parser.parse_args(argv)
+    kept_in = record_of(args.docs, "languages")
+    try:
+        if not args.render:
+            measure(args, kept_in)
+        found = read_record(kept_in)
+        adapted = ["--adapter", found["adapter"]] if found["adapter"] else []
+        made = page(found, shlex.join(["python", "scripts/languages.py", *adapted]))
+        report = publish(made, found, "languages", args.docs, args.folder)
+    except (FairDiffError, OSError) as error:
+        fail(error)
+    print(f"report: {report}")
+
+
+if __name__ == "__main__":
+    main()
