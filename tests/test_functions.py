@@ -90,7 +90,7 @@ def shown() -> dict[str, np.ndarray]:
     return {PROMPTS[0]: np.stack(tiles[:6]), PROMPTS[1]: np.stack(tiles[6:])}
 
 
-class Painter:
+class Stored:
     """Portraits' pictures of the prompts, the number of each chosen by its seed; keeps what it was asked."""
 
     def __init__(self, shown, shift=0):
@@ -103,14 +103,14 @@ class Painter:
 
 
 def test_a_function_is_audited_and_another_is_compared_on_the_same_seeds(shown):
-    before, after = Painter(shown), Painter(shown, 1)
+    before, after = Stored(shown), Stored(shown, 1)
     result = fairdiff.audit(before, PROMPTS, after=after, settings=SMALL)
     assert before.asked == after.asked and len(before.asked) == 12 and len(set(before.asked)) == 12
     assert {p for p, _ in before.asked} == {*PROMPTS}
     assert [*result.numbers["models"]] == ["before", "after"] and result.numbers["paired"]["pairs"] == 12
-    assert "before: function Painter" in result.numbers["provenance"]["model"]
+    assert "before: function Stored" in result.numbers["provenance"]["model"]
     assert "guidance" not in result.numbers["provenance"] and "gender" in result.bias
-    alone = fairdiff.audit(Painter(shown), PROMPTS, settings=[*SMALL, "micro_batch=24"])
+    alone = fairdiff.audit(Stored(shown), PROMPTS, settings=[*SMALL, "micro_batch=24"])
     counts = [m["models"]["before"]["attributes"]["gender"]["per_prompt"] for m in (result.numbers, alone.numbers)]
     assert [p["counts"] for p in counts[0]] == [p["counts"] for p in counts[1]]  # whatever the batch
     assert result.records.found.mean() > 0.8
@@ -140,17 +140,17 @@ def test_flow_pipelines_are_audited_as_they_stand(make, kind, tmp_path):
 def test_what_cannot_be_audited_is_one_line(tiny_folder, shown):
     plain = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     pipe = StableDiffusionPipeline.from_pretrained(tiny_folder, **plain)
-    painter = Painter(shown)
+    stored = Stored(shown)
     adapter = LoadedAdapter(pipe, "x", 1.0)
     for arguments, says in (
         ({"pipe": StableDiffusionImg2ImgPipeline(**pipe.components)}, "^pipe: found a StableDiffusionImg2Img.*, allowed"),
         ({"pipe": "outputs/model"}, "^pipe: found a str, allowed: a pipeline of Stable Diffusion, .*FLUX, or a function"),
         ({"pipe": one}, "^pipe: found the function one, which takes"),
-        ({"pipe": painter, "after": 3}, "^after: found a int, allowed"),
-        ({"pipe": painter, "adapter": adapter}, "^adapter: found one beside function Painter"),
-        ({"pipe": pipe, "after": painter, "adapter": adapter}, "^adapter: found one beside after"),
-        ({"pipe": painter, "settings": ["model=portraits", "audit.guidance=[2]"]}, "^audit.guidance: found .2.0., allowed"),
-        ({"pipe": painter, "settings": ["plan=true"]}, "^plan: found true"),
+        ({"pipe": stored, "after": 3}, "^after: found a int, allowed"),
+        ({"pipe": stored, "adapter": adapter}, "^adapter: found one beside function Stored"),
+        ({"pipe": pipe, "after": stored, "adapter": adapter}, "^adapter: found one beside after"),
+        ({"pipe": stored, "settings": ["model=portraits", "audit.guidance=[2]"]}, "^audit.guidance: found .2.0., allowed"),
+        ({"pipe": stored, "settings": ["plan=true"]}, "^plan: found true"),
         ({"pipe": lambda p, s: torch.full((len(p), 3, 32, 32), 7.0), "settings": SMALL}, "values 7.0 to 7.0, allowed"),
     ):
         with pytest.raises(FairDiffError, match=says) as error:

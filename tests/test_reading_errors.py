@@ -92,6 +92,7 @@ def audit(tmp_path) -> Path:
         rows.append({
             "model": ("before", "after")[model], "family": "x", "people": True, "names": "", "prompt_index": prompt,
             "subject": f"s{prompt}", "prompt": f"a {prompt}", "image_index": image, "seed": 1, "found": image > 0,
+            "faces": -1,
             "p.gender.female": p, "p.gender.male": 1 - p, "p.race.White": q, "p.race.Black": 1 - q, "clip_t": 0.3,
             "clip_i": 0.9, "dino": 0.9, "between": 0.5, "model_hash": "m", "judge_hash": "j",
         })  # fmt: skip

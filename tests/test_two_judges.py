@@ -32,7 +32,7 @@ def audit(folder: Path, female: np.ndarray, judge: str, model: str = "weights", 
         share = (0.9 if female[prompt, image] else 0.1) if found else np.nan
         rows.append({
             "model": "before", "family": "occupation", "people": True, "names": "", "prompt_index": prompt,
-            "subject": f"s{prompt}", "prompt": f"a {prompt}", "image_index": image, "seed": 1, "found": found,
+            "subject": f"s{prompt}", "prompt": f"a {prompt}", "image_index": image, "seed": 1, "found": found, "faces": -1,
             "p.gender.female": share, "p.gender.male": 1 - share, "clip_t": 0.3, "clip_i": np.nan, "dino": np.nan,
             "between": 0.5, "model_hash": model, "judge_hash": judge,
         })  # fmt: skip

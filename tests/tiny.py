@@ -179,7 +179,8 @@ def whole_audit() -> dict:
         rows.append({
             "model": model, "family": "sport" if prompt % 2 else "occupation", "people": people, "names": names,
             "prompt_index": prompt,
-            "subject": f"s{prompt}", "prompt": f"a {prompt}", "image_index": image, "seed": 1, "found": people, **share,
+            "subject": f"s{prompt}", "prompt": f"a {prompt}", "image_index": image, "seed": 1, "found": people,
+            "faces": -1, **share,
             "clip_t": 0.3, "clip_i": after, "dino": after, "between": 0.5, "model_hash": model, "judge_hash": "j",
         })  # fmt: skip
     spec = MetricSpec(

@@ -11,6 +11,8 @@ VERDICTS = {
     "beyond": "the whole interval lies above {delta:.2f}, with missing faces at their best",
     "undecided": "more prompts or pictures are needed to tell on which side of {delta:.2f} it lies",
 }
+LARGEST_COUNTS = "the largest face of a picture counts, the others are ignored"  # of a picture with several faces
+SEVERAL_REFUSED = "a picture with several faces counts as one without a face"
 FEW = "*"  # behind an interval that holds for these prompts only
 ESTIMANDS = {
     "ci95": "95 % interval for the population that the prompts are a sample of (prompts like these): bootstrap-t over "

@@ -11,7 +11,7 @@ import pandas as pd
 from fairdiff.audit import intervals as iv
 from fairdiff.audit.attribute import judge_for, suite_metrics
 from fairdiff.audit.axis import Axis, MetricSpec, axes_of, labels, tally
-from fairdiff.audit.estimand import ESTIMANDS
+from fairdiff.audit.estimand import ESTIMANDS, LARGEST_COUNTS
 from fairdiff.audit.paired import make_pair, paired_metrics
 from fairdiff.audit.per_prompt import prompt_metrics
 from fairdiff.audit.planner import images_needed
@@ -21,7 +21,6 @@ from fairdiff.audit.suite import ENOUGH, ratio_interval, within_range
 from fairdiff.audit.verdict import FEW_IMAGES
 
 SCHEMA = "fairdiff.audit/7"
-LARGEST_COUNTS = "the largest face of a picture counts, the others are ignored"
 CONFIDENT = 0.9  # of a class: what the face loss calls confident (Shen et al., ICLR 2024)
 
 
@@ -140,7 +139,7 @@ def _model(rows: pd.DataFrame, axes: list[Axis], tallies: dict, seen, prompts: p
 
 def _several(rows: pd.DataFrame) -> dict:
     """Pictures with several faces, of those whose faces the detector counted; NaN where it counted none."""
-    counted = rows.faces[rows.faces >= 0] if "faces" in rows else rows.found[:0]
+    counted = rows.faces[rows.faces >= 0]
     several, n = int((counted > 1).sum()), len(counted)
     return {"rate": several / n if n else math.nan, "ci95": iv.rate_interval(several, n), "images": several}
 

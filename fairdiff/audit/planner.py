@@ -18,32 +18,48 @@ from fairdiff.audit.distance import (
 )
 from fairdiff.audit.judge import Judge
 from fairdiff.audit.suite import ENOUGH
+from fairdiff.audit.verdict import filled
 
+Rule = tuple[float, Judge | None, Confidence | None]  # of a verdict: margin, judge, what its labelled faces leave open
 MOST = 100_000  # images a prompt; where they are not enough none are
 SUITES = 1000  # simulated suites of a generator on target, and resamples of each
 
 
-def images_needed(prompts: int, target_K, delta: float, judge: Judge | None = None, wanted: float = 0.8) -> int | None:
-    """Fewest images of each of so many prompts, each with a face, that give the verdict "within" with this power, to 2 %.
+def images_needed(
+    prompts: int, target_K, delta: float, judge: Judge | None = None, wanted: float = 0.8, missing: float = 0.0
+) -> int | None:
+    """Fewest images of each of so many prompts that give the verdict "within" with this power, to 2 %.
 
     From `ENOUGH` prompts the verdict on prompts like these, which an audit then shows; with fewer that on these prompts.
-    None where no number of images gives it: the errors of the judge were counted on too few faces.
+    missing: the share of images without a face, which the verdict counts at their worst. None where no number of images gives
+    it: the errors of the judge were counted on too few faces, or missing faces alone reach the margin (`reach`).
     """
     target = tuple(map(float, target_K))
-    return _needed(prompts, target, delta, wanted) if judge is None else _search(prompts, target, delta, judge, wanted)
+    if judge is None:
+        return _needed(prompts, target, delta, wanted, missing)
+    return _search(prompts, target, (delta, judge, label_error(prompts, target, judge)), wanted, missing)
 
 
 @lru_cache(maxsize=64)
-def _needed(prompts: int, target_K: tuple[float, ...], delta: float, wanted: float) -> int | None:
-    return _search(prompts, target_K, delta, None, wanted)
+def _needed(prompts: int, target_K: tuple[float, ...], delta: float, wanted: float, missing: float) -> int | None:
+    return _search(prompts, target_K, (delta, None, None), wanted, missing)
 
 
-def _search(prompts: int, target_K, delta: float, judge: Judge | None, wanted: float) -> int | None:
-    these = _fewest(lambda n: power_these(prompts, n, target_K, delta, judge) >= wanted, 2)
-    if prompts < ENOUGH or these is None:
-        return these
-    labels = label_error(prompts, target_K, judge)
-    return _fewest(lambda n: _power(prompts, n, target_K, (delta, judge, labels)) >= wanted, these // 2)
+def _search(prompts: int, target_K, rule: Rule, wanted: float, missing: float) -> int | None:
+    delta, judge, _ = rule
+    images = _fewest(lambda n: power_these(prompts, n, target_K, delta, judge) >= wanted, 2)
+    if images is not None and prompts >= ENOUGH:
+        images = _fewest(lambda n: _power(prompts, n, target_K, rule) >= wanted, images // 2)
+    if images is None or not missing:
+        return images
+    if missing * reach(target_K) >= delta:
+        return None
+    return _fewest(lambda n: _power(prompts, n, target_K, rule, missing) >= wanted, images // 2)
+
+
+def reach(target_K) -> float:
+    """D of a prompt whose every face is of the rarest class; a share m of missing faces makes D as large as m `reach`."""
+    return float(np.sqrt(1 / np.min(target_K) - 1))
 
 
 def _fewest(enough: Callable[[int], bool], low: int) -> int | None:
@@ -83,21 +99,32 @@ def label_error(prompts: int, target_K, judge: Judge | None) -> Confidence | Non
     return confidence(1000 * target, target, judge, images=False)
 
 
-def _power(prompts: int, images: int, target_K, rule: tuple[float, Judge | None, Confidence | None]) -> float:
-    """On prompts like these too: the bootstrap-t of the verdict over `SUITES` simulated suites. With a judge each suite has a
-    confusion matrix of its own, of those that the labelled faces leave open."""
+def _power(prompts: int, images: int, target_K, rule: Rule, missing: float = 0.0) -> float:
+    """The same over simulated suites, by the bootstrap-t of the verdict on prompts like these too where it is shown.
+
+    With a judge each suite has a confusion matrix of its own, of those that the labelled faces leave open. missing: the
+    chance of each image to show no face.
+    """
     delta, judge, labels = rule
     target, rng = np.asarray(target_K, float), np.random.default_rng(0)
-    judged = target if judge is None else (target @ judge.draws[rng.integers(len(judge.draws), size=SUITES)])[:, None]
-    counts = rng.multinomial(images, judged / judged.sum(-1, keepdims=True), size=(SUITES, prompts))
+    suites = SUITES // 4 if missing else SUITES  # the worst case of missing faces takes K times as long
+    judged = target if judge is None else (target @ judge.draws[rng.integers(len(judge.draws), size=suites)])[:, None]
+    judged = judged / judged.sum(-1, keepdims=True)
+    none = rng.binomial(images, missing, (suites, prompts))
+    counts = rng.multinomial(images - none, judged)
+    if missing:
+        flat = counts.reshape(-1, len(target))
+        counts = filled(flat, none.ravel(), np.tile(target, (len(flat), 1)), judge, worst=True).reshape(counts.shape)
     x = unbiased_squared_distance(counts, gram(target, judge))
     mean, n = x.mean(1), np.full(prompts, images)
+    these = mean <= _limit(np.tile(target, (prompts, 1)), n, delta, judge)
+    if prompts < ENOUGH:
+        return float(these.mean())
     above = _upper_ends(x, rng) - mean
     if labels is not None:
         grid = np.quantile(mean, np.linspace(0, 1, 9))
         ends = [replace(labels, x=float(at)).end(0.975) for at in grid]
         above = np.hypot(np.maximum(above, 0), np.maximum(np.interp(mean, grid, ends) - mean, 0))
-    these = mean <= _limit(np.tile(target, (prompts, 1)), n, delta, judge)
     return float((these & (mean + above < delta**2)).mean())
 
 

@@ -62,7 +62,7 @@ MODEL = {
     "joint": Each(AXIS | {"per_prompt": [PROMPT]}),
     "families": Each({"attributes": Each(AXIS)}),
     "no_face": RATE,
-    "several_faces": Maybe({"rate": Maybe(NUMBER), "ci95": Maybe(ENDS)}, null=False),
+    "several_faces": RATE,
     **dict.fromkeys(("clip_t", "clip_i", "dino", "between_seeds"), MEAN),
 }
 CHANGED = dict.fromkeys(("bias", "total_variation", "squared_distance"), CHANGE | THESE)

@@ -1,12 +1,11 @@
 """Records: one row an image, the immutable ground every number of the audit stands on.
 
 Columns: model, family, people, names (the class that the prompt names, "gender.female", or ""), prompt_index, subject,
-prompt, image_index, seed, found, faces (how many the detector found; -1: it does not count them; records of schema 2 lack
-the column), x0, y0, x1, y1 (the largest face, pixels), `p.<attribute>.<class>` (the judge's probabilities; NaN without a
-face), `wording.<attribute>.<j>` (of a zero-shot judge the class's number by one wording
-alone; -1 without a face), clip_t (cosine image to prompt), clip_i and dino (cosine to the "before" image of the same
-prompt and noise; NaN for "before" itself), between (mean cosine to the other images of the same prompt and model in the
-image encoder), model_hash, judge_hash.
+prompt, image_index, seed, found, faces (how many the detector found; -1: it does not count them), x0, y0, x1, y1 (the
+largest face, pixels), `p.<attribute>.<class>` (the judge's probabilities; NaN without a face), `wording.<attribute>.<j>`
+(of a zero-shot judge the class's number by one wording alone; -1 without a face), clip_t (cosine image to prompt), clip_i
+and dino (cosine to the "before" image of the same prompt and noise; NaN for "before" itself), between (mean cosine to the
+other images of the same prompt and model in the image encoder), model_hash, judge_hash.
 One file a model and prompt, written whole when its images are measured, so that a broken-off audit goes on.
 """
 
@@ -29,7 +28,7 @@ MODELS = ("before", "start", "after")  # frozen; with the untrained adapter, whe
 SUFFIXES = ("parquet", "npz", "png")  # of one prompt's files; the parquet file is the mark of completeness
 STRIP = 8  # images of each prompt that are kept as thumbnails
 COLUMNS = (
-    "model", "family", "people", "names", "prompt_index", "subject", "prompt", "image_index", "seed", "found",
+    "model", "family", "people", "names", "prompt_index", "subject", "prompt", "image_index", "seed", "found", "faces",
     "clip_t", "clip_i", "dino", "between", "model_hash", "judge_hash",
 )  # fmt: skip
 ANEW = "remove report.html of that audit and repeat the run's command, which makes it anew"

@@ -95,9 +95,8 @@ def _definitions() -> dict[str, dict]:
         "model": _object(
             {"images": COUNT}
             | grouped
-            | {"families": _each(_object({"prompts": COUNT} | grouped)), "no_face": counted}
-            | means,
-            {"several_faces": counted},
+            | {"families": _each(_object({"prompts": COUNT} | grouped)), "no_face": counted, "several_faces": counted}
+            | means
         ),
         "change": _object(
             {"bias": change, "total_variation": change, "squared_distance": change},

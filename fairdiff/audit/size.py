@@ -1,21 +1,17 @@
 """How large an audit must be, in words: images of how many prompts, for this target, margin and judge."""
 
-import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
 from fairdiff.audit.axis import MetricSpec, axes_of, requested
-from fairdiff.audit.distance import extreme_shares, gram, mean_moments, quantile, unbiased_squared_distance
 from fairdiff.audit.judge import Judge, judge_of
-from fairdiff.audit.planner import MOST, images_needed, label_error
+from fairdiff.audit.planner import images_needed, reach
 from fairdiff.audit.suite import ENOUGH
-from fairdiff.audit.verdict import filled, undefined
+from fairdiff.audit.verdict import undefined
 
 PROMPTS = (12, 24, ENOUGH, 48, 100)
 MISSING = (0.0, 0.02)  # shares of images without a face
-DRAWN = 200  # audits
 MORE_LABELS = (2, 4, 8, 16, 32, 64)  # times the labelled faces of a judge
 
 
@@ -36,47 +32,6 @@ def size_lines(spec: MetricSpec, prompts: int) -> list[str]:
     return lines
 
 
-def needed(prompts: int, target_K, delta: float, judge: Judge | None, missing: float = 0.0) -> int | None:
-    """Images of each of so many prompts, of which a share `missing` shows no face; None where no number is enough.
-
-    The verdict counts missing faces for the class that is worst: on target D is then m `reach` of the rarest class or more.
-    """
-    faces = images_needed(prompts, target_K, delta, judge)
-    if not missing or faces is None:
-        return faces
-    within_reach = missing * reach(target_K) < delta
-    images = math.ceil(faces / (1 - missing)) if within_reach else MOST + 1
-    while images <= MOST and power_with_missing(prompts, images, target_K, delta, judge, missing) < 0.8:
-        images = math.ceil(1.1 * images)
-    return images if images <= MOST else None
-
-
-def power_with_missing(prompts: int, images: int, target_K, delta: float, judge: Judge | None, missing: float) -> float:
-    """How often an audit of a generator on target finds it so, in `DRAWN` audits that are drawn, each image without a face
-    with the chance `missing`; on prompts like these too, from as many as that takes."""
-    rng, target = np.random.default_rng(0), np.tile(np.asarray(target_K, float), (prompts, 1))
-    judged = target[None, :1] if judge is None else target[:1] @ judge.draws[:DRAWN]
-    none = rng.binomial(images, missing, (DRAWN, prompts))
-    counts = rng.multinomial(images - none, judged).reshape(-1, target.shape[1])
-    worst = filled(counts, none.ravel(), np.tile(target, (DRAWN, 1)), judge, worst=True)
-    x = unbiased_squared_distance(worst, gram(target[:1], judge)).reshape(DRAWN, prompts)
-    at_margin = mean_moments(extreme_shares(target, delta**2), target, np.full(prompts, images), judge)
-    found = x.mean(1) < quantile(0.025, *at_margin)
-    if prompts >= ENOUGH:
-        above, labels = 1.96 * x.std(1) / math.sqrt(prompts), label_error(prompts, target_K, judge)
-        if labels is not None:  # combined as in the verdict
-            grid = np.quantile(x.mean(1), np.linspace(0, 1, 9))
-            ends = [replace(labels, x=float(at)).end(0.975) for at in grid]
-            above = np.hypot(above, np.maximum(np.interp(x.mean(1), grid, ends) - x.mean(1), 0))
-        found &= x.mean(1) + above < delta**2
-    return float(found.mean())
-
-
-def reach(target_K) -> float:
-    """D of a prompt whose every face is of the rarest class."""
-    return math.sqrt(1 / float(np.min(target_K)) - 1)
-
-
 def _heading(name: str, classes: Sequence[str], target_K, targets: int, delta: float) -> str:
     shares = ", ".join(f"{cls} {share:.3g}" for cls, share in zip(classes, target_K, strict=True))
     some = f", that with the rarest class of {targets} targets" if targets > 1 else ""
@@ -90,8 +45,8 @@ def _axis(target_K, delta: float, judge: Judge | None, own: bool, numbers: list[
     if judge is not None and judge.refusal:
         return [f"no number of images shows it: {judge.refusal}"]
     lines = [_about_judge(judge, own)]
-    lines += [_sentence(n, [needed(n, target_K, delta, judge, m) for m in MISSING]) for n in numbers]
-    if judge is not None and needed(ENOUGH, target_K, delta, judge) is None:
+    lines += [_sentence(n, [images_needed(n, target_K, delta, judge, missing=m) for m in MISSING]) for n in numbers]
+    if judge is not None and images_needed(ENOUGH, target_K, delta, judge) is None:
         lines.append(_labels(target_K, delta, judge))
     most = f"{100 * delta / reach(target_K):.2g} %"
     return [*lines, f"missing faces count at their worst: where {most} of the images or more show none, no number is enough"]

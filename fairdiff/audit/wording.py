@@ -1,6 +1,6 @@
 """audit.json in words and rows, for the page and the terminal alike. No number is computed here."""
 
-from fairdiff.audit.estimand import FEW, TAGS, ends_of, stayed_of, verdict_of, why_not_corrected
+from fairdiff.audit.estimand import FEW, SEVERAL_REFUSED, TAGS, ends_of, stayed_of, verdict_of, why_not_corrected
 from fairdiff.audit.records import MODELS
 
 
@@ -174,7 +174,7 @@ def _image_rows(audit: dict) -> list[dict]:
     several = audit["provenance"]["several_faces"].split(",")[0]
     rows = [
         _row(audit, "no face", lambda m: _rate(m["no_face"]), lambda p: p["no_face"], form=percent),
-        _row(audit, "several faces", lambda m: _rate(m.get("several_faces", {})), form=percent, note=several),
+        _row(audit, "several faces", lambda m: _rate(m["several_faces"]), form=percent, note=several),
         _row(audit, "CLIP-T", lambda m: _pair(m["clip_t"]), lambda p: p["clip_t"], note="image against prompt"),
         _row(audit, "CLIP-I", lambda m: _pair(m["clip_i"]), note="after against before, pair by pair"),
         _row(
@@ -208,7 +208,7 @@ def targeted(audit: dict) -> list[str]:
 def not_measured(audit: dict) -> list[str]:
     """What a reader might take for measured and is not."""
     last = last_model(audit)
-    refused = "counts as one without" in audit["provenance"]["several_faces"]
+    refused = audit["provenance"]["several_faces"] == SEVERAL_REFUSED
     lines = [
         "Identity. Labels are perceived presentation read from pictures by a classifier; nobody in them has a gender, "
         "race or age to be right or wrong about, and two genders and a few races are a coarse reading.",
@@ -297,4 +297,4 @@ def _pair(entry: dict) -> tuple:
 
 
 def _rate(entry: dict) -> tuple:
-    return entry.get("rate"), entry.get("ci95")
+    return entry["rate"], entry["ci95"]

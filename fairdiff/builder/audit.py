@@ -13,6 +13,7 @@ from classifiers.zeroshot import ZeroShotClassifier
 from fairdiff import builder, fingerprint
 from fairdiff.audit.axis import MetricSpec, groups_of, software_versions
 from fairdiff.audit.card import EMBEDDED
+from fairdiff.audit.estimand import SEVERAL_REFUSED
 from fairdiff.audit.generate import AuditPlan, Generate, Noise
 from fairdiff.audit.measure import Measurer, measure
 from fairdiff.audit.metrics import SCHEMA as METRICS_SCHEMA
@@ -257,7 +258,7 @@ def looking_in_words(config: Config) -> dict[str, str]:
     apart = encoder_paths(config)[0] != config.features.clip and encoder_paths(config)[1] != config.features.encoder
     said = {"detector": config.detector.type, "crop": crop_in_words(config)}
     if config.audit.faces == "refuse":
-        said["several_faces"] = "a picture with several faces counts as one without a face"
+        said["several_faces"] = SEVERAL_REFUSED
     return said | {"encoders": "others than those of `features`" if apart else SAME_ENCODERS}
 
 

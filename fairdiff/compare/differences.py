@@ -1,8 +1,8 @@
 """How much more one audit shows than another: differences of their numbers, paired over prompts, and over noise if shared.
 
 A number of shares: `fairdiff.audit.attribute.change`, as for after minus before; its variance by the images is that of pairs
-where the noise is the same. Of the squared distance D^2 the images are taken for independent, which is not too narrow. A
-number of images: Student's interval over the prompts' differences. Audits of the same pictures differ by 0, [0, 0].
+where the noise is the same. A number of images: Student's interval over the prompts' differences. Audits of the same pictures
+differ by 0, [0, 0].
 """
 
 from collections.abc import Sequence

@@ -31,7 +31,7 @@ def row(model, index, subject, image, code):
     moved = {"before": np.nan, "after": 0.9}[model]
     return {
         "model": model, "family": "occupation" if people else "object", "people": people, "names": "", "prompt_index": index,
-        "subject": subject, "prompt": f"a {subject}", "image_index": image, "found": code != "--", **columns,
+        "subject": subject, "prompt": f"a {subject}", "image_index": image, "found": code != "--", "faces": -1, **columns,
         "clip_t": 0.3 if model == "before" else 0.28, "clip_i": moved, "dino": moved if people else moved + 0.06,
         "between": 0.6 if people else 0.8,
         "seed": 5,
@@ -253,7 +253,8 @@ def fair_folder(model, images, rng):
     index = np.repeat(np.arange(12), images)
     return pd.DataFrame({
         "model": model, "family": "custom", "people": True, "names": "", "prompt_index": index, "subject": "s",
-        "prompt": index.astype(str), "image_index": np.tile(np.arange(images), 12), "found": True, "p.x.a": share,
+        "prompt": index.astype(str), "image_index": np.tile(np.arange(images), 12), "found": True,
+        "faces": -1, "p.x.a": share,
         "p.x.b": 1 - share, "clip_t": np.nan, "clip_i": np.nan, "dino": np.nan, "between": np.nan, "seed": 1,
         "model_hash": model, "judge_hash": "j",
     })  # fmt: skip

@@ -29,7 +29,8 @@ def small(models=("before",), faces=1.0, confusion=None, prompts=3) -> dict:
                 p = rng.random() if found else np.nan
                 rows.append({
                     "model": model, "family": "custom", "people": True, "names": "", "prompt_index": prompt, "subject": "s",
-                    "prompt": f"a {prompt}", "image_index": image, "seed": 1, "found": found, "p.x.a": p, "p.x.b": 1 - p,
+                    "prompt": f"a {prompt}", "image_index": image, "seed": 1, "found": found,
+                    "faces": -1, "p.x.a": p, "p.x.b": 1 - p,
                     "clip_t": np.nan, "clip_i": np.nan, "dino": np.nan, "between": np.nan, "model_hash": "h",
                     "judge_hash": "j",
                 })  # fmt: skip

@@ -11,8 +11,8 @@ import pytest
 from classifiers.calibration import CALIBRATION_FILE
 from fairdiff.audit.axis import MetricSpec
 from fairdiff.audit.judge import judge_of
-from fairdiff.audit.planner import images_needed
-from fairdiff.audit.size import needed, reach, size_lines
+from fairdiff.audit.planner import images_needed, reach
+from fairdiff.audit.size import size_lines
 from fairdiff.audit.verdict import decide
 from fairdiff.jobs import audit_command
 from fairdiff.library import train
@@ -37,13 +37,14 @@ WITH_MISSING = [(UNIFORM[2], 0.02), (UNIFORM[2], 0.05), (UNIFORM[8], 0.02), ([0.
 @pytest.mark.parametrize(("target", "missing"), WITH_MISSING)
 def test_the_allowance_for_missing_faces_is_enough_and_without_it_audits_fail(target, missing):
     """.7: four standard errors of 60 audits below .8 would be .6."""
-    assert found_on_target(needed(12, target, 0.1, None, missing), target, missing) >= 0.7
-    assert found_on_target(needed(12, target, 0.1, None), target, missing) < 0.5
+    assert found_on_target(images_needed(12, target, 0.1, missing=missing), target, missing) >= 0.7
+    assert found_on_target(images_needed(12, target, 0.1), target, missing) < 0.5
 
 
 def test_the_allowance_holds_for_prompts_like_these_too():
     """From 36 prompts the verdict that is shown is that of prompts like these."""
-    rng, targets, images = np.random.default_rng(1), np.tile(UNIFORM[2], (36, 1)), needed(36, UNIFORM[2], 0.1, None, 0.02)
+    rng, targets = np.random.default_rng(1), np.tile(UNIFORM[2], (36, 1))
+    images = images_needed(36, UNIFORM[2], 0.1, missing=0.02)
     hits = 0
     for _ in range(40):
         none = rng.binomial(images, 0.02, 36)
@@ -56,9 +57,9 @@ def test_the_allowance_holds_for_prompts_like_these_too():
 def test_beyond_the_reach_of_the_margin_no_number_is_enough():
     """Where a tenth shows no face, the worst case alone is D = .1 for two classes."""
     assert reach(UNIFORM[2]) == 1 and reach(UNIFORM[8]) == pytest.approx(np.sqrt(7))
-    assert needed(36, UNIFORM[2], 0.1, None, 0.1) is None and needed(36, UNIFORM[2], 0.1, None, 0.09) is not None
-    assert needed(36, UNIFORM[8], 0.1, None, 0.04) is None
-    assert needed(36, UNIFORM[2], 0.1, None, 0.0) == images_needed(36, UNIFORM[2], 0.1)
+    assert images_needed(36, UNIFORM[2], 0.1, missing=0.1) is None
+    assert images_needed(36, UNIFORM[2], 0.1, missing=0.09) is not None
+    assert images_needed(36, UNIFORM[8], 0.1, missing=0.04) is None
 
 
 def lines_of(targets, confusion=None, prompts=36, **spec) -> str:
