@@ -68,15 +68,7 @@ def load_hub_classifier(
 
     Every label of a model must belong to a class of some attribute, so that none is forgotten. ValueErrors name the key.
     """
-    check_mapping(mapping, requested)
-    paths = path if isinstance(path, Mapping) else dict.fromkeys(requested, path)
-    for name in paths:
-        if name not in mapping:
-            raise ValueError(f"path: found {name}, allowed: {', '.join(mapping)}")
-    where = {name: paths.get(name) for name in requested}
-    for name, place in where.items():
-        if not place:
-            raise ValueError(f"path: found null, allowed: a folder or hub id of an image classifier for {name}")
+    where = places_of(path, mapping, requested, "a folder or hub id of an image classifier")
     places = list(dict.fromkeys(where.values()))
     nets, pixels = [], []
     for place in places:
@@ -85,6 +77,19 @@ def load_hub_classifier(
         nets.append(net)
         pixels.append(pixel)
     return HubClassifier(nets, pixels, {name: places.index(place) for name, place in where.items()}, mapping, requested)
+
+
+def places_of(
+    path: str | Mapping[str, str] | None, mapping: Classes, requested: Mapping[str, tuple[str, ...]], what: str
+) -> dict[str, str]:
+    """Attribute -> where its model lies, of one path or of one for each of them. ValueErrors name the key."""
+    check_mapping(mapping, requested)
+    paths = path if isinstance(path, Mapping) else dict.fromkeys(requested, path)
+    if unknown := [name for name in paths if name not in mapping]:
+        raise ValueError(f"path: found {unknown[0]}, allowed: {', '.join(mapping)}")
+    if lost := [name for name in requested if not paths.get(name)]:
+        raise ValueError(f"path: found null, allowed: {what} for {lost[0]}")
+    return {name: paths[name] for name in requested}
 
 
 def load_hub_labels(place: str) -> tuple[nn.Module, Pixels, list[str]]:

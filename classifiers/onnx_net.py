@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from classifiers.hub import Classes, check_labels, check_mapping
+from classifiers.hub import Classes, check_labels, places_of
 from classifiers.pixels import Pixels, first_words
 
 # How a graph wants its pixels, and what its outputs are: (scale x - mean) / std of x in [0, 1]
@@ -106,17 +106,12 @@ def load_onnx(
 ) -> OnnxClassifier:
     """A classifier from one file, or from one for each attribute. Every column must belong to a class of some attribute; one
     that is no class, such as an age in years, to an attribute that nobody requests."""
-    check_mapping(mapping, requested)
-    paths = path if isinstance(path, Mapping) else dict.fromkeys(requested, path)
-    if unknown := [name for name in paths if name not in mapping]:
-        raise ValueError(f"path: found {unknown[0]}, allowed: {', '.join(mapping)}")
-    if lost := [name for name in requested if not paths.get(name)]:
-        raise ValueError(f"path: found null, allowed: a file of an ONNX graph (.onnx) for {lost[0]}")
-    places = list(dict.fromkeys(paths[name] for name in requested))
+    where = places_of(path, mapping, requested, "a file of an ONNX graph (.onnx)")
+    places = list(dict.fromkeys(where.values()))
     graphs = [OnnxGraph(place, GRAPH | dict(options)) for place in places]
     for place, graph in zip(places, graphs, strict=True):
-        check_labels(place, graph.labels, {name for name in requested if paths[name] == place}, mapping)
-    return OnnxClassifier(graphs, {name: places.index(paths[name]) for name in requested}, mapping, requested)
+        check_labels(place, graph.labels, {name for name in requested if where[name] == place}, mapping)
+    return OnnxClassifier(graphs, {name: places.index(place) for name, place in where.items()}, mapping, requested)
 
 
 def _runtime():

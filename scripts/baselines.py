@@ -18,14 +18,12 @@ from pathlib import Path
 from harness.audits import Method, audited
 from harness.baselines_page import page
 from harness.methods import adapter, debias_vl, ethical, random_phrases, uce
-from harness.publish import publish, read_record, record_of
-from reproduce.place import ROOT, add_place
+from harness.publish import add_study, conclude, read_record
 from reproduce.records import record
 from rich.progress import track
 
 from fairdiff.audit.read import read_audit
 from fairdiff.cli.ending import ending
-from fairdiff.cli.main import fail
 from fairdiff.errors import FairDiffError
 from fairdiff.files import write_json
 
@@ -70,21 +68,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--adapter", nargs="+", default=[], metavar="NAME=PATH", help="saved adapters beside them")
     parser.add_argument("--set", nargs="+", default=[], metavar="OVERRIDE", help="settings of train.py")
     parser.add_argument("--test", action="store_true", help="test prompts, for the final page")
-    parser.add_argument("--folder", type=Path, default=ROOT / "outputs" / "baselines")
-    add_place(parser)
-    parser.add_argument("--render", action="store_true", help="measure nothing")
+    add_study(parser, "baselines")
     args = parser.parse_args(argv)
     split = "test" if args.test else "validation"
-    kept, folder = record_of(args.docs, "baselines"), args.folder / split
-    try:
-        if not args.render:
-            settings = [f"audit.split={split}", *args.set]
-            measure(chosen(args.names, args.adapter), settings, folder, kept, split)
-        found = read_record(kept)
-        report = publish(page(found), found, "baselines", args.docs, args.folder)
-    except (FairDiffError, OSError) as error:
-        fail(error)
-    print(f"report: {report}")
+
+    def measured(kept: Path) -> None:
+        settings = [f"audit.split={split}", *args.set]
+        measure(chosen(args.names, args.adapter), settings, args.folder / split, kept, split)
+
+    conclude(args, "baselines", measured, page)
 
 
 if __name__ == "__main__":

@@ -26,8 +26,7 @@ from pathlib import Path
 import torch
 from harness.audits import Generators, Method, audited, prompt_biases
 from harness.drift_page import page
-from harness.publish import publish, read_record, record_of
-from reproduce.place import ROOT, add_place
+from harness.publish import add_study, conclude
 from rich.progress import track
 
 from fairdiff import fingerprint
@@ -36,7 +35,6 @@ from fairdiff.audit.wording import targeted
 from fairdiff.builder import build_encoders, build_model
 from fairdiff.builder.audit import build_generators
 from fairdiff.cli.ending import ending
-from fairdiff.cli.main import fail
 from fairdiff.config import Config
 from fairdiff.diffusion.adapter_files import LORA_FILE
 from fairdiff.diffusion.adapters import Lora
@@ -286,27 +284,21 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--set", nargs="+", default=[], metavar="OVERRIDE", help="settings of train.py")
     parser.add_argument("--seed", type=int, default=0, help="of the tuning")
     parser.add_argument("--test", action="store_true", help="test prompts, for the final page")
-    parser.add_argument("--folder", type=Path, default=ROOT / "outputs" / "drift")
-    add_place(parser)
-    parser.add_argument("--render", action="store_true", help="measure nothing")
+    add_study(parser, "drift")
     parser.add_argument("--jobs", type=int, choices=range(1, 65), default=1, metavar="N", help="cells at a time")
     parser.add_argument("--part", type=int, nargs=2, default=(0, 1), metavar=("I", "N"), help="every Nth cell from I on")
     args = parser.parse_args(argv)
-    kept = record_of(args.docs, "drift")
-    try:
-        if not args.render:
-            check(args)
-            if args.jobs > 1:
-                in_parts(sys.argv[1:] if argv is None else argv, args.jobs)
-            if (found := measure(args)) is None:
-                return
+
+    def measured(kept: Path) -> bool:
+        check(args)
+        if args.jobs > 1:
+            in_parts(sys.argv[1:] if argv is None else argv, args.jobs)
+        found = measure(args)
+        if found is not None:
             write_json(kept, found)
-        found = read_record(kept)
-        made = page(found, "python scripts/drift.py")
-        report = publish(made, found, "drift", args.docs, args.folder)
-    except (FairDiffError, OSError) as error:
-        fail(error)
-    print(f"report: {report}")
+        return found is not None
+
+    conclude(args, "drift", measured, lambda found: page(found, "python scripts/drift.py"))
 
 
 if __name__ == "__main__":

@@ -12,21 +12,18 @@ of them. `fairdiff-compare --picture` draws runs as points; this command compare
 """
 
 import argparse
-import shlex
 from pathlib import Path
 
 from harness.audits import Method, audited
 from harness.frontier_page import page
 from harness.frontier_points import checked, measured, quotas
 from harness.methods import adapter, debias_vl, ethical, random_phrases, uce
-from harness.publish import publish, read_record, record_of
-from reproduce.place import ROOT, add_place
+from harness.publish import add_study, conclude
 from reproduce.plan import SCALES
 from rich.progress import track
 
 from fairdiff.audit.read import read_audit
 from fairdiff.cli.ending import ending
-from fairdiff.cli.main import fail
 from fairdiff.errors import FairDiffError
 from fairdiff.files import write_json
 
@@ -98,20 +95,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--semantics", choices=SEMANTICS, default="dino", help="dino: the image encoder in DINO's place")
     parser.add_argument("--test", action="store_true", help="test prompts, for the final page")
     parser.add_argument("--done", action="store_true", help="generate nothing")
-    parser.add_argument("--folder", type=Path, default=ROOT / "outputs" / "baselines")
-    add_place(parser)
-    parser.add_argument("--render", action="store_true", help="measure nothing and read nothing")
+    add_study(parser, "baselines")
     args = parser.parse_args(argv)
-    kept = record_of(args.docs, "frontier")
-    try:
-        if not args.render:
-            write_json(kept, measure(args))
-        found = read_record(kept)
-        made = page(found, shlex.join(["python", "scripts/frontier.py"]))
-        report = publish(made, found, "frontier", args.docs, args.folder)
-    except (FairDiffError, OSError) as error:
-        fail(error)
-    print(f"report: {report}")
+    def measured(kept: Path) -> None:
+        write_json(kept, measure(args))
+
+    conclude(args, "frontier", measured, lambda found: page(found, "python scripts/frontier.py"))
 
 
 if __name__ == "__main__":

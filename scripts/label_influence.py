@@ -19,9 +19,8 @@ import numpy as np
 import torch
 from harness.label_influence_page import RATES, SEEDS, SHARES, WAYS, key_of, page
 from harness.labelled_renders import FOLDER, KINDS, Faces, flipped, has_renders, read_renders
-from harness.publish import publish, read_record, record_of
+from harness.publish import add_study, conclude, read_record
 from label_errors import pixels_of, trained
-from reproduce.place import ROOT, add_place
 from rich.progress import track
 from scipy.stats import mannwhitneyu, spearmanr
 from torch import nn
@@ -39,7 +38,6 @@ from classifiers.influence import (
     probabilities,
 )
 from fairdiff.cli.ending import ending
-from fairdiff.cli.main import fail
 from fairdiff.errors import FairDiffError
 from fairdiff.files import write_json
 
@@ -224,19 +222,10 @@ def measure(renders: Path, kept_in: Path) -> None:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--renders", type=Path, default=FOLDER, help="folder of shards")
-    parser.add_argument("--folder", type=Path, default=ROOT / "outputs" / "label_influence", help="of the report")
-    add_place(parser)
-    parser.add_argument("--render", action="store_true", help="measure nothing")
+    add_study(parser, "label_influence")
     args = parser.parse_args(argv)
-    kept_in = record_of(args.docs, "label_influence")
-    try:
-        if not args.render:
-            measure(args.renders, kept_in)
-        found = read_record(kept_in)
-        report = publish(page(found, "python scripts/label_influence.py"), found, "label_influence", args.docs, args.folder)
-    except (FairDiffError, OSError) as error:
-        fail(error)
-    print(f"report: {report}")
+    command = "python scripts/label_influence.py"
+    conclude(args, "label_influence", lambda kept: measure(args.renders, kept), lambda found: page(found, command))
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ import numpy as np
 from harness.audits import Method, audited
 from harness.languages_page import LEFT_OUT, REFERENCE, SAME, page
 from harness.methods import adapter, reworded
-from harness.publish import publish, read_record, record_of
-from reproduce.place import ROOT, add_place
+from harness.publish import add_study, conclude
+from reproduce.place import ROOT
 from rich.progress import track
 
 from fairdiff import fingerprint
@@ -30,13 +30,13 @@ from fairdiff.audit.records import load_records
 from fairdiff.audit.wording import targeted
 from fairdiff.cli.compose import overrides_of, with_defaults
 from fairdiff.cli.ending import ending
-from fairdiff.cli.main import fail
 from fairdiff.config import Config
 from fairdiff.errors import FairDiffError
 from fairdiff.files import write_json
 from fairdiff.plan import Plan
 from fairdiff.studies import languages
 from fairdiff.studies.curves import outcome, usual_rows
+from fairdiff.studies.page import Page
 from fairdiff.studies.words import Rewrite
 
 
@@ -115,21 +115,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--both-forms", action="store_true", help="a further row for names of both genders")
     parser.add_argument("--translations", type=Path, default=languages.FOLDER, metavar="FOLDER", help="a CSV a language")
     parser.add_argument("--set", nargs="+", default=[], metavar="OVERRIDE", help="settings of train.py")
-    parser.add_argument("--folder", type=Path, default=ROOT / "outputs" / "languages")
-    add_place(parser)
-    parser.add_argument("--render", action="store_true", help="measure nothing")
+    add_study(parser, "languages")
     args = parser.parse_args(argv)
-    kept_in = record_of(args.docs, "languages")
-    try:
-        if not args.render:
-            measure(args, kept_in)
-        found = read_record(kept_in)
+
+    def made(found: dict) -> Page:
         adapted = ["--adapter", found["adapter"]] if found["adapter"] else []
-        made = page(found, shlex.join(["python", "scripts/languages.py", *adapted]))
-        report = publish(made, found, "languages", args.docs, args.folder)
-    except (FairDiffError, OSError) as error:
-        fail(error)
-    print(f"report: {report}")
+        return page(found, shlex.join(["python", "scripts/languages.py", *adapted]))
+
+    conclude(args, "languages", lambda kept: measure(args, kept), made)
 
 
 if __name__ == "__main__":

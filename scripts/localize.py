@@ -24,9 +24,8 @@ from pathlib import Path
 from harness.audits import audited, prompt_biases
 from harness.localize_page import page, smallest
 from harness.methods import adapter as saved_adapter
-from harness.publish import publish, read_record, record_of
+from harness.publish import add_study, conclude
 from harness.retrain import retrained
-from reproduce.place import ROOT, add_place
 from rich.progress import track
 
 from fairdiff import builder, fingerprint
@@ -34,7 +33,6 @@ from fairdiff.audit.read import read_audit
 from fairdiff.audit.wording import targeted
 from fairdiff.cli.compose import saved, with_defaults
 from fairdiff.cli.ending import ending
-from fairdiff.cli.main import fail
 from fairdiff.config import Config
 from fairdiff.diffusion.adapter_files import LORA_FILE
 from fairdiff.diffusion.adapters import modules_of
@@ -57,6 +55,7 @@ from fairdiff.studies.localize import (
     overlap,
     split,
 )
+from fairdiff.studies.page import Page
 from fairdiff.training.step import training_step
 from fairdiff.training.trainer import draw_batches
 
@@ -224,6 +223,16 @@ def copy_smallest(points: dict, folder: Path) -> None:
         shutil.copytree(folder / "adapters" / f"{least[0]}-{least[1]['share']:g}", temporary)
 
 
+def check(args: argparse.Namespace) -> None:
+    """FairDiffError for what cannot be."""
+    if args.run is None:
+        raise FairDiffError("run: found none, allowed: the folder of a finished run with LoRA, or --render")
+    if wrong := [share for share in args.retrain if not 0 < share < 1]:
+        raise FairDiffError(f"--retrain: found {wrong[0]:g}, allowed: above 0, below 1")
+    if args.batches < 2:
+        raise FairDiffError(f"--batches: found {args.batches}, allowed: 2 or more")
+
+
 @ending("interrupted; the same command goes on")
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -233,26 +242,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batches", type=int, default=BATCHES, help=f"of the scores; default: {BATCHES}")
     parser.add_argument("--set", nargs="+", default=[], metavar="OVERRIDE", help="settings of the audits")
     parser.add_argument("--test", action="store_true", help="test prompts, for the final page")
-    parser.add_argument("--folder", type=Path, default=ROOT / "outputs" / "localize")
-    add_place(parser)
-    parser.add_argument("--render", action="store_true", help="measure nothing")
+    add_study(parser, "localize")
     args = parser.parse_args(argv)
-    kept_in = record_of(args.docs, "localize")
-    try:
-        if args.run is None and not args.render:
-            raise FairDiffError("run: found none, allowed: the folder of a finished run with LoRA, or --render")
-        if wrong := [share for share in args.retrain if not 0 < share < 1]:
-            raise FairDiffError(f"--retrain: found {wrong[0]:g}, allowed: above 0, below 1")
-        if args.batches < 2:
-            raise FairDiffError(f"--batches: found {args.batches}, allowed: 2 or more")
-        if not args.render:
-            measure(args, kept_in)
-        found = read_record(kept_in)
-        made = page(found, shlex.join(["python", "scripts/localize.py", found["run"]]))
-        report = publish(made, found, "localize", args.docs, args.folder)
-    except (FairDiffError, OSError) as error:
-        fail(error)
-    print(f"report: {report}")
+
+    def measured(kept_in: Path) -> None:
+        check(args)
+        measure(args, kept_in)
+
+    def made(found: dict) -> Page:
+        return page(found, shlex.join(["python", "scripts/localize.py", found["run"]]))
+
+    conclude(args, "localize", measured, made)
 
 
 if __name__ == "__main__":

@@ -17,9 +17,8 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
-from harness.publish import publish, read_record, record_of
+from harness.publish import add_study, conclude, read_record
 from harness.reading_errors_page import COUNTED, DISTANCES, RATES, SEEDS, VERDICT_SEEDS, key_of, page
-from reproduce.place import ROOT, add_place
 from rich.progress import track
 
 from fairdiff.audit.axis import Axis, MetricSpec, axes_of, labels
@@ -27,9 +26,9 @@ from fairdiff.audit.read import read_audit
 from fairdiff.audit.records import load_records
 from fairdiff.audit.wording import last_model, targeted
 from fairdiff.cli.ending import ending
-from fairdiff.cli.main import fail
 from fairdiff.errors import FairDiffError
 from fairdiff.files import write_json
+from fairdiff.studies.page import Page
 from fairdiff.studies.reading_errors import audited, counts_of, error_rates, kinds, misread, nearer, transition
 
 
@@ -123,22 +122,18 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("audit", nargs="?", type=Path, help="the folder of a finished audit")
     parser.add_argument("--attribute", help="default: the first with a target")
-    parser.add_argument("--folder", type=Path, default=ROOT / "outputs" / "reading_errors", help="of the report")
-    add_place(parser)
-    parser.add_argument("--render", action="store_true", help="measure nothing")
+    add_study(parser, "reading_errors")
     args = parser.parse_args(argv)
-    kept_in = record_of(args.docs, "reading_errors")
-    try:
-        if args.audit is None and not args.render:
+
+    def measured(kept: Path) -> None:
+        if args.audit is None:
             raise FairDiffError("AUDIT: found none, allowed: the folder of a finished audit, or --render")
-        if not args.render:
-            measure(args.audit, args.attribute, kept_in)
-        found = read_record(kept_in)
-        command = shlex.join(["python", "scripts/reading_errors.py", found["about"]["audit"]])
-        report = publish(page(found, command), found, "reading_errors", args.docs, args.folder)
-    except (FairDiffError, OSError) as error:
-        fail(error)
-    print(f"report: {report}")
+        measure(args.audit, args.attribute, kept)
+
+    def made(found: dict) -> Page:
+        return page(found, shlex.join(["python", "scripts/reading_errors.py", found["about"]["audit"]]))
+
+    conclude(args, "reading_errors", measured, made)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny import composed
-from tiny_judges import uncalibrated
+from tiny_judges import audit_settings
 
 from fairdiff.diffusion.adapters import Lora
 from fairdiff.diffusion.load import load_model
@@ -39,12 +39,7 @@ def fair(tiny_folder, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def settings(tiny_folder, tmp_path_factory) -> list[str]:
     folder = tmp_path_factory.mktemp("drift")
-    return [
-        f"model.path={tiny_folder}", "model.device=cpu", f"audit.judge.path={uncalibrated(folder / 'judge')}",
-        "features.clip=embedded", "features.encoder=embedded", "features.identity=embedded", "detector=whole",
-        "prompts.template='a photo of the face of {a} {}'", "sampler.audit_steps=2", "cache=null", "audit.prompts=2",
-        "audit.images_per_prompt=3", "audit.named=1", "audit.without_people=1",
-    ]  # fmt: skip
+    return [*audit_settings(tiny_folder, folder), "cache=null", "audit.named=1", "audit.without_people=1"]
 
 
 def images(method, settings: list[str], folder: Path) -> dict[str, torch.Tensor]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from tiny import composed
-from tiny_judges import uncalibrated
+from tiny_judges import audit_settings
 
 from fairdiff.audit.records import load_records
 from fairdiff.diffusion.adapters import Lora
@@ -191,12 +191,7 @@ def lora(tiny_folder, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def settings(tiny_folder, tmp_path_factory) -> list[str]:
     folder = tmp_path_factory.mktemp("languages")
-    return [
-        f"model.path={tiny_folder}", "model.device=cpu", f"audit.judge.path={uncalibrated(folder / 'judge')}",
-        "features.clip=embedded", "features.encoder=embedded", "features.identity=embedded", "detector=whole",
-        "prompts.template='a photo of the face of {a} {}'", "sampler.audit_steps=2", f"cache={folder / 'cache'}",
-        "audit.prompts=2", "audit.images_per_prompt=3",
-    ]  # fmt: skip
+    return audit_settings(tiny_folder, folder)
 
 
 @pytest.mark.slow

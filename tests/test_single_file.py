@@ -179,8 +179,9 @@ def test_what_is_trained_on_a_file_is_exported_with_it_as_with_the_folder(saved,
         wanted = shapes_of({key: module for key, module in named.items() if module is not None})
         assert name == "folder" or shapes_of(file_on_no_device(path)) == wanted
         trainee = make_trainee(model, "lora_both")
-        training_step(trainee, Batch(PROMPT, [0, 1], 2, 0, torch.Generator().manual_seed(0)))
-        assert all(p.grad is not None for p in trainee.adapter.parameters())
+        training_step(trainee, Batch(PROMPT, [0, 1, 2, 3], 2, 0, torch.Generator().manual_seed(0)))
+        for module in (m for m in named.values() if m is not None):  # the last layer of XL's first encoder is not read
+            assert any(p.grad is not None and p.grad.any() for p in module.parameters() if p.requires_grad)
         torch.optim.SGD(trainee.adapter.parameters(), 0.1).step()
         (folder := tmp_path / name / "adapter").mkdir(parents=True)
         trainee.adapter.save(folder)

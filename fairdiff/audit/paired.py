@@ -57,19 +57,27 @@ def paired_metrics(pair: Pair, axes: list[Axis], prompts: pd.DataFrame, spec: Me
     return result
 
 
-def _faces_of_both(pair: Pair, axis: Axis, spec: MetricSpec) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Which pairs of images show a face in both, and the classes of these faces before and after."""
+def class_pairs(place_N: np.ndarray, one_N: np.ndarray, other_N: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """How many pairs of images of each prompt show which two classes [P, K, K].
+
+    place_N: the prompt of each pair. one_N, other_N: the classes of both images, below 0 without a face. size: P and K.
+    """
+    pairs_PKK, faces = np.zeros((*size, size[1])), (one_N >= 0) & (other_N >= 0)
+    np.add.at(pairs_PKK, (place_N[faces], one_N[faces], other_N[faces]), 1)
+    return pairs_PKK
+
+
+def _classes_of_both(pair: Pair, axis: Axis, spec: MetricSpec) -> tuple[np.ndarray, np.ndarray]:
+    """The classes of all pairs of images [N], before and after; below 0 without a face."""
     one, other = (labels(rows, spec.attributes, axis.members) for rows in (pair.before, pair.after))
-    faces = (one >= 0) & (other >= 0)
-    return faces, one[faces], other[faces]
+    return one, other
 
 
 def _counted(pair: Pair, axis: Axis, prompts: pd.DataFrame, rows_P: np.ndarray, spec: MetricSpec) -> tuple[list, np.ndarray]:
     """Faces of each class by both models [P, K] each, and the classes of image pairs [P, K, K], of some of the prompts."""
-    faces, one, other = _faces_of_both(pair, axis, spec)
+    kinds = _classes_of_both(pair, axis, spec)
     place = pair.before.prompt_index.map({prompt: row for row, prompt in enumerate(prompts.prompt_index)}).to_numpy()
-    both = np.zeros((len(prompts), len(axis.classes), len(axis.classes)))
-    np.add.at(both, (place[faces], one, other), 1)
+    both = class_pairs(place, *kinds, (len(prompts), len(axis.classes)))
     return [tally[axis.name][rows_P] for tally in pair.tallies], both[rows_P]
 
 
@@ -81,8 +89,9 @@ def _change(pair: Pair, axis: Axis, prompts: pd.DataFrame, rows_P: np.ndarray, s
 
 def _with_verdict(pair: Pair, axis: Axis, prompts: pd.DataFrame, rows_P: np.ndarray, spec: MetricSpec) -> dict:
     """The same with the share of faces that changed their class, and whether an attribute without a target stayed."""
-    faces, one, other = _faces_of_both(pair, axis, spec)
-    changed = (one != other).mean() if faces.any() else math.nan
+    one, other = _classes_of_both(pair, axis, spec)
+    faces = (one >= 0) & (other >= 0)
+    changed = (one != other)[faces].mean() if faces.any() else math.nan
     entry = _change(pair, axis, prompts, rows_P, spec) | {"class_changed": changed}
     if len(axis.members) == 1 and not requested(axis, spec):
         rows_P = rows_P & pair.seen

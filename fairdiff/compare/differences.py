@@ -13,7 +13,9 @@ import pandas as pd
 from fairdiff.audit import intervals as iv
 from fairdiff.audit.attribute import change
 from fairdiff.audit.axis import Axis, MetricSpec, groups_of, labels
-from fairdiff.audit.metrics import difference_over_prompts, plain
+from fairdiff.audit.metrics import plain
+from fairdiff.audit.paired import class_pairs
+from fairdiff.audit.rows import difference_over_prompts
 from fairdiff.audit.suite import combine
 from fairdiff.audit.wording import distance_of
 from fairdiff.compare.audits import Audited
@@ -86,15 +88,12 @@ def _common(one: Audited, other: Audited) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def _pairs(rows: tuple | None, attributes: dict, axis: Axis, prompts: Sequence[str]) -> np.ndarray:
     """How many pairs of images show which two classes [P, K, K]; zeros without common noise."""
-    K = len(axis.classes)
-    pairs = np.zeros((len(prompts), K, K))
+    size = len(prompts), len(axis.classes)
     if rows is None:
-        return pairs
+        return np.zeros((*size, size[1]))
     kinds = [labels(some, attributes, axis.members) for some in rows]
     place = rows[0].index.get_level_values("prompt").map({text: row for row, text in enumerate(prompts)}).to_numpy()
-    faces = (kinds[0] >= 0) & (kinds[1] >= 0)
-    np.add.at(pairs, (place[faces], kinds[0][faces], kinds[1][faces]), 1)
-    return pairs
+    return class_pairs(place, *kinds, size)
 
 
 def _of_images(one: Audited, other: Audited, noise: bool) -> dict[str, dict]:

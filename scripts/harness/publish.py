@@ -1,13 +1,41 @@
-"""What the commands of studies do at their end: from the record that is kept to the pages."""
+"""What the commands of studies have in common: where their pages go, and their end, from the record to the pages."""
 
+import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 
-from reproduce.place import records_in
+from reproduce.place import ROOT, add_place, records_in
 
+from fairdiff.cli.main import fail
 from fairdiff.errors import FairDiffError
 from fairdiff.files import write_json
 from fairdiff.studies.page import Page, write_html, write_markdown
+
+
+def add_study(parser: argparse.ArgumentParser, name: str) -> None:
+    """The options of every study: its folder below outputs, the place of its page, and to measure nothing."""
+    parser.add_argument("--folder", type=Path, default=ROOT / "outputs" / name, help="of its report; default: %(default)s")
+    add_place(parser)
+    parser.add_argument("--render", action="store_true", help="measure nothing")
+
+
+def conclude(
+    args: argparse.Namespace, name: str, measure: Callable[[Path], bool | None], made: Callable[[dict], Page]
+) -> None:
+    """Measure into the study's record unless --render, then make its pages of it; what a user can mend ends as one line.
+
+    measure: writes the record at this path; False where that is not all, and another process makes the pages.
+    """
+    try:
+        kept = record_of(args.docs, name)
+        if not args.render and measure(kept) is False:
+            return
+        found = read_record(kept)
+        report = publish(made(found), found, name, args.docs, args.folder)
+    except (FairDiffError, OSError) as error:
+        fail(error)
+    print(f"report: {report}")
 
 
 def record_of(docs: Path, name: str) -> Path:
