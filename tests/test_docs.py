@@ -101,6 +101,15 @@ def test_the_configuration_page_is_what_the_schemas_say():
     assert reference.PAGE.read_text("utf-8") == reference.page(), "python scripts/reference.py"
 
 
+def test_every_key_and_choice_says_what_it_is():
+    """No key without a meaning, no choice whose file does not begin with a sentence about it."""
+    rows = [line.split(" | ") for line in reference.page().splitlines() if line.startswith("| `") or line.startswith("| **`")]
+    assert len(rows) > 100 and not [row[0] for row in rows if len(row[-1].strip(" |")) < 10]
+    heads = {path: path.read_text("utf-8").removeprefix("# @package _global_\n") for path in Path(reference.CONF).glob("*/*.yaml")}
+    without = [path.name for path, text in heads.items() if not text.startswith("# ")]
+    assert not without
+
+
 def test_the_changelog_names_every_renamed_key():
     text = (ROOT / "CHANGELOG.md").read_text("utf-8")
     assert not [old for old in RENAMED if f"`{old}" not in text]

@@ -21,6 +21,7 @@ class ModelConfig:
     clip_skip: how many of the text encoders' last layers prompts leave out, as in diffusers' pipelines; null for none.
     dtype: of the frozen U-Net and VAE, and what training's frozen networks multiply in; adapters, text encoder, latents,
     losses and the audit's networks are float32 whatever it says. float16, for GPUs without bfloat16, is of the U-Net alone.
+    device: where training and audit compute, cpu, cuda or cuda:1.
     sampling_dtype: what U-Net and VAE of float32 multiply in where no gradient is taken. "auto": what suits the device, see
     `diffusion.load.fast_dtype`; a run's identity holds the word, not what it became.
     """
@@ -41,11 +42,12 @@ class ModelConfig:
 
 @dataclass
 class SamplerConfig:
-    """T is uniform on {train_steps[0] .. train_steps[1]} in training, the same whenever a noise is met again, and audit_steps
-    in the audit.
+    """How the model draws.
 
     scheduler: dpm (DPM-Solver++), ddim, euler or unipc, or with noise added between steps euler_ancestral or lcm;
     flow_euler of flow-matching models. All are on the model's own noise schedule.
+    train_steps: the least and the most steps of the sampler in training, evenly drawn, the same whenever a noise is met again.
+    audit_steps: steps of the sampler in the audit.
     guidance: the scale of classifier-free guidance, 1 or less for none, as diffusers' pipelines take it; a model distilled
     from a guided one reads it instead.
     final_sigmas: where dpm and unipc end, "zero" or "sigma_min"; others end where they do.
@@ -80,8 +82,11 @@ class SamplerConfig:
 
 @dataclass
 class AttributeConfig:
-    """Classes (text) in the judge's order and the damping factors of section A.2 of the paper.
+    """One attribute of people; its labels are perceived presentation.
 
+    classes: their names in the order of the judge's outputs.
+    keep_outside: by what the image term of an image is multiplied in which this attribute shall change (the paper, A.2).
+    keep_face: by what its gradient is multiplied again inside the face's box.
     phrases: class -> words for a person of it, "a woman", for prompts that name a class (`prompts.named`, `audit.named`);
     empty: there are no such prompts.
     """
@@ -108,9 +113,12 @@ class AttributeConfig:
 
 @dataclass
 class DetectorConfig:
-    """mtcnn resizes the shorter side to input_size (insightface to its own 640); whole takes the whole image as the face.
+    """What finds faces.
 
-    crop_size: side of what judges without a crop of their own see, of a square box `expand` times the face.
+    type: mtcnn, insightface, or whole, which takes the whole image as the face.
+    input_size: to which mtcnn resizes the shorter side of the image, in pixels; insightface has its own, 640.
+    crop_size: side of what judges without a crop of their own see, in pixels.
+    expand: the side of the square that is cropped, in sides of the face's box.
     root: the folder of insightface's models, which are for non-commercial research and do not come with this project.
     """
 
@@ -132,9 +140,10 @@ class DetectorConfig:
 class JudgeConfig:
     """A classifier of perceived presentation.
 
-    type net: a folder as classifiers/attributes.py writes it, null for the embedded one. hf: a Hugging Face image
-    classifier, or one for each attribute, {gender: ..., race: ...}. open_clip: zero-shot, a folder or
-    "architecture/pretrained tag". onnx: a file of an ONNX graph, or one for each attribute; for audits, it has no gradient.
+    type: net is a classifier of this project (classifiers/attributes.py), hf one of Hugging Face, open_clip zero-shot, onnx
+    an ONNX graph, for audits only, as it has no gradient.
+    path: of net a folder, null for the embedded one; of hf a folder or hub id; of open_clip a folder or
+    "architecture/pretrained tag"; of onnx a file. hf and onnx may have one for each attribute, {gender: ..., race: ...}.
     mapping: attribute -> class -> the model's labels (hf), its columns' numbers (onnx; "output:0" of several outputs), or
     prompts (open_clip), that together are this class.
     graph: how an onnx judge wants its pixels, (scale x - mean) / std of x in [0, 1], channels rgb or bgr, and whether its

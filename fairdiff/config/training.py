@@ -13,9 +13,14 @@ OWN_KEYS = {"soft_tokens": ("tokens", "initial_text"), "lora": ("parts", "rank")
 
 @dataclass
 class AdapterConfig:
-    """soft_tokens use `tokens` and `initial_text`, the words they start from; lora uses `parts` and `rank` (alpha = rank).
-    parts: text_encoder, unet or both; text_encoder: every CLIP of the model; unet: or the transformer in its place.
+    """What is trained.
 
+    type: soft_tokens, embeddings before the prompt, or lora.
+    tokens: how many soft tokens.
+    initial_text: the words that soft tokens start from, repeated to their number.
+    parts: where LoRA learns, text_encoder, unet or both; text_encoder is every CLIP of the model, unet the transformer where
+    the model has one in its place.
+    rank: of LoRA, with alpha = rank.
     learning_rate: the rate of AdamW at the start of `optimizer.schedule`.
     path: what to start from, or to audit: the folder of a saved adapter of these settings, or a file of any tool, which is
     taken with its own layers, ranks or tokens; several in a list are added. scale: how much of what it learnt is applied; 0
@@ -128,6 +133,7 @@ class LossConfig:
     """align, image, face: the weight of each term, or with `balance` its share of the gradient, relative to the others.
 
     0 measures a term without training on it; null leaves it out.
+    balance: whether the terms' gradients are scaled to shares, step by step; false takes the weights as they are.
     confidence: the least confidence of a transport label that is trained on. class_weights: whether a label weighs by how
     rare its class shall be, see `Target.class_weights`; false is the paper's plain cross-entropy.
     confident_class: how sure the classifier must be of the reference image's class for its face to be kept as it is.
@@ -174,8 +180,10 @@ class LossConfig:
 
 @dataclass
 class OptimizerConfig:
-    """AdamW. schedule: of the learning rate; linear and cosine end at 0 after `steps` steps.
+    """AdamW.
 
+    schedule: of the learning rate, constant, linear or cosine; the latter two end at 0 after `steps` steps.
+    weight_decay: AdamW's, of the adapter's parameters.
     ema: the decay of the averages after diffusers' warm-up, min(ema, (1 + i) / (10 + i)) at step i.
     """
 
