@@ -105,8 +105,8 @@ def test_every_key_and_choice_says_what_it_is():
     """No key without a meaning, no choice whose file does not begin with a sentence about it."""
     rows = [line.split(" | ") for line in reference.page().splitlines() if line.startswith("| `") or line.startswith("| **`")]
     assert len(rows) > 100 and not [row[0] for row in rows if len(row[-1].strip(" |")) < 10]
-    heads = {path: path.read_text("utf-8").removeprefix("# @package _global_\n") for path in Path(reference.CONF).glob("*/*.yaml")}
-    without = [path.name for path, text in heads.items() if not text.startswith("# ")]
+    texts = {path.name: path.read_text("utf-8") for path in Path(reference.CONF).glob("*/*.yaml")}
+    without = [name for name, text in texts.items() if not text.removeprefix("# @package _global_\n").startswith("# ")]
     assert not without
 
 

@@ -46,7 +46,7 @@ class SamplerConfig:
 
     scheduler: dpm (DPM-Solver++), ddim, euler or unipc, or with noise added between steps euler_ancestral or lcm;
     flow_euler of flow-matching models. All are on the model's own noise schedule.
-    train_steps: the least and the most steps of the sampler in training, evenly drawn, the same whenever a noise is met again.
+    train_steps: the least and the most steps of the sampler in training, evenly drawn; the same when a noise is met again.
     audit_steps: steps of the sampler in the audit.
     guidance: the scale of classifier-free guidance, 1 or less for none, as diffusers' pipelines take it; a model distilled
     from a guided one reads it instead.
