@@ -44,6 +44,8 @@ CANDIDATES = {
     "text, label confidence .95": _own(TEXT, "1.2e-2", confidence=0.95),
     "text, face share .3": _own(TEXT, "1.2e-2", face=0.3),
     "tokens, rate 3e-2": _own(TOKENS, "3e-2", 0.17, weights="unit"),
+    "tokens, rate 3e-2, again": _own(TOKENS, "3e-2", 0.17, weights="unit"),
+    "tokens, rate 3e-2, a third names a class": _own(TOKENS, "3e-2", 0.17, weights="unit", named=0.35),
     "tokens, 300 steps": _own(TOKENS, "3e-2", 0.17, weights="unit", steps=300),
     "unet, equal step weights": _own(UNET, "4e-3", weights="unit"),
     "unet, equal step weights, label confidence .5": _own(UNET, "4e-3", weights="unit", confidence=0.5),
