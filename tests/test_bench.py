@@ -286,6 +286,8 @@ def test_every_short_part_measures_and_renders(tiny_config, tiny_folder, tmp_pat
     )
     assert totals["ours, K = 2, cold"] == evaluations(4, 3, 2, cold=True, halves=1)
     assert 0.5 < measured["steps"]["backward_per_forward"] < 2 and measured["throughput"]["rows"][0]["tflop"] > 0
+    rows = {r["contestant"]: r for r in measured["audit"]["rows"]}
+    assert rows["ours, float32"]["apart"] < 1e-4 and min(rows["ours"]["images_per_second"]) > 0  # the same images
     page.write_page(tmp_path, tmp_path / "page.md")
     assert (tmp_path / "page.md").read_text().count("Not measured yet") == 2
 
@@ -321,5 +323,5 @@ def test_the_page_says_what_was_measured_and_what_was_not(tiny_config):
     }  # fmt: skip
     text = page.render([measured])
     assert "| unit K=3 | 0.5 | 2 of 2 | 6 [6, 6] | 1× [1, 1] | 6 [6, 6] | 3× [3, 3] |" in text
-    assert "**Not finished.**" in text and text.count("Not measured yet: `python scripts/bench.py") == 6
+    assert "**Not finished.**" in text and text.count("Not measured yet: `python scripts/bench.py") == 7
     assert all(f"## {title}" in text for title, _ in page.COMMANDS.values())

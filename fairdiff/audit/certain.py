@@ -52,12 +52,12 @@ def distance_range(low, high, target) -> tuple[np.ndarray, np.ndarray]:
     others = low.sum(-1, keepdims=True) - low, high.sum(-1, keepdims=True) - high
     low, high = np.maximum(low, 1 - others[1]), np.minimum(high, 1 - others[0])  # no end that the others forbid
     target = np.broadcast_to(target, low.shape)
-    left, right = np.zeros(low.shape[:-1]), (1 / target).max(-1)
-    for _ in range(34):
-        c = (left + right) / 2
-        short = np.clip(c[..., None] * target, low, high).sum(-1) < 1
-        left, right = np.where(short, c, left), np.where(short, right, c)
-    least = squared_distance(np.clip(right[..., None] * target, low, high), target)
+    knots = np.sort(np.concatenate([low, high], -1) / np.concatenate([target, target], -1), -1)  # between them it is linear
+    sums = np.clip(knots[..., None] * target[..., None, :], low[..., None, :], high[..., None, :]).sum(-1)
+    after = np.clip((sums < 1).sum(-1, keepdims=True), 1, knots.shape[-1] - 1)  # the first knot that reaches 1
+    (at, sum_at), (to, sum_to) = ([np.take_along_axis(x, i, -1)[..., 0] for x in (knots, sums)] for i in (after - 1, after))
+    c = at + np.clip((1 - sum_at) / np.maximum(sum_to - sum_at, 1e-300), 0, 1) * (to - at)
+    least = squared_distance(np.clip(c[..., None] * target, low, high), target)
     slope = (low + high - 2 * target) / target
     most = squared_distance(low, target) + filled_first(slope, low, high)
     return np.where(meet, np.sqrt(least), np.inf), np.where(meet, np.sqrt(np.maximum(most, 0)), -np.inf)

@@ -24,6 +24,7 @@ COMMANDS = {
     "memory": ("Memory", "python scripts/bench.py 'part=[memory]' micro_batch=4 literal_batch=4"),
     "ablation": ("Which gradient learns", "python scripts/bench.py 'part=[ablation]' steps=240"),
     "profile": ("What a step's time is made of", "python scripts/bench.py 'part=[profile]'"),
+    "audit": ("An audit", "python scripts/bench.py 'part=[audit]'"),
     "throughput": ("Seconds a step on a GPU", "python scripts/bench.py device=cuda model=sd15_random"),
 }
 
@@ -242,6 +243,25 @@ def throughput(result: dict) -> list[str]:
     return [*table(head, rows), "", f"K = {result['K']}. Peak: {what}. Operations counted by torch's flop counter."]
 
 
+def audit(result: dict) -> list[str]:
+    rows = [
+        [r["contestant"], interval(r["images_per_second"]), interval(r["faster"], "×"), number(r["apart"])]
+        for r in result["rows"]
+    ]
+    lines = [
+        *table(["images of the same prompt and noise", "images a second", "faster", "largest difference"], rows),
+        "",
+        f"{result['T']} sampler steps; all in batches of B. The pipeline gives tensors, no PIL images. Ours multiplies in "
+        f"{result['dtype']} where nothing else is said. Difference: of pixels in [0, 1] to the pipeline's.",
+    ]
+    if i := result["intervals"]:
+        lines[-1] += (
+            f" All numbers of audit.json for {', '.join(i['attributes'])}, of {i['prompts']} prompts × {i['images']} images "
+            f"before and after, take {interval(i['seconds'])} seconds."
+        )
+    return lines
+
+
 SECTIONS = {
     "steps": steps,
     "time_to_bias": time_to_bias,
@@ -249,5 +269,6 @@ SECTIONS = {
     "memory": memory,
     "ablation": ablation,
     "profile": profile,
+    "audit": audit,
     "throughput": throughput,
 }
