@@ -252,7 +252,7 @@ def audit(result: dict) -> list[str]:
         *table(["images of the same prompt and noise", "images a second", "faster", "largest difference"], rows),
         "",
         f"{result['T']} sampler steps; all in batches of B. The pipeline gives tensors, no PIL images. Ours multiplies in "
-        f"{result['dtype']} where nothing else is said. Difference: of pixels in [0, 1] to the pipeline's.",
+        f"{result['dtype']}, if not in the pipeline's precision. Difference: of pixels in [0, 1] to the pipeline's.",
     ]
     if i := result["intervals"]:
         lines[-1] += (

@@ -57,7 +57,8 @@ def make_model(shapes: RandomConfig, dtype: torch.dtype, device: str) -> Diffusi
         )
     for module in (unet, vae, text):
         module.requires_grad_(False).eval().to(device)
-    betas = DPMSolverMultistepScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").config
+    schedule = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+    betas = DPMSolverMultistepScheduler(**schedule).config
     model = DiffusionModel(clip_tokenizer(), text, unet, vae, make_solver("dpm", betas, "sigma_min", "linspace"))
     model.lower_precision(dtype)
     return model

@@ -41,7 +41,7 @@ def measured(places: dict[str, list[Path]], attribute: str, semantics: str) -> d
             rows = usual_rows(records, "after")
             if rows.empty:
                 raise FairDiffError(f"{where}: has no model after, allowed: audits of an adapter or a baseline")
-            label = where.parent.parent.name.replace("_", " ")
+            label = where.parent.parent.name.replace("__", ", ").replace("_", " ")
             points.setdefault(name, []).append(_plain(outcome(label, rows, attribute, classes, semantics)))
             nothing = _plain(outcome("nothing", usual_rows(records, "before"), attribute, classes, semantics))
     return {"attribute": attribute, "semantics": semantics, "nothing": nothing, "curves": points}
