@@ -4,13 +4,14 @@ import json
 import re
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from tiny import whole_audit
 
 from fairdiff.audit.report import render_report
-from fairdiff.studies.page import Page, Point, Section, audit_style, curves_chart, write_html, write_markdown
+from fairdiff.studies.page import Page, Point, Section, audit_style, curves_chart, ticks, write_html, write_markdown
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 
@@ -30,7 +31,18 @@ def test_a_page_is_in_the_audits_style_escaped_and_needs_no_network(tmp_path):
     write_markdown(page, tmp_path / "p.md")
     text = (tmp_path / "p.md").read_text("utf-8")
     assert text.startswith("# T <t>\n\nWritten by `python scripts/x.py`. Lead.\n") and "| 1 · 2 |" in text
-    assert "<svg" not in text and "- Nothing <else>." in text
+    assert "![bias &lt;x&gt;](p-1.svg)" in text and "- Nothing <else>." in text
+    drawn = ElementTree.parse(tmp_path / "p-1.svg").getroot()  # well-formed, and it needs no style of a page
+    assert drawn.tag.endswith("svg") and "var(" not in (tmp_path / "p-1.svg").read_text("utf-8")
+    write_markdown(Page("T", "L", [], [], "x"), tmp_path / "p.md")
+    assert not list(tmp_path.glob("*.svg"))  # no chart of an earlier page stays
+
+
+@pytest.mark.parametrize("low,high", [(0, 0.847), (0.906, 1), (0.05, 1), (0, 160), (-1.5, 0.5), (0, 1e-3), (0, 3), (7, 8.2)])
+def test_ticks_are_round_and_cover_the_axis(low, high):
+    found = ticks(low, high)
+    assert 3 <= len(found) <= 7 and low - 1e-9 <= found[0] and found[-1] <= high + 1e-9
+    assert (found[0] - low) < (step := found[1] - found[0]) + 1e-9 and high - found[-1] < step + 1e-9
 
 
 @pytest.fixture(scope="module")
@@ -49,15 +61,15 @@ def test_pages_of_studies_have_every_rule_of_an_audits_report(audit, tmp_path):
     write_html(Page("T", "L", [Section("S", ["t"], ["h"], [["1"]], [chart])], ["n"], "x"), tmp_path / "p.html")
     html = (tmp_path / "p.html").read_text("utf-8")
     used = {name for found in re.findall(r'class="?([\w ]+)', html.replace(style, "")) for name in found.split()}
-    assert used >= {"lead", "cards", "card", "floor", "whisker", "key"} and not [u for u in used if f".{u}" not in rules]
+    assert used >= {"lead", "cards", "card", "floor", "whisker"} and not [u for u in used if f".{u}" not in rules]
 
 
 def test_a_chart_keeps_its_order_and_ends_within_its_box():
     chart = curves_chart({"a": [Point(0.1, 0.9, 0.8, 1.0), Point(0.5, 0.1)], "b": [Point(0.3, 0.3)]}, "t", "x", 0.2)
     box = [float(v) for v in re.search(r'viewBox="0 0 (\d+) (\d+)"', chart).groups()]
     dots = [(float(x), float(y)) for x, y in re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', chart)]
-    assert len(dots) == 3 and all(0 < x < box[0] and 0 < y < box[1] for x, y in dots)
-    (x0, y0), (x1, y1), (x2, y2) = dots
+    assert len(dots) == 5 and all(0 < x < box[0] and 0 < y < box[1] for x, y in dots)
+    (x0, y0), (x1, y1), _, (x2, y2), _ = dots  # the names' own among them
     assert x0 < x2 < x1 and y0 < y2 < y1  # more bias stands higher
     assert chart.count("<polyline") == 1 and "NaN" not in curves_chart({"one": [Point(1, 0)]}, "t", "x")
 

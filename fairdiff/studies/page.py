@@ -1,5 +1,6 @@
-"""The page of a study: one self-contained report.html in the audit's style, and the same tables as Markdown for the docs."""
+"""The page of a study: one self-contained report.html in the audit's style, and the same as Markdown for the docs."""
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,12 +10,13 @@ from pathlib import Path
 
 from fairdiff.files import write_text
 
-PALETTE = ("#0f766e", "#a0733a", "#5b6aa8", "#b42318", "#8a6d1f", "#7c3f8c", "#3f7f3f", "#c2577a", "#4a7fb0", "#777777")
+# Neighbours differ in lightness too, for readers who do not see their hues apart
+PALETTE = ("#0f766e", "#e08a1e", "#4d5fb5", "#d0607f", "#7a9a2e", "#7c3f8c", "#4a9fc9", "#b42318", "#8a5a2b", "#777777")
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, sentences, a table (head and rows of text), and charts as SVG, which the Markdown has not."""
+    """A heading, sentences, a table (head and rows of text), and charts as SVG."""
 
     title: str
     text: Sequence[str] = ()
@@ -39,10 +41,25 @@ class Page:
     kind: str = "study"
 
 
-def audit_style() -> str:
+def report_css() -> str:
     """The style sheet of an audit's report, so that the pages of studies look alike."""
-    css = files("fairdiff.audit").joinpath("report.css").read_text(encoding="utf-8")
-    return f"<style>\n{css}</style>"
+    return files("fairdiff.audit").joinpath("report.css").read_text(encoding="utf-8")
+
+
+def audit_style() -> str:
+    return f"<style>\n{report_css()}</style>"
+
+
+def picture(chart: str) -> str:
+    """A chart of a page as an SVG file by itself: on white, in the page's light colours, with the rules that it needs."""
+    css = report_css()
+    colours = dict(reversed(re.findall(r"--(\w+): ([^;]+);", css)))  # the first are the light ones
+    rules = " ".join(line for line in css.splitlines() if line.startswith("svg"))
+    width, height = re.search(r'viewBox="0 0 (\S+) (\S+)"', chart).groups()
+    head, body = chart.split(">", 1)
+    size = f'xmlns="http://www.w3.org/2000/svg" width="{1.25 * float(width):.0f}" height="{1.25 * float(height):.0f}"'
+    text = f"{head} {size}><style>{rules} svg {{ background: {colours['card']}; }}</style>{body}"
+    return re.sub(r"var\(--(\w+)\)", lambda found: colours[found[1]], text) + "\n"
 
 
 def write_html(page: Page, path: Path) -> None:
@@ -74,10 +91,19 @@ def write_html(page: Page, path: Path) -> None:
 
 
 def write_markdown(page: Page, path: Path) -> None:
-    """The page for the documentation, without the charts."""
+    """The page for the documentation, and its charts as <page>-<number>.svg beside it."""
     lines = [f"# {page.title}", "", f"Written by `{page.written_by}`. {page.lead}"]
+    for old in path.parent.glob(f"{path.stem}-*.svg"):
+        old.unlink()
+    number = 0
     for section in page.sections:
         lines += ["", f"## {section.title}", *(line for sentence in section.text for line in ("", sentence))]
+        for chart in section.charts:
+            number += 1
+            name = f"{path.stem}-{number}.svg"
+            write_text(path.parent / name, picture(chart))
+            title = re.search('aria-label="([^"]*)"', chart)[1]
+            lines += ["", f"![{title}]({name})"]
         if section.rows:
             lines += ["", _row(section.head), "|" + "---|" * len(section.head), *map(_row, section.rows)]
     lines += ["", "## What this does not show", "", *(f"- {sentence}" for sentence in page.not_shown)]
@@ -134,23 +160,33 @@ def curves_chart(curves: dict[str, Sequence[Point]], title: str, across: str, fl
         y = at(x0, floor)[1]
         size = f'width="{width - left - right}" height="{at(x0, 0)[1] - y:.1f}"'
         body.append(f'<rect x="{left}" y="{y:.1f}" {size} class="floor"/>')
-    for share in (0, 0.5, 1):
-        y = at(x0, share * y1)[1]
+    for value in ticks(0, y1):
+        y = at(x0, value)[1]
         body.append(f'<line x1="{left}" y1="{y:.1f}" x2="{width - right}" y2="{y:.1f}" class="grid"/>')
-        body.append(f'<text x="{left - 6}" y="{y + 4:.1f}" class="tick" text-anchor="end">{share * y1:.2g}</text>')
-    for value in (x0, (x0 + x1) / 2, x1):
+        body.append(f'<text x="{left - 6}" y="{y + 4:.1f}" class="tick" text-anchor="end">{value:g}</text>')
+    for value in ticks(x0, x1):
         x = at(value, 0)[0]
-        body.append(f'<text x="{x:.1f}" y="{height - 26}" class="tick" text-anchor="middle">{value:.3g}</text>')
+        body.append(f'<text x="{x:.1f}" y="{height - 26}" class="tick" text-anchor="middle">{value:g}</text>')
     middle = (left + width - right) / 2
     body.append(f'<text x="{middle}" y="{height - 8}" class="tick" text-anchor="middle">{escape(across)}</text>')
+    x, y = left, height + 8
     for place, (name, some) in enumerate(curves.items()):
-        body += _curve(name, some, PALETTE[place % len(PALETTE)], at)
-    colours = zip(curves, PALETTE * (1 + len(curves) // len(PALETTE)), strict=False)
-    keys = "".join(
-        f'<span class="key"><i style="border-color:{c};background:{c}"></i>{escape(n)}</span>' for n, c in colours
-    )
-    box = f'viewBox="0 0 {width} {height}" style="max-width:{1.25 * width:.0f}px" role="img" aria-label="{escape(title)}"'
-    return f"<svg {box}>{''.join(body)}</svg><p>{keys}</p>"
+        colour, room = PALETTE[place % len(PALETTE)], 30 + 6.5 * len(name)
+        body += _curve(name, some, colour, at)
+        if x > left and x + room > width:
+            x, y = left, y + 18
+        body.append(f'<circle cx="{x + 5:.1f}" cy="{y}" r="5" style="fill:{colour}"/>')
+        body.append(f'<text x="{x + 15:.1f}" y="{y + 4}">{escape(name)}</text>')
+        x += room
+    box = f'viewBox="0 0 {width} {y + 14}" style="max-width:{1.25 * width:.0f}px" role="img" aria-label="{escape(title)}"'
+    return f"<svg {box}>{''.join(body)}</svg>"
+
+
+def ticks(low: float, high: float) -> list[float]:
+    """Three to seven round numbers within the ends."""
+    step = 10 ** math.floor(math.log10(high - low))
+    step *= next(share for share in (0.2, 0.5, 1, 2) if (high - low) / (share * step) <= 6)
+    return [round(n * step, 9) for n in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 
 def _curve(name: str, points: Sequence[Point], colour: str, at) -> list[str]:
