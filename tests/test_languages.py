@@ -141,13 +141,13 @@ def record() -> dict:
 def test_the_page_says_ignored_where_clip_t_falls_with_the_bias():
     _, without, adapted, reach = page(record(), "x").sections
     said = {line[0]: line[-1] for line in without.rows}
-    assert said["german"] == "ignored the prompt, and is less biased for that"
-    assert said["french"] == "read the prompt; less biased than in English"
+    assert said["German"] == "ignored the prompt, and is less biased for that"
+    assert said["French"] == "read the prompt; less biased than in English"
     assert said[SAME] == "read the prompt; no clear change of bias" and said[REFERENCE] == said[LEFT_OUT] == "–"
-    assert without.text[1] == "Ignored the prompt: german. Their bias says nothing about fairness."
+    assert without.text[1] == "Ignored the prompt: German. Their bias says nothing about fairness."
     lines = {line[0]: line for line in reach.rows}
-    assert lines["french"][3] == "−0.100 [−0.100, −0.100]" and lines["german"][3].startswith("+0.000")
-    assert lines["german"][5] == "ignored the prompt" and lines["french"][5] == "read the prompt"
+    assert lines["French"][3] == "−0.100 [−0.100, −0.100]" and lines["German"][3].startswith("+0.000")
+    assert lines["German"][5] == "ignored the prompt" and lines["French"][5] == "read the prompt"
     kept = {line[0]: line[5] for line in without.rows}
     assert kept[REFERENCE] == "100\u00a0%" and kept[LEFT_OUT].startswith("0.0\u00a0%")
 
@@ -158,7 +158,7 @@ def test_the_page_is_made_of_its_record_alone(tmp_path, capsys):
     kept.write_text(json.dumps(record()), "utf-8")
     command.main(["--render", "--docs", str(tmp_path / "docs"), "--folder", str(tmp_path / "out")])
     text = (tmp_path / "docs" / "studies" / "languages.md").read_text("utf-8")
-    assert "`python scripts/languages.py --adapter a`" in text and text.count("| german |") == 3
+    assert "`python scripts/languages.py --adapter a`" in text and text.count("| German |") == 3
     assert json.loads((tmp_path / "out" / "languages.json").read_text("utf-8")) == record()
     assert "<svg" in (tmp_path / "out" / "languages.html").read_text("utf-8") and "report: " in capsys.readouterr().out
 

@@ -35,7 +35,7 @@ NOT_SHOWN = (
 def page(found: dict, command: str) -> Page:
     """found: what scripts/languages.py has measured."""
     sections = [Section("Method", METHOD)]
-    parts = found["parts"]
+    parts = {part: {_shown(name): row for name, row in rows.items()} for part, rows in found["parts"].items()}
     attributes = list(next(iter(parts.values()))[REFERENCE]["bias"])
     for attribute in attributes:
         sections += [_rows(f"{attribute.capitalize()}, {part}", rows, attribute) for part, rows in parts.items()]
@@ -44,6 +44,11 @@ def page(found: dict, command: str) -> Page:
     about = {"prompts": f"{found['prompts']} × {found['images']} images", "model": found["model"]}
     about |= {"target": found["target"], "adapter": found["adapter"] or "none", "settings": " ".join(found["settings"])}
     return Page("Other languages", LEAD, sections, NOT_SHOWN, command, about)
+
+
+def _shown(name: str) -> str:
+    """The name of a list's file as that of a language."""
+    return name if name in (REFERENCE, LEFT_OUT, SAME) else name.replace("_", " ").capitalize()
 
 
 def kept_of(rows: dict[str, dict], name: str) -> tuple[float, tuple[float, float]] | None:
