@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub import ModelCard
 from tiny import composed, whole_audit
 
-from fairdiff.audit.card import LICENCES, model_card
+from fairdiff.audit.card import LICENCES, XL_TOKENS, model_card
 from fairdiff.audit.wording import number
 from fairdiff.builder.audit import training_judge
 from fairdiff.diffusion.folder import hub_id
@@ -60,6 +60,8 @@ def test_the_hub_reads_the_card():
     assert ModelCard(mine).data.license_name == "of-the-base-model" and "see `/my/model`" in mine
     tokens = card(type="soft_tokens", prompt_prefix="<fairdiff> ", load_with="load_textual_inversion")
     assert "pipe('<fairdiff> ' + prompt" in tokens and '("soft_tokens.safetensors")' in tokens
+    two = card(type="soft_tokens", pipeline="StableDiffusionXLPipeline", prompt_prefix="<fairdiff> ")
+    assert XL_TOKENS in two and "pipe('<fairdiff> ' + prompt" in two and "load_lora_weights" not in two
 
 
 @pytest.mark.parametrize(

@@ -11,15 +11,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fairdiff.diffusion.adapter_files import LORA_FILE, SOFT_TOKENS_FILE, TEXT_ROOT, TOKEN, read_about, save_lora
-from fairdiff.diffusion.adapters import SoftTokens
 from fairdiff.diffusion.flux_layers import fused
 from fairdiff.diffusion.folder import CLASSES, FAMILIES, adaptable, components_on_no_device, read_pipeline
-from fairdiff.diffusion.imports import FILES
+from fairdiff.diffusion.imports import FILES, check_widths
 from fairdiff.diffusion.ldm import single_file_state
 from fairdiff.diffusion.load import load_model
 from fairdiff.diffusion.lora_files import Layers, Shapes, kohya_names, read_lora, settings_of, shapes_of
 from fairdiff.diffusion.single_file import file_on_no_device, is_single_file, read_single_file
-from fairdiff.diffusion.textual_inversion import A1111_KEY, read_embedding
+from fairdiff.diffusion.soft_tokens import SoftTokens
+from fairdiff.diffusion.textual_inversion import A1111_KEY, XL_KEYS, read_embedding, tensor_names
 from fairdiff.errors import FairDiffError
 from fairdiff.files import atomic_path, write_json
 
@@ -94,12 +94,12 @@ def _require_format(kind: str, pipeline: type, model: str | Path) -> None:
 
 
 def _is_lora(file: Path) -> bool:
-    """Whether a file has more tensors than the one of a textual inversion."""
+    """Whether a file has other tensors than those of a textual inversion."""
     if file.suffix != ".safetensors":
         return False
     try:
         with safe_open(file, "pt") as opened:
-            return len(opened.keys()) > 1
+            return not tensor_names(dict.fromkeys(opened.keys()))
     except Exception as error:  # missing, truncated, not safetensors
         raise FairDiffError(f"{file}: cannot read the adapter: {' '.join(str(error).split())}") from error
 
@@ -180,24 +180,26 @@ def _save_merged(
     save_file({name: cast(value).clone() for name, value in state.items()}, folder / MERGED_FILE, {"format": "pt"})
 
 
-def _scaled_tokens(file: Path, model: str | Path, scale: float) -> tuple[Tensor, dict[str, str]]:
-    """The embeddings [N, D], and the words that they started from as metadata where the file says so."""
+def _scaled_tokens(file: Path, model: str | Path, scale: float) -> tuple[list[Tensor], dict[str, str]]:
+    """The embeddings [N, D] of each text encoder, and the words they started from as metadata where the file says so."""
     rows, text = read_embedding(file)
     if scale == 1:
         return rows, {"initial_text": text} if text else {}
     if not text:
         raise FairDiffError(f"{file}: does not say which words its tokens started from; allowed: --scale 1")
-    tokens = SoftTokens(load_model(model), len(rows), text)
-    tokens.embedding.soft.data.copy_(rows)
+    tokens = SoftTokens(load_model(model), len(rows[0]), text)
+    check_widths(file, rows, tokens)
+    for soft, own in zip(tokens.parameters(), rows, strict=True):
+        soft.data.copy_(own)
     tokens.rescale(scale)
-    return tokens.embedding.soft.detach(), {"initial_text": text}
+    return [soft.detach() for soft in tokens.parameters()], {"initial_text": text}
 
 
 def _save_tokens(
-    kind: str, folder: Path, tokens: tuple[Tensor, dict[str, str]], cast: Callable[[Tensor], Tensor]
+    kind: str, folder: Path, tokens: tuple[list[Tensor], dict[str, str]], cast: Callable[[Tensor], Tensor]
 ) -> None:
+    """Of Stable Diffusion XL the tensors have the same names for every tool."""
     rows, about = tokens
-    if kind == "diffusers":
-        save_file({TOKEN: cast(rows)}, folder / SOFT_TOKENS_FILE, about)
-    else:
-        save_file({A1111_KEY: cast(rows)}, folder / A1111_FILE, about)
+    one, file = (TOKEN, SOFT_TOKENS_FILE) if kind == "diffusers" else (A1111_KEY, A1111_FILE)
+    names = [one] if len(rows) == 1 else XL_KEYS
+    save_file({name: cast(own) for name, own in zip(names, rows, strict=True)}, folder / file, about)
