@@ -30,7 +30,7 @@ from fairdiff.training.validation import Validation
 
 # Keys that leave the result of training as it is. steps: of a constant rate they only ask for more of it.
 NOT_TRAINING = (
-    *("audit", "export", "resume", "cache", "micro_batch", "memory_gb", "tracker", "steps"),
+    *("audit", "export", "hub", "resume", "cache", "micro_batch", "memory_gb", "tracker", "steps"),
     *("images", "manifest", "plan"),
 )
 KEPT_OF_ADAPTER = 5  # times its own size: gradients, their sum over prompts, two moments of AdamW, averages

@@ -28,6 +28,7 @@ LAUNCHERS = "torchrun or accelerate launch"
 ELSEWHERE = (
     "audit",
     "export",
+    "hub",
     "judge@audit.judge",
     "resume",
     "cache",

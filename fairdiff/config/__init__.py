@@ -121,6 +121,8 @@ class Config:
     seed: of everything random in training. resume: the same command goes on where it stopped, false starts over.
     export: formats for other tools in which the trained adapter is written too: kohya, merged, merged_file of LoRA, a1111 of
     soft tokens; see scripts/export.py.
+    hub: you/name on the Hugging Face hub, where the adapter, its model card, audit.json and report are uploaded after the
+    audit, if `audit.fail_above` lets it pass; null for nowhere. See scripts/push.py.
     cache: a folder for what the frozen model generated and measured, null for none.
     images: a folder of pictures, or two, [before, after], to audit in the place of a model; see `fairdiff/pictures.py`.
     manifest: a CSV that says which prompt each picture of `images` shows; null: manifest.csv in the folder, and without one
@@ -154,6 +156,7 @@ class Config:
     seed: int = 0
     resume: bool = True
     export: list[str] = field(default_factory=list)
+    hub: str | None = None
     cache: str | None = "outputs/cache"
     images: Any = None
     manifest: str | None = None
