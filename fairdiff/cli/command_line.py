@@ -34,6 +34,7 @@ ELSEWHERE = (
     "cache",
     "plan",
     "tracker",
+    "tracker_options",
     "micro_batch",
     "memory_gb",
     "model.device",
