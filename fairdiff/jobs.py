@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fairdiff import builder, describe, run
+from fairdiff import builder, describe, hub, run
 from fairdiff.audit.size import size_lines
 from fairdiff.builder.audit import build_audit, build_generators, spec_to_plan_by, training_judge
 from fairdiff.builder.pictures import build_audit_of_pictures, build_readers
@@ -45,6 +45,8 @@ def train_job(config: Config, folder: Path, world: World) -> None:
     if config.images is not None:
         raise FairDiffError(f"images: found {config.images}, allowed: null in training; scripts/audit.py audits pictures")
     plan = make_plan(config)
+    if config.hub is not None and world.first:
+        hub.require_access(config.hub)
     model, perception = builder.build_model(config), builder.build_perception(config, plan)
     training = builder.training_fingerprint(config, plan, model, perception)
     audit = build_audit(config, plan, model, training, perception.classifier, world)
@@ -73,6 +75,8 @@ def train_job(config: Config, folder: Path, world: World) -> None:
         run.save_card(folder, audit, *training_judge(config))
         run.export_adapter(folder, config.export, builder.model_path(config))
         run.conclude(folder, audit, console, config.audit.fail_above)
+        if config.hub is not None:
+            console.print(f"hub: {hub.push(folder, config.hub, run.audit_folder(folder, audit))}", markup=False)
 
 
 def audit_job(config: Config, folder: Path) -> None:

@@ -35,7 +35,8 @@ SCHEMA = 1  # of run.json
 OUTPUTS = ("config.yaml", "metrics.jsonl", "pictures", "checkpoints", "adapter", "exports", "audits", "tensorboard", "wandb")
 OUTPUTS += ("run.json",)  # last: the folder is ours by it
 # keys and groups of settings that change no training and no image of a run
-NO_RESULT = ("audit", "export", "resume", "cache", "plan", "tracker", "micro_batch", "memory_gb", "model.device")
+NO_RESULT = ("audit", "export", "hub", "resume", "cache", "plan", "tracker", "tracker_options", "micro_batch", "memory_gb")
+NO_RESULT += ("model.device",)
 
 
 def begin(folder: Path, settings: dict, training: str) -> None:

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from tiny import composed, make_trainee
 
 from fairdiff import builder, describe
-from fairdiff.diffusion.adapter_files import read_about
-from fairdiff.diffusion.adapters import LORA_FILE, SOFT_TOKENS_FILE, TOKEN, Lora, SoftTokens
+from fairdiff.diffusion.adapter_files import LORA_FILE, SOFT_TOKENS_FILE, TOKEN, read_about
+from fairdiff.diffusion.adapters import Lora, SoftTokens
 from fairdiff.diffusion.load import load_model
 from fairdiff.diffusion.sampling import initial_noise
 from fairdiff.errors import FairDiffError
@@ -82,7 +82,7 @@ def test_scale_one_changes_nothing_and_zero_is_where_it_started(tiny_model, kind
     adapter.rescale(0.0)
     none = picture(tiny_model, adapter)
     if kind == "soft_tokens":
-        assert torch.equal(adapter.embedding.soft, adapter.origin[0])
+        assert torch.equal(adapter.embeddings[0].soft, adapter.origin[0])
     else:
         with adapter.off():
             assert torch.allclose(none, picture(tiny_model, adapter), atol=1e-6)
@@ -251,7 +251,7 @@ def test_soft_tokens_remember_the_words_they_started_from(tiny_folder, tmp_path)
     other.load(tmp_path)
     assert other.initial_text == "chef" and not torch.equal(other.origin[0], nurse)
     other.rescale(0.0)
-    assert torch.equal(other.embedding.soft, other.origin[0])
+    assert torch.equal(other.embeddings[0].soft, other.origin[0])
 
 
 ODD = {

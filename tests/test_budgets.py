@@ -15,7 +15,6 @@ LONG_FILES = {  # lines, rounded up to tens
     "fairdiff/audit/attribute.py": 320,
     "fairdiff/audit/generate.py": 340,
     "fairdiff/builder/audit.py": 310,
-    "fairdiff/diffusion/adapters.py": 310,
     "fairdiff/diffusion/load.py": 320,
     "fairdiff/diffusion/single_file.py": 370,
     "fairdiff/training/step.py": 340,

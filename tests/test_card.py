@@ -1,23 +1,16 @@
-"""The model card says what audit.json says, the hub can read it, and nothing is uploaded without a token."""
+"""The model card says what audit.json says, and the hub can read it."""
 
-import sys
 from functools import cache
-from pathlib import Path
 
-import huggingface_hub
 import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 from tiny import composed, whole_audit
 
-from fairdiff.audit.card import LICENCES, model_card
+from fairdiff.audit.card import LICENCES, XL_TOKENS, model_card
 from fairdiff.audit.wording import number
 from fairdiff.builder.audit import training_judge
 from fairdiff.diffusion.folder import hub_id
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
-
-import push  # noqa: E402
 
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 ABOUT = {
@@ -60,6 +53,8 @@ def test_the_hub_reads_the_card():
     assert ModelCard(mine).data.license_name == "of-the-base-model" and "see `/my/model`" in mine
     tokens = card(type="soft_tokens", prompt_prefix="<fairdiff> ", load_with="load_textual_inversion")
     assert "pipe('<fairdiff> ' + prompt" in tokens and '("soft_tokens.safetensors")' in tokens
+    two = card(type="soft_tokens", pipeline="StableDiffusionXLPipeline", prompt_prefix="<fairdiff> ")
+    assert XL_TOKENS in two and "pipe('<fairdiff> ' + prompt" in two and "load_lora_weights" not in two
 
 
 @pytest.mark.parametrize(
@@ -97,25 +92,3 @@ def test_the_training_judge_comes_with_its_errors_where_they_are_known():
     name, confusion = training_judge(composed())
     assert name == "embedded training judge" and confusion["gender"].shape == (2, 2)
     assert training_judge(composed("judge=open_clip")) == ("open_clip: ViT-L-14/laion2b_s32b_b82k", {})
-
-
-def test_pushing_says_what_it_would_upload_and_needs_a_token(tmp_path, monkeypatch, capsys):
-    def refused(says, *arguments):
-        with pytest.raises(SystemExit) as stop:
-            push.main([str(tmp_path), *arguments])
-        assert stop.value.code == 2 and says in capsys.readouterr().err
-
-    refused("no finished training", "me/adapter", "--dry-run")
-    for name in ("adapter/README.md", "adapter/x.safetensors", "audits/a/audit.json", "audits/a/report.html"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text("12345")
-    push.main([str(tmp_path), "me/adapter", "--dry-run"])
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0] for line in lines] == [
-        f"me/adapter/{name}" for name in ("README.md", "x.safetensors", "audit.json", "report.html")
-    ]
-    assert all(line.endswith("(5 bytes)") for line in lines)
-    refused("repo: ", "not a name", "--dry-run")
-    monkeypatch.setattr(push, "get_token", lambda: None)
-    monkeypatch.setattr(huggingface_hub, "HfApi", None)  # nothing is to be called
-    refused("HF_TOKEN: no token", "me/adapter")

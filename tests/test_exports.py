@@ -276,7 +276,7 @@ def test_soft_tokens_for_a1111_are_one_matrix_that_plain_diffusers_loads_too(tin
     ours = picture(model, adapter)
     export(tmp_path, "a1111", tmp_path / "a1111", tiny_folder)
     (rows,) = (state := load_file(tmp_path / "a1111" / A1111_FILE)).values()
-    assert set(state) == {"emb_params"} and torch.equal(rows, adapter.embedding.soft)
+    assert set(state) == {"emb_params"} and torch.equal(rows, adapter.embeddings[0].soft)
     assert json.loads((tmp_path / "a1111" / "adapter.json").read_text())["prompt_prefix"] == "fairdiff "
     pipeline = plain(tiny_folder)
     pipeline.load_textual_inversion(tmp_path / "a1111" / A1111_FILE, token="<it>")
@@ -284,7 +284,7 @@ def test_soft_tokens_for_a1111_are_one_matrix_that_plain_diffusers_loads_too(tin
     export(tmp_path, "diffusers", tmp_path / "half", tiny_folder, 0.5, "float16")
     (half,) = load_file(tmp_path / "half" / "soft_tokens.safetensors").values()
     adapter.rescale(0.5)
-    assert torch.equal(half, adapter.embedding.soft.half())
+    assert torch.equal(half, adapter.embeddings[0].soft.half())
 
 
 def test_half_precision_halves_the_factors_and_keeps_alpha(saved, tiny_folder, tmp_path):

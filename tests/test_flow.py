@@ -142,19 +142,27 @@ def test_a_file_is_an_adapter_and_merged_weights_are_a_model_of_plain_diffusers(
     assert torch.allclose(generate(pipeline, noise_of(model), 3.0), wanted, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["sd3", "flux"])
+FEWER = {"sd3": ("kohya", "merged", "Stable Diffusion 3"), "flux": ("merged_file", "kohya, merged", "FLUX")}
+
+
+@pytest.mark.parametrize("name", FEWER)
 def test_formats_that_transformers_have_not_are_refused_before_training(folders, tmp_path, name):
+    wrong, allowed, family = FEWER[name]
     settings = [f"model={name}", f"model.path={folders[name]}", "model.device=cpu", "judge.path=x"]
-    config = composed(*settings, "export=[merged,kohya]")
-    with pytest.raises(FairDiffError, match="^export: found kohya, allowed with .*: merged$"):
+    config = composed(*settings, f"export=[merged,{wrong}]")
+    with pytest.raises(FairDiffError, match=f"^export: found {wrong}, allowed with {family}: {allowed}$"):
         builder.build_model(config)
-    save_file({"lora_unet_double_blocks_0_img_attn_qkv.lora_up.weight": torch.ones(2, 2)}, tmp_path / "kohya.safetensors")
-    with pytest.raises(FairDiffError, match="^adapter.path: .*kohya.safetensors: 1 of 1 tensors fit no layer"):
-        builder.build_adapter(composed(f"adapter.path={tmp_path / 'kohya.safetensors'}"), load_model(folders[name]))
     lora(load_model(folders[name]), "lora_unet").save(tmp_path)
-    for kind in ("kohya", "merged_file"):
-        with pytest.raises(FairDiffError, match=f"{kind} is no format of a model with a transformer, allowed: diff"):
+    for kind in {wrong, "merged_file"}:
+        with pytest.raises(FairDiffError, match=f"{kind} is no format of {family}, allowed: diffusers, {allowed}$"):
             export(tmp_path / LORA_FILE, kind, tmp_path / "out", folders[name])
+        assert not (tmp_path / "out").exists()
+
+
+def test_kohyas_names_are_not_known_of_stable_diffusion_3(folders, tmp_path):
+    save_file({"lora_unet_joint_blocks_0_x_block_attn_qkv.lora_up.weight": torch.ones(2, 2)}, tmp_path / "k.safetensors")
+    with pytest.raises(FairDiffError, match="^adapter.path: .*k.safetensors: 1 of 1 tensors fit no layer"):
+        builder.build_adapter(composed(f"adapter.path={tmp_path / 'k.safetensors'}"), load_model(folders["sd3"]))
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -21,7 +21,7 @@ from fairdiff.diffusion.solvers import FLOW, SOLVERS, make_solver
 from fairdiff.training.step import Batch, training_step
 
 PROMPT = "a photo of the face of a nurse"
-KINDS = [("sd15", "lora_both"), ("sd15", "soft_tokens"), ("sdxl", "lora_both")]  # XL takes no soft tokens
+KINDS = [("sd15", "lora_both"), ("sd15", "soft_tokens"), ("sdxl", "lora_both"), ("sdxl", "soft_tokens")]
 NOISE_SOLVERS = [name for name, solver in SOLVERS.items() if solver is not FLOW]
 
 

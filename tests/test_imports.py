@@ -15,6 +15,7 @@ ROOMS = {  # package or module of fairdiff -> what else of fairdiff it may impor
     "bias": set(),
     "fingerprint": set(),
     "lock": {"errors"},
+    "hub": {"errors"},
     "distributed": {"errors"},
     "config": {"errors"},
     "diffusion": {"errors", "files", "fingerprint"},
@@ -31,7 +32,7 @@ ROOMS = {  # package or module of fairdiff -> what else of fairdiff it may impor
     "describe": EVERYBODY
     | {"config", "plan", "pictures", "builder", "diffusion", "training", "audit"},
     "run": EVERYBODY | {"builder", "diffusion", "training", "audit"},
-    "jobs": {"config", "plan", "pictures", "builder", "describe", "run", "cli"}
+    "jobs": {"config", "plan", "pictures", "builder", "describe", "run", "cli", "hub"}
     | {"audit", "training", "lock", "distributed", "errors"},
     "view": EVERYBODY | {"cli", "plan", "builder", "diffusion", "training", "audit"},
     "start": {"jobs", "view", "compare"},

@@ -183,7 +183,7 @@ def test_what_cannot_be_loaded_is_one_line(tiny_folder, tmp_path):
     half = part_of(tmp_path / "a", tmp_path, lambda s: s.update({k: v[:, :3].contiguous() for k, v in s.items()}))
     refused(half, "does not fit this pipeline")
     save_file({"a": torch.zeros(2, 3), "b": torch.ones(2, 3)}, tmp_path / "two.safetensors")
-    refused(tmp_path / "two.safetensors", "2 tensors without LoRA's names")
+    refused(tmp_path / "two.safetensors", r"holds 2 tensors \(a, b\); allowed: one")
     save_file({"<t>": torch.ones(2, 16)}, tmp_path / "tokens.safetensors")
     refused(tmp_path / "tokens.safetensors", "from which words", scale=0.5)
     assert torch.equal(image(pipe), before)

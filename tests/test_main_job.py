@@ -13,10 +13,11 @@ from safetensors.torch import load_file
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from test_hub import server  # noqa: E402, F401 (a fixture)
 from tiny import composed  # noqa: E402
 
 import train  # noqa: E402
-from fairdiff import builder  # noqa: E402
+from fairdiff import builder, hub  # noqa: E402
 from fairdiff.jobs import audit_command as measure  # noqa: E402
 from fairdiff.training.tracking import read_metrics  # noqa: E402
 
@@ -71,6 +72,23 @@ def constant(tmp_path_factory):
     launch(folder, "optimizer.schedule=constant")
     yield folder
     sys.argv = before
+
+
+@pytest.mark.slow
+def test_a_run_is_whole_where_the_hub_refuses_it(finished, server, capsys):  # noqa: F811
+    """What cannot be uploaded costs nothing but the upload."""
+    before, audit = contents(finished), only_audit(finished)
+    server.full = True
+    with pytest.raises(SystemExit) as ended:
+        launch(finished, "hub=me/fair")
+    out, err = capsys.readouterr()
+    assert ended.value.code == 2 and f"report: {audit / 'report.html'}" in out
+    assert f"`python scripts/push.py {finished} me/fair` tries again" in err.splitlines()[-1]
+    assert contents(finished) == before
+    server.full = False
+    assert hub.push(finished, "me/fair") == f"{server.url}/me/fair"
+    files = {**{p.name: p for p in (finished / "adapter").iterdir()}, **{n: audit / n for n in ("audit.json", "report.html")}}
+    assert server.held == {name: path.read_bytes() for name, path in files.items()} and "README.md" in files
 
 
 @pytest.mark.slow

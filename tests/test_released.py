@@ -56,7 +56,7 @@ def release(model, kind, folder):
     for p in adapter.parameters():
         p.data.add_(0.1 * torch.randn(p.shape, generator=generator))
     if kind == "soft_tokens":
-        state = {"token_embedding.weight": torch.cat([dummy, adapter.embedding.soft.detach()])}
+        state = {"token_embedding.weight": torch.cat([dummy, adapter.embeddings[0].soft.detach()])}
         state |= {"position_embedding.weight": position, "position_ids": torch.arange(len(position))[None]}
         torch.save(state, folder / "prefix_embedding_EMA.pth")
         return adapter, [folder / "prefix_embedding_EMA.pth"]

@@ -183,7 +183,6 @@ def test_what_makes_its_pictures_is_in_its_fingerprint(xl_folder):
     "overrides,says",
     [
         (["model.padding=longest", "adapter=lora_text"], "model.padding: found longest, .*max_length"),
-        (["adapter=soft_tokens"], "adapter.type: found soft_tokens, allowed with Stable Diffusion XL: lora"),
     ],
 )
 def test_what_it_cannot_do_is_one_line(xl_folder, overrides, says):

@@ -1,5 +1,7 @@
 """A tracker hears what metrics.jsonl holds, shares beside their target, and images; training does not notice it."""
 
+import sys
+
 import pytest
 import torch
 from PIL import Image
@@ -7,6 +9,7 @@ from test_trainer import PROMPTS, QUIET, schedule
 from tiny import composed, make_trainee
 
 from fairdiff import builder
+from fairdiff.cli.command_line import run_name
 from fairdiff.diffusion.load import load_model
 from fairdiff.errors import FairDiffError
 from fairdiff.plan import make_plan
@@ -87,3 +90,63 @@ def test_a_tracker_that_is_not_there_is_one_line(monkeypatch):
     with pytest.raises(FairDiffError, match="^tracker: found mlflow, allowed: tensorboard, wandb"):
         composed("tracker=mlflow")
     trackers.require_installed(None)
+
+
+STARTED = """
+def init({}):
+    started.append({{k: v for k, v in locals().items() if v is not None}})
+    return Run()
+
+class Run:
+    def finish(self): pass
+
+started = []
+finish = Run().finish
+"""
+SIGNATURES = {  # of their documentation, shortened
+    "wandb": "entity=None, project=None, dir=None, id=None, name=None, notes=None, tags=None, group=None, resume=None",
+    "trackio": "project, name=None, group=None, space_id=None, config=None, resume='never'",
+}
+
+
+@pytest.mark.parametrize("kind", SIGNATURES)
+def test_names_groups_and_tags_reach_the_tracker_and_a_run_keeps_its_identity(kind, tmp_path, monkeypatch):
+    (tmp_path / f"{kind}.py").write_text(STARTED.format(SIGNATURES[kind]))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, kind, raising=False)
+    folder, mine = tmp_path / "a" / "b" / "c", {"project": "faces", "group": "five"}
+    trackers.require_installed(kind, mine)
+    for options in ({}, mine):
+        with trackers.open_tracker(kind, folder, "print", 0, options):
+            pass
+    usual, own = sys.modules.pop(kind).started
+    assert (usual["project"], own["project"], own["group"]) == ("fairdiff", "faces", "five") and "group" not in usual
+    assert usual["name"] == own["name"] and usual["name"].startswith("a/b/c") and own["resume"] == "allow"
+    assert kind == "trackio" or own["id"] == "print"
+    for key in ("resume", "colour"):
+        with pytest.raises(FairDiffError, match=f"^tracker_options: found {key}, allowed with tracker={kind}: .*project"):
+            trackers.require_installed(kind, {key: 1})
+
+
+def test_tensorboard_is_started_with_what_is_asked(tmp_path):
+    pytest.importorskip("tensorboard")
+    config = composed("tracker=tensorboard", "tracker_options={filename_suffix: .mine, flush_secs: 5}")
+    options = builder.build_schedule(config, make_plan(config)).tracker_options
+    assert options == {"filename_suffix": ".mine", "flush_secs": 5}
+    with trackers.open_tracker("tensorboard", tmp_path, "print", 0, options) as tracker:
+        tracker.log({"step": 0, "loss": 1.5})
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    assert file.name.endswith(".mine") and file.stat().st_size > 0
+    config = composed("tracker=tensorboard", "+tracker_options.tags=[a]")
+    with pytest.raises(FairDiffError, match="^tracker_options: found tags, allowed with tracker=tensorboard: max_queue, "):
+        builder.build_schedule(config, make_plan(config))
+
+
+def test_options_are_a_table_of_a_tracker_and_of_no_other_run():
+    for overrides, says in [
+        (["tracker_options={tags: [a]}"], "found tags without a tracker, allowed: null"),
+        (["tracker=tensorboard", "tracker_options=faces"], "found faces, allowed: a table, or null"),
+    ]:
+        with pytest.raises(FairDiffError, match=f"^tracker_options: {says}"):
+            composed(*overrides)
+    assert run_name(["tracker=wandb", "tracker_options={project: faces}", "+tracker_options.name=a"]) == "default"

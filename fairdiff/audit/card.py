@@ -26,6 +26,13 @@ LICENCES = {  # of base models, as their cards on the hub say
     "black-forest-labs/FLUX.1-schnell": "apache-2.0",
 }
 LOADED = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")  # pipelines that fairdiff.load_adapter takes
+XL_TOKENS = """from safetensors.torch import load_file
+
+tokens = load_file("soft_tokens.safetensors")
+first, second = (pipe.tokenizer, pipe.text_encoder), (pipe.tokenizer_2, pipe.text_encoder_2)
+for name, (tokenizer, encoder) in {"clip_l": first, "clip_g": second}.items():
+    pipe.load_textual_inversion(tokens[name], token="<fairdiff>", tokenizer=tokenizer, text_encoder=encoder)
+pipe.text_encoder_2.text_model.eos_token_id = pipe.tokenizer_2.eos_token_id  # else it pools at the last token"""
 MEANING = (
     "Classes are *perceived presentation*: what a classifier reads in an image. They are never anybody's identity. Nobody in "
     "a generated image has a gender, race or age to be right or wrong about, and a few classes are a coarse reading."
@@ -114,6 +121,8 @@ def _loading(about: dict) -> str:
     settings += f", negative_prompt={about['negative_prompt']!r}" if about["negative_prompt"] else ""
     settings += "".join(f", {key}={about[key]}" for key in ("height", "width", "clip_skip") if about.get(key))
     where = '"soft_tokens.safetensors"' if about["type"] == "soft_tokens" else '"."'
+    load = f"pipe.{about['load_with']}({where})"
+    load = XL_TOKENS if about["type"] == "soft_tokens" and about.get("pipeline") == LOADED[1] else load
     ours = """```python
 adapter = fairdiff.load_adapter(pipe, ".")  # this folder; sets the solver of the audit
 pipe(adapter.prefix + prompt, **adapter.settings)
@@ -124,6 +133,6 @@ pipe(adapter.prefix + prompt, **adapter.settings)
     return f"""{ours}In plain diffusers, with {about["scheduler"]} ({about["spacing"]}, final sigmas {about["final_sigmas"]}):
 
 ```python
-pipe.{about["load_with"]}({where})
+{load}
 pipe({about["prompt_prefix"]!r} + prompt, {settings})
 ```"""

@@ -7,7 +7,7 @@ from diffusers import FluxPipeline
 
 from fairdiff.config import EXPORTS, Config, SamplerConfig
 from fairdiff.diffusion.denoise import guided
-from fairdiff.diffusion.export import OF_FLOWS
+from fairdiff.diffusion.export import FORMATS, OF_FLOWS
 from fairdiff.diffusion.folder import FAMILIES
 from fairdiff.diffusion.load import DiffusionModel, check_device, fast_dtype, load_model, solver_of
 from fairdiff.diffusion.solvers import solver_coefficients
@@ -40,8 +40,9 @@ def build_model(config: Config) -> DiffusionModel:
     path = model_path(config)
     model = load_model(path, config.model.padding)
     options = config.sampler
-    if model.t5 is not None and (wrong := [kind for kind in config.export if kind not in OF_FLOWS]):
-        allowed = ", ".join(kind for kind in OF_FLOWS if kind in EXPORTS["lora"])
+    formats = OF_FLOWS.get(model.kind, FORMATS)
+    if wrong := [kind for kind in config.export if kind not in formats]:
+        allowed = ", ".join(kind for kind in formats if kind in EXPORTS["lora"])
         raise FairDiffError(f"export: found {wrong[0]}, allowed with {FAMILIES[model.kind]}: {allowed}")
     model.size = image_size(options, model)
     try:

@@ -30,8 +30,8 @@ from fairdiff.training.validation import Validation
 
 # Keys that leave the result of training as it is. steps: of a constant rate they only ask for more of it.
 NOT_TRAINING = (
-    *("audit", "export", "resume", "cache", "micro_batch", "memory_gb", "tracker", "steps"),
-    *("images", "manifest", "plan"),
+    *("audit", "export", "hub", "resume", "cache", "micro_batch", "memory_gb", "steps"),
+    *("images", "manifest", "plan", "tracker", "tracker_options"),
 )
 KEPT_OF_ADAPTER = 5  # times its own size: gradients, their sum over prompts, two moments of AdamW, averages
 
@@ -141,7 +141,7 @@ def build_trainee(
 
 
 def build_schedule(config: Config, plan: Plan) -> Schedule:
-    require_installed(config.tracker)
+    require_installed(config.tracker, config.tracker_options)
     return Schedule(
         steps=config.steps,
         batch=config.global_batch,
@@ -155,6 +155,7 @@ def build_schedule(config: Config, plan: Plan) -> Schedule:
         prompts=config.prompts.per_step,
         validation=build_validation(config, plan),
         tracker=config.tracker,
+        tracker_options=config.tracker_options or {},
     )
 
 

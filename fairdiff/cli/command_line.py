@@ -28,11 +28,13 @@ LAUNCHERS = "torchrun or accelerate launch"
 ELSEWHERE = (
     "audit",
     "export",
+    "hub",
     "judge@audit.judge",
     "resume",
     "cache",
     "plan",
     "tracker",
+    "tracker_options",
     "micro_batch",
     "memory_gb",
     "model.device",

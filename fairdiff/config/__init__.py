@@ -121,12 +121,16 @@ class Config:
     seed: of everything random in training. resume: the same command goes on where it stopped, false starts over.
     export: formats for other tools in which the trained adapter is written too: kohya, merged, merged_file of LoRA, a1111 of
     soft tokens; see scripts/export.py.
+    hub: you/name on the Hugging Face hub, where the adapter, its model card, audit.json and report are uploaded after the
+    audit, if `audit.fail_above` lets it pass; null for nowhere. See scripts/push.py.
     cache: a folder for what the frozen model generated and measured, null for none.
     images: a folder of pictures, or two, [before, after], to audit in the place of a model; see `fairdiff/pictures.py`.
     manifest: a CSV that says which prompt each picture of `images` shows; null: manifest.csv in the folder, and without one
     each sub-folder is named by its prompt.
     plan: scripts/audit.py only prints how many images of how many prompts its target, margin and judge take.
     tracker: tensorboard, wandb or trackio, beside metrics.jsonl; null for none.
+    tracker_options: a table of what the tracker is started with, such as {project: faces, name: first, group: a, tags: [b]}:
+    arguments of wandb.init, trackio.init or tensorboard's SummaryWriter, but for those by which a run goes on; null for none.
 
     target: attribute -> class -> share; the shares of an attribute sum to 1. file: a table of shares, as
     fairdiff/objective/target_files.py reads it, or the name of one that the embedded prompt set has ("labour").
@@ -154,11 +158,13 @@ class Config:
     seed: int = 0
     resume: bool = True
     export: list[str] = field(default_factory=list)
+    hub: str | None = None
     cache: str | None = "outputs/cache"
     images: Any = None
     manifest: str | None = None
     plan: bool = False
     tracker: str | None = None
+    tracker_options: Any = None
 
     def __post_init__(self):
         for key, found in leaves(asdict(self)):
@@ -172,6 +178,10 @@ class Config:
             one_of("export", kind, EXPORTS[self.adapter.type])
         if self.tracker is not None:
             one_of("tracker", self.tracker, ["tensorboard", "wandb", "trackio"])
+        if self.tracker_options is not None and not isinstance(self.tracker_options, dict):
+            raise FairDiffError(f"tracker_options: found {self.tracker_options}, allowed: a table, or null")
+        if self.tracker_options and self.tracker is None:
+            raise FairDiffError(f"tracker_options: found {next(iter(self.tracker_options))} without a tracker, allowed: null")
         if self.noise_pool < self.global_batch:
             raise FairDiffError(
                 f"noise_pool: found {self.noise_pool}, allowed: at least global_batch = {self.global_batch}"

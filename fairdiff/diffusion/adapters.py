@@ -9,27 +9,23 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fairdiff.diffusion.adapter_files import (
     LORA_FILE,
-    SOFT_TOKENS_FILE,
     TEXT_ROOT,
-    TOKEN,
     check_matrices,
     lora_settings,
     read_tensors,
     save_lora,
     uniform,
 )
-from fairdiff.diffusion.folder import FAMILIES
 from fairdiff.diffusion.load import DiffusionModel
 from fairdiff.diffusion.lora_files import Layers, settings_of
 from fairdiff.diffusion.sampling import initial_noise
+from fairdiff.diffusion.soft_tokens import SoftTokens
 from fairdiff.errors import FairDiffError
 
 
@@ -39,106 +35,6 @@ def modules_of(model: DiffusionModel, part: str) -> dict[str, nn.Module]:
         return {"transformer" if model.t5 else "unet": model.unet}
     named = {"text_encoder": model.text_encoder, "text_encoder_2": model.text_encoder_2}
     return {name: module for name, module in named.items() if module is not None}
-
-
-class SoftTokenEmbedding(nn.Module):
-    """An embedding table whose ids beyond the vocabulary are trainable rows: soft [N, D]."""
-
-    def __init__(self, base: nn.Embedding, soft: Tensor):
-        super().__init__()
-        self.base = base
-        self.soft = nn.Parameter(soft)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        size = self.base.num_embeddings
-        if bool((ids < size).all()):  # no graph for texts without soft tokens: the empty prompt has no gradient
-            return self.base(ids)
-        known = self.base(ids.clamp(max=size - 1))
-        new = self.soft[(ids - size).clamp(min=0)]
-        return torch.where((ids < size)[..., None], known, new)
-
-
-class SoftTokens:
-    """N trainable embeddings before the prompt, on the conditional branch only (the paper: N = 5).
-
-    They are a multi-vector textual inversion: `prefix` is what stands before every prompt while the adapter is on.
-    They start as the embeddings of `initial_text`, repeated to N (`origin`): a model that has read captions of the web
-    ignores words it does not know, and random vectors there have next to no gradient.
-    """
-
-    kind = "soft_tokens"
-
-    def __init__(self, model: DiffusionModel, tokens: int, initial_text: str):
-        if model.kind is not StableDiffusionPipeline:  # several tokenizers, and texts that are pooled at the highest id
-            raise FairDiffError(f"adapter.type: found soft_tokens, allowed with {FAMILIES[model.kind]}: lora")
-        self.tokenizer, self.count = model.tokenizer, tokens
-        self.names = [TOKEN] + [f"{TOKEN}_{i}" for i in range(1, tokens)]
-        base = model.text_encoder.get_input_embeddings()
-        if TOKEN in model.tokenizer.get_vocab():
-            raise FairDiffError(
-                f"model.path: its tokenizer already knows {TOKEN}, the token of an adapter that was saved with the model; "
-                "allowed: the model without it"
-            )
-        if model.tokenizer.add_tokens(self.names) != tokens or len(model.tokenizer) != base.num_embeddings + tokens:
-            raise FairDiffError(
-                f"model.path: its tokenizer has {len(model.tokenizer) - tokens} tokens, its text encoder "
-                f"{base.num_embeddings}; allowed with adapter.type=soft_tokens: as many"
-            )
-        self.initial_text = initial_text
-        self.origin = [self.words(initial_text, tokens, base)]
-        self.embedding = SoftTokenEmbedding(base, self.origin[0].clone())
-        model.text_encoder.set_input_embeddings(self.embedding)
-        self.enabled = True
-
-    def words(self, text: str, count: int, base: nn.Embedding) -> Tensor:
-        """The embeddings [count, D] of these words, repeated."""
-        known = self.tokenizer(text, add_special_tokens=False).input_ids
-        if not known:
-            raise FairDiffError(f"adapter.initial_text: found '{text}', allowed: at least one word")
-        return base.weight[[known[i % len(known)] for i in range(count)]].detach().clone()
-
-    @property
-    def prefix(self) -> str:
-        return " ".join(self.names) + " " if self.enabled else ""
-
-    def parameters(self) -> list[nn.Parameter]:
-        return [self.embedding.soft]
-
-    @contextmanager
-    def off(self) -> Iterator[None]:
-        """Prompts without the soft tokens."""
-        self.enabled = False
-        try:
-            yield
-        finally:
-            self.enabled = True
-
-    def rescale(self, scale: float) -> None:
-        """Go `scale` times as far from the initial words as now: 0 is the words, 1 changes nothing."""
-        self.embedding.soft.data.copy_(torch.lerp(self.origin[0], self.embedding.soft.data, scale))
-
-    def save(self, folder: Path) -> None:
-        """Write `soft_tokens.safetensors`: one tensor [N, D] under the token's name."""
-        state = {TOKEN: self.embedding.soft.detach().cpu().contiguous()}
-        save_file(state, folder / SOFT_TOKENS_FILE, {"initial_text": self.initial_text})
-
-    def load(self, folder: Path) -> None:
-        """Read what `save` wrote, the words they started from too; another shape or key is an error."""
-        state, about = read_tensors(folder / SOFT_TOKENS_FILE)
-        check_matrices(folder / SOFT_TOKENS_FILE, state)
-        soft = self.embedding.soft
-        if set(state) != {TOKEN} or state[TOKEN].shape != soft.shape:
-            found = {k: tuple(v.shape) for k, v in state.items()}
-            raise FairDiffError(
-                f"{folder / SOFT_TOKENS_FILE}: found {found}, expected {{'{TOKEN}': {tuple(soft.shape)}}}"
-            )
-        if not state[TOKEN].any():  # images differ from those without tokens all the same
-            raise FairDiffError(
-                f"{folder / SOFT_TOKENS_FILE}: {TOKEN} holds nothing but zeros, which no training leaves"
-            )
-        self.initial_text = about.get("initial_text", self.initial_text)
-        self.origin = [self.words(self.initial_text, self.count, self.embedding.base)]  # `rescale` measures from there
-        soft.data.copy_(state[TOKEN])
 
 
 class Lora:

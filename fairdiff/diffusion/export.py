@@ -1,6 +1,6 @@
 """A saved adapter in the formats of other tools, each a folder: the file that a tool loads, and adapter.json beside it."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,20 +11,24 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fairdiff.diffusion.adapter_files import LORA_FILE, SOFT_TOKENS_FILE, TEXT_ROOT, TOKEN, read_about, save_lora
-from fairdiff.diffusion.adapters import SoftTokens
-from fairdiff.diffusion.folder import CLASSES, adaptable, components_on_no_device, read_pipeline
-from fairdiff.diffusion.imports import FILES
+from fairdiff.diffusion.flux_layers import fused
+from fairdiff.diffusion.folder import CLASSES, FAMILIES, adaptable, components_on_no_device, read_pipeline
+from fairdiff.diffusion.imports import FILES, check_widths
 from fairdiff.diffusion.ldm import single_file_state
 from fairdiff.diffusion.load import load_model
 from fairdiff.diffusion.lora_files import Layers, Shapes, kohya_names, read_lora, settings_of, shapes_of
 from fairdiff.diffusion.single_file import file_on_no_device, is_single_file, read_single_file
-from fairdiff.diffusion.textual_inversion import A1111_KEY, read_embedding
+from fairdiff.diffusion.soft_tokens import SoftTokens
+from fairdiff.diffusion.textual_inversion import A1111_KEY, XL_KEYS, read_embedding, tensor_names
 from fairdiff.errors import FairDiffError
 from fairdiff.files import atomic_path, write_json
 
 FORMATS = ("diffusers", "kohya", "a1111", "merged", "merged_file")
 KOHYA_FILE, A1111_FILE, MERGED_FILE = "fairdiff_lora.safetensors", "fairdiff.safetensors", "fairdiff_merged.safetensors"
-OF_FLOWS = ("diffusers", "merged")  # formats of Stable Diffusion 3 and FLUX
+OF_FLOWS = {  # fewer formats: Stable Diffusion 3 has no settled names of kohya's, no single file is written of either
+    StableDiffusion3Pipeline: ("diffusers", "merged"),
+    FluxPipeline: ("diffusers", "kohya", "merged"),
+}
 LOAD_WITH = {"merged": "from_pretrained", "merged_file": "from_single_file"}  # of diffusers, beside adapter.json's own
 PIPELINES = {  # of a model with (a transformer, two text encoders that LoRA can be on)
     (False, False): StableDiffusionPipeline,
@@ -42,10 +46,10 @@ def export(source: Path, kind: str, to: Path, model: str | Path, scale: float = 
     is for, of which "diffusers" and "kohya" read configurations or the header only. scale: baked into the weights,
     W + scale (alpha/r) B A, or of soft tokens scale times as far from their initial words.
 
-    kohya: LoRA with `.alpha` for A1111, ComfyUI and kohya's scripts. a1111: soft tokens for A1111 and ComfyUI, whose word is
-    the file's name. merged: the model with LoRA in its weights, as a diffusers folder, or as one file with original names.
-    Of Stable Diffusion 3 and FLUX OF_FLOWS. FairDiffError for what a format cannot hold and for numbers beyond the
-    precision's range.
+    kohya: LoRA with `.alpha` for A1111, ComfyUI and kohya's scripts, of FLUX on its original layers (`flux_layers`).
+    a1111: soft tokens for A1111 and ComfyUI, whose word is the file's name. merged: the model with LoRA in its weights, as a
+    diffusers folder, or as one file with original names. Of Stable Diffusion 3 and FLUX OF_FLOWS.
+    FairDiffError for what a format cannot hold and for numbers beyond the precision's range.
     """
     folder = source.parent if source.suffix in FILES else source
     file = source if source.suffix in FILES else _weights(source)
@@ -66,7 +70,7 @@ def export(source: Path, kind: str, to: Path, model: str | Path, scale: float = 
             about["load_with"] = LOAD_WITH[kind]
         else:
             shapes = shapes_of((file_on_no_device if is_single_file(model) else components_on_no_device)(model))
-            _require_format(kind, shapes, model)
+            _require_format(kind, _pipeline_of(shapes), model)
             layers = _scaled(read_lora(file, shapes), scale)
             (_save_kohya if kind == "kohya" else _save_diffusers)(temporary, layers, shapes, cast)
         write_json(temporary / "adapter.json", about)
@@ -80,18 +84,22 @@ def _weights(folder: Path) -> Path:
     return found[0]
 
 
-def _require_format(kind: str, modules: Iterable[str], model: str | Path) -> None:
-    if "transformer" in modules and kind not in OF_FLOWS:
-        raise FairDiffError(f"{model}: {kind} is no format of a model with a transformer, allowed: {', '.join(OF_FLOWS)}")
+def _pipeline_of(shapes: Shapes) -> type:
+    return PIPELINES["transformer" in shapes, "text_encoder_2" in shapes]
+
+
+def _require_format(kind: str, pipeline: type, model: str | Path) -> None:
+    if kind not in (allowed := OF_FLOWS.get(pipeline, FORMATS)):
+        raise FairDiffError(f"{model}: {kind} is no format of {FAMILIES[pipeline]}, allowed: {', '.join(allowed)}")
 
 
 def _is_lora(file: Path) -> bool:
-    """Whether a file has more tensors than the one of a textual inversion."""
+    """Whether a file has other tensors than those of a textual inversion."""
     if file.suffix != ".safetensors":
         return False
     try:
         with safe_open(file, "pt") as opened:
-            return len(opened.keys()) > 1
+            return not tensor_names(dict.fromkeys(opened.keys()))
     except Exception as error:  # missing, truncated, not safetensors
         raise FairDiffError(f"{file}: cannot read the adapter: {' '.join(str(error).split())}") from error
 
@@ -112,7 +120,9 @@ def _scaled(layers: Layers, scale: float) -> Layers:
 
 
 def _save_kohya(folder: Path, layers: Layers, shapes: Shapes, cast: Callable[[Tensor], Tensor]) -> None:
-    """`<name>.lora_down.weight`, `.lora_up.weight` and the true `.alpha` of each layer."""
+    """`<name>.lora_down.weight`, `.lora_up.weight` and the true `.alpha` of each layer; of FLUX of its original layers."""
+    if "transformer" in layers:
+        layers = layers | {"transformer": fused(layers["transformer"], shapes["transformer"])}
     names, state = kohya_names(shapes), {}
     for module, part in layers.items():
         for layer, factors in part.items():
@@ -127,11 +137,11 @@ def _kohya_metadata(layers: Layers, shapes: Shapes) -> dict[str, str]:
     """What kohya's scripts write of a LoRA; A1111 shows it with the models of its version only (Lora/network.py there)."""
     every = [factors for part in layers.values() for factors in part.values()]
     ranks, alphas = {factors.rank for factors in every}, {factors.alpha for factors in every}
-    second = shapes["text_encoder"]["encoder.layers.0.mlp.fc1"][1] == 1024  # the width of Stable Diffusion 2.x alone
-    version = "sdxl_base_v1-0" if "text_encoder_2" in shapes else "sd_v2" if second else "sd_v1"
+    flux, second = "transformer" in shapes, shapes["text_encoder"]["encoder.layers.0.mlp.fc1"][1] == 1024  # of 2.x alone
+    version = "flux1" if flux else "sdxl_base_v1-0" if "text_encoder_2" in shapes else "sd_v2" if second else "sd_v1"
     return {
         "format": "pt",
-        "ss_network_module": "networks.lora",
+        "ss_network_module": "networks.lora_flux" if flux else "networks.lora",
         "ss_network_dim": str(*ranks) if len(ranks) == 1 else "Dynamic",
         "ss_network_alpha": str(*alphas) if len(alphas) == 1 else "Dynamic",
         "ss_base_model_version": version,
@@ -140,13 +150,12 @@ def _kohya_metadata(layers: Layers, shapes: Shapes) -> dict[str, str]:
 
 
 def _save_diffusers(folder: Path, layers: Layers, shapes: Shapes, cast: Callable[[Tensor], Tensor]) -> None:
-    pipeline = PIPELINES["transformer" in shapes, "text_encoder_2" in shapes]
     state = {
         module: {f"{layer}.lora_A.weight": cast(factors.down) for layer, factors in part.items()}
         | {f"{layer}.lora_B.weight": cast(factors.up) for layer, factors in part.items()}
         for module, part in layers.items()
     }
-    save_lora(folder, state, {module: settings_of(part) for module, part in layers.items()}, pipeline)
+    save_lora(folder, state, {module: settings_of(part) for module, part in layers.items()}, _pipeline_of(shapes))
 
 
 def _save_merged(
@@ -154,7 +163,7 @@ def _save_merged(
 ) -> None:
     """The whole model, W + scale (alpha/r) B A computed in float32."""
     pipeline = (read_single_file if is_single_file(model) else read_pipeline)(model)
-    _require_format(kind, pipeline.components, model)
+    _require_format(kind, type(pipeline), model)
     modules = {name: pipeline.components[name] for name in adaptable(type(pipeline))}
     for name, part in read_lora(file, shapes_of(modules)).items():
         inner = {layer.removeprefix(TEXT_ROOT): found for layer, found in modules[name].named_modules()}
@@ -171,24 +180,26 @@ def _save_merged(
     save_file({name: cast(value).clone() for name, value in state.items()}, folder / MERGED_FILE, {"format": "pt"})
 
 
-def _scaled_tokens(file: Path, model: str | Path, scale: float) -> tuple[Tensor, dict[str, str]]:
-    """The embeddings [N, D], and the words that they started from as metadata where the file says so."""
+def _scaled_tokens(file: Path, model: str | Path, scale: float) -> tuple[list[Tensor], dict[str, str]]:
+    """The embeddings [N, D] of each text encoder, and the words they started from as metadata where the file says so."""
     rows, text = read_embedding(file)
     if scale == 1:
         return rows, {"initial_text": text} if text else {}
     if not text:
         raise FairDiffError(f"{file}: does not say which words its tokens started from; allowed: --scale 1")
-    tokens = SoftTokens(load_model(model), len(rows), text)
-    tokens.embedding.soft.data.copy_(rows)
+    tokens = SoftTokens(load_model(model), len(rows[0]), text)
+    check_widths(file, rows, tokens)
+    for soft, own in zip(tokens.parameters(), rows, strict=True):
+        soft.data.copy_(own)
     tokens.rescale(scale)
-    return tokens.embedding.soft.detach(), {"initial_text": text}
+    return [soft.detach() for soft in tokens.parameters()], {"initial_text": text}
 
 
 def _save_tokens(
-    kind: str, folder: Path, tokens: tuple[Tensor, dict[str, str]], cast: Callable[[Tensor], Tensor]
+    kind: str, folder: Path, tokens: tuple[list[Tensor], dict[str, str]], cast: Callable[[Tensor], Tensor]
 ) -> None:
+    """Of Stable Diffusion XL the tensors have the same names for every tool."""
     rows, about = tokens
-    if kind == "diffusers":
-        save_file({TOKEN: cast(rows)}, folder / SOFT_TOKENS_FILE, about)
-    else:
-        save_file({A1111_KEY: cast(rows)}, folder / A1111_FILE, about)
+    one, file = (TOKEN, SOFT_TOKENS_FILE) if kind == "diffusers" else (A1111_KEY, A1111_FILE)
+    names = [one] if len(rows) == 1 else XL_KEYS
+    save_file({name: cast(own) for name, own in zip(names, rows, strict=True)}, folder / file, about)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from fairdiff.diffusion.adapter_files import LORA_FILE, SOFT_TOKENS_FILE
 from fairdiff.diffusion.adapters import Lora, SoftTokens, modules_of
@@ -37,13 +38,22 @@ def import_soft_tokens(
     initial_text: the words of files that do not say which they started from.
     """
     read = [read_embedding(file_of(path, SOFT_TOKENS_FILE)) for path in paths]
-    adapter = SoftTokens(model, sum(len(rows) for rows, _ in read), initial_text)
-    soft, base, start = adapter.embedding.soft, adapter.embedding.base, 0
+    adapter, start = SoftTokens(model, sum(len(rows[0]) for rows, _ in read), initial_text), 0
     for path, (rows, text), scale in zip(paths, read, scales, strict=True):
-        if rows.shape[1] != soft.shape[1]:
-            raise FairDiffError(f"{path}: its embeddings have width {rows.shape[1]}, the text encoder {soft.shape[1]}")
-        own = slice(start, start := start + len(rows))
-        words = adapter.words(text or initial_text, len(rows), base)
-        adapter.origin[0][own] = words
-        soft.data[own] = torch.lerp(words, rows.to(words), scale)
+        check_widths(path, rows, adapter)
+        own = slice(start, start := start + len(rows[0]))
+        words = adapter.words(text or initial_text, len(rows[0]))
+        for soft, origin, here, there in zip(adapter.parameters(), adapter.origin, words, rows, strict=True):
+            origin[own] = here
+            soft.data[own] = torch.lerp(here, there.to(here), scale)
     return adapter
+
+
+def check_widths(path: Path, rows: list[Tensor], adapter: SoftTokens) -> None:
+    """FairDiffError unless these are embeddings [N, D] of each text encoder of the adapter's model."""
+    widths = [soft.shape[1] for soft in adapter.parameters()]
+    if len(rows) != len(widths):
+        raise FairDiffError(f"{path}: holds tokens of {len(rows)} text encoders, the model has {len(widths)} that read them")
+    for own, width in zip(rows, widths, strict=True):
+        if own.shape[1] != width:
+            raise FairDiffError(f"{path}: its embeddings have width {own.shape[1]}, the text encoder {width}")

@@ -9,7 +9,6 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,6 +18,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fairdiff.diffusion.adapter_files import TEXT_ROOT, lora_metadata
+from fairdiff.diffusion.factors import Factors, Layers, Shapes
+from fairdiff.diffusion.flux_layers import apart, original_shapes, originals
 from fairdiff.diffusion.ldm import unet_names
 from fairdiff.errors import FairDiffError
 from fairdiff.files import read_given
@@ -38,32 +39,6 @@ DENOISERS = ("unet", "transformer")
 ALLOWED = "LoRA of linear and convolutional layers of this model"
 
 
-@dataclass(frozen=True)
-class Factors:
-    """What LoRA adds to the weight of a layer, (alpha / r) B A, where A, `down`, reads it and B, `up`, writes it.
-
-    down: [r, in], up: [out, r]; of a convolution [r, in, h, w] and [out, r, 1, 1].
-    """
-
-    down: Tensor
-    up: Tensor
-    alpha: float
-
-    @property
-    def rank(self) -> int:
-        return len(self.down)
-
-    def delta(self) -> Tensor:
-        """(alpha / r) B A in float32, in the shape of the layer's weight."""
-        product = self.up.float().flatten(1) @ self.down.float().flatten(1)
-        return (self.alpha / self.rank * product).unflatten(1, self.down.shape[1:])
-
-
-# "text_encoder", "text_encoder_2", "unet", "transformer" -> layer, without TEXT_ROOT -> its factors, or its weight's shape
-Layers = dict[str, dict[str, Factors]]
-Shapes = dict[str, dict[str, list[int]]]
-
-
 def shapes_of(modules: Mapping[str, nn.Module]) -> Shapes:
     """The layers of a model that LoRA can be on, and their weights' shapes; to be taken before an adapter is hung."""
     return {
@@ -80,13 +55,18 @@ def kohya_names(shapes: Shapes) -> dict[tuple[str, str], str]:
     """(module, layer) -> its name in files of kohya's scripts, which A1111 and ComfyUI read too.
 
     Of Stable Diffusion XL the U-Net's layers have their original names, as its scripts know them, and the text encoders
-    numbers (networks/lora.py and sdxl_original_unet.py of kohya-ss/sd-scripts).
+    numbers (networks/lora.py and sdxl_original_unet.py of kohya-ss/sd-scripts). Of FLUX the transformer's layers are the
+    original ones (networks/lora_flux.py there; `flux_layers`), and CLIP is the first text encoder. Stable Diffusion 3's
+    transformer has no names.
     """
     xl = "text_encoder_2" in shapes
-    unet = unet_names(shapes["unet"]) if xl else {layer: layer for layer in shapes["unet"]}
-    roots = {"text_encoder": "lora_te1" if xl else "lora_te", "text_encoder_2": "lora_te2"}
-    found = {("unet", layer): f"lora_unet_{name.replace('.', '_')}" for layer, name in unet.items()}
-    for module in shapes.keys() - {"unet"}:
+    root = "lora_te1" if xl or "transformer" in shapes else "lora_te"
+    roots = {"text_encoder": root, "text_encoder_2": "lora_te2"}
+    unet = shapes.get("unet", {})
+    own = {("unet", layer): name for layer, name in (unet_names(unet) if xl else dict(zip(unet, unet, strict=True))).items()}
+    own |= {("transformer", name): name for name in originals(shapes.get("transformer", {}))}
+    found = {place: f"lora_unet_{name.replace('.', '_')}" for place, name in own.items()}
+    for module in shapes.keys() - set(DENOISERS):
         for layer in shapes[module]:
             root = "" if layer == "text_projection" else TEXT_ROOT
             found[module, layer] = f"{roots[module]}_{root}{layer}".replace(".", "_")
@@ -94,9 +74,13 @@ def kohya_names(shapes: Shapes) -> dict[tuple[str, str], str]:
 
 
 def _known_names(shapes: Shapes) -> dict[str, tuple[str, str]]:
-    """Every name that a file may give a layer -> (module, layer); those of kohya's scripts of models with a U-Net only."""
-    unet = "unet" in shapes
-    found = {name: place for place, name in kohya_names(shapes).items()} if unet else {}
+    """Every name that a file may give a layer -> (module, layer); those of kohya's scripts not of Stable Diffusion 3.
+
+    Of FLUX its original layers too, as ("transformer", original layer), and ComfyUI's names of them and of CLIP.
+    """
+    unet, flux = "unet" in shapes, originals(shapes.get("transformer", {}))
+    found = {name: place for place, name in kohya_names(shapes).items()} if unet or flux else {}
+    found |= {f"diffusion_model.{name}": ("transformer", name) for name in flux}
     original = unet_names(shapes["unet"]) if unet else {}
     for module, layers in shapes.items():
         for layer in layers:
@@ -104,8 +88,9 @@ def _known_names(shapes: Shapes) -> dict[str, tuple[str, str]]:
             names = [f"{module}.{layer}", f"{module}.{root}{layer}", f"{module}.{layer.removesuffix('.0')}"]
             if module == "unet":
                 names += [f"lora_unet_{name.replace('.', '_')}" for name in (layer, original[layer])]
-            elif module == "text_encoder" and unet:  # diffusers' own converter numbers it whatever the model
+            elif module == "text_encoder" and (unet or flux):  # diffusers' own converter numbers it whatever the model
                 names += [f"lora_te{number}_{root}{layer}".replace(".", "_") for number in ("", "1")]
+                names += [f"text_encoders.clip_l.transformer.{root}{layer}"] if flux else []
             for name in names:
                 found.setdefault(name, (module, layer))
     return found
@@ -136,15 +121,23 @@ def read_lora(path: Path, shapes: Shapes) -> Layers:
             left.append(key)
         elif value.is_complex() or not value.float().isfinite().all():
             raise FairDiffError(f"{path}: {key} holds numbers that are not finite, or no real ones")
+        elif side in parts.setdefault(place, {}):
+            raise FairDiffError(f"{path}: {key} is of {'.'.join(place)}, whose {side} it holds under another name too")
         else:
-            parts.setdefault(place, {})[side] = value.float()
+            parts[place][side] = value.float()
     if left:
         raise FairDiffError(_unknown(path, sorted(left), len(state)))
     if not parts:
         raise FairDiffError(f"{path}: holds no tensors; allowed: {ALLOWED}")
     found: Layers = {module: {} for module in shapes if any(place[0] == module for place in parts)}
+    fused = original_shapes(shapes.get("transformer", {}))
     for module, layer in parts:
-        found[module][layer] = _factors(path, (module, layer), parts[module, layer], shapes[module][layer], said)
+        shape = shapes[module].get(layer) or fused[layer]
+        own = {layer: _factors(path, (module, layer), parts[module, layer], shape, said)}
+        own = own if layer in shapes[module] else apart(layer, own[layer], shapes[module])
+        if twice := own.keys() & found[module].keys():
+            raise FairDiffError(f"{path}: holds {module}.{min(twice)} twice, by itself and as a part of another layer")
+        found[module] |= own
     return found
 
 

@@ -17,12 +17,13 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from fairdiff import fingerprint
-from fairdiff.diffusion.adapter_files import LORA_FILE, SOFT_TOKENS_FILE, check_matrix, read_about, read_tensors
+from fairdiff.diffusion.adapter_files import LORA_FILE, SOFT_TOKENS_FILE, TOKEN, read_about, read_tensors
 from fairdiff.diffusion.catalogue import catalogue, converted
 from fairdiff.diffusion.folder import Pipeline
 from fairdiff.diffusion.load import DiffusionModel
 from fairdiff.diffusion.sampling import Generate
 from fairdiff.diffusion.solvers import SOLVERS, make_solver
+from fairdiff.diffusion.textual_inversion import A1111_KEY, XL_KEYS, embeddings_of, pool_at_the_end
 from fairdiff.errors import FairDiffError
 
 KEY = "load_adapter"  # what errors begin with
@@ -229,31 +230,35 @@ def _load_lora(pipe: Pipeline, file: Path, state: dict[str, Tensor], scale: floa
 
 
 def _load_tokens(pipe: Pipeline, file: Path, state: dict[str, Tensor], metadata: dict, scale: float) -> str:
-    """The token that stands for the vectors in prompts."""
-    if isinstance(pipe, StableDiffusionXLPipeline) or len(state) != 1:
-        found = "tokens for Stable Diffusion XL" if len(state) == 1 else f"{len(state)} tensors without LoRA's names"
-        raise FairDiffError(f"{KEY}: {file}: found {found}, allowed: LoRA, or the tokens of one text encoder")
-    ((token, rows),) = state.items()
-    check_matrix(rows, f"{KEY}: {file}: {token}")
-    token = f"<{file.stem}>" if token == "emb_params" else token  # AUTOMATIC1111's files do not name it
+    """The token that stands for the vectors in prompts, of each text encoder."""
+    readers = [(pipe.tokenizer, pipe.text_encoder)]
+    readers += [(pipe.tokenizer_2, pipe.text_encoder_2)] if isinstance(pipe, StableDiffusionXLPipeline) else []
+    every, name = embeddings_of(state, f"{KEY}: {file}"), next(iter(state))
+    found, widths = [rows.shape[1] for rows in every], [e.get_input_embeddings().embedding_dim for _, e in readers]
+    if found != widths:
+        raise FairDiffError(f"{KEY}: {file}: holds tokens of width {found}, one for each text encoder, allowed: {widths}")
+    token = TOKEN if file.name == SOFT_TOKENS_FILE else f"<{file.stem}>"
+    token = token if name in (A1111_KEY, *XL_KEYS) else name  # other files name it
     known, first = pipe.tokenizer.get_vocab(), token
     for i in range(2, 1000):
         if token not in known:
             break
         token = f"{first.removesuffix('>')}-{i}>"
-    if scale != 1:
-        rows = torch.lerp(_initial(pipe, file, metadata, rows), rows, scale)
-    with _one_line(file):
-        pipe.load_textual_inversion({token: rows}, token=token)
+    for rows, (tokenizer, encoder) in zip(every, readers, strict=True):
+        if scale != 1:
+            rows = torch.lerp(_initial(tokenizer, encoder, file, metadata, rows), rows, scale)
+        with _one_line(file):
+            pipe.load_textual_inversion({token: rows}, token=token, tokenizer=tokenizer, text_encoder=encoder)
+        pool_at_the_end(encoder, tokenizer)
     return token
 
 
-def _initial(pipe: Pipeline, file: Path, metadata: dict, rows: Tensor) -> Tensor:
+def _initial(tokenizer, encoder: nn.Module, file: Path, metadata: dict, rows: Tensor) -> Tensor:
     """The embeddings from which soft tokens started, [N, D]; what a scale is measured from."""
     if "initial_text" not in metadata:
         raise FairDiffError(f"{KEY}: {file}: scale: it does not say from which words its tokens started, allowed: 1")
-    words = pipe.tokenizer(metadata["initial_text"], add_special_tokens=False).input_ids
-    table = pipe.text_encoder.get_input_embeddings().weight.detach().cpu().float()
+    words = tokenizer(metadata["initial_text"], add_special_tokens=False).input_ids
+    table = encoder.get_input_embeddings().weight.detach().cpu().float()
     return table[[words[i % len(words)] for i in range(len(rows))]].to(rows)
 
 

@@ -6,7 +6,7 @@ Resumes bit-exactly on a CPU: whatever is not in the checkpoint is a function of
 import hashlib
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -37,7 +37,7 @@ PATIENCE = 10  # steps in a row that align nothing before the run is given up
 class Schedule:
     """How long and how: steps, prompts a step, images and noise pool of a prompt, [low, high] of T, optimiser, seed.
 
-    decay: of the learning rate, see `learning_rate`. validation, tracker: None for none.
+    decay: of the learning rate, see `learning_rate`. validation, tracker: None for none; tracker_options: see `trackers`.
     """
 
     steps: int
@@ -52,6 +52,7 @@ class Schedule:
     decay: str = "constant"
     validation: Validation | None = None
     tracker: str | None = None
+    tracker_options: dict[str, object] = field(default_factory=dict)
 
 
 def learning_rate(schedule: Schedule, step: int) -> float:
@@ -119,7 +120,7 @@ def train(
     running: dict[str, float] = {}
     idle = 0
     with progress(console) as bar, open_tracker(
-        schedule.tracker if world.first else None, folder, fingerprint, start
+        schedule.tracker if world.first else None, folder, fingerprint, start, schedule.tracker_options
     ) as tracker:
         task = bar.add_task("training", total=schedule.steps, completed=start, note="")
         for step in range(start, schedule.steps):
