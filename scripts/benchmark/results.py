@@ -29,7 +29,7 @@ SHORT: dict[str, Callable[[BenchConfig], dict]] = {
     "throughput": measure_throughput,
 }
 # What says which parts to measure, where to write, or what to read off finished runs, and changes no run.
-ELSEWHERE = ("part", "resume", "report", "audit", "plan", "thresholds")
+ELSEWHERE = ("part", "resume", "report", "audit", "plan", "thresholds", "hub", "tracker_options")
 
 
 def measure(part: str, config: BenchConfig, folder: Path, console: Console) -> None:
