@@ -1,6 +1,9 @@
 """A text-to-image model, from a folder in diffusers' format or one file, reduced to what training and sampling need."""
 
 import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -213,9 +216,15 @@ class DiffusionModel:
             parts = [sample(self.unet, self.scheduler, guidance, z, steps) for z in noise.split(self.sample_batch)]
         return parts[0] if len(parts) == 1 else _joined(parts)
 
-    def _cast(self, on: bool) -> torch.autocast:
-        lower = self.sampling_dtype != torch.float32 and self.unet.dtype == torch.float32
-        return torch.autocast(self.unet.device.type, torch.bfloat16, enabled=on and lower)
+    @contextmanager
+    def _cast(self, on: bool) -> Iterator[None]:
+        if not on or self.sampling_dtype == torch.float32 or self.unet.dtype != torch.float32:
+            yield
+            return
+        with warnings.catch_warnings(), torch.autocast(self.unet.device.type, torch.bfloat16):
+            # RMSNorm's weights stay float32, as autocast leaves them; torch says that this is slower
+            warnings.filterwarnings("ignore", "Mismatch dtype between input and weight", UserWarning)
+            yield
 
     def lower_precision(self, dtype: torch.dtype) -> None:
         """Hold the frozen U-Net, VAE and T5 in another precision; CLIP, run once a step, stays as it is.
