@@ -85,10 +85,12 @@ def _flow_solver(config: dict, spacing: str, tokens: int) -> FLOW:
     """
     if spacing not in ("linspace", "trailing"):
         raise FairDiffError(f"sampler.spacing: found {spacing}, allowed with flow_euler: linspace, trailing")
+    own = {"timestep_spacing": spacing, "image_tokens": tokens}
     try:
-        solver = FLOW.from_config({**config, "timestep_spacing": spacing, "image_tokens": tokens})
+        solver = FLOW.from_config({key: value for key, value in config.items() if key not in own})
     except Exception as error:
         raise FairDiffError(f"scheduler {FLOW.__name__}: {_first_words(error)}") from error
+    solver.register_to_config(**own)
     require_linear(solver)
     return solver
 
