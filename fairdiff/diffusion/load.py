@@ -215,8 +215,9 @@ class DiffusionModel:
         return parts[0] if len(parts) == 1 else _joined(parts)
 
     def _cast(self, on: bool) -> torch.autocast:
-        lower = self.sampling_dtype != torch.float32 and self.unet.dtype == torch.float32
-        return torch.autocast(self.unet.device.type, torch.bfloat16, enabled=on and lower)
+        first = next(self.unet.parameters())  # as all others; see `denoise.call_unet`
+        lower = self.sampling_dtype != torch.float32 and first.dtype == torch.float32
+        return torch.autocast(first.device.type, torch.bfloat16, enabled=on and lower)
 
     def lower_precision(self, dtype: torch.dtype) -> None:
         """Hold the frozen U-Net, VAE and T5 in another precision; CLIP, run once a step, stays as it is.
