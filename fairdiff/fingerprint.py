@@ -13,9 +13,18 @@ LENGTH = 16  # hex digits
 _FROZEN: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 
 
+class Said(str):
+    """A part that is JSON already, of what is long and asked for several times; see `said`."""
+
+
+def said(part) -> str:
+    """A part as JSON, other kinds as text."""
+    return part if isinstance(part, Said) else json.dumps(part, sort_keys=True, default=str)
+
+
 def of_values(*parts) -> str:
     """The SHA-256 of anything JSON can say (other kinds as text), its first hex digits."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:LENGTH]
+    return hashlib.sha256(f"[{', '.join(map(said, parts))}]".encode()).hexdigest()[:LENGTH]
 
 
 def of_modules(*modules: nn.Module) -> str:

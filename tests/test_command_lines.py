@@ -64,6 +64,13 @@ def lands(*overrides: str, monkeypatch, tmp_path) -> str:
     return folders("config", list(overrides), monkeypatch)[0]
 
 
+RANK_2 = "outputs/gender/adapter.rank-2-1a721c/seed0"
+
+
+def test_a_folder_is_named_by_what_is_set(monkeypatch, tmp_path):
+    assert lands("adapter.rank=2", monkeypatch=monkeypatch, tmp_path=tmp_path) == RANK_2
+
+
 @pytest.mark.parametrize(
     "other",
     [
@@ -74,8 +81,7 @@ def lands(*overrides: str, monkeypatch, tmp_path) -> str:
 def test_what_leaves_the_training_as_it_is_has_its_folder(other, monkeypatch, tmp_path):
     """So that another audit of it, or its memory, trains nothing again."""
     here = {"monkeypatch": monkeypatch, "tmp_path": tmp_path}
-    folder = "outputs/gender/adapter.rank-2-1a721c/seed0"
-    assert lands("adapter.rank=2", **here) == lands(other, "adapter.rank=2", **here) == folder
+    assert lands(other, "adapter.rank=2", **here) == RANK_2
     assert lands(other, **here) == "outputs/gender/default/seed0"
 
 

@@ -81,10 +81,12 @@ def test_a_detector_that_finds_nobody_says_so(tiny_model):
 def test_each_judge_sees_crops_of_its_own_and_says_so(tmp_path):
     """Training and audit share none; where a judge has none of its own it is the detector's, and nothing else changes."""
 
+    model = builder.build_model(composed())  # which no setting of judges changes
+
     def built(*overrides):
         config = composed("cache=null", *overrides)
         plan = make_plan(config)
-        model, perception = builder.build_model(config), builder.build_perception(config, plan)
+        perception = builder.build_perception(config, plan)
         training = builder.training_fingerprint(config, plan, model, perception)
         audit = build_audit(config, plan, model, training, perception.classifier)
         crops = ((perception.crop_size, perception.expand), (audit.measurer.crop_size, audit.measurer.expand))

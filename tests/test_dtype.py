@@ -160,18 +160,18 @@ def test_pictures_sampled_in_bfloat16_are_those_in_float32_whatever_the_batch():
     prompt, pictures = "a photo of the face of a nurse, a person", {}
     for dtype in ("float32", "bfloat16"):
         model = builder.build_model(composed(f"model.sampling_dtype={dtype}"))
-        noise = initial_noise(prompt, 0, range(6), model.latent_shape)
-        for batch in (6, 2):
-            generate = model.generator(1.5, 8)
+        noise = initial_noise(prompt, 0, range(4), model.latent_shape)
+        for batch in (4, 2):
+            generate = model.generator(1.5, 6)
             pictures[dtype, batch] = torch.cat([generate(prompt, part) for part in noise.split(batch)])
 
     def levels(a, b):
         return 255 * (pictures[a] - pictures[b]).square().flatten(1).mean(1).sqrt()
 
-    between = levels(("float32", 6), ("bfloat16", 6))
+    between = levels(("float32", 4), ("bfloat16", 4))
     assert between.min() > 0 and between.median() < 1 and between.max() < 3
-    assert levels(("float32", 6), ("float32", 2)).max() < 0.01
-    assert levels(("bfloat16", 6), ("bfloat16", 2)).max() < 1
+    assert levels(("float32", 4), ("float32", 2)).max() < 0.01
+    assert levels(("bfloat16", 4), ("bfloat16", 2)).max() < 1
 
 
 @pytest.mark.parametrize("kind", ["soft_tokens", "lora_both"])

@@ -24,8 +24,8 @@ from fairdiff.training.tracking import read_metrics  # noqa: E402
 report = runpy.run_path(str(ROOT / "scripts" / "report.py"))["main"]
 
 SMALL = [
-    "steps=2", "global_batch=8", "noise_pool=8", "sampler.train_steps=[3,3]", "sampler.audit_steps=3", "cache=null",
-    "audit.prompts=3", "audit.images_per_prompt=6", "audit.named=1", "audit.without_people=2",
+    "steps=2", "global_batch=8", "noise_pool=8", "sampler.train_steps=[2,2]", "sampler.audit_steps=2", "cache=null",
+    "audit.prompts=3", "audit.images_per_prompt=4", "audit.named=1", "audit.without_people=2",
 ]  # fmt: skip
 # a tiny model of another kind with the embedded judges and encoders
 BESIDE_EMBEDDED = [
@@ -109,13 +109,13 @@ def test_adapter_json_names_the_frozen_model_without_the_adapter(finished):
     about = json.loads((finished / "adapter" / "adapter.json").read_text())
     frozen = builder.build_model(composed(*SMALL))
     assert about["base_model_hash"] == frozen.fingerprint(precision=False)
-    assert (about["type"], about["guidance"], about["sampler_steps"]) == ("lora", 1.5, 3)
+    assert (about["type"], about["guidance"], about["sampler_steps"]) == ("lora", 1.5, 2)
 
 
 @pytest.mark.slow
 def test_audit_json_has_the_promised_schema(finished):
     audit = json.loads((only_audit(finished) / "audit.json").read_text())
-    assert audit["schema"] == "fairdiff.audit/7" and audit["prompts"] == 3 and audit["images_per_prompt"] == 6
+    assert audit["schema"] == "fairdiff.audit/7" and audit["prompts"] == 3 and audit["images_per_prompt"] == 4
     for name, model in audit["models"].items():
         gender = model["attributes"]["gender"]
         assert set(gender["bias"]) >= {"mean", "ci95", "sd_over_prompts", "floor"}
@@ -125,7 +125,7 @@ def test_audit_json_has_the_promised_schema(finished):
         if name == "after":
             assert 0 < model["clip_i"]["mean"] <= 1 and 0 < model["dino"]["mean"] <= 1
     records = pd.read_parquet(only_audit(finished) / "records.parquet")
-    assert len(records) == 2 * (3 * 6 + 2 * 6 + 2 * 6)  # prompts, both classes of one, prompts without people
+    assert len(records) == 2 * (3 * 4 + 2 * 4 + 2 * 4)  # prompts, both classes of one, prompts without people
 
 
 @pytest.mark.slow
@@ -238,7 +238,7 @@ def test_what_the_initial_words_do_is_told_from_what_training_does(tmp_path):
     launch(tmp_path / "a", "adapter=soft_tokens", "adapter.initial_text='an old man'", "adapter.learning_rate=.1")
     launch(tmp_path / "b", "adapter=soft_tokens", "adapter.initial_text='an old man'", "adapter.learning_rate=1e-9")
     one, other = (json.loads((only_audit(tmp_path / run) / "audit.json").read_text()) for run in "ab")
-    assert list(one["models"]) == ["before", "start", "after"] and one["trained"]["pairs"] == 3 * 6
+    assert list(one["models"]) == ["before", "start", "after"] and one["trained"]["pairs"] == 3 * 4
     assert one["models"]["start"]["dino"] == other["models"]["start"]["dino"] != one["models"]["after"]["dino"]
     assert other["models"]["after"]["dino"]["mean"] == pytest.approx(other["models"]["start"]["dino"]["mean"], abs=1e-3)
     assert "by training" in (only_audit(tmp_path / "a") / "report.html").read_text()

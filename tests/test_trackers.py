@@ -24,15 +24,21 @@ def trained(model, folder, steps, tracker):
     return torch.cat([p.detach().flatten() for p in trainee.adapter.parameters()])
 
 
+@pytest.fixture(scope="module")
+def plain(tiny_folder, tmp_path_factory):
+    """The folder of a training of three steps without a tracker, and what it learnt."""
+    folder = tmp_path_factory.mktemp("plain")
+    return folder, trained(load_model(tiny_folder), folder, 3, None)
+
+
 @pytest.mark.slow
-def test_tensorboard_hears_every_row_and_training_is_the_same(tiny_folder, tmp_path):
+def test_tensorboard_hears_every_row_and_training_is_the_same(plain, tiny_folder, tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    plain = trained(load_model(tiny_folder), tmp_path / "plain", 3, None)
     trained(load_model(tiny_folder), tmp_path / "run", 2, "tensorboard")
     tracked = trained(load_model(tiny_folder), tmp_path / "run", 3, "tensorboard")  # goes on
-    assert torch.equal(plain, tracked)
+    assert torch.equal(plain[1], tracked)
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
     found = EventAccumulator(str(tmp_path / "run" / "tensorboard"), {"images": 0, "scalars": 0}).Reload()
     for key in ("loss.align", "loss.image", "grad_norm", "bias.gender"):
@@ -60,14 +66,13 @@ def test_a_grid_shows_the_frozen_model_above_the_adapter(tiny_model):
     assert torch.allclose(rows[0], after[0], atol=1e-5) and not torch.allclose(rows[1], after[1], atol=1e-3)
 
 
-def test_a_run_keeps_a_few_grids_and_training_does_not_notice(tiny_folder, tmp_path, monkeypatch):
-    with_grids = trained(load_model(tiny_folder), tmp_path, 3, None)
-    kept = sorted(path.name for path in (tmp_path / "pictures").iterdir())
+def test_a_run_keeps_a_few_grids_and_training_does_not_notice(plain, tiny_folder, tmp_path, monkeypatch):
+    folder, with_grids = plain
+    kept = sorted(path.name for path in (folder / "pictures").iterdir())
     assert kept == ["step_000001.png", "step_000002.png", "step_000003.png"]
-    with Image.open(tmp_path / "pictures" / kept[-1]) as image:
+    with Image.open(folder / "pictures" / kept[-1]) as image:
         assert image.size == (16 * pictures.IMAGES, 16 * 2 * len(PROMPTS))
-    rows = read_metrics(tmp_path / "metrics.jsonl")
-    for row in rows:
+    for row in read_metrics(folder / "metrics.jsonl"):
         shares = [row[f"share.gender.{cls}"] for cls in ("female", "male")]
         assert abs(shares[0] - shares[1]) == pytest.approx(row["bias.gender"], abs=1e-6)
         assert row["target.gender.female"] == 0.5

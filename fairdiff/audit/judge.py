@@ -14,7 +14,7 @@ DRAWS = 4000
 WORST = 10.0  # condition number of C from which undoing its error says nothing: noise grows tenfold
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # one object for the same counts and seed, see `judge_of`, and so a key of caches
 class Judge:
     """rates: C [K, K]. mend: C^-T. draws [B, K, K]: confusion matrices that the labelled faces leave open.
 

@@ -34,19 +34,14 @@ def images_needed(
     missing: the share of images without a face, which the verdict counts at their worst. None where no number of images gives
     it: the errors of the judge were counted on too few faces, or missing faces alone reach the margin (`reach`).
     """
-    target = tuple(map(float, target_K))
-    if judge is None:
-        return _needed(prompts, target, delta, wanted, missing)
-    return _search(prompts, target, (delta, judge, label_error(prompts, target, judge)), wanted, missing)
+    return _needed(prompts, tuple(map(float, target_K)), delta, judge, wanted, missing)
 
 
-@lru_cache(maxsize=64)
-def _needed(prompts: int, target_K: tuple[float, ...], delta: float, wanted: float, missing: float) -> int | None:
-    return _search(prompts, target_K, (delta, None, None), wanted, missing)
-
-
-def _search(prompts: int, target_K, rule: Rule, wanted: float, missing: float) -> int | None:
-    delta, judge, _ = rule
+@lru_cache(maxsize=64)  # each takes half a second, and the audits of a study ask alike
+def _needed(
+    prompts: int, target_K: tuple[float, ...], delta: float, judge: Judge | None, wanted: float, missing: float
+) -> int | None:
+    rule = (delta, judge, label_error(prompts, target_K, judge))
     images = _fewest(lambda n: power_these(prompts, n, target_K, delta, judge) >= wanted, 2)
     if images is not None and prompts >= ENOUGH:
         images = _fewest(lambda n: _power(prompts, n, target_K, rule) >= wanted, images // 2)

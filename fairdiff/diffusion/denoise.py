@@ -62,7 +62,8 @@ def call_unet(unet, latent: Tensor, timestep: Tensor, text: Tensor, scale: float
     reads it.
     """
     call = {SD3Transformer2DModel: _call_sd3, FluxTransformer2DModel: _call_flux}.get(type(unet), _call_unet)
-    return call(unet, latent.to(unet.dtype), timestep, text.to(unet.dtype), scale).to(latent.dtype)
+    dtype = next(unet.parameters()).dtype  # that of all; for `unet.dtype` diffusers looks through every module
+    return call(unet, latent.to(dtype), timestep, text.to(dtype), scale).to(latent.dtype)
 
 
 def _call_unet(unet, latent: Tensor, timestep: Tensor, text: Tensor, scale: float) -> Tensor:

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import torch
@@ -190,6 +190,7 @@ class DiffusionModel:
         """Of everything that makes its images: weights, configurations, solver, tokenizers, negative text, precision."""
         about = [architecture(m) for m in (*self.text_encoders, self.unet, self.vae, self.scheduler)]
         texts = [reads(t) for t in (self.tokenizer, self.tokenizer_2, self.t5_tokenizer) if t is not None]
+        texts = fingerprint.Said(f"[{', '.join(texts)}]")
         options = [self.padding, self.negative, self.empty_is_zero]
         if precision:
             options += [str(self.unet.dtype), *([str(self.sampling_dtype)] if self.unet.dtype == torch.float32 else [])]
@@ -218,10 +219,11 @@ class DiffusionModel:
 
     @contextmanager
     def _cast(self, on: bool) -> Iterator[None]:
-        if not on or self.sampling_dtype == torch.float32 or self.unet.dtype != torch.float32:
+        first = next(self.unet.parameters())  # as all others; see `denoise.call_unet`
+        if not on or self.sampling_dtype == torch.float32 or first.dtype != torch.float32:
             yield
             return
-        with warnings.catch_warnings(), torch.autocast(self.unet.device.type, torch.bfloat16):
+        with warnings.catch_warnings(), torch.autocast(first.device.type, torch.bfloat16):
             # RMSNorm's weights stay float32, as autocast leaves them; torch says that this is slower
             warnings.filterwarnings("ignore", "Mismatch dtype between input and weight", UserWarning)
             yield
@@ -320,8 +322,14 @@ def fast_dtype(device: str) -> str:
     return "bfloat16" if able else "float32"
 
 
-def reads(tokenizer) -> list:
-    """All that decides which numbers a text becomes; without padding and truncation, which calls set."""
-    rules = json.loads(tokenizer.backend_tokenizer.to_str())
-    rules = {key: value for key, value in rules.items() if key not in ("padding", "truncation")}
-    return [rules, tokenizer.special_tokens_map, tokenizer.model_max_length, tokenizer.padding_side]
+def reads(tokenizer) -> str:
+    """All that decides which numbers a text becomes, as JSON; without padding and truncation, which calls set."""
+    others = (tokenizer.special_tokens_map, tokenizer.model_max_length, tokenizer.padding_side)
+    return f"[{', '.join([_rules(tokenizer.backend_tokenizer.to_str()), *map(fingerprint.said, others)])}]"
+
+
+@lru_cache(maxsize=4)
+def _rules(text: str) -> str:
+    """A vocabulary has 49,408 words, and a job asks for several fingerprints of its model."""
+    rules = json.loads(text)
+    return fingerprint.said({key: value for key, value in rules.items() if key not in ("padding", "truncation")})

@@ -9,6 +9,7 @@ scheduler/ of stable-diffusion-v1-5, stable-diffusion-2-1 and stable-diffusion-x
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -25,7 +26,6 @@ from diffusers.loaders.single_file_utils import (
     convert_ldm_vae_checkpoint,
     convert_open_clip_checkpoint,
 )
-from open_clip.tokenizer import SimpleTokenizer
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
@@ -143,10 +143,17 @@ def clip_tokenizer(pad: str = "<|endoftext|>") -> CLIPTokenizer:
     pad: "!" of Stable Diffusion 2 and of XL's second text encoder, the end of the text of the others (their
     tokenizer/tokenizer_config.json).
     """
+    vocabulary, merges = _byte_pairs()
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77, pad_token=pad)
+
+
+@cache
+def _byte_pairs() -> tuple[dict[str, int], list[tuple[str, str]]]:
+    from open_clip.tokenizer import SimpleTokenizer  # takes a second, and few read single files
+
     known = SimpleTokenizer()
     words = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
-    vocabulary = {words.get(token, token): i for token, i in known.encoder.items()}
-    return CLIPTokenizer(vocab=vocabulary, merges=list(known.bpe_ranks), model_max_length=77, pad_token=pad)
+    return {words.get(token, token): i for token, i in known.encoder.items()}, list(known.bpe_ranks)
 
 
 def _header(path: Path) -> Shapes:

@@ -86,16 +86,13 @@ def test_what_the_records_can_make_again_is_said(audit, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_whatever_is_damaged_the_reader_says_so_or_the_tables_can_do_without_it(audit):
-    """Each key is left out and changed. So a table that takes something new needs its line in the reader."""
-    unread = {
-        "estimands",
-        "guidance",
-        "corrected",
-        "missing_face_bounds",
-        "start",
-    }  # of models as before and after
+    """Each key is left out and changed. So a table that takes something new needs its line in the reader.
+
+    Of attributes and of families one each: the others are read alike.
+    """
+    unread = {"estimands", "guidance", "corrected", "missing_face_bounds", "start"}  # of models as before and after
     refused = set()
-    for place in [place for place in places(audit) if not unread & {*place}]:
+    for place in [place for place in places(audit) if not (unread | {"race", "sport"}) & {*place}]:
         part = audit
         for key in place[:-1]:
             part = part[key]

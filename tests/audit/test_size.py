@@ -87,7 +87,7 @@ def test_of_targets_of_their_own_the_rarest_class_counts():
 
 
 def test_combinations_are_planned_and_attributes_without_a_target_are_not():
-    targets = {"x": UNIFORM[2], "y": UNIFORM[4]}
+    targets = {"x": UNIFORM[2], "y": UNIFORM[2]}
     assert [line.split(" (")[0] for line in lines_of(targets).splitlines() if line[0] != " "] == ["x", "y", "x×y"]
     spec = MetricSpec({"x": ("a", "b"), "y": ("c", "d")}, {"path": "j"}, {"x": UNIFORM[2]})
     assert [line.split(" (")[0] for line in size_lines(spec, 36) if line[0] != " "] == ["x"]
