@@ -235,8 +235,9 @@ def test_the_report_is_one_file_without_requests(finished):
 @pytest.mark.slow
 def test_what_the_initial_words_do_is_told_from_what_training_does(tmp_path):
     """The start is the tokens as they were: audited again without training they show the same."""
-    launch(tmp_path / "a", "adapter=soft_tokens", "adapter.initial_text='an old man'", "adapter.learning_rate=.1")
-    launch(tmp_path / "b", "adapter=soft_tokens", "adapter.initial_text='an old man'", "adapter.learning_rate=1e-9")
+    words = ["adapter=soft_tokens", "adapter.initial_text='an old man'", "audit.named=null", "audit.without_people=1"]
+    launch(tmp_path / "a", *words, "adapter.learning_rate=.1")
+    launch(tmp_path / "b", *words, "adapter.learning_rate=1e-9")
     one, other = (json.loads((only_audit(tmp_path / run) / "audit.json").read_text()) for run in "ab")
     assert list(one["models"]) == ["before", "start", "after"] and one["trained"]["pairs"] == 3 * 4
     assert one["models"]["start"]["dino"] == other["models"]["start"]["dino"] != one["models"]["after"]["dino"]
