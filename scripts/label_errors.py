@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from harness.labelled_renders import FOLDER, KINDS, Faces, flipped, half_width, has_renders, read_renders
+from harness.labelled_renders import FOLDER, KINDS, Faces, flipped, half_width, has_renders, read_renders, renders_hash
 from reproduce.place import ROOT, add_place, records_in
 from scipy.stats import mannwhitneyu
 from torch import nn
@@ -196,7 +196,10 @@ def main(argv: list[str] | None = None) -> None:
             parser.error(f"--renders: {args.renders} holds no shards; scripts/build_portraits/make_data.py makes them")
         if "cleanlab" in args.methods and find_spec("cleanlab") is None:
             parser.error('--methods: cleanlab is not installed; pip install -e ".[label_errors]", or name the others')
-        faces = read_renders(args.renders)
+        made_of = renders_hash(args.renders)
+        if record and record.get("renders") != made_of:
+            parser.error(f"--renders: {args.renders} holds other faces than {kept} is of, allowed: the same, or no such file")
+        faces, record["renders"] = read_renders(args.renders), made_of
         for seed, kind, rate, method in product(SEEDS, KINDS, RATES, args.methods):
             key = key_of(method, kind, rate, seed)
             if key not in record:
