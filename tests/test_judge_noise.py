@@ -86,11 +86,11 @@ def test_the_conclusion_says_up_to_where_bias_falls_and_from_where_it_is_worse()
         cells[key_of("uniform", rate, 0)] = cell(BEFORE, moved(by, spread))
     first, words, seed = conclusions(record_of(cells))
     assert first.startswith("The adapter of the clean judge lowers bias: −0.500")
-    assert "up to 20\u00a0% bias after is lower than before" in words
-    assert "up to 10\u00a0% it is worse than with the clean judge by less than 0.1" in words
-    assert "certainly worse at 20\u00a0%." in words and seed.startswith("This is one training a rate")
+    assert "Up to 20\u00a0% bias is certainly lower than before." in words
+    assert "Up to 10\u00a0% it is certainly less than 0.1 above that of the clean judge." in words
+    assert words.endswith("It is certainly above it at 20\u00a0%.") and seed.startswith("This is one training a rate")
     cells = {key: kept for key, kept in cells.items() if "0.1" not in key and "0.2" not in key}
-    assert "at 30\u00a0% already it is not shown that bias after is lower" in conclusions(record_of(cells))[1]
+    assert "Already at 30\u00a0% it cannot be said that bias is certainly lower" in conclusions(record_of(cells))[1]
     both = {key.removesuffix("0") + "1": kept for key, kept in cells.items()} | cells
     assert not any("one training" in line for line in conclusions(record_of(both)))
     alone = conclusions(record_of({key_of("only male", 0.1, 2): cell(BEFORE, moved(0.0))}))
@@ -102,14 +102,16 @@ def test_the_page_draws_every_noise_between_before_and_the_clean_judge():
     made = page(record_of(cells | {key_of("only male", 0.2, 0): cell(BEFORE, moved(0.1))}))
     words, method, judges, generator, others = made.sections
     assert [row[0] for row in generator.rows] == ["none", "20\u00a0%, only male", "40\u00a0%, uniform"]
-    assert generator.rows[0][4:] == ["–", "–"] and generator.rows[2][3:] == ["yes", "+0.200 [0.175, 0.225]", "yes"]
+    assert generator.rows[0][5:] == ["–", "–"] and generator.rows[2][4:] == ["yes", "+0.200 [0.175, 0.225]", "yes"]
+    assert generator.rows[0][1:3] == ["1", "0.200 [0.000, 0.448]"]  # no end of a bias is below 0
     (chart,) = generator.charts
     for name in ("only male", "uniform", "before", "with the clean judge"):
         assert f"</i>{name}</span>" in chart
     assert chart.count("<circle") == 2 + 2 + 2 + 2 and "wrong labels of the training judge" in chart
     assert judges.rows[0][2].startswith("0.950 [") and others.rows[0][1].startswith("+0.010")
-    options = "--rates 0 0.2 0.4 --kinds 'only male' uniform --set adapter=lora_text"
-    assert made.written_by == f"python scripts/judge_noise.py {options}"
+    options = "--rates 0 0.2 --kinds 'only male'", "--rates 0 0.4"
+    commands = [f"python scripts/judge_noise.py {some} --set adapter=lora_text" for some in options]
+    assert made.written_by == "; ".join(commands)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 
 from fairdiff.audit.intervals import rate_interval
-from fairdiff.audit.suite import over_seeds, student_interval
+from fairdiff.audit.suite import over_seeds, student_interval, within_range
 from fairdiff.audit.wording import interval, number, percent, signed
 from fairdiff.studies.page import Page, Point, Section, curves_chart
 
@@ -21,7 +21,8 @@ LEAD = (
 METHOD = (
     "A share of the gender labels of rendered faces is flipped. The network of the embedded training judge is trained anew "
     "on them, `train.py` trains an adapter with that judge and nothing else changed, and the embedded audit judge audits it. "
-    "Seeds of labels, judge and adapter are the same at every rate. What is wrong at a lower rate is wrong at a higher one.",
+    "The noisy judge also chooses the state of the adapter that is kept. Seeds of labels, judge and adapter are the same at "
+    "every rate. What is wrong at a lower rate is wrong at a higher one.",
     "Uniform: every face alike. By group: half as often again in faces that the renderer made Black, a sixth of all. Only a "
     "class: faces of that class alone, with the same share of all faces wrong.",
     "Bias: the mean over prompts of the gap between classes; 0 is parity. Change: after minus before on the same prompts and "
@@ -71,8 +72,15 @@ def estimate(values_SP: list[np.ndarray]) -> Estimate | None:
     return float(seen.mean()), over_seeds(student_interval(seen.mean(0)), seen.mean(1))
 
 
+def level(found: list[np.ndarray]) -> Estimate | None:
+    """The same of a bias itself, which no end of its interval leaves the range of."""
+    if (some := estimate(found)) is None:
+        return None
+    return some[0], within_range(some[1], 0.0, 1.0)
+
+
 def after_of(record: dict, kind: str, rate: float) -> Estimate | None:
-    return estimate([biases(cell, "after") for cell in cells(record, kind, rate).values()])
+    return level([biases(cell, "after") for cell in cells(record, kind, rate).values()])
 
 
 def changed(record: dict, kind: str, rate: float, attribute: str = ATTRIBUTE) -> Estimate | None:
@@ -120,14 +128,14 @@ def conclusions(record: dict) -> list[str]:
     for kind in dict.fromkeys(kind for kind, _ in noises(record) if kind != CLEAN):
         rates = [rate for k, rate in noises(record) if k == kind]
         lower = up_to(record, kind, lambda rate, k=kind: falls(changed(record, k, rate)) == "yes")
-        level = up_to(record, kind, lambda rate, k=kind: worse(against_clean(record, k, rate)).startswith("not"))
+        near = up_to(record, kind, lambda rate, k=kind: worse(against_clean(record, k, rate)).startswith("not"))
         bad = [rate for rate in rates if worse(against_clean(record, kind, rate)) == "yes"]
-        words = [f"Wrong labels, {kind}:", _until(lower, rates, "bias after is lower than before")]
+        words = [_until(lower, rates, "bias is certainly lower than before")]
         if cells(record, CLEAN, 0):
-            words.append(_until(level, rates, f"it is worse than with the clean judge by less than {number(MARGIN, 1)}"))
-            at = ", ".join(percent(rate, 0) for rate in bad)
-            words.append(f"It is certainly worse at {at}." if bad else "It is certainly worse at no measured rate.")
-        lines.append(" ".join(words))
+            words.append(_until(near, rates, f"it is certainly less than {number(MARGIN, 1)} above that of the clean judge"))
+            at = ", ".join(percent(rate, 0) for rate in bad) or "no measured rate"
+            words.append(f"It is certainly above it at {at}.")
+        lines.append(" ".join([f"Wrong labels, {kind}.", *words]))
     seeds = {int(key.rpartition("/")[2]) for key in record["cells"]}
     if len(seeds) == 1:
         lines.append("This is one training a rate: another seed may shift each of them by more than its interval.")
@@ -135,10 +143,10 @@ def conclusions(record: dict) -> list[str]:
 
 
 def _until(rate: float | None, rates: list[float], what: str) -> str:
-    """ "up to 20 % ...", or that it holds at no rate from the lowest on."""
+    """ "Up to 20 % ...", or that the lowest rate does not show it."""
     if rate is None:
-        return f"at {percent(rates[0], 0)} already it is not shown that {what}."
-    return f"up to {percent(rate, 0)}{', the most that was measured,' if rate == rates[-1] else ''} {what}."
+        return f"Already at {percent(rates[0], 0)} it cannot be said that {what}."
+    return f"Up to {percent(rate, 0)}{', the most that was measured,' if rate == rates[-1] else ''} {what}."
 
 
 def page(record: dict) -> Page:
@@ -155,20 +163,23 @@ def page(record: dict) -> Page:
 
 
 def command_of(record: dict) -> str:
-    """What writes this record, with the options that are not the defaults."""
+    """What writes this record, with the options that are not the defaults; kinds of the same rates in one command."""
     about, found = record["about"], noises(record)
-    options = []
-    if (rates := sorted({rate for _, rate in found})) != sorted(RATES):
-        options += ["--rates", *(f"{rate:g}" for rate in rates)]
-    if (kinds := list(dict.fromkeys(kind for kind, _ in found if kind != CLEAN))) not in ([], ["uniform"]):
-        options += ["--kinds", *kinds]
-    if (seeds := _seeds(record)) != [*SEEDS]:
-        options += ["--seeds", *map(str, seeds)]
+    rates: dict[tuple[float, ...], list[str]] = {}
+    clean = [rate for kind, rate in found if kind == CLEAN]
+    for kind in dict.fromkeys(kind for kind, _ in found if kind != CLEAN) or ["uniform"]:
+        rates.setdefault((*clean, *(rate for k, rate in found if k == kind)), []).append(kind)
+    options = [] if (seeds := _seeds(record)) == [*SEEDS] else ["--seeds", *map(str, seeds)]
     if about["judge_steps"] != JUDGE_STEPS:
         options += ["--judge-steps", str(about["judge_steps"])]
     if own := [setting for setting in about["settings"] if setting not in AUDIT]:
         options += ["--set", *own]
-    return shlex.join(["python", "scripts/judge_noise.py", *options])
+    commands = []
+    for some, kinds in rates.items():
+        asked = [] if some == RATES else ["--rates", *(f"{rate:g}" for rate in some)]
+        asked += [] if kinds == ["uniform"] else ["--kinds", *kinds]
+        commands.append(shlex.join(["python", "scripts/judge_noise.py", *asked, *options]))
+    return "; ".join(commands)
 
 
 def _seeds(record: dict) -> list[int]:
@@ -205,14 +216,15 @@ def _judges(record: dict) -> Section:
 def _generator(record: dict) -> Section:
     """Bias before and after, its change, the difference to the clean judge, and the picture."""
     rows, curves = [], {}
-    before = estimate([biases(cell, "before") for cell in record["cells"].values()])
+    before = level([biases(cell, "before") for cell in record["cells"].values()])
     for kind, rate in noises(record):
         after, clean = after_of(record, kind, rate), against_clean(record, kind, rate)
         fall = changed(record, kind, rate)
         apart = ["–", "–"] if kind == CLEAN else [_cell(clean, signed), worse(clean)]
-        rows.append([_name(kind, rate), _cell(after), _cell(fall, signed), falls(fall), *apart])
+        trainings = str(len(cells(record, kind, rate)))
+        rows.append([_name(kind, rate), trainings, _cell(after), _cell(fall, signed), falls(fall), *apart])
         if after is not None:
-            ends = [None, None] if np.isnan(after[1][0]) else [max(after[1][0], 0.0), after[1][1]]
+            ends = [None, None] if np.isnan(after[1][0]) else [*after[1]]
             point = Point(100 * rate, after[0], *ends, tip=f"{_name(kind, rate)}: {_cell(after)}")
             for name in dict.fromkeys(k for k, _ in noises(record)) if kind == CLEAN else [kind]:
                 curves.setdefault(name, []).append(point)
@@ -223,8 +235,11 @@ def _generator(record: dict) -> Section:
     lines = {"before": before, "with the clean judge": after_of(record, CLEAN, 0) if cells(record, CLEAN, 0) else None}
     curves |= {name: [Point(100 * x, found[0], tip=name) for x in (0, last)] for name, found in lines.items() if found}
     chart = curves_chart(curves, f"{ATTRIBUTE} bias after", "wrong labels of the training judge, %", floor)
-    head = ["noise", "bias after", "change", "lower than before", "against the clean judge", "worse than it"]
-    text = [f"Before: {_cell(before)}; noise floor {number(floor)}. A rise of {number(MARGIN, 1)} or more counts as worse."]
+    head = ["noise", "trainings", "bias after", "change", "lower than before", "against the clean judge", "worse than it"]
+    text = [
+        f"Before: {_cell(before)}; noise floor {number(floor)}. Worse: yes, where the whole interval lies above 0; not by "
+        f"{number(MARGIN, 1)}, where it lies below that."
+    ]
     return Section("The generator", text, head, rows, [chart])
 
 
