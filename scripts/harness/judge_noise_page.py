@@ -135,7 +135,8 @@ def conclusions(record: dict) -> list[str]:
             words.append(_until(near, rates, f"it is certainly less than {number(MARGIN, 1)} above that of the clean judge"))
             at = ", ".join(percent(rate, 0) for rate in bad) or "no measured rate"
             words.append(f"It is certainly above it at {at}.")
-        lines.append(" ".join([f"Wrong labels, {kind}.", *words]))
+        measured = ", ".join(percent(rate, 0) for rate in rates)
+        lines.append(" ".join([f"Wrong labels, {kind} (measured: {measured}).", *words]))
     seeds = {int(key.rpartition("/")[2]) for key in record["cells"]}
     if len(seeds) == 1:
         lines.append("This is one training a rate: another seed may shift each of them by more than its interval.")
