@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from harness.labelled_renders import FOLDER, KINDS, Faces, flipped, half_width, has_renders, read_renders
+from harness.labelled_renders import FOLDER, KINDS, Faces, flipped, half_width, has_renders, read_renders, renders_hash
 from reproduce.place import ROOT, add_place, records_in
 from scipy.stats import mannwhitneyu
 from torch import nn
@@ -38,6 +38,7 @@ METHODS = {
     "cleanlab": "labels that `cleanlab.filter.find_label_issues` names in three-fold predictions are left out",
 }
 TRAIN, TEST, SIZE, HIDDEN, STEPS, BATCH, FOLDS = 1500, 1500, 16, 64, 400, 64, 3
+MEANS = ("accuracy", "gap")  # whose differences are taken
 SPREAD, EPSILON = 0.25, 0.01  # of pixels in [0, 1]
 
 
@@ -155,11 +156,11 @@ def table(record: dict, number: str) -> list[str]:
     return lines
 
 
-def differences(record: dict, number: str, one: str, other: str) -> str:
-    """Of two methods on the same faces and labels, over all noises: mean over seeds with its interval."""
+def differences(record: dict, number: str, one: str, other: str, rates: tuple[float, ...] = RATES) -> str:
+    """Of two methods on the same faces and labels, over all noises of these rates: mean over seeds with its interval."""
     by_seed = []
     for seed in SEEDS:
-        pairs = [(key_of(one, k, r, seed), key_of(other, k, r, seed)) for k, r in product(KINDS, RATES)]
+        pairs = [(key_of(one, k, r, seed), key_of(other, k, r, seed)) for k, r in product(KINDS, rates)]
         if all(a in record and b in record for a, b in pairs):
             by_seed.append(float(np.mean([record[a][number] - record[b][number] for a, b in pairs])))
     return mean(by_seed, True)
@@ -172,8 +173,10 @@ def render(record: dict) -> str:
     parts = {"methods": "\n".join(["| row | training |", "|---|---|", *methods])}
     parts |= {number: "\n".join(table(record, number)) for number in ("accuracy", "gap", "area")}
     pairs = [(m, "cross-entropy") for m in measured(record) if m != "cross-entropy"] + [("relaxed", "relaxed, one quantile")]
-    rows = [f"| {a} − {b} | {differences(record, 'accuracy', a, b)} | {differences(record, 'gap', a, b)} |" for a, b in pairs]
-    parts["differences"] = "\n".join(["| pair | accuracy | gap |", "|---|---|---|", *rows])
+    cells = [[differences(record, what, a, b, some) for some in (RATES, RATES[:-1]) for what in MEANS] for a, b in pairs]
+    rows = [f"| {a} − {b} | {' | '.join(own)} |" for (a, b), own in zip(pairs, cells, strict=True)]
+    head = ["pair", *MEANS, *(f"{what}, without {RATES[-1]:.0%}".replace("%", " %") for what in MEANS)]
+    parts["differences"] = "\n".join([f"| {' | '.join(head)} |", "|---" * len(head) + "|", *rows])
     for name, part in parts.items():
         text = text.replace(f"{{{name}}}", part)
     return text
@@ -196,7 +199,10 @@ def main(argv: list[str] | None = None) -> None:
             parser.error(f"--renders: {args.renders} holds no shards; scripts/build_portraits/make_data.py makes them")
         if "cleanlab" in args.methods and find_spec("cleanlab") is None:
             parser.error('--methods: cleanlab is not installed; pip install -e ".[label_errors]", or name the others')
-        faces = read_renders(args.renders)
+        made_of = renders_hash(args.renders)
+        if record and record.get("renders") != made_of:
+            parser.error(f"--renders: {args.renders} holds other faces than {kept} is of, allowed: the same, or no such file")
+        faces, record["renders"] = read_renders(args.renders), made_of
         for seed, kind, rate, method in product(SEEDS, KINDS, RATES, args.methods):
             key = key_of(method, kind, rate, seed)
             if key not in record:

@@ -25,7 +25,7 @@ PAGES = {  # command: its page and its records, where there are some in docs
     "label_errors": "explanation/label_errors.md", "baselines": "studies/baselines.md",
     "frontier": "studies/frontier.md", "drift": "studies/drift.md", "localize": "studies/localize.md",
     "languages": "studies/languages.md", "label_influence": "studies/label_influence.md",
-    "reading_errors": "studies/reading_errors.md",
+    "reading_errors": "studies/reading_errors.md", "judge_noise": "studies/judge_noise.md",
 }  # fmt: skip
 FOLDERS = {name for name, page in PAGES.items() if page.startswith("studies")}  # with an HTML page beside their audits
 

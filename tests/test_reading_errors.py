@@ -17,6 +17,7 @@ from fairdiff.studies.reading_errors import audited, counts_of, error_rates, kin
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
+import label_errors  # noqa: E402
 import label_influence  # noqa: E402
 import reading_errors  # noqa: E402
 
@@ -181,6 +182,24 @@ def test_the_influence_command_goes_on_and_relabels_what_is_wrong(renders, tmp_p
         label_influence.main(options)
     assert "--renders: found no shards in" in (line := capsys.readouterr().err) and line.count("\n") == 1
     label_influence.main([*options, "--render"])
+
+
+def test_label_errors_goes_on_with_the_same_faces_only(renders, tmp_path, monkeypatch, capsys):
+    for name, value in {"RATES": (0.3,), "SEEDS": (0,), "TRAIN": 40, "TEST": 40, "HIDDEN": 8, "STEPS": 20}.items():
+        monkeypatch.setattr(label_errors, name, value)
+    ask = ["--renders", str(renders), "--docs", str(tmp_path / "docs"), "--methods", "relaxed, adversarial"]
+    label_errors.main(ask)
+    kept = tmp_path / "docs" / "measurements" / "label_errors.json"
+    first = json.loads(kept.read_text("utf-8"))
+    assert set(first) == {"renders", *(f"relaxed, adversarial/{kind}/0.3/0" for kind in label_errors.KINDS)}
+    label_errors.main([*ask, "cross-entropy"])
+    assert json.loads(kept.read_text("utf-8")).items() > first.items()  # others join, what was there stays
+    with np.load(renders / "shard_00000.npz") as shard:
+        np.savez(renders / "shard_00001.npz", **shard)
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        label_errors.main(ask)
+    assert f"holds other faces than {kept} is of, allowed: the same, or no such file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command,name", [(reading_errors, "reading_errors"), (label_influence, "label_influence")])

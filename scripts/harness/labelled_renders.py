@@ -1,14 +1,17 @@
 """Labelled faces of Portraits' renderer, and labels of them that are wrong: what studies of label errors share."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from scipy.stats import t as student
 
+from fairdiff import fingerprint
 from fairdiff.audit.wording import interval, number
 
 KINDS = ("uniform", "by group")
+GROUP = 1  # of race: Black, the smaller group
 FOLDER = Path.home() / ".cache" / "fairdiff" / "build" / "renders"
 
 
@@ -28,14 +31,22 @@ def has_renders(folder: Path) -> bool:
     return bool(list(folder.glob("shard_*.npz")))
 
 
+def renders_hash(folder: Path) -> str:
+    """Of the pictures and labels in the shards; not of their files, which also hold when they were written."""
+    digests = []
+    for file in sorted(folder.glob("shard_*.npz")):
+        with np.load(file) as shard:
+            digests.append([hashlib.sha256(shard[name].tobytes()).hexdigest() for name in sorted(shard.files)])
+    return fingerprint.of_values(digests)
+
+
 def read_renders(folder: Path) -> Faces:
     """All rendered people in the shards of scripts/build_portraits/make_data.py."""
     shards = [np.load(file) for file in sorted(folder.glob("shard_*.npz"))]
     columns = {name: np.concatenate([shard[name] for shard in shards]) for name in ("image", "gender", "race")}
     people = columns["gender"] >= 0
-    return Faces(
-        columns["image"][people], columns["gender"][people].astype(np.int64), (columns["race"][people] == 1).astype(np.int64)
-    )
+    gender_N, group_N = columns["gender"][people], columns["race"][people] == GROUP
+    return Faces(columns["image"][people], gender_N.astype(np.int64), group_N.astype(np.int64))
 
 
 def flipped(faces: Faces, rate: float, kind: str, rng: np.random.Generator) -> np.ndarray:

@@ -3,8 +3,10 @@ import pytest
 import torch
 from tiny import CONVNEXT
 
+from classifiers import training
 from classifiers.attributes import AttributeNet
 from classifiers.data import cut
+from classifiers.label_errors import Relaxation
 from classifiers.training import FitPlan, augment, blur, fit, jitter_boxes, label_loss, one_cycle, predict
 
 CONFIG = {
@@ -79,6 +81,30 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     torch.save({"step": 1}, file)
     with pytest.raises(ValueError, match="judge.pt: not a checkpoint"):
         fit(new_net(), images, labels, FitPlan(1, batch=4, checkpoint=file), boxes=boxes)
+
+
+def test_with_epsilon_fit_trains_on_pixels_moved_by_it_to_where_the_loss_rises(monkeypatch):
+    images, labels, boxes = pictures(48)
+    epsilon, seen, own = 0.02, [], training.attacked
+
+    def noted(net, image_NCHW, size, loss_of):
+        moved_NCHW = own(net, image_NCHW, size, loss_of)
+        with torch.no_grad():
+            seen.append((image_NCHW, moved_NCHW, *(loss_of(net(one)).item() for one in (image_NCHW, moved_NCHW))))
+        return moved_NCHW
+
+    monkeypatch.setattr(training, "attacked", noted)
+    plan = FitPlan(6, batch=16)
+    plain = fit(new_net(), images, labels, plan, boxes=boxes, relaxation=Relaxation())
+    assert not seen  # epsilon is 0
+    moved = fit(new_net(), images, labels, plan, boxes=boxes, relaxation=Relaxation(epsilon=epsilon))
+    assert len(seen) == plan.steps
+    for image_NCHW, moved_NCHW, loss, raised in seen:
+        by_NCHW = (moved_NCHW - image_NCHW).abs()
+        pulled_NCHW = by_NCHW > 0  # a pixel on which no answer depends stays
+        torch.testing.assert_close(by_NCHW[pulled_NCHW], torch.full_like(by_NCHW[pulled_NCHW], epsilon), atol=1e-6, rtol=0)
+        assert pulled_NCHW.float().mean() > 0.9 and raised > loss
+    assert any(not torch.equal(a, b) for a, b in zip(plain.parameters(), moved.parameters(), strict=True))
 
 
 def test_unlabelled_pictures_take_no_part_in_the_loss():

@@ -1,0 +1,268 @@
+"""The page of scripts/judge_noise.py from its record."""
+
+import shlex
+from collections.abc import Callable
+
+import numpy as np
+
+from fairdiff.audit.intervals import rate_interval
+from fairdiff.audit.suite import over_seeds, student_interval, within_range
+from fairdiff.audit.wording import interval, number, percent, signed
+from fairdiff.studies.page import Page, Point, Section, curves_chart
+
+RATES, SEEDS, JUDGE_STEPS = (0.0, 0.1, 0.2, 0.3, 0.4), (0,), 700  # defaults of the command
+AUDIT = ("audit.split=validation", "audit.prompts=16", "audit.images_per_prompt=60")
+ATTRIBUTE, CLEAN = "gender", "none"
+MARGIN = 0.1  # of bias: a rise beyond it counts
+LEAD = (
+    "How much noise in the labels of the training judge debiasing stands: adapters trained with judges of rising label "
+    "noise, each audited by a judge without wrong labels. Labels are perceived presentation in images, never identity."
+)
+METHOD = (
+    "A share of the gender labels of rendered faces is flipped. The network of the embedded training judge is trained anew "
+    "on them, `train.py` trains an adapter with that judge and nothing else changed, and the embedded audit judge audits it. "
+    "The noisy judge also chooses the state of the adapter that is kept. Seeds of labels, judge and adapter are the same at "
+    "every rate. What is wrong at a lower rate is wrong at a higher one.",
+    "Uniform: every face alike. By group: half as often again in faces that the renderer made Black, a sixth of all. Only a "
+    "class: faces of that class alone, with the same share of all faces wrong.",
+    "Bias: the mean over prompts of the gap between classes; 0 is parity. Change: after minus before on the same prompts and "
+    "noise. Against the clean judge: bias after minus that of the adapter whose judge had true labels. [low, high]: 95 % "
+    "interval over prompts (Student's), with several seeds over prompts and seeds.",
+)
+NOT_SHOWN = (
+    "Errors that depend on how a face looks, as those of people do: here they are drawn at random.",
+    "Larger judges and more faces, and weights for labels that look wrong (`scripts/train_classifier.py --rockafellian`).",
+    "Errors of the audit judge: `scripts/reading_errors.py` has them.",
+    "Other models: the numbers are of the embedded model, whose bias was made on purpose.",
+)
+Estimate = tuple[float, tuple[float, float]]
+
+
+def key_of(kind: str, rate: float, seed: int) -> str:
+    return f"{kind}/{rate:g}/{seed}"
+
+
+def noises(record: dict) -> list[tuple[str, float]]:
+    """Kind and rate of all that was measured: true labels first, then by kind and rate."""
+    found = {(kind, float(rate)) for kind, rate, _ in (key.split("/") for key in record["cells"])}
+    return sorted(found, key=lambda noise: (noise[0] != CLEAN, *noise))
+
+
+def cells(record: dict, kind: str, rate: float) -> dict[int, dict]:
+    """Seed -> cell."""
+    start = key_of(kind, rate, 0).removesuffix("0")
+    return {int(k.removeprefix(start)): cell for k, cell in sorted(record["cells"].items()) if k.startswith(start)}
+
+
+def biases(cell: dict, model: str, attribute: str = ATTRIBUTE) -> np.ndarray:
+    """Of each prompt [P]; NaN where no face was seen."""
+    return np.array(cell["bias"][attribute][model], float)
+
+
+def change(cell: dict, attribute: str = ATTRIBUTE) -> np.ndarray:
+    return biases(cell, "after", attribute) - biases(cell, "before", attribute)
+
+
+def estimate(values_SP: list[np.ndarray]) -> Estimate | None:
+    """Mean over prompts and seeds, and its interval over prompts, widened by the scatter between seeds if there are some."""
+    some = np.array(values_SP)
+    seen = some[:, ~np.isnan(some).any(0)]
+    if not seen.size:
+        return None
+    return float(seen.mean()), over_seeds(student_interval(seen.mean(0)), seen.mean(1))
+
+
+def level(found: list[np.ndarray]) -> Estimate | None:
+    """The same of a bias itself, which no end of its interval leaves the range of."""
+    if (some := estimate(found)) is None:
+        return None
+    return some[0], within_range(some[1], 0.0, 1.0)
+
+
+def after_of(record: dict, kind: str, rate: float) -> Estimate | None:
+    return level([biases(cell, "after") for cell in cells(record, kind, rate).values()])
+
+
+def changed(record: dict, kind: str, rate: float, attribute: str = ATTRIBUTE) -> Estimate | None:
+    """The change of an attribute's bias by the adapters of one noise."""
+    return estimate([change(cell, attribute) for cell in cells(record, kind, rate).values()])
+
+
+def against_clean(record: dict, kind: str, rate: float) -> Estimate | None:
+    """Bias after minus that with the clean judge of the same seed; None without one."""
+    clean, own = cells(record, CLEAN, 0), cells(record, kind, rate)
+    both = [biases(own[s], "after") - biases(clean[s], "after") for s in own if s in clean]
+    return estimate(both) if both else None
+
+
+def falls(found: Estimate | None) -> str:
+    """Whether bias is lower than before, by its change's interval."""
+    if found is None or np.isnan(found[1][0]):
+        return "cannot tell"
+    return "yes" if found[1][1] < 0 else "no, higher" if found[1][0] > 0 else "cannot tell"
+
+
+def worse(found: Estimate | None) -> str:
+    """Whether bias is worse than with the clean judge, by the interval of the difference."""
+    if found is None or np.isnan(found[1][0]):
+        return "cannot tell"
+    return "yes" if found[1][0] > 0 else f"not by {number(MARGIN, 1)}" if found[1][1] < MARGIN else "cannot tell"
+
+
+def up_to(record: dict, kind: str, holds: Callable[[float], bool]) -> float | None:
+    """The highest rate of a kind at which, and at all lower ones measured, something holds."""
+    last = None
+    for rate in [rate for k, rate in noises(record) if k == kind]:
+        if not holds(rate):
+            break
+        last = rate
+    return last
+
+
+def conclusions(record: dict) -> list[str]:
+    """Sentences from the intervals alone, one paragraph for each kind of noise."""
+    lines = []
+    if (clean := changed(record, CLEAN, 0)) is not None:
+        said = {"yes": "lowers", "no, higher": "raises", "cannot tell": "does not certainly change"}[falls(clean)]
+        lines.append(f"The adapter of the clean judge {said} bias: {_cell(clean, signed)}.")
+    for kind in dict.fromkeys(kind for kind, _ in noises(record) if kind != CLEAN):
+        rates = [rate for k, rate in noises(record) if k == kind]
+        lower = up_to(record, kind, lambda rate, k=kind: falls(changed(record, k, rate)) == "yes")
+        near = up_to(record, kind, lambda rate, k=kind: worse(against_clean(record, k, rate)).startswith("not"))
+        bad = [rate for rate in rates if worse(against_clean(record, kind, rate)) == "yes"]
+        words = [_until(lower, rates, "bias is certainly lower than before")]
+        if cells(record, CLEAN, 0):
+            words.append(_until(near, rates, f"it is certainly less than {number(MARGIN, 1)} above that of the clean judge"))
+            at = ", ".join(percent(rate, 0) for rate in bad) or "no measured rate"
+            words.append(f"It is certainly above it at {at}.")
+        measured = ", ".join(percent(rate, 0) for rate in rates)
+        lines.append(" ".join([f"Wrong labels, {kind} (measured: {measured}).", *words]))
+    seeds = {int(key.rpartition("/")[2]) for key in record["cells"]}
+    if len(seeds) == 1:
+        lines.append("This is one training a rate: another seed may shift each of them by more than its interval.")
+    return lines
+
+
+def _until(rate: float | None, rates: list[float], what: str) -> str:
+    """ "Up to 20 % ...", or that the lowest rate does not show it."""
+    if rate is None:
+        return f"Already at {percent(rates[0], 0)} it cannot be said that {what}."
+    return f"Up to {percent(rate, 0)}{', the most that was measured,' if rate == rates[-1] else ''} {what}."
+
+
+def page(record: dict) -> Page:
+    found = noises(record)
+    sections = [Section("In words", conclusions(record)), Section("Method", METHOD), _judges(record), _generator(record)]
+    sections.append(_others(record))
+    first = next(iter(record["cells"].values()))
+    prompts, images = first["size"]
+    about = {"audit": f"{prompts} × {images} images", "seeds": ", ".join(map(str, _seeds(record)))}
+    about |= {"steps of a judge, of an adapter": f"{record['about']['judge_steps']}, {record['about']['steps']}"}
+    about |= {"faces to train a judge, held out": f"{first['judge']['faces']}, {first['judge']['right']['all'][1]}"}
+    about |= {"renders": record["about"]["renders"], "noises": str(len(found))}
+    return Page("Noisy training judges", LEAD, sections, NOT_SHOWN, command_of(record), about)
+
+
+def command_of(record: dict) -> str:
+    """What writes this record, with the options that are not the defaults; kinds of the same rates in one command."""
+    about, found = record["about"], noises(record)
+    rates: dict[tuple[float, ...], list[str]] = {}
+    clean = [rate for kind, rate in found if kind == CLEAN]
+    for kind in dict.fromkeys(kind for kind, _ in found if kind != CLEAN) or ["uniform"]:
+        rates.setdefault((*clean, *(rate for k, rate in found if k == kind)), []).append(kind)
+    options = [] if (seeds := _seeds(record)) == [*SEEDS] else ["--seeds", *map(str, seeds)]
+    if about["judge_steps"] != JUDGE_STEPS:
+        options += ["--judge-steps", str(about["judge_steps"])]
+    if own := [setting for setting in about["settings"] if setting not in AUDIT]:
+        options += ["--set", *own]
+    commands = []
+    for some, kinds in rates.items():
+        asked = [] if some == RATES else ["--rates", *(f"{rate:g}" for rate in some)]
+        asked += [] if kinds == ["uniform"] else ["--kinds", *kinds]
+        commands.append(shlex.join(["python", "scripts/judge_noise.py", *asked, *options]))
+    return "; ".join(commands)
+
+
+def _seeds(record: dict) -> list[int]:
+    return sorted({int(key.rpartition("/")[2]) for key in record["cells"]})
+
+
+def _name(kind: str, rate: float) -> str:
+    return "none" if kind == CLEAN else f"{percent(rate, 0)}, {kind}"
+
+
+def _cell(found: Estimate | None, form=number) -> str:
+    if found is None:
+        return "–"
+    mean, ends = found
+    return f"{form(mean)} {'' if np.isnan(ends[0]) else interval(list(ends))}".rstrip()
+
+
+def _judges(record: dict) -> Section:
+    """Accuracy on held-out faces with true labels, of all and by group."""
+    groups = list(next(iter(record["cells"].values()))["judge"]["right"])
+    rows = []
+    for kind, rate in noises(record):
+        judges = [cell["judge"] for cell in cells(record, kind, rate).values()]
+        row = [_name(kind, rate), percent(float(np.mean([j["wrong"] for j in judges])))]
+        for group in groups:
+            right, faces = np.mean([j["right"][group] for j in judges], 0)
+            ends = rate_interval(round(right), round(faces)) if faces else [None, None]
+            row.append(f"{number(right / faces if faces else None)} {interval(list(ends))}".rstrip())
+        rows.append([*row, number(float(np.mean([j["sure"] for j in judges])))])
+    text = ["Accuracy on held-out renders with true labels; [low, high]: Wilson's. Sure: mean probability of its answer."]
+    return Section("The judges", text, ["noise", "wrong labels", *groups, "sure"], rows)
+
+
+def _generator(record: dict) -> Section:
+    """Bias before and after, its change, the difference to the clean judge, and the picture."""
+    rows, curves = [], {}
+    before = level([biases(cell, "before") for cell in record["cells"].values()])
+    for kind, rate in noises(record):
+        after, clean = after_of(record, kind, rate), against_clean(record, kind, rate)
+        fall = changed(record, kind, rate)
+        apart = ["–", "–"] if kind == CLEAN else [_cell(clean, signed), worse(clean)]
+        trainings = str(len(cells(record, kind, rate)))
+        rows.append([_name(kind, rate), trainings, _cell(after), _cell(fall, signed), falls(fall), *apart])
+        if after is not None:
+            ends = [None, None] if np.isnan(after[1][0]) else [*after[1]]
+            point = Point(100 * rate, after[0], *ends, tip=f"{_name(kind, rate)}: {_cell(after)}")
+            for name in dict.fromkeys(k for k, _ in noises(record)) if kind == CLEAN else [kind]:
+                curves.setdefault(name, []).append(point)
+    if len(curves) > 1:
+        curves.pop(CLEAN, None)  # the first point of each curve
+    floor = float(np.mean([cell["floor"] for cell in record["cells"].values()]))
+    last = max(rate for _, rate in noises(record))
+    lines = {"before": before, "with the clean judge": after_of(record, CLEAN, 0) if cells(record, CLEAN, 0) else None}
+    curves |= {name: [Point(100 * x, found[0], tip=name) for x in (0, last)] for name, found in lines.items() if found}
+    chart = curves_chart(curves, f"{ATTRIBUTE} bias after", "wrong labels of the training judge, %", floor)
+    head = ["noise", "trainings", "bias after", "change", "lower than before", "against the clean judge", "worse than it"]
+    text = [
+        f"Before: {_cell(before)}; noise floor {number(floor)}. Worse: yes, where the whole interval lies above 0; not by "
+        f"{number(MARGIN, 1)}, where it lies below that."
+    ]
+    return Section("The generator", text, head, rows, [chart])
+
+
+def _others(record: dict) -> Section:
+    others = [name for name in next(iter(record["cells"].values()))["bias"] if name != ATTRIBUTE]
+    rows = []
+    for kind, rate in noises(record):
+        some = list(cells(record, kind, rate).values())
+        row = [_name(kind, rate), *(_cell(changed(record, kind, rate, name), signed) for name in others)]
+        row += [_shares(some, "low_confidence"), _shares(some, "no_face")]
+        row.append(number(float(np.mean([cell["dino"] for cell in some]))))
+        kept = [cell["run"]["kept"] / max(cell["run"]["faces"], 1) for cell in some]
+        rows.append([*row, percent(float(np.mean(kept))), number(float(np.mean([cell["run"]["steps"] for cell in some])), 0)])
+    head = ["noise", *(f"change of {name} bias" for name in others), "low confidence", "no face", "image encoder"]
+    text = [
+        "Low confidence: faces of which the audit judge gives no gender .9, before → after; no face: images. Image encoder: "
+        "similarity to the image before with the same noise. Labels kept: training faces whose label was sure enough."
+    ]
+    return Section("What else changes", text, [*head, "labels kept", "steps"], rows)
+
+
+def _shares(some: list[dict], what: str) -> str:
+    """Before → after with the interval after; of several seeds the mean, also of the ends."""
+    (start, _, _), ends = (np.mean([cell[what][model] for cell in some], 0) for model in ("before", "after"))
+    return f"{percent(start)} → {percent(ends[0])} {interval([*ends[1:]], percent)}"

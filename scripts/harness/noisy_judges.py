@@ -1,0 +1,117 @@
+"""Training judges of Portraits whose gender labels are wrong in part: faces, labels, training and errors.
+
+Faces come from the renders whose person has an even number, as those of the embedded training judge did: the embedded audit
+judge has seen none of them. Held out is the renderer's own split. Shapes: N faces.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from classifiers.attributes import AttributeNet, load_attribute_net, read_config, save_attribute_net
+from classifiers.data import find_faces
+from classifiers.training import FitPlan, fit, predict
+from classifiers.types import Detector
+from fairdiff.errors import FairDiffError
+from fairdiff.portraits import weights
+from fairdiff.studies.reading_errors import error_rates
+from harness.labelled_renders import GROUP, has_renders
+
+KINDS = ("uniform", "by group", "only female", "only male")
+ATTRIBUTE = "gender"
+CLASSES = ("female", "male")
+
+
+@dataclass(frozen=True)
+class Faces:
+    """Pictures uint8 [N, H, W, 3] with a face, its boxes [N, 4], and the true labels [N] of each attribute."""
+
+    images: np.ndarray
+    boxes: np.ndarray
+    labels: dict[str, np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def group_N(self) -> np.ndarray:
+        """True for faces of the smaller group, race Black."""
+        return self.labels["race"] == GROUP
+
+
+def read_faces(folder: Path, detector: Detector) -> tuple[Faces, Faces]:
+    """The faces to train on, and those held out; FairDiffError for a folder that has too few of either."""
+    if not has_renders(folder):
+        raise FairDiffError(
+            f"--renders: found no shards in {folder}, allowed: a folder of scripts/build_portraits/make_data.py"
+        )
+    shards = [np.load(file) for file in sorted(folder.glob("shard_*.npz"))]
+    column = {
+        name: np.concatenate([shard[name] for shard in shards])
+        for name in ("image", "gender", "race", "age", "person", "split")
+    }
+    own = {
+        "train": (column["gender"] >= 0) & (column["split"] == 0) & (column["person"] % 2 == 0),
+        "held out": (column["gender"] >= 0) & (column["split"] == 1),
+    }
+    found = []
+    for name, chosen_N in own.items():
+        rows = np.flatnonzero(chosen_N)
+        seen, boxes = find_faces(column["image"][rows], detector) if len(rows) else (rows, np.zeros((0, 4)))
+        labels = {a: column[a][rows[seen]].astype(np.int64) for a in ("gender", "race", "age")}
+        if len(np.unique(labels["gender"])) < 2:
+            raise FairDiffError(f"--renders: {folder} has {len(seen)} faces to {name}, allowed: faces of both genders")
+        found.append(Faces(column["image"][rows[seen]], boxes, labels))
+    return found[0], found[1]
+
+
+def flipped(labels: dict[str, np.ndarray], kind: str, rate: float, seed: int) -> np.ndarray:
+    """Gender labels [N] of which a share `rate` is the other class; in each gender and group the share that `kind` says.
+
+    kind: of `error_rates`. Within a gender of a group the number is exact, rounded to a face. Of one seed the faces with
+    wrong labels at a lower rate are among those at a higher one, so that rates differ in their noise alone.
+    """
+    true_N, group_N = labels[ATTRIBUTE], labels["race"] == GROUP
+    if not rate:
+        return true_N
+    chance_N = error_rates(kind, true_N, group_N, rate, CLASSES)
+    place_N = np.random.default_rng([51, seed]).permutation(len(true_N))
+    wrong_N = np.zeros(len(true_N), bool)
+    for gender in (0, 1):
+        for group in (False, True):
+            rows = np.flatnonzero((true_N == gender) & (group_N == group))
+            rows = rows[np.argsort(place_N[rows])]
+            wrong_N[rows[: round(float(chance_N[rows[:1]].sum()) * len(rows))]] = True
+    return np.where(wrong_N, 1 - true_N, true_N)
+
+
+def make_judge(folder: Path, faces: Faces, label_N: np.ndarray, plan: FitPlan) -> None:
+    """A judge of the embedded training judge's architecture with these gender labels; nothing where it is made already.
+
+    The other attributes have their true labels. The training goes on from its checkpoint in the folder.
+    """
+    if (folder / "config.json").exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(plan.seed)
+    net = AttributeNet(read_config(weights("judge"), "attributes"))
+    plan = replace(plan, checkpoint=folder / "fit.pt")
+    fit(net, faces.images, faces.labels | {ATTRIBUTE: label_N}, plan, boxes=faces.boxes)
+    save_attribute_net(net, folder)  # its config.json is the last to be written
+    plan.checkpoint.unlink()
+
+
+def errors_of(folder: Path, held_out: Faces, expand: float) -> dict:
+    """What a judge says of held-out faces with true labels: [right, faces] of all and by group, and how sure it is.
+
+    sure: mean probability of the more probable class.
+    """
+    logits_NK = predict(load_attribute_net(folder), held_out.images, held_out.boxes, expand)[ATTRIBUTE]
+    true_N, group_N = held_out.labels[ATTRIBUTE], held_out.group_N
+    right_N = logits_NK.argmax(1) == true_N
+    some = {"all": np.ones(len(true_N), bool), "Black": group_N, "other races": ~group_N}
+    some |= {name: true_N == k for k, name in enumerate(CLASSES)}
+    counts = {name: [int(right_N[rows].sum()), int(rows.sum())] for name, rows in some.items()}
+    return {"right": counts, "sure": float(torch.from_numpy(logits_NK).softmax(1).amax(1).mean())}
