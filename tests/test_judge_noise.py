@@ -106,8 +106,8 @@ def test_the_page_draws_every_noise_between_before_and_the_clean_judge():
     assert generator.rows[0][1:3] == ["1", "0.200 [0.000, 0.448]"]  # no end of a bias is below 0
     (chart,) = generator.charts
     for name in ("only male", "uniform", "before", "with the clean judge"):
-        assert f"</i>{name}</span>" in chart
-    assert chart.count("<circle") == 2 + 2 + 2 + 2 and "wrong labels of the training judge" in chart
+        assert f">{name}</text>" in chart
+    assert chart.count("<circle") == 4 + 2 + 2 + 2 + 2 and "wrong labels of the training judge" in chart
     assert judges.rows[0][2].startswith("0.950 [") and others.rows[0][1].startswith("+0.010")
     options = "--rates 0 0.2 --kinds 'only male'", "--rates 0 0.4"
     commands = [f"python scripts/judge_noise.py {some} --set adapter=lora_text" for some in options]

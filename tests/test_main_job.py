@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from test_hub import server  # noqa: E402, F401 (a fixture)
+from test_upload import server  # noqa: E402, F401 (a fixture)
 from tiny import composed  # noqa: E402
 
 import train  # noqa: E402

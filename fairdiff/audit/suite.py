@@ -23,11 +23,15 @@ ENOUGH = 36
 DRAWS = 10_000
 
 
-@lru_cache(maxsize=8)
 def resampled_weights(prompts: int, seed: int) -> np.ndarray:
     """Shares [D, P] of each prompt in resamples of all; the same for one seed, so that all quantities share them."""
+    return _weights(prompts, seed, DRAWS)
+
+
+@lru_cache(maxsize=8)
+def _weights(prompts: int, seed: int, draws: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
-    return rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=DRAWS) / prompts
+    return rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=draws) / prompts
 
 
 def bootstrap_t(values_P, level: float = 0.95, seed: int = 0) -> Interval:

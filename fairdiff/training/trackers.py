@@ -44,8 +44,10 @@ class Tracker:
     """
 
     def __init__(self, kind: str, folder: Path, fingerprint: str, finished_steps: int, options: dict[str, object]):
+        from accelerate import PartialState
         from accelerate.tracking import TensorBoardTracker, TrackioTracker, WandBTracker
 
+        PartialState()  # their logging asks for it; of several processes it takes the group that is there
         name = "/".join(folder.parts[-3:])
         if kind == "tensorboard":
             self.to = TensorBoardTracker("tensorboard", folder, purge_step=finished_steps, **options)

@@ -17,7 +17,7 @@ from fairdiff.audit.verdict import decide, distance_interval
 from fairdiff.bias import bias
 from fairdiff.files import write_text
 
-suite.DRAWS, judge.DRAWS = 2000, 1000  # a fifth and a quarter of an audit's: thousands of audits are simulated
+DRAWS = 2000, 1000  # of prompts and of a judge, a fifth and a quarter of an audit's: thousands of audits are simulated
 MARGIN = 0.10
 TYPES = 100  # of prompts in a population, alike frequent
 KINDS = {  # name: (how D^2 is spread over prompts, D)
@@ -129,6 +129,7 @@ def confusion_rates(K: int, accuracy: float) -> np.ndarray:
 
 def simulate(name: str, worlds: range, before: dict | None) -> dict:
     """Hits of every interval in these audits added to those before: {"audits": n, quantity: [held, printed], ...}."""
+    suite.DRAWS, judge.DRAWS = DRAWS
     cell, total = CELLS[name], dict(before or {"audits": 0})
     for world in worlds:
         for key, (held, printed) in audit(cell, world).items():
