@@ -161,7 +161,7 @@ def differences(record: dict, number: str, one: str, other: str, rates: tuple[fl
     by_seed = []
     for seed in SEEDS:
         pairs = [(key_of(one, k, r, seed), key_of(other, k, r, seed)) for k, r in product(KINDS, rates)]
-        if all(a in record and b in record for a, b in pairs):
+        if pairs and all(a in record and b in record for a, b in pairs):
             by_seed.append(float(np.mean([record[a][number] - record[b][number] for a, b in pairs])))
     return mean(by_seed, True)
 
