@@ -25,7 +25,7 @@ FAR = 1 << 30  # Windows locks bytes, which nobody else may read then: one behin
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder; FairDiffError that names the holder if another process does."""
+    """Hold a folder, made where there is none; FairDiffError that names the holder if another process does."""
     file = _acquire(folder)
     try:
         yield
@@ -41,6 +41,7 @@ def _acquire(folder: Path) -> int | None:
     """
     path = folder / NAME
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         return _open(path)
     except BlockingIOError as error:
         raise FairDiffError(

@@ -92,7 +92,6 @@ class Study:
         made_of = fingerprint.of_values(self.settings, overrides_of({"judge": {"path": str(judge)}, "seed": seed}))
         place = self.folder / "runs" / f"{_place(kind, rate, seed)}-{made_of[:8]}"
         config, folder = composed([*self.settings, *self.of_a_run(judge, seed, place)])
-        folder.mkdir(parents=True, exist_ok=True)
         train_job(config, folder)
         return folder
 

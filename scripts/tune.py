@@ -80,7 +80,6 @@ def tune(folder: Path, space: dict, fixed: list[str], trials: int, seed: int) ->
     """Carry out trials until so many are finished; a line for each of the best, those that no other beats in both."""
     from optuna.trial import TrialState
 
-    folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         study = open_study(folder, seed)
         while len(study.get_trials(states=(TrialState.COMPLETE,))) < trials:

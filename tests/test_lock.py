@@ -111,5 +111,12 @@ def test_an_error_lets_go(tmp_path):
 
 
 def test_where_nothing_can_be_locked_a_warning_says_so(tmp_path, capsys):
-    with locked(tmp_path / "none"):
-        assert capsys.readouterr().out.startswith(f"warning: {tmp_path / 'none'}: cannot be locked (No such file")
+    (tmp_path / "file").write_text("")
+    with locked(tmp_path / "file" / "run"):
+        assert capsys.readouterr().out.startswith(f"warning: {tmp_path / 'file' / 'run'}: cannot be locked (Not a directory")
+
+
+def test_a_folder_that_is_not_there_yet_is_made_and_held(tmp_path, capsys):
+    with locked(tmp_path / "new" / "run"):
+        assert (tmp_path / "new" / "run" / NAME).exists()
+    assert "cannot be locked" not in capsys.readouterr().out

@@ -51,7 +51,6 @@ def audited(settings: list[str], method: Method, root: Path, done: bool = False)
     audit = build_audit(config, plan, model, fingerprint.of_values(method.key), None)  # before an adapter is hung
     if done:
         return run.audit_folder(folder, audit) if run.finished(folder, audit) else None
-    folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         if not run.finished(folder, audit):
             lines = describe.report_lines(config, plan, adapter=False, trained=False) | {"method": [method.name]}

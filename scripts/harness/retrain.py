@@ -26,7 +26,6 @@ def retrained(run: Path, splits: dict[Place, Split], chosen: Iterable[Component]
     own = fingerprint.of_files([run / "adapter" / LORA_FILE])
     identity = fingerprint.of_values("held at zero", training, config.steps, held, own if held else None)
     folder = root / identity[:8]
-    folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         if not (folder / "adapter" / LORA_FILE).is_file():
             about = describe.about_adapter(config, plan, model, identity)
