@@ -21,7 +21,7 @@ from fairdiff.cli.main import main  # noqa: E402
 from fairdiff.config import Config  # noqa: E402
 
 PAGES = {  # command: its page and its records, where there are some in docs
-    "results": "results.md", "search": "search.md", "coverage": "explanation/coverage.md",
+    "results": "results.md", "search": "search.md", "interval_coverage": "explanation/coverage.md",
     "label_errors": "explanation/label_errors.md", "baselines": "studies/baselines.md",
     "frontier": "studies/frontier.md", "drift": "studies/drift.md", "localize": "studies/localize.md",
     "languages": "studies/languages.md", "label_influence": "studies/label_influence.md",

@@ -234,7 +234,7 @@ def _held(quantity: str, found: dict, these: float, like: float) -> dict:
 
 HEAD = """# How often intervals hold
 
-Written by `python scripts/coverage.py`, which goes on where it was stopped. Simulated so far: {audits} audits, {least} to
+Written by `python scripts/interval_coverage.py`; the same command goes on. Simulated so far: {audits} audits, {least} to
 {most} of each of {cells} cells. Every audit draws prompts from a population of 100, their images, and the labelled faces of
 the judge. An interval of 95 % should hold the truth in 95 of 100 audits; the aim is 93.5 or more. "On target" at the margin
 should be said in 5 of 100 audits or fewer. Resamples are a fifth of those of an audit.

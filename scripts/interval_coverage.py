@@ -1,10 +1,10 @@
 """How often the intervals of an audit hold the truth, and how often its verdict is wrong: simulated audits, and their table.
 
-python scripts/coverage.py                     every cell up to 100 audits each; the same command goes on where it was stopped
-python scripts/coverage.py --worlds 400        up to 400
-python scripts/coverage.py --cells P44 judge   only cells whose name holds one of these words
-python scripts/coverage.py --render            only the page, of one's own records or else of the published ones
-python scripts/coverage.py --publish           docs/explanation/coverage.md and its record, which goes on too
+python scripts/interval_coverage.py                     every cell up to 100 audits each; the same command goes on
+python scripts/interval_coverage.py --worlds 400        up to 400
+python scripts/interval_coverage.py --cells P44 judge   only cells whose name holds one of these words
+python scripts/interval_coverage.py --render            only the page, of one's own records or else of the published ones
+python scripts/interval_coverage.py --publish           docs/explanation/coverage.md and its record, which goes on too
 
 Every audit draws its prompts from a population, the images of each prompt, and the labelled faces of the judge. In
 outputs/reproduced, measurements/coverage.json keeps what came of it, and the page is explanation/coverage.md.
