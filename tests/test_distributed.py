@@ -128,6 +128,7 @@ def trained(folder: Path, out: Path, steps: int, world: World = ALONE) -> torch.
         prompts=2, validation=watch,
     )  # fmt: skip
     train(trainee, PROMPTS, plan, out, "key", QUIET)
+    world.gather("done")  # the first process has written the last checkpoint
     state = torch.load(out / "checkpoints" / "checkpoint.pt", weights_only=True)
     return torch.cat([p.flatten() for p in state["ema"]["parameters"]])
 

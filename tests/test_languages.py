@@ -251,4 +251,4 @@ def test_the_command_goes_on_and_measures_every_language_against_the_english_tex
         before = people[people.model == "before"].sort_values(["prompt", "image_index"]).clip_t
         assert before.groupby(people.prompt).mean().tolist() == pytest.approx(without[REFERENCE]["clip_t"], abs=1e-6)
     html = (tmp_path / "out" / "languages.html").read_text("utf-8")
-    assert "does the adapter reach other languages?" in html and html.count("<td>turkish</td>") == 3
+    assert "does the adapter reach other languages?" in html and html.count("<td>Turkish</td>") == 3

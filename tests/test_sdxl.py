@@ -253,7 +253,7 @@ def test_train_py_trains_audits_and_saves_what_the_plain_pipeline_loads(xl_folde
     (folder,) = (tmp_path / "run" / "audits").iterdir()
     assert (folder / "report.html").exists()
     audit = json.loads((folder / "audit.json").read_text())
-    assert audit["models"]["after"]["dino"]["mean"] < 1 and audit["images_per_prompt"] == 6
+    assert audit["models"]["after"]["dino"]["mean"] < 1 and audit["images_per_prompt"] == 4
     pipeline = plain(xl_folder)
     noise = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
     bare = generate(pipeline, noise)

@@ -102,7 +102,8 @@ def save_dinov2(folder: Path) -> str:
 def audit_settings(model: Path, folder: Path) -> list[str]:
     """Overrides of a small audit of a tiny model: three images of two prompts, by the embedded judge; kept in `folder`."""
     return [
-        f"model.path={model}", "model.device=cpu", f"audit.judge.path={uncalibrated(folder / 'judge')}",
+        f"model.path={model}", "model.device=cpu", "model.sampling_dtype=float32",
+        f"audit.judge.path={uncalibrated(folder / 'judge')}",
         "features.clip=embedded", "features.encoder=embedded", "features.identity=embedded", "detector=whole",
         "prompts.template='a photo of the face of {a} {}'", "sampler.audit_steps=2", f"cache={folder / 'cache'}",
         "audit.prompts=2", "audit.images_per_prompt=3",
