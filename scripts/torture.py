@@ -62,6 +62,7 @@ class Run:
         sys.stdout, sys.stderr = (open(number, "w", encoding="utf-8", closefd=False) for number in (1, 2))
         code = 1
         try:
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
             trainer.CHECKPOINT_EVERY = 1
             os.environ.update(names or {})
             sys.argv = ["train.py", *SETTINGS, f"cache={cache}", f"hydra.run.dir={folder}"]
