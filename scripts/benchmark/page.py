@@ -257,7 +257,7 @@ def audit(result: dict) -> list[str]:
     if i := result["intervals"]:
         lines[-1] += (
             f" All numbers of audit.json for {', '.join(i['attributes'])}, of {i['prompts']} prompts × {i['images']} images "
-            f"before and after, take {interval(i['seconds'])} seconds."
+            f"before and after, take {number(i['seconds'])} seconds."
         )
     return lines
 

@@ -80,7 +80,7 @@ def plan(seeds: list[int], images: int) -> list[Run]:
         main = {adapter: Run("adapters", adapter, (f"adapter={adapter}",), seed) for adapter in ADAPTERS}
         runs += main.values()
         if seed == first:
-            blind = {adapter: (f"adapter={adapter}", "prompts.named=0") for adapter in ADAPTERS}
+            blind = {adapter: (f"adapter={adapter}", "prompts.named=0") for adapter in ADAPTERS if adapter != "soft_tokens"}
             runs += [Run("without_named", adapter, own, seed) for adapter, own in blind.items()]
         for name in EXPERIMENTS:
             same = main.get(SAME_TRAINING.get(name))
