@@ -1,4 +1,4 @@
-"""Every configuration schema with its cross-field laws. What they forbid is a FairDiffError of one line."""
+"""All configuration schemas and the rules between their keys. A broken rule raises a FairDiffError of one line."""
 
 from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
@@ -48,24 +48,34 @@ EXPORTS = {"lora": ["kohya", "merged", "merged_file"], "soft_tokens": ["a1111"]}
 
 @dataclass
 class AuditConfig:
-    """split: which prompts are audited, "test" or, to choose settings by, "validation". judge: apart from training's.
+    """Settings of the audit. The group `judge@audit.judge` chooses its attribute classifier.
 
-    calibration: the file in which scripts/calibrate.py counted that judge's errors; null for the calibration.json in its
-    folder, if there is one; none to correct nothing, which the report says in red.
-
-    prompts: how many of each family (null: all). images_per_prompt: images of each.
-    without_people: how many prompts without people, which must not change, with 16 images or fewer each.
-    named: how many prompts are audited with each class in words too (`phrases` of an attribute), whose images are to show it,
-    with as many images; null for none.
-    guidance: further guidance scales at which the same prompts are audited, for a chart; bias can grow with the scale.
-    seed: of the noise and the resampling. equivalence: the distance D below which the whole interval must lie for
-    "on target".
-    drift: the change of an untargeted attribute's bias and shares that still counts as none.
-    fail_above: such a D, in the place of `equivalence`; the command exits with code 3 unless every attribute with a target is
-    "on target". null: it exits with 0 whatever it finds.
-    faces: of a picture with several, "largest": that counts, "refuse": the picture counts as one without a face.
-    clip, encoder: what measures CLIP-T, CLIP-I and drift, as in `features`; null for those there, which training optimises.
-    keep_images: whether every audited image is kept as a PNG, for `images` and another judge later.
+    split: Which prompts are audited: "test", or "validation" for choosing settings.
+    prompts: Number of prompts of each family; null audits all.
+    images_per_prompt: Number of images generated for each of these prompts.
+    without_people: Number of audited prompts that show no people, whose images should not change. Each gets 16 images, or
+    `images_per_prompt` if that is less.
+    named: Number of prompts that are repeated with each class in words ("..., a woman"), to count the faces that show the
+    named class. Each gets 16 images, or `images_per_prompt` if that is less. The words are the attributes' `phrases`; null
+    for none.
+    guidance: Further guidance scales, each from 0 to 100, at which the same prompts are audited. The report draws bias over
+    the scale, because bias can grow with it.
+    seed: Seed of the audit's noise and of the resampling behind its intervals.
+    equivalence: Margin of the verdict, from .001 to 1. An attribute is "on target" if the whole interval of its distance D
+    lies below the margin.
+    drift: Margin for untargeted attributes, from .001 to 1. Their bias and class shares count as unchanged if the intervals
+    of all changes lie within plus or minus this value.
+    calibration: File of the audit judge's error counts, written by scripts/calibrate.py. null uses calibration.json in the
+    judge's folder if there is one. "none" corrects nothing, and the report says so in red.
+    fail_above: Makes the command a gate. It replaces `equivalence` as the margin, and the command exits with code 3 unless
+    every attribute with a target is "on target". null exits with 0 whatever the verdict.
+    faces: What happens to an image with several faces: "largest" classifies the largest one, "refuse" counts the image as
+    one without a face.
+    clip: CLIP that measures CLIP-T and CLIP-I, in the format of `features.clip`. null takes `features.clip` itself, which
+    training optimises; another one is independent of training.
+    encoder: Image encoder that measures drift and variety, in the format of `features.encoder`; null takes
+    `features.encoder`.
+    keep_images: Whether every audited image is saved as a PNG. `images` can then audit them again with another judge.
     """
 
     split: str = "test"
@@ -111,29 +121,35 @@ class AuditConfig:
 
 @dataclass
 class Config:
-    """The whole configuration. What lies in a run folder, and what resumes there: fairdiff/run.py.
+    """The whole configuration. fairdiff/run.py describes the run folder and how a run resumes.
 
-    steps: updates of the adapter. global_batch: images of each prompt in one of them. noise_pool: noises of each prompt
-    in training, used in whole slices of global_batch; their reference images are cached.
-    micro_batch: images decoded at once. Replay takes twice as many (image, step) pairs, and three times as many images are
-    sampled at once. It sets the memory and not the result.
-    memory_gb: what the device has, 12, 16, 24, 40 or 80; then this chooses what `micro_batch` does. null: `micro_batch`.
-    seed: of everything random in training. resume: the same command goes on where it stopped, false starts over.
-    export: formats for other tools in which the trained adapter is written too: kohya, merged, merged_file of LoRA, a1111 of
-    soft tokens; see scripts/export.py.
-    hub: you/name on the Hugging Face hub, where the adapter, its model card, audit.json and report are uploaded after the
-    audit, if `audit.fail_above` lets it pass; null for nowhere. See scripts/push.py.
-    cache: a folder for what the frozen model generated and measured, null for none.
-    images: a folder of pictures, or two, [before, after], to audit in the place of a model; see `fairdiff/pictures.py`.
-    manifest: a CSV that says which prompt each picture of `images` shows; null: manifest.csv in the folder, and without one
-    each sub-folder is named by its prompt.
-    plan: scripts/audit.py only prints how many images of how many prompts its target, margin and judge take.
-    tracker: tensorboard, wandb or trackio, beside metrics.jsonl; null for none.
-    tracker_options: a table of what the tracker is started with, such as {project: faces, name: first, group: a, tags: [b]}:
-    arguments of wandb.init, trackio.init or tensorboard's SummaryWriter, but for those by which a run goes on; null for none.
+    steps: Number of optimizer steps.
+    global_batch: Number of images generated for each prompt in one step, over all processes.
+    noise_pool: Number of noises that training uses for each prompt, rounded down to a multiple of `global_batch`. Their
+    reference images are cached, so a small pool saves time when a prompt is met again.
+    micro_batch: Number of images decoded at once. The replay takes twice as many (image, step) pairs at once, and sampling
+    takes three times as many images. It changes the memory and the time, not the result.
+    memory_gb: Memory of the device in GB, such as 12, 16, 24, 40 or 80. The batch sizes are then planned from it, and
+    `micro_batch` is ignored. null uses `micro_batch`.
+    seed: Seed of all random numbers in training.
+    resume: true continues an interrupted run when its command is repeated; false starts over.
+    export: Further formats in which the trained adapter is saved: kohya, merged or merged_file for LoRA, a1111 for soft
+    tokens. scripts/export.py describes them.
+    hub: Repository on the Hugging Face hub ("you/name"). The adapter, its model card, audit.json and the report are
+    uploaded there after the audit, if `audit.fail_above` lets them pass. null uploads nothing.
+    cache: Folder for what is measured on the frozen model's images, shared by all runs; null for none.
+    images: Folder of existing images to audit, or a list of two, [before, after]. No diffusion model is loaded then; null
+    audits a model.
+    manifest: CSV that says which prompt each file of `images` shows. null reads manifest.csv in the folder; without that
+    file each sub-folder is named by its prompt.
+    plan: Whether scripts/audit.py only prints how many images and prompts its target, margin and judge need.
+    tracker: Experiment tracker beside metrics.jsonl: tensorboard, wandb or trackio; null for none.
+    tracker_options: Arguments for wandb.init, trackio.init or tensorboard's SummaryWriter, such as {project: faces, name:
+    first,
+    group: a, tags: [b]}. Arguments by which a run resumes are not allowed; null for none.
 
-    target: attribute -> class -> share; the shares of an attribute sum to 1. file: a table of shares, as
-    fairdiff/objective/target_files.py reads it, or the name of one that the embedded prompt set has ("labour").
+    target: Shares of each attribute's classes, which sum to 1. Its key `file` names a table of shares instead, in a format
+    of fairdiff/objective/target_files.py; "labour" is the one that comes with the embedded prompts.
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -1,4 +1,4 @@
-"""Configuration of what stays as it is: model, sampler, attributes, detector, judges, encoders."""
+"""Configuration of everything that training leaves unchanged: model, sampler, attributes, detector, judges, encoders."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -14,16 +14,19 @@ MOST_STEPS = 999  # of a noise schedule of 1,000: with all of them multistep sol
 
 @dataclass
 class ModelConfig:
-    """path: null for the embedded Portraits model, else a diffusers folder, a hub id, one at a revision ("name@revision"), or
-    a .safetensors file with a whole model.
+    """The diffusion model and its precision.
 
-    padding: "max_length" pads prompts as pipelines do, "longest" as the released adapters were trained.
-    clip_skip: how many of the text encoders' last layers prompts leave out, as in diffusers' pipelines; null for none.
-    dtype: of the frozen U-Net and VAE, and what training's frozen networks multiply in; adapters, text encoder, latents,
-    losses and the audit's networks are float32 whatever it says. float16, for GPUs without bfloat16, is of the U-Net alone.
-    device: where training and audit compute, cpu, cuda or cuda:1.
-    sampling_dtype: what U-Net and VAE of float32 multiply in where no gradient is taken. "auto": what suits the device, see
-    `diffusion.load.fast_dtype`; a run's identity holds the word, not what it became.
+    path: A diffusers folder, a hub id, a hub id at a revision ("name@revision"), or a .safetensors file that holds a whole
+    model. null is the embedded Portraits model.
+    padding: How prompts are padded: "max_length" as diffusers' pipelines do, "longest" as the paper's released adapters
+    need.
+    clip_skip: Number of the text encoders' last layers that are skipped, counted as in diffusers; null skips none.
+    device: Device of training and audit, such as cpu, cuda or cuda:1.
+    dtype: Precision of the frozen U-Net and VAE, and of the matrix products in training's other frozen networks: auto,
+    float32, bfloat16 or float16. "auto" takes what suits the device. float16, for GPUs without bfloat16, applies to the
+    U-Net alone. Adapters, text encoders, latents, losses and the audit's networks are always float32.
+    sampling_dtype: Precision in which a float32 U-Net and VAE compute where no gradient is taken: auto, float32 or
+    bfloat16. "auto" takes bfloat16 on devices that have it. A run with "auto" may resume on another device.
     """
 
     path: str | None = None
@@ -42,18 +45,20 @@ class ModelConfig:
 
 @dataclass
 class SamplerConfig:
-    """How the model draws.
+    """How images are sampled, in training and in the audit.
 
-    scheduler: dpm (DPM-Solver++), ddim, euler or unipc, or with noise added between steps euler_ancestral or lcm;
-    flow_euler of flow-matching models. All are on the model's own noise schedule.
-    train_steps: the least and the most steps of the sampler in training, evenly drawn; the same when a noise is met again.
-    audit_steps: steps of the sampler in the audit.
-    guidance: the scale of classifier-free guidance, 1 or less for none, as diffusers' pipelines take it; a model distilled
-    from a guided one reads it instead.
-    final_sigmas: where dpm and unipc end, "zero" or "sigma_min"; others end where they do.
-    spacing: how T steps are spread over the schedule, "linspace", "leading" or "trailing", whatever the model's folder says;
-    lcm has its own, flow_euler no "leading".
-    height, width: of the images in pixels, multiples of the VAE's factor (8, or 16 of flow models); null for the model's own.
+    scheduler: The solver: dpm (DPM-Solver++), ddim, euler or unipc; euler_ancestral or lcm, which add noise between steps;
+    or flow_euler for flow-matching models. Each uses the model's own noise schedule.
+    train_steps: Smallest and largest number of sampler steps in training. The number is drawn uniformly, and it is the same
+    whenever a noise is used again.
+    audit_steps: Number of sampler steps in the audit.
+    guidance: Scale of classifier-free guidance, as in diffusers; 1 or less turns it off. A guidance-distilled model reads
+    the scale as an input instead.
+    final_sigmas: Noise level at which dpm and unipc end: "zero" or "sigma_min". Other solvers ignore it.
+    spacing: How the time steps are spread over the schedule: "linspace", "leading" or "trailing". It overrides the model's
+    folder. lcm ignores it, and flow_euler has no "leading".
+    height, width: Height and width of the images in pixels, multiples of the VAE's factor (8, or 16 for flow-matching
+    models). null is the model's own.
     """
 
     scheduler: str = MISSING
@@ -82,13 +87,14 @@ class SamplerConfig:
 
 @dataclass
 class AttributeConfig:
-    """One attribute of people; its labels are perceived presentation.
+    """One attribute of people. Its labels are perceived presentation.
 
-    classes: their names in the order of the judge's outputs.
-    keep_outside: by what the image term of an image is multiplied in which this attribute shall change (the paper, A.2).
-    keep_face: by what its gradient is multiplied again inside the face's box.
-    phrases: class -> words for a person of it, "a woman", for prompts that name a class (`prompts.named`, `audit.named`);
-    empty: there are no such prompts.
+    classes: Names of the classes, in the order of the attribute classifier's outputs.
+    keep_outside: Factor on the image term of an image in which this attribute has to change, from 0 to 1 (appendix A.2 of
+    the paper). A smaller one lets such images change more.
+    keep_face: Further factor on the gradient of that image term inside the face box, from 0 to 1.
+    phrases: Words for a person of each class, such as "a woman". Prompts that name a class are made with them
+    (`prompts.named`, `audit.named`); without phrases there are no such prompts.
     """
 
     classes: list[Any] = MISSING  # list[str] would make "True" of an unquoted yes
@@ -113,13 +119,14 @@ class AttributeConfig:
 
 @dataclass
 class DetectorConfig:
-    """What finds faces.
+    """The face detector and the crop that attribute classifiers get.
 
     type: mtcnn, insightface, or whole, which takes the whole image as the face.
-    input_size: to which mtcnn resizes the shorter side of the image, in pixels; insightface has its own, 640.
-    crop_size: side of what judges without a crop of their own see, in pixels.
-    expand: the side of the square that is cropped, in sides of the face's box.
-    root: the folder of insightface's models, which are for non-commercial research and do not come with this project.
+    input_size: Shorter side in pixels to which MTCNN resizes an image before it looks for faces. insightface always uses
+    640.
+    crop_size: Side of the square face crop in pixels, for classifiers that set no `crop_size` of their own.
+    expand: Side of the square crop, as a multiple of the longer side of the face box.
+    root: Folder of insightface's models. They are for non-commercial research and do not come with this project.
     """
 
     type: str = MISSING
@@ -138,18 +145,21 @@ class DetectorConfig:
 
 @dataclass
 class JudgeConfig:
-    """A classifier of perceived presentation.
+    """A classifier of perceived presentation: `judge` for training, `audit.judge` for the audit.
 
-    type: net is a classifier of this project (classifiers/attributes.py), hf one of Hugging Face, open_clip zero-shot, onnx
-    an ONNX graph, for audits only, as it has no gradient.
-    path: of net a folder, null for the embedded one; of hf a folder or hub id; of open_clip a folder or
-    "architecture/pretrained tag"; of onnx a file. hf and onnx may have one for each attribute, {gender: ..., race: ...}.
-    mapping: attribute -> class -> the model's labels (hf), its columns' numbers (onnx; "output:0" of several outputs), or
-    prompts (open_clip), that together are this class.
-    graph: how an onnx judge wants its pixels, (scale x - mean) / std of x in [0, 1], channels rgb or bgr, and whether its
-    outputs are logits or probabilities.
-    crop_size, expand: of what this judge sees, as in `detector`; null for those there.
-    align: it sees faces turned and scaled so that five landmarks lie on ArcFace's template, at crop_size.
+    type: Format of the classifier: net (this project's own, classifiers/attributes.py), hf (Hugging Face), open_clip
+    (zero-shot) or onnx. onnx has no gradient and is for audits only.
+    path: A folder for net (null: the embedded classifier); a folder or hub id for hf; a folder or "architecture/pretrained
+    tag" for open_clip; a file for onnx. hf and onnx also take one for each attribute: {gender: ..., race: ...}.
+    mapping: For each attribute and class, what belongs to the class: labels of an hf classifier, column numbers of an onnx
+    graph ("output:0" if it has several outputs), or prompts for open_clip.
+    graph: Input and output format of an onnx classifier. It gets (scale x - mean) / std for pixels x in [0, 1], with
+    `channels` rgb or bgr. `outputs` is logits or probabilities.
+    crop_size: Side of this classifier's face crop in pixels; null takes `detector.crop_size`.
+    expand: Side of this classifier's face crop, as a multiple of the longer side of the face box; null takes
+    `detector.expand`.
+    align: Whether faces are rotated and scaled so that five landmarks lie on ArcFace's template. The crop then has
+    `crop_size` pixels and no `expand`.
     """
 
     type: str = "net"
@@ -201,13 +211,14 @@ class JudgeConfig:
 
 @dataclass
 class FeaturesConfig:
-    """What compares images and faces; "embedded" is for Portraits.
+    """Encoders that compare images and faces with reference images. "embedded" names those of Portraits.
 
-    clip: an open_clip folder or "architecture/pretrained tag". encoder: a folder or hub id of a Hugging Face image
-    encoder, in DINO's place.
-    identity: a face embedder: a file of ArcFace's or facenet-pytorch's weights, a folder or hub id of a Hugging Face image
-    encoder, or a folder of one's own; null if there is none.
-    bank: the file of its real faces, as scripts/build_bank.py makes it; null for the bank.safetensors beside the embedder.
+    clip: CLIP, as an open_clip folder or "architecture/pretrained tag".
+    encoder: A second image encoder, DINO in the paper, as a folder or hub id of Hugging Face.
+    identity: Face embedder of the face term: a file of ArcFace's or facenet-pytorch's weights, a folder or hub id of a
+    Hugging Face image encoder, or a folder in this project's format. null is for runs with `loss.face=null`.
+    bank: File of real faces' embeddings, made by scripts/build_bank.py for this embedder. null takes bank.safetensors
+    beside the embedder.
     """
 
     clip: str = "embedded"

@@ -1,4 +1,4 @@
-"""Configuration of what is trained, on what, by which gradient and losses."""
+"""Configuration of training: adapter, prompts, gradient, losses, optimizer, validation."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -13,18 +13,19 @@ OWN_KEYS = {"soft_tokens": ("tokens", "initial_text"), "lora": ("parts", "rank")
 
 @dataclass
 class AdapterConfig:
-    """What is trained.
+    """The adapter that is trained.
 
-    type: soft_tokens, embeddings before the prompt, or lora.
-    tokens: how many soft tokens.
-    initial_text: the words that soft tokens start from, repeated to their number.
-    parts: where LoRA learns, text_encoder, unet or both; text_encoder is every CLIP of the model, unet the transformer where
-    the model has one in its place.
-    rank: of LoRA, with alpha = rank.
-    learning_rate: the rate of AdamW at the start of `optimizer.schedule`.
-    path: what to start from, or to audit: the folder of a saved adapter of these settings, or a file of any tool, which is
-    taken with its own layers, ranks or tokens; several in a list are added. scale: how much of what it learnt is applied; 0
-    none (soft tokens: the initial words), 1 as saved, more exaggerates; a list has one for each path.
+    type: lora, or soft_tokens, which are trained embeddings before the prompt.
+    tokens: Number of soft tokens, from 1 to 40.
+    initial_text: Words whose embeddings the soft tokens start from, repeated until there are enough.
+    parts: Where LoRA is added: text_encoder, unet or both. text_encoder means all CLIP text encoders of the model; unet
+    means the transformer in models that have one instead.
+    rank: Rank of LoRA. Its alpha is the same.
+    learning_rate: Learning rate of AdamW at the start of `optimizer.schedule`.
+    path: Saved adapter to start from or to audit; null starts a new one. A folder must have been made with the same
+    settings of `adapter`. A file of any tool is taken with its own layers, ranks or tokens. Several in a list are added up.
+    scale: Factor on what the adapter of `path` has learnt, 0 or more: 0 turns it off (soft tokens are then their initial
+    words), 1 is as saved, more exaggerates. A list has one for each path.
     """
 
     type: str = MISSING
@@ -74,16 +75,20 @@ class AdapterConfig:
 
 @dataclass
 class PromptsConfig:
-    """train, validation, test: a file each, as fairdiff/prompts.py reads it; null: the embedded set's `families`.
+    """The prompts of training, validation and audit.
 
-    template: the words around a subject, "a photo of {a} {}"; "{}" takes the lines of a file as whole prompts.
-    families: how often one round of training visits each prompt of a family (an audit takes each prompt once).
-    without_people: the share of training prompts that show no people. Their images are only to stay as they are. They come
-    from the file, else from the embedded set; there are none where the image term has no weight.
-    named: the share of training prompts that have a class in words (`phrases` of an attribute), "..., a woman". Their target
-    is this class alone, so that the model still shows what a prompt names.
-    per_step: prompts whose mean gradient makes one step, with `global_batch` images each (the paper: 1).
-    negative: the text of the unconditional branch, in training, reference images and audit.
+    train, validation, test: File of the prompts of this split, in a format of fairdiff/prompts.py. null takes the embedded
+    prompts of `families`.
+    template: The words around a subject, such as "a photo of {a} {}". "{}" takes the lines of a file as whole prompts.
+    families: Families of prompts, each with the number of times that its prompts are repeated in one epoch of training.
+    Audits take each prompt once.
+    without_people: Share of the training prompts that show no people, below 1. They have the image term only, so that such
+    images stay as they are. They come from the file, else from the embedded prompts. There are none if `loss.image` is 0 or
+    null.
+    named: Share of the training prompts that name a class ("..., a woman"), below 1. Their target is that class, so that
+    the model keeps showing what a prompt names.
+    per_step: Number of prompts in one step, with `global_batch` images each. Their gradients are averaged; the paper has 1.
+    negative: Negative prompt, in training, reference images and audit.
     """
 
     template: str = "a photo of the face of {a} {}, a person"
@@ -114,10 +119,12 @@ class PromptsConfig:
 
 @dataclass
 class GradientConfig:
-    """type: the weight of each sampler step's gradient, see `diffusion.solvers.gradient_weights`.
+    """How the gradient is taken through the sampler.
 
-    unit: the paper's, the same for every step; reference: the published code's; solver: the solver's own.
-    evaluations: replayed sampler steps K of T for each image, null for all.
+    type: Weight of each sampler step's gradient: unit (the same for every step, as in the paper), reference (as in the
+    published code) or solver (the solver's own coefficients). docs/explanation/method.md has the formulas.
+    evaluations: Number of sampler steps replayed with a gradient for each image, chosen at random; null replays all of
+    them.
     """
 
     type: str = "unit"
@@ -130,14 +137,22 @@ class GradientConfig:
 
 @dataclass
 class LossConfig:
-    """align, image, face: the weight of each term, or with `balance` its share of the gradient, relative to the others.
+    """The three terms of the loss and their weights.
 
-    0 measures a term without training on it; null leaves it out.
-    balance: whether the terms' gradients are scaled to shares, step by step; false takes the weights as they are.
-    confidence: the least confidence of a transport label that is trained on. class_weights: whether a label weighs by how
-    rare its class shall be, see `Target.class_weights`; false is the paper's plain cross-entropy.
-    confident_class: how sure the classifier must be of the reference image's class for its face to be kept as it is.
-    originals: the share of a batch that is compared with reference images, in the image and face terms.
+    align: Weight of the alignment term, the cross-entropy to labels that follow the target. With `balance` it is the term's
+    share of the gradient, relative to the other terms. 0 only measures the term.
+    image: Weight of the image term, which keeps images like their reference images; read as `align`. null leaves the term
+    out.
+    face: Weight of the face term, which keeps faces like real ones; read as `align`. null leaves the term out.
+    balance: Whether the gradients of the terms are rescaled in every step so that they have the given shares. false uses
+    the weights as they are.
+    confidence: Smallest confidence, from .5 to below 1, of an optimal-transport label that is trained on.
+    class_weights: Whether the cross-entropy of a label is weighted by 1 / (classes * target share), so that targets that
+    are not uniform are not overshot. false is the paper's plain cross-entropy.
+    confident_class: Smallest probability of the reference image's class, from 0 to 1, at which the face term keeps a face
+    like that of its reference image. Other faces move to the nearest face of the bank.
+    originals: Share of each batch that is compared with reference images in the image and face terms, above 0 and up to 1.
+    They weigh 1 / share. A smaller share saves time, because fewer reference images are sampled.
     """
 
     balance: bool = True
@@ -180,11 +195,11 @@ class LossConfig:
 
 @dataclass
 class OptimizerConfig:
-    """AdamW.
+    """AdamW, and the moving average of the adapter's weights that is saved.
 
-    schedule: of the learning rate, constant, linear or cosine; the latter two end at 0 after `steps` steps.
-    weight_decay: AdamW's, of the adapter's parameters.
-    ema: the decay of the averages after diffusers' warm-up, min(ema, (1 + i) / (10 + i)) at step i.
+    schedule: Schedule of the learning rate: constant, linear or cosine. linear and cosine reach 0 after `steps` steps.
+    weight_decay: Weight decay of the adapter's parameters.
+    ema: Decay of the moving average, with diffusers' warm-up: min(ema, (1 + i) / (10 + i)) at step i.
     """
 
     schedule: str = "constant"
@@ -200,12 +215,15 @@ class OptimizerConfig:
 
 @dataclass
 class ValidationConfig:
-    """every: steps between validations of the averaged adapter, null for none; the best one is then what is saved.
+    """Validation of the averaged adapter during training. The best validation decides which adapter is saved.
 
-    prompts: how many of each family (null: all). images: how many of each prompt.
-    floor: the least mean cosine to the reference images over CLIP-I and the image encoder. What an image keeps depends
-    on the encoders: the paper's adapters keep .62 to .74 of photographs, those of Portraits .90 to .97.
-    patience: validations in a row without a new best after which training stops, null for never.
+    every: Number of steps between validations. null does none and saves the last averages.
+    prompts: Number of validation prompts of each family; null takes all.
+    images: Number of images generated for each validation prompt.
+    floor: Smallest mean cosine to the reference images, over CLIP and the image encoder, with which a validation can become
+    the best one. What is normal depends on the encoders: the paper's adapters keep .62 to .74 on photographs, those of
+    Portraits .90 to .97.
+    patience: Number of validations in a row without a new best after which training stops; null never stops early.
     """
 
     every: int | None = None
