@@ -35,8 +35,8 @@ class DiffusionModel:
     multiply where no gradient is taken (by autocast: all else they do in float32). Held in less they work in that throughout,
     so that sampling and replay compute alike.
     Stable Diffusion XL has a second tokenizer and text encoder; empty_is_zero: without a negative text its unconditional
-    embeddings are zeros. Stable Diffusion 3 has a T5 beside the two, FLUX beside the one, and both have a transformer in the
-    U-Net's place. kind: the pipeline that diffusers runs it with.
+    embeddings are zeros. Stable Diffusion 3 may have a T5 beside the two, FLUX has one beside the one, and both have a
+    transformer in the U-Net's place. kind: the pipeline that diffusers runs it with.
     size: (height, width) of the images in pixels, None for the model's own. clip_skip: how many of CLIP's last layers a
     prompt leaves out, as diffusers counts them; the unconditional branch has all, as there.
     """
@@ -66,6 +66,11 @@ class DiffusionModel:
         return [encoder for encoder in (self.text_encoder, self.text_encoder_2, self.t5) if encoder is not None]
 
     @property
+    def is_flow(self) -> bool:
+        """Whether it is Stable Diffusion 3 or FLUX, whose transformer stands in the U-Net's place."""
+        return self.kind in T5_TOKENS
+
+    @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of the latents at `size`, or at the network's own resolution; FLUX's is its VAE's."""
         flux = self.kind is FluxPipeline
@@ -85,7 +90,7 @@ class DiffusionModel:
     @property
     def multiple(self) -> int:
         """Of pixels, that heights and widths are: transformers read latents in squares of 2x2."""
-        return self.pixels * (1 if self.t5 is None else 2)
+        return self.pixels * (2 if self.is_flow else 1)
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -98,8 +103,8 @@ class DiffusionModel:
 
         skip: last layers of CLIP to leave out.
         Of SDXL: both encoders' last but one layer side by side, and a row more, see `denoise.with_pooled`. Of Stable
-        Diffusion 3: these padded to the width of T5's words, T5's behind them, and a row of both pooled embeddings. Of FLUX:
-        T5's words and a row of the pooled embedding.
+        Diffusion 3: these padded to the width of T5's words, T5's or zeros behind them, and a row of both pooled embeddings.
+        Of FLUX: T5's words and a row of the pooled embedding.
         """
         if self.kind is StableDiffusionPipeline:
             return self._words(self._tokens(prompt).input_ids, skip)
@@ -126,6 +131,10 @@ class DiffusionModel:
         return self.text_encoder.final_layer_norm(hidden)
 
     def _read_by_t5(self, prompt: str) -> Tensor:
+        """T5's words [1, L, D]; zeros where the folder has no T5, as StableDiffusion3Pipeline has it."""
+        if self.t5 is None:
+            shape = 1, T5_TOKENS[self.kind], self.unet.config.joint_attention_dim
+            return torch.zeros(shape, dtype=self.text_encoder.dtype, device=self.unet.device)
         ids = self._tokens(prompt, tokenizer=self.t5_tokenizer).input_ids
         return self.t5(ids)[0].to(self.text_encoder.dtype)
 
