@@ -27,9 +27,10 @@ from fairdiff.diffusion.adapters import Lora
 from fairdiff.diffusion.denoise import call_unet, image_tokens, split_row, with_row
 from fairdiff.diffusion.export import export
 from fairdiff.diffusion.imports import import_lora
-from fairdiff.diffusion.load import T5_TOKENS, load_model
+from fairdiff.diffusion.load import load_model
 from fairdiff.diffusion.sampling import initial_noise
 from fairdiff.diffusion.solvers import gradient_weights, make_solver, solver_coefficients
+from fairdiff.diffusion.t5 import T5_TOKENS
 from fairdiff.errors import FairDiffError
 from fairdiff.training.step import Batch, training_step
 

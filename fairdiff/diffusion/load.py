@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -19,9 +19,9 @@ from fairdiff.diffusion.folder import FAMILIES, read_pipeline
 from fairdiff.diffusion.sampling import Generate, Trajectory, sample
 from fairdiff.diffusion.single_file import is_single_file, read_single_file
 from fairdiff.diffusion.solvers import make_solver
+from fairdiff.diffusion.t5 import T5_TOKENS, t5_reader
 from fairdiff.errors import FairDiffError
 
-T5_TOKENS = {StableDiffusion3Pipeline: 256, FluxPipeline: 512}  # which these pipelines read
 FLOW_SPACING = {StableDiffusion3Pipeline: "linspace", FluxPipeline: "trailing"}  # of their sampler steps
 
 
@@ -61,9 +61,14 @@ class DiffusionModel:
     clip_skip: int = 0
 
     @property
+    def clips(self) -> list[nn.Module]:
+        """The text encoders but for T5: one of Stable Diffusion and FLUX, two of SDXL and Stable Diffusion 3."""
+        return [encoder for encoder in (self.text_encoder, self.text_encoder_2) if encoder is not None]
+
+    @property
     def text_encoders(self) -> list[nn.Module]:
-        """The one of Stable Diffusion, the two of SDXL, and T5 behind them."""
-        return [encoder for encoder in (self.text_encoder, self.text_encoder_2, self.t5) if encoder is not None]
+        """The CLIPs, and T5 behind them."""
+        return self.clips if self.t5 is None else [*self.clips, self.t5]
 
     @property
     def is_flow(self) -> bool:
@@ -131,23 +136,19 @@ class DiffusionModel:
         return self.text_encoder.final_layer_norm(hidden)
 
     def _read_by_t5(self, prompt: str) -> Tensor:
-        """T5's words [1, L, D]; zeros where the folder has no T5, as StableDiffusion3Pipeline has it."""
-        if self.t5 is None:
-            shape = 1, T5_TOKENS[self.kind], self.unet.config.joint_attention_dim
-            return torch.zeros(shape, dtype=self.text_encoder.dtype, device=self.unet.device)
-        ids = self._tokens(prompt, tokenizer=self.t5_tokenizer).input_ids
-        return self.t5(ids)[0].to(self.text_encoder.dtype)
+        return self._t5_words(prompt).to(self.unet.device, self.text_encoder.dtype)
 
-    def _length(self, tokenizer) -> int:
-        """How many tokens of a text are read, as the pipelines have it."""
-        return T5_TOKENS[self.kind] if tokenizer is self.t5_tokenizer else tokenizer.model_max_length
+    @cached_property
+    def _t5_words(self) -> Callable[[str], Tensor]:
+        shape = T5_TOKENS[self.kind], self.unet.config.joint_attention_dim
+        return t5_reader(self.t5_tokenizer, self.t5, shape)
 
     def _tokens(self, *prompts: str, tokenizer=None):
         tokenizer = tokenizer or self.tokenizer
         return tokenizer(
             list(prompts),
             padding=self.padding,
-            max_length=self._length(tokenizer),
+            max_length=tokenizer.model_max_length,
             truncation=True,
             return_tensors="pt",
         ).to(self.unet.device)
@@ -177,7 +178,7 @@ class DiffusionModel:
     @property
     def most_tokens(self) -> int:
         """How many tokens of a prompt are read by the text encoder that reads most."""
-        return self._length(self.t5_tokenizer or self.tokenizer)
+        return self.tokenizer.model_max_length if self.t5 is None else T5_TOKENS[self.kind]
 
     def overlong(self, prefix: str, prompts: list[str]) -> list[str]:
         """The prompts whose end no text encoder sees behind `prefix`."""
@@ -246,10 +247,11 @@ class DiffusionModel:
         others = [] if dtype == torch.float16 else [self.vae, self.t5]
         for module in (self.unet, *(other for other in others if other is not None)):
             nn.Module.to(module, dtype)  # diffusers' own `to` warns of layers to keep in float32, of which there are none
+        vars(self).pop("_t5_words", None)  # what it keeps is of the other precision
 
     def to(self, device: str) -> None:
-        """Move all networks to a device, in the precision that they have."""
-        for module in (*self.text_encoders, self.unet, self.vae):
+        """Move the networks to a device, in the precision that they have; T5 stays where it is, see `t5`."""
+        for module in (*self.clips, self.unet, self.vae):
             nn.Module.to(module, device)
 
     def generator(self, guidance_scale: float, steps: int, prefix: str = "") -> Generate:
