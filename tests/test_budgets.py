@@ -15,7 +15,7 @@ LONG_FILES = {  # lines, rounded up to tens
     "fairdiff/audit/attribute.py": 320,
     "fairdiff/audit/generate.py": 340,
     "fairdiff/builder/audit.py": 310,
-    "fairdiff/diffusion/load.py": 340,
+    "fairdiff/diffusion/load.py": 350,
     "fairdiff/diffusion/single_file.py": 380,
     "fairdiff/training/step.py": 340,
     "scripts/build_portraits/objects.py": 320,

@@ -18,35 +18,42 @@ from safetensors.torch import save_file
 from test_main_job import BESIDE_EMBEDDED, launch
 from test_sampling import factorised, literal
 from tiny import composed, make_trainee, with_json, with_scheduler, with_tensors
-from tiny_flow import flux, sd3
+from tiny_flow import flux, sd3, sd3_without_t5
 from tiny_judges import uncalibrated
 
 from fairdiff import builder
 from fairdiff.diffusion.adapter_files import LORA_FILE
 from fairdiff.diffusion.adapters import Lora
-from fairdiff.diffusion.denoise import call_unet, image_tokens, with_row
+from fairdiff.diffusion.denoise import call_unet, image_tokens, split_row, with_row
 from fairdiff.diffusion.export import export
 from fairdiff.diffusion.imports import import_lora
 from fairdiff.diffusion.load import load_model
 from fairdiff.diffusion.sampling import initial_noise
 from fairdiff.diffusion.solvers import gradient_weights, make_solver, solver_coefficients
+from fairdiff.diffusion.t5 import T5_TOKENS
 from fairdiff.errors import FairDiffError
 from fairdiff.training.step import Batch, training_step
 
 PROMPT = "a photo of the face of a nurse"
 PARTS = {"lora_text": ["text_encoder"], "lora_unet": ["unet"], "lora_both": ["text_encoder", "unet"]}
-KINDS = {"sd3": StableDiffusion3Pipeline, "flux": FluxPipeline, "schnell": FluxPipeline}
+KINDS = {
+    "sd3": StableDiffusion3Pipeline, "without_t5": StableDiffusion3Pipeline, "flux": FluxPipeline, "schnell": FluxPipeline,
+}  # fmt: skip
+NO_T5 = {"text_encoder_3": None, "tokenizer_3": None}  # which plain diffusers wants to be told
 MODES = ["unit", "reference", "solver"]
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     made = {name: tmp_path_factory.mktemp(name) for name in KINDS}
-    return {"sd3": sd3(made["sd3"]), "flux": flux(made["flux"]), "schnell": flux(made["schnell"], dev=False)}
+    return {
+        "sd3": sd3(made["sd3"]), "without_t5": sd3_without_t5(made["without_t5"]), "flux": flux(made["flux"]),
+        "schnell": flux(made["schnell"], dev=False),
+    }  # fmt: skip
 
 
 def plain(name, folder):
-    pipeline = KINDS[name].from_pretrained(folder)
+    pipeline = KINDS[name].from_pretrained(folder, **(NO_T5 if name == "without_t5" else {}))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -77,13 +84,34 @@ def reached(module: str, name: str) -> bool:
     return not (module == "transformer" and name.startswith("transformer_blocks.1.attn.add_q_proj"))
 
 
-@pytest.mark.parametrize("name,guidance", [("sd3", 0.0), ("sd3", 3.0), ("flux", 1.0), ("flux", 3.5), ("schnell", 0.0)])
+@pytest.mark.parametrize("name,guidance", [("sd3", 0.0), ("sd3", 3.0), ("without_t5", 3.0), ("flux", 1.0),
+                                           ("flux", 3.5), ("schnell", 0.0)])  # fmt: skip
 def test_pictures_are_those_of_the_plain_pipeline(folders, name, guidance):
     model = load_model(folders[name])
     theirs = generate(plain(name, folders[name]), noise_of(model), guidance)
     assert theirs.shape == (2, 3, 16, 16) and theirs.std() > 0.01
     assert torch.allclose(model.generator(guidance, 3)(PROMPT, noise_of(model)), theirs, atol=1e-4)
     assert not torch.allclose(model.generator(guidance, 3)("a chef", noise_of(model)), theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["sd3", "without_t5"])
+def test_embeddings_are_the_plain_pipelines_to_the_bit(folders, name):
+    """Zeros stand where T5's words would without it, behind those of the CLIPs."""
+    model, pipeline = load_model(folders[name]), plain(name, folders[name])
+    with torch.no_grad():
+        ours = split_row(model.encode(PROMPT))
+        words, _, pooled, _ = pipeline.encode_prompt(PROMPT, PROMPT, PROMPT, do_classifier_free_guidance=False)
+    assert torch.equal(ours[0], words) and torch.equal(ours[1][:, : pooled.shape[1]], pooled)
+    assert ours[0][:, -T5_TOKENS[StableDiffusion3Pipeline] :].any() == (name == "sd3")
+    assert not ours[1][:, pooled.shape[1] :].any()
+
+
+def test_without_t5_a_prompt_is_as_long_as_clip_reads(folders):
+    whole, less = (load_model(folders[name]) for name in ("sd3", "without_t5"))
+    assert (whole.most_tokens, less.most_tokens) == (256, less.tokenizer.model_max_length)
+    long = f"{PROMPT} " * 20
+    assert less.overlong("", [long, PROMPT]) == [long] and not whole.overlong("", [long])
+    assert whole.weights_fingerprint != less.weights_fingerprint and whole.multiple == less.multiple == 8
 
 
 def test_a_negative_prompt_and_a_shift_by_size_are_the_pipelines_too(folders, tmp_path):
@@ -97,8 +125,7 @@ def test_a_negative_prompt_and_a_shift_by_size_are_the_pipelines_too(folders, tm
     assert not torch.allclose(model.generator(3.0, 3)(PROMPT, noise_of(model)), theirs, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", PARTS)
-@pytest.mark.parametrize("name", ["sd3", "flux"])
+@pytest.mark.parametrize("name,kind", [*((n, k) for n in ("sd3", "flux") for k in PARTS), ("without_t5", "lora_both")])
 def test_plain_diffusers_loads_the_adapter_and_paints_the_same_picture(folders, tmp_path, name, kind):
     model = load_model(folders[name])
     noise, frozen = noise_of(model), model.weights_fingerprint
@@ -118,7 +145,7 @@ def test_plain_diffusers_loads_the_adapter_and_paints_the_same_picture(folders, 
     assert frozen == load_model(folders[name]).weights_fingerprint
 
 
-@pytest.mark.parametrize("name", ["sd3", "flux"])
+@pytest.mark.parametrize("name", ["sd3", "without_t5", "flux"])
 def test_a_file_is_an_adapter_and_merged_weights_are_a_model_of_plain_diffusers(folders, tmp_path, name):
     """On everything that LoRA is on here; half of it as another file, and in the weights of a folder."""
     model = load_model(folders[name])
@@ -165,8 +192,7 @@ def test_kohyas_names_are_not_known_of_stable_diffusion_3(folders, tmp_path):
         builder.build_adapter(composed(f"adapter.path={tmp_path / 'k.safetensors'}"), load_model(folders["sd3"]))
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", ["sd3", "flux"])
+@pytest.mark.parametrize("name,mode", [*((n, m) for n in ("sd3", "flux") for m in MODES), ("without_t5", "unit")])
 def test_factorised_gradient_equals_literal_autograd(folders, name, mode):
     model = load_model(folders[name])
     adapter = lora(model, "lora_both")
@@ -177,7 +203,7 @@ def test_factorised_gradient_equals_literal_autograd(folders, name, mode):
     assert oracle.norm() > 0 and (ours - oracle).norm() / oracle.norm() <= 1e-5
 
 
-@pytest.mark.parametrize("name", ["sd3", "flux"])
+@pytest.mark.parametrize("name", ["sd3", "without_t5", "flux"])
 def test_a_step_trains_every_factor_that_pictures_depend_on_and_nothing_else(folders, name):
     trainee = make_trainee(load_model(folders[name]), "lora_both")
     for p in trainee.adapter.parameters():
@@ -190,7 +216,7 @@ def test_a_step_trains_every_factor_that_pictures_depend_on_and_nothing_else(fol
         for key, p in module.named_parameters():
             learns = ".lora_" in key and reached(module_name, key)
             assert (p.grad is not None and bool(p.grad.norm() > 0)) == learns, (module_name, key)
-    assert all(p.grad is None for p in trainee.model.t5.parameters())
+    assert all(p.grad is None for m in trainee.model.text_encoders for n, p in m.named_parameters() if ".lora_" not in n)
 
 
 @pytest.mark.parametrize("name", ["sd3", "flux"])
@@ -272,8 +298,8 @@ def drop(state):
         ("flux", lambda a, b: with_scheduler(a, b, DDIMScheduler()), "its scheduler is DDIMScheduler"),
         ("flux", lambda a, b: with_json(a, b, "scheduler/scheduler_config.json", stochastic_sampling=True),
          "stochastic_sampling is on"),
-        ("sd3", lambda a, b: with_json(a, b, "model_index.json", text_encoder_3=[None, None]),
-         "has None for text_encoder_3, allowed: T5EncoderModel"),
+        ("flux", lambda a, b: with_json(a, b, "model_index.json", text_encoder_2=[None, None]),
+         "has None for text_encoder_2, allowed: T5EncoderModel"),
         ("flux", lambda a, b: with_tensors(a, b, "text_encoder_2", drop), "the tensors of text_encoder_2: 1 missing"),
         ("flux", lambda a, b: with_json(a, b, "vae/config.json", scaling_factor=0.0), "scaling_factor is 0.0"),
     ],
@@ -285,13 +311,13 @@ def test_what_would_be_painted_wrongly_is_refused_in_one_line(folders, tmp_path,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["sd3", "flux"])
+@pytest.mark.parametrize("name", ["sd3", "without_t5", "flux"])
 def test_train_py_trains_audits_and_saves_what_the_plain_pipeline_loads(folders, tmp_path, monkeypatch, name):
     monkeypatch.setattr(sys, "argv", ["train.py"])
     launch(
-        tmp_path / "run", *BESIDE_EMBEDDED, f"model={name}", f"model.path={folders[name]}", "adapter=lora_both",
-        "model.dtype=float32", f"audit.judge.path={uncalibrated(tmp_path / 'judge')}", "audit.prompts=1",
-        "audit.without_people=1",
+        tmp_path / "run", *BESIDE_EMBEDDED, f"model={'flux' if name == 'flux' else 'sd3'}",
+        f"model.path={folders[name]}", "adapter=lora_both", "export=[merged]", "model.dtype=float32",
+        f"audit.judge.path={uncalibrated(tmp_path / 'judge')}", "audit.prompts=1", "audit.without_people=1",
     )  # fmt: skip
     (audits,) = (tmp_path / "run" / "audits").iterdir()
     assert json.loads((audits / "audit.json").read_text())["models"]["after"]["dino"]["mean"] < 1
@@ -299,7 +325,9 @@ def test_train_py_trains_audits_and_saves_what_the_plain_pipeline_loads(folders,
     noise = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
     bare = generate(pipeline, noise, 3.5)
     pipeline.load_lora_weights(tmp_path / "run" / "adapter")
-    assert not torch.allclose(bare, generate(pipeline, noise, 3.5), atol=1e-6)
+    changed = generate(pipeline, noise, 3.5)
+    assert not torch.allclose(bare, changed, atol=1e-6)
+    assert torch.allclose(generate(plain(name, tmp_path / "run" / "exports" / "merged"), noise, 3.5), changed, atol=1e-4)
 
 
 def test_the_shapes_of_the_released_models_fit():

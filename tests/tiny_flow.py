@@ -69,6 +69,13 @@ def sd3(folder: Path) -> Path:
     return folder / "model"
 
 
+def sd3_without_t5(folder: Path) -> Path:
+    """The same as plain diffusers saves it without T5."""
+    whole = StableDiffusion3Pipeline.from_pretrained(sd3(folder), text_encoder_3=None, tokenizer_3=None)
+    whole.save_pretrained(folder / "without_t5")
+    return folder / "without_t5"
+
+
 def flux(folder: Path, dev: bool = True) -> Path:
     """FLUX.1 dev's kind, which reads the guidance scale and shifts its schedule by the size, or schnell's."""
     torch.manual_seed(5)

@@ -86,8 +86,7 @@ def clip_skip(skip: int | None, model: DiffusionModel) -> int:
         return 0
     if model.kind is FluxPipeline:
         raise FairDiffError(f"model.clip_skip: found {skip}, allowed with FLUX, which reads no words of CLIP: null")
-    clips = [encoder for encoder in model.text_encoders if encoder is not model.t5]
-    most = min(clip.config.num_hidden_layers for clip in clips) - len(clips)  # two leave one layer out anyway
+    most = min(clip.config.num_hidden_layers for clip in model.clips) - len(model.clips)  # two leave one layer out anyway
     if skip > most:
         raise FairDiffError(f"model.clip_skip: found {skip}, allowed with this model: 1 to {most}, or null")
     return skip

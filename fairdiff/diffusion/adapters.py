@@ -32,7 +32,7 @@ from fairdiff.errors import FairDiffError
 def modules_of(model: DiffusionModel, part: str) -> dict[str, nn.Module]:
     """The modules of one of `adapter.parts` under their names in files. T5 is none: pipelines load no LoRA of it."""
     if part == "unet":
-        return {"transformer" if model.t5 else "unet": model.unet}
+        return {"transformer" if model.is_flow else "unet": model.unet}
     named = {"text_encoder": model.text_encoder, "text_encoder_2": model.text_encoder_2}
     return {name: module for name, module in named.items() if module is not None}
 

@@ -169,8 +169,9 @@ def _save_merged(
         inner = {layer.removeprefix(TEXT_ROOT): found for layer, found in modules[name].named_modules()}
         for layer, factors in part.items():
             inner[layer].weight.data.add_(factors.delta(), alpha=scale)
-    for name in CLASSES[type(pipeline)]:
-        for tensor in pipeline.components[name].parameters():
+    parts = [pipeline.components[name] for name in CLASSES[type(pipeline)]]
+    for part in parts:
+        for tensor in part.parameters() if part is not None else ():  # Stable Diffusion 3 may have no T5
             tensor.data = cast(tensor)
     if kind == "merged":
         pipeline.save_pretrained(folder)

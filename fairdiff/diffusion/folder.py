@@ -73,6 +73,7 @@ PLAIN = {  # arguments of the pipelines
     StableDiffusion3Pipeline: {"image_encoder": None, "feature_extractor": None},
     FluxPipeline: {"image_encoder": None, "feature_extractor": None},
 }
+WITHOUT_T5 = {"text_encoder_3": None, "tokenizer_3": None}  # zeros stand where its words would in Stable Diffusion 3
 MOVED = {"runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5"}  # on the hub
 _NO_FILE = re.compile("no file named|not appear to have|couldn't find (it|them) in the cached files")  # online, offline
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -96,12 +97,14 @@ def read_pipeline(path: str | Path) -> Pipeline:
     with one_line(path):
         index = DiffusionPipeline.load_config(**_where(path))
         kind = _kind(index)
-        for name, component in CLASSES[kind].items():
-            found, wanted = (index.get(name) or [None])[-1], component.__name__
-            if found != wanted:
-                raise FairDiffError(f"{path}: its model_index.json has {found} for {name}, allowed: {wanted}")
-        read = {name: read_component(name, path, kind) for name in CLASSES[kind]}
-        pipeline = kind.from_pretrained(**_where(path), **read, **PLAIN[kind])
+        found = {name: (index.get(name) or [None])[-1] for name in CLASSES[kind]}
+        without = WITHOUT_T5 if "text_encoder_3" in found and not found["text_encoder_3"] else {}
+        wanted = {name: component.__name__ for name, component in CLASSES[kind].items() if name not in without}
+        for name in wanted:
+            if found[name] != wanted[name]:
+                raise FairDiffError(f"{path}: its model_index.json has {found[name]} for {name}, allowed: {wanted[name]}")
+        read = {name: read_component(name, path, kind) for name in wanted}
+        pipeline = kind.from_pretrained(**_where(path), **read, **without, **PLAIN[kind])
         flow = "transformer" in CLASSES[kind]
         if why := _unlike_flow(pipeline) if flow else unlike_stable_diffusion(pipeline):
             kinds = ", ".join(FAMILIES.values())
@@ -235,9 +238,7 @@ def unlike_stable_diffusion(pipeline: Pipeline) -> str:
         return f"its VAE's scaling_factor is {vae.scaling_factor}"
     width = sum(encoder.config.hidden_size for encoder in encoders)
     if (unet.in_channels, unet.out_channels) != (vae.latent_channels,) * 2:
-        return (
-            f"its U-Net has {unet.in_channels} channels in and {unet.out_channels} out, its VAE {vae.latent_channels}"
-        )
+        return f"its U-Net has {unet.in_channels} channels in and {unet.out_channels} out, its VAE {vae.latent_channels}"
     if unet.class_embed_type or unet.addition_embed_type != ("text_time" if two else None):
         return f"its U-Net is conditioned on more than text ({unet.addition_embed_type or unet.class_embed_type})"
     if unet.cross_attention_dim != width:
@@ -251,7 +252,8 @@ def unlike_stable_diffusion(pipeline: Pipeline) -> str:
 def _unlike_flow(pipeline: Pipeline) -> str:
     """Why a transformer of a flow that loads cannot be sampled from a prompt alone, "" if it can."""
     net, vae, flux = pipeline.transformer.config, pipeline.vae.config, isinstance(pipeline, FluxPipeline)
-    t5 = (pipeline.text_encoder_2 if flux else pipeline.text_encoder_3).config.d_model
+    encoder = pipeline.text_encoder_2 if flux else pipeline.text_encoder_3
+    t5 = encoder.config.d_model if encoder else net.joint_attention_dim
     clips = [pipeline.text_encoder] if flux else [pipeline.text_encoder, pipeline.text_encoder_2]
     pooled = sum(c.config.hidden_size if flux else c.config.projection_dim for c in clips)
     channels, scheduler = net.in_channels // 4 if flux else net.in_channels, pipeline.scheduler
@@ -265,7 +267,7 @@ def _unlike_flow(pipeline: Pipeline) -> str:
         reads = net.pooled_projection_dim
         return f"its transformer reads pooled texts of width {reads}, its text encoders write {pooled}"
     if not flux and sum(c.config.hidden_size for c in clips) > t5:
-        return "its CLIP text encoders together are wider than its T5"
+        return f"its CLIP text encoders together are wider than the words that its transformer reads, {t5}"
     if pooled > t5:
         return f"its pooled texts, of width {pooled}, are wider than its words, of width {t5}"
     if not isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
@@ -285,9 +287,7 @@ def _odd_size(size: object) -> str:
 def _odd_scheduler(scheduler) -> str:
     name = type(scheduler).__name__
     if not scheduler.config.get("beta_schedule"):
-        return (
-            f"its scheduler {name} names no beta_schedule, the noise that a U-Net which predicts epsilon is trained on"
-        )
+        return f"its scheduler {name} names no beta_schedule, the noise that a U-Net which predicts epsilon is trained on"
     predicts = scheduler.config.get("prediction_type", "epsilon")
     for key, what in SCHEDULES.items():
         if scheduler.config.get(key):

@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -19,9 +19,9 @@ from fairdiff.diffusion.folder import FAMILIES, read_pipeline
 from fairdiff.diffusion.sampling import Generate, Trajectory, sample
 from fairdiff.diffusion.single_file import is_single_file, read_single_file
 from fairdiff.diffusion.solvers import make_solver
+from fairdiff.diffusion.t5 import T5_TOKENS, t5_reader
 from fairdiff.errors import FairDiffError
 
-T5_TOKENS = {StableDiffusion3Pipeline: 256, FluxPipeline: 512}  # which these pipelines read
 FLOW_SPACING = {StableDiffusion3Pipeline: "linspace", FluxPipeline: "trailing"}  # of their sampler steps
 
 
@@ -35,8 +35,8 @@ class DiffusionModel:
     multiply where no gradient is taken (by autocast: all else they do in float32). Held in less they work in that throughout,
     so that sampling and replay compute alike.
     Stable Diffusion XL has a second tokenizer and text encoder; empty_is_zero: without a negative text its unconditional
-    embeddings are zeros. Stable Diffusion 3 has a T5 beside the two, FLUX beside the one, and both have a transformer in the
-    U-Net's place. kind: the pipeline that diffusers runs it with.
+    embeddings are zeros. Stable Diffusion 3 may have a T5 beside the two, FLUX has one beside the one, and both have a
+    transformer in the U-Net's place. kind: the pipeline that diffusers runs it with.
     size: (height, width) of the images in pixels, None for the model's own. clip_skip: how many of CLIP's last layers a
     prompt leaves out, as diffusers counts them; the unconditional branch has all, as there.
     """
@@ -61,9 +61,19 @@ class DiffusionModel:
     clip_skip: int = 0
 
     @property
+    def clips(self) -> list[nn.Module]:
+        """The text encoders but for T5: one of Stable Diffusion and FLUX, two of SDXL and Stable Diffusion 3."""
+        return [encoder for encoder in (self.text_encoder, self.text_encoder_2) if encoder is not None]
+
+    @property
     def text_encoders(self) -> list[nn.Module]:
-        """The one of Stable Diffusion, the two of SDXL, and T5 behind them."""
-        return [encoder for encoder in (self.text_encoder, self.text_encoder_2, self.t5) if encoder is not None]
+        """The CLIPs, and T5 behind them."""
+        return self.clips if self.t5 is None else [*self.clips, self.t5]
+
+    @property
+    def is_flow(self) -> bool:
+        """Whether it is Stable Diffusion 3 or FLUX, whose transformer stands in the U-Net's place."""
+        return self.kind in T5_TOKENS
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -85,7 +95,7 @@ class DiffusionModel:
     @property
     def multiple(self) -> int:
         """Of pixels, that heights and widths are: transformers read latents in squares of 2x2."""
-        return self.pixels * (1 if self.t5 is None else 2)
+        return self.pixels * (2 if self.is_flow else 1)
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -98,8 +108,8 @@ class DiffusionModel:
 
         skip: last layers of CLIP to leave out.
         Of SDXL: both encoders' last but one layer side by side, and a row more, see `denoise.with_pooled`. Of Stable
-        Diffusion 3: these padded to the width of T5's words, T5's behind them, and a row of both pooled embeddings. Of FLUX:
-        T5's words and a row of the pooled embedding.
+        Diffusion 3: these padded to the width of T5's words, T5's or zeros behind them, and a row of both pooled embeddings.
+        Of FLUX: T5's words and a row of the pooled embedding.
         """
         if self.kind is StableDiffusionPipeline:
             return self._words(self._tokens(prompt).input_ids, skip)
@@ -126,19 +136,19 @@ class DiffusionModel:
         return self.text_encoder.final_layer_norm(hidden)
 
     def _read_by_t5(self, prompt: str) -> Tensor:
-        ids = self._tokens(prompt, tokenizer=self.t5_tokenizer).input_ids
-        return self.t5(ids)[0].to(self.text_encoder.dtype)
+        return self._t5_words(prompt).to(self.unet.device, self.text_encoder.dtype)
 
-    def _length(self, tokenizer) -> int:
-        """How many tokens of a text are read, as the pipelines have it."""
-        return T5_TOKENS[self.kind] if tokenizer is self.t5_tokenizer else tokenizer.model_max_length
+    @cached_property
+    def _t5_words(self) -> Callable[[str], Tensor]:
+        shape = T5_TOKENS[self.kind], self.unet.config.joint_attention_dim
+        return t5_reader(self.t5_tokenizer, self.t5, shape)
 
     def _tokens(self, *prompts: str, tokenizer=None):
         tokenizer = tokenizer or self.tokenizer
         return tokenizer(
             list(prompts),
             padding=self.padding,
-            max_length=self._length(tokenizer),
+            max_length=tokenizer.model_max_length,
             truncation=True,
             return_tensors="pt",
         ).to(self.unet.device)
@@ -168,7 +178,7 @@ class DiffusionModel:
     @property
     def most_tokens(self) -> int:
         """How many tokens of a prompt are read by the text encoder that reads most."""
-        return self._length(self.t5_tokenizer or self.tokenizer)
+        return self.tokenizer.model_max_length if self.t5 is None else T5_TOKENS[self.kind]
 
     def overlong(self, prefix: str, prompts: list[str]) -> list[str]:
         """The prompts whose end no text encoder sees behind `prefix`."""
@@ -237,10 +247,11 @@ class DiffusionModel:
         others = [] if dtype == torch.float16 else [self.vae, self.t5]
         for module in (self.unet, *(other for other in others if other is not None)):
             nn.Module.to(module, dtype)  # diffusers' own `to` warns of layers to keep in float32, of which there are none
+        vars(self).pop("_t5_words", None)  # what it keeps is of the other precision
 
     def to(self, device: str) -> None:
-        """Move all networks to a device, in the precision that they have."""
-        for module in (*self.text_encoders, self.unet, self.vae):
+        """Move the networks to a device, in the precision that they have; T5 stays where it is, see `t5`."""
+        for module in (*self.clips, self.unet, self.vae):
             nn.Module.to(module, device)
 
     def generator(self, guidance_scale: float, steps: int, prefix: str = "") -> Generate:

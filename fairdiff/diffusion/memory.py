@@ -146,13 +146,16 @@ class Parts:
 
     @property
     def held(self) -> int:
-        """Bytes of the model's weights and of what a step keeps of the whole batch."""
+        """Bytes of the weights on the model's device, where T5 is on none but a processor, and of what a step keeps of the
+        whole batch.
+        """
         model, channels = self.model, self.half[0]
         with torch.no_grad():
             pixels = 4 * model.decode(self._latents(1)).numel()  # of an image of full size
         latents = self.steps * channels * model.latent_shape[1] * model.latent_shape[2]
         kept = self.images * 4 * (latents + KEPT_IMAGES * pixels)
-        return kept + bytes_of([*model.text_encoders, model.unet, model.vae])
+        networks = (*model.text_encoders, model.unet, model.vae)
+        return kept + bytes_of(network for network in networks if network.device == model.unet.device)
 
     @torch.no_grad()
     def sample(self, n: int) -> None:

@@ -45,7 +45,7 @@ class SoftTokens:
     kind = "soft_tokens"
 
     def __init__(self, model: DiffusionModel, tokens: int, initial_text: str):
-        if model.t5 is not None:  # which reads the prompt too, and has no such tokens in any tool
+        if model.is_flow:  # T5 reads the prompt too, and its pipelines load no such tokens
             raise FairDiffError(f"adapter.type: found soft_tokens, allowed with {FAMILIES[model.kind]}: lora")
         readers = [(model.tokenizer, model.text_encoder), (model.tokenizer_2, model.text_encoder_2)]
         readers = [(tokenizer, encoder) for tokenizer, encoder in readers if encoder is not None]
