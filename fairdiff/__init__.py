@@ -2,13 +2,14 @@
 
     load_adapter(pipe, path)    audit(pipe, prompts, target=...)    train(overrides)
 
-The three functions lie in fairdiff/library.py. `import fairdiff` is quick: torch and diffusers come with their first use.
+The three functions are in fairdiff/library.py. `import fairdiff` is quick: torch and diffusers are imported when one of
+them is first used.
 """
 
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-import fairdiff.audit as _room  # a docstring
+import fairdiff.audit as _room  # quick, because its __init__ holds a docstring only
 
 if TYPE_CHECKING:
     from fairdiff.library import audit, load_adapter, train
@@ -17,7 +18,7 @@ __all__ = ["audit", "load_adapter", "train"]
 
 
 class _Room(ModuleType):
-    """The package fairdiff.audit, which can be called, for the function has its name."""
+    """The package fairdiff.audit made callable, because the function `fairdiff.audit` has the same name."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         from fairdiff import library
@@ -29,7 +30,7 @@ _room.__class__ = _Room
 
 
 def __getattr__(name: str) -> Any:
-    """The functions of the library at their first use (PEP 562)."""
+    """Import the functions of the library when they are first used (PEP 562)."""
     if name in ("load_adapter", "train"):
         from fairdiff import library
 

@@ -1,4 +1,4 @@
-"""What a run says of itself: the budget before it begins, warnings, adapter.json, and the settings on the report."""
+"""The descriptions that a run prints or writes: its budget, warnings, adapter.json, and the settings on the report."""
 
 from collections import Counter
 from dataclasses import asdict
@@ -22,7 +22,7 @@ from fairdiff.training.step import Trainee
 
 
 def budget(config: Config, plan: Plan, trainee: Trainee, audit: Audit) -> list[str]:
-    """What is about to be done, in images and steps."""
+    """Return lines that say how many steps and images the run will take."""
     each, prompts = config.prompts.per_step, len(plan.train)
     parameters = sum(p.numel() for p in trainee.adapter.parameters())
     models = ["before", "after"] if trainee.adapter.origin is None else ["before", "start", "after"]
@@ -39,7 +39,7 @@ def budget(config: Config, plan: Plan, trainee: Trainee, audit: Audit) -> list[s
 
 
 def memory_lines(config: Config, pieces: Pieces | None) -> list[str]:
-    """What `memory_gb` was turned into, and a warning where even the smallest pieces need more."""
+    """Return a line with the batch sizes planned from `memory_gb`, and a warning if even the smallest need more memory."""
     if pieces is None or pieces.peak is None:
         return []
     lines = [
@@ -53,17 +53,18 @@ def memory_lines(config: Config, pieces: Pieces | None) -> list[str]:
 
 
 def most_originals(config: Config, plan: Plan) -> int:
-    """How many reference images a run can sample: whole blocks of a batch, validation included."""
+    """Return how many reference images a run samples at most, including those of validation; they come in whole blocks."""
     block, visits = config.global_batch, config.steps * config.prompts.per_step
     slices = len(plan.train) * (config.noise_pool // block)
-    found = min(visits, slices) * compared_images(config)  # a slice a visit, each with its own T
+    found = min(visits, slices) * compared_images(config)  # each visit uses one slice with its own T
     return found + len(plan.validation) * -(-config.validation.images // block) * block
 
 
 def warnings(plan: Plan, model: DiffusionModel, prefix: str) -> list[str]:
-    """Audited prompts that are trained on or the same to the model, articles as English has none, lost ends of prompts.
+    """Return warnings about prompts: trained on and audited, equal after tokenizing, a wrong article, or truncated.
 
-    Behind soft tokens they lose it sooner than without, which would pass for an effect of the adapter.
+    Soft tokens before a prompt can push its end out of the text encoder's window. This would look like an effect of the
+    adapter.
     """
     lines = []
     if known := plan.not_held_out:
@@ -88,7 +89,7 @@ def warnings(plan: Plan, model: DiffusionModel, prefix: str) -> list[str]:
 
 
 def adapter_warnings(config: Config, plan: Plan, model: DiffusionModel) -> list[str]:
-    """Where an audit differs from what the adapter was trained for."""
+    """Return warnings about settings of the audit that differ from those the adapter was trained with."""
     height, width = model.size or (None, None)
     wanted = {"guidance": config.sampler.guidance, "negative_prompt": config.prompts.negative}
     wanted |= {"padding": config.model.padding, "target": list(plan.target_lines)}
@@ -105,7 +106,7 @@ def adapter_warnings(config: Config, plan: Plan, model: DiffusionModel) -> list[
 
 
 def picture_warnings(config: Config, given: Given, audit: Audit) -> list[str]:
-    """What an audit of given pictures leaves out, and what its numbers may not mean."""
+    """Return warnings about an audit of given pictures: unreadable files, copies, an unsuited judge, missing metrics."""
     lines = [f"warning: {line}" for line in unreadable_lines(given)]
     if copies := given.copies:
         some = f"{copies[0][1]} is {copies[0][0]}"
@@ -121,7 +122,7 @@ def picture_warnings(config: Config, given: Given, audit: Audit) -> list[str]:
 
 
 def unreadable_lines(given: Given, most: int = 20) -> list[str]:
-    """The pictures that could not be read, and the prompts that therefore are left out."""
+    """Return lines that name the unreadable pictures (`most` of them) and the prompts that are left out because of them."""
     count = len(given.unreadable)
     lines = [f"{count} of {count + len(given.about)} pictures could not be read and are left out"] if count else []
     lines += [f"{file}: {reason}" for file, reason in given.unreadable[:most]]
@@ -132,7 +133,7 @@ def unreadable_lines(given: Given, most: int = 20) -> list[str]:
 
 
 def picture_lines(config: Config, plan: Plan, given: Given) -> dict[str, list[str]]:
-    """Settings of an audit of given pictures as lines for the report."""
+    """Return the settings of an audit of given pictures as lines for the report."""
     sizes = Counter(given.about[file].size for files in given.files.values() for file in files.values())
     folders = config.images if isinstance(config.images, list) else [config.images]
     lines = {"target": list(plan.target_lines), "pictures": [f"folder: {folder}" for folder in folders]}
@@ -144,7 +145,7 @@ def picture_lines(config: Config, plan: Plan, given: Given) -> dict[str, list[st
 
 
 def about_adapter(config: Config, plan: Plan, model: DiffusionModel, training: str) -> dict:
-    """adapter.json: all that using the adapter takes, and what made it."""
+    """Return the content of adapter.json: everything needed to use the adapter, and how it was made."""
     soft, (height, width) = config.adapter.type == "soft_tokens", model.size or (None, None)
     return {
         "type": config.adapter.type,
@@ -162,7 +163,7 @@ def about_adapter(config: Config, plan: Plan, model: DiffusionModel, training: s
         "negative_prompt": config.prompts.negative,
         "padding": config.model.padding,
         "clip_skip": config.model.clip_skip,
-        "height": height,  # both or none: a pipeline that is told one of them takes its own of both
+        "height": height,  # both or neither: a pipeline that gets only one uses its own default of both
         "width": width,
         "template": config.prompts.template,
         "classes": {name: list(classes) for name, classes in plan.attributes.items()},
@@ -173,7 +174,7 @@ def about_adapter(config: Config, plan: Plan, model: DiffusionModel, training: s
 
 
 def report_lines(config: Config, plan: Plan, adapter: bool, trained: bool) -> dict[str, list[str]]:
-    """Settings as lines for the report: those of the adapter and of its training where there is one."""
+    """Return the settings as lines for the report, with those of the adapter and of its training if there is one."""
     lines = {"target": list(plan.target_lines)}
     if adapter:
         lines["adapter"] = [f"{key}: {value}" for key, value in adapter_options(config).items()]

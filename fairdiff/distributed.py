@@ -1,8 +1,8 @@
-"""Several processes on one run: which share of the work is whose, what they tell each other, and how they end together.
+"""Run one job in several processes: divide the work, exchange values, and end all processes together.
 
-torchrun and `accelerate launch` say in environment variables who is who. A process that is alone runs the same code: what
-it tells the others comes back as it is. Numbers and small objects go by gloo on the CPU, which notices at once when a
-process has ended; tensors on GPUs are summed by NCCL, after an exchange by gloo has shown that everybody is there.
+torchrun and `accelerate launch` set each process's rank in environment variables. A single process runs the same code; its
+exchanges return its own values. Numbers and small objects are exchanged by gloo on the CPU, which notices at once when a
+process has ended. Tensors on GPUs are summed by NCCL, after an exchange by gloo has shown that all processes are there.
 """
 
 import os
@@ -22,10 +22,10 @@ from torch.distributed.rendezvous import rendezvous
 
 from fairdiff.errors import FairDiffError
 
-# for a process that says nothing and has not ended, which would be noticed at once: on slow machines the images of a prompt
-# that another one audits may take so long
+# how long a process waits for another that is still running: on slow machines auditing one prompt may take hours
 PATIENCE = timedelta(hours=3)
-LINGER = 10  # seconds in which the others can ask the first process, where no launcher does, whether the error has been told
+# seconds for which the first process stays, if it and not the launcher holds the store, so that others can still read it
+LINGER = 10
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")  # numbers; MASTER_ADDR is a name
 
 
@@ -35,10 +35,11 @@ class Lost(FairDiffError):
 
 @dataclass(frozen=True)
 class World:
-    """One of `size` processes, number `rank` from 0. The first one speaks, and writes all files.
+    """One of `size` processes, with number `rank` from 0. Only the first one prints and writes files.
 
-    `gather`, `of_first`, `add_up` and `require_same` are exchanges: all processes call them, in the same order. What
-    decides about an exchange must therefore be known to all. They raise Lost instead of waiting for nobody.
+    `gather`, `of_first`, `add_up` and `require_same` are exchanges: all processes must call them in the same order. So a
+    condition on which an exchange depends must have the same value in all processes. Exchanges raise Lost if another
+    process has ended.
     """
 
     rank: int = 0
@@ -49,15 +50,15 @@ class World:
         return self.rank == 0
 
     def rows(self, count: int) -> slice:
-        """Which of `count` items are this process's: one part each, in order, of sizes that differ by at most 1."""
+        """Return this process's slice of `count` items; the slices follow the ranks and differ in size by at most 1."""
         return slice(self.rank * count // self.size, (self.rank + 1) * count // self.size)
 
     def share(self, items: Sequence) -> Sequence:
-        """This process's part of what all have."""
+        """Return this process's part of the items, which must be the same in all processes."""
         return items[self.rows(len(items))]
 
     def gather(self, value: Any) -> list:
-        """The value of every process, in their order."""
+        """Return the values of all processes, ordered by rank."""
         if self.size == 1:
             return [value]
         found = [None] * self.size
@@ -66,7 +67,7 @@ class World:
         return found
 
     def of_first(self, value: Any) -> Any:
-        """The value of the first process; whatever the others give."""
+        """Return the value of the first process; the values of the others are ignored."""
         if self.size == 1:
             return value
         found = [value if self.first else None]
@@ -75,10 +76,10 @@ class World:
         return found[0]
 
     def add_up(self, tensors: list[Tensor]) -> list[Tensor]:
-        """The sum of each tensor over processes, the same bits on all; tensors of one type and device."""
+        """Return the sum of each tensor over the processes, bit-equal in all; the tensors have one type and device."""
         if self.size == 1 or not tensors:
             return tensors
-        self.gather(None)  # NCCL would wait for a process that has ended
+        self.gather(None)  # fails if a process has ended, for which NCCL would wait
         flat = torch.cat([tensor.flatten() for tensor in tensors])
         with _exchange(self.size):
             dist.all_reduce(flat)
@@ -86,7 +87,7 @@ class World:
         return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
 
     def require_same(self, what: str, value: Callable[[], str]) -> None:
-        """FairDiffError, beginning with `what`, if this text differs between processes; not asked for by one alone."""
+        """Raise FairDiffError, beginning with `what`, if the text `value()` differs between processes."""
         if self.size == 1:
             return
         found = self.gather(value())
@@ -113,32 +114,32 @@ def _exchange(size: int) -> Iterator[None]:
 
 
 def _first_words(error: Exception) -> str:
-    text = " ".join(str(error).split()).split("] ", 1)[-1]  # behind torch's own place in its source
+    text = " ".join(str(error).split()).split("] ", 1)[-1]  # drops the place in torch's source before it
     return text.split(". ")[0][:100]
 
 
 @contextmanager
 def started(device: str) -> Iterator[World]:
-    """This process among those that a launcher started; alone without one.
+    """Join the processes that a launcher started, and leave them when the context ends; without a launcher, a world of one.
 
-    device: "cuda" becomes the GPU of the process's number on its machine. An error in one process ends all, and one of them
-    tells it: it leaves this block in that process only, the others end with SystemExit.
+    device: for "cuda", each process gets the GPU of its number on its machine. An error in one process ends all of them.
+    Only one process raises it out of this block, so that it is printed once; the others raise SystemExit.
     """
     if os.environ.get("WORLD_SIZE", "1") == "1":
         yield World()
         return
     world, store = _join(device)
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # so launchers end what is left of a run
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # launchers send it
     try:
         yield world
     except BaseException as error:
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_IGN)  # it is ending
+            signal.signal(number, signal.SIG_IGN)  # the process is already ending
         with _without_pages():
             tells = _is_to_tell(store)
             _leave(world, store)
         if tells:
-            sys.stderr = sys.__stderr__  # fairdiff.start has it lead nowhere in all but the first
+            sys.stderr = sys.__stderr__  # fairdiff.start discards it in all processes but the first
             raise
         raise SystemExit(130 if isinstance(error, KeyboardInterrupt) else 2) from None
     signal.signal(signal.SIGTERM, before)
@@ -146,10 +147,10 @@ def started(device: str) -> Iterator[World]:
 
 
 def _join(device: str) -> tuple[World, dist.Store]:
-    """Meet the other processes at MASTER_ADDR; FairDiffError if that is not possible."""
+    """Connect to the other processes at MASTER_ADDR; FairDiffError if that fails."""
     rank, size, local, _ = map(_number, VARIABLES)
     backend = "gloo"
-    if device.startswith("cuda") and torch.cuda.is_available():  # else building the model says what is missing
+    if device.startswith("cuda") and torch.cuda.is_available():  # otherwise building the model raises the error
         _take_gpu(device, local)
         backend = "cpu:gloo,cuda:nccl"
     try:
@@ -172,7 +173,7 @@ def _number(key: str) -> int:
 
 
 def _take_gpu(device: str, local: int) -> None:
-    """Make "cuda" this process's own GPU."""
+    """Make "cuda" mean this process's own GPU."""
     if device != "cuda":
         raise FairDiffError(f"model.device: found {device} with several processes, allowed: cuda, one each, or cpu")
     if local >= torch.cuda.device_count():
@@ -183,17 +184,17 @@ def _take_gpu(device: str, local: int) -> None:
 
 
 def _is_to_tell(store: dist.Store) -> bool:
-    """Whether no other process has told or is telling how the run ends."""
+    """Return whether this process is to print the error, because no other process prints it."""
     store.set_timeout(timedelta(seconds=10))
     try:
         return store.add("told", 1) == 1
-    except RuntimeError:  # the process that held the store has ended, perhaps without a word
+    except RuntimeError:  # the process that held the store has ended, perhaps without printing
         return True
 
 
 @contextmanager
 def _without_pages() -> Iterator[None]:
-    """Standard error leads nowhere: torch writes a page of its stack there where a connection is closed."""
+    """Discard standard error within the context: torch writes a long stack trace when a connection is closed."""
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:
@@ -205,7 +206,7 @@ def _without_pages() -> Iterator[None]:
 
 
 def _leave(world: World, store: dist.Store) -> None:
-    """Close the connections, by which the others learn of it, and stay as long as they may ask the store."""
+    """Close the connections, so that the other processes notice, and stay as long as they may need the store."""
     with suppress(RuntimeError):
         dist.destroy_process_group()
         left = store.add("left", 1)

@@ -1,22 +1,22 @@
-"""The one exception whose message is meant for the user."""
+"""The exceptions whose messages are meant for the user."""
 
 from contextlib import contextmanager
 
 
 class FairDiffError(Exception):
-    """Something the user can mend: one line naming the file or key, what was found and what is allowed.
+    """An error that the user can correct. Its message is one line: the file or key, what was found, what is allowed.
 
     The mains print it on stderr without a traceback and exit with code 2.
     """
 
 
 class NotWithinMargin(FairDiffError):
-    """An audit was carried out, and what it found is not what `audit.fail_above` asks for; the mains exit with code 3."""
+    """A completed audit did not meet the margin of `audit.fail_above`; the mains exit with code 3."""
 
 
 @contextmanager
 def blame(key: str, joint: str = ": "):
-    """Turn a library's ValueError or OSError into one line that names the configuration key."""
+    """Turn a ValueError or OSError into a FairDiffError of one line that names the configuration key."""
     try:
         yield
     except (ValueError, OSError) as error:

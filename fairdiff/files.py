@@ -1,4 +1,4 @@
-"""Files: what is written is whole or absent (a temporary name, then renamed), and tables are read without guessing."""
+"""Write files atomically (to a temporary name that is then renamed), and read CSV and YAML files strictly."""
 
 import csv
 import json
@@ -22,7 +22,7 @@ from fairdiff.errors import FairDiffError
 
 MOST_MEGABYTES = 128
 MOST_LINES = 1_000_000
-# all but tab and line feed, and what Python and YAML take for the end of a line and an editor does not
+# control characters except tab and line feed, and the line ends of Python and YAML that editors do not show as such
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
 TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{16}\.tmp(\.\w+)?")
 A_DAY = 24 * 60 * 60  # seconds
@@ -30,12 +30,12 @@ A_DAY = 24 * 60 * 60  # seconds
 
 @contextmanager
 def atomic_path(path: Path, former: Path | None = None) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its name when the block ends without an error, else vanishes.
+    """Yield a temporary path beside `path`, renamed to `path` if the block ends without an error and removed otherwise.
 
-    It may become a file or a folder. What has the name once the block has ended outlives a loss of power. former: the
-    name that what was at `path` goes on with. The temporary name keeps the suffix (numpy and parquet writers look at
-    it) and is random: a process id is not unique among machines and containers. Missing parent folders are made.
-    FairDiffError for what cannot be written.
+    The block may make it a file or a folder. The result is synced to disk, so that it survives a loss of power. former: new
+    name of the previous file at `path`. The temporary name keeps the suffix, which numpy and parquet writers look at. It is
+    random, because a process id is not unique among machines and containers. Missing parent folders are made. Raises
+    FairDiffError if it cannot be written.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(8)}.tmp{path.suffix}")
@@ -52,7 +52,7 @@ def atomic_path(path: Path, former: Path | None = None) -> Iterator[Path]:
     except (OSError, SafetensorError) as error:
         raise _unwritten(path, error) from error
     finally:
-        with suppress(OSError):  # of a disk that is gone; a leftover does no harm
+        with suppress(OSError):  # the disk may be gone, and a leftover does no harm
             shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)
 
 
@@ -72,7 +72,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Have a file, or all of a folder, on the disk."""
+    """Sync a file, or a folder with its content, to disk."""
     for inner in path.iterdir() if path.is_dir() else []:
         _sync(inner)
     if path.is_dir():
@@ -83,7 +83,7 @@ def _sync(path: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Have the names in a folder on the disk, where the system can do that: Windows and some network disks cannot."""
+    """Sync the file names of a folder to disk, if the system can: Windows and some network disks cannot."""
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -93,15 +93,15 @@ def _sync_folder(folder: Path) -> None:
 
 
 def remove_leftovers(folder: Path, seconds: float = A_DAY) -> None:
-    """Remove the temporary files in a folder that killed processes left there more than `seconds` ago."""
+    """Remove the temporary files that killed processes left in a folder more than `seconds` ago."""
     for path in list(folder.glob(".*.tmp*")):
-        with suppress(OSError):  # another process has removed it, or is about to give it its name
+        with suppress(OSError):  # another process may have removed or renamed it
             if TEMPORARY.fullmatch(path.name) and time.time() - path.stat().st_mtime >= seconds:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def require_writable(folder: Path, key: str) -> None:
-    """Make a folder and remove what was left in it long ago; FairDiffError, beginning with `key`, if it takes no file."""
+    """Make a folder and remove old leftovers in it; FairDiffError, beginning with `key`, if no file can be written there."""
     probe = folder / f".probe.{secrets.token_hex(8)}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -121,7 +121,7 @@ def write_bytes(path: Path, data: bytes, former: Path | None = None) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add a line to a text file; after a crash or on a full disk it may be cut short. FairDiffError if it cannot be."""
+    """Append a line to a text file; FairDiffError if it cannot be. A crash or a full disk may leave a truncated line."""
     try:
         with path.open("ab") as file:
             file.write(f"{line}\n".encode())
@@ -132,7 +132,7 @@ def append_line(path: Path, line: str) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text atomically, with Unix line ends."""
+    """Write UTF-8 text atomically, without changing its line ends."""
     write_bytes(path, text.encode())
 
 
@@ -142,9 +142,10 @@ def write_json(path: Path, value) -> None:
 
 
 def read_given(path: Path, where: str, megabytes: int = MOST_MEGABYTES) -> str:
-    """The text of a file that the user names: NFC, without a byte order mark, its lines (LF, CRLF or CR) ended by LF.
+    """Return the text of a user's file in NFC, without a byte order mark, with LF for the line ends LF, CRLF and CR.
 
-    FairDiffError, beginning with `where`: unreadable, no regular file, too long, not UTF-8, control characters.
+    Raises FairDiffError, beginning with `where`, if the file cannot be read, is no regular file, is too long, is not UTF-8
+    or has control characters.
     """
     try:
         about = path.stat()
@@ -201,28 +202,28 @@ def read_table(text: str, where: str) -> tuple[list[str], list[tuple[int, dict[s
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which no key may stand twice, where PyYAML takes the last."""
+    """A YAML loader that refuses a repeated key, where PyYAML takes the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-        mapping = super().construct_mapping(node, deep)  # refuses what cannot be a key
+        mapping = super().construct_mapping(node, deep)  # raises for values that cannot be keys
         if twice := [key for key, count in Counter(keys).items() if count > 1]:
             raise yaml.constructor.ConstructorError(None, None, f"the key {twice[0]} stands there twice", node.start_mark)
         return mapping
 
 
 def read_yaml(text: str, where: str) -> Any:
-    """The value of a YAML text; FairDiffError, beginning with `where`, if it is none, has a key twice or nests too deep."""
+    """Return the value of a YAML text; FairDiffError, beginning with `where`, for no YAML, repeated keys or deep nesting."""
     try:
         return yaml.load(text, _Loader)
     except RecursionError as error:
         raise FairDiffError(f"{where}: is nested too deep") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or a number that is none
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: an invalid date or number
         raise FairDiffError(f"{where}: is not YAML: {' '.join(str(error).split())}") from error
 
 
 def flat(tree, prefix: str = "") -> dict:
-    """{"a.b": value} of nested mappings."""
+    """Return nested mappings as one mapping with dotted keys, {"a.b": value}."""
     if not isinstance(tree, dict):
         return {prefix: tree}
     return {

@@ -1,4 +1,4 @@
-"""A finished run on the Hugging Face hub: what is uploaded, and whether it can be, before hours are spent on training."""
+"""Upload a finished run to the Hugging Face hub, and check before training that the upload will be possible."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from fairdiff.errors import FairDiffError, blame
 
 
 def require_name(repo: str, key: str) -> None:
-    """FairDiffError, beginning with the key, unless this can be a repository's name with its owner's before it."""
+    """Raise FairDiffError, beginning with `key`, unless `repo` is a valid name of the form owner/name."""
     with blame(key):
         validate_repo_id(repo)
     if "/" not in repo:
@@ -17,15 +17,15 @@ def require_name(repo: str, key: str) -> None:
 
 
 def require_token(otherwise: str) -> None:
-    """FairDiffError where no token of the hub is known; otherwise: what else is allowed."""
+    """Raise FairDiffError if no token of the hub is known; otherwise: the alternative that the message names."""
     if get_token() is None:
         raise FairDiffError(f"HF_TOKEN: no token of the hub is known here; `hf auth login` asks for one, or use {otherwise}")
 
 
 def require_access(repo: str, key: str = "hub") -> None:
-    """FairDiffError unless the name is one, the hub is reached and it knows the token as one that may write.
+    """Raise FairDiffError unless the name is valid, the hub answers, and the token is not a read-only one.
 
-    Nothing is made there: whether the token may write to this very repository shows when it does.
+    Nothing is created on the hub, so it is not checked whether the token may write to this repository.
     """
     require_name(repo, key)
     require_token(f"{key}=null")
@@ -41,7 +41,7 @@ def require_access(repo: str, key: str = "hub") -> None:
 
 
 def files_of(run: Path, audit: Path | None = None) -> dict[str, Path]:
-    """Name on the hub -> file: the adapter's folder, and an audit of the run, the newest one where none is given."""
+    """Return name on the hub -> file: the adapter's folder, and an audit of the run (None: the newest one)."""
     pages = sorted(run.glob("audits/*/report.html"), key=lambda page: page.stat().st_mtime)
     card = run / "adapter" / "README.md"
     if not pages or not card.exists():
@@ -51,9 +51,9 @@ def files_of(run: Path, audit: Path | None = None) -> dict[str, Path]:
 
 
 def push(run: Path, repo: str, audit: Path | None = None) -> str:
-    """Upload `files_of` a run in one commit, to a repository that is made where there is none; where it lies then.
+    """Upload `files_of` a run in one commit, make the repository if there is none, and return its URL.
 
-    FairDiffError for what the hub or the network refuses, which says how to try again: the run is not touched.
+    Raises FairDiffError if the hub or the network fails; the message says how to try again. The run is not changed.
     """
     files = files_of(run, audit)
     try:

@@ -1,4 +1,4 @@
-"""The two jobs, each a table of contents: configuration -> plan -> build -> train -> audit -> report."""
+"""The two jobs, training and audit: configuration -> plan -> build -> train -> audit -> report."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -25,12 +25,12 @@ from fairdiff.training.trainer import train
 
 
 def together(job: Callable[[Config, Path, World], None]) -> Callable[[Config, Path], None]:
-    """A job for the processes of one run, while nobody else works in its folder."""
+    """Run a job in all processes of a run, with the run folder locked against other runs."""
 
     @wraps(job)
     def job_together(config: Config, folder: Path) -> None:
         with started(config.model.device) as world, locked(folder) if world.first else nullcontext():
-            world.gather("the folder is ours")  # before the others build anything
+            world.gather("the folder is ours")  # the others wait here until the folder is locked
             job(config, folder, world)
 
     return job_together
@@ -38,7 +38,7 @@ def together(job: Callable[[Config, Path, World], None]) -> Callable[[Config, Pa
 
 @together
 def train_job(config: Config, folder: Path, world: World) -> None:
-    """Train an adapter and audit the model without and with it; what is finished is only shown."""
+    """Train an adapter, then audit the model without and with it; a finished run is only shown."""
     console = make_console(world.first)
     if config.plan:
         raise FairDiffError("plan: found true, allowed: false in training; scripts/audit.py plans an audit")
@@ -80,7 +80,7 @@ def train_job(config: Config, folder: Path, world: World) -> None:
 
 
 def audit_job(config: Config, folder: Path) -> None:
-    """Audit, or with `plan` say how large an audit must be, with no model and no judge built."""
+    """Run an audit, or with `plan` print how large an audit must be, without building a model or a judge."""
     if config.plan:
         plan_audit(config)
     else:
@@ -96,7 +96,7 @@ def plan_audit(config: Config) -> None:
 
 @together
 def _audit(config: Config, folder: Path, world: World) -> None:
-    """Audit a model, or a model and a saved adapter, or pictures as they lie in a folder, without training."""
+    """Audit a model, a model without and with a saved adapter, or pictures in a folder, without training."""
     console = make_console(world.first)
     if config.images is not None:
         _audit_pictures(config, folder, world, console)
@@ -124,7 +124,7 @@ def _audit(config: Config, folder: Path, world: World) -> None:
 
 
 def _audit_pictures(config: Config, folder: Path, world: World, console: Console) -> None:
-    """Audit the pictures of `images`; no model that generates is loaded."""
+    """Audit the pictures of `images`; no text-to-image model is loaded."""
     plan, given = _plan_of_pictures(config)
     audit = build_audit_of_pictures(config, plan, given, world)
     world.require_same("settings, pictures and weights, by the name of their audit", lambda: audit.name)
@@ -143,7 +143,7 @@ def _audit_pictures(config: Config, folder: Path, world: World, console: Console
 
 
 def _plan_of_pictures(config: Config) -> tuple[Plan, Given]:
-    """What the pictures of `images` show, and they themselves."""
+    """Return the plan of an audit of the pictures of `images`, and the pictures."""
     given = read_pictures(config.images, config.manifest)
     return plan_of_prompts(config, given.prompts), given
 

@@ -1,4 +1,4 @@
-"""FairDiff from Python: an adapter in a pipeline, an audit of a pipeline, the training job. docs/how_to/python.md."""
+"""FairDiff from Python: load an adapter into a pipeline, audit a pipeline, train an adapter. See docs/how_to/python.md."""
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -43,7 +43,7 @@ from fairdiff.training.tracking import make_console
 __all__ = ["AuditResult", "LoadedAdapter", "audit", "load_adapter", "train"]
 
 Interval = tuple[float | None, float | None]
-PLAIN = (StableDiffusionPipeline, StableDiffusionXLPipeline)  # which are handed latents
+PLAIN = (StableDiffusionPipeline, StableDiffusionXLPipeline)  # pipelines that are called with latents
 FAMILY = tuple(FAMILIES)
 KINDS = {StableDiffusionXLPipeline: "sdxl", StableDiffusion3Pipeline: "sd3", FluxPipeline: "flux"}  # -> conf/model
 Shares = dict[str, dict[str, float]]  # attribute -> class -> share
@@ -51,10 +51,10 @@ Shares = dict[str, dict[str, float]]  # attribute -> class -> share
 
 @dataclass(frozen=True)
 class AuditResult:
-    """What an audit found. numbers: audit.json. records: one row for every image. page: report.html.
+    """The result of an audit. numbers: audit.json. records: one row per image. page: the text of report.html.
 
-    The properties speak of the pipeline with the adapter, if one was audited; attributes that a target was set for come
-    with all others that the judge knows. None stands for what is undefined.
+    The properties belong to the last audited model: `after` or the pipeline with the adapter, if there is one. They have
+    all attributes of the judge, also those without a target. An undefined value is None.
     """
 
     numbers: dict
@@ -63,17 +63,19 @@ class AuditResult:
 
     @property
     def bias(self) -> dict[str, float | None]:
-        """Of each attribute the mean over prompts of the gap between the shares of two classes, in [0, 2/K]; 0 is parity."""
+        """Per attribute, the mean over prompts of the gap between the shares of two classes, in [0, 2/K]; 0 is parity."""
         return {name: entry["bias"]["mean"] for name, entry in self._attributes.items()}
 
     @property
     def distance(self) -> dict[str, float | None]:
-        """Of each attribute the mean total variation to the target, in [0, 1]; the number where it is not uniform."""
+        """Per attribute, the mean total variation to the target, in [0, 1]; use it instead of `bias` for other targets than
+        the uniform one.
+        """
         return {name: entry["target"]["total_variation"]["mean"] for name, entry in self._attributes.items()}
 
     @property
     def intervals(self) -> dict[str, dict[str, Interval]]:
-        """95 % intervals for these prompts with new noise: {"gender": {"bias": (low, high), "distance": (low, high)}}."""
+        """95 % intervals for these prompts and new noise: {"gender": {"bias": (low, high), "distance": (low, high)}}."""
         return {
             name: {"bias": tuple(e["bias"]["ci95_these"]), "distance": tuple(e["target"]["total_variation"]["ci95_these"])}
             for name, e in self._attributes.items()
@@ -81,7 +83,7 @@ class AuditResult:
 
     @property
     def shares(self) -> dict[str, Shares]:
-        """Of each prompt: {"a photo of a nurse": {"gender": {"female": .9, "male": .1}}}."""
+        """The shares of each prompt: {"a photo of a nurse": {"gender": {"female": .9, "male": .1}}}."""
         found: dict[str, Shares] = {}
         for name, entry in self._attributes.items():
             for item in entry["per_prompt"]:
@@ -90,7 +92,7 @@ class AuditResult:
         return found
 
     def report(self, path: str | Path) -> Path:
-        """Write the self-contained page, and return where it lies."""
+        """Write the self-contained report page, and return its path."""
         write_text(Path(path), self.page)
         return Path(path)
 
@@ -106,7 +108,7 @@ def train(settings: Settings = ()) -> Path:
     """Train and audit as `python train.py` does with the same settings, and return the run folder.
 
     settings: a list of overrides, ["adapter=soft_tokens", "steps=60"], or a dict, {"adapter": "soft_tokens", "steps": 60}.
-    A run of the same settings goes on where it stopped. FairDiffError for what the command would refuse.
+    A run of the same settings continues where it stopped. Raises FairDiffError where the command would print an error.
     """
     config, folder = composed(overrides_of(settings))
     train_job(config, folder)
@@ -123,16 +125,17 @@ def audit(
     *,
     after: Pipeline | Images | None = None,
 ) -> AuditResult:
-    """Generate images of these prompts with a pipeline as it stands, measure them, and compare with the target.
+    """Generate images of these prompts with a pipeline, measure them, and compare the shares with the target.
 
-    pipe: a pipeline of Stable Diffusion 1, 2, XL, 3 or FLUX, or any function (prompts, seeds) -> images: a list of PIL
-    images, or a tensor [B, 3, H, W] in [0, 1], one for each prompt and its seed in [0, 2^31), of one size in each call.
-    after: a second one, to compare on the same prompts and seeds.
-    target: attribute -> class -> share; None: gender, half and half. judge: a folder or hub id of a face classifier; None:
-    the embedded one for the embedded model, else zero-shot words (`judge` in docs/reference/configuration.md).
-    adapter: of `load_adapter`; the same noise then shows the pipeline without and with it. settings: of scripts/audit.py,
-    such as ["audit.images_per_prompt=20", "sampler.guidance=5"]. Guidance, steps, size and clip skip are
-    those that the adapter names, else those of conf/model for this kind of pipeline; the solver is the pipeline's own.
+    pipe: a pipeline of Stable Diffusion 1, 2, XL, 3 or FLUX, or any function (prompts, seeds) -> images. Such a function
+    returns a list of PIL images or a tensor [B, 3, H, W] in [0, 1], one image for each prompt and its seed in [0, 2^31), all
+    of one size in each call. after: a second pipeline or function, compared on the same prompts and seeds.
+    target: attribute -> class -> share; None: gender, half and half. judge: folder, .onnx file or hub id of a face
+    classifier; None: the embedded one for the embedded model, otherwise zero-shot (`judge` in
+    docs/reference/configuration.md). adapter: from `load_adapter`; the pipeline is then audited without and with it, from
+    the same noise. settings: those of scripts/audit.py, such as ["audit.images_per_prompt=20", "sampler.guidance=5"].
+    Defaults of guidance, steps, size and clip skip are the adapter's, otherwise those of conf/model for this kind of
+    pipeline. The solver is always the pipeline's own.
     """
     if isinstance(prompts, str) or not prompts:
         raise FairDiffError(f"prompts: found {prompts!r}, allowed: a list of one or more prompts")
@@ -159,7 +162,7 @@ def audit(
 
 
 def _check_model(model: object, key: str, adapter: LoadedAdapter | None) -> None:
-    """FairDiffError for what no images come from, and for an adapter beside what it is not in."""
+    """Raise FairDiffError if the model is neither a pipeline nor a function, or if the adapter cannot be used with it."""
     if not isinstance(model, FAMILY):
         if isinstance(model, DiffusionPipeline) or not callable(model):
             raise FairDiffError(
@@ -172,7 +175,7 @@ def _check_model(model: object, key: str, adapter: LoadedAdapter | None) -> None
 
 
 def _function(model: Pipeline | Images, config: Config) -> Images:
-    """A pipeline as a function, with guidance and steps of the settings."""
+    """Return a pipeline as a function with the guidance and steps of the settings; a function is returned unchanged."""
     if not isinstance(model, FAMILY):
         return model
     model.set_progress_bar_config(disable=True)
@@ -190,7 +193,7 @@ def _model_name(model: Pipeline | Images) -> str:
 
 
 def _kind(pipe: Pipeline | Images) -> str:
-    """The file of conf/model whose sizes, guidance and judges suit a pipeline; of a function that of photographs."""
+    """Return the name of the conf/model file whose size, guidance and judges suit a pipeline; "sd15" for a function."""
     for kind, name in KINDS.items():
         if isinstance(pipe, kind):
             return name
@@ -201,7 +204,7 @@ def _kind(pipe: Pipeline | Images) -> str:
 
 
 def _judge_type(path: str) -> str:
-    """"net" for a folder in this project's format, whose config.json names a timm architecture, "onnx", else "hf"."""
+    """Return "onnx" for an .onnx file, "net" for a folder whose config.json has an architecture, otherwise "hf"."""
     if path.endswith(".onnx"):
         return "onnx"
     file = Path(path) / "config.json"
@@ -209,7 +212,7 @@ def _judge_type(path: str) -> str:
 
 
 def _about(pipe: Pipeline | Images, adapter: LoadedAdapter | None) -> list[str]:
-    """Lines for the report."""
+    """Return lines about a pipeline or function for the report."""
     if not isinstance(pipe, FAMILY):
         return [_model_name(pipe)]
     dtype = pipe.components.get("unet", pipe.components.get("transformer")).dtype
@@ -245,7 +248,7 @@ def _config(
 
 
 def _device(pipe: Pipeline | Images) -> str:
-    """Where the judges are: beside a pipeline, else on the GPU if there is one."""
+    """Return the device of the judges: that of a pipeline; for a function the GPU if there is one."""
     if isinstance(pipe, FAMILY):
         return str(pipe.device)
     return "cuda" if torch.cuda.is_available() else "cpu"
@@ -254,7 +257,7 @@ def _device(pipe: Pipeline | Images) -> str:
 def _generators(
     pipe: Pipeline, model: DiffusionModel, config: Config, adapter: LoadedAdapter | None
 ) -> Callable[[float], dict[str, Generate]]:
-    """Of a guidance scale the pipeline "before" the adapter, and "after" it if there is one. model: its `view`."""
+    """Return a function: guidance scale -> "before", and "after" if there is an adapter. model: the pipeline's `view`."""
     height, width = model.size or (None, None)
     more = {"num_inference_steps": config.sampler.audit_steps, "negative_prompt": config.prompts.negative or None}
     more |= {"height": height, "width": width, "clip_skip": config.model.clip_skip}

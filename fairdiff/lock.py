@@ -1,6 +1,6 @@
-"""A lock on a run folder: one process at a time works in it.
+"""Lock a run folder, so that only one run at a time works in it.
 
-The operating system lets go of the lock when its process ends, however it ends: a file left behind blocks nobody.
+The operating system releases the lock when the process ends, also after a crash, so a leftover file blocks no other run.
 """
 
 import json
@@ -20,12 +20,12 @@ except ImportError:  # Windows
     import msvcrt
 
 NAME = ".lock"
-FAR = 1 << 30  # Windows locks bytes, which nobody else may read then: one behind the text
+FAR = 1 << 30  # Windows locks bytes, which others then cannot read: the locked byte lies behind the text
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder, made where there is none; FairDiffError that names the holder if another process does."""
+    """Lock a folder, made if it is missing; FairDiffError that names the holder if another process has locked it."""
     file = _acquire(folder)
     try:
         yield
@@ -35,9 +35,10 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _acquire(folder: Path) -> int | None:
-    """The open and locked file.
+    """Return the open and locked file.
 
-    None, and a warning, where a file system has no locks or takes no files: a finished run can still be shown there.
+    If the file system has no locks or cannot be written, returns None and prints a warning: a finished run can still be
+    shown there.
     """
     path = folder / NAME
     try:
@@ -57,15 +58,15 @@ def _acquire(folder: Path) -> int | None:
 
 
 def _open(path: Path) -> int:
-    """The open and locked file; BlockingIOError if another process has it."""
+    """Return the open and locked file; BlockingIOError if another process has locked it."""
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             _lock(file)
-            if _is_at(file, path):  # else its holder has just removed it
+            if _is_at(file, path):  # otherwise its holder has just removed it
                 about = {"host": socket.gethostname(), "process": os.getpid()}
                 about["since"] = datetime.now().astimezone().isoformat(" ", "seconds")
-                with suppress(OSError):  # a full disk: the lock holds without a name in it
+                with suppress(OSError):  # on a full disk the lock works without its text
                     os.truncate(file, 0)
                     os.write(file, json.dumps(about).encode())
                 return file
@@ -95,7 +96,7 @@ def _is_at(file: int, path: Path) -> bool:
 
 
 def _release(file: int, path: Path) -> None:
-    """Remove the file and let go. Windows removes no open file, and no closed one that another process has opened."""
+    """Remove the file and release the lock. Windows cannot remove a file that any process has open."""
     with suppress(OSError):
         if fcntl is not None and _is_at(file, path):
             path.unlink()
@@ -109,5 +110,5 @@ def _holder(path: Path) -> str:
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
         return f"process {about['process']} on {about['host']}, since {about['since']},"
-    except (OSError, ValueError, KeyError, TypeError):  # it is just beginning or ending
+    except (OSError, ValueError, KeyError, TypeError):  # its holder is just writing or removing it
         return "another process"

@@ -1,9 +1,9 @@
-"""Pictures that are audited as they lie in a folder, from whatever source: which file shows which prompt.
+"""Find the pictures of an audit of given pictures, and the prompt of each.
 
-A manifest is a CSV with the columns `prompt` and `image` (a file, relative to the folder). Further columns, none of them
-needed: `model` ("before", "start" or "after": of one folder with pictures before and after), `pair` (a key: the pictures of
-one prompt and key belong together before and after), `family`, `subject`, `people`, `names` (as `fairdiff.prompts.Prompt`).
-Without a manifest each sub-folder is named by its prompt. Nothing here is generated, and no model is needed.
+A manifest is a CSV with the columns `prompt` and `image` (a file, relative to the folder). Optional columns: `model`
+("before", "start" or "after", if one folder has the pictures of several models), `pair` (a key: the pictures of one prompt
+with the same key are a pair), and `family`, `subject`, `people`, `names` (as in `fairdiff.prompts.Prompt`). Without a
+manifest the name of each sub-folder is the prompt of its pictures. No model is needed.
 """
 
 from collections import Counter
@@ -23,12 +23,12 @@ from fairdiff.prompts import Prompt, near_miss
 MANIFEST = "manifest.csv"
 COLUMNS = ("prompt", "image", "model", "pair", "family", "subject", "people", "names")
 MODELS = ("before", "start", "after")
-AT_ONCE = 2**24  # pixels that are looked at together: 64 pictures of 512 × 512
+AT_ONCE = 2**24  # most pixels in a batch: 64 pictures of 512 × 512
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One picture as it was given. name: of the file below its folder, without suffix; "" for `pair` where there is none."""
+    """One given picture. name: path of the file below its folder, without suffix. pair: its key, "" without one."""
 
     file: Path
     name: str
@@ -39,10 +39,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class Given:
-    """The pictures that can be read. files: (model, prompt) -> number -> file; equal numbers of two models are a pair.
+    """The readable pictures of an audit.
 
-    about: size and hash of each file. unreadable: (file, reason). left_out: prompts without a readable picture of every
-    model. pairing: by what pictures before and after belong together, "" for a single model.
+    files: (model, prompt) -> number -> file; pictures of two models with the same number are a pair. about: size and hash
+    of each file. unreadable: (file, reason). left_out: prompts without a readable picture of every model. pairing: how
+    pictures are paired ("pair", "file name", "order"), "" for a single model.
     """
 
     prompts: tuple[Prompt, ...]
@@ -58,7 +59,7 @@ class Given:
 
     @property
     def copies(self) -> list[tuple[Path, Path]]:
-        """Pairs of equal files of one prompt and model."""
+        """Pairs of different files with the same content, of one prompt and model."""
         found = []
         for files in self.files.values():
             first: dict[str, Path] = {}
@@ -68,7 +69,7 @@ class Given:
         return found
 
     def batches(self, at_once: int) -> dict[tuple[str, str], list[list[int]]]:
-        """(model, prompt) -> numbers of pictures of one size that are looked at together, `at_once` or fewer."""
+        """Return (model, prompt) -> batches of numbers; each has at most `at_once` pictures, all of one size."""
         return {key: self._batches(numbers, at_once) for key, numbers in self.files.items()}
 
     def _batches(self, numbers: dict[int, Path], at_once: int) -> list[list[int]]:
@@ -82,12 +83,12 @@ class Given:
         return found
 
     def digests(self, model: str) -> list[tuple[str, int, str]]:
-        """All that the pictures of a model depend on: prompt, number, SHA-256 of the file."""
+        """Return what identifies the pictures of a model: prompt, number and SHA-256 of each file."""
         keys = [key for key in self.files if key[0] == model]
         return [(text, n, self.about[file].digest) for _, text in keys for n, file in self.files[_, text].items()]
 
     def read(self, model: str, prompt: str, numbers: Sequence[int]) -> Tensor:
-        """Pictures of one size as image_BCHW in [0, 1]."""
+        """Read pictures of one size as image_BCHW in [0, 1]."""
         images = []
         for number in numbers:
             file = self.files[model, prompt][number]
@@ -99,10 +100,10 @@ class Given:
 
 
 def read_pictures(images: str | list[str], manifest: str | None) -> Given:
-    """Find and read through the pictures of one folder, or of two: [before, after].
+    """Find and inspect the pictures of one folder, or of two, [before, after].
 
-    FairDiffError for a folder or manifest that cannot be read, a picture or pair that occurs twice, and where no prompt
-    has a readable picture of every model. A picture that cannot be read is only named.
+    Raises FairDiffError if a folder or manifest cannot be read, if a picture or pair occurs twice, or if no prompt of people
+    has a readable picture of every model. Unreadable pictures are listed in the result.
     """
     folders = [Path(folder) for folder in ([images] if isinstance(images, str) else images)]
     models = ["before"] if len(folders) == 1 else ["before", "after"]
@@ -157,7 +158,10 @@ def _name(path: Path, folder: Path) -> str:
 
 
 def _of_manifest(folder: Path, file: Path, key: str, default: str | None, model: str) -> list[Entry]:
-    """default: the model of rows where the manifest may name another, None where the folder says it."""
+    """Read the entries of a manifest. default: None if its folder determines the model, so that a column model is an error.
+
+    model: the model of rows that do not name one.
+    """
     where = f"{key}: {file}"
     columns, rows = read_table(read_given(file, where), where)
     if missing := [name for name in ("prompt", "image") if name not in columns]:
@@ -198,7 +202,7 @@ def _prompt(cells: dict[str, str], place: str) -> Prompt:
 
 
 def _refuse_twice(entries: list[Entry]) -> None:
-    """FairDiffError for a picture that would be counted twice."""
+    """Raise FairDiffError if a picture would be counted twice, or if a pair is not unique."""
     files = Counter((entry.model, entry.file) for entry in entries)
     if twice := [file for (_, file), times in files.items() if times > 1]:
         raise FairDiffError(f"images: {twice[0]} occurs twice, allowed: once, or a picture would be counted twice")
@@ -209,7 +213,7 @@ def _refuse_twice(entries: list[Entry]) -> None:
 
 
 def _numbered(entries: list[Entry]) -> tuple[list[int], str]:
-    """The number of each picture within its prompt, equal for those that belong together, and by what they do."""
+    """Return the number of each picture within its prompt, equal for the pictures of a pair, and how they are paired."""
     names: dict[str, set[str]] = {}
     for entry in entries:
         names.setdefault(entry.model, set()).add(entry.name)

@@ -1,6 +1,6 @@
-"""What a run is requested to do, read from the configuration and its files once and frozen.
+"""The plan of a run: the requested prompts, classes and targets, read once from the configuration and its files.
 
-The builder, the trainer and the audit are handed the plan; none of them reads prompts or targets from the configuration.
+The builder, the trainer and the audit get the plan. None of them reads prompts or targets from the configuration.
 """
 
 import hashlib
@@ -25,10 +25,10 @@ Families = dict[str, list[Prompt]]  # family -> its prompts
 class Plan:
     """Attributes with their classes, the prompts of each kind, and the target of every prompt of people.
 
-    train: in the fixed order in which an epoch is shuffled, repeated as `prompts.families` says, prompts without people
-    among them. validation: () without validation. audit: prompts of people; named: some of them with a class in words, whose
-    images are to show it; without_people: prompts that must not change.
-    targets: of every prompt of people above. target_lines: the same in words.
+    train: in a fixed order, including prompts that name a class and prompts without people; `prompts.families` repeats some.
+    validation: () without validation. audit: prompts of people. named: some of them with an attribute phrase, whose class
+    the images shall show. without_people: prompts whose images shall not change.
+    targets: the target of every prompt of people above. target_lines: the targets in words.
     """
 
     attributes: dict[str, tuple[str, ...]]
@@ -42,20 +42,20 @@ class Plan:
 
     @property
     def not_held_out(self) -> list[str]:
-        """The subjects of audited prompts that are also trained on, in whatever words around them."""
+        """The subjects of audited prompts that are also trained on, with the same or other words around them."""
         trained = {_plain(prompt.subject) for prompt in self.train}
         return [prompt.subject for prompt in self.audit if _plain(prompt.subject) in trained]
 
 
 def _plain(subject: str) -> str:
-    """A subject as text encoders read it, whatever its capitals and spaces."""
+    """Return a subject in lower case with single spaces, since text encoders ignore such differences."""
     return " ".join(subject.casefold().split())
 
 
 def make_plan(config: Config, training: bool = True) -> Plan:
-    """Read everything that is requested; without `training` there are no prompts to train and validate on.
+    """Read the prompts and targets of a run; without `training`, there are no prompts for training and validation.
 
-    FairDiffError for a file or a key that cannot be read, for a split without prompts of people, and for a prompt
+    Raises FairDiffError for a file or a key that cannot be read, for a split without prompts of people, and for a prompt
     without a target.
     """
     embedded = PortraitsPrompts()
@@ -81,7 +81,7 @@ def make_plan(config: Config, training: bool = True) -> Plan:
 
 
 def plan_of_prompts(config: Config, prompts: Sequence[Prompt]) -> Plan:
-    """The plan of an audit of these prompts alone."""
+    """Return the plan of an audit of exactly these prompts."""
     people = [prompt for prompt in prompts if prompt.people and not prompt.names]
     written = _written_target(config, PortraitsPrompts())
     return Plan(
@@ -97,9 +97,9 @@ def plan_of_prompts(config: Config, prompts: Sequence[Prompt]) -> Plan:
 
 
 def _read_splits(config: Config, embedded: PromptSet, splits: list[str]) -> dict[str, Families]:
-    """The prompts of each split by family: the user's file, or families of the embedded set.
+    """Return the prompts of each split by family, from the user's file or the embedded prompt set.
 
-    Every file is read once, whatever it is given for: it may change or go while the run goes on.
+    A file given for several splits is read once, because it may change meanwhile.
     """
     own, template = config.prompts, config.prompts.template
     known = tuple(dict.fromkeys([*embedded.families, *own.families]))
@@ -121,14 +121,16 @@ def _read_splits(config: Config, embedded: PromptSet, splits: list[str]) -> dict
 def _training_prompts(
     config: Config, embedded: PromptSet, families: Families
 ) -> tuple[list[Prompt], dict[Prompt, Prompt]]:
-    """In a fixed shuffle, each family's prompts as often as `prompts.families` says, some with a class in words, and prompts
-    without people. Beside them: prompt with a class in words -> the same without.
+    """Return the training prompts in a fixed shuffle, and prompt that names a class -> the same prompt without its phrase.
+
+    Prompts are repeated as `prompts.families` says. Shares `prompts.named` and `prompts.without_people` of the
+    list are prompts with an attribute phrase and prompts without people (a file's own instead, if it has any).
     """
     repeated = [p for family, some in families.items() for p in some * config.prompts.families.get(family, 1)]
     people = shuffled([prompt for prompt in repeated if prompt.people])
     _require_people(config, "train", people)
     classes = _classes_in_words(config)
-    without = config.prompts.without_people if config.loss.image else 0.0  # they learn by the image term alone
+    without = config.prompts.without_people if config.loss.image else 0.0  # they have the image term only
     share = config.prompts.named if classes and config.loss.align else 0.0
     each = len(people) / (1 - without - share)
     named, different, own_texts = {}, list(dict.fromkeys(people)), {prompt.text for prompt in people}
@@ -136,7 +138,7 @@ def _training_prompts(
         name, cls, phrase = classes[i % len(classes)]
         plain = different[i // len(classes) % len(different)]
         prompt = with_phrase(plain, phrase, f"{name}.{cls}")
-        if prompt.text not in own_texts:  # a file may have such prompts itself
+        if prompt.text not in own_texts:  # a user's file may already have this prompt
             named[prompt] = plain
     own = [prompt for prompt in repeated if not prompt.people] if without else []
     if without and not own:
@@ -146,7 +148,7 @@ def _training_prompts(
 
 
 def _some(config: Config, split: str, families: Families, limit: int | None) -> list[Prompt]:
-    """Validation or test prompts of people, each once, family by family, `limit` of each family (None: all)."""
+    """Return validation or test prompts of people, each once, family by family, `limit` of each family (None: all)."""
     some = families.values()
     found = [p for own in some for p in different_first(shuffled([p for p in own if p.people]))[:limit]]
     _require_people(config, split, found)
@@ -160,21 +162,21 @@ def _require_people(config: Config, split: str, prompts: list[Prompt]) -> None:
 
 
 def _unchanged(config: Config, embedded: PromptSet, families: Families) -> list[Prompt]:
-    """Audited prompts without people: the file's own, or the embedded set's."""
+    """Return the audited prompts without people: those of the user's file if it has any, otherwise the embedded ones."""
     own = [p for some in families.values() for p in some if not p.people]
     return (own or embedded.without_people(config.audit.split))[: config.audit.without_people]
 
 
 def _named(config: Config, audit: list[Prompt]) -> list[Prompt]:
-    """The first audited prompts with each class in words, attribute by attribute."""
+    """Return the first audited prompts with the phrase of each class, attribute by attribute."""
     some = audit[: config.audit.named or 0]
-    classes, own = _classes_in_words(config), {prompt.text for prompt in audit}  # a file may have such prompts itself
+    classes, own = _classes_in_words(config), {prompt.text for prompt in audit}  # a user's file may have them
     named = [with_phrase(p, phrase, f"{name}.{cls}") for name, cls, phrase in classes for p in some]
     return [prompt for prompt in named if prompt.text not in own]
 
 
 def _classes_in_words(config: Config) -> list[tuple[str, str, str]]:
-    """(attribute, class, words for a person of it) of the attributes that have such words."""
+    """Return (attribute, class, phrase) of every class of the attributes that have phrases."""
     return [
         (name, cls, attribute.phrases[cls])
         for name, attribute in config.attributes.items()
@@ -184,7 +186,7 @@ def _classes_in_words(config: Config) -> list[tuple[str, str, str]]:
 
 
 def _check_families(config: Config, embedded: PromptSet) -> None:
-    """FairDiffError for a family that is not there, and for a template into which nothing is put."""
+    """Raise FairDiffError for an unknown family, or for a template that no prompt of the run uses."""
     own = config.prompts
     files = [own.train, own.validation, own.test]
     for family in own.families:
@@ -202,9 +204,9 @@ def _check_families(config: Config, embedded: PromptSet) -> None:
 
 
 def different_first(prompts: list[Prompt]) -> list[Prompt]:
-    """The same prompts so that each group has its first prompt before any has its second.
+    """Reorder prompts so that the first prompts of all groups come before any second prompt of a group.
 
-    Prompts of one group show the same people: an interval over prompts takes them for different ones.
+    Prompts of one group, such as synonyms, show the same people, but intervals over prompts treat them as independent.
     """
     met: Counter[str] = Counter()
     ranks = []
@@ -215,7 +217,7 @@ def different_first(prompts: list[Prompt]) -> list[Prompt]:
 
 
 def shuffled(prompts: list[Prompt]) -> list[Prompt]:
-    """A fixed order that looks random; copies of one prompt (`prompts.families`) are spread over it."""
+    """Return prompts in a fixed pseudo-random order; copies of one prompt (`prompts.families`) are spread over it."""
     copies: Counter[str] = Counter()
     keys = []
     for prompt in prompts:
@@ -226,7 +228,7 @@ def shuffled(prompts: list[Prompt]) -> list[Prompt]:
 
 
 def write_targets(config: Config) -> Path:
-    """Write `target.file`, which is not there yet: a row for each subject of a training, with `target`'s shares."""
+    """Write a new `target.file` with a row for each subject of people of a training run, with the shares of `target`."""
     file = config.target["file"]
     if not file or Path(file).suffix != ".csv" or Path(file).exists():
         raise FairDiffError(f"target.file: found {file}, allowed: the name of a new file that ends in .csv")
@@ -237,7 +239,7 @@ def write_targets(config: Config) -> Path:
 
 
 def _written_target(config: Config, embedded: PromptSet) -> WrittenTarget | None:
-    """The content of `target.file`; FairDiffError if `target.<attribute>` is set for an attribute that it covers."""
+    """Return the targets of `target.file`; FairDiffError if it covers an attribute whose `target` is not uniform."""
     file = config.target["file"]
     if file is None:
         return None
@@ -260,9 +262,9 @@ def _written_target(config: Config, embedded: PromptSet) -> WrittenTarget | None
 def _targets(
     config: Config, written: WrittenTarget | None, prompts: list[Prompt], named: dict[Prompt, Prompt]
 ) -> Targets:
-    """The target of every given prompt of people. Attributes that no file covers are independent of the rest.
+    """Return the target of every given prompt of people. Attributes that the file does not cover are independent.
 
-    named: prompts with a class in words, whose target is that of the same prompt without, given this class.
+    named: prompt that names a class -> the same without its phrase. Its target is that of the latter, given the class.
     """
     usual = _usual_targets(config, written, prompts)
     rows = {}
@@ -284,7 +286,7 @@ def _usual_targets(config: Config, written: WrittenTarget | None, prompts: list[
         return Targets(written.targets[""].times(free, *config.attributes))
     people = [prompt for prompt in prompts if prompt.people]
     written.require(people)
-    different = {id(target): target for target in map(written.of, people)}  # equal rows of a table have one
+    different = {id(target): target for target in map(written.of, people)}  # equal rows of a file have the same object
     full = {key: target.times(free, *config.attributes) for key, target in different.items()}
     return Targets(None, {prompt.text: full[id(written.of(prompt))] for prompt in people})
 

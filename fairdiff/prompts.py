@@ -1,4 +1,4 @@
-"""Prompts: their text, their family, their subject and whom they show."""
+"""Prompts with their text, family and subject; English articles; reading of prompt files."""
 
 import re
 import unicodedata
@@ -28,9 +28,9 @@ _LETTERS = re.compile(r"(?!(?:LAN|MAN|NUN|SIM|SPY)\b)(?:[A-Z]{1,3}|[B-DF-HJ-NP-T
 class Prompt:
     """One prompt: its full text, its family ("occupation", "animal", ...) and its subject ("nurse").
 
-    people: whether its images show people. The images of a prompt without people are only to stay as they are.
-    group: prompts of one group show the same people, as synonyms do; "" for a prompt on its own.
-    names: the class that the text names by itself, "gender.female"; "" for none.
+    people: whether its images show people. Images of a prompt without people shall not change.
+    group: prompts of one group show the same people, such as synonyms; "" for none.
+    names: the class that the text names, such as "gender.female"; "" for none.
     """
 
     text: str
@@ -42,10 +42,9 @@ class Prompt:
 
 
 class PromptSet(Protocol):
-    """Prompts that come with a model: families of subjects, each in three splits, and target tables for them.
+    """The prompt set of an embedded model: families of subjects, each in three splits, and target tables for them.
 
-    template: the words around a subject in a family that takes others. attributes: those that its target tables may have
-    columns for.
+    template: the default template. attributes: the attributes for which its target tables may have columns.
     """
 
     template: str
@@ -53,21 +52,21 @@ class PromptSet(Protocol):
     attributes: tuple[str, ...]
 
     def prompts(self, family: str, split: str, template: str) -> list[Prompt]:
-        """The prompts of a family in "train", "validation" or "test"; `template` where the family takes one."""
+        """Return the prompts of a family in "train", "validation" or "test", with `template` if the family takes one."""
 
     def takes_template(self, family: str) -> bool:
-        """Whether the words around a subject of this family may be others than `template`."""
+        """Return whether `template` applies to this family."""
 
     def without_people(self, split: str) -> list[Prompt]:
-        """Prompts of a split that show no people."""
+        """Return the prompts without people of a split."""
 
     def target_file(self, name: str) -> Path | None:
-        """The table of target shares that has this name, None if there is none."""
+        """Return the path of the target table of this name, None if there is none."""
 
 
 def article(noun: str) -> str:
-    """The English indefinite article of a noun phrase by sound, up to a short list of exceptions: "a" or "an"."""
-    word = unicodedata.normalize("NFD", noun.lstrip(" \"'“‘("))  # an accent stands behind its letter
+    """Return the English indefinite article of a noun phrase, "a" or "an", by rules of sound with a list of exceptions."""
+    word = unicodedata.normalize("NFD", noun.lstrip(" \"'“‘("))  # an accent follows its letter
     if _LETTERS.match(word):
         return "an" if word[0] in "AEFHILMNORSX" else "a"
     if _VOWEL_SOUND.match(word):
@@ -76,21 +75,21 @@ def article(noun: str) -> str:
 
 
 def with_article(noun: str) -> str:
-    """The noun phrase after its article: "nurse" -> "a nurse", "old woman" -> "an old woman"."""
+    """Return the noun phrase with its article: "nurse" -> "a nurse", "old woman" -> "an old woman"."""
     return f"{article(noun)} {noun}"
 
 
 def wrong_article(prompt: Prompt) -> bool:
-    """Whether "a" or "an" stands before the subject where English has the other: of a template without `{a}`."""
+    """Return whether the subject follows the wrong one of "a" and "an", as a template without `{a}` may cause."""
     wrong = {"a": "an", "an": "a"}[article(prompt.subject)]
     return f" {wrong} {prompt.subject}".casefold() in f" {prompt.text}".casefold()
 
 
 def fill(template: str, subject: str) -> str:
-    """Put a subject into every `{}` (or `{subject}`) of a template, and "a" or "an" into `{a}`, as what follows needs.
+    """Put a subject into every `{}` (or `{subject}`) of a template, and "a" or "an" into `{a}`, by the following word.
 
-    `{A}`: the same with a capital. Words are left as they are, so "a {}" may be of any language.
-    Raises FairDiffError if the template has no gap or has braces that are none.
+    `{A}` is the article with a capital. All other words are left as they are, so "a {}" may be in any language.
+    Raises FairDiffError if the template has no gap for the subject, or other braces.
     """
     text = ""
     for i, part in reversed(list(enumerate(_parts(template)))):
@@ -105,7 +104,7 @@ def fill(template: str, subject: str) -> str:
 
 @lru_cache
 def _parts(template: str) -> list[str]:
-    """Words and gaps by turns, from words to words: "{a} {}" -> ["", "a", " ", "", ""]."""
+    """Return alternating words and gaps, beginning and ending with words: "{a} {}" -> ["", "a", " ", "", ""]."""
     parts = _GAP.split(template)
     words, gaps = "".join(parts[::2]), parts[1::2]
     if not {"", "subject"} & set(gaps) or "{" in words or "}" in words:
@@ -116,18 +115,18 @@ def _parts(template: str) -> list[str]:
 
 
 def with_phrase(prompt: Prompt, phrase: str, names: str) -> Prompt:
-    """The prompt with a phrase in the place of its closing "a person", or at its end: "..., a woman"."""
+    """Return the prompt with a phrase instead of its final ", a person", or else appended: "..., a woman"."""
     return replace(prompt, text=f"{prompt.text.removesuffix(', a person')}, {phrase}", names=names)
 
 
 def takes_whole(template: str) -> bool:
-    """Whether a template is nothing but its gap, so that the lines of a file are whole prompts."""
+    """Return whether a template is only its gap, so that the lines of a file are whole prompts."""
     return template in ("{}", "{subject}")
 
 
 @lru_cache
 def near_miss(name: str, known: tuple[str, ...]) -> str:
-    """The known name that this one is almost, as "Object" and "objects" are "object"; "" if it is one or like none."""
+    """Return the known name that this one probably means ("Object", "objects": "object"), "" if it is known or like none."""
     if name in known:
         return ""
     close = get_close_matches(name.casefold(), [other.casefold() for other in known], 1, 0.85)
@@ -141,15 +140,15 @@ def read_prompts(
     key: str = "prompts.file",
     families: tuple[str, ...] = (),
 ) -> list[Prompt]:
-    """Read prompts from a text file (one a line; blank lines and lines that begin with # are skipped) or a CSV.
+    """Read prompts from a text file (one per line; blank lines and lines that begin with # are skipped) or a CSV.
 
-    A CSV has a column `prompt` (whole prompts) or a column `subject` put into `template` (or into its own column
-    `template`). Further columns, none of them needed: `family`; `people`, "no" for prompts without people; `group`, see
-    `Prompt`. With a template, the lines of a text file are subjects (the template "{}" takes them as whole prompts).
-    key: what errors call the file. families: names that mean something elsewhere, which no family may be almost.
-    Raises FairDiffError, in one line that names the file and the key, for a file that is missing, unreadable, of
-    another kind or empty, for a missing column, for an empty cell, for a column or family that is almost a known one, and
-    for a prompt that occurs twice: images are drawn by (seed, prompt), so a second copy would count the same images again.
+    A CSV has a column `prompt` (whole prompts), or a column `subject` for `template` or for its own column `template`.
+    Optional columns: `family`; `people`, "no" for prompts without people; `group`, see `Prompt`. With a template, the lines
+    of a text file are subjects; with the template "{}" they are whole prompts.
+    key: the key that error messages name. families: known names; a family that is probably a misspelt one is an error.
+    Raises FairDiffError, in one line that names the file and the key, for a file that is missing, unreadable, of another
+    type or empty, for a missing column, an empty cell, or a misspelt column or family, and for a repeated prompt: its images
+    depend on (seed, prompt), so a second copy would count the same images again.
     """
     path = Path(path)
     if path.suffix not in (".txt", ".csv"):
@@ -202,7 +201,7 @@ def _from_csv(
             if not cells[key]:
                 raise FairDiffError(f"{place}: the cell {key} is empty")
         kind = cells.get("family") or family
-        if kind == "object" and "people" not in columns:  # what the name alone said before this release
+        if kind == "object" and "people" not in columns:  # before this release it meant people=no
             raise FairDiffError(f"{place}: family: found object, allowed with a column people (yes or no)")
         if almost := near_miss(kind, known):
             raise FairDiffError(f"{place}: family: found {kind}, allowed: {almost}, or a name less like it")

@@ -1,8 +1,8 @@
-"""The run folder: what lies in it, what is finished, and what may be removed.
+"""The run folder: write its files, find what is finished, and remove earlier outputs.
 
-config.yaml  run.json  metrics.jsonl  pictures/  checkpoints/  adapter/     one training, named by all that changes it
+config.yaml  run.json  metrics.jsonl  pictures/  checkpoints/  adapter/     one training run
 exports/<format>/     the adapter for other tools
-audits/<name>/  records/  records.parquet  request.json  audit.json  summary.md  report.html     each audit of it
+audits/<name>/  records/  records.parquet  request.json  audit.json  summary.md  report.html     each of its audits
 audits/<name>/guidance/<scale>/  records/  records.parquet                           at further guidance scales
 """
 
@@ -31,19 +31,19 @@ from fairdiff.files import atomic_path, flat, read_yaml, remove_leftovers, requi
 from fairdiff.training.step import Trainee
 from fairdiff.training.tracking import PICTURES, progress, read_metrics
 
-SCHEMA = 1  # of run.json
+SCHEMA = 1  # version of run.json
 OUTPUTS = ("config.yaml", "metrics.jsonl", "pictures", "checkpoints", "adapter", "exports", "audits", "tensorboard", "wandb")
-OUTPUTS += ("run.json",)  # last: the folder is ours by it
-# keys and groups of settings that change no training and no image of a run
+OUTPUTS += ("run.json",)  # removed last, because it marks the folder as a run folder
+# keys and groups of settings that change neither the training nor the images of a run
 NO_RESULT = ("audit", "export", "hub", "resume", "cache", "plan", "tracker", "tracker_options", "micro_batch", "memory_gb")
 NO_RESULT += ("model.device",)
 
 
 def begin(folder: Path, settings: dict, training: str) -> None:
-    """Make the folder this run's, or refuse: it may hold a run of other settings, or be somebody else's.
+    """Begin a run in a folder; FairDiffError if it holds a run of other settings, or files of another origin.
 
-    settings: the nested configuration. training: the run's identity. Without `resume` an earlier run's outputs are
-    removed. Only called once everything has been built.
+    settings: the nested configuration. training: the run's fingerprint. Without `resume` the outputs of an earlier run are
+    removed. Call it only after everything has been built.
     """
     state = read_state(folder)
     there = [name for name in OUTPUTS if (folder / name).exists()]
@@ -60,18 +60,18 @@ def begin(folder: Path, settings: dict, training: str) -> None:
         )
     for part in (folder, folder / "checkpoints", *(folder / "audits").rglob("*")):
         remove_leftovers(part, 0)
-    write_json(folder / "run.json", {"schema": SCHEMA, "training": training})  # first: the folder is ours by it
+    write_json(folder / "run.json", {"schema": SCHEMA, "training": training})  # first: it marks a run folder
     write_text(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
 
 
 def empty(folder: Path) -> None:
-    """Remove a run's outputs, and nothing else that lies there."""
+    """Remove the outputs of a run, and no other files."""
     for path in (folder / name for name in OUTPUTS):
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def read_state(folder: Path) -> dict:
-    """run.json, {} if there is none; FairDiffError if it is not a run's."""
+    """Return the content of run.json, {} if there is none; FairDiffError if it is not a run's state of this version."""
     path = folder / "run.json"
     try:
         state = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -83,8 +83,8 @@ def read_state(folder: Path) -> dict:
 
 
 def saved_settings(folder: Path) -> dict:
-    """{"sampler.guidance": 5.0, ...} of a run folder's config.yaml; {} where it is missing or damaged, which costs a
-    message its detail."""
+    """Return {"sampler.guidance": 5.0, ...} from a run folder's config.yaml; {} if it is missing or damaged, since it only
+    adds detail to a message."""
     path = folder / "config.yaml"
     try:
         found = read_yaml(path.read_text(encoding="utf-8"), str(path)) if path.exists() else {}
@@ -94,9 +94,9 @@ def saved_settings(folder: Path) -> dict:
 
 
 def differences(folder: Path, settings: dict, most: int = 4) -> str:
-    """ " (steps: 45 there, 60 requested)": the keys in which config.yaml differs; "" where none are known."""
+    """Return the keys in which config.yaml differs, " (steps: 45 there, 60 requested)", or "" if none are known."""
     there = saved_settings(folder)
-    wanted = flat(yaml.safe_load(yaml.safe_dump(settings)))  # tuples and the like as they come back from a file
+    wanted = flat(yaml.safe_load(yaml.safe_dump(settings)))  # converts tuples as reading a file does
     keys = [k for k in there | wanted if k not in NO_RESULT and k.split(".")[0] not in NO_RESULT]
     found = [k for k in keys if there.get(k) != wanted.get(k)]
     if not there or not found:
@@ -106,7 +106,7 @@ def differences(folder: Path, settings: dict, most: int = 4) -> str:
 
 
 def require_caches(audit: Audit, trainee: Trainee | None) -> None:
-    """FairDiffError if what this run shares with others cannot be written; to be called before anything is generated."""
+    """Raise FairDiffError if a cache folder shared with other runs cannot be written; call it before generating images."""
     shared = [plan.shared and plan.shared / "before" for plan in (audit.plan, *audit.others.values())]
     for folder in (*shared, trainee and trainee.originals.folder):
         if folder is not None:
@@ -114,7 +114,7 @@ def require_caches(audit: Audit, trainee: Trainee | None) -> None:
 
 
 def save_adapter(folder: Path, adapter: Adapter, about: dict) -> None:
-    """adapter/: weights in diffusers' format beside adapter.json, which says how to use them."""
+    """Write adapter/: the weights in diffusers' format, and adapter.json, which says how to use them."""
     with atomic_path(folder / "adapter") as temporary:
         temporary.mkdir()
         adapter.save(temporary)
@@ -122,15 +122,15 @@ def save_adapter(folder: Path, adapter: Adapter, about: dict) -> None:
 
 
 def export_adapter(folder: Path, formats: list[str], model: str | Path) -> None:
-    """exports/<format>/ of the saved adapter, which was trained on this model."""
+    """Write exports/<format>/ from the saved adapter, which was trained on this model."""
     for kind in formats:
         export(folder / "adapter", kind, folder / "exports" / kind, model)
 
 
 def save_card(folder: Path, audit: Audit, judge: str, confusion: Confusion) -> None:
-    """adapter/README.md from this audit and adapter.json, unless it is there: `save_adapter` removes that of another audit.
+    """Write adapter/README.md from this audit and adapter.json, unless it exists; `save_adapter` removes an old one.
 
-    judge, confusion: of training's.
+    judge, confusion: name and confusion counts of the training judge.
     """
     card = folder / "adapter" / "README.md"
     if card.exists():
@@ -145,7 +145,7 @@ def audit_folder(folder: Path, audit: Audit) -> Path:
 
 
 def finished(folder: Path, audit: Audit) -> bool:
-    """Whether this audit, whose name holds all that it depends on, has been completed here."""
+    """Return whether this audit has been completed in this folder; its name has a hash of everything it depends on."""
     return (audit_folder(folder, audit) / "report.html").exists()
 
 
@@ -158,7 +158,7 @@ def carry_out(
 ) -> None:
     """Generate the same prompts and noise with each model, measure, and write records, audit.json and the reports.
 
-    generators_at: the models at a guidance scale; of given images, which have none, what reads them.
+    generators_at: guidance scale -> generators of the models; for given pictures, None -> functions that read them.
     """
     where, own = audit_folder(folder, audit), audit.spec.provenance.get("guidance")
     plans = {own: (audit.plan, where)} | {s: (plan, where / "guidance" / f"{s:g}") for s, plan in audit.others.items()}
@@ -174,7 +174,7 @@ def carry_out(
 
 
 def report(where: Path) -> None:
-    """audit.json, summary.md and report.html of an audit folder from its records and what its run has of the training."""
+    """Write audit.json, summary.md and report.html of an audit folder from its records and its run's training files."""
     folder = where.resolve().parent.parent
     history = read_metrics(folder / "metrics.jsonl")
     path = where / "request.json"
@@ -194,7 +194,7 @@ def report(where: Path) -> None:
 
 
 def conclude(folder: Path, audit: Audit, console: Console, fail_above: float | None = None) -> None:
-    """Print the table; the last line names the report. NotWithinMargin where the audit is a gate and does not let pass."""
+    """Print the summary table and the report's path. Raises NotWithinMargin if `fail_above` is set and not met."""
     where = audit_folder(folder, audit)
     numbers = read_audit(where / "audit.json")
     console.print(summary_table(numbers))

@@ -1,4 +1,4 @@
-"""The commands fairdiff-train, -audit, -view and -compare. Imports nothing heavy before Ctrl-C is no traceback."""
+"""The commands fairdiff-train, -audit, -view and -compare. Slow imports wait until Ctrl-C is handled without a traceback."""
 
 import os
 import signal
@@ -27,9 +27,9 @@ def compare() -> None:
 
 
 def _command(module: str, name: str) -> None:
-    """Import a module, which takes seconds, and call a function of it; Ctrl-C meanwhile just ends the process."""
+    """Import a module, which takes seconds, and call a function of it; Ctrl-C during the import only ends the process."""
     before = signal.signal(signal.SIGINT, _interrupted)
-    if not _first():  # what is to be said is said once; fairdiff.distributed has an error told that is this process's own
+    if not _first():  # print everything once; fairdiff.distributed restores stderr for an error of this process
         sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")
     command = getattr(import_module(module), name)
     signal.signal(signal.SIGINT, before)
@@ -37,11 +37,11 @@ def _command(module: str, name: str) -> None:
 
 
 def _first() -> bool:
-    """Whether this is the first of the processes that torchrun or accelerate launch started, or the only one."""
+    """Return whether this is the only process, or the first that torchrun or accelerate launch started."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def _interrupted(*_: object) -> None:
     if _first():
         os.write(2, b"interrupted\n")
-    os._exit(130)  # nothing has begun, and an exception could be swallowed by what is being imported
+    os._exit(130)  # nothing has begun, and an import could catch an exception

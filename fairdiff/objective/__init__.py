@@ -1,6 +1,7 @@
-"""The objective: which distribution is requested, and the losses that pull the generated one towards it.
+"""The objective: the requested distribution, and the losses that pull the generated distribution towards it.
 
-    targets, target_files -> transport labels;  perception, features -> what images show;  losses, balance -> one gradient
+    targets, target_files -> transport labels;  perception, features -> faces and features;  losses, balance -> gradients
 
-Imports classifiers, errors and files; never training, never the loading of a diffusion model. `targets` needs no torch.
+It imports classifiers, errors and files. It imports neither training nor the loading of a diffusion model. `targets`
+needs no torch.
 """

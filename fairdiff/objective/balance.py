@@ -1,23 +1,23 @@
-"""Automatic balance: every term of the loss holds a chosen share of the gradient, whatever its own scale.
+"""Automatic balance: give each loss term a chosen share of the gradient, whatever its own scale.
 
-Source of the idea: the loss balancer of Defossez et al., "High Fidelity Neural Audio Compression", 2022, section 3.4.
+Source: the loss balancer of Defossez et al., "High Fidelity Neural Audio Compression", 2022, section 3.4.
 """
 
-MEMORY = 0.9  # of the moving average of a term's norm
-LEAST = 1e-3  # of the sum of the norms: a smaller one may be rounding alone, and is not scaled up to a share
+MEMORY = 0.9  # decay of the moving average of a term's norm
+LEAST = 1e-3  # a norm below this fraction of the sum may be rounding error, so it is not scaled up to its share
 
 
 class Balance:
-    """Factors f_k that give term k the share r_k of the gradient, on a moving average n_k of its norm.
+    """Compute factors f_k that give term k the share r_k of the gradient, from a moving average n_k of its norm.
 
-    f_k = r_k S / max(n_k, LEAST S) with S = sum_j n_j, so that f_k n_k = r_k S where n_k is no rounding: the shares are
-    the requested ones while the sum of the norms stays, and with it the meaning of the learning rate and of gradient
-    clipping. n_k is the exponential average of ||g_k|| with its start-up bias divided out, the current step included,
-    so no term is ever scaled to more than 1 / (1 - MEMORY) times its share.
+    f_k = r_k S / max(n_k, LEAST S) with S = sum_j n_j. Where n_k >= LEAST S, f_k n_k = r_k S: each term has its requested
+    share. The sum of the norms stays S, so the learning rate and gradient clipping keep their meaning. n_k is the
+    exponential average of ||g_k|| including the current step, with the start-up bias divided out. So no term is scaled
+    to more than 1 / (1 - MEMORY) times its share.
 
-    LoRA starts as the frozen model. Each image is then its own reference, and the gradient between the two is rounding
-    (1e-7 of the sum in float32): brought to its share it would be a step in a random direction, another one on every
-    processor.
+    LEAST is needed because LoRA starts as the frozen model. Each image then equals its reference image, and the gradient
+    of the image term is rounding error (1e-7 of the sum in float32). Scaled up to its share, it would be a step in a
+    random direction, which differs between processors.
     """
 
     def __init__(self, shares: dict[str, float]):
@@ -26,7 +26,7 @@ class Balance:
         self.mass = 0.0
 
     def factors(self, norms: dict[str, float]) -> dict[str, float]:
-        """Take in one step's norms ||g_k|| (finite) and return f_k; 0 for all while no term had a gradient."""
+        """Update the averages with one step's finite norms ||g_k|| and return f_k, all 0 while no term had a gradient."""
         self.mass = MEMORY * self.mass + (1 - MEMORY)
         self.sums = {k: MEMORY * self.sums[k] + (1 - MEMORY) * norms[k] for k in self.shares}
         average = {k: s / self.mass for k, s in self.sums.items()}
@@ -41,6 +41,6 @@ class Balance:
 
 
 def shares_of(norms: dict[str, float]) -> dict[str, float]:
-    """Each norm divided by the sum of all, {} if all are 0."""
+    """Return each norm divided by the sum of all norms, {} if all are 0."""
     total = sum(norms.values())
     return {name: norm / total for name, norm in norms.items()} if total else {}

@@ -1,7 +1,7 @@
 """Frozen encoders that measure the drift of images: CLIP (image and text) and a self-supervised image encoder.
 
-Each owns its preprocessing, sees the whole image and returns L2-normalised features; gradients pass to the pixels.
-`config` is, with the weights, all that its answers depend on.
+Each encoder does its own preprocessing, takes the whole image and returns L2-normalised features. Gradients reach the
+pixels. The output of an encoder depends on its `config` and its weights only.
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ from fairdiff.errors import FairDiffError, blame
 
 
 class ClipEncoder:
-    """An open_clip model from a folder or "architecture/pretrained tag": image [B, D] and text [B, D] features."""
+    """CLIP features [B, D] of images and of texts, by an open_clip model from a folder or "architecture/pretrained tag"."""
 
     def __init__(self, path: str | Path, device: str = "cpu"):
         try:
@@ -26,20 +26,20 @@ class ClipEncoder:
             raise FairDiffError(f"features.clip: {error}") from error
         self.model.to(device)
         self.device = device
-        self.config = self.pixels.about() | {"net": str(self.model)}  # which names the activations
+        self.config = self.pixels.about() | {"net": str(self.model)}  # its text names the activations
 
     def image(self, image_BCHW: Tensor) -> Tensor:
-        """Features [B, D] of images in [0, 1] of any size (resized as a whole, antialiased)."""
+        """Return the features [B, D] of images in [0, 1] of any size; each whole image is resized with antialiasing."""
         return self.model.encode_image(self.pixels(image_BCHW), normalize=True)
 
     @torch.no_grad()
     def text(self, prompts: list[str]) -> Tensor:
-        """Features [B, D] of prompts."""
+        """Return the features [B, D] of prompts."""
         return self.model.encode_text(self.tokenizer(prompts).to(self.device), normalize=True)
 
 
 class ImageEncoder:
-    """A self-supervised encoder from a folder of classifiers.identity's format, in DINO's place."""
+    """A self-supervised image encoder used instead of DINO, from a folder in the format of classifiers.identity."""
 
     def __init__(self, folder: str | Path, device: str = "cpu"):
         try:
@@ -49,12 +49,12 @@ class ImageEncoder:
         self.config = self.model.config
 
     def image(self, image_BCHW: Tensor) -> Tensor:
-        """Features [B, D] of images in [0, 1]."""
+        """Return the features [B, D] of images in [0, 1]."""
         return self.model(image_BCHW)
 
 
 class HubEncoder:
-    """A Hugging Face image encoder such as DINOv2, as classifiers.hub reads it."""
+    """A Hugging Face image encoder such as DINOv2, loaded by classifiers.hub."""
 
     def __init__(self, path: str, device: str = "cpu"):
         with blame("features.encoder"):
@@ -62,5 +62,5 @@ class HubEncoder:
         self.config, self.pixels = self.model.config, self.model.pixels
 
     def image(self, image_BCHW: Tensor) -> Tensor:
-        """Features [B, D] of images in [0, 1] of any size."""
+        """Return the features [B, D] of images in [0, 1] of any size."""
         return F.normalize(self.model(image_BCHW), dim=1)

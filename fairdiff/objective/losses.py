@@ -1,11 +1,11 @@
-"""The three losses of Shen et al. (ICLR 2024, sections 4.1 and 4.2), per image or face, then as terms of a batch.
+"""The three losses of Shen et al. (ICLR 2024, sections 4.1 and 4.2): per image or face, and as terms of a batch.
 
 A term is the sum of its losses over a micro-batch divided by B, the number of images of the *whole* batch (equations 5 to
-7: each a mean over the images). So micro-batches of any size add up to the same loss, and an image without a face or
-without a confident label adds 0.
+7 are means over the images). So micro-batches of any size add up to the same loss. An image without a face or without
+a confident label adds 0.
 
 Shapes: B images, b of them in a micro-batch, F faces (row_F: the image of each face), K classes, A attributes, D feature
-dimensions. Nothing here samples, detects or loads a model.
+dimensions. This module neither samples nor detects nor loads a model.
 """
 
 from dataclasses import dataclass
@@ -19,10 +19,10 @@ from fairdiff.objective.perception import FaceBatch, Perception
 
 @dataclass(frozen=True)
 class Damping:
-    """How much of the image loss is kept where one attribute changes (appendix A.2 of the paper).
+    """How much of the image loss is kept where an attribute changes (appendix A.2 of the paper).
 
-    keep_outside multiplies the whole image's loss, keep_face on top of it the gradient inside the face box; both in
-    [0, 1]. Of several attributes that change the smallest counts.
+    keep_outside: factor of the image's loss. keep_face: additional factor of its gradient inside the face box. Both are in
+    [0, 1]. If several attributes change, the smallest factor is used.
     """
 
     keep_outside: float
@@ -30,25 +30,26 @@ class Damping:
 
 
 def alignment_loss(logits_FK: Tensor, label_F: Tensor, kept_F: Tensor, weight_K: Tensor) -> Tensor:
-    """w_y CE(h(x_f), y_f) [F] with a weight for each class, 0 where the label is not confident enough to be kept."""
+    """Return w_y CE(h(x_f), y_f) [F] with class weights w, 0 for a face whose label is not confident enough."""
     return F.cross_entropy(logits_FK, label_F, weight_K.to(logits_FK), reduction="none") * kept_F
 
 
 def preservation_loss(features: list[Tensor], originals: list[Tensor]) -> Tensor:
-    """L_img [B] = sum over encoders of 1 - cos(x_i, o_i); features [B, D] are L2-normalised. Range [0, 2 per encoder]."""
+    """Return L_img [B] = sum over encoders of 1 - cos(x_i, o_i), in [0, 2] per encoder; features [B, D] have length 1."""
     return sum(1 - (x * o).sum(1) for x, o in zip(features, originals, strict=True))
 
 
 def changing(labels_AF: Tensor, kept_AF: Tensor, original_AF: Tensor) -> Tensor:
-    """Which attributes of each face change [A, F]: the label differs from the class of o, or no label is confident.
+    """Return which attributes of each face change, bool [A, F]; all others stay.
 
-    A attributes; labels, original: class index; kept: bool, whether the label is confident. Every other attribute stays.
+    An attribute changes if its label is not confident or differs from the class of o. labels, original: class indices.
+    kept: bool, whether the label is confident.
     """
     return ~kept_AF | (labels_AF != original_AF)
 
 
 def smallest_factor(change_AF: Tensor, factor_A: Tensor) -> Tensor:
-    """[F]: the smallest factor among the attributes that change, 1 for a face all of whose attributes stay."""
+    """Return the smallest factor [F] among the attributes that change, 1 for a face whose attributes all stay."""
     return torch.where(change_AF, factor_A[:, None], 1.0).amin(0)
 
 
@@ -64,9 +65,9 @@ class _ScaleGradient(torch.autograd.Function):
 
 
 def damp_gradient(image_BCHW: Tensor, box_B4: Tensor, keep_B: Tensor) -> Tensor:
-    """The images unchanged, the gradient of each multiplied by its keep inside its box (x0, y0, x1, y1).
+    """Return the images unchanged, with their gradient multiplied by `keep` inside their boxes (x0, y0, x1, y1).
 
-    An empty box damps nothing.
+    An empty box changes no gradient.
     """
     height, width = image_BCHW.shape[-2:]
     y = torch.arange(height, device=image_BCHW.device) + 0.5
@@ -77,21 +78,22 @@ def damp_gradient(image_BCHW: Tensor, box_B4: Tensor, keep_B: Tensor) -> Tensor:
 
 
 def intersect(box_B4: Tensor, other_B4: Tensor) -> Tensor:
-    """Intersection of two boxes per row; disjoint boxes give an empty box (x1 <= x0 or y1 <= y0)."""
+    """Return the intersection of the two boxes of each row; disjoint boxes give an empty one (x1 <= x0 or y1 <= y0)."""
     return torch.cat([torch.maximum(box_B4[:, :2], other_B4[:, :2]), torch.minimum(box_B4[:, 2:], other_B4[:, 2:])], 1)
 
 
 def realism_loss(embedding_FD: Tensor, mirrored_FD: Tensor, target_FD: Tensor) -> Tensor:
-    """L_face [F] = 1 - cos(f(face), target), the mean over the aligned crop and its mirror. Range [0, 2]."""
+    """Return L_face [F] = 1 - cos(f(face), target), the mean over the aligned crop and its mirror image, in [0, 2]."""
     return 1 - ((embedding_FD + mirrored_FD) * target_FD).sum(1) / 2
 
 
 @dataclass(frozen=True)
 class Part:
-    """What some images are compared with: originals [b, ...], labels and kept flags of their faces per attribute.
+    """The reference values of some images and the labels of their faces.
 
-    compared: what each image weighs in the terms that need its original [b], 0 where it has none, see
-    `Originals.sampled_rows`. weights: of each attribute's classes [K], see `Target.class_weights`.
+    originals: rows [b, ...] of the reference images. compared: weight [b] of each image in the terms that need a reference
+    image, 0 where it has none, see `Originals.sampled_rows`. labels, kept: per attribute, the label [F] of each face and
+    whether it is confident. weights: class weights [K] per attribute, see `Target.class_weights`.
     """
 
     originals: dict[str, Tensor]
@@ -101,7 +103,7 @@ class Part:
     weights: dict[str, Tensor]
 
     def rows(self, images: slice, faces: slice) -> "Part":
-        """The part of one micro-batch."""
+        """Return the part of one micro-batch."""
         return Part(
             {name: tensor[images] for name, tensor in self.originals.items()},
             self.compared[images],
@@ -112,7 +114,7 @@ class Part:
 
 
 def align_term(now: FaceBatch, part: Part, images: int) -> Tensor:
-    """Sum over attributes and kept faces of w_y CE(h(x_f), y_f), divided by the images B of the whole batch."""
+    """Return the sum over attributes and kept faces of w_y CE(h(x_f), y_f), divided by the B images of the whole batch."""
     return (
         sum(alignment_loss(now.logits[a], part.labels[a], part.kept[a], part.weights[a]).sum() for a in part.labels)
         / images
@@ -120,10 +122,11 @@ def align_term(now: FaceBatch, part: Part, images: int) -> Tensor:
 
 
 def image_term(perception: Perception, damping: dict[str, Damping], now: FaceBatch, part: Part, images: int) -> Tensor:
-    """Sum of m_i L_img,i over compared images, divided by B.
+    """Return the weighted sum of m_i L_img,i over the images with a reference image, divided by B.
 
-    m_i is the smallest `keep_outside` of the attributes that change, and inside the boxes' intersection the gradient is
-    multiplied by the smallest `keep_face` of them; both are 1 where every attribute stays and without a face in x or o.
+    m_i is the smallest `keep_outside` of the attributes that change. Inside the intersection of the face boxes of x_i and
+    o_i, the gradient is also multiplied by their smallest `keep_face`. Both factors are 1 if all attributes stay, or if x_i
+    or o_i has no face.
     """
     row_F = now.faces.row_F
     both_F = part.originals["found"][row_F]
@@ -138,10 +141,10 @@ def image_term(perception: Perception, damping: dict[str, Damping], now: FaceBat
 
 
 def face_term(perception: Perception, confident_class: float, now: FaceBatch, part: Part, images: int) -> Tensor:
-    """Sum of L_face over the faces of compared images, divided by B.
+    """Return the weighted sum of L_face over the faces of images with a reference image, divided by B.
 
-    The target is o's own face where every attribute stays and h is at least `confident_class` sure of it in o, else the
-    nearest face of the bank.
+    The target is the face of o if all attributes stay and h gives each class of o a probability of at least
+    `confident_class`. Otherwise it is the nearest face of the bank.
     """
     row_F = now.faces.row_F
     if not len(row_F):
@@ -157,12 +160,12 @@ def face_term(perception: Perception, confident_class: float, now: FaceBatch, pa
 
 
 def _stack(part: Part, row_F: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Labels, kept flags and the classes of o, each [A, F]."""
+    """Return labels, kept flags and the classes of o, each [A, F]."""
     original = torch.stack([part.originals[f"probs.{a}"][row_F].argmax(1) for a in part.labels])
     return torch.stack(list(part.labels.values())), torch.stack(list(part.kept.values())), original
 
 
 def gradient_at(value: Tensor, pixels: Tensor) -> Tensor:
-    """d value / d pixels, zeros where there is no path; keeps the graph, which the terms share."""
+    """Return d value / d pixels, zeros if there is no path; keeps the graph, because the terms share it."""
     grad = torch.autograd.grad(value, pixels, retain_graph=True, allow_unused=True)[0] if value.requires_grad else None
     return torch.zeros_like(pixels) if grad is None else grad

@@ -1,6 +1,6 @@
-"""The frozen networks that look at images in training: detector, classifier, preservation encoders, face embedder.
+"""The frozen networks that training applies to images: detector, classifier, preservation encoders, face embedder.
 
-They turn images into everything the losses need, with or without a graph; boxes are constants of the graph.
+They compute all inputs of the losses from images, with or without a graph. Boxes are constants of the graph.
 """
 
 from dataclasses import dataclass
@@ -15,12 +15,13 @@ from classifiers.types import Boxes, Classifier, Detector, Embedder, Faces
 
 @dataclass
 class Perception:
-    """`encoders` preserve semantics; `embedder` and `bank` serve face realism, None without that term.
+    """The frozen networks of training, and how faces are cropped for the classifier.
 
-    The classifier sees squares of `expand` times the box at `crop_size` pixels, or faces of that size `aligned` on landmarks.
+    encoders: networks of the image term. embedder, bank: for the face term, None without it. The classifier gets squares of
+    `expand` times the box at `crop_size` pixels. If `aligned`, it gets faces of that size aligned by their landmarks.
 
-    dtype: what they multiply in, but for the detector; weights, images and outputs are float32 whatever it says (in
-    bfloat16 features have length 1 to its three digits).
+    dtype: precision of autocast, for all networks but the detector. Weights, images and outputs are float32 in any case.
+    In bfloat16 the features have length 1 to three digits only.
     """
 
     detector: Detector
@@ -34,7 +35,7 @@ class Perception:
     aligned: bool = False
 
     def classify_faces(self, image_BCHW: Tensor, boxes: Boxes | None = None) -> "FaceBatch":
-        """Detect faces (unless boxes are given), crop and classify them; gradients pass to the image where enabled."""
+        """Detect faces (unless boxes are given), crop and classify them; gradients reach the image where enabled."""
         boxes = self.detector(image_BCHW) if boxes is None else boxes
         faces = extract(image_BCHW, boxes, self.crop_size, self.expand, self.aligned)
         with self._cast(image_BCHW):
@@ -42,16 +43,16 @@ class Perception:
         return FaceBatch(image_BCHW, faces, {name: logits_FK.float() for name, logits_FK in logits.items()})
 
     def features(self, image_BCHW: Tensor) -> list[Tensor]:
-        """One L2-normalised [B, D] per preservation encoder."""
+        """Return L2-normalised features [B, D], one tensor per preservation encoder."""
         with self._cast(image_BCHW):
             return [encoder.image(image_BCHW).float() for encoder in self.encoders]
 
     def align(self, faces: "FaceBatch") -> Tensor:
-        """Faces [F, 3, S, S] as the embedder wants them; gradients pass to the image."""
+        """Return faces [F, 3, S, S], aligned as the embedder requires; gradients reach the image."""
         return self.embedder.align(faces.image_BCHW, faces.faces.boxes)
 
     def embed(self, aligned_FCHW: Tensor) -> Tensor:
-        """L2-normalised [F, D] of aligned faces."""
+        """Return the L2-normalised embeddings [F, D] of aligned faces."""
         with self._cast(aligned_FCHW):
             return self.embedder(aligned_FCHW).float()
 
@@ -68,13 +69,13 @@ class FaceBatch:
     logits: dict[str, Tensor]
 
     def box_B4(self) -> Tensor:
-        """The face box of each image, zeros (empty) where no face was found."""
+        """Return the face box of each image [B, 4], zeros (an empty box) where no face was found."""
         box = torch.zeros(len(self.image_BCHW), 4, device=self.image_BCHW.device)
         box[self.faces.row_F] = self.faces.box_F4.to(box)
         return box
 
     def probs_BK(self, attribute: str) -> Tensor:
-        """Class probabilities of each image, zeros where no face was found."""
+        """Return the class probabilities of each image [B, K], zeros where no face was found."""
         logits = self.logits[attribute]
         probs = logits.new_zeros(len(self.image_BCHW), logits.shape[1])
         probs[self.faces.row_F] = logits.detach().softmax(1)

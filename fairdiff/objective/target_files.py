@@ -1,25 +1,23 @@
-"""Target files, CSV or YAML: a joint table, or a row for each prompt. This is where the formats are stated.
+"""Read target files, CSV or YAML, with a joint table or a row for each prompt. The formats are:
 
-Columns in any order.
-
-Joint table       one row a cell: a column for each attribute and `share`, every combination of classes exactly once.
+Joint table       one row per cell: a column for each attribute and `share`, every combination of classes exactly once.
                       gender,race,share
                       female,White,0.10
                   YAML: the same rows as a list of mappings, or nested in the order of `attribute`:
                       female: {White: 0.10, Black: 0.20, ...}
                       male: {White: 0.15, ...}
-Row per prompt    CSV: a column `prompt` (the whole text) or `subject`, and marginal shares, a column a class, named by
-                  the class or, where two attributes share its name, `attribute.class`. Attributes are independent;
-                  one without any column keeps its `target.<attribute>`.
+Row per prompt    CSV: a column `prompt` (the whole text) or `subject`, and one column of marginal shares per class. Its
+                  name is the class or, if two attributes have a class of that name, `attribute.class`. Attributes are
+                  independent. An attribute without any column keeps its `target.<attribute>`.
                       subject,female,male
                       nurse,0.9,0.1
-Joint per prompt  the joint table's columns beside `prompt` or `subject`: a whole table for each.
+Joint per prompt  the columns of the joint table and `prompt` or `subject`: one whole table for each prompt or subject.
 
-Every prompt of people that is trained on, validated or audited needs its row; a row `*` is that of all without one, and
-rows of others do no harm. `python scripts/target_file.py` writes a table to fill in.
+Columns may have any order, and `family` and `template` are ignored. Every prompt of people that is trained on, validated
+or audited needs a row. The row `*` applies to all prompts without a row, and rows of other prompts are ignored.
+`python scripts/target_file.py` writes a table to fill in.
 
-Columns `family` and `template` may stand there too. Shares are 0 or lie in [1e-06, 1] and sum to 1; a sum that is off by
-no more than 0.002, as rounded statistics are, is scaled to 1.
+A share is 0 or in [1e-06, 1], and shares sum to 1. A sum within 0.002 of 1, as rounded statistics have, is scaled to 1.
 """
 
 import csv
@@ -41,9 +39,9 @@ from fairdiff.prompts import Prompt
 KEYS = ("prompt", "subject")
 NOTES = ("family", "template")
 ROUNDING = 2e-3
-SMALLEST = 1e-6  # of a share that is not 0: nobody draws a million images, and the reciprocals of much smaller ones overflow
+SMALLEST = 1e-6  # least share above 0: nobody draws a million images, and reciprocals of much smaller shares overflow
 OTHERS = "*"  # the key of the row for prompts without a row of their own
-YAML_MEGABYTES = 1  # it holds one joint table
+YAML_MEGABYTES = 1  # a YAML file holds one joint table
 
 Classes = dict[str, list[str]]  # attribute -> its classes, in the order of `attribute`
 Rows = list[tuple[str, dict[str, Any]]]  # (where the row stands, its cells)
@@ -51,7 +49,7 @@ Rows = list[tuple[str, dict[str, Any]]]  # (where the row stands, its cells)
 
 @dataclass(frozen=True)
 class WrittenTarget:
-    """Targets by the column `key` ("prompt", "subject"), or one for all under "" where `key` is None."""
+    """The targets of a file by the values of its column `key` ("prompt", "subject"); if None, one target under ""."""
 
     source: str
     key: str | None
@@ -62,12 +60,12 @@ class WrittenTarget:
         return next(iter(self.targets.values())).attributes
 
     def of(self, prompt: Prompt) -> Target:
-        """The target written for a prompt, KeyError if there is none."""
+        """Return the target written for a prompt; KeyError if there is none."""
         key = self._key(prompt)
         return self.targets[key if key in self.targets or OTHERS not in self.targets else OTHERS]
 
     def require(self, prompts: Iterable[Prompt]) -> None:
-        """FairDiffError if prompts have no row, which names the first few of them."""
+        """Raise FairDiffError, naming the first few, if prompts have no row."""
         asked = dict.fromkeys(map(self._key, prompts))
         missing = [key for key in asked if key not in self.targets]
         if missing and OTHERS not in self.targets:
@@ -82,10 +80,11 @@ class WrittenTarget:
 
 
 def read_target(path: str | Path, classes: Classes, others: Iterable[str] = ()) -> WrittenTarget:
-    """Read a target file of any form above; `others`: attributes whose columns may be there unused.
+    """Read a target file of any form above; columns `attribute.class` of the attributes in `others` are ignored.
 
-    FairDiffError, one line with file and row or column: unreadable, empty, a missing or unknown column or class, a cell
-    or key twice or missing, a share that is no number in [0, 1], shares that do not sum to 1.
+    Raises a FairDiffError of one line that names the file and the row or column. Reasons: the file is unreadable or empty,
+    a column or class is missing or unknown, a cell or key is missing or repeated, a share is no number in the allowed
+    range, shares do not sum to 1.
     """
     path, where = Path(path), f"target.file: {path}"
     if path.suffix not in (".csv", ".yaml", ".yml"):
@@ -98,7 +97,7 @@ def read_target(path: str | Path, classes: Classes, others: Iterable[str] = ()) 
 
 
 def table_to_fill_in(subjects: Iterable[str], shares: dict[str, dict[str, float]]) -> str:
-    """The text of a CSV with a row for each subject and these shares, attribute -> class -> share."""
+    """Return the text of a CSV with a row for each subject; `shares`: attribute -> class -> share in every row."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["subject", *(f"{name}.{cls}" for name, classes in shares.items() for cls in classes)])
@@ -108,7 +107,7 @@ def table_to_fill_in(subjects: Iterable[str], shares: dict[str, dict[str, float]
 
 
 def _nested(value: Any, classes: Classes, where: str) -> WrittenTarget:
-    """The joint table of a YAML value: a list of rows, or shares nested in the order of the attributes."""
+    """Read the joint table of a YAML value: a list of rows, or shares nested in the order of the attributes."""
     if isinstance(value, dict):
         rows = _flat(where, value, list(classes))
     elif isinstance(value, list) and all(isinstance(row, dict) for row in value):
@@ -120,12 +119,12 @@ def _nested(value: Any, classes: Classes, where: str) -> WrittenTarget:
 
 
 def _scalar(value: Any) -> Any:
-    """The same value, of a list or mapping a short text: by aliases it may be far longer than its file."""
+    """Return the value, or a short text for a list or mapping, which aliases may make far longer than the file."""
     return reprlib.repr(value) if isinstance(value, dict | list | set) else value
 
 
 def _flat(where: str, value: Any, names: list[str], above: tuple[str, ...] = ()) -> Rows:
-    """Nested mappings as rows with a cell for each level."""
+    """Return nested mappings as rows with a cell for each level."""
     if len(above) == len(names):
         return [(" × ".join(above), dict(zip(names, above, strict=True)) | {"share": value})]
     if not isinstance(value, dict):
@@ -152,7 +151,7 @@ def _written(where: str, columns: list[str], rows: Rows, classes: Classes) -> Wr
         raise FairDiffError(f"{where}: needs a column share, prompt or subject, found {', '.join(columns)}")
     chosen = _class_columns(where, share_columns, classes)
     targets: dict[str, Target] = {}
-    known: dict[tuple[str, ...], Target] = {}  # rows of equal shares have one target
+    known: dict[tuple[str, ...], Target] = {}  # rows of equal shares have the same target object
     for place, cells in rows:
         key = _key(f"{where}, {place}", cells, keys)
         if key in targets:
@@ -199,7 +198,7 @@ def _joint(where: str, rows: Rows, classes: Classes) -> Target:
 
 
 def _class_columns(where: str, columns: list[str], classes: Classes) -> dict[str, list[str]]:
-    """attribute -> its column for each class, for the attributes that have columns."""
+    """Return attribute -> its column for each class, for the attributes that have columns."""
     chosen: dict[tuple[str, str], str] = {}
     allowed = [f"{name}.{cls}" for name, names in classes.items() for cls in names]
     for column in columns:

@@ -1,8 +1,8 @@
-"""Target distributions and the labels that optimal transport draws from them.
+"""Target distributions, and the labels that optimal transport assigns to faces.
 
 Source: Shen et al., "Finetuning Text-to-Image Diffusion Models for Fairness", ICLR 2024 (arXiv 2311.07604), section 4.1.
 Shapes: F faces, K classes of one attribute, C = K1*K2*... corners of the joint simplex, N samples of F one-hots.
-This module loads no model and knows no image.
+This module uses neither models nor images.
 """
 
 from collections.abc import Iterable
@@ -34,48 +34,49 @@ class Target:
 
     @classmethod
     def from_marginals(cls, marginals: dict[str, list[float]]) -> "Target":
-        """The product of independent marginal shares, one list of K shares per attribute."""
+        """Return the product of independent marginal shares, given as one list of K shares per attribute."""
         table = np.ones(())
         for shares in marginals.values():
             table = np.multiply.outer(table, np.asarray(shares, float))
         return cls(tuple(marginals), table)
 
     def marginal(self, *attributes: str) -> np.ndarray:
-        """Shares of these attributes' classes, one axis each, in this order; none is above 1 by rounding."""
+        """Return the marginal shares of these attributes, one axis each in this order; rounding puts none above 1."""
         rest = tuple(i for i, name in enumerate(self.attributes) if name not in attributes)
         kept = [name for name in self.attributes if name in attributes]
         shares = self.table.sum(rest).transpose([kept.index(name) for name in attributes])
         return shares / shares.sum()
 
     def class_weights(self, attribute: str) -> np.ndarray:
-        """w_k = 1 / (K t_k) [K] for the cross-entropy, 0 for a class of share 0: at the target the classes' pushes cancel.
+        """Return class weights w_k = 1 / (K t_k) [K] for the cross-entropy, 0 for a class of share 0.
 
-        A face is pushed into its own class by 1 - p, whichever that is, and at the target t_k F faces have class k. Without
-        weights, as in the paper, the frequent classes outweigh the rare ones and shares end beyond the target: simulated
-        at F = 40 at .20 where .25 is the target, at .01 where .10 is (weighted: .25, .08). 1 where the target is uniform. Of
-        marginal shares: what a joint table says beyond those is not balanced so.
+        The gradient pushes a face towards its labelled class by 1 - p, and at the target t_k F faces have class k. With
+        these weights the pushes of the classes cancel at the target. Without weights, as in the paper, frequent classes
+        outweigh rare ones and rare classes end below their targets: simulated at F = 40, at .20 for a target of .25 and at
+        .01 for .10 (weighted: .25, .08). All weights are 1 if the target is uniform. They use the marginal shares only: a
+        joint table's dependence between attributes is not balanced.
         """
         shares = self.marginal(attribute)
         return np.divide(1 / len(shares), shares, out=np.zeros_like(shares), where=shares > 0)
 
     def given(self, attribute: str, place: int) -> "Target":
-        """This distribution where one attribute has a known class: of prompts that name it."""
+        """Return this distribution given that `attribute` has its class number `place`, for prompts that name the class."""
         axis = self.attributes.index(attribute)
         rest = self.table.take(place, axis)
-        rest = rest if rest.sum() > 0 else self.table.sum(axis)  # a class that no image shall show otherwise
+        rest = rest if rest.sum() > 0 else self.table.sum(axis)  # the class has share 0 for prompts that do not name it
         table = np.zeros_like(self.table)
         table[(slice(None),) * axis + (place,)] = rest / rest.sum()
         return Target(self.attributes, table)
 
     def times(self, other: "Target", *attributes: str) -> "Target":
-        """The product with a target of other, independent attributes, its axes in the given order."""
+        """Return the product with a target of other, independent attributes; its axes are `attributes` in this order."""
         both = Target((*self.attributes, *other.attributes), np.multiply.outer(self.table, other.table))
         return Target(attributes, both.marginal(*attributes))
 
 
 @dataclass(frozen=True)
 class Targets:
-    """The target of each prompt: its own in `rows` (by its text), else the one in `common`, if there is one."""
+    """The target of each prompt: the one in `rows` under its text, otherwise `common` (None: every prompt has a row)."""
 
     common: Target | None
     rows: dict[str, Target] = field(default_factory=dict)
@@ -85,15 +86,18 @@ class Targets:
         return self.known()[0].attributes
 
     def known(self) -> list[Target]:
-        """Every target: the common one, and one for each prompt with its own."""
+        """Return all targets: the common one, and that of each row."""
         return ([] if self.common is None else [self.common]) + list(self.rows.values())
 
     def of(self, prompt: str) -> Target:
-        """The target of a prompt."""
+        """Return the target of a prompt."""
         return self.rows[prompt] if self.common is None or prompt in self.rows else self.common
 
     def audited(self, groups: dict[str, tuple[str, ...]], prompts: list[str]) -> dict[str, np.ndarray]:
-        """Shares [K], or [P, K] where prompts have their own, of each attribute and of each group that is no product."""
+        """Return target shares per group of attributes: [K] if there is a common target, otherwise [P, K].
+
+        Groups of several attributes are left out if their table is the product of the marginals for every prompt.
+        """
         each = [self.common] if self.common is not None else [self.of(prompt) for prompt in prompts]
         found = {}
         for name, members in groups.items():
@@ -106,26 +110,26 @@ class Targets:
 
 @dataclass(frozen=True)
 class Labels:
-    """The transport labels of each face: `classes[a]` int [F], `confidence[a]` float [F] in [1/K, 1]."""
+    """The transport labels of F faces: for attribute a, `classes[a]` int [F] and `confidence[a]` float [F] in [1/K, 1]."""
 
     classes: dict[str, np.ndarray]
     confidence: dict[str, np.ndarray]
 
     @classmethod
     def none(cls, attributes: Iterable[str]) -> "Labels":
-        """The labels of no face."""
+        """Return the labels of zero faces."""
         return cls({a: np.zeros(0, int) for a in attributes}, {a: np.zeros(0) for a in attributes})
 
     def kept(self, attribute: str, confidence: float) -> np.ndarray:
-        """Which faces (bool [F]) have a label sure enough to be trained on: c_f >= confidence."""
+        """Return which faces have a label confident enough to be trained on, bool [F]: c_f >= confidence."""
         return self.confidence[attribute] >= confidence
 
 
 def assign(probs: dict[str, np.ndarray], target: Target, rng: np.random.Generator, draws: int = 256) -> Labels:
-    """Label F faces so that, in expectation over iid draws of F one-hots from the target, transport is optimal.
+    """Return the transport labels of F faces: the expected optimal assignment to F one-hots drawn iid from the target.
 
     q_f = E[u_{sigma*(f)}], y_f = argmax q_f, c_f = max q_f (section 4.1 of the paper). Several attributes are
-    assigned jointly and labelled marginally. One binary attribute uses the closed form, all else `expected_joint`.
+    assigned jointly and labelled marginally. One binary attribute uses the closed form, all others `expected_joint`.
 
     probs: attribute -> [F, K] rows on the simplex, in the target's order. Returns labels of length F (may be 0).
     """
@@ -145,9 +149,10 @@ def assign(probs: dict[str, np.ndarray], target: Target, rng: np.random.Generato
 
 
 def expected_binary(prob_F: np.ndarray, share: float) -> np.ndarray:
-    """q [F, 2] in closed form: the face of rank r (0 = least class-1-like) gets class 1 with BinomCDF(r; F, 1-share).
+    """Return q [F, 2] of one binary attribute in closed form.
 
-    The number of class-0 draws is Binomial(F, 1-share) and transport gives class 0 to the lowest ranks.
+    Ranks r are by the probability of class 1, the lowest first. The number of class-0 draws is Binomial(F, 1 - share), and
+    transport gives class 0 to the lowest ranks. So rank r gets class 1 with probability BinomCDF(r; F, 1 - share).
     """
     rank = np.argsort(np.argsort(prob_F, kind="stable"), kind="stable")
     one = binom.cdf(rank, len(prob_F), 1 - share)
@@ -155,10 +160,11 @@ def expected_binary(prob_F: np.ndarray, share: float) -> np.ndarray:
 
 
 def expected_joint(probs: dict[str, np.ndarray], target: Target, rng: np.random.Generator, draws: int) -> np.ndarray:
-    """q [F, K1, K2, ...]: the mean optimal plan to F one-hots drawn iid from the target.
+    """Return q [F, K1, K2, ...], the mean optimal plan to F one-hots drawn iid from the target.
 
-    Exact where all possible samples, (F + C - 1 choose C - 1) vectors of counts, are no more than 4 `draws`; else Monte
-    Carlo over `draws` of them. At F = 64, C = 16 (2x4x2), 256 draws: 24 ms a call on one core.
+    It is exact if there are at most 4 `draws` possible vectors of counts, (F + C - 1 choose C - 1) for C corners with a
+    share above 0. Otherwise it is a Monte Carlo estimate of `draws` samples. A call with F = 64, C = 16 (2x4x2) and 256
+    draws takes 24 ms on one core.
     """
     faces = len(next(iter(probs.values())))
     shares = target.table.ravel() / target.table.sum()
@@ -169,9 +175,9 @@ def expected_joint(probs: dict[str, np.ndarray], target: Target, rng: np.random.
 
 
 def every_count(faces: int, shares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """All vectors of counts of `faces` draws, int [N, C], and their multinomial probabilities [N]."""
+    """Return all vectors of counts of `faces` draws, int [N, C], and their multinomial probabilities [N]."""
     used = np.flatnonzero(shares > 0)
-    bars = np.array(list(combinations(range(faces + len(used) - 1), len(used) - 1)), int)  # between stars
+    bars = np.array(list(combinations(range(faces + len(used) - 1), len(used) - 1)), int)  # stars and bars
     edges = np.pad(bars, ((0, 0), (1, 1)), constant_values=((0, 0), (-1, faces + len(used) - 1)))
     counts = np.zeros((len(edges), len(shares)), int)
     counts[:, used] = np.diff(edges) - 1
@@ -179,7 +185,7 @@ def every_count(faces: int, shares: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 
 def drawn_counts(faces: int, shares: np.ndarray, rng: np.random.Generator, draws: int) -> tuple[np.ndarray, np.ndarray]:
-    """Different vectors of counts among `draws` samples, int [N, C], and their frequencies [N]."""
+    """Return the distinct vectors of counts among `draws` samples, int [N, C], and their frequencies [N]."""
     counts, times = np.unique(rng.multinomial(faces, shares, size=draws), axis=0, return_counts=True)
     return counts, times / draws
 
@@ -187,10 +193,11 @@ def drawn_counts(faces: int, shares: np.ndarray, rng: np.random.Generator, draws
 def mean_plan(
     probs: dict[str, np.ndarray], shape: tuple[int, ...], counts: np.ndarray, weights: np.ndarray
 ) -> np.ndarray:
-    """The optimal plans [F, *shape] to samples with these counts [N, C], averaged with weights [N] that sum to 1.
+    """Return the weighted mean [F, *shape] of the optimal plans to samples with these counts [N, C].
 
-    Cost: Euclidean distance between the concatenated marginal probabilities and each joint corner's one-hots. Every
-    face is a unit and so is every draw: a corner drawn n times is n equal columns of an assignment problem.
+    weights: [N], sum 1. The cost is the Euclidean distance between a face's concatenated marginal probabilities and the
+    concatenated one-hots of a joint corner. Each plan solves an assignment problem, where a corner drawn n times is n
+    equal columns.
     """
     corners = np.indices(shape).reshape(len(shape), -1)
     onehot = np.concatenate([np.eye(k)[c] for k, c in zip(shape, corners, strict=True)], 1)
@@ -206,9 +213,9 @@ def mean_plan(
 
 @lru_cache
 def smallest_batch(share: float, confidence: float) -> int:
-    """The least F at which some face gets a confident label of a class with this share in (0, 1].
+    """Return the least F at which some face gets a confident label of a class with this share in (0, 1].
 
-    The most class-like face is labelled if the class is drawn at all: 1 - (1-share)^F >= confidence.
+    The face most like the class gets it if it is drawn at least once, so F must satisfy 1 - (1-share)^F >= confidence.
     """
     if share >= 1:
         return 1

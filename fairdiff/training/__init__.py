@@ -1,6 +1,6 @@
-"""Training: one step, the loop around it, and what the loop keeps.
+"""Training: one step, the training loop, and the files that the loop writes.
 
     originals -> step -> update -> trainer;  validation, checkpoint, tracking
 
-Imports diffusion and objective; is imported by the builder and the mains only.
+It imports diffusion and objective. Only the builder and the mains import it.
 """

@@ -1,7 +1,8 @@
-"""A checkpoint that describes itself: step, fingerprint and the state of every part that learns or remembers.
+"""Save and load checkpoints: the step, the run's fingerprint and the state of every part of training that has one.
 
-One file, written atomically and never unpickled: parts of it cannot be of different steps. The one before it is kept.
-Randomness needs no state: every step draws from its own generator, seeded by (seed, step).
+A checkpoint is one file that is written atomically, so all its parts are of the same step. It is loaded with
+`weights_only`, so it runs no code. The previous checkpoint is kept. No random state is stored: every step draws from its
+own generator, seeded by (seed, step).
 """
 
 import io
@@ -21,7 +22,7 @@ NAME, PREVIOUS = "checkpoint.pt", "previous.pt"
 
 
 class Part(Protocol):
-    """What has a state of tensors, numbers and texts: the optimiser, the averages, the balance, the best so far."""
+    """An object with a state of tensors, numbers and texts: the optimiser, the averages, the balance, the best so far."""
 
     def state_dict(self) -> dict: ...
 
@@ -31,8 +32,8 @@ class Part(Protocol):
 class Ema:
     """Exponential moving average of the parameters with a warm-up: decay_i = min(decay, (1 + i) / (10 + i)).
 
-    i is the training step, counted from 0; diffusers' warm-up is the same but for a decay of 0 at its first step. It
-    lasts long: the decay is .1 at the first step, .87 at the 60th and the paper's .996 only after 2,240.
+    i is the training step, counted from 0. The warm-up of diffusers differs only in its decay of 0 at the first step.
+    The warm-up is long: the decay is .1 at the first step, .87 at the 60th, and reaches the paper's .996 after 2,240.
     """
 
     def __init__(self, parameters: list[Tensor], decay: float):
@@ -40,19 +41,19 @@ class Ema:
         self.shadow = [p.detach().clone() for p in parameters]
 
     def update(self, step: int) -> None:
-        """Move towards the parameters after optimiser step `step` (counted from 0)."""
+        """Move the averages towards the parameters after optimiser step `step` (counted from 0)."""
         decay = min(self.decay, (1 + step) / (10 + step))
         for shadow, parameter in zip(self.shadow, self.parameters, strict=True):
             shadow.lerp_(parameter.detach(), 1 - decay)
 
     def copy_to_parameters(self) -> None:
-        """Put the averages in place of the parameters (for the audit and the export)."""
+        """Overwrite the parameters with the averages (for the audit and the export)."""
         for shadow, parameter in zip(self.shadow, self.parameters, strict=True):
             parameter.data.copy_(shadow)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """The averages in place of the parameters for a while (for validation)."""
+        """Use the averages as parameters within the context, then restore the parameters (for validation)."""
         kept = [p.detach().clone() for p in self.parameters]
         self.copy_to_parameters()
         try:
@@ -73,13 +74,13 @@ class Ema:
 
 
 def save(folder: Path, step: int, fingerprint: str, parts: dict[str, Part]) -> None:
-    """Write the state of every part after `step` finished steps, and keep the checkpoint before it."""
+    """Write the state of every part after `step` finished steps, and keep the previous checkpoint."""
     state = {"step": step, "fingerprint": fingerprint} | {name: part.state_dict() for name, part in parts.items()}
     write_bytes(folder / NAME, _packed(state), folder / PREVIOUS)
 
 
 def _packed(state: dict) -> bytes:
-    buffer = io.BytesIO()  # torch.save itself makes a RuntimeError of a full disk
+    buffer = io.BytesIO()  # torch.save to a file would turn the OSError of a full disk into a RuntimeError
     torch.save(state, buffer)
     return buffer.getvalue()
 
@@ -87,7 +88,7 @@ def _packed(state: dict) -> bytes:
 def load_together(
     folder: Path, fingerprint: str, parts: dict[str, Part], say: Callable[[str], None], world: World
 ) -> int:
-    """`load` by the first of several processes; all have its state then, for nothing of it differs between them."""
+    """`load` in the first process and copy its state to the others, since all processes have the same state."""
     step = load(folder, fingerprint, parts, say) if world.first else 0
     if world.size > 1:
         own = {name: part.state_dict() for name, part in parts.items()}
@@ -99,10 +100,10 @@ def load_together(
 
 
 def load(folder: Path, fingerprint: str, parts: dict[str, Part], say: Callable[[str], None]) -> int:
-    """Restore every part and return the finished steps, 0 if there are none.
+    """Restore every part and return the number of finished steps, 0 if there is no checkpoint.
 
-    Of a checkpoint that cannot be read the one before it is taken, which `say` is told. FairDiffError if neither can be
-    read, and for another run's checkpoint.
+    If the checkpoint cannot be read, the previous one is used and `say` gets a warning. Raises FairDiffError if neither can
+    be read, or if a checkpoint belongs to another run.
     """
     errors = []
     for path in (folder / NAME, folder / PREVIOUS):
@@ -114,7 +115,7 @@ def load(folder: Path, fingerprint: str, parts: dict[str, Part], say: Callable[[
             errors.append(f"{path}: {error}")
             continue
         if errors:
-            path.replace(folder / NAME)  # else the next save would put the damaged one in its place
+            path.replace(folder / NAME)  # otherwise the next save would overwrite it with the damaged one
             say(f"warning: {errors[0]}; the checkpoint before it is taken, of step {state['step']}")
         for name, part in parts.items():
             part.load_state_dict(state[name])
@@ -125,10 +126,10 @@ def load(folder: Path, fingerprint: str, parts: dict[str, Part], say: Callable[[
 
 
 def _read(path: Path, fingerprint: str, parts: dict[str, Part]) -> dict:
-    """The state that `save` wrote; ValueError for anything else, FairDiffError for another run's."""
+    """Return the state that `save` wrote; ValueError for any other file, FairDiffError for a checkpoint of another run."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # cut short, another format, a disk that cannot read it
+    except Exception as error:  # truncated, another format, or a disk error
         raise ValueError(f"cannot be read ({type(error).__name__})") from error
     if not isinstance(state, dict):
         raise ValueError("is no checkpoint")
@@ -137,12 +138,12 @@ def _read(path: Path, fingerprint: str, parts: dict[str, Part]) -> dict:
             f"{path}: was written with other settings; choose another hydra.run.dir or start over with resume=false"
         )
     _compare(state, {"step": 0, "fingerprint": fingerprint} | _expected(state, parts))
-    state["optimizer"]["param_groups"] = parts["optimizer"].state_dict()["param_groups"]  # settings are the run's own
+    state["optimizer"]["param_groups"] = parts["optimizer"].state_dict()["param_groups"]  # settings come from this run
     return state
 
 
 def _expected(state: dict, parts: dict[str, Part]) -> dict:
-    """States of the form that those of these parts have in the course of training, for `_compare`."""
+    """Return example states with the keys and shapes that the states of these parts have during training."""
     expected = {name: part.state_dict() for name, part in parts.items()}
     averages, count = expected["ema"]["shadow"], torch.tensor(0.0)
     moments = {i: {"step": count, "exp_avg": a, "exp_avg_sq": a} for i, a in enumerate(averages)}
@@ -155,7 +156,10 @@ def _expected(state: dict, parts: dict[str, Part]) -> dict:
 
 
 def _compare(found: object, expected: object, where: str = "the checkpoint") -> None:
-    """ValueError, naming the place, for another key, length, type or shape, and for NaN, infinity or a negative number."""
+    """Raise ValueError, naming the place, if keys, lengths, types or shapes differ, or if a value cannot be in a checkpoint.
+
+    Such values are NaN and infinity in tensors, and numbers that are negative or NaN.
+    """
     match expected:
         case Tensor():
             if not isinstance(found, Tensor) or not found.is_floating_point() or found.shape != expected.shape:
@@ -169,7 +173,7 @@ def _compare(found: object, expected: object, where: str = "the checkpoint") -> 
             for key, value in expected.items():
                 if key in found:
                     _compare(found[key], value, key if where == "the checkpoint" else f"{where}.{key}")
-                elif where != "optimizer.state":  # where parameters without a gradient have none
+                elif where != "optimizer.state":  # parameters without a gradient have no entry there
                     raise ValueError(f"{where} has no {key}")
         case list():
             if not isinstance(found, list) or len(found) != len(expected):

@@ -1,6 +1,6 @@
-"""Before training: do the training judge and the audit judge mean the same by a class?
+"""Check before training that the training judge and the audit judge use the same classes.
 
-With two labels swapped in one of them, training would go towards the opposite of what the audit measures.
+If two labels were swapped in one of them, training would go in the opposite direction of the audited target.
 """
 
 from collections.abc import Sequence
@@ -14,15 +14,15 @@ from fairdiff.errors import FairDiffError
 from fairdiff.prompts import Prompt
 from fairdiff.training.step import Trainee
 
-PROMPTS, IMAGES = 8, 24  # the first prompts, and reference images of all of them: as many as a training step has
+PROMPTS, IMAGES = 8, 24  # the first prompts, and the reference images of all of them: as many as in a training step
 
 
 @torch.no_grad()
 def compare_judges(trainee: Trainee, audit_judge: Classifier, prompts: Sequence[Prompt], steps: int) -> list[str]:
-    """A line that says on how many faces of the first reference images both judges agree; [] for one and the same judge.
+    """Return one line with the share of faces in reference images on which both judges agree; [] if they are the same.
 
-    steps: of the sampler. Several processes share the prompts. FairDiffError if their labels cannot mean the same. Changes
-    neither the reference images that are kept nor a random state.
+    steps: sampler steps. Several processes share the prompts. Raises FairDiffError if the labels of one judge agree much
+    better with the other's after renaming classes. The stored reference images and random states are left as they are.
     """
     judge = trainee.perception.classifier
     if judge.config == audit_judge.config and fingerprint.of_frozen(judge) == fingerprint.of_frozen(audit_judge):

@@ -1,7 +1,7 @@
-"""The frozen model's images o_i of a finite noise pool, reduced to what the losses compare with, cached on disk.
+"""Reference images o_i: the frozen model's images of a finite noise pool, reduced to features and cached on disk.
 
-o_i depends on (prompt, noise, number of sampler steps) only, so each is sampled once for all runs that share the model
-and the perception.
+o_i depends on (prompt, noise, number of sampler steps) only. So each o_i is sampled once for all runs with the same model
+and the same perception.
 """
 
 import hashlib
@@ -19,18 +19,18 @@ from fairdiff.distributed import ALONE, World
 from fairdiff.files import write_bytes
 from fairdiff.objective.perception import Perception
 
-SCHEMA = 1  # raised when the same settings fill the cache with something else (tests/test_schemas.py)
+SCHEMA = 1  # raise it if the same settings fill the cache with other content (tests/test_schemas.py)
 
 
 @dataclass
 class Originals:
-    """A store of rows `name -> [pool, ...]` per (prompt, steps); missing rows are made by `generate` and kept.
+    """A cache of the features of reference images per (prompt, steps) and pool index; missing rows are computed and kept.
 
-    generate: (prompt, indices, steps) -> images of the model with the adapter off. folder: None keeps them in memory.
-    block: how many pool indices are made at once. compared: of how many of each block, its first, a training batch is
-    given, None for all; they are made apart from the rest. at_once: how many images are looked at together. world: the
-    processes that make a block together, each some of its images; all then have the same rows, and the first one reads and
-    writes the files.
+    generate: (prompt, indices, steps) -> images of the model with the adapter off. folder: None keeps rows in memory only.
+    block: how many pool indices are generated together. compared: only the first `compared` indices of each block serve as
+    reference images of a training batch (None: all); they are generated separately from the others. at_once: how many
+    images are measured together. world: the processes that share the images of a block; all then have the same rows, and
+    the first one reads and writes the files.
     """
 
     perception: Perception
@@ -45,9 +45,9 @@ class Originals:
     at_once: int = 64
 
     def get(self, prompt: str, indices: list[int], steps: int) -> dict[str, Tensor]:
-        """Features `feature.<i>`, `box` [B, 4], `found`, `probs.<attribute>` and `face` of the given pool indices.
+        """Return `feature.<i>`, `box` [B, 4], `found`, `probs.<attribute>` and `face` of the given pool indices.
 
-        Where rows are missing all processes call it, with the same arguments.
+        If rows are missing, all processes must call it with the same arguments.
         """
         known, path = self._known(prompt, steps)
         missing = sorted({self.made_with(i) for i in indices if i not in known}, key=lambda block: block[0])
@@ -60,14 +60,14 @@ class Originals:
         return {name: torch.stack([known[i][name] for i in indices]).to(self.device) for name in known[indices[0]]}
 
     def _made(self, prompt: str, block: list[int], steps: int) -> dict[str, Tensor]:
-        """What `measure` says of a block, of which each process generates a part."""
+        """Return `measure` of a block; each process generates a part of it."""
         own = self.world.share(block)
         looks = [self.measure(images) for images in self.generate(prompt, own, steps).split(self.at_once)] if own else []
         parts = sum(self.world.gather([{n: t.cpu() for n, t in look.items()} for look in looks]), [])
         return {n: torch.cat([part[n] for part in parts]) for n in parts[0]}
 
     def _known(self, prompt: str, steps: int) -> tuple[dict[int, dict[str, Tensor]], Path | None]:
-        """The rows there are of a prompt, and where they are kept."""
+        """Return the known rows of a prompt, and the path of their file."""
         key = hashlib.sha256(f"{steps}|{prompt}".encode()).hexdigest()[:24]
         path = self.folder / f"{key}.safetensors" if self.folder else None
         if key not in self.rows:
@@ -77,7 +77,7 @@ class Originals:
 
     @property
     def names(self) -> set[str]:
-        """Of the tensors that `measure` gives."""
+        """The names of the tensors that `measure` returns."""
         seen = self.perception
         names = {"box", "found"} | ({"face"} if seen.embedder is not None else set())
         names |= {f"feature.{i}" for i in range(len(seen.encoders))}
@@ -85,20 +85,20 @@ class Originals:
 
     @property
     def share(self) -> float:
-        """Of a block, that is compared."""
+        """The share of a block whose images serve as reference images."""
         return (self.compared or self.block) / self.block
 
     def made_with(self, index: int) -> range:
-        """Which pool indices are made at once with this one: always the same, so no row depends on earlier calls."""
+        """Return the pool indices generated together with this one; always the same, so no row depends on earlier calls."""
         start = index // self.block * self.block
         first, end = start + (self.compared or self.block), start + self.block
         return range(start, first) if index < first else range(first, end)
 
     def sampled_rows(self, prompt: str, indices: list[int], steps: int) -> tuple[dict[str, Tensor], Tensor]:
-        """`get` for those indices that are compared, zeros for others; and what each weighs [B]: 1 / their share, or 0.
+        """Return `get` of the indices that are compared, zeros for the others, and a weight [B]: 1 / `share`, or 0.
 
-        Indices are exchangeable, so that a sum over the compared with these weights is an unbiased estimate of the sum
-        over all (Horvitz and Thompson 1952), and a fixed part of the pool is all that is ever sampled.
+        Indices are exchangeable. So a sum with these weights is an unbiased estimate of the sum over all images (Horvitz
+        and Thompson 1952), although only a fixed part of the pool is ever sampled.
         """
         first = self.compared or self.block
         inside = [i for i in indices if i % self.block < first]
@@ -111,7 +111,7 @@ class Originals:
 
     @torch.no_grad()
     def measure(self, image_BCHW: Tensor) -> dict[str, Tensor]:
-        """What the losses compare with, one row an image."""
+        """Return the features, boxes, probabilities and face embeddings that the losses compare with, a row per image."""
         seen = self.perception.classify_faces(image_BCHW)
         out = {f"feature.{i}": f for i, f in enumerate(self.perception.features(image_BCHW))}
         out |= {f"probs.{a}": seen.probs_BK(a) for a in seen.logits}
@@ -124,7 +124,7 @@ class Originals:
 
 
 def _bytes(path: Path | None) -> bytes:
-    """What a file holds, nothing if it is not there or cannot be read."""
+    """Return the content of a file, b"" if it is missing or cannot be read."""
     try:
         return path.read_bytes() if path else b""
     except OSError:
@@ -132,7 +132,7 @@ def _bytes(path: Path | None) -> bytes:
 
 
 def _read(data: bytes, names: set[str]) -> dict[int, dict[str, Tensor]]:
-    """The rows of a file, {} if it is empty or damaged: it is only a cache, so what it held is made anew."""
+    """Return the rows of a file, {} if it is empty or damaged: as it is only a cache, they are computed again."""
     try:
         table = from_bytes(data)
     except SafetensorError:

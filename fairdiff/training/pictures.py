@@ -1,4 +1,4 @@
-"""Images of the adapter while it learns: a grid of the same noise without and with it, a few times in a run."""
+"""Image grids during training: images of the same noise without and with the adapter, a few times in a run."""
 
 import math
 from pathlib import Path
@@ -14,18 +14,18 @@ from fairdiff.files import atomic_path
 from fairdiff.training.step import Trainee
 from fairdiff.training.tracking import PICTURES
 
-PROMPTS, IMAGES = 3, 4  # of a grid
-GRIDS = 8  # of a run, about
-WIDEST = 192  # pixels of an image in a grid
+PROMPTS, IMAGES = 3, 4  # rows of prompts in a grid, images of each
+GRIDS = 8  # approximate number of grids in a run
+WIDEST = 192  # largest side in pixels of an image in a grid
 
 
 def due(step: int, steps: int) -> bool:
-    """Whether a grid is made after training step `step`, counted from 0."""
+    """Return whether a grid is made after training step `step`, counted from 0."""
     return (step + 1) % math.ceil(steps / GRIDS) == 0 or step + 1 == steps
 
 
 class Grids:
-    """Grids of the first few prompts: a row of the frozen model, and below it one of the adapter from the same noise."""
+    """Grids of the first few prompts: for each, a row of the frozen model above a row with the adapter, same noise."""
 
     def __init__(self, trainee: Trainee, prompts: list[str], sampler_steps: int, seed: int):
         self.trainee, self.prompts = trainee, list(dict.fromkeys(prompts))[:PROMPTS]
@@ -36,7 +36,7 @@ class Grids:
 
     @torch.no_grad()
     def grid(self) -> Tensor:
-        """The grid [3, H, W] of the adapter as it stands."""
+        """Return the grid [3, H, W] with the adapter's current parameters."""
         model, adapter = self.trainee.model, self.trainee.adapter
         if not self.before:
             with adapter.off():
@@ -55,7 +55,7 @@ class Grids:
 
 
 def save(image_3HW: Tensor, folder: Path, steps: int) -> None:
-    """Write pictures/step_<steps done>.png of a run folder."""
+    """Write a grid as pictures/step_<finished steps>.png into a run folder."""
     path = folder / PICTURES / f"step_{steps:06d}.png"
     path.parent.mkdir(exist_ok=True)
     with atomic_path(path) as temporary:

@@ -1,4 +1,4 @@
-"""ONE training step of distributional alignment with the factorised gradient (Shen et al., ICLR 2024).
+"""One training step of distributional alignment with the factorised gradient (Shen et al., ICLR 2024).
 
     1  sample      B images of one prompt without a graph; keep every U-Net input z_t
     2  label       detect faces, classify them; optimal transport to the target gives each face a label
@@ -7,8 +7,8 @@
     4  replay      chosen (image, t) pairs: dL/dtheta += w_t J_theta(eps_t; sg(z_t))^T g
     5  text        one text-encoder backward with the accumulated gradient of the prompt embedding
 
-`training_step` is this box. The factorised form is stated in fairdiff/diffusion/sampling.py. Of several processes each does
-all five for its own images; labels, divisors, balance and the choice of t are those of the whole batch (`World`).
+`training_step` does these five parts. fairdiff/diffusion/sampling.py states the factorised form. Each of several processes
+does them for its own images; labels, divisors, balance and the choice of t are those of the whole batch (`World`).
 """
 
 import math
@@ -37,11 +37,11 @@ from fairdiff.training.originals import Originals
 
 @dataclass(frozen=True)
 class Objective:
-    """What the adapter is trained towards: targets, the weights of the terms, and which labels count.
+    """The training objective: targets, weights of the loss terms, and thresholds for labels.
 
-    align, image, face: a term's weight; 0 measures it only, None leaves it out. confidence: the least confidence of a
-    label. weigh_classes: see `Target.class_weights`. damping: of each attribute, see `losses.Damping`.
-    confident_class: how sure the classifier must be of the class of o for its face to be kept.
+    align, image, face: weight of a term; 0 only measures it, None leaves it out. confidence: least confidence of a label
+    that is trained on. weigh_classes: use `Target.class_weights`. damping: see `losses.Damping`, per attribute.
+    confident_class: least probability of o's class for which the face of o is the target of the face term.
     """
 
     target: Targets
@@ -54,7 +54,7 @@ class Objective:
     confident_class: float
 
     def class_weights(self, target: Target) -> dict[str, Tensor]:
-        """What a label of each class [K] weighs in the alignment loss: all 1 for the paper's plain cross-entropy."""
+        """Return the class weights [K] of the alignment loss per attribute: all 1 for the paper's plain cross-entropy."""
         weights = {a: torch.from_numpy(target.class_weights(a)) for a in target.attributes}
         return weights if self.weigh_classes else {a: torch.ones_like(w) for a, w in weights.items()}
 
@@ -67,7 +67,7 @@ class Objective:
 
 @dataclass(frozen=True)
 class Method:
-    """How the gradient is taken: guidance scale s, step weights w_t, replayed steps K (None = T), micro-batch sizes."""
+    """How the gradient is computed: guidance scale s, step weights w_t, replayed steps K (None = T), micro-batch sizes."""
 
     guidance: float
     gradient: str
@@ -78,9 +78,9 @@ class Method:
 
 @dataclass(frozen=True)
 class Batch:
-    """One prompt, B indices into its noise pool, the number T of sampler steps, and a generator for this step.
+    """One prompt, B indices into its noise pool, the number T of sampler steps, and the generator of this batch.
 
-    people: whether the images are to show people, named: whether the prompt names a class, see `Prompt`.
+    people: whether the images shall show people. named: whether the prompt names a class, see `Prompt`.
     """
 
     prompt: str
@@ -94,10 +94,10 @@ class Batch:
 
 @dataclass
 class StepResult:
-    """Mean of each term over the images, the classifier's shares per attribute, faces found and labels kept.
+    """The loss terms (means over images), the classifier's shares per attribute, and counts of faces and kept labels.
 
-    skipped: why nothing is learnt from the batch, "" if something is. people, named: of its prompt, see `Batch`.
-    grad_share: each weighted (and balanced) term's norm at the images, divided by the sum of these norms.
+    skipped: the reason if nothing is learnt from the batch, otherwise "". people, named: as in `Batch`. grad_share: the
+    gradient norm of each weighted (and balanced) term at the images, divided by the sum of these norms.
     """
 
     terms: dict[str, float]
@@ -112,8 +112,9 @@ class StepResult:
 
 @dataclass
 class Trainee:
-    """The model under training with all that a step needs of it. world: the processes that share each batch's images.
-    pieces: from which the sizes in `method` are.
+    """The model under training and everything else that a step needs.
+
+    world: the processes that share the images of each batch. pieces: the planned micro-batch sizes (`method` has copies).
     """
 
     model: DiffusionModel
@@ -127,13 +128,13 @@ class Trainee:
     pieces: Pieces | None = None
 
     def without_people(self) -> "Trainee":
-        """The same for a prompt without people: its images are only to stay as they are."""
+        """Return a trainee with the image term only, for a prompt without people, whose images shall not change."""
         return replace(self, objective=replace(self.objective, align=None, face=None), balance=None)
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """The sampled batch: prompt embeddings (with their graph), the leaves that the U-Net read, its inputs and z_0."""
+    """A sampled batch: prompt embeddings with their graph, the leaves given to the U-Net, its inputs z_t and z_0."""
 
     text: tuple[Tensor, Tensor]
     guidance: Guidance
@@ -141,9 +142,9 @@ class Rollout:
 
 
 def training_step(trainee: Trainee, batch: Batch) -> StepResult:
-    """Accumulate the adapter's gradient of one batch; of several processes each its own images' part of it.
+    """Accumulate the adapter's gradient of one batch; each of several processes adds the part of its own images.
 
-    A batch without a confident label still has its image and face terms. A prompt without people has only the image term.
+    A batch without a confident label still has image and face terms. A prompt without people has the image term only.
     """
     trainee = trainee if batch.people else trainee.without_people()
     rollout = sample_batch(trainee, batch)  # 1
@@ -156,9 +157,9 @@ def training_step(trainee: Trainee, batch: Batch) -> StepResult:
 
 
 def sample_batch(trainee: Trainee, batch: Batch) -> Rollout:
-    """Part 1: this process's images without a graph.
+    """Part 1: sample this process's images without a graph.
 
-    The embeddings are leaves, so that the text encoder has one backward a step.
+    The U-Net gets the embeddings as leaves, so that the text encoder needs one backward per step.
     """
     model = trainee.model
     indices = trainee.world.share(batch.indices)
@@ -172,8 +173,8 @@ def sample_batch(trainee: Trainee, batch: Batch) -> Rollout:
 def label_batch(trainee: Trainee, batch: Batch, final: Tensor) -> tuple[list[FaceBatch], Part, StepResult]:
     """Part 2: decode and classify in micro-batches, then label all faces of the whole batch at once.
 
-    Faces and part are those of this process's images, the result is that of the batch. A prompt without people has no
-    faces, whatever a detector finds.
+    The faces and the part belong to this process's images, the result to the whole batch. The detector is not run for a
+    prompt without people.
     """
     originals, compared = trainee.originals.sampled_rows(batch.prompt, batch.indices, batch.steps)
     with torch.no_grad():
@@ -208,9 +209,9 @@ def label_batch(trainee: Trainee, batch: Batch, final: Tensor) -> tuple[list[Fac
 def latent_gradient(
     trainee: Trainee, faces: list[FaceBatch], part: Part, final: Tensor, result: StepResult
 ) -> Tensor | None:
-    """Part 3: g = dL/dz_0 [b, C, h, w] of this process's images, and the terms noted in `result`.
+    """Part 3: return g = dL/dz_0 [b, C, h, w] of this process's images, and write the terms into `result`.
 
-    None where nothing is to be learnt.
+    Returns None if there is nothing to learn.
     """
     if result.skipped:
         return None
@@ -227,17 +228,17 @@ def latent_gradient(
 
 
 def replay_batch(trainee: Trainee, batch: Batch, rollout: Rollout, grad: Tensor) -> None:
-    """Part 4: the U-Net's backward at the chosen (image, t) pairs, into its adapter and the embeddings' leaves."""
+    """Part 4: run the U-Net's backward at the chosen (image, t) pairs, into its adapter and the embeddings' leaves."""
     model, method = trainee.model, trainee.method
     weights = gradient_weights(method.gradient, model.scheduler, batch.steps)
     chosen = choose_steps(len(batch.indices), batch.steps, method.evaluations, batch.generator)
-    chosen = chosen[trainee.world.rows(len(batch.indices))]  # by an image's place in the batch, whoever replays it
+    chosen = chosen[trainee.world.rows(len(batch.indices))]  # the same choice whichever process replays an image
     go = scaled_replay if model.unet.dtype == torch.float16 else replay
     go(model.unet, rollout.trajectory, rollout.guidance, Upstream(grad, weights, chosen), method.replay_batch)
 
 
 def pull_back_text(rollout: Rollout) -> None:
-    """Part 5: the accumulated gradient of the prompt embedding through the text encoder."""
+    """Part 5: backpropagate the accumulated gradient of the prompt embeddings through the text encoder."""
     leaves = (rollout.guidance.cond, rollout.guidance.uncond)
     pairs = [(t, leaf.grad) for t, leaf in zip(rollout.text, leaves, strict=True) if leaf.grad is not None]
     if pairs:
@@ -245,16 +246,16 @@ def pull_back_text(rollout: Rollout) -> None:
 
 
 def embed_prompt(trainee: Trainee, prompt: str) -> tuple[Tensor, Tensor]:
-    """Conditional and unconditional embeddings [1, L, D], each with a graph where the adapter learns in it."""
+    """Return conditional and unconditional embeddings [1, L, D], with a graph if the adapter trains them."""
     return trainee.model.encode_pair(trainee.adapter.prefix + prompt)
 
 
 def label_faces(
     faces: list[FaceBatch], target: Target, generator: torch.Generator, world: World = ALONE
 ) -> tuple[Labels, dict[str, list[float]]]:
-    """Transport labels of all faces of the batch, and the mean class probabilities per attribute.
+    """Return the transport labels of all faces of the batch, and the mean class probabilities per attribute.
 
-    faces: of this process's images; labels and shares are those of all processes' faces in their order.
+    faces: those of this process's images. Labels and shares are of the faces of all processes, in the order of processes.
     """
     own = {a: torch.cat([f.logits[a] for f in faces]).softmax(1).double().cpu().numpy() for a in target.attributes}
     everybody = world.gather(own)
@@ -268,10 +269,10 @@ def label_faces(
 def term_gradients(
     trainee: Trainee, faces: list[FaceBatch], whole: Part, images: int
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """Each term's value, and w_k dL_k/dx [B, 3, H, W] of each term with a weight; weight 0 is measured without a graph.
+    """Return the value of each term, and w_k dL_k/dx [B, 3, H, W] of each term whose weight w_k is not 0.
 
-    Gradients are taken apart at the images, where one costs no more than its own network's backward: at the latents
-    each would cost a backward through the decoder, whose Jacobian is the same for all.
+    Each term has its own gradient at the images, which costs the backward of its own network only. Separate gradients at
+    the latents would each cost a backward through the decoder, whose Jacobian is the same for all terms.
     """
     values: dict[str, float] = {}
     grads: dict[str, list[Tensor]] = {}
@@ -287,12 +288,12 @@ def term_gradients(
             values[name] = values.get(name, 0.0) + terms[name].item()
             if weight:
                 grads.setdefault(name, []).append(gradient_at(weight * terms[name], pixels))
-        del now, terms  # else this graph lives until the next one is built
+        del now, terms  # free this graph before the next one is built
     return values, {name: torch.cat(parts) for name, parts in grads.items()}
 
 
 def batch_terms(trainee: Trainee, now: FaceBatch, part: Part, images: int) -> dict[str, Tensor]:
-    """This micro-batch's share of each term that is not left out, without a graph where the weight is 0."""
+    """Return this micro-batch's part of each term that is not left out, without a graph if its weight is 0."""
     perception, objective = trainee.perception, trainee.objective
     terms = {
         "align": partial(align_term, now, part, images),
@@ -313,11 +314,11 @@ def add_up(
     compared: float = 1.0,
     world: World = ALONE,
 ) -> Tensor | None:
-    """sum_k f_k w_k dL_k/dx, its shares noted in `result`; None if there is nothing to learn or it is not finite.
+    """Return sum_k f_k w_k dL_k/dx and write its shares into `result`; None if nothing is to be learnt or it is not finite.
 
-    compared: the share s of images that have a reference image. Weighed by 1 / s, the gradients of so many images have a
-    norm larger by 1 / sqrt(s) than those of all images would have; the norms are corrected for that. They are norms over
-    the images of all processes.
+    Norms are over the images of all processes. compared: the share s of images with a reference image. Their image and face
+    terms are weighted by 1 / s, so the norms of these gradients are 1 / sqrt(s) times those of all images. The norms are
+    corrected for that.
     """
     factor = {"align": 1.0, "image": compared**0.5, "face": compared**0.5}
     everybody = world.gather({name: float(part.norm()) for name, part in parts.items()})
@@ -332,6 +333,6 @@ def add_up(
 
 
 def pull_back(model: DiffusionModel, latent_BCHW: Tensor, grad_BCHW: Tensor) -> Tensor:
-    """(dx/dz_0)^T grad [b, C, h, w]: the gradient at the images through the decoder, once for all terms."""
+    """Return (dx/dz_0)^T grad [b, C, h, w]: pull the gradient of all terms at the images through the decoder."""
     z = latent_BCHW.detach().requires_grad_()
     return torch.autograd.grad(model.decode(z), z, grad_BCHW)[0]

@@ -1,6 +1,6 @@
-"""What a run tells a tracker: the rows of metrics.jsonl, and images before and after.
+"""Log the rows of metrics.jsonl and image grids to tensorboard, wandb or trackio.
 
-tensorboard, wandb and trackio, through accelerate's classes for them. Each is an extra of the installation.
+accelerate's tracker classes are used. Each tracker is an extra of the installation.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from classifiers.pictures import eight_bits
 from fairdiff.errors import FairDiffError
 
 STARTS = {"tensorboard": "torch.utils.tensorboard.SummaryWriter", "wandb": "wandb.init", "trackio": "trackio.init"}
-OURS = {  # of its arguments: by these a training goes on in its own run
+OURS = {  # arguments that a user may not set: with them a resumed training continues its own run
     "tensorboard": ("log_dir", "comment", "purge_step"),
     "wandb": ("id", "dir", "resume"),
     "trackio": ("resume",),
@@ -25,7 +25,7 @@ OURS = {  # of its arguments: by these a training goes on in its own run
 
 
 def require_installed(kind: str | None, options: dict[str, object] | None = None) -> None:
-    """FairDiffError for a tracker whose package is not there, and for options that are no arguments of its start."""
+    """Raise FairDiffError if the tracker's package is not installed, or for options its start function does not have."""
     if kind is None:
         return
     if find_spec(kind) is None:
@@ -38,16 +38,16 @@ def require_installed(kind: str | None, options: dict[str, object] | None = None
 
 
 class Tracker:
-    """One run of a tracker, which goes on where the run folder's training goes on.
+    """One run of a tracker; a resumed training continues the same run.
 
-    options: arguments of its start (STARTS) beside or in the place of ours, such as project, name, group and tags.
+    options: arguments of the start function in STARTS, such as project, name, group and tags; they override our defaults.
     """
 
     def __init__(self, kind: str, folder: Path, fingerprint: str, finished_steps: int, options: dict[str, object]):
         from accelerate import PartialState
         from accelerate.tracking import TensorBoardTracker, TrackioTracker, WandBTracker
 
-        PartialState()  # their logging asks for it; of several processes it takes the group that is there
+        PartialState()  # accelerate's logging needs it; it uses the existing process group, if any
         name = "/".join(folder.parts[-3:])
         if kind == "tensorboard":
             self.to = TensorBoardTracker("tensorboard", folder, purge_step=finished_steps, **options)
@@ -61,7 +61,7 @@ class Tracker:
         self.to.start()
 
     def log(self, row: dict) -> None:
-        """The numbers of a row of metrics.jsonl."""
+        """Log the numbers of a row of metrics.jsonl."""
         numbers = {key: value for key, value in row.items() if isinstance(value, int | float) and key != "step"}
         self.to.log(numbers, step=row["step"])
 
@@ -81,7 +81,7 @@ class Tracker:
 def open_tracker(
     kind: str | None, folder: Path, fingerprint: str, finished_steps: int, options: dict[str, object]
 ) -> Iterator[Tracker | None]:
-    """A tracker, closed at the end however that comes; None for no kind."""
+    """Open a tracker and close it when the context ends, also after an error; None if `kind` is None."""
     if kind is None:
         yield None
         return

@@ -1,4 +1,4 @@
-"""What a run tells: one JSON line a step in metrics.jsonl, and a progress display with loss terms and current bias."""
+"""The output of a training run: metrics.jsonl with one line per step, and a progress bar with loss terms and bias."""
 
 import json
 import math
@@ -11,18 +11,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from fairdiff.errors import FairDiffError
 from fairdiff.files import append_line, write_text
 
-PICTURES = "pictures"  # folder of the grids in a run folder
+PICTURES = "pictures"  # folder of the image grids in a run folder
 
 
 def make_console(speaks: bool = True) -> Console:
-    """The terminal; 120 columns where the output goes to a file, which has no width of its own. Nothing unless it speaks."""
+    """Return the console, 120 columns wide if the output is no terminal; it prints nothing unless `speaks`."""
     if not speaks:
         return Console(quiet=True)
     return Console() if sys.stdout.isatty() else Console(width=120)
 
 
 def progress(console: Console) -> Progress:
-    """A progress display with elapsed and remaining time and a free text `note`."""
+    """Return a progress bar with elapsed and remaining time and a free text `note`."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
@@ -36,7 +36,7 @@ def progress(console: Console) -> Progress:
 
 
 class Metrics:
-    """Append-only metrics.jsonl; resuming drops the lines of steps that the checkpoint has not seen."""
+    """Append-only writer of metrics.jsonl; a resumed run first removes the lines of steps after its checkpoint."""
 
     def __init__(self, path: Path, finished_steps: int):
         self.path = path
@@ -44,19 +44,19 @@ class Metrics:
         write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
     def write(self, row: dict) -> None:
-        """One line; values that are not finite become null."""
+        """Append one line; values that are not finite become null."""
         clean = {k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in row.items()}
         append_line(self.path, json.dumps(clean))
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """All rows of a metrics.jsonl, [] if there is none; a last line cut short by a crash is left out.
+    """Return all rows of a metrics.jsonl, [] if there is no file; a last line truncated by a crash is left out.
 
-    FairDiffError for any other line that is no row.
+    Raises FairDiffError for any other line that is no row.
     """
     if not path.exists():
         return []
-    lines = path.read_bytes().split(b"\n")  # a line may be cut within a character
+    lines = path.read_bytes().split(b"\n")  # bytes, because a line may be truncated within a character
     rows = []
     for number, line in enumerate(lines, 1):
         try:

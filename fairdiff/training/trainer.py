@@ -1,6 +1,6 @@
-"""The training loop: draw a batch of each of a few prompts, update, average, validate, checkpoint.
+"""The training loop: draw batches of a few prompts, update, average, validate, checkpoint.
 
-Resumes bit-exactly on a CPU: whatever is not in the checkpoint is a function of (seed, step).
+It resumes bit-exactly on a CPU: everything that is not in the checkpoint is a function of (seed, step).
 """
 
 import hashlib
@@ -30,14 +30,15 @@ from fairdiff.training.update import Update, gather, shares_and_targets
 from fairdiff.training.validation import Best, Validation, validate
 
 CHECKPOINT_EVERY = 10  # steps
-PATIENCE = 10  # steps in a row that align nothing before the run is given up
+PATIENCE = 10  # the run fails after this many steps in a row that align nothing
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how: steps, prompts a step, images and noise pool of a prompt, [low, high] of T, optimiser, seed.
+    """The settings of the training loop and its optimiser.
 
-    decay: of the learning rate, see `learning_rate`. validation, tracker: None for none; tracker_options: see `trackers`.
+    prompts: per step. batch, noise_pool: images per prompt. sampler_steps: [low, high] of T. ema: decay of the averages.
+    decay: see `learning_rate`. validation, tracker: None for none. tracker_options: see `trackers`.
     """
 
     steps: int
@@ -56,9 +57,9 @@ class Schedule:
 
 
 def learning_rate(schedule: Schedule, step: int) -> float:
-    """The rate of training step `step`, counted from 0; a function of the step alone.
+    """Return the learning rate of training step `step`, counted from 0.
 
-    Constant, or with u = step / steps in [0, 1): linear 1 - u, cosine (1 + cos(pi u)) / 2.
+    It is constant, or has with u = step / steps in [0, 1) the factor 1 - u (linear) or (1 + cos(pi u)) / 2 (cosine).
     """
     u = step / schedule.steps
     factor = {"constant": 1.0, "linear": 1 - u, "cosine": (1 + math.cos(math.pi * u)) / 2}
@@ -66,11 +67,11 @@ def learning_rate(schedule: Schedule, step: int) -> float:
 
 
 def draw_batches(prompts: list[Prompt], schedule: Schedule, step: int) -> list[Batch]:
-    """A batch of each prompt of one step, a function of (seed, step) only.
+    """Return one batch for each prompt of a step, a function of (seed, step) only.
 
-    Prompts go round in a new order each epoch. Each prompt's noise pool goes round too: its batches are slices of the
-    pool, always the same ones, as they are whole blocks of the cache of originals. A slice has its own T, so that a
-    second visit finds its originals. What is beyond the last whole slice is not used.
+    Each epoch visits all prompts in a new order. A prompt's batches are the slices of its noise pool in turn, always the
+    same slices, since they are whole blocks of the cache of reference images. A slice has a fixed T, so that a second visit
+    finds its reference images. Indices beyond the last whole slice are not used.
     """
     return [_draw(prompts, schedule, step * schedule.prompts + place) for place in range(schedule.prompts)]
 
@@ -79,20 +80,20 @@ def _draw(prompts: list[Prompt], schedule: Schedule, visit: int) -> Batch:
     epoch, position = divmod(visit, len(prompts))
     which = int(torch.randperm(len(prompts), generator=_generator(schedule.seed, 1, epoch))[position])
     generator = _generator(schedule.seed, 2, visit)
-    copies = [i for i, prompt in enumerate(prompts) if prompt.text == prompts[which].text]  # `prompts.families` repeats
+    copies = [i for i, prompt in enumerate(prompts) if prompt.text == prompts[which].text]  # repeated by `prompts.families`
     turn, part = divmod(epoch * len(copies) + copies.index(which), schedule.noise_pool // schedule.batch)
     place = torch.arange(schedule.batch)
-    if turn:  # its place says at which steps an image is replayed
+    if turn:  # its place in the batch decides at which steps an image is replayed
         place = torch.randperm(schedule.batch, generator=_generator(schedule.seed, 3, turn * len(prompts) + copies[0]))
     indices = (part * schedule.batch + place).tolist()
-    torch.randint(1, (), generator=generator)  # which T once took: runs of one T keep their digits
+    torch.randint(1, (), generator=generator)  # T was once drawn here: keeps the results of runs with one T bit-equal
     prompt = prompts[which]
     steps = slice_steps(schedule, prompt.text, part)
     return Batch(prompt.text, indices, steps, schedule.seed, generator, prompt.people, bool(prompt.names))
 
 
 def slice_steps(schedule: Schedule, prompt: str, part: int) -> int:
-    """T of one slice of a prompt's noises, uniform over {low .. high}; the same whatever else is trained on."""
+    """Return T of one slice of a prompt's noise pool, uniform over {low .. high}, independent of all other prompts."""
     low, high = schedule.sampler_steps
     digest = hashlib.sha256(f"{schedule.seed}|{prompt}|{part}".encode()).digest()
     return low + int.from_bytes(digest[:7], "big") % (high - low + 1)
@@ -107,9 +108,9 @@ def train(
 ) -> None:
     """Train the adapter in place until `schedule.steps`, from the folder's checkpoint if there is one.
 
-    Leaves the EMA weights in the adapter: with validation the best ones that were seen, else the last. Raises
-    FairDiffError on a gradient that is exactly zero, on PATIENCE steps in a row that align nothing, and if the
-    trained adapter changes no image. Of several processes the first one reads and writes the folder.
+    Leaves averaged weights (EMA) in the adapter: those of the best validation, or the last ones without validation. Raises
+    FairDiffError on a gradient of exactly zero, on PATIENCE steps in a row that align nothing, and if the trained adapter
+    changes no image. Of several processes only the first reads and writes the folder.
     """
     world, validation = trainee.world, schedule.validation
     state = _begin(trainee, schedule)
@@ -155,7 +156,7 @@ def train(
 
 @dataclass(frozen=True)
 class _State:
-    """What training changes: the adapter's parameters and all else that a checkpoint holds."""
+    """Everything that training changes: the adapter's parameters and the other parts of a checkpoint."""
 
     parameters: list[Tensor]
     optimizer: torch.optim.Optimizer
@@ -165,26 +166,26 @@ class _State:
 
     @property
     def parts(self) -> dict:
-        """Of a checkpoint."""
+        """The parts of a checkpoint by name."""
         parts = {"ema": self.ema, "optimizer": self.optimizer, "best": self.best}
         return parts | ({"balance": self.balance} if self.balance else {})
 
     def step(self, step: int, rate: float) -> None:
-        """Update the adapter by the gradient that it has, at this rate, and the averages."""
+        """Update the adapter by its current gradient at this learning rate, then update the averages."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
         self.ema.update(step)
 
     def validated(self, trainee: Trainee, validation: Validation, seed: int, steps: int) -> dict:
-        """What validation says of the averages after so many steps, which are kept if they are the best."""
+        """Validate the averages after `steps` steps, keep them if they are the best, and return the validation's row."""
         with self.ema.in_place():
             found = validate(trainee, validation, seed)
         self.best.update(steps, found, validation.floor, self.ema.shadow)
         return found
 
     def save(self, folder: Path, steps: int, fingerprint: str, world: World) -> None:
-        """A checkpoint after so many steps; FairDiffError unless all processes have the same adapter."""
+        """Write a checkpoint after `steps` steps; FairDiffError unless all processes have the same adapter."""
         world.require_same(f"training: the adapter after {steps} steps", partial(of_tensors, self.parameters))
         if world.first:
             checkpoint.save(folder / "checkpoints", steps, fingerprint, self.parts)
@@ -199,7 +200,7 @@ def _begin(trainee: Trainee, schedule: Schedule) -> _State:
 def _resume(
     state: _State, schedule: Schedule, folder: Path, fingerprint: str, console: Console, world: World
 ) -> int:
-    """How many steps the folder's checkpoint has made, after it was loaded; 0 without one."""
+    """Load the folder's checkpoint and return its number of finished steps, 0 without one."""
     say = partial(console.print, markup=False)
     start = checkpoint.load_together(folder / "checkpoints", fingerprint, state.parts, say, world)
     if start > schedule.steps:
@@ -210,7 +211,7 @@ def _resume(
 
 
 def _grids(trainee: Trainee, prompts: list[Prompt], schedule: Schedule) -> pictures.Grids:
-    """Of validation prompts where there are some."""
+    """Return grids of the validation prompts if there are any, otherwise of the training prompts."""
     shown = schedule.validation.prompts if schedule.validation else prompts
     texts = [prompt.text for prompt in shown if prompt.people and not prompt.names]
     return pictures.Grids(trainee, texts or [prompts[0].text], schedule.sampler_steps[1], schedule.seed)
@@ -219,7 +220,7 @@ def _grids(trainee: Trainee, prompts: list[Prompt], schedule: Schedule) -> pictu
 def keep_grid(
     grids: pictures.Grids, ema: checkpoint.Ema, folder: Path, step: int, tracker: Tracker | None
 ) -> None:
-    """Write a grid of the averaged adapter into the run folder, and hand it to the tracker."""
+    """Write a grid of the averaged adapter into the run folder and log it to the tracker."""
     with ema.in_place():
         grid = grids.grid()
     pictures.save(grid, folder, step + 1)
@@ -228,7 +229,7 @@ def keep_grid(
 
 
 def require_labels(folder: Path) -> None:
-    """Raise if no step of a run had anything to align."""
+    """Raise FairDiffError if no step of a run had a face with a kept label."""
     rows = read_metrics(folder / "metrics.jsonl")
     if rows and not any(row.get("kept") for row in rows):
         raise FairDiffError(
@@ -238,7 +239,7 @@ def require_labels(folder: Path) -> None:
 
 
 def finish(schedule: Schedule, ema: checkpoint.Ema, best: Best, console: Console) -> None:
-    """Leave the chosen averages in the adapter, and say which they are where there was a choice."""
+    """Copy the chosen averages into the adapter: the best validation's if there is one, otherwise the last."""
     if best.step is not None:
         for shadow, average in zip(ema.shadow, best.averages, strict=True):
             shadow.copy_(average)
@@ -251,9 +252,9 @@ def finish(schedule: Schedule, ema: checkpoint.Ema, best: Best, console: Console
 
 
 def count_idle(idle: int, step: int, update: Update, console: Console) -> int:
-    """Steps in a row after this one that aligned nothing: no face had a confident label, or no gradient was finite.
+    """Return how many steps in a row, up to this one, aligned nothing, for want of a confident label or a finite gradient.
 
-    A step of prompts without people alone does not count. Prints a warning for each; raises FairDiffError at PATIENCE.
+    A step that has prompts without people only is not counted. Prints warnings; raises FairDiffError at PATIENCE.
     """
     reasons = []
     for prompt, reason in update.skipped:
@@ -273,7 +274,7 @@ def count_idle(idle: int, step: int, update: Update, console: Console) -> int:
 
 
 def warn_about_small_batches(trainee: Trainee, batch: int, console: Console) -> None:
-    """Name the batch size below which a target share can give no face a confident label."""
+    """Warn of target shares that give no face a confident label in this batch, with the batch size that they need."""
     objective, known = trainee.objective, trainee.objective.target.known()
     for attribute in objective.target.attributes:
         classes = trainee.perception.classifier.attributes[attribute]
@@ -289,7 +290,7 @@ def warn_about_small_batches(trainee: Trainee, batch: int, console: Console) -> 
 
 
 def require_effect(trainee: Trainee, prompt: str) -> None:
-    """Raise if images with the adapter on and off are bit-equal: an adapter that changes nothing is an error."""
+    """Raise FairDiffError if images with the adapter on and off are bit-equal."""
     if not changes_images(trainee.model, trainee.adapter, prompt, trainee.method.guidance):
         raise FairDiffError("training: the trained adapter changes nothing in the images")
 

@@ -1,7 +1,7 @@
-"""The gradient of one update: the mean over the steps of several prompts, without those that went wrong.
+"""The gradient of one update: the mean over the batches of several prompts, without the skipped ones.
 
-Prompts pull in opposite directions: what makes carpenters more female does so to nurses. More images of one prompt do
-not lessen this noise, images divided among several prompts do (docs/performance.md has the numbers).
+Prompts pull in opposite directions: a change that makes carpenters more female makes nurses more female too. More images
+of one prompt do not reduce this noise, but more prompts do (docs/performance.md has the numbers).
 """
 
 import math
@@ -22,14 +22,14 @@ Step = Callable[[Trainee, Batch], StepResult]
 
 @dataclass
 class Update:
-    """The batches of an update: results by prompt, the norm of their mean gradient, and (prompt, reason) of skipped ones."""
+    """The result of an update: (prompt, result) of each good batch, (prompt, reason) of each skipped one, gradient norm."""
 
     good: list[tuple[str, StepResult]] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
     norm: float = 0.0
 
     def row(self) -> dict:
-        """What it says of itself in metrics.jsonl: sums of faces and kept labels, means of the rest over prompts."""
+        """Return its row of metrics.jsonl: sums of faces and kept labels, means over prompts of the other numbers."""
         results = [result for _, result in self.good]
         row = {"prompts": [prompt for prompt, _ in self.good], "grad_norm": self.norm}
         row |= {"faces": sum(r.faces for r in results), "kept": sum(r.kept for r in results)}
@@ -39,7 +39,7 @@ class Update:
 
     @property
     def usual(self) -> list[StepResult]:
-        """Of prompts that show people and name no class."""
+        """The results of prompts of people that name no class."""
         return [result for _, result in self.good if result.people and not result.named]
 
     @property
@@ -49,28 +49,29 @@ class Update:
 
     @property
     def people(self) -> bool:
-        """Whether any of the good steps was of a prompt of people."""
+        """Whether any good batch has a prompt of people."""
         return any(result.people for _, result in self.good)
 
     def terms(self) -> dict[str, float]:
-        """Mean of each loss term over prompts of people that name no class; the alignment term of those that do; and what
-        prompts without people lost of their images.
+        """Return the mean of each loss term over prompts of people that name no class.
+
+        Also `named`: the alignment term of prompts that name one. `without_people`: the image term of the other prompts.
         """
         others = [{"without_people": r.terms["image"]} for _, r in self.good if not r.people]
         others += [{"named": r.terms["align"]} for _, r in self.good if r.named]
         return _means([r.terms for r in self.usual] + others)
 
     def biases(self) -> dict[str, float]:
-        """Mean over prompts of the bias of each attribute in a prompt's images, by the training judge."""
+        """Return the mean over prompts of the bias of each attribute in a prompt's images, by the training judge."""
         return _means([{a: float(bias(s)) for a, s in result.shares.items() if s} for result in self.usual])
 
 
 def gather(trainee: Trainee, batches: list[Batch], step: Step = training_step) -> Update:
-    """Leave the mean gradient of the batches in the adapter; one batch a prompt.
+    """Compute the mean gradient of the batches, one per prompt, and leave it in the adapter's parameters.
 
-    A batch with a gradient that is not finite is left out and named in `skipped`; if all are, the adapter has no
-    gradient. Raises FairDiffError on a gradient of exactly zero. Of several processes each adds its own images' part, and
-    all leave out the same batches.
+    A batch whose gradient is not finite is left out and listed in `skipped`. If all are left out, the parameters have no
+    gradient. Raises FairDiffError on a gradient of exactly zero. Each of several processes adds the part of its own images,
+    and all processes leave out the same batches.
     """
     parameters, update, world = trainee.adapter.parameters(), Update(), trainee.world
     sums: list[Tensor | None] = [None] * len(parameters)
@@ -92,10 +93,10 @@ def gather(trainee: Trainee, batches: list[Batch], step: Step = training_step) -
 
 
 def skip_reason(result: StepResult, parameters: list[torch.nn.Parameter], world: World = ALONE) -> str:
-    """Why a batch is left out of the update, "" if it is not; the same in all processes, whichever found a reason.
+    """Return why a batch is left out of the update, "" if it is not; the answer is the same in all processes.
 
-    A gradient of exactly zero is an error, for nothing is being trained; but a batch without confident labels may have
-    one, as long as its images are the reference images.
+    A gradient of exactly zero is an error, because nothing is being trained. But a batch without confident labels may
+    have one, as long as its images equal the reference images.
     """
     if result.skipped:
         return result.skipped
@@ -115,14 +116,14 @@ def _plus(total: Tensor | None, grad: Tensor | None) -> Tensor | None:
 
 
 def _means(rows: list[dict[str, float]]) -> dict[str, float]:
-    """Mean of every key over the rows that have it."""
+    """Return the mean of every key over the rows that have it."""
     return {key: fmean(row[key] for row in rows if key in row) for key in dict.fromkeys(k for row in rows for k in row)}
 
 
 def shares_and_targets(trainee: Trainee, update: Update) -> dict[str, float]:
-    """`share.<attribute>.<class>` of the step's images by the training judge, and `target.<attribute>.<class>` beside it.
+    """Return `share.<attribute>.<class>` of the step's images by the training judge, and `target.<attribute>.<class>`.
 
-    Means over the prompts of people that name no class.
+    Both are means over the prompts of people that name no class.
     """
     found: dict[str, list[float]] = {}
     for prompt, result in update.good:

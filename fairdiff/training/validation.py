@@ -1,6 +1,6 @@
-"""Validation during training: how fair and how faithful the averaged adapter is on prompts it does not train on.
+"""Validation during training: measure the averaged adapter on prompts that it does not train on.
 
-Everything generated here is a function of (prompt, seed, index), as in training; training's generators are not touched.
+Every image is a function of (prompt, seed, index), as in training. The generators of training are not used.
 """
 
 import math
@@ -14,15 +14,15 @@ from fairdiff.diffusion.sampling import initial_noise
 from fairdiff.prompts import Prompt
 from fairdiff.training.step import Trainee
 
-SIMILARITIES = ("clip_i", "dino")  # of the preservation encoders, in their order
+SIMILARITIES = ("clip_i", "dino")  # names of the preservation encoders' similarities, in their order
 
 
 @dataclass(frozen=True)
 class Validation:
-    """Every `every` steps, `images` images of each prompt in `sampler_steps` steps.
+    """Settings of validation: `images` images of each prompt in `sampler_steps` steps, every `every` training steps.
 
-    A state of the adapter counts only if its semantics (mean cosine to the originals over encoders and images) is
-    `floor` or more; training stops after `patience` validations in a row without a new best (None: never).
+    Averages can be the best only if their semantics is `floor` or more: the mean cosine to the reference images over
+    encoders and images. Training stops after `patience` validations in a row without a new best (None: never).
     """
 
     every: int
@@ -38,12 +38,12 @@ class Validation:
 
 @torch.no_grad()
 def validate(trainee: Trainee, validation: Validation, noise_seed: int) -> dict[str, float]:
-    """One row of `validation.*`: means over prompts, by the training judge, of the model as it stands.
+    """Return `validation.*` of the model with its current parameters: means over prompts, by the training judge.
 
-    bias.<a>: 2/(K(K-1)) sum_{i<j} |f_i - f_j| of the shares of predicted classes, of prompts with a face;
-    distance.<a>: total variation between the shares and the prompt's target, which means the same for every target,
-    images without a face all counted as the class that makes it largest (faces that vanish are no fairness);
-    clip_i, dino: cosine to the frozen model's image of the same noise; no_face: share of images.
+    bias.<a>: 2/(K(K-1)) sum_{i<j} |f_i - f_j| of the shares of predicted classes; prompts without a face are left out.
+    distance.<a>: total variation between these shares and the prompt's target. All images without a face count as the
+    class that makes it largest, so that vanishing faces cannot lower it.
+    clip_i, dino: cosine to the reference image. semantics: their mean. no_face: share of images without a face.
     Several processes share the prompts, after they have made the reference images together.
     """
     rows: dict[str, list[float]] = {}
@@ -86,9 +86,9 @@ def _one_prompt(trainee: Trainee, validation: Validation, prompt: str, noise_see
 
 
 def worst_distance(counts_K: torch.Tensor, missing: int, target_K: torch.Tensor) -> float:
-    """Greatest total variation to the target over the classes that all `missing` images may belong to, in [0, 1].
+    """Return the largest total variation to the target, in [0, 1], over the possible classes of `missing` images.
 
-    It is convex in how they are shared out, so the greatest is at a single class.
+    Total variation is convex in these classes, so it is largest if all of them have the same class.
     """
     shares_KK = (counts_K + missing * torch.eye(len(counts_K))) / (counts_K.sum() + missing)
     return float((shares_KK - target_K).abs().sum(1).max() / 2)
@@ -96,7 +96,7 @@ def worst_distance(counts_K: torch.Tensor, missing: int, target_K: torch.Tensor)
 
 @dataclass
 class Best:
-    """The best validation so far: after how many steps, its score and averages, and how many have followed it."""
+    """The best validation so far: its step, score and averages, and the number of validations since (`misses`)."""
 
     step: int | None = None
     score: float = math.inf
@@ -104,7 +104,7 @@ class Best:
     averages: list[Tensor] = field(default_factory=list)
 
     def update(self, finished_steps: int, row: dict[str, float], floor: float, averages: list[Tensor]) -> None:
-        """Take in one validation of these averages; a new best has a smaller mean distance, with semantics kept."""
+        """Record a validation of `averages`; a new best needs a smaller mean distance and semantics of at least `floor`."""
         distances = [value for name, value in row.items() if name.startswith("validation.distance.")]
         score = sum(distances) / len(distances)
         if score < self.score and row["validation.semantics"] >= floor:
@@ -114,7 +114,7 @@ class Best:
             self.misses += 1
 
     def exhausted(self, patience: int | None) -> bool:
-        """Whether training should stop."""
+        """Return whether training should stop."""
         return patience is not None and self.misses >= patience
 
     def state_dict(self) -> dict:
