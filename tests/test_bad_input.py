@@ -41,7 +41,7 @@ from fairdiff.portraits import weights  # noqa: E402
 CASES = {
     "unknown key": (["model.pth=x"], ["model.pth", "allowed: model.path"]),
     "unknown top key": (["stepz=3"], ["stepz", "allowed: steps"]),
-    "wrong type": (["steps=many"], ["steps", "Integer"]),
+    "wrong type": (["steps=many"], ["steps: found many", "whole number"]),
     "null where a value is needed": (["steps=null"], ["steps"]),
     "unknown key with a plus": (["+audit.promts=3"], ["audit.promts", "allowed: audit.prompts"]),
     "new key of a mapping": (["judge=hf", "judge.mapping.height={tall: [x]}"], ["+judge.mapping.height="]),
@@ -53,7 +53,7 @@ CASES = {
     "bad syntax": (["steps"], ["steps"]),
     "shares do not sum to 1": (["target.gender.female=.9"], ["target.gender", "sum to 1.4"]),
     "unknown class": (["+target.gender.other=.1"], ["target.gender", "other", "female, male"]),
-    "class in other letters": (["target.gender.Female=.7"], ["target.gender.Female", "target.<attribute>.<class>"]),
+    "class in other letters": (["target.gender.Female=.7"], ["target.gender.Female", "allowed: target.gender.female"]),
     "a group written with a dot": (["audit.judge=hf"], ["judge@audit.judge=net, hf"]),
     "negative share": (["target.gender.female=-1", "target.gender.male=2"], ["target.gender.female", "[1e-06, 1]"]),
     "a share next to nothing": (["target.gender.female=1e-320", "target.gender.male=1"], ["target.gender.female", "1e-320"]),
@@ -163,6 +163,13 @@ CASES = {
     "float32 where auto became bfloat16": (
         ["model.dtype=auto", "model.sampling_dtype=float32"],
         ["model.sampling_dtype", "bfloat16 here"],
+    ),
+    "a word for a number": (["audit.fail_above=high"], ["audit.fail_above: found high, allowed: a number"]),
+    "a number for yes or no": (["audit.keep_images=maybe"], ["audit.keep_images: found maybe, allowed: true or false"]),
+    "a choice that there is not": (["model=sd51"], ["model: found sd51, allowed: flux, lcm, portraits, sd15"]),
+    "a class that there is not": (
+        ["target.gender.woman=.5"],
+        ["target.gender.woman: there is no such key; allowed: target.gender.female, target.gender.male"],
     ),
     "unknown key with two pluses": (["++stepz=5"], ["stepz", "allowed: steps"]),
     "unknown key of what lies deeper": (["+audit.judge.foo=1"], ["audit.judge.foo", "allowed: audit.judge.type"]),

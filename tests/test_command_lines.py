@@ -256,7 +256,7 @@ def test_a_sweep_runs_what_it_can_and_names_the_rest_at_the_end(tmp_path, monkey
     said = capsys.readouterr().err
     listed = said.split("error: these runs of the sweep failed:\n")[1].splitlines()
     assert "Traceback" not in said and len(listed) == 6
-    assert sum("steps=many" in line and "could not be converted to Integer" in line for line in listed) == 4
+    assert sum("steps: found many, allowed: a whole number" in line for line in listed) == 4
     assert any(line.strip().startswith("steps=5 seed=-1: seed: found -1") for line in listed)
     assert any(line.strip() == "steps=5 seed=3: three is too many" for line in listed)
     monkeypatch.setattr(sys, "argv", ["x.py", "-m", "seed=0,1"])

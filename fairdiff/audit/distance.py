@@ -178,13 +178,16 @@ class Confidence:
         excludes nothing (power-constrained limits: Cowan, Cranmer, Gross & Vitells 2011).
         """
         x = max(self.x, quantile(0.16, *self.cumulants(0.0))) if level > 0.5 else self.x
+        if level > 0.5 and x >= self.cumulants(2.0)[0] - 1e-9:
+            return self.theta(2.0)  # all faces of one class: nothing larger could have been seen
 
         def excess(u: float) -> float:
             return upper_tail(x, *self.cumulants(u)) - level
 
         if excess(0.0) >= 0:
             return 0.0
-        return self.theta(2.0) if excess(2.0) <= 0 else self.theta(brentq(excess, 0, 2, xtol=1e-5))
+        last = 2 - 1e-6  # at 2 itself X may have no variance, and the tail would be that of rounding errors
+        return self.theta(2.0) if excess(last) <= 0 else self.theta(brentq(excess, 0, last, xtol=1e-5))
 
 
 def confidence(counts_PK, target_PK, judge: Judge | None = None, images: bool = True) -> Confidence:

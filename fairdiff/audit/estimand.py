@@ -4,6 +4,7 @@
 """
 
 from fairdiff.audit.suite import ENOUGH
+from fairdiff.audit.verdict import FEW_PROMPTS
 
 TAGS = {"within": "on target", "beyond": "off target", "undecided": "not decided"}
 VERDICTS = {
@@ -79,10 +80,11 @@ def verdict_of(audit: dict, target: dict) -> dict:
     few = audit["prompts"] < audit["prompts_needed"]
     found = target["verdict_these"] if few else target["verdict"]
     why = VERDICTS[found].format(delta=target["delta"])
-    if target["reason"] and not (few and target["verdict_these"] != "undecided"):
-        why = target["reason"]
+    reason = target["reason"] or ""
+    if reason and not reason.startswith(FEW_PROMPTS):
+        why = reason
     elif few:
-        why += f"; this holds for these prompts, {target['reason']}"
+        why += f"; {'' if found == 'undecided' else 'this holds for these prompts, '}{reason}"
     return {"verdict": found, "tag": TAGS[found] + (", these prompts" if few else ""), "why": why}
 
 

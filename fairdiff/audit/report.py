@@ -84,7 +84,7 @@ def render_report(
 
 
 def summary_table(audit: dict) -> Table:
-    """Every model, the change and the floor of every headline number, for the terminal.
+    """Every model, the change of two models, and the floor of every headline number, for the terminal.
 
     The change is after minus before, or after minus start where there is a start.
     """
@@ -102,9 +102,10 @@ def summary_table(audit: dict) -> Table:
         pad_edge=False,
         show_edge=False,  # room for "cannot" in 80 columns
     )
-    shown = [model for model in MODELS if model in audit["models"] or model != "start"]
-    change = "trained" if audit["trained"] else "change"  # what training did, not the words that it started from
-    for name in ("", *shown, change, "floor"):
+    shown = [model for model in MODELS if model in audit["models"]]
+    # of two models the change; of three what training did, not the words that it started from
+    change = [] if len(shown) == 1 else ["trained" if audit["trained"] else "change"]
+    for name in ("", *shown, *change, "floor"):
         table.add_column(name, justify="right" if name else "left", no_wrap=name != "floor" and not audit["trained"])
     for rows in comparison(audit).values():
         for row in rows:
@@ -112,8 +113,8 @@ def summary_table(audit: dict) -> Table:
             cells = [_cell(form(row[key][0]), interval(row[key][1], form)) for key in shown]
             if audit["trained"]:
                 cells[0] = _cell(form(row["before"][0]), "")  # room for the others' intervals in 80 columns
-            changed = _cell(signed(row[change][0], form), interval(row[change][1], form))
-            table.add_row(row["name"], *cells, changed, row["verdict"] or number(row["floor"]))
+            cells += [_cell(signed(row[key][0], form), interval(row[key][1], form)) for key in change]
+            table.add_row(row["name"], *cells, row["verdict"] or number(row["floor"]))
         table.add_section()
     return table
 

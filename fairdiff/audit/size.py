@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fairdiff.audit.axis import MetricSpec, axes_of, requested
+from fairdiff.audit.estimand import FEW
 from fairdiff.audit.judge import Judge, judge_of
 from fairdiff.audit.planner import images_needed, reach
 from fairdiff.audit.suite import ENOUGH
@@ -29,7 +30,8 @@ def size_lines(spec: MetricSpec, prompts: int) -> list[str]:
             own = len(axis.members) == 1
             lines += [_heading(axis.name, axis.classes, rarest, len(np.unique(axis.target_PK, axis=0)), spec.delta)]
             lines += [f"  {line}" for line in _axis(rarest, spec.delta, judge, own, sorted({*PROMPTS, prompts}))]
-    return lines
+    few = any(f"prompts{FEW}:" in line for line in lines)
+    return lines + [f"{FEW}: it then holds for these prompts alone, of others {ENOUGH} prompts are needed"] * few
 
 
 def _heading(name: str, classes: Sequence[str], target_K, targets: int, delta: float) -> str:
@@ -64,11 +66,10 @@ def _sentence(prompts: int, images: list[int | None]) -> str:
     """What so many prompts take, first with a face in every image."""
     if images[0] is None:
         return f"{prompts} prompts: no number of images is enough"
-    alone = "" if prompts >= ENOUGH else f"; it then holds for these prompts alone, of others {ENOUGH} prompts are needed"
     some = "no number is enough" if images[1] is None else f"{images[1]} each"
     return (
-        f"{prompts} prompts: {images[0]} images of each, {prompts * images[0]} in all; "
-        f"where {100 * MISSING[1]:g} % show no face, {some}{alone}"
+        f"{prompts} prompts{FEW if prompts < ENOUGH else ''}: {images[0]} images of each, {prompts * images[0]} in all; "
+        f"where {100 * MISSING[1]:g} % show no face, {some}"
     )
 
 

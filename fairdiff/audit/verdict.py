@@ -25,6 +25,7 @@ from fairdiff.audit.judge import Judge
 from fairdiff.audit.suite import ENOUGH, NOTHING, Interval
 
 FEW_IMAGES = "with fewer than two images"  # their names are not known here
+FEW_PROMPTS = "cannot tell of prompts like these"
 WITHIN, BEYOND, UNDECIDED = "within", "beyond", "undecided"
 
 
@@ -93,7 +94,7 @@ def decide(counts_PK, missing_P, target_PK, delta: float, judge: Judge | None, s
     target = np.asarray(target_PK, float)
     these = _decide_these(worst, best, target, delta, judge)
     if len(worst) < ENOUGH:
-        reason = f"cannot tell of prompts like these: needs {ENOUGH} prompts, found {len(worst)}"
+        reason = f"{FEW_PROMPTS}: needs {ENOUGH} prompts, found {len(worst)}"
         return {"verdict": UNDECIDED, "verdict_these": these, "reason": reason}
     like = UNDECIDED
     if these == WITHIN and _like_these(worst, target, judge, seed)[1] < delta**2:

@@ -176,22 +176,22 @@ def _image_rows(audit: dict) -> list[dict]:
         _row(audit, "no face", lambda m: _rate(m["no_face"]), lambda p: p["no_face"], form=percent),
         _row(audit, "several faces", lambda m: _rate(m["several_faces"]), form=percent, note=several),
         _row(audit, "CLIP-T", lambda m: _pair(m["clip_t"]), lambda p: p["clip_t"], note="image against prompt"),
-        _row(audit, "CLIP-I", lambda m: _pair(m["clip_i"]), note="after against before, pair by pair"),
-        _row(
-            audit,
-            "image encoder",
-            lambda m: _pair(m["dino"]),
-            note="in DINO's place: after against before, pair by pair",
-        ),
+    ]
+    after = "after" in audit["models"]
+    if after:
+        note = "after against before, pair by pair"
+        rows.append(_row(audit, "CLIP-I", lambda m: _pair(m["clip_i"]), note=note))
+        rows.append(_row(audit, "image encoder", lambda m: _pair(m["dino"]), note=f"in DINO's place: {note}"))
+    rows.append(
         _row(
             audit,
             "between seeds",
             lambda m: _pair(m["between_seeds"]),
             lambda p: p["between_seeds"],
             note="1 − cosine of two images of one prompt: variety",
-        ),
-    ]
-    if audit["without_people"] is not None:
+        )
+    )
+    if after and audit["without_people"] is not None:
         drift = audit["without_people"]["relative_drift"]
         note = "distance to the image before, in distances between two seeds"
         row = _row(audit, "no people: drift", lambda _: (None, None), note=note)
@@ -249,11 +249,11 @@ def not_measured(audit: dict) -> list[str]:
             "Whether CLIP-T falls because pictures got worse or because they got fairer: CLIP learnt from captions of "
             "people who are as unevenly spread as what is to be mended."
         )
-    if any(last[key]["mean"] is None for key in ("clip_t", "dino")):
+    if any(last[key]["mean"] is None for key in ("clip_t", *(["dino"] if "after" in audit["models"] else []))):
         lines.append("What an absent encoder would have measured (shown as –).")
     bystanders = [name for name, entry in last["attributes"].items() if not entry["target"]["requested"]]
     if bystanders:
-        lines.append(f"Success for {', '.join(bystanders)}: measured, but no target was set for it.")
+        lines.append(f"Success for {', '.join(bystanders)}: measured, but without a target.")
     return lines
 
 

@@ -6,6 +6,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import get_origin
 
+from omegaconf import OmegaConf
+
 from fairdiff.config import AttributeConfig, Config
 from fairdiff.errors import FairDiffError
 
@@ -18,6 +20,7 @@ OWN_ATTRIBUTE = (
 )
 
 
+KINDS = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
 _MICRO = "micro_batch, which sets decoding, replay and audit"
 _LITERAL = "nothing, it is only measured, by scripts/bench.py"
 # Old keys, and old choices of files (those with "="), and what takes their place; for one release
@@ -73,7 +76,10 @@ def like(key: str) -> str:
         return new
     *path, last = key.split(".")
     if path[:1] == ["target"]:
-        return "; allowed: target.<attribute>.<class> of the attributes in attribute=[...], file"
+        file = Path(CONF, "attribute", f"{path[-1]}.yaml")
+        classes = OmegaConf.load(file).attributes[path[-1]].classes if len(path) == 2 and file.exists() else []
+        known = ", ".join(".".join([*path, name]) for name in classes)
+        return f"; allowed: {known or 'target.<attribute>.<class> of the attributes in attribute=[...], target.file'}"
     if path[:1] == ["attributes"]:
         known = [f.name for f in fields(AttributeConfig)]
         close = [] if last in known else get_close_matches(last, known, 3, 0.6)
@@ -110,6 +116,12 @@ def one_line(error: Exception) -> str:
     for old in olds:
         if new := instead(old):
             return f"{old}: there is no such thing any more{new}"
+    group = re.search(r"Could not find '(.+)/([^/']+)'", first)
+    if group and keep[1:2] == [f"Available options in '{group[1]}':"]:
+        return f"{group[1]}: found {group[2]}, allowed: {', '.join(keep[2:])}"
+    merged = re.fullmatch(r"Error merging override \+*([^=]+)=.*", first)
+    if merged and (value := re.search(r"Value '(.*)' of type '\w+' could not be converted to (\w+)", " ".join(keep[1:]))):
+        return f"{merged[1]}: found {value[1]}, allowed: {KINDS.get(value[2], value[2])}"
     if "not a subclass of AttributeConfig" in "".join(keep):
         return keep[0].split(";")[0] + OWN_ATTRIBUTE
     if "Config. value" in "".join(keep):

@@ -129,3 +129,14 @@ def test_ends_stay_in_range_and_shrunken_shares_in_the_simplex():
     assert 0 < found.end(0.025) <= found.end(0.975) <= 1 / 0.2 - 1
     p = shrunken_shares(counts, target)
     assert p.min() > 0 and p.sum(1) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("P,n,K", [(1, 3, 2), (1, 6, 2), (2, 6, 2), (5, 4, 4), (24, 60, 2), (36, 160, 8)])
+def test_faces_of_one_class_alone_do_not_show_that_no_other_is_drawn(P, n, K):
+    """The interval ends at the largest distance and begins below it: a little nearer, such faces are likely too."""
+    found = confidence(np.eye(K)[[0] * P] * n, np.full((P, K), 1 / K))
+    low, high = found.end(0.025), found.end(0.975)
+    assert high == pytest.approx(found.point()) == pytest.approx(K - 1)
+    largest = 0.2 ** (1 / (P * n))  # a class of this share gives so many faces of its own every fifth time
+    likely = squared_distance(np.r_[largest, np.full(K - 1, (1 - largest) / (K - 1))], np.full(K, 1 / K))
+    assert low < likely < high

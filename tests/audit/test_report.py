@@ -377,3 +377,14 @@ def test_images_of_the_training_stand_on_the_page_the_first_and_the_last_among_t
     page = render_report(tmp_path, audit, {}, [], tmp_path).read_text("utf-8")
     assert "Images while it learnt" in page and "after 10 steps<" in page and "after 80 steps" not in page
     assert page.count('class="learnt"') == 3
+
+
+def test_an_audit_of_one_model_has_neither_columns_nor_rows_of_an_adapter(make):
+    audit, html = make(("before",), targets={"gender": [0.5, 0.5]})
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(summary_table(audit))
+    text, page = console.export_text(), "".join(Page(html).text)
+    assert "between seeds" in text and "between seeds" in page
+    assert not any(word in text for word in ("after", "change", "CLIP-I", "drift"))
+    assert not any(word in page for word in ("Before and after", "CLIP-I (", "drift –", "absent encoder"))
+    assert 'data-label="before"' in html and 'data-label="after"' not in html and 'data-label="change"' not in html

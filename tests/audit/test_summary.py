@@ -51,3 +51,13 @@ def test_what_was_never_measured_and_what_was_left_out_is_said(audit):
 
 def test_text_of_any_kind_stays_text():
     assert plain("a_b\n*c* [d](e) `f` # g & <h>") == r"a\_b \*c\* \[d\](e) \`f\` \# g &amp; &lt;h\>"
+
+
+def test_too_few_prompts_are_not_named_as_what_keeps_a_gate_shut(audit):
+    """A gate looks at these prompts: what is lacking is an interval on one side of its margin."""
+    target = audit["models"]["after"]["attributes"]["gender"]["target"]
+    target |= {"verdict_these": "undecided", "reason": "cannot tell of prompts like these: needs 36 prompts, found 3"}
+    why = verdict_of(audit, target)["why"]
+    assert why.startswith("more prompts or pictures are needed") and why.endswith(f"; {target['reason']}")
+    target["reason"] = "no prompt shows two faces"
+    assert verdict_of(audit, target)["why"] == target["reason"]
