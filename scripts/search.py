@@ -15,7 +15,7 @@ from pathlib import Path
 from reproduce.place import ROOT, add_place, records_in
 from reproduce.records import keep_record
 from reproduce.search import candidates, write_search
-from results import Failed, carry_out, each_done
+from results import Failed, carry_out, each_done, with_needed
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -31,8 +31,9 @@ def main(argv: list[str] | None = None) -> None:
     if not chosen:
         parser.error(f"names: found {', '.join(args.names)}, allowed: {', '.join(run.name for run in every)}")
     records, page = records_in(args.docs, "search"), args.docs / "search.md"
+    needed = [] if args.render else with_needed(chosen)
     try:
-        for run in each_done([] if args.render else chosen, args.jobs, lambda r: carry_out(r, args.folder, args.jobs)):
+        for run in each_done(needed, args.jobs, lambda r: carry_out(r, args.folder, args.jobs)):
             keep_record(run, args.folder, records)
             write_search(every, records, page)
     except Failed as failure:

@@ -1,6 +1,5 @@
 """docs/results.md and its images, from the audits that there are."""
 
-import shlex
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -165,9 +164,8 @@ def _commands(audits: dict[Run, dict]) -> str:
     """The command of every run that has been measured; in bfloat16 is what runs do by themselves, if they can."""
     lines = set()
     for run, audit in audits.items():
-        more = f" adapter.path=<{run.of.name}>/adapter" if run.of else ""
-        more += " model.sampling_dtype=float32" if audit["provenance"]["sampling_dtype"] == "float32" else ""
-        lines.add(f"- {run.name}: `{shlex.join(['python', run.script, *run.overrides])}{more}`")
+        more = " model.sampling_dtype=float32" if audit["provenance"]["sampling_dtype"] == "float32" else ""
+        lines.add(f"- {run.name}: `{run.shown}{more}`")
     return "\n" + "\n".join(sorted(lines)) + "\n"
 
 

@@ -1,5 +1,6 @@
 """Which commands make docs/results.md and docs/search.md."""
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,6 +63,12 @@ class Run:
     def record(self, records: Path) -> Path:
         """What the page keeps of the audit."""
         return self._place(records).with_suffix(".json")
+
+    @property
+    def shown(self) -> str:
+        """The command as a page shows it."""
+        adapter = f" adapter.path=<{self.of.name}>/adapter" if self.of else ""
+        return shlex.join(["python", self.script, *self.overrides]) + adapter
 
     def command(self, root: Path) -> list[str]:
         """The arguments after `python`."""

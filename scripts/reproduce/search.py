@@ -1,6 +1,5 @@
 """The candidates among which the settings of Portraits were chosen, and their table."""
 
-import shlex
 from pathlib import Path
 
 from fairdiff.files import write_text
@@ -10,6 +9,8 @@ from reproduce.plan import Run
 from reproduce.records import read_records
 
 VALIDATION = ("audit.split=validation", "audit.prompts=16", "audit.images_per_prompt=60")  # of different occupations
+
+
 def _own(adapter: str, rate: str, image: float = 0.4, face: float = 0.08, **more: object) -> tuple[str, ...]:
     """The overrides of a candidate: every setting that the search has varied, whatever the default is now."""
     chosen = {"steps": 120, "confidence": 0.8, "prompts": 1, "batch": 24, "weights": "solver", "rank": 8, "named": 0} | more
@@ -65,7 +66,14 @@ CANDIDATES = {
     "both, face share .3, a fifth names a class": _own(BOTH, "4e-3", face=0.3, named=0.2),
     "both, face share .3, a third names a class": _own(BOTH, "4e-3", face=0.3, named=0.35),
     "both, face share .3, a third names a class, 180 steps": _own(BOTH, "4e-3", face=0.3, named=0.35, steps=180),
+    "both, face share .3, a third names a class, constant rate": (
+        *_own(BOTH, "4e-3", face=0.3, named=0.35),
+        "optimizer.schedule=constant",
+    ),
 }
+SCALED = "both, face share .3, a third names a class"  # the candidate whose adapter is audited at other scales too
+SCALES = (1.25, 1.5)
+AUDIT = "scripts/audit.py"
 HEAD = """# How the settings were chosen
 
 Written by `python scripts/search.py`: one training each, seed 0, audited on validation occupations by the audit classifier.
@@ -93,14 +101,19 @@ Those from "two prompts a step" on were made later on another processor, whose r
 
 
 def candidates() -> list[Run]:
-    return [Run("search", name, (*own, *VALIDATION), 0) for name, own in CANDIDATES.items()]
+    """One training each, then audits of one of their adapters at other scales."""
+    trained = {name: Run("search", name, (*own, *VALIDATION), 0) for name, own in CANDIDATES.items()}
+    of = trained[SCALED]
+    own = {scale: (*of.overrides, f"adapter.scale={scale:g}") for scale in SCALES}
+    scaled = [Run("search", f"{SCALED}, at scale {scale:g}", own[scale], 0, of, script=AUDIT) for scale in SCALES]
+    return [*trained.values(), *scaled]
 
 
 def write_search(runs: list[Run], records: Path, page: Path) -> None:
     """The table of the candidates that have a record, with their commands below it."""
     audits = read_records(runs, records)
     rows = [_row(run, audits[run]) for run in runs if run in audits]
-    lines = [f"- {run.name}: `{shlex.join(['python', 'train.py', *run.overrides])}`" for run in runs if run in audits]
+    lines = [f"- {run.name}: `{run.shown}`" for run in runs if run in audits]
     write_text(page, HEAD + "\n".join(rows) + "\n\n" + "\n".join(lines) + "\n")
 
 
