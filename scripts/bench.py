@@ -3,6 +3,7 @@
 python scripts/bench.py                                              steps, variance, memory and profile, on Portraits
 python scripts/bench.py 'part=[time_to_bias,ablation]'               the long ones; the same command goes on with them
 python scripts/bench.py 'part=[audit]'                                images a second beside diffusers' pipeline
+python scripts/bench.py 'part=[compile]'                              torch.compile and channels_last of the frozen networks
 python scripts/bench.py device=cuda model=sd15_random                seconds a step at the size of SD 1.5
 python scripts/bench.py 'part=[]'                                    only writes the page anew
 python scripts/bench.py report=docs/performance.md                   writes the published page, not one of one's own

@@ -3,6 +3,7 @@
 import shlex
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from tiny import composed, make_trainee
 from fairdiff import builder
 from fairdiff.cli.main import CONF, to_config
 from fairdiff.config import Config
+from fairdiff.diffusion.denoise import Guidance
 from fairdiff.diffusion.load import load_model
 from fairdiff.errors import FairDiffError
 from fairdiff.plan import make_plan
@@ -22,7 +24,7 @@ from fairdiff.training.tracking import make_console
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 
-from benchmark import learning, page, results, steps, variance, world  # noqa: E402
+from benchmark import compiled, learning, page, results, steps, variance, world  # noqa: E402
 from benchmark.config import use_schema  # noqa: E402
 from benchmark.instruments import captured_replay, counted, staged  # noqa: E402
 from benchmark.learning import Learner, first_below, summary  # noqa: E402
@@ -224,6 +226,32 @@ def test_a_step_of_which_nothing_is_learnt_is_not_measured(tiny_folder, literal)
         world.run_variant(trainee_of(tiny_folder, "lora_text"), batch(2), variant, 2)
 
 
+def test_compiled_blocks_are_the_frozen_networks_and_each_is_compiled_whole(tiny_folder):
+    """In both memory formats, and the model stays as it was."""
+    model, torch_counts = load_model(tiny_folder), torch._dynamo.utils.counters["stats"]
+    latent, guidance = torch.randn(2, *model.latent_shape), Guidance(*model.encode_pair(PROMPT), 2.0)
+    for last in (False, True):
+        torch.compiler.reset()
+        own = compiled.variant(model, last, True, "eager")
+        parts = [*own.unet.modules(), *own.vae.decoder.modules()]
+        blocks = [m for m in parts if m._compiled_call_impl is not None]
+        assert {type(m).__name__ for m in blocks} == {"BasicTransformerBlock", "ResnetBlock2D"}
+        assert own.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last) == last
+        before = torch_counts["unique_graphs"]
+        with torch.no_grad():
+            assert torch.allclose(own.sample(guidance, latent, 2).final, model.sample(guidance, latent, 2).final, atol=1e-5)
+            assert torch.allclose(own.decode(latent), model.decode(latent), atol=1e-5)
+        assert torch_counts["unique_graphs"] >= before + 2
+    assert all(m._compiled_call_impl is None for m in model.unet.modules())
+
+
+def test_without_a_compiler_for_the_processor_it_says_so(tiny_config, monkeypatch):
+    monkeypatch.setenv("CXX", "g++-of-nowhere")
+    with pytest.raises(FairDiffError, match=r"^part: found compile, but this machine has no C\+\+ compiler g\+\+-of-nowhere"):
+        compiled.measure_compile(tiny_config("part=[compile]"))
+    compiled.require_compiler("cuda")
+
+
 def test_a_random_model_too_needs_a_device_there_is(tiny_config):
     with pytest.raises(FairDiffError, match=r"model\.device: found cuda:99"):
         config = replace(tiny_config(), device="cuda:99")
@@ -272,6 +300,7 @@ def test_a_measurement_is_kept_and_never_mixed_with_another(tiny_config, tiny_fo
 
 @pytest.mark.slow
 def test_every_short_part_measures_and_renders(tiny_config, tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(results.SHORT, "compile", partial(compiled.measure_compile, backend="eager"))  # without g++
     for module in (steps, variance):
         monkeypatch.setattr(module, "make_trainee", lambda *_: make_trainee(load_model(tiny_folder)))
     monkeypatch.setattr(steps, "memory_apart", lambda *_: 1.0)  # processes of their own take seconds each
@@ -288,6 +317,10 @@ def test_every_short_part_measures_and_renders(tiny_config, tiny_folder, tmp_pat
     assert 0.5 < measured["steps"]["backward_per_forward"] < 2 and measured["throughput"]["rows"][0]["tflop"] > 0
     rows = {r["contestant"]: r for r in measured["audit"]["rows"]}
     assert rows["ours, in its precision"]["apart"] < 1e-4 and min(rows["ours"]["images_per_second"]) > 0  # the same images
+    rows = {(r["forward"], r["variant"]): r for r in measured["compile"]["rows"]}
+    assert len(rows) == 2 * len(compiled.VARIANTS) and min(min(r["seconds"]) for r in rows.values()) > 0
+    assert {r["apart"] for (_, name), r in rows.items() if name == compiled.EAGER} == {0}
+    assert {name for (_, name), r in rows.items() if r["compilation"] is not None} == {"torch.compile", "both"}
     page.write_page(tmp_path, tmp_path / "page.md")
     assert (tmp_path / "page.md").read_text().count("Not measured yet") == 2
 
@@ -323,5 +356,5 @@ def test_the_page_says_what_was_measured_and_what_was_not(tiny_config):
     }  # fmt: skip
     text = page.render([measured])
     assert "| unit K=3 | 0.5 | 2 of 2 | 6 [6, 6] | 1× [1, 1] | 6 [6, 6] | 3× [3, 3] |" in text
-    assert "**Not finished.**" in text and text.count("Not measured yet: `python scripts/bench.py") == 7
+    assert "**Not finished.**" in text and text.count("Not measured yet: `python scripts/bench.py") == 8
     assert all(f"## {title}" in text for title, _ in page.COMMANDS.values())

@@ -12,7 +12,7 @@ from fairdiff.config import Config, GradientConfig
 from fairdiff.config.laws import positive
 from fairdiff.errors import FairDiffError
 
-PARTS = ("steps", "variance", "memory", "profile", "audit", "throughput", "time_to_bias", "ablation")
+PARTS = ("steps", "variance", "memory", "profile", "audit", "compile", "throughput", "time_to_bias", "ablation")
 LEARNERS = "keys of gradient, {type: literal}, {type: autograd} or {type: truncated, last: <steps>}"
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmark.audits import measure_audit
+from benchmark.compiled import measure_compile
 from benchmark.config import BenchConfig
 from benchmark.learning import measure_learning
 from benchmark.steps import measure_memory, measure_profile, measure_steps, measure_throughput
@@ -26,6 +27,7 @@ SHORT: dict[str, Callable[[BenchConfig], dict]] = {
     "memory": measure_memory,
     "profile": measure_profile,
     "audit": measure_audit,
+    "compile": measure_compile,
     "throughput": measure_throughput,
 }
 # What says which parts to measure, where to write, or what to read off finished runs, and changes no run.
