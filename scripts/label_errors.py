@@ -30,12 +30,12 @@ from fairdiff.files import write_json, write_text
 
 RATES, SEEDS = (0.1, 0.2, 0.3, 0.4), (0, 1, 2)
 METHODS = {
-    "cross-entropy": "label smoothing .05, all labels believed",
-    "relaxed": "Rockafellian relaxation, the share of wrong labels estimated in each group",
-    "relaxed, one quantile": "the same with one estimate and one quantile for all",
-    "relaxed, mass to the best": "relaxed, and the best face of each group takes the mass of the dropped ones",
-    "relaxed, adversarial": "relaxed, each step on pixels moved by .01 of their range to where the loss rises",
-    "cleanlab": "labels that `cleanlab.filter.find_label_issues` names in three-fold predictions are left out",
+    "cross-entropy": "label smoothing .05, all labels are used",
+    "relaxed": "Rockafellian relaxation, with the share of wrong labels estimated in each group",
+    "relaxed, one quantile": "the same with one estimate and one quantile for all groups",
+    "relaxed, mass to the best": "relaxed, and the best face of each group gets the weight of the dropped ones",
+    "relaxed, adversarial": "relaxed, and each step moves pixels by .01 of their range to increase the loss",
+    "cleanlab": "labels flagged by `cleanlab.filter.find_label_issues` in three-fold predictions are left out",
 }
 TRAIN, TEST, SIZE, HIDDEN, STEPS, BATCH, FOLDS = 1500, 1500, 16, 64, 400, 64, 3
 MEANS = ("accuracy", "gap")  # whose differences are taken

@@ -9,21 +9,22 @@ from fairdiff.files import write_text
 INTRO = """# Performance
 
 Written by `scripts/bench.py` from its measurements and `scripts/benchmark/remarks.md`; do not edit. "Reference,
-literally" is the published algorithm (Shen et al., ICLR 2024) retold in
-[`scripts/benchmark/literal.py`](../scripts/benchmark/literal.py): three sampling passes, originals sampled again at every
-step, the prompt encoded in every micro-batch, a graph over time with gradient checkpointing. Its gradient equals ours at
-K = T with the step weights `reference` to 1e-4 (`tests/test_bench.py`). Variants take turns in one process; [brackets]
-hold the smallest and the largest of the rounds around the median. Commands are as they were given on their dates; since
-then `decode_batch` and `replay_batch` have become one key, `micro_batch`, and `prompts.train_limit` is gone.
+literally" is the published algorithm (Shen et al., ICLR 2024), implemented in
+[`scripts/benchmark/literal.py`](../scripts/benchmark/literal.py). It has three sampling passes and a graph over time with
+gradient checkpointing. It samples the reference images ("originals") again at every step, and encodes the prompt in every
+micro-batch. Its gradient equals ours at K = T with the step weights `reference` to 1e-4 (`tests/test_bench.py`). Variants
+alternate in one process; [brackets] contain the smallest and the largest round, after the median. Commands are shown as
+they were on the given dates. Since then `decode_batch` and `replay_batch` have become `micro_batch`, and
+`prompts.train_limit` was removed.
 """
 REMARKS = Path(__file__).parent / "remarks.md"  # what the numbers say, by hand
 COMMANDS = {
     "steps": ("One step", "python scripts/bench.py 'part=[steps]'"),
-    "time_to_bias": ("To the same bias", "python scripts/bench.py 'part=[time_to_bias]' steps=240"),
+    "time_to_bias": ("Time to the same bias", "python scripts/bench.py 'part=[time_to_bias]' steps=240"),
     "variance": ("Noise of the gradient", "python scripts/bench.py 'part=[variance]'"),
     "memory": ("Memory", "python scripts/bench.py 'part=[memory]' micro_batch=4 literal_batch=4"),
     "ablation": ("Which gradient learns", "python scripts/bench.py 'part=[ablation]' steps=240"),
-    "profile": ("What a step's time is made of", "python scripts/bench.py 'part=[profile]'"),
+    "profile": ("Where the time of a step goes", "python scripts/bench.py 'part=[profile]'"),
     "audit": ("An audit", "python scripts/bench.py 'part=[audit]'"),
     "compile": ("torch.compile and channels_last", "python scripts/bench.py 'part=[compile]'"),
     "throughput": ("Seconds a step on a GPU", "python scripts/bench.py device=cuda model=sd15_random"),
@@ -54,8 +55,8 @@ def about(m: dict) -> str:
     s, c = m["settings"], m["conditions"]
     extras = [name for name in ("channels_last", "compile") if s[name]]
     if s["originals"] < 1:
-        extras.insert(0, f"ours with originals of {s['originals']:.0%} of the pictures")
-    batches = f"; batches of {s['decode_batch']} decoded, {s['replay_batch']} replayed, {s['literal_batch']} in the reference"
+        extras.insert(0, f"ours with originals for {s['originals']:.0%} of the images")
+    batches = f"; batches: {s['decode_batch']} decoded, {s['replay_batch']} replayed, {s['literal_batch']} in the reference"
     if m["part"] == "throughput":  # each of its rows has batches of its own
         batches = ""
     text = (
@@ -107,10 +108,10 @@ def steps(result: dict) -> list[str]:
     return [
         *table(head, rows),
         "",
-        "Evaluations are counted on the U-Net, one a sample forward (`sample`: without a graph, originals included) and one "
-        "a sample backward: with frozen weights a backward passes gradients through and makes none but the adapter's "
-        f"(operations of one backward here: {result['backward_per_forward']:.2f} of a forward). "
-        f"{result['rounds']} rounds; `faster` is the ratio within a round. Peak: above what the loaded model holds.",
+        "A U-Net evaluation is one forward or one backward pass of one sample; `sample` is without a graph and includes "
+        "originals. With frozen weights a backward pass computes weight gradients for the adapter only (one backward pass "
+        f"here has {result['backward_per_forward']:.2f} of a forward pass's operations). There were {result['rounds']} "
+        "rounds; `faster` is the ratio within a round. The peak is measured above the memory of the loaded model.",
     ]
 
 
@@ -132,9 +133,9 @@ def time_to_bias(result: dict) -> list[str]:
     return [
         *table(head, rows),
         "",
-        f"Runs of {result['steps']} steps, validated every {v['every']} steps on {v['prompts']} prompts that are not trained "
-        f"on, {v['images']} pictures each, by the training judge, with the averaged adapter. Ratios are paired by seed, "
-        "against the first gradient of the table; seconds are those of training steps, sampling of originals included.",
+        f"These runs have {result['steps']} steps. The averaged adapter is validated every {v['every']} steps with the "
+        f"training judge, on {v['images']} images of each of {v['prompts']} prompts that are not trained on. Ratios are "
+        "paired by seed, to the first gradient of the table. Seconds are those of training steps and sampling of originals.",
         "",
         *ablation(result, "the same runs: validation bias"),
     ]
@@ -166,30 +167,30 @@ def variance(result: dict) -> list[str]:
     bias = [[n, *(_bias(cells[n, k]["bias_over_noise"]) for k in ks)] for n in names]
     sizes = [[number(s["B"]), number(s["variance"])] for s in result["sizes"]]
     return [
-        "Variance that replaying only K of T steps adds to the gradient of a batch, relative to |E g|²:",
+        "This table shows the variance that replaying K of T steps adds to the gradient of a batch, relative to |E g|²:",
         "",
         *table([f"choice of steps (T = {result['T']})", *(f"K = {k}" for k in ks)], rows),
         "",
-        "`stratified` is ours (systematic, offsets spread over the batch), `systematic` has a random offset for each image, "
-        "`uniform` draws K of T for each image, `shared` K of T for the whole batch. Squared mean error of "
-        f"{result['draws']:,} draws in units of what an unbiased estimate leaves by chance, the mean over "
-        f"{result['batches']} batches, each with its draws. Without bias it is 1 in the mean, and a bias adds. In brackets "
-        "what 95 of 100 unbiased estimates stay below:",
+        "`stratified` is ours (systematic, with offsets spread over the batch). `systematic` has a random offset for each "
+        "image. `uniform` draws K of T steps for each image, `shared` draws them for the whole batch. The next table shows "
+        f"the squared mean error of {result['draws']:,} draws, divided by its expectation for an unbiased estimate, as the "
+        f"mean over {result['batches']} batches. Without bias it is 1 on average, and bias increases it. The brackets show "
+        "the value that 95 of 100 unbiased estimates stay below:",
         "",
         *table(["choice of steps", *(f"K = {k}" for k in ks)], bias),
         "",
-        "Contribution of each step, first to last, root mean square over images, relative to their mean: "
-        f"{', '.join(number(n) for n in result['by_step']['norms'])}. Drawing steps in proportion to it, and not evenly, "
+        "The steps contribute, from first to last (root mean square over images, relative to their mean): "
+        f"{', '.join(number(n) for n in result['by_step']['norms'])}. Drawing steps in proportion to this, and not evenly, "
         f"would make the second moment {number(result['by_step']['even_over_best'])} times smaller.",
         "",
-        f"Variance of the full gradient over {result['batches']} batches of one prompt, on the same scale:",
+        f"This is the variance of the full gradient over {result['batches']} batches of one prompt, on the same scale:",
         "",
         *table(["B", "relative variance"], sizes),
         "",
-        f"Do prompts agree? Cosines of full gradients of B = {p['B']} pictures, {p['prompts']} prompts: of two batches of "
-        f"one prompt {interval(p['own'])}, of two prompts {interval(p['other'])}, {p['opposed']:.0%} of them below 0; "
-        f"{p['first']:.0%} of the sum of |g|² over prompts lies in one direction. More pictures of one prompt "
-        "lessen the noise of pictures only, several prompts a step (`prompts.per_step`) also that of prompts.",
+        f"Do prompts agree? These are cosines of full gradients of B = {p['B']} images, for {p['prompts']} prompts: between "
+        f"two batches of one prompt {interval(p['own'])}, between two prompts {interval(p['other'])}, {p['opposed']:.0%} of "
+        f"them below 0. {p['first']:.0%} of the sum of |g|² over prompts lies in one direction. More images of one prompt "
+        "reduce only the noise of images. Several prompts in a step (`prompts.per_step`) also reduce that of prompts.",
     ]
 
 
@@ -208,7 +209,7 @@ def memory(result: dict) -> list[str]:
         ]
         for r in result["rows"]
     ]
-    return [*table(head, rows), "", "Peak of one step above what the loaded model holds; originals cached in ours."]
+    return [*table(head, rows), "", "This is the peak of a step above the memory of the loaded model, with originals cached."]
 
 
 def profile(result: dict) -> list[str]:
@@ -218,7 +219,7 @@ def profile(result: dict) -> list[str]:
     return [
         *table(["stage", "seconds", "share"], rows),
         "",
-        f"Ours, K = {result['K']}, originals cached; no time twice.",
+        f"This is ours with K = {result['K']} and originals cached. No time is counted twice.",
     ]
 
 
@@ -237,11 +238,11 @@ def throughput(result: dict) -> list[str]:
         for r in result["rows"]
     ]
     what = (
-        "all that torch holds on the device, weights included"
+        "all memory that torch holds on the device, weights included"
         if result["whole_process"]
-        else "above what the loaded model holds"
+        else "above the memory of the loaded model"
     )
-    return [*table(head, rows), "", f"K = {result['K']}. Peak: {what}. Operations counted by torch's flop counter."]
+    return [*table(head, rows), "", f"K = {result['K']}. Peak: {what}. Operations are counted by torch's flop counter."]
 
 
 def audit(result: dict) -> list[str]:
@@ -252,13 +253,13 @@ def audit(result: dict) -> list[str]:
     lines = [
         *table(["images of the same prompt and noise", "images a second", "faster", "largest difference"], rows),
         "",
-        f"{result['T']} sampler steps; all in batches of B. The pipeline gives tensors, no PIL images. Ours multiplies in "
-        f"{result['dtype']}, if not in the pipeline's precision. Difference: of pixels in [0, 1] to the pipeline's.",
+        f"All have {result['T']} sampler steps and batches of B. The pipeline returns tensors, not PIL images. Ours uses "
+        f"{result['dtype']}, unless it has the pipeline's precision. The difference is that of pixels in [0, 1].",
     ]
     if i := result["intervals"]:
         lines[-1] += (
-            f" All numbers of audit.json for {', '.join(i['attributes'])}, of {i['prompts']} prompts × {i['images']} images "
-            f"before and after, take {number(i['seconds'])} seconds."
+            f" Computing all numbers of audit.json for {', '.join(i['attributes'])}, from {i['prompts']} prompts × "
+            f"{i['images']} images before and after, takes {number(i['seconds'])} seconds."
         )
     return lines
 

@@ -5,24 +5,27 @@ from fairdiff.audit.wording import interval, number, percent, signed, targeted
 from fairdiff.studies.page import Page, Point, Section, curves_chart
 
 LEAD = (
-    "Baselines without training beside adapters, each audited with the same prompts, the same noise and the same judge. "
-    "Labels are perceived presentation in images, never identity."
+    "This page compares methods without training with adapters. All are audited with the same prompts, noise and "
+    "judge. Labels are perceived presentation in images, never identity."
 )
 METHODS = (
-    "Ethical intervention: \", if all individuals can be a nurse irrespective of their gender\" behind the prompt (Bansal et "
-    "al. 2022). Random phrases: every image has a class in words, drawn from the target by its own noise; Fair Diffusion "
-    "(Friedrich et al. 2023) does so by guidance. UCE: closed-form editing of the cross-attention (Gandikota et al. 2024), "
-    "with a strength read off text embeddings, where the paper generates images to find it. debiasVL: calibrated projection "
-    "of the text embedding (Chuang et al. 2023), folded into the weights, so that it acts on the unconditional branch too.",
-    "Bias: the mean over prompts of the gap between classes; 0 is parity. Change: after minus before, paired. [low, high]: "
-    "95 % interval, for prompts like these; * for these prompts only, where they are too few. Image encoder: similarity to "
-    "the image before with the same noise. Named class kept: faces that show the class which their prompt names. Relative "
-    "drift: of images without people, in distances between two seeds.",
+    "The ethical intervention appends \", if all individuals can be a nurse irrespective of their gender\" to the "
+    "prompt (Bansal et al. 2022). Random phrases add a class in words to the prompt of every image, drawn from the "
+    "target; Fair Diffusion (Friedrich et al. 2023) does the same by guidance. UCE edits the cross-attention in "
+    "closed form (Gandikota et al. 2024). Here its strength comes from text embeddings, while the paper generates "
+    "images to find it. debiasVL projects the text embedding (Chuang et al. 2023). The projection is folded into the "
+    "weights, so it acts on the unconditional branch too.",
+    "Bias is the mean over prompts of the gap between classes; 0 is parity. A change is after minus before, paired. "
+    "[low, high] is a 95 % interval for prompts like these; a star marks intervals for these prompts only, because "
+    "they are too few. Image encoder is the similarity to the image before with the same noise. Named class kept is "
+    "the share of faces that show the class which their prompt names. Relative drift is that of images without "
+    "people, divided by the distance between two seeds.",
 )
 NOT_SHOWN = (
-    "How the methods compare at equal semantics: one setting of each stands here, `scripts/frontier.py` has the curves.",
-    "Spread over seeds: methods in closed form have none, and each was audited with one noise.",
-    "Other models: the numbers are of the embedded model, whose bias was made on purpose.",
+    "How the methods compare at equal semantics: this page has one setting of each, and `scripts/frontier.py` has the "
+    "curves.",
+    "Spread over seeds: closed-form methods have no seed, and each was audited with one noise.",
+    "Other models: the numbers are for the embedded model, whose bias was made on purpose.",
     "UCE as its authors tune it, by generating images until the shares are right.",
 )
 

@@ -9,16 +9,17 @@ from fairdiff.studies.curves import Outcome, hull, least_bias, most_semantics, o
 from fairdiff.studies.page import Page, Point, Section, curves_chart
 
 LEAD = (
-    "What each method reaches in bias and in semantics, and what it costs. Methods at one setting each do not compare: here "
-    "they do, at equal semantics and at equal bias. Labels are perceived presentation in images, never identity."
+    "This page shows the bias and semantics that each method reaches, and its cost. Single settings are not "
+    "comparable, so it compares methods at equal semantics and at equal bias. Labels are perceived presentation in "
+    "images, never identity."
 )
-NAMES = {"dino": "image encoder, in DINO's place", "clip_i": "CLIP-I", "clip_t": "CLIP-T"}
+NAMES = {"dino": "image encoder", "clip_i": "CLIP-I", "clip_t": "CLIP-T"}
 PARTS, SHARES = (0.1, 0.3, 1.0), (0.25, 0.5, 0.9)  # of the largest loss of semantics; of the largest gain in bias
 NOT_SHOWN = (
     "Other noise: every method was audited with the same noises of one seed.",
-    "Whether semantics by this encoder are those that a reader of the images sees.",
-    "Training cost: the price here is of one image that is used.",
-    "A method's untried settings: curves hold its measured ones, and their random mixtures.",
+    "Whether this encoder measures semantics as a person would.",
+    "Training cost: the cost here is that of one image that is used.",
+    "Untried settings of a method: curves contain the measured ones and their random mixtures.",
 )
 
 
@@ -28,7 +29,7 @@ def page(found: dict, command: str) -> Page:
     curves = {name: [nothing, *map(_outcome, points)] for name, points in found["curves"].items()}
     means = {name: of_means(points, found["seed"]) for name, points in curves.items()}
     prompts, what = len(nothing.bias_P), NAMES[found["semantics"]]
-    few = f" From fewer than {ENOUGH} prompts bands are rough, and too narrow for other prompts." if prompts < ENOUGH else ""
+    few = f" With fewer than {ENOUGH} prompts bands are rough, and too narrow for other prompts." if prompts < ENOUGH else ""
     bands = f"[low, high]: 95 % bands, paired bootstrap over {prompts} prompts.{few}"
     sections = [
         _points(curves, means, found, what),
@@ -60,8 +61,9 @@ def _points(curves: dict, means: dict, found: dict, what: str) -> Section:
         chart[name] = sorted((marks[i] for i in corners), key=lambda m: m.x)
     picture = curves_chart(chart, f"{found['attribute']} bias", f"semantics ({what})")
     text = [
-        f"Bias of {found['attribute']}: 0 is parity. Semantics: {what}, mean over prompts. On its frontier: no random "
-        "mixture of the method's other settings, or of one and nothing, has as little bias with as much semantics."
+        f"Bias of {found['attribute']} is 0 at parity. Semantics ({what}) is a mean over prompts. A setting is on "
+        "its frontier if no random mixture of the method's other settings, or of one and nothing, has as little bias with as "
+        "much semantics."
     ]
     return Section("Settings", text, ["setting", "bias", "semantics", "on its frontier"], rows, [picture])
 
@@ -72,9 +74,9 @@ def _levels(means: dict, prompts: int, bands: str) -> list[Section]:
     best = min(y[0].min() for _, y in means.values())
     at_semantics = [float(top - (top - least_x) * part) for part in PARTS]
     at_bias = [float(before - (before - best) * share) for share in SHARES]
-    text = "Each method at that level of semantics or more, by a mixture of its settings: its least bias. "
+    text = "The least bias of each method at this level of semantics or more, with mixtures of its settings. "
     equal = _section("At equal semantics", text + bands, means, (least_bias, at_semantics, prompts))
-    text = "Each method at that bias or less: the most semantics it keeps. – where it does not get there. "
+    text = "The most semantics that each method keeps at this bias or less; – if it never gets there. "
     return [equal, _section("At equal bias", text + bands, means, (most_semantics, at_bias, prompts))]
 
 
@@ -119,10 +121,11 @@ def _quotas(found: dict, prompts: int) -> Section:
             cells.append(f"{number(float(np.mean(entry[key])))} {interval(_ends(entry[key], seed))}" if known else "–")
         rows.append([*cells, f"{len(costs)} of {prompts}"])
     text = [
-        "Sample M images, keep n whose classes are within the tolerance of the target, train nothing. Kept images are those "
-        "of the model before, so semantics stay. Cost: M / n sampled images for one kept, mean over prompts; images without "
-        "a face are not kept. Bias as the judge says it is what the quota asks for; true bias is what its counted errors "
-        "leave (Bayes' rule). Prompts: those of which the quota keeps any image.",
+        "A quota samples M images and keeps n whose shares are within the tolerance of the target. It trains nothing, "
+        "and kept images are those of the frozen model, so semantics do not change. The cost is M / n sampled images "
+        "for one kept image, mean over prompts; images without a face are not kept. Bias as judged is what the quota "
+        "controls. True bias includes the judge's counted errors (Bayes' rule). Prompts counts those for which the "
+        "quota keeps any image.",
     ]
     head = ["tolerance of each share", "cost M / n", "bias as judged", "true bias", "prompts"]
     return Section("A quota instead", text, head, rows)

@@ -15,25 +15,26 @@ AUDIT = ("audit.split=validation", "audit.prompts=16", "audit.images_per_prompt=
 ATTRIBUTE, CLEAN = "gender", "none"
 MARGIN = 0.1  # of bias: a rise beyond it counts
 LEAD = (
-    "How much noise in the labels of the training judge debiasing stands: adapters trained with judges of rising label "
-    "noise, each audited by a judge without wrong labels. Labels are perceived presentation in images, never identity."
+    "This page shows how much label noise in the training judge debiasing tolerates. Adapters are trained with judges "
+    "of increasing label noise, and each is audited by a judge without wrong labels. Labels are perceived "
+    "presentation in images, never identity."
 )
 METHOD = (
-    "A share of the gender labels of rendered faces is flipped. The network of the embedded training judge is trained anew "
-    "on them, `train.py` trains an adapter with that judge and nothing else changed, and the embedded audit judge audits it. "
-    "The noisy judge also chooses the state of the adapter that is kept. Seeds of labels, judge and adapter are the same at "
-    "every rate. What is wrong at a lower rate is wrong at a higher one.",
-    "Uniform: every face alike. By group: half as often again in faces that the renderer made Black, a sixth of all. Only a "
-    "class: faces of that class alone, with the same share of all faces wrong.",
-    "Bias: the mean over prompts of the gap between classes; 0 is parity. Change: after minus before on the same prompts and "
-    "noise. Against the clean judge: bias after minus that of the adapter whose judge had true labels. [low, high]: 95 % "
-    "interval over prompts (Student's), with several seeds over prompts and seeds.",
+    "A share of the gender labels of rendered faces is flipped. The network of the embedded training judge is "
+    "retrained on them. `train.py` trains an adapter with that judge, with all else unchanged, and the embedded audit "
+    "judge audits it. The noisy judge also chooses the state of the adapter that is kept. The seeds of labels, judge "
+    "and adapter are the same at every rate. Labels that are wrong at a lower rate are also wrong at a higher one.",
+    "Uniform: every face is equally likely to be wrong. By group: 1.5 times as likely for faces rendered as Black, a "
+    "sixth of all. Only a class: only faces of that class are wrong, with the same share of all faces.",
+    "Bias is the mean over prompts of the gap between classes; 0 is parity. A change is after minus before with the "
+    "same prompts and noise. Against the clean judge is the bias after minus that of the adapter whose judge had true "
+    "labels. [low, high] is a 95 % interval over prompts (Student's), and also over seeds if there are several.",
 )
 NOT_SHOWN = (
-    "Errors that depend on how a face looks, as those of people do: here they are drawn at random.",
+    "Errors that depend on how a face looks, as human errors do: here they are random.",
     "Larger judges and more faces, and weights for labels that look wrong (`scripts/train_classifier.py --rockafellian`).",
-    "Errors of the audit judge: `scripts/reading_errors.py` has them.",
-    "Other models: the numbers are of the embedded model, whose bias was made on purpose.",
+    "Errors of the audit judge: see `scripts/reading_errors.py`.",
+    "Other models: the numbers are for the embedded model, whose bias was made on purpose.",
 )
 Estimate = tuple[float, tuple[float, float]]
 
@@ -139,7 +140,7 @@ def conclusions(record: dict) -> list[str]:
         lines.append(" ".join([f"Wrong labels, {kind} (measured: {measured}).", *words]))
     seeds = {int(key.rpartition("/")[2]) for key in record["cells"]}
     if len(seeds) == 1:
-        lines.append("This is one training a rate: another seed may shift each of them by more than its interval.")
+        lines.append("Each rate has one training only: another seed may shift its result by more than the interval.")
     return lines
 
 
@@ -210,7 +211,7 @@ def _judges(record: dict) -> Section:
             ends = rate_interval(round(right), round(faces)) if faces else [None, None]
             row.append(f"{number(right / faces if faces else None)} {interval(list(ends))}".rstrip())
         rows.append([*row, number(float(np.mean([j["sure"] for j in judges])))])
-    text = ["Accuracy on held-out renders with true labels; [low, high]: Wilson's. Sure: mean probability of its answer."]
+    text = ["Accuracy on held-out renders with true labels, with Wilson's interval. Sure is the mean top probability."]
     return Section("The judges", text, ["noise", "wrong labels", *groups, "sure"], rows)
 
 
@@ -256,8 +257,9 @@ def _others(record: dict) -> Section:
         rows.append([*row, percent(float(np.mean(kept))), number(float(np.mean([cell["run"]["steps"] for cell in some])), 0)])
     head = ["noise", *(f"change of {name} bias" for name in others), "low confidence", "no face", "image encoder"]
     text = [
-        "Low confidence: faces of which the audit judge gives no gender .9, before → after; no face: images. Image encoder: "
-        "similarity to the image before with the same noise. Labels kept: training faces whose label was sure enough."
+        "Low confidence is the share of faces with a top probability for gender below .9, before → after. No face is "
+        "the share of images without a face. Image encoder is the similarity to the image before with the same noise. "
+        "Labels kept is the share of training faces with a confident label."
     ]
     return Section("What else changes", text, [*head, "labels kept", "steps"], rows)
 

@@ -12,33 +12,37 @@ RATES, SEEDS = (0.2,), (0, 1, 2, 3, 4)
 SHARES = (0.0, 0.02, 0.04, 0.1, 0.2)  # of the training faces that are relabelled
 WAYS = {
     "gap in error": "predicted fall of the gap in the expected error",
-    "gap in error, no harm": "the same, of labels whose change is not predicted to raise the error of a group",
+    "gap in error, no harm": "the same, only for labels not predicted to raise the error of a group",
     "gap in calibration": "predicted fall of the gap in the calibration error",
-    "error of all": "predicted fall of the expected error of all validation faces, whatever their group",
+    "error of all": "predicted fall of the expected error of all validation faces, in any group",
     "loss": "the loss of the label itself; needs no validation faces",
     "random": "chance",
 }
 MEASURED = ("accuracy", "error gap", "calibration gap")
 REFERENCES = ("as labelled", "true labels")
 LEAD = (
-    "Which training labels widen a judge's gap between groups, by influence functions of its last layer (Adebayo et al., "
-    "ICLR 2023), and what relabelling them does. Labels are perceived presentation in images, never identity."
+    "This page shows which training labels widen a judge's gap between groups, and what relabelling them does. It "
+    "uses influence functions of the judge's last layer (Adebayo et al., ICLR 2023). Labels are perceived "
+    "presentation in images, never identity."
 )
 METHOD = (
     "A judge of gender, the perceptron of `scripts/label_errors.py`, is trained on 1500 faces of Portraits with wrong "
-    "labels; then all but its last layer is frozen. 600 validation and 1400 test faces have true labels. Groups: race Black, "
-    "a sixth of the faces, and the others. Wrong labels: in all faces alike, or half as often again in the smaller group.",
-    "Influence of a label: the first-order change of a number of the validation faces by the other label, 1/N <dM/dW, H^-1 h "
-    "(e - y)'> with the damped Gauss-Newton matrix H of the last layer. Gap: the absolute difference between the groups.",
-    "Relabel and fine-tune: in rounds of 2 % the most suspect labels are changed, the layer is fitted on, and labels are "
-    "ranked anew. No label is changed twice. It stops where the validation faces' gap in the expected error was least.",
-    "[low, high]: 95 % interval over seeds, of split, wrong labels and chance (Student's).",
+    "labels; then all but its last layer is frozen. 600 validation and 1400 test faces have true labels. The groups "
+    "are race Black, a sixth of the faces, and the others. Wrong labels are equally likely for all faces, or 1.5 "
+    "times as likely in the smaller group.",
+    "The influence of a label is the first-order change of a validation number if the label is flipped, 1/N <dM/dW, "
+    "H^-1 h (e - y)'> with the damped Gauss-Newton matrix H of the last layer. A gap is the absolute difference "
+    "between the groups.",
+    "Relabel and fine-tune: in rounds of 2 %, the most suspect labels are changed, the layer is trained further, and "
+    "the labels are ranked again. No label is changed twice. It stops where the gap in the expected error of the "
+    "validation faces was smallest.",
+    "[low, high] is a 95 % interval over seeds of the split, the wrong labels and the random order (Student's).",
 )
 NOT_SHOWN = (
-    "Influence through the layers below, which have learnt the wrong labels too: they are frozen.",
-    "Validation faces with errors of their own, which would turn into suspects that are none.",
-    "More than two classes or two groups, and errors that depend on how a face looks, as those of people do.",
-    "That a smaller gap is fairer: it also falls where the group with fewer errors is made worse.",
+    "Influence through the lower layers, which have learnt the wrong labels too: they are frozen.",
+    "Wrong labels among the validation faces, which would make right labels look suspect.",
+    "More than two classes or two groups, and errors that depend on how a face looks, as human errors do.",
+    "That a smaller gap is fairer: it also shrinks if the group with fewer errors gets worse.",
 )
 
 
@@ -73,8 +77,9 @@ def _check(found: dict) -> Section:
         for name in names
     ]
     text = [
-        "Of 200 training faces with 20 % wrong labels each alone is given its other label, or left out, and the layer is "
-        "trained to the end. Spearman's correlation of the true changes with the predicted ones; 1 is the same order."
+        "For each of 200 training faces with 20 % wrong labels, the layer is trained again with this label flipped, "
+        "or without the face. The table shows Spearman's correlation of true and predicted changes; 1 is the same "
+        "order."
     ]
     return Section("Against training again", text, ["number", "relabelled", "left out"], rows)
 
@@ -114,8 +119,8 @@ def _mended(record: dict) -> Section:
     }
     chart = curves_chart(curves, "error gap, test faces", "share of the training faces that is relabelled")
     text = [
-        "Test faces with true labels, means over all noises. As labelled: nothing is changed. Where a run changes nothing, "
-        "none of its labels counts as wrong."
+        "These are test faces with true labels, means over all noises. In the row \"as labelled\" nothing is changed. "
+        "If a run changes nothing, its share of wrong labels counts as 0."
     ]
     return Section("Relabel and fine-tune", text, head, rows, [chart])
 
@@ -141,4 +146,4 @@ def _noises(record: dict) -> Section:
         gaps = [[c[name]["error gap"] for c in cells] for name in REFERENCES]
         gaps += [[c[way]["stopped"]["error gap"] for c in cells] for way in WAYS]
         rows.append([f"{percent(rate, 0)}, {kind}", *map(with_interval, gaps)])
-    return Section("Error gap by noise", ["Test faces, where relabelling stops; 0 is even."], head, rows)
+    return Section("Error gap by noise", ["Test faces, where relabelling stops; 0 is no gap."], head, rows)

@@ -10,23 +10,24 @@ from harness.cells import apart_cell, differences, mean_cell
 
 REFERENCE, LEFT_OUT, SAME = "English", "occupation left out", "English, same words"
 LEAD = (
-    "Bias of prompts in other languages, beside what tells whether the model read them: a prompt that is ignored may look "
-    "fair. Labels are perceived presentation in images, never identity."
+    "This page shows the bias of prompts in other languages, and whether the model understood them: an ignored prompt "
+    "may look fair. Labels are perceived presentation in images, never identity."
 )
 METHOD = (
-    "Every image of a language has the noise of an English prompt and is measured against the English text. Bias: the mean "
-    "over prompts of the gap between classes; 0 is parity. CLIP-T: the cosine of picture and English text, more is "
-    "closer. [low, high]: 95 % over prompts; of the no-face rate for these prompts. To English: the paired difference.",
-    f"Of the occupation: CLIP-T above that of prompts with the {LEFT_OUT}, divided by the same in English; 100 % is as in "
-    "English, 0 % is as if the occupation did not stand there. A language whose interval lies below 50 % ignored the "
-    f"prompt, one above read it. {SAME}: \"…, occupation: …\" as in the other languages, which tells what these words alone "
-    "change.",
+    "Every image of a language has the noise of an English prompt and is compared with the English text. Bias is the "
+    "mean over prompts of the gap between classes; 0 is parity. CLIP-T is the cosine of image and English text; "
+    "larger is closer. [low, high] is a 95 % interval over prompts, and for the no-face rate one for these prompts. "
+    "To English is the paired difference.",
+    f"Of the occupation is CLIP-T above that of prompts with the {LEFT_OUT}, divided by the same in English; 100 % is as in "
+    "English, 0 % is as if no occupation was named. If the interval of a language lies below 50 %, the model ignored the "
+    f"prompt; if it lies above, the model read it. The row \"{SAME}\" uses \"…, occupation: …\" as in the other languages, "
+    "which shows the effect of these words alone.",
 )
 NOT_SHOWN = (
-    "What a better translation would do: these are plain, and no native speaker has checked them.",
-    "The grammar of gender: a dictionary's form is the masculine one in languages that have two. `--both-forms` names both.",
-    "A language that a model half knows: Portraits has read English alone, and a second language of made-up synonyms would "
-    "need other embedded weights. On Portraits other languages are unknown words, which shows what the warning is for and "
+    "Better translations: these are plain, and no native speaker has checked them.",
+    "Grammatical gender: dictionaries give the masculine form in languages that have two. `--both-forms` names both.",
+    "A language that a model half knows: Portraits learnt English only, and a second language of made-up synonyms would need "
+    "other embedded weights. Words of other languages are unknown to Portraits, which shows what the warning is for and "
     "nothing about languages.",
     "Other noise and other seeds of training.",
 )

@@ -10,22 +10,22 @@ from fairdiff.audit.wording import interval, number, percent
 from fairdiff.studies.page import Page, Point, Section, curves_chart
 
 LEAD = (
-    "Which parts of a LoRA carry its effect on bias, and how few of them keep it. Labels are perceived presentation in "
-    "images, never identity."
+    "This page shows which parts of a LoRA cause its effect on bias, and how few of them are enough. Labels are "
+    "perceived presentation in images, never identity."
 )
 ENOUGH = 0.9  # of the effect
 METHOD = (
-    "Each layer's update is split into its singular components. The score of one is the first-order change of the alignment "
-    "loss without it, mean over training batches; its size is its Frobenius norm. Adapters of the first components by "
-    "either, and of random ones, are audited with the same noise.",
-    "Effect kept: the fall of bias with the sparse adapter, divided by that with the whole one, over the same prompts; "
-    "[low, high] is a 95 % interval over prompts (Student's, of the linearised ratio).",
+    "Each layer's update is split into its singular components. The score of a component is the first-order change of "
+    "the alignment loss without it, mean over training batches. Its size is its Frobenius norm. Adapters with only "
+    "the first components by score, by size or at random are audited with the same noise.",
+    "Effect kept is the fall of bias with the sparse adapter divided by that with the whole one, over the same "
+    "prompts. [low, high] is a 95 % interval over prompts (Student's, of the linearised ratio).",
 )
 NOT_SHOWN = (
-    "That a part is needed: another training may take another way, as `--retrain` measures. Parts that keep the effect are "
-    "enough for it, no more.",
+    "That a part is necessary: another training may find another way, which `--retrain` measures. The parts found are "
+    "sufficient only.",
     "Other noise and other seeds of training.",
-    "Effects of parts together: scores are of one component at a time, at the whole adapter.",
+    "Joint effects of parts: a score is for removing one component from the whole adapter.",
 )
 
 

@@ -11,22 +11,23 @@ RATES, SEEDS = (0.01, 0.02, 0.05, 0.1, 0.2), (0, 1, 2, 3, 4)
 DISTANCES, VERDICT_SEEDS = (0.05, 0.12, 0.2), (0, 1, 2, 3, 4)
 COUNTED = ("uncounted", "counted")
 LEAD = (
-    "How far an audit's numbers move when its judge misreads a few more faces (the test-label error of Adebayo et al., ICLR "
-    "2023). Labels are perceived presentation in images, never identity."
+    "This page shows how an audit's numbers change when its judge misclassifies more faces (the test-label error of "
+    "Adebayo et al., ICLR 2023). Labels are perceived presentation in images, never identity."
 )
 METHOD = (
-    "The readings of a finished audit's faces are changed at random, and bias, D and the verdict are taken anew by the "
-    "audit's own code. Uniform: every face alike. By group: half as often again in faces of one group. Only a class: faces "
-    "of that class alone, with the same share of all faces misread.",
-    "Uncounted: the audit knows of the judge's own errors at most. Counted: its confusion matrix holds the new errors too, "
-    "as labelled faces would count them.",
-    "[low, high]: 95 % interval over five seeds of the misreadings (Student's), with the same faces.",
+    "The labels of a finished audit's faces are changed at random, and the audit's own code computes bias, D and the "
+    "verdict again. Uniform: every face is equally likely to be misread. By group: 1.5 times as likely for faces of "
+    "one group. Only a class: only faces of that class are misread, with the same share of all faces.",
+    "Uncounted: the audit corrects for the judge's own errors at most. Counted: its confusion matrix also includes "
+    "the new errors, as labelled faces would show them.",
+    "[low, high] is a 95 % interval over five seeds of the misreadings (Student's), with the same faces.",
 )
 NOT_SHOWN = (
-    "Errors that depend on the prompt: those of one occupation's clothes would move its shares alone.",
-    "What a judge really errs by: `scripts/calibrate.py` counts it.",
-    "Other audits: how much error a verdict stands depends on its distance from the margin, on prompts and images.",
-    "Counted errors that differ on generated faces from those on labelled ones.",
+    "Errors that depend on the prompt: errors caused by one occupation's clothes would change only its shares.",
+    "How often a real judge errs: `scripts/calibrate.py` counts that.",
+    "Other audits: the error that a verdict tolerates depends on its distance from the margin and on the size of the "
+    "audit.",
+    "Judges whose errors on generated faces differ from those on labelled faces.",
 )
 
 
@@ -63,7 +64,7 @@ def _numbers(record: dict) -> Section:
     head = ["misread", "bias", "D, uncounted", "D, counted", "verdict, uncounted", "verdict, counted"]
     name = record["about"]["attribute"]
     chart = curves_chart(curves, f"D of {name}, errors uncounted", "share of the faces that is misread")
-    text = ["Bias is as judged; D has the errors undone that the audit knows of. Verdicts: those of all seeds."]
+    text = ["Bias is uncorrected. D is corrected for the errors that the audit knows. The verdicts are of all seeds."]
     return Section(f"The audit's numbers: {name}", text, head, rows, [chart])
 
 
@@ -85,8 +86,8 @@ def _verdicts(record: dict) -> Section:
     n, margin = len(seeds), number(record["about"]["delta"], 2)
     least = interval([0.025 ** (1 / n), 1.0], lambda share: percent(share, 0))
     text = [
-        "Generators like the audited one whose prompts all deviate from the target less, in proportion; new faces and new "
-        f"misreadings with each of {n} seeds. The verdict's margin is D = {margin}. A verdict of all {n} audits has a "
-        f"share of {least} (95 % interval, Clopper and Pearson's)."
+        "These generators are like the audited one, but the deviation of every prompt is scaled down. Each of "
+        f"{n} seeds gives new faces and misreadings. The verdict's margin is D = {margin}. If all {n} audits agree, the "
+        f"share of this verdict is in {least} (95 % interval, Clopper and Pearson's)."
     ]
     return Section("The verdict near its margin", text, head, rows)

@@ -164,7 +164,7 @@ def aims_table(audits: Audits) -> list[str]:
     rows = [row for aim in AIMS if (row := aim.row(audits))]
     if not rows:
         return []
-    head = "| run | what | aim | measured | seeds | reached |\n|---|---|---|---|---|---|\n"
-    said = "\n\nLeft: of what there was before in excess of its floor.\n"
-    rule = "Reached: the whole interval over prompts and seeds lies on the right side; missed: the whole on the wrong side."
-    return [f"\n## Aims\n\nSet before measuring. {rule}\n\n", head, "\n".join(rows), said]
+    head = "| run | number | aim | measured | seeds | result |\n|---|---|---|---|---|---|\n"
+    said = "\n\nLeft is the share of the value before, in excess of its noise floor, that remains.\n"
+    rule = "An aim is reached if the whole interval over prompts and seeds meets it, and missed if the whole fails it."
+    return [f"\n## Aims\n\nThe aims were set before measuring. {rule}\n\n", head, "\n".join(rows), said]

@@ -234,23 +234,23 @@ def _held(quantity: str, found: dict, these: float, like: float) -> dict:
 
 HEAD = """# How often intervals hold
 
-Written by `python scripts/interval_coverage.py`; the same command goes on. Simulated so far: {audits} audits, {least} to
-{most} of each of {cells} cells. Every audit draws prompts from a population of 100, their images, and the labelled faces of
-the judge. An interval of 95 % should hold the truth in 95 of 100 audits; the aim is 93.5 or more. "On target" at the margin
-should be said in 5 of 100 audits or fewer. Resamples are a fifth of those of an audit.
+Written by `python scripts/interval_coverage.py`; repeat the command to add audits. It has simulated {audits} audits so far,
+{least} to {most} in each of {cells} cells. Every audit samples prompts from a population of 100, their images, and the
+judge's labelled faces. A 95 % interval should contain the truth in 95 of 100 audits; the aim is 93.5 or more. At the margin,
+the verdict "on target" should occur in 5 of 100 audits or fewer. There are a fifth as many resamples as in a real audit.
 
-At the margin: D = .10. Skewed: D = .5. Uneven: D² from 0 to twice its mean. One in ten: all of it in a tenth of the prompts.
-Classes have the target share 1/K. Changes are from an uneven, skewed model.
+At the margin means D = .10, skewed means D = .5. Uneven means D² from 0 to twice its mean. In "one in ten", a tenth of the
+prompts has all of it. The target share of a class is 1/K. Changes start from an uneven, skewed model.
 
-- **these**: these prompts, new noise. **like**: prompts like these, from {enough} prompts.
-- Each number is a share of the audits in all cells of its column, with their number. *Least*: of a single cell. Few audits
-  make the least of many cells low by chance.
-- Where D is 0 an interval cannot err below, so it holds in more than 95 of 100.
+- **these** is for these prompts with new noise, **like** for prompts like these, from {enough} prompts on.
+- Each number is the percentage of the audits in all cells of its column, followed by their number. *Least* is that of the
+  worst cell, which is low by chance if it has few audits.
+- If D is 0, an interval cannot lie below it, so it holds in more than 95 of 100.
 """
 
 
-SAME_NOISE = """Each prompt's deviations from the target become so many times as large; below 0 it changes sides. An image
-shows the class that its number, the same before and after, falls on.
+SAME_NOISE = """Each prompt's deviation from the target is multiplied by the factor of the column; below 0 it changes sides.
+Each image keeps its random number, which decides its class before and after.
 
 """
 
@@ -332,5 +332,5 @@ def _short(found: dict) -> list[str]:
             chance = binom.sf(counts[0] - 1, counts[1], 0.05) if said else binom.cdf(counts[0], counts[1], 0.935)
             if chance < 0.01:
                 lines.append(f"- {name}: {key}: {counts[0]} of {counts[1]}\n")
-    rule = f"Worse than the aim by more than chance at 1 % explains, of {tried} looked at, so that some are here by chance:"
+    rule = f"These cells are worse than the aim at the 1 % level. {tried} were tested, so some are here by chance:"
     return [f"{rule}\n\n", *(lines or ["- none\n"])]

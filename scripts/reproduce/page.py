@@ -24,25 +24,26 @@ from reproduce.records import AXES, read_records
 HEAD = """# Results
 
 Written by `python scripts/results.py` from the audits made so far, on the embedded model ([portraits.md](portraits.md)).
-Settings are chosen on validation occupations ([search.md](search.md)). No setting was chosen by the test occupations of this
-page, but 24 of them had been looked at before, in an audit of the adapter that was then the default. The audit classifier
-never took part in training. Labels are perceived presentation in images, never identity.
+Settings were chosen on validation occupations ([search.md](search.md)). The test occupations of this page were not used to
+choose a setting, but an audit of the earlier default adapter had shown 24 of them. The audit classifier never took part in
+training. Labels are perceived presentation in images, never identity.
 
-- **Bias** is the paper's, 2 / (K (K - 1)) sum |f_i - f_j| of a prompt's shares, then the mean over prompts. Its floor is what
-  a perfectly fair generator shows at that number of images.
-- **[low, high]**: 95 % interval over prompts and, with several seeds, over seeds too (no face, CLIP, relative drift: the
-  mean of the seeds' own intervals). ±: standard deviation over seeds.
-- **Old**: mean share. **Low confidence**: faces of whose gender the classifier is less than 90 % sure. **Relative
-  drift**: distance of images without people to those before, in distances between two seeds. **CLIP-T**: after minus before.
-  **Named class kept**: faces that show the class which their prompt names, after.
-- "Without prompts that name a class" was run before `prompts.named` existed: the same settings as its commands have now, but
-  its first step still had a random direction (CHANGELOG, "The balance of the loss").
-- Commands sample in bfloat16 where the processor has it. Those that end in `model.sampling_dtype=float32` were run where it
-  has not; elsewhere they need that setting for the same digits.
+- **Bias** is the paper's: 2 / (K (K - 1)) sum |f_i - f_j| of a prompt's shares, then the mean over prompts. Its noise floor
+  is the bias of a perfectly fair generator at that number of images.
+- **[low, high]** is a 95 % interval over prompts, and also over seeds if there are several. For no face, CLIP and relative
+  drift it is the mean of the seeds' intervals. ± is the standard deviation over seeds.
+- **Old** is the mean share of old people. **Low confidence** is the share of faces whose gender the classifier is less than
+  90 % sure of. **Relative drift** is the distance of images without people to those before, divided by the distance between
+  two seeds. **CLIP-T** is after minus before. **Named class kept** is the share of faces that show the class named in the
+  prompt, after training.
+- The runs "without prompts that name a class" were made before `prompts.named` existed. Their settings were those of the
+  commands given here, but their first step had a random direction (CHANGELOG, "The balance of the loss").
+- Commands sample in bfloat16 if the processor supports it. Those that end in `model.sampling_dtype=float32` were run on a
+  processor that does not; elsewhere they need that setting to give the same digits.
 """
 PAPER = """
-Beside it the paper's table for Stable Diffusion 1.5 (Shen et al., ICLR 2024; ± is its spread over prompts, not an
-error; 10,000 steps and more, LoRA of rank 50; its CLIP and DINO are other networks, so only bias compares):
+For comparison, this is the paper's table for Stable Diffusion 1.5 (Shen et al., ICLR 2024; 10,000 steps and more, LoRA of
+rank 50). Its ± is the spread over prompts, not an error. Its CLIP and DINO are other networks, so only bias is comparable:
 
 | debiased for | gender | race | gender×race | CLIP-I | DINO |
 |---|---|---|---|---|---|
@@ -125,7 +126,7 @@ def _words(found: dict[str, list[dict]]) -> list[str]:
             cells.append(f"{number(bias['mean'])} [{', '.join(map(number, ends(bias)))}]{kept}")
         lines.append(_cells(cells))
     head = ["words", "prompts × images", "gender bias", "race bias", "age bias"]
-    said = "\nStays: of what exceeds the floor as the model is. None of these wordings is among its training captions.\n"
+    said = "\nStays is the share of the excess over the noise floor that remains. No wording occurs in training captions.\n"
     return ["\n", "\n".join([_cells(head), "|" + "---|" * len(head), *lines]), "\n", said]
 
 
@@ -141,7 +142,7 @@ def _families(found: dict[str, list[dict]]) -> list[str]:
             cells = [str(excess(audits, axis, "bias", "value", family)) for axis in ("gender", "race")]
             lines.append(f"| {name}: {family} | {prompts} | " + " | ".join(cells) + " |")
     head = "| run: kind of prompt | prompts | gender bias | race bias |\n|---|---|---|---|\n"
-    said = "\nLeft: of what bias before had in excess of its floor.\n"
+    said = "\nLeft is the share of the bias before, in excess of its noise floor, that remains.\n"
     return ["\n", head, "\n".join(lines), "\n", said] if lines else []
 
 
@@ -151,8 +152,8 @@ def _targets(found: dict[str, list[dict]]) -> list[str]:
     for name, audits in found.items():
         requested = [axis for axis in AXES if axis in (e := entry(audits[0], "after")) and e[axis]["target"]["requested"]]
         lines += [f"| {name} | {axis} | {excess(audits, axis, 'target', 'total_variation')} |" for axis in requested]
-    said = "\nTotal variation: half the sum of absolute differences to the prompt's own target, mean over prompts. Left: of "
-    said += "what it had before in excess of its floor (a generator exactly on target).\n"
+    said = "\nTotal variation is half the sum of absolute differences to the prompt's own target, mean over prompts. Left is "
+    said += "the share of it, in excess of the noise floor (a generator exactly on target), that remains.\n"
     return ["\n| run | | total variation to the target |\n|---|---|---|\n", "\n".join(lines), "\n", said]
 
 
@@ -236,5 +237,5 @@ def _figure(found: dict[str, list[dict]], page: Path) -> list[str]:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     plt.close(figure)
-    said = "*12 test occupations; bars: 95 % intervals over them; lines above and below: before, and the floor.*"
+    said = "*12 test occupations with 95 % intervals over them. The lines show the bias before, and the noise floor.*"
     return [f"\n![bias against semantics](images/{path.name})\n\n{said}\n"]

@@ -76,24 +76,24 @@ SCALES = (1.25, 1.5)
 AUDIT = "scripts/audit.py"
 HEAD = """# How the settings were chosen
 
-Written by `python scripts/search.py`: one training each, seed 0, audited on validation occupations by the audit classifier.
-Test occupations took no part. Labels are perceived presentation in images, never identity.
+Written by `python scripts/search.py`. Each candidate was trained once, with seed 0, and audited on validation occupations
+by the audit classifier. Test occupations were not used. Labels are perceived presentation in images, never identity.
 
-Bias: mean over prompts with its 95 % interval over prompts. Change: after minus before of an attribute without a target.
-Low confidence: faces of whose gender the classifier is less than 90 % sure, before and after.
-Relative drift: images without people. Kept: faces that show the class which their prompt names, before and after.
+Bias is the mean over prompts with its 95 % interval over prompts. A change is after minus before, of an untargeted
+attribute. Low confidence is the share of faces whose gender the classifier is less than 90 % sure of, before and after.
+Relative drift is that of images without people. Kept is the share of faces that show the class named in their prompt,
+before and after.
 
-Chosen: "both, face share .3, a third names a class" for the default. Without such prompts a third of the faces no longer
-show the class which their prompt names. With them all do, and fewer faces are ambiguous.
-Adapters with a U-Net part learn more than those of the text encoder alone.
-Without a larger face share one face in eight is ambiguous. For the text encoder "text, image share .4",
-for soft tokens "tokens, rate 3e-2". No candidate reaches .20 with at most twice as many low-confidence faces.
+The default is "both, face share .3, a third names a class". Without such prompts a third of the faces no longer show the
+class named in their prompt. With them all do, and there are fewer low-confidence faces. Adapters with a U-Net part reduce
+bias more than those of the text encoder alone. Without a larger face share, one face in eight has low confidence. For the
+text encoder the choice is "text, image share .4", for soft tokens "tokens, rate 3e-2". No candidate reaches .20 with at
+most twice as many low-confidence faces.
 
-What it does not show: sixteen occupations and one seed do not tell differences of .05 apart, and the best of several runs is
-partly lucky. More steps ("300 steps") lower the bias, but age drifts. The commands are written in today's keys; the runs were
-made with the keys before the code moved into rooms; `scripts/digits.py` shows that the same settings give the same digits.
-Those from "two prompts a step" on were made later on another processor, whose rounding differs: the frozen model stands at
-.621 there.
+Sixteen occupations and one seed cannot distinguish differences of .05, and the best of several runs is partly lucky. More
+steps ("300 steps") lower the bias, but age drifts. The commands use today's keys, while the runs used earlier names of the
+same keys; `scripts/digits.py` shows that the same settings give the same digits. The runs from "two prompts a step" on were
+made later on another processor with different rounding, where the frozen model has .621.
 
 | candidate | gender bias | change of race bias | change of age bias | low confidence | DINO | relative drift | kept |
 |---|---|---|---|---|---|---|---|
