@@ -1,4 +1,4 @@
-"""From settings to the frozen model: its folder or file, precision, size and solver."""
+"""Build the frozen diffusion model from the settings: its folder or file, precision, image size and solver."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from fairdiff.portraits import weights
 
 
 def precisions(config: Config) -> tuple[torch.dtype, torch.dtype]:
-    """(dtype, sampling_dtype) with "auto" resolved for the device."""
+    """Return (dtype, sampling_dtype) with "auto" resolved for the device."""
     device, held, sampled = config.model.device, config.model.dtype, config.model.sampling_dtype
     held = fast_dtype(device) if held == "auto" else held
     if sampled == "auto":
@@ -30,7 +30,7 @@ def precisions(config: Config) -> tuple[torch.dtype, torch.dtype]:
 
 
 def model_path(config: Config) -> str | Path:
-    """The folder or hub id of the model."""
+    """Return the folder, file or hub id of the model."""
     return config.model.path or weights("model")
 
 
@@ -68,7 +68,7 @@ def build_model(config: Config) -> DiffusionModel:
 
 
 def image_size(options: SamplerConfig, model: DiffusionModel) -> tuple[int, int] | None:
-    """Requested (height, width) in pixels, None where they are the model's own."""
+    """Return the requested (height, width) in pixels, None if it is the model's default."""
     own = model.image_size
     for key, pixels in (("height", options.height), ("width", options.width)):
         if pixels and pixels % model.multiple:
@@ -81,7 +81,7 @@ def image_size(options: SamplerConfig, model: DiffusionModel) -> tuple[int, int]
 
 
 def clip_skip(skip: int | None, model: DiffusionModel) -> int:
-    """How many layers prompts leave out; one at least must be left."""
+    """Return how many last layers of the text encoders are skipped (null: 0); FairDiffError unless one layer remains."""
     if skip is None:
         return 0
     if model.kind is FluxPipeline:
