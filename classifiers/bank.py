@@ -17,7 +17,7 @@ from classifiers.identity import read_rows, write_rows
 from classifiers.pictures import SUFFIXES, read_picture
 from classifiers.types import Detector, Embedder
 
-KEEP_EVERY = 50  # pictures
+KEEP_EVERY = 50  # pictures after which progress is saved
 
 
 @dataclass

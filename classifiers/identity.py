@@ -56,7 +56,7 @@ def load_face_embedder(folder: Path, side: int | None = None) -> FaceEmbedder:
 
 @dataclass(frozen=True)
 class Bank:
-    """Embeddings of N real faces: `embedding_ND` rows of length 1."""
+    """Embeddings of N real faces, `embedding_ND`, with rows of length 1."""
 
     embedding_ND: Tensor
 

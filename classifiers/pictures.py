@@ -60,7 +60,7 @@ def eight_bits(image_CHW: Tensor) -> np.ndarray:
 
 def _bytes(file: Path) -> bytes:
     try:
-        if not Path(file).is_file():  # opening a pipe waits for a writer
+        if not Path(file).is_file():  # opening a pipe would wait for a writer
             raise ValueError("no such file" if not Path(file).exists() else "no regular file")
         return Path(file).read_bytes()
     except OSError as error:

@@ -64,7 +64,7 @@ def fit(
     device = next(net.parameters()).device
     net.train().requires_grad_(True)
     weights = [p for p in net.parameters() if p.ndim > 1]
-    scales = [p for p in net.parameters() if p.ndim <= 1]  # biases and norms: not decayed
+    scales = [p for p in net.parameters() if p.ndim <= 1]  # biases and norms have no weight decay
     optimizer = torch.optim.AdamW(
         [{"params": weights, "weight_decay": plan.weight_decay}, {"params": scales, "weight_decay": 0.0}], plan.lr
     )
@@ -93,7 +93,7 @@ def fit(
         loss.backward()
         torch.nn.utils.clip_grad_norm_([*weights, *scales], 1.0)
         optimizer.step()
-        # the warm-up of the average forgets the random start
+        # with this warm-up, the average forgets the random initial weights
         update_average(average, net, min(plan.ema, (1 + step) / (10 + step)))
         progress(step + 1, loss.item())
         if plan.checkpoint and ((step + 1) % plan.save_every == 0 or step + 1 == plan.steps):

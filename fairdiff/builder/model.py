@@ -21,7 +21,7 @@ def precisions(config: Config) -> tuple[torch.dtype, torch.dtype]:
     held = fast_dtype(device) if held == "auto" else held
     if sampled == "auto":
         sampled = fast_dtype(device) if held == "float32" else held
-        sampled = "float32" if (held, sampled) == ("float32", "float16") else sampled  # its VAE would overflow
+        sampled = "float32" if (held, sampled) == ("float32", "float16") else sampled  # the VAE would overflow
     if held not in ("float32", sampled):
         raise FairDiffError(
             f"model.sampling_dtype: found {sampled}, but model.dtype is {held} here; allowed: auto, or float32 for both"
@@ -61,7 +61,7 @@ def build_model(config: Config) -> DiffusionModel:
     model.clip_skip = clip_skip(config.model.clip_skip, model)
     model.negative = config.prompts.negative
     model.sampling_dtype = sampled
-    _ = model.weights_fingerprint  # taken as loaded, in float32, so that a run's identity is the same on every device
+    _ = model.weights_fingerprint  # computed from float32 weights, so that it is the same on every device
     model.lower_precision(held)
     model.to(config.model.device)  # last: float32 weights of a large model are more than a small device holds
     return model
@@ -87,7 +87,7 @@ def clip_skip(skip: int | None, model: DiffusionModel) -> int:
     if model.kind is FluxPipeline:
         raise FairDiffError(f"model.clip_skip: found {skip}, allowed with FLUX, which reads no words of CLIP: null")
     clips = [encoder for encoder in model.text_encoders if encoder is not model.t5]
-    most = min(clip.config.num_hidden_layers for clip in clips) - len(clips)  # two leave one layer out anyway
+    most = min(clip.config.num_hidden_layers for clip in clips) - len(clips)  # two encoders skip one layer anyway
     if skip > most:
         raise FairDiffError(f"model.clip_skip: found {skip}, allowed with this model: 1 to {most}, or null")
     return skip

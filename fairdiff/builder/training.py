@@ -46,7 +46,7 @@ def training_fingerprint(config: Config, plan: Plan, model: DiffusionModel, perc
     kept["sampler"] = {k: v for k, v in kept["sampler"].items() if v is not None}  # without unset keys
     kept["judge"] = {k: v for k, v in kept["judge"].items() if v or k in ("path", "mapping")}  # likewise the judge's crop
     kept["features"] = {k: v for k, v in kept["features"].items() if k != "bank"}  # faces count, not the path
-    if config.optimizer.schedule != "constant" or config.validation.every:  # the last step is always a validation
+    if config.optimizer.schedule != "constant" or config.validation.every:  # a validation follows the last step
         kept["steps"] = config.steps
     texts = [[(p.text, p.family, p.people) for p in some] for some in (plan.train, plan.validation)]
     tables = [target.table.tolist() for target in plan.targets.known()]
@@ -122,7 +122,7 @@ def build_trainee(
     if config.cache:
         folder = Path(config.cache) / "originals" / originals_fingerprint(config, model, perception)
     adapter = build_adapter(config, model)
-    if config.adapter.path:  # the audit shows the effect of a loaded adapter apart, as "start"
+    if config.adapter.path:  # the audit measures the loaded adapter separately, as "start"
         adapter.origin = [p.detach().clone() for p in adapter.parameters()]
     pieces = training_pieces(config, model, adapter, perception, math.ceil(config.global_batch / world.size))
 

@@ -82,7 +82,7 @@ def _other_judge(one: dict, other: dict) -> str | None:
 
 
 def pairing(one: Audited, other: Audited) -> tuple[str, str]:
-    """Return what the images of two comparable audits have in common, and why no more, "" if there is no reason to give.
+    """Return what the images of two comparable audits have in common, and the reason for not more ("" if there is none).
 
     Noise is determined by (prompt, seed, index of the image, size of the image).
     """

@@ -1,4 +1,4 @@
-"""Read the numbers that the live page shows from a run folder, anew for every request."""
+"""Read the numbers that the live page shows from a run folder; they are read again for every request."""
 
 from pathlib import Path
 
