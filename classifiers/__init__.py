@@ -1,5 +1,5 @@
-"""Looks at faces: detection, differentiable crops, perceived-attribute judges, embeddings, calibration.
+"""Face analysis: detection, differentiable crops, classifiers of perceived attributes (judges), embeddings, calibration.
 
-Knows images, not diffusion: everything here also works on a folder of JPEGs.
+It needs no diffusion model: everything here also works on a folder of image files.
 Labels are perceived presentation, never identity.
 """

@@ -1,4 +1,7 @@
-"""Whether two judges mean the same by a class: how often they label the same faces alike. F faces, K classes."""
+"""Check whether two judges use the same class names for the same thing, by their labels of the same faces.
+
+Shapes: F faces, K classes.
+"""
 
 import math
 from dataclasses import dataclass
@@ -7,15 +10,16 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import binom
 
-RISK = 0.02  # of calling two judges at odds by chance, in each of the two tests
+RISK = 0.02  # probability, for each of the two tests, of finding two judges at odds by chance
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """On one attribute: `share` of the `faces` with the same label, and the share under the best naming of classes.
+    """The agreement of two judges on one attribute.
 
-    renamed: pairs (class of the first judge, class of the second) of that naming that differ and hold a face. at_odds:
-    whether the labels cannot mean the same.
+    share: share of the `faces` with the same label. best_share: the same after the best permutation of the first judge's
+    classes. renamed: the pairs (class of the first judge, class of the second) that this permutation changes and that have
+    faces. at_odds: whether the two judges' classes cannot mean the same.
     """
 
     faces: int
@@ -26,11 +30,12 @@ class Agreement:
 
 
 def agreement(first_FK: np.ndarray, second_FK: np.ndarray) -> Agreement:
-    """Of two judges' class probabilities of the same faces.
+    """Return the agreement of two judges from their class probabilities of the same faces.
 
-    Judges are at odds under two conditions. They disagree on more faces than their confidence allows: were it right, face
-    f would get two labels with a chance of (1 - c_f) + (1 - d_f) at most (Hoeffding's inequality over the faces). And another
-    naming of the classes agrees better by a sign test over the faces on which just one of the two namings agrees.
+    Judges are at odds if two conditions hold. First, they disagree on more faces than their confidences c_f and d_f allow:
+    if these were right, face f would get different labels with probability (1 - c_f) + (1 - d_f) at most (Hoeffding's
+    inequality over the faces). Second, a permutation of the classes agrees better, by a sign test over the faces on which
+    only one of the two agrees.
     """
     faces, classes = first_FK.shape
     if not faces:
@@ -43,7 +48,7 @@ def agreement(first_FK: np.ndarray, second_FK: np.ndarray) -> Agreement:
     doubt_F = np.minimum(2 - first_FK.max(1) - second_FK.max(1), 1)
     allowed = doubt_F.sum() + math.sqrt(faces * math.log(1 / RISK) / 2)
     better, worse = int((renamed_F & ~alike_F).sum()), int((alike_F & ~renamed_F).sum())
-    by_chance = binom.sf(better - 1, better + worse, 0.5) * (classes - 1)  # it is the best of several namings
+    by_chance = binom.sf(better - 1, better + worse, 0.5) * (classes - 1)  # corrects for several permutations
     at_odds = bool((~alike_F).sum() > allowed and by_chance < RISK)
     renamed = tuple((i, j) for i, j in enumerate(best_K.tolist()) if i != j and counts_KK[i, j])
     return Agreement(faces, float(alike_F.mean()), renamed, float(renamed_F.mean()), at_odds)

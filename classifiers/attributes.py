@@ -1,7 +1,7 @@
-"""Judges of perceived presentation: face crops to logits per attribute.
+"""Classifiers of perceived presentation (judges): face crops to logits per attribute.
 
-On disk a net is a folder: `config.json` says what to build, `model.safetensors` holds fp16 weights. Loading is strict.
-The mistakes a user can mend are `ValueError`s of one line that name the file and the key.
+On disk a net is a folder: `config.json` has its architecture, `model.safetensors` has fp16 weights. Loading is strict.
+Errors that a user can correct are `ValueError`s of one line that name the file and the key.
 """
 
 import json
@@ -24,7 +24,7 @@ KEYS = ("architecture", "kwargs", "image_size", "mean", "std")
 
 
 class AttributeNet(nn.Module):
-    """One trunk, one linear head for all attributes; a `Classifier`.
+    """A `Classifier` with one timm trunk and one linear head for all attributes.
 
     `config` is the content of config.json: timm `architecture` and `kwargs`, `image_size` in pixels, `mean` and `std`
     per RGB channel of [0, 1], `attributes` name -> class names in the order of the logits.
@@ -37,7 +37,7 @@ class AttributeNet(nn.Module):
         self.trunk = make_trunk(config, sum(map(len, self.attributes.values())))
 
     def forward(self, crop_FCHW: Tensor) -> dict[str, Tensor]:
-        """Logits [F, K] per attribute of crops [F, 3, H, W] in [0, 1], any H and W, F = 0 included."""
+        """Return logits [F, K] per attribute of crops [F, 3, H, W] in [0, 1] with any H and W; F may be 0."""
         if not len(crop_FCHW):
             return {name: crop_FCHW.new_zeros(0, len(classes)) for name, classes in self.attributes.items()}
         logits = self.trunk(preprocess(crop_FCHW, self.config))
@@ -46,8 +46,8 @@ class AttributeNet(nn.Module):
 
 
 def make_trunk(config: dict, outputs: int) -> nn.Module:
-    """The timm model of a config, untrained, with `outputs` numbers per image."""
-    # JSON has no tuples and some timm models insist on them
+    """Build the untrained timm model of a config, with `outputs` numbers per image."""
+    # JSON has no tuples, but some timm models require them
     kwargs = {key: tuple(value) if isinstance(value, list) else value for key, value in config["kwargs"].items()}
     return timm.create_model(config["architecture"], pretrained=False, num_classes=outputs, **kwargs)
 
@@ -62,14 +62,14 @@ def preprocess(image_FCHW: Tensor, config: dict) -> Tensor:
 
 
 def save_attribute_net(net: AttributeNet, folder: Path) -> None:
-    """Write the folder; weights become fp16."""
+    """Write a net's folder; weights become fp16."""
     write_folder(net, net.config, Path(folder))
 
 
 def load_attribute_net(folder: Path, attributes: dict[str, tuple[str, ...]] | None = None) -> AttributeNet:
-    """A frozen judge from its folder, float32, in eval mode.
+    """Load a frozen judge from its folder, in float32 and eval mode.
 
-    `attributes` are those the caller will ask about: each must be there with exactly these classes in this order.
+    attributes: those that the caller needs; each must be in the config with exactly these classes in this order.
     """
     config = read_config(Path(folder), "attributes")
     for name, classes in (attributes or {}).items():
@@ -82,7 +82,7 @@ def load_attribute_net(folder: Path, attributes: dict[str, tuple[str, ...]] | No
 
 
 def write_folder(net: nn.Module, config: dict, folder: Path) -> None:
-    """config.json and model.safetensors (floating tensors as fp16), each written whole or not at all."""
+    """Write config.json and model.safetensors (floating-point tensors as fp16), each atomically."""
     tensors = {}
     for key, tensor in net.state_dict().items():
         half = tensor.detach().cpu().half() if tensor.is_floating_point() else tensor.detach().cpu()
@@ -96,13 +96,13 @@ def write_folder(net: nn.Module, config: dict, folder: Path) -> None:
 
 
 def read_config(folder: Path, extra: str) -> dict:
-    """config.json with the keys of every net and `extra`; an absent or unknown key is an error."""
+    """Read and check config.json; it must have exactly the keys KEYS and `extra`."""
     file = folder / "config.json"
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{file}: no such file") from None
-    except (ValueError, RecursionError) as error:  # bytes that are no text, text that is no JSON, too deep a nest
+    except (ValueError, RecursionError) as error:  # no text, no JSON, or nested too deep
         raise ValueError(f"{file}: not JSON ({first_line(error)})") from None
     if not isinstance(config, dict):
         raise ValueError(f"{file}: found a {type(config).__name__}, allowed: a mapping")
@@ -130,7 +130,7 @@ def _are_classes(value) -> bool:
     return isinstance(value, list) and len({str(c) for c in value if isinstance(c, str)}) == len(value) > 1
 
 
-LAWS = {  # key -> what is allowed in words, and whether a value is
+LAWS = {  # key -> the allowed values in words, and a function that checks a value
     "architecture": ("the name of a timm architecture", lambda value: isinstance(value, str)),
     "kwargs": ("a mapping of timm's arguments", lambda value: isinstance(value, dict)),
     "image_size": ("a whole number above 0", _is_size),
@@ -145,13 +145,13 @@ LAWS = {  # key -> what is allowed in words, and whether a value is
 
 
 def fill_frozen(build: Callable[[], nn.Module], folder: Path):
-    """`build()` with the folder's weights, strictly: every key present, none left over, every shape as built, all finite.
+    """Return `build()` with the folder's weights, frozen. All keys and shapes must match and all values must be finite.
 
-    It has read one image, so that a network of another image_size is known here.
+    The network is run on one image, so that an image_size that it cannot take is found here.
     """
     try:
         net = build()
-    except Exception as error:  # timm: unknown architecture, argument or value; each kind has its own
+    except Exception as error:  # timm raises several types for unknown architectures, arguments and values
         raise ValueError(f"{folder}/config.json: timm cannot build it ({first_line(error)})") from None
     file = folder / "model.safetensors"
     try:
@@ -164,7 +164,7 @@ def fill_frozen(build: Callable[[], nn.Module], folder: Path):
     net.eval().requires_grad_(False)
     try:
         net(torch.full((1, 3, 8, 8), 0.5))
-    except Exception as error:  # torch's and timm's kinds
+    except Exception as error:  # torch and timm raise several types
         raise ValueError(
             f"{folder}/config.json: image_size: the network cannot read it ({first_line(error)})"
         ) from None

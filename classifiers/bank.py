@@ -1,6 +1,6 @@
-"""A bank of real faces from a folder of pictures: the one face of each, found, aligned and embedded as in training.
+"""Embed a folder of pictures into a bank of real faces: detect, align and embed the one face of each as in training.
 
-The work is kept every few pictures in `<bank>.part`, and goes on from there.
+Progress is saved every few pictures in `<bank>.part`, and a later call continues from there.
 """
 
 from collections import Counter
@@ -17,19 +17,19 @@ from classifiers.identity import read_rows, write_rows
 from classifiers.pictures import SUFFIXES, read_picture
 from classifiers.types import Detector, Embedder
 
-KEEP_EVERY = 50  # pictures
+KEEP_EVERY = 50  # pictures after which progress is saved
 
 
 @dataclass
 class Collected:
-    """The embeddings [D] of the first `done` pictures that show one face, and how many others there were, by reason."""
+    """Progress after `done` pictures: embeddings [D] of those that show one face, and counts of the others by reason."""
 
     done: int = 0
     rows: list[Tensor] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
 
     def stacked(self) -> Tensor:
-        """[N, D] of one face or more."""
+        """Return the embeddings [N, D]; there must be one or more."""
         return torch.stack(self.rows)
 
     def __str__(self) -> str:
@@ -38,7 +38,7 @@ class Collected:
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    """The image files below a folder, in an order that is the same everywhere; ValueError if there is none."""
+    """Return the image files below a folder, sorted by relative path; ValueError if there is none."""
     files = [path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()]
     if not files:
         raise ValueError(f"{folder}: found no pictures, allowed: a folder that holds some ({', '.join(sorted(SUFFIXES))})")
@@ -47,7 +47,7 @@ def pictures_in(folder: Path) -> list[Path]:
 
 @torch.no_grad()
 def embedding_of(file: Path, detector: Detector, embedder: Embedder, device: str) -> Tensor | str:
-    """The embedding [D] of the one face of a picture, or why there is none."""
+    """Return the embedding [D] of the one face of a picture, or the reason why it is left out."""
     try:
         pixels = read_picture(file)
     except ValueError:
@@ -64,10 +64,10 @@ def embedding_of(file: Path, detector: Detector, embedder: Embedder, device: str
 def collect(
     files: list[Path], embed: Callable[[Path], Tensor | str], part: Path, request: str, dim: int
 ) -> Iterator[Collected]:
-    """What is known after each picture, from where the file `part` of the same request left off.
+    """Yield the progress after each picture, continuing from the file `part` if it has the same request.
 
-    request: a fingerprint of all that the embeddings depend on. A part of another request, or a damaged one, is left
-    aside.
+    request: a fingerprint of everything that the embeddings depend on. A part of another request, or a damaged one, is
+    ignored.
     """
     known = _read(part, request)
     yield known

@@ -1,6 +1,7 @@
-"""How far to trust a judge: confusion counts, temperature, reliability, all from labelled predictions.
+"""The calibration of a judge on labelled faces: confusion counts, temperature and reliability.
 
-N labelled faces, K classes. Counts are kept as counts, so that whoever corrects shares with them can also resample them.
+Shapes: N labelled faces, K classes. Confusion is stored as counts and not as rates, so that it can be resampled when shares
+are corrected with it.
 """
 
 import json
@@ -14,23 +15,23 @@ from scipy.special import log_softmax
 from classifiers.files import written
 
 CALIBRATION_FILE = "calibration.json"  # beside a judge's weights
-# What cuts the crops that a judge is asked about: the detector, its input size, the side of the crops in pixels and in
-# face boxes; `align` (true or absent) for crops on five landmarks. On other crops a judge errs otherwise.
+# Options that determine the crops a judge gets, on which its errors depend: detector, its input size, and the side of the
+# crops in pixels and in face boxes. `align` (true or absent) marks crops that are aligned by five landmarks.
 CROPS = {"type": str, "input_size": int, "crop_size": int, "expand": float}
-MOST_FACES = 10**12  # more than anybody labels, and far from where counts overflow
+MOST_FACES = 10**12  # more than anybody labels, and small enough that counts do not overflow
 
 
 def confusion(true_N: np.ndarray, predicted_N: np.ndarray, classes: int) -> np.ndarray:
-    """Counts C[true, predicted], int64 [K, K]."""
+    """Return the confusion counts C[true, predicted], int64 [K, K]."""
     counts_KK = np.zeros((classes, classes), np.int64)
     np.add.at(counts_KK, (np.asarray(true_N), np.asarray(predicted_N)), 1)
     return counts_KK
 
 
 def temperature(logits_NK: np.ndarray, true_N: np.ndarray) -> float:
-    """T > 0 that minimises the mean negative log-likelihood of softmax(logits / T); above 1 = over-confident.
+    """Return the T in [1/20, 20] that minimises the mean negative log-likelihood of softmax(logits / T).
 
-    Source: Guo et al., "On Calibration of Modern Neural Networks", 2017. Sought in [1/20, 20].
+    T above 1 means that the judge is over-confident. Source: Guo et al., "On Calibration of Modern Neural Networks", 2017.
     """
     logits_NK, rows = np.asarray(logits_NK, float), np.arange(len(true_N))
 
@@ -42,7 +43,7 @@ def temperature(logits_NK: np.ndarray, true_N: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class Reliability:
-    """Top-class confidence against accuracy in equal-width bins; an empty bin has count 0 and NaN elsewhere.
+    """Confidence of the top class and accuracy in equal-width bins; an empty bin has count 0 and NaN for both.
 
     `ece` = sum_b n_b / N |accuracy_b - confidence_b|, the expected calibration error, in [0, 1]; 0 is calibrated.
     """
@@ -55,7 +56,7 @@ class Reliability:
 
 
 def reliability(probs_NK: np.ndarray, true_N: np.ndarray, bins: int = 15) -> Reliability:
-    """Bins of (low, high] over [0, 1]."""
+    """Return the reliability in equal-width bins (low, high] over [0, 1]."""
     confidence_N, hit_N = probs_NK.max(1), probs_NK.argmax(1) == true_N
     edges = np.linspace(0, 1, bins + 1)
     bin_N = np.clip(np.searchsorted(edges, confidence_N, side="left") - 1, 0, bins - 1)
@@ -69,10 +70,11 @@ def reliability(probs_NK: np.ndarray, true_N: np.ndarray, bins: int = 15) -> Rel
 
 @dataclass(frozen=True)
 class Calibration:
-    """One attribute of one judge on labelled faces: class names, counts C[true, predicted], temperature, ECE.
+    """The calibration of a judge for one attribute: class names, counts C[true, predicted], temperature, ECE.
 
-    bins: of the reliability diagram. groups: attribute -> class -> (right, faces) among faces labelled so; of the attribute
-    itself the accuracy on each class. judge: a fingerprint of what answered. All None in files that other tools wrote.
+    bins: the reliability diagram. groups: attribute -> class -> (right, faces) among the faces with this label; the entry of
+    the attribute itself has its accuracy per class. judge: fingerprint of the judge. The last three may be None, and files
+    of other tools have none of them.
     """
 
     classes: tuple[str, ...]
@@ -91,9 +93,9 @@ class Calibration:
 def calibrate(
     logits: dict[str, np.ndarray], labels: dict[str, np.ndarray], attributes: dict[str, tuple[str, ...]]
 ) -> dict[str, Calibration]:
-    """Per labelled attribute, from logits [N, K] and labels [N]; faces with label -1 are left out of that attribute.
+    """Return the calibration of each labelled attribute from logits [N, K] and labels [N]; -1 means unlabelled.
 
-    ValueError for an attribute of which a class has no labelled face: its errors cannot be counted.
+    Raises ValueError if a class of an attribute has no labelled face, because its errors cannot be counted.
     """
     result = {}
     for name, classes in attributes.items():
@@ -115,14 +117,14 @@ def calibrate(
 
 
 def _by_class(right_N: np.ndarray, group_N: np.ndarray, classes: tuple[str, ...]) -> dict[str, tuple[int, int]]:
-    """(right, faces) among the faces of each class."""
+    """Return (right, faces) among the faces of each class."""
     return {c: (int(right_N[group_N == k].sum()), int((group_N == k).sum())) for k, c in enumerate(classes)}
 
 
 def save_calibration(calibrations: dict[str, Calibration], detector: dict, file: Path, about: dict | None = None) -> None:
-    """JSON beside the judge's weights; `detector`: the crops on which they were measured, with the keys of CROPS.
+    """Write calibrations as JSON. detector: options of the crops on which they were measured, with the keys of CROPS.
 
-    about: more for the file: what judge, what faces.
+    about: further content of the file, such as the judge and the faces.
     """
     attributes = {name: _content(calibration) for name, calibration in calibrations.items()}
     content = {**(about or {}), "detector": detector, "attributes": attributes}
@@ -146,8 +148,8 @@ def _content(c: Calibration) -> dict:
 
 
 def load_calibration(file: Path) -> tuple[dict[str, Calibration], dict]:
-    """(calibrations without bins and groups, detector) of `save_calibration`; ValueError naming the file if it is something
-    else."""
+    """Return (calibrations without bins and groups, detector) from a file of `save_calibration`; ValueError, naming the
+    file, if it is none."""
     try:
         content = json.loads(Path(file).read_text(encoding="utf-8"))
         detector = _crops(content.get("detector"))
@@ -158,7 +160,7 @@ def load_calibration(file: Path) -> tuple[dict[str, Calibration], dict]:
 
 
 def _crops(found: object) -> dict:
-    """The crops on which a judge was measured; ValueError unless every key of CROPS is there and of its kind."""
+    """Return the options of the crops on which a judge was measured; ValueError unless every key of CROPS is valid."""
     if not isinstance(found, dict) or not all(_is(found.get(key), kind) for key, kind in CROPS.items()):
         raise ValueError(
             f"detector: found {_short(found)}, allowed: {', '.join(CROPS)} of the crops on which it was measured"
@@ -172,7 +174,7 @@ def _crops(found: object) -> dict:
 
 
 def _calibration(name: str, c: dict) -> Calibration:
-    """One attribute of a file; ValueError naming what is none."""
+    """Return the calibration of one attribute; ValueError that names an invalid entry."""
     classes = c["classes"]
     if not isinstance(classes, list) or len(classes) < 2 or not all(isinstance(cls, str) and cls for cls in classes):
         raise ValueError(f"{name}.classes: found {_short(classes)}, allowed: a list of two names or more")
@@ -189,7 +191,7 @@ def _calibration(name: str, c: dict) -> Calibration:
 
 
 def _counts(name: str, found: object) -> np.ndarray:
-    """int64 [rows, columns]; whether they are as many as the classes is for who applies them."""
+    """Return counts, int64 [rows, columns]; the caller checks that both equal the number of classes."""
     rows = found if isinstance(found, list) and found and all(isinstance(row, list) and row for row in found) else []
     cells = [cell for row in rows for cell in row]
     even = len({len(row) for row in rows}) == 1
@@ -199,11 +201,11 @@ def _counts(name: str, found: object) -> np.ndarray:
 
 
 def _is(value: object, kind: type) -> bool:
-    """Whether a value of a JSON file is of a kind; true and false are no numbers, and a whole number is a float too."""
+    """Return whether a JSON value has a type; true and false do not count as numbers, and an int counts as a float."""
     return isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
 
 
 def _short(value: object) -> str:
-    """What was found, not more than fits on a line."""
+    """Return the repr of a value, cut to 80 characters."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

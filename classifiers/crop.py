@@ -1,4 +1,4 @@
-"""Boxes to crops: differentiable in the pixels, antialiased, right for non-square images and boxes outside the frame.
+"""Cut crops at boxes: differentiable in the pixels, antialiased, also for non-square images and boxes outside the frame.
 
 An axis-aligned crop is separable, crop = R_y image R_x^T, with one small interpolation matrix per face and axis. So the
 filter width follows each face's own scale, and the backward pass is a matrix product (deterministic on every device).
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from classifiers.types import Boxes, Faces
 
-# MTCNN's box ends at the hairline and the chin; 1.6 of its longer side shows the hair.
+# MTCNN's box ends at the hairline and the chin; 1.6 times its longer side shows the hair.
 EXPAND = 1.6
 
 # Eyes, nose and mouth corners of an aligned face, as fractions of the side: the 112 px template of ArcFace
@@ -27,16 +27,16 @@ TEMPLATE_52 = (
 
 
 def expand_box(box_F4: Tensor, expand: float) -> Tensor:
-    """The square about each box's centre whose side is `expand` times the box's longer side; may leave the frame."""
+    """Return squares [F, 4] about the centres of the boxes with `expand` times their longer side; may leave the frame."""
     centre_F2 = (box_F4[:, :2] + box_F4[:, 2:]) / 2
     half_F1 = (box_F4[:, 2:] - box_F4[:, :2]).amax(1, keepdim=True) * expand / 2
     return torch.cat([centre_F2 - half_F1, centre_F2 + half_F1], 1)
 
 
 def interpolation(start_F: Tensor, stop_F: Tensor, size: int, length: int) -> Tensor:
-    """Matrices R [F, size, length] that resample [start, stop) of an axis of `length` pixels to `size` pixels.
+    """Return matrices R [F, size, length] that resample [start, stop) of an axis of `length` pixels to `size` pixels.
 
-    A triangle filter of half-width max(1, scale), cut at the frame and normalised: on the whole axis this is
+    They are triangle filters of half-width max(1, scale), cut at the frame and normalised. On the whole axis this equals
     `F.interpolate(mode="bilinear", antialias=True)`. Outside the frame the edge is repeated.
     """
     scale_F1 = ((stop_F - start_F) / size).unsqueeze(1)
@@ -48,7 +48,7 @@ def interpolation(start_F: Tensor, stop_F: Tensor, size: int, length: int) -> Te
 
 
 def resample(image_BCHW: Tensor, row_F: Tensor, box_F4: Tensor, size: int) -> Tensor:
-    """The content of each box as [F, C, size, size], without keeping its aspect ratio."""
+    """Resample the content of each box to [F, C, size, size], without keeping its aspect ratio."""
     height, width = image_BCHW.shape[-2:]
     box_F4 = box_F4.to(image_BCHW.dtype)
     vertical_FSH = interpolation(box_F4[:, 1], box_F4[:, 3], size, height)
@@ -57,13 +57,13 @@ def resample(image_BCHW: Tensor, row_F: Tensor, box_F4: Tensor, size: int) -> Te
 
 
 def crop(image_BCHW: Tensor, boxes: Boxes, size: int, expand: float = EXPAND) -> Tensor:
-    """Square crops [F, C, size, size] about the boxes; gradients reach the pixels, boxes are constants."""
+    """Return square crops [F, C, size, size] about the boxes; gradients reach the pixels, boxes are constants."""
     check_size(image_BCHW, boxes)
     return resample(image_BCHW, boxes.row_F, expand_box(boxes.box_F4, expand), size)
 
 
 def similarity(from_F52: Tensor, to_52: Tensor) -> tuple[Tensor, Tensor]:
-    """Least-squares rotation, scale and shift: complex a_F, b_F that minimise sum |a z + b - w|^2 over the points.
+    """Return the least-squares similarity transform: complex a_F, b_F that minimise sum |a z + b - w|^2 over the points.
 
     a = sum (w - mean w) conj(z - mean z) / sum |z - mean z|^2, b = mean w - a mean z (Umeyama 1991 in the plane).
     """
@@ -75,10 +75,10 @@ def similarity(from_F52: Tensor, to_52: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def align(image_BCHW: Tensor, boxes: Boxes, size: int) -> Tensor:
-    """Aligned faces [F, C, size, size]: landmarks moved onto ArcFace's template by a similarity transform.
+    """Return aligned faces [F, C, size, size]: a similarity transform moves the landmarks onto ArcFace's template.
 
-    Two steps, so that large faces are antialiased too: an upright crop 1.5 times as wide at the final scale (it holds
-    the turned square, whose diagonal is 1.41), then the rotation by bilinear sampling. Without landmarks: the box.
+    It has two steps, so that large faces are antialiased too: an upright crop at the final scale that is 1.5 times as wide
+    (the rotated square has a diagonal of 1.41), then the rotation by bilinear sampling. Without landmarks it crops the box.
     """
     check_size(image_BCHW, boxes)
     if boxes.landmark_F52 is None:
@@ -92,7 +92,7 @@ def align(image_BCHW: Tensor, boxes: Boxes, size: int) -> Tensor:
         [middle_F.real - half_F, middle_F.imag - half_F, middle_F.real + half_F, middle_F.imag + half_F], 1
     )
     upright_FCHW = resample(image_BCHW, boxes.row_F, upright_F4, wide)
-    # output position, from the centre, turned back by the rotation's conjugate, in units of half the upright crop
+    # output positions relative to the centre, rotated back, in units of half the upright crop
     step = (torch.arange(size, device=image_BCHW.device) + 0.5 - size / 2) / (wide / 2)
     offset_HW = torch.complex(step.expand(size, size), step.unsqueeze(1).expand(size, size).contiguous())
     turned_FHW = (a_F.conj() / a_F.abs())[:, None, None] * offset_HW
@@ -101,19 +101,19 @@ def align(image_BCHW: Tensor, boxes: Boxes, size: int) -> Tensor:
 
 
 def cut(image_BCHW: Tensor, boxes: Boxes, crop_size: int, expand: float, aligned: bool) -> Tensor:
-    """What a judge sees of each face: `align`, whose template has a width of its own, or `crop`."""
+    """Return the crop of each face for a judge: `align` if `aligned` (`expand` is then unused), otherwise `crop`."""
     return align(image_BCHW, boxes, crop_size) if aligned else crop(image_BCHW, boxes, crop_size, expand)
 
 
 def extract(
     image_BCHW: Tensor, boxes: Boxes, crop_size: int, expand: float = EXPAND, aligned: bool = False
 ) -> Faces:
-    """The crops of all faces found."""
+    """Return the boxes with the crops of their faces."""
     return Faces(boxes, cut(image_BCHW, boxes, crop_size, expand, aligned))
 
 
 def check_size(image_BCHW: Tensor, boxes: Boxes) -> None:
-    """Boxes of another batch (or of width and height swapped) are an error."""
+    """Raise ValueError for boxes of another batch size or image size, such as swapped width and height."""
     batch, _, height, width = image_BCHW.shape
     if (batch, height, width) != boxes.size:
         raise ValueError(f"boxes belong to a batch (B, H, W) = {boxes.size}, the images are {(batch, height, width)}")

@@ -1,4 +1,4 @@
-"""Images: arrays to tensors and to the crops that a judge sees."""
+"""Convert image arrays to tensors, and cut the crops that a judge gets."""
 
 import numpy as np
 import torch
@@ -10,12 +10,12 @@ from classifiers.types import Boxes, Detector
 
 
 def to_float(images: np.ndarray) -> Tensor:
-    """uint8 [N, H, W, 3] to float [N, 3, H, W] in [0, 1]."""
+    """Convert uint8 [N, H, W, 3] to float [N, 3, H, W] in [0, 1]."""
     return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
 
 
 def cut(images: np.ndarray, boxes: np.ndarray | None, size: int, expand: float = EXPAND) -> Tensor:
-    """The crops a judge sees, [N, 3, size, size]: about one box [N, 4] an image, or the whole images."""
+    """Return the crops [N, 3, size, size] for a judge: about one box [N, 4] per image, or the whole images."""
     image_NCHW = to_float(images)
     if boxes is None:
         return crop(image_NCHW, WholeImage()(image_NCHW), size, 1.0)
@@ -25,7 +25,7 @@ def cut(images: np.ndarray, boxes: np.ndarray | None, size: int, expand: float =
 
 
 def find_faces(images: np.ndarray, detector: Detector, batch: int = 256) -> tuple[np.ndarray, np.ndarray]:
-    """Index [F] of the images in which the detector finds a face, and its boxes [F, 4]."""
+    """Return the indices [F] of the images in which the detector finds a face, and its boxes [F, 4]."""
     rows, boxes = [], []
     for start in range(0, len(images), batch):
         found = detector(to_float(images[start : start + batch]))

@@ -1,9 +1,8 @@
-"""Face detectors: MTCNN (default), the whole image, insightface. One protocol, no gradient, the largest face.
+"""Face detectors: MTCNN (default), the whole image, insightface. Each finds the largest face, without gradient.
 
 MTCNN: Zhang et al., "Joint Face Detection and Alignment Using Multitask Cascaded Convolutional Networks", 2016. The
 three nets and their weights come from facenet-pytorch 2.5.3; the cascade around them is written for batches of small
-images.
-N candidates in the whole batch, with `row_N` their image.
+images. Shapes: N candidates in the whole batch; `row_N` is the image of each.
 """
 
 from itertools import pairwise
@@ -17,16 +16,16 @@ from torchvision.ops import nms, roi_align
 
 from classifiers.types import Boxes
 
-PYRAMID = 0.709  # MTCNN's factor: half the area from level to level
-CHUNK = 64  # images at a time: bounds memory and the quadratic part of the suppression
-PIECE = 64  # windows at a time: their activations stay in the processor's cache (2.7 times as fast as 320 at once)
+PYRAMID = 0.709  # MTCNN's factor: each level has half the area of the one before
+CHUNK = 64  # images at a time, which bounds memory and the quadratic part of the suppression
+PIECE = 64  # windows at a time: their activations fit into the processor's cache (2.7 times as fast as 320 at once)
 
 
 class MTCNNDetector(nn.Module):
-    """The largest face of each image by MTCNN.
+    """Find the largest face of each image by MTCNN.
 
-    `input_size` is the shorter side at which faces are sought (None: the image's own); `min_face` the smallest face in
-    pixels *at that size*; `thresholds` of the three nets.
+    input_size: shorter side to which images are resized for detection (None: not resized). min_face: smallest face in
+    pixels *at that size*. thresholds: least scores of the three nets.
     """
 
     def __init__(
@@ -43,7 +42,7 @@ class MTCNNDetector(nn.Module):
 
     @torch.no_grad()
     def forward(self, image_BCHW: Tensor) -> Boxes:
-        """Boxes and landmarks in pixels of `image_BCHW`; an image without a face has no row."""
+        """Return boxes and landmarks in pixels of `image_BCHW`; an image without a face has no row."""
         batch, _, height, width = image_BCHW.shape
         factor = 1.0 if self.input_size is None else self.input_size / min(height, width)
         size = round(height * factor), round(width * factor)
@@ -63,7 +62,7 @@ class MTCNNDetector(nn.Module):
         return Boxes(torch.cat(rows), box_F4, landmark_F52, (batch, height, width), torch.cat(counts))
 
     def cascade(self, image_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """All faces of a batch (values in [-1, 1]): row_N, box_N4, landmark_N52 in pixels of this batch."""
+        """Return row_N, box_N4 and landmark_N52 of all faces in a batch with values in [-1, 1], in pixels of this batch."""
         row_N, box_N4 = self.propose(image_BCHW)
         if not len(row_N):
             return row_N, box_N4, box_N4.new_zeros(0, 5, 2)
@@ -80,7 +79,7 @@ class MTCNNDetector(nn.Module):
         keep = prob_N2[:, 1] > self.thresholds[2]
         row_N, box_N4, shift_N4, score_N = row_N[keep], box_N4[keep], shift_N4[keep], prob_N2[keep, 1]
         side_N2 = box_N4[:, 2:] - box_N4[:, :2]
-        # the net answers x of the five points first, then y, as fractions of the window
+        # the net returns x of the five points, then y, as fractions of the window
         point_N52 = point_N10[keep].unflatten(1, (2, 5)).transpose(1, 2)
         landmark_N52 = box_N4[:, None, :2] + point_N52 * side_N2[:, None]
         box_N4 = move(box_N4, shift_N4)
@@ -88,7 +87,7 @@ class MTCNNDetector(nn.Module):
         return row_N[keep], box_N4[keep], landmark_N52[keep]
 
     def propose(self, image_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """First net over an image pyramid: a 12 px window at every second pixel, at scales 12/min_face * .709^k."""
+        """Run the first net over an image pyramid: 12 px windows at every second pixel, at scales 12/min_face * .709^k."""
         height, width = image_BCHW.shape[-2:]
         scale = 12 / self.min_face
         rows, boxes, shifts, scores = [image_BCHW.new_zeros(0, dtype=torch.long)], [], [], []
@@ -115,7 +114,7 @@ class MTCNNDetector(nn.Module):
 
 
 class WholeImage:
-    """Every image is one face that fills the image (aligned portraits); crop it with `expand=1`."""
+    """Return the whole image as the box of one face, for aligned portraits; crop it with `expand=1`."""
 
     def __call__(self, image_BCHW: Tensor) -> Boxes:
         batch, _, height, width = image_BCHW.shape
@@ -125,7 +124,7 @@ class WholeImage:
 
 
 class InsightFaceDetector:
-    """insightface's detector, one image at a time; its model files (`root/models/<name>/*.onnx`) are non-commercial."""
+    """Run insightface's detector, one image at a time; its models (`root/models/<name>/*.onnx`) are non-commercial."""
 
     def __init__(self, root: Path, name: str = "buffalo_l", input_size: int = 640):
         from insightface.app import FaceAnalysis  # slow to import
@@ -136,7 +135,7 @@ class InsightFaceDetector:
             raise ValueError(f"{folder}: no insightface models (*.onnx) here")
         try:
             self.app = FaceAnalysis(name=name, root=str(root), allowed_modules=["detection"])
-        except Exception as error:  # AssertionError without a detector, onnxruntime's own for a file that is none
+        except Exception as error:  # AssertionError without a detector, onnxruntime's types for an invalid file
             words = " ".join(str(error).split())[:200] or "no detector among them"
             raise ValueError(f"{folder}: insightface cannot read these models ({words})") from error
         self.app.prepare(ctx_id=-1, det_size=(input_size, input_size))
@@ -162,7 +161,7 @@ class InsightFaceDetector:
 
 
 def refine(net: nn.Module, image_BCHW: Tensor, row_N: Tensor, box_N4: Tensor, size: int) -> list[Tensor]:
-    """A net's outputs, [N, ...] each, on area-averaged windows of `size` pixels; mid-grey (0) outside the frame."""
+    """Return a net's outputs, [N, ...] each, on area-averaged windows of `size` pixels; mid-grey (0) outside the frame."""
     place_N5 = torch.cat([row_N[:, None].to(box_N4), box_N4], 1)
     pieces = [
         net(roi_align(image_BCHW, piece, size, aligned=True).contiguous(memory_format=torch.channels_last))
@@ -172,22 +171,22 @@ def refine(net: nn.Module, image_BCHW: Tensor, row_N: Tensor, box_N4: Tensor, si
 
 
 def move(box_N4: Tensor, shift_N4: Tensor) -> Tensor:
-    """Each corner shifted by a predicted fraction of the box's width or height."""
+    """Shift each corner by a predicted fraction of the box's width or height."""
     return box_N4 + shift_N4 * (box_N4[:, 2:] - box_N4[:, :2]).repeat(1, 2)
 
 
 def square(box_N4: Tensor) -> Tensor:
-    """The square about the same centre with the longer side."""
+    """Return squares about the same centres with the longer side."""
     centre_N2 = (box_N4[:, :2] + box_N4[:, 2:]) / 2
     half_N1 = (box_N4[:, 2:] - box_N4[:, :2]).amax(1, keepdim=True) / 2
     return torch.cat([centre_N2 - half_N1, centre_N2 + half_N1], 1)
 
 
 def suppress(row_N: Tensor, box_N4: Tensor, score_N: Tensor, overlap: float) -> Tensor:
-    """Non-maximum suppression within each image (intersection over union); indices kept, best score first.
+    """Return the indices kept by non-maximum suppression (intersection over union) in each image, best score first.
 
-    Images are told apart by a shift in double precision: in single precision it would round the boxes by an amount
-    that depends on the batch.
+    Boxes of different images are separated by a shift. It is in double precision, because in single precision it would
+    round the boxes by an amount that depends on the batch.
     """
     if not len(row_N):
         return row_N
@@ -197,7 +196,7 @@ def suppress(row_N: Tensor, box_N4: Tensor, score_N: Tensor, overlap: float) -> 
 
 
 def suppress_nested(row_N: Tensor, box_N4: Tensor, score_N: Tensor, overlap: float) -> Tensor:
-    """Suppression by intersection over the *smaller* area, so that a box inside a better one goes; for few boxes."""
+    """Suppress by intersection over the *smaller* area, which removes a box inside a better one; quadratic in N."""
     order_N = torch.argsort(score_N, descending=True, stable=True)
     row_N, box_N4 = row_N[order_N], box_N4[order_N]
     low_NN2 = torch.maximum(box_N4[:, None, :2], box_N4[None, :, :2])
@@ -213,7 +212,7 @@ def suppress_nested(row_N: Tensor, box_N4: Tensor, score_N: Tensor, overlap: flo
 
 
 def largest(row_N: Tensor, box_N4: Tensor) -> Tensor:
-    """Index of the largest box of each row that occurs, rows ascending."""
+    """Return the index of the largest box of each image that has one, in ascending order of images."""
     area_N = (box_N4[:, 2:] - box_N4[:, :2]).prod(1)
     order_N = torch.argsort(area_N, descending=True, stable=True)
     order_N = order_N[torch.argsort(row_N[order_N], stable=True)]

@@ -1,13 +1,13 @@
-"""Face embedders of others, each with the alignment and the normalisation it was trained with.
+"""Third-party face embedders, each with the alignment and the normalisation that it was trained with.
 
 | weights | network | faces |
 |---|---|---|
 | a file of arcface_torch (insightface) | `IResNet` | 112 x 112, five landmarks on ArcFace's template |
 | a file of facenet-pytorch | its InceptionResnetV1 | 160 x 160, the detector's box with a margin of 14 of these pixels |
-| a folder or hub id of Hugging Face, timm models among them | any image encoder | the crop that the judges see |
+| a folder or hub id of Hugging Face, also of timm models | any image encoder | the crop that the judges get |
 
-insightface gives its weights away for non-commercial research only (its README, "License"), and none come with this
-project. ValueErrors of one line name the file.
+insightface licenses its weights for non-commercial research only (its README, "License"), and this project contains none.
+ValueErrors of one line name the file.
 """
 
 import json
@@ -36,7 +36,7 @@ FILES = (".pt", ".pth", ".safetensors", ".onnx")
 
 
 class ForeignEmbedder(nn.Module):
-    """A network as an `Embedder`: `cut` takes faces out of images, `pixels` normalises them, `net` embeds them."""
+    """An `Embedder` of three parts: `cut` crops faces from images, `pixels` normalises them, `net` embeds them."""
 
     def __init__(self, net: nn.Module, cut: Callable[[Tensor, Boxes], Tensor], pixels: Pixels, config: dict):
         super().__init__()
@@ -55,9 +55,9 @@ class ForeignEmbedder(nn.Module):
 
 
 def load_embedder(path: str | Path, crop_size: int, expand: float) -> Embedder:
-    """A frozen embedder from a file of weights, a folder or a hub id; what lies there says which.
+    """Load a frozen embedder from a file of weights, a folder or a hub id; the content determines its type.
 
-    crop_size, expand: of the crops that the judges see.
+    crop_size, expand: those of the judges' crops.
     """
     place = Path(path)
     if place.is_file():
@@ -80,7 +80,7 @@ def load_embedder(path: str | Path, crop_size: int, expand: float) -> Embedder:
 
 
 def _of_hub(folder: Path) -> bool:
-    """Whether a folder's config.json is one of Hugging Face or timm; what cannot be read is told by another loader."""
+    """Return whether a folder's config.json is one of Hugging Face or timm; False if it cannot be read."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -94,7 +94,7 @@ def _of_file(file: Path) -> ForeignEmbedder:
     tensors = read_tensors(file)
     if "conv2d_1a.conv.weight" in tensors:
         net, cut, pixels, name = InceptionResnetV1(), facenet_faces, FACENET, "facenet"
-        tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith("logits.")}  # who, in training
+        tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith("logits.")}  # the training head
     elif "layer1.0.prelu.weight" in tensors:
         try:
             net = iresnet_like(tensors)
@@ -106,20 +106,20 @@ def _of_file(file: Path) -> ForeignEmbedder:
             f"{file}: found tensors such as {min(tensors)}, allowed: those of arcface_torch's iresnet "
             "(layer1.0.prelu.weight) or of facenet-pytorch's InceptionResnetV1 (conv2d_1a.conv.weight)"
         )
-    # only training reads these, and old files lack them
+    # only training uses these, and old files lack them
     counts = {key: tensor for key, tensor in net.state_dict().items() if key.endswith("num_batches_tracked")}
     fill(net, counts | tensors, str(file))
     return ForeignEmbedder(net, cut, pixels, {"faces": name})
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file or of a flat state dict that torch saved; no code in it is run."""
+    """Return the tensors of a safetensors file, or of a flat state dict saved by torch, without running code in it."""
     try:
         if file.suffix == ".safetensors":
             tensors = load_file(file)
         else:
             tensors = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # missing, cut short, another format, or code that would have to be run
+    except Exception as error:  # missing, truncated, another format, or needs code
         raise ValueError(f"{file}: cannot read it without running code ({first_words(error)})") from None
     if not isinstance(tensors, dict) or not tensors or not all(isinstance(t, Tensor) for t in tensors.values()):
         raise ValueError(f"{file}: holds no flat dict of tensors, allowed: a state dict")
@@ -129,9 +129,9 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
 
 
 def facenet_faces(image_BCHW: Tensor, boxes: Boxes) -> Tensor:
-    """Faces [F, 3, 160, 160] as facenet-pytorch's `extract_face` cuts them: box and margin, cut at the frame, squeezed.
+    """Crop faces [F, 3, 160, 160] like facenet-pytorch's `extract_face`: box with margin, cut at the frame, then resized.
 
-    The margin is that of the final pixels: 14 of 160 there are 14 / (160 - 14) of the box.
+    The margin is in final pixels: 14 of 160 of them are 14 / (160 - 14) of the box.
     """
     box_F4 = boxes.box_F4.to(image_BCHW.dtype)
     half_F2 = (box_F4[:, 2:] - box_F4[:, :2]) * (FACENET_MARGIN / (FACENET_SIDE - FACENET_MARGIN) / 2)

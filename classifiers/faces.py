@@ -1,6 +1,6 @@
-"""A store of cut-out faces on disk, made of files one after the other: training reads it without holding it in memory.
+"""A store of face crops on disk, from which training reads without holding it in memory.
 
-N files, F <= N faces, S the side of a stored face in pixels.
+Shapes: N files, F <= N faces, S the side of a stored face in pixels.
 """
 
 import json
@@ -13,25 +13,25 @@ import numpy as np
 from classifiers.files import written
 from classifiers.judging import BLOCK, Look
 
-# A stored face is wider than what the judge sees, for training moves its box by 8 % and widens it by 15 %.
+# A stored face is wider than the judge's crop, because augmentation moves the box by 8 % and widens it by 15 %.
 MARGIN = 1.25
 
 
 def stored_side(size: int) -> int:
-    """The side S of a stored face for a judge that sees `size` pixels."""
+    """Return the side S of a stored face for a judge whose crops have `size` pixels."""
     return round(MARGIN * size)
 
 
 def stored_boxes(faces: int, size: int, expand: float) -> np.ndarray:
-    """Where the detector's box lies in each stored face, float [F, 4]: `expand` times as wide it has `size` pixels."""
+    """Return the detector's box in each stored face, float [F, 4]; `expand` times the box has `size` pixels."""
     middle, half = stored_side(size) / 2, size / expand / 2
     return np.tile(np.array([middle - half, middle - half, middle + half, middle + half], np.float32), (faces, 1))
 
 
 def store_faces(files: list[Path], look: Look, side: int, folder: Path, request: str) -> Iterator[tuple[int, int]]:
-    """(files done, faces found) after each block, from where the store of the same request in `folder` left off.
+    """Yield (files done, faces found) after each block, continuing a store of the same request in `folder`.
 
-    look: of a file what it holds, and its face [1, 3, side, side]. request: a fingerprint of all that faces depend on.
+    look: file -> whether it has a face, and its face [1, 3, side, side]. request: fingerprint of all that faces depend on.
     """
     folder.mkdir(parents=True, exist_ok=True)
     state = _state(folder, request)
@@ -52,7 +52,7 @@ def store_faces(files: list[Path], look: Look, side: int, folder: Path, request:
 
 
 def read_faces(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Faces uint8 [F, S, S, 3] as they lie on the disk, and the number of each one's file [F]."""
+    """Return the stored faces, uint8 [F, S, S, 3] mapped from disk, and the index of each one's file [F]."""
     rows_F = np.array(json.loads((folder / "faces.json").read_text(encoding="utf-8"))["rows"], np.int64)
     return np.load(folder / "faces.npy", mmap_mode="c")[: len(rows_F)], rows_F
 

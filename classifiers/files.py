@@ -1,4 +1,4 @@
-"""Files written whole or not at all. `fairdiff.files` has more; these networks work without that package."""
+"""Write files atomically. `fairdiff.files` has more, but this package must work without fairdiff."""
 
 import os
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from pathlib import Path
 
 @contextmanager
 def written(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its name when the block ends without an error. Missing folders are made."""
+    """Yield a temporary path that is renamed to `path` if the block ends without an error. Missing folders are made."""
     path = Path(path)
     temporary = path.with_name(f"{path.name}.writing")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
-"""Networks from Hugging Face: image classifiers whose labels are merged into the requested classes, image encoders.
+"""Networks from Hugging Face: image encoders, and image classifiers whose labels are merged into the requested classes.
 
-Mistakes a user can mend are `ValueError`s of one line that begin with the option (`path`, `mapping`).
+Errors that a user can correct are `ValueError`s of one line that begin with the option (`path`, `mapping`).
 """
 
 from collections import Counter
@@ -18,11 +18,11 @@ Classes = Mapping[str, Mapping[str, list[str]]]  # attribute -> class -> labels 
 
 
 class HubClassifier(nn.Module):
-    """Hugging Face image classifiers as one `Classifier`; gradients reach the pixels.
+    """A `Classifier` of one or several Hugging Face image classifiers; gradients reach the pixels.
 
-    A class is the sum of its labels' probabilities: logit_k = logsumexp of the labels' logits. So a joint classifier
-    ("young woman", "old woman", ...) and a head that holds several attributes side by side serve as well.
-    requested: attribute -> classes in the order of the logits; source: attribute -> which of the nets answers for it.
+    The probability of a class is the sum of its labels' probabilities: logit_k = logsumexp of the labels' logits. So a joint
+    classifier ("young woman", "old woman", ...) or a head with several attributes side by side can be used.
+    requested: attribute -> classes in the order of the logits. source: attribute -> index of its net.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class HubClassifier(nn.Module):
         self.eval()
 
     def forward(self, crop_FCHW: Tensor) -> dict[str, Tensor]:
-        """Logits [F, K] per attribute of crops [F, 3, H, W] in [0, 1], any H and W, F = 0 included."""
+        """Return logits [F, K] per attribute of crops [F, 3, H, W] in [0, 1] with any H and W; F may be 0."""
         if not len(crop_FCHW):
             return {name: crop_FCHW.new_zeros(0, len(classes)) for name, classes in self.attributes.items()}
         used = sorted(set(self.source.values()))
@@ -64,7 +64,7 @@ class HubClassifier(nn.Module):
 def load_hub_classifier(
     path: str | Mapping[str, str] | None, mapping: Classes, requested: Mapping[str, tuple[str, ...]]
 ) -> HubClassifier:
-    """A classifier from one folder or hub id, or from one for each attribute.
+    """Load a classifier from one folder or hub id, or from one for each attribute.
 
     Every label of a model must belong to a class of some attribute, so that none is forgotten. ValueErrors name the key.
     """
@@ -82,7 +82,7 @@ def load_hub_classifier(
 def places_of(
     path: str | Mapping[str, str] | None, mapping: Classes, requested: Mapping[str, tuple[str, ...]], what: str
 ) -> dict[str, str]:
-    """Attribute -> where its model lies, of one path or of one for each of them. ValueErrors name the key."""
+    """Return attribute -> path of its model, from one path or one for each attribute. ValueErrors name the key."""
     check_mapping(mapping, requested)
     paths = path if isinstance(path, Mapping) else dict.fromkeys(requested, path)
     if unknown := [name for name in paths if name not in mapping]:
@@ -93,14 +93,14 @@ def places_of(
 
 
 def load_hub_labels(place: str) -> tuple[nn.Module, Pixels, list[str]]:
-    """A classifier from a folder or hub id, how it reads images, and its labels in the order of its logits."""
+    """Load a classifier from a folder or hub id; return it, its preprocessing and its labels in the order of its logits."""
     net, pixels = _load(place)
     labels = labels_of(net)
     return net, pixels, [labels[i] for i in sorted(labels)]
 
 
 def check_mapping(mapping: Classes, requested: Mapping[str, tuple[str, ...]]) -> None:
-    """Every requested class has its labels (or prompts), and there is no other class."""
+    """Raise ValueError unless every requested class has labels (or prompts), and there are no other classes."""
     for name, classes in requested.items():
         if name not in mapping:
             raise ValueError(f"mapping: found {', '.join(mapping) or 'nothing'}, but {name} is requested")
@@ -113,7 +113,7 @@ def check_mapping(mapping: Classes, requested: Mapping[str, tuple[str, ...]]) ->
 
 
 def check_labels(place: str, labels: list[str], requested: set[str], mapping: Classes) -> None:
-    """Mapped labels exist, belong to one class of their attribute, and together are all the model has."""
+    """Raise ValueError unless all mapped labels exist, belong to one class per attribute, and cover the model's labels."""
     for name in sorted(requested):
         seen: dict[str, str] = {}
         for cls, given in mapping[name].items():
@@ -129,16 +129,15 @@ def check_labels(place: str, labels: list[str], requested: set[str], mapping: Cl
 
 
 def labels_of(net: nn.Module) -> dict[int, str]:
-    """Label names by column."""
+    """Return column -> label."""
     return {int(i): str(label) for i, label in net.config.id2label.items()}
 
 
 def architecture(component) -> dict:
-    """What besides the weights makes a component's answers: its class and configuration.
+    """Return what a component's output depends on besides its weights: its class and configuration.
 
-    Without the keys that begin with an underscore (where the files lie, which version wrote them and which values were
-    defaults, in an order that changes from process to process) and the precision of the files, which is not the one
-    used here.
+    Left out are the keys that begin with an underscore: the files' place and version, and the names of defaulted values in
+    an order that changes between processes. The precision of the files is left out too, because it is not used.
     """
     left_out = ("transformers_version", "architectures", "dtype", "torch_dtype")
     config = component.config if isinstance(component.config, dict) else component.config.to_dict()
@@ -157,14 +156,14 @@ def _load(place: str) -> tuple[nn.Module, Pixels]:
             local_files_only=local,
             dtype=torch.float32,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are named below
+            ignore_mismatched_sizes=True,  # the check below names them
         )
-    except Exception as error:  # transformers, safetensors and the hub each have their own kinds
+    except Exception as error:  # transformers, safetensors and the hub raise several types
         raise ValueError(
             f"path: found {place}, allowed: a folder or hub id of a Hugging Face image classifier with safetensors "
             f"({first_words(error)})"
         ) from None
-    if lost := sorted(found["missing_keys"]):  # it would be filled at random
+    if lost := sorted(found["missing_keys"]):  # they would be random
         raise ValueError(f"path: {place} has no weights for {lost[0]}; allowed: a whole image classifier")
     for key, stored, built in sorted(found["mismatched_keys"]):
         raise ValueError(f"path: {place}: {key} has shape {list(stored)}, of its config.json {list(built)}")
@@ -181,7 +180,7 @@ def _load(place: str) -> tuple[nn.Module, Pixels]:
 
 
 def _check_columns(place: str, labels: dict[int, str]) -> None:
-    """Every column of the logits has one label, and no label has two."""
+    """Raise ValueError unless every column of the logits has one label and no label has two columns."""
     if sorted(labels) != list(range(len(labels))):
         keys = ", ".join(map(str, sorted(labels)))
         raise ValueError(
@@ -195,20 +194,20 @@ def _check_columns(place: str, labels: dict[int, str]) -> None:
 
 @torch.no_grad()
 def _try(place: str, net: nn.Module, pixels: Pixels) -> None:
-    """One image through the whole classifier, so that what does not fit together is known before long work."""
+    """Run the classifier on one image, so that parts that do not fit are found before long work."""
     try:
         net.eval()(pixel_values=pixels(torch.full((1, 3, 64, 64), 0.5)))
-    except Exception as error:  # each architecture has its own kind
+    except Exception as error:  # architectures raise several types
         raise ValueError(
             f"path: {place}: the classifier cannot read what its image processor makes of an image ({first_words(error)})"
         ) from None
 
 
 class HubEncoder(nn.Module):
-    """A Hugging Face image encoder, timm models in Hugging Face form among them: images to features [B, D] of any length.
+    """A Hugging Face image encoder, also a timm model in Hugging Face form: images to features [B, D], not normalised.
 
-    The whole image is squeezed to the size to which the model's own processor would crop (DINOv2: 224). The feature is
-    what a timm model pools, the mean over a map of features, else the first output token, after the last normalisation.
+    The whole image is resized to the size to which the model's own processor would crop (DINOv2: 224). The feature is the
+    pooled output of a timm model, or the mean over a map of features, or the first output token after the last norm layer.
     """
 
     def __init__(self, model: nn.Module, pixels: Pixels):
@@ -219,7 +218,7 @@ class HubEncoder(nn.Module):
         kinds = {3: "token", 4: "mean"}
         self.feature = "pooled" if isinstance(model, TimmWrapperModel) else kinds[output.last_hidden_state.ndim]
         self.config = pixels.about() | {"net": architecture(model)}
-        if self.feature != "token":  # the others are younger, and older fingerprints hold
+        if self.feature != "token":  # the others are newer; keeps older fingerprints valid
             self.config["feature"] = self.feature
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
@@ -233,7 +232,7 @@ class HubEncoder(nn.Module):
 
 
 def load_hub_encoder(path: str) -> HubEncoder:
-    """A frozen encoder from a folder or hub id; ValueErrors of one line name the path. It has read one image."""
+    """Load a frozen encoder from a folder or hub id and run it on one image; ValueErrors of one line name the path."""
     local = Path(path).exists()
     quiet()
     try:
@@ -241,7 +240,7 @@ def load_hub_encoder(path: str) -> HubEncoder:
             path, use_safetensors=True, local_files_only=local, dtype=torch.float32, output_loading_info=True
         )
         encoder = HubEncoder(model, processor_pixels(path, local).whole())
-    except Exception as error:  # transformers, safetensors and the hub each have their own kinds
+    except Exception as error:  # transformers, safetensors and the hub raise several types
         raise ValueError(
             f"found {path}, allowed: a folder or hub id of a Hugging Face image encoder with safetensors "
             f"({first_words(error)})"

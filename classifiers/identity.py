@@ -1,7 +1,7 @@
-"""Who it looks like: aligned faces to a unit vector, and a bank of real faces to look up the nearest in.
+"""Face embeddings of length 1, and a bank of real faces for nearest-neighbour search.
 
-Shen et al. (arXiv 2311.07604), section 4.2: when a face has to change its class, it is pulled towards the nearest real
-face instead of its own original. D dimensions, N faces in the bank.
+Shen et al. (arXiv 2311.07604), section 4.2: a face that has to change its class is pulled towards the nearest real face
+instead of the face of its reference image. Shapes: D dimensions, N faces in the bank.
 """
 
 import json
@@ -22,10 +22,10 @@ from classifiers.weights import require_finite
 
 
 class FaceEmbedder(nn.Module):
-    """An `Embedder` of one's own: aligned faces [F, 3, H, W] in [0, 1] to embeddings [F, D] of length 1; gradients pass.
+    """An `Embedder` in this project's format: aligned faces [F, 3, H, W] in [0, 1] to embeddings [F, D] of length 1.
 
-    `config` as for a judge, with `dim` (D) in the place of `attributes`. side: of the faces that `align` cuts, in
-    pixels, before they are resized to `image_size`; None for that size.
+    Gradients reach the pixels. `config` is as for `AttributeNet`, with `dim` (D) instead of `attributes`. side: pixels of
+    the faces that `align` returns, before they are resized to `image_size` (None: `image_size`).
     """
 
     def __init__(self, config: dict, side: int | None = None):
@@ -34,7 +34,7 @@ class FaceEmbedder(nn.Module):
         self.trunk = make_trunk(config, config["dim"])
 
     def align(self, image_BCHW: Tensor, boxes: Boxes) -> Tensor:
-        """Faces [F, 3, side, side] with their landmarks on ArcFace's template."""
+        """Return faces [F, 3, side, side] with their landmarks on ArcFace's template."""
         return align(image_BCHW, boxes, self.side)
 
     def forward(self, aligned_FCHW: Tensor) -> Tensor:
@@ -44,24 +44,24 @@ class FaceEmbedder(nn.Module):
 
 
 def save_face_embedder(net: FaceEmbedder, folder: Path) -> None:
-    """Write the folder; weights become fp16."""
+    """Write an embedder's folder; weights become fp16."""
     write_folder(net, net.config, Path(folder))
 
 
 def load_face_embedder(folder: Path, side: int | None = None) -> FaceEmbedder:
-    """A frozen embedder from its folder, float32, in eval mode."""
+    """Load a frozen embedder from its folder, in float32 and eval mode."""
     config = read_config(Path(folder), "dim")
     return fill_frozen(lambda: FaceEmbedder(config, side), Path(folder))
 
 
 @dataclass(frozen=True)
 class Bank:
-    """Embeddings of N real faces: `embedding_ND` rows of length 1."""
+    """Embeddings of N real faces, `embedding_ND`, with rows of length 1."""
 
     embedding_ND: Tensor
 
     def nearest(self, embedding_FD: Tensor) -> Tensor:
-        """The most similar bank embedding (largest cosine) of each face, [F, D], without gradient."""
+        """Return the most similar bank embedding (largest cosine) of each face, [F, D], without gradient."""
         return self.embedding_ND[(embedding_FD.detach() @ self.embedding_ND.T).argmax(1)]
 
     def to(self, device: torch.device | str) -> "Bank":
@@ -69,17 +69,17 @@ class Bank:
 
 
 def save_bank(bank: Bank, file: Path, embedder: str, **about: str) -> None:
-    """One safetensors file: `embedding` fp16, and in its header who embedded them.
+    """Write a bank as one safetensors file: `embedding` in fp16, with the embedder's fingerprint in the header.
 
-    embedder: a fingerprint of what made the embeddings. about: more for the header.
+    embedder: fingerprint of the embedder. about: further entries of the header.
     """
     write_rows(bank.embedding_ND, file, {"embedder": embedder, **about})
 
 
 def write_rows(embedding_ND: Tensor, file: Path, about: dict) -> None:
-    """Embeddings as fp16 in a safetensors file, written whole or not at all; the same bytes for the same content.
+    """Write embeddings as fp16 to a safetensors file, atomically; the same content gives the same bytes.
 
-    about: what its header says, under one name: safetensors writes several in an order that changes.
+    about: content of the header. It has one key only, because safetensors writes several keys in a changing order.
     """
     header = {"about": json.dumps(about, sort_keys=True)}
     with written(file) as temporary:
@@ -87,7 +87,10 @@ def write_rows(embedding_ND: Tensor, file: Path, about: dict) -> None:
 
 
 def read_rows(file: Path) -> tuple[Tensor, dict]:
-    """Inverse of `write_rows`, as stored; {} without a header of ours. Errors are those of safetensors and of the disk."""
+    """Return what `write_rows` wrote: embeddings as stored, and the header's content, {} in files of other tools.
+
+    Errors of safetensors and of the file system are not caught.
+    """
     with safe_open(file, "pt") as store:
         header = (store.metadata() or {}).get("about", "{}")
         about = json.loads(header)
@@ -95,10 +98,10 @@ def read_rows(file: Path) -> tuple[Tensor, dict]:
 
 
 def load_bank(file: Path, dim: int, embedder: str) -> Bank:
-    """Inverse of `save_bank`, as float32 rows of length 1, of an embedder's `dim` and fingerprint.
+    """Load a bank as float32 rows of length 1, and check its width `dim` and the fingerprint `embedder`.
 
-    ValueError naming a file that is truncated or foreign, of another embedder, has no face, another width, or no
-    directions in it.
+    Raises ValueError, naming the file, if it is truncated or no bank, if it was made by another embedder, has no face or
+    another width, or has a row that is all 0 or not finite.
     """
     try:
         found_ND, about = read_rows(file)

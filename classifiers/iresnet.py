@@ -1,4 +1,4 @@
-"""ArcFace's network: the improved residual network of insightface's arcface_torch, as large as its weights say.
+"""ArcFace's network: the improved residual network of insightface's arcface_torch, in the size of given weights.
 
 Deng et al., CVPR 2019; the names of the tensors are those of arcface_torch's `backbones/iresnet.py`.
 """
@@ -6,12 +6,12 @@ Deng et al., CVPR 2019; the names of the tensors are those of arcface_torch's `b
 import torch
 from torch import Tensor, nn
 
-SIDE = 112  # of its aligned faces, in pixels; four halvings leave 7 x 7
+SIDE = 112  # pixels of its aligned faces; the four layers halve it to 7 x 7
 LAYERS = ("layer1", "layer2", "layer3", "layer4")
 
 
 class Block(nn.Module):
-    """Normalise, convolve, normalise, PReLU, convolve, normalise, and add the input."""
+    """A residual block: batch norm, convolution, batch norm, PReLU, convolution, batch norm, plus the input."""
 
     def __init__(self, inputs: int, outputs: int, stride: int):
         super().__init__()
@@ -32,9 +32,9 @@ class Block(nn.Module):
 
 
 class IResNet(nn.Module):
-    """Faces [F, 3, 112, 112], (RGB - 0.5) / 0.5, to embeddings [F, dim] of any length.
+    """Map faces [F, 3, 112, 112], (RGB - 0.5) / 0.5, to embeddings [F, dim], not normalised.
 
-    widths: channels of the first convolution and of the four layers; depths: their blocks ([3, 4, 14, 3]: r50).
+    widths: channels of the first convolution and of the four layers. depths: blocks of the layers ([3, 4, 14, 3]: r50).
     """
 
     def __init__(self, widths: list[int], depths: list[int], dim: int):
@@ -57,9 +57,9 @@ class IResNet(nn.Module):
 
 
 def iresnet_like(tensors: dict[str, Tensor]) -> IResNet:
-    """An untrained network of the size that a file's tensors have; they may still not fit it.
+    """Return an untrained network of the size of a file's tensors; the tensors may still not fit it.
 
-    KeyError or IndexError without the tensors that say the size.
+    Raises KeyError or IndexError if tensors that determine the size are missing.
     """
     depths = [len({key.split(".")[1] for key in tensors if key.startswith(f"{layer}.")}) for layer in LAYERS]
     widths = [tensors[f"{name}.weight"].shape[0] for name in ("conv1", *(f"{layer}.0.conv1" for layer in LAYERS))]

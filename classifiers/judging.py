@@ -1,6 +1,6 @@
-"""A judge's answers to a folder of image files, read one after the other; what is known is kept and gone on from.
+"""Classify a folder of image files with a judge; progress is saved, and a later call continues from there.
 
-N files, K numbers of an attribute's logits, side by side as columns of all attributes: `width` together.
+Shapes: N files, K logits of an attribute. The logits of all attributes are side by side in `width` columns.
 """
 
 import json
@@ -21,15 +21,15 @@ from classifiers.files import written
 from classifiers.pictures import read_picture
 from classifiers.types import Classifier, Detector
 
-BLOCK = 32  # faces that the judge sees at once
-KEEP_EVERY = 20  # blocks
-LONGEST = 2048  # pixels: longer images are made smaller first, for a photograph of 100 megapixels takes 2 GB otherwise
+BLOCK = 32  # files in a batch of the judge
+KEEP_EVERY = 20  # blocks after which progress is saved
+LONGEST = 2048  # pixels: longer images are reduced first, because a photograph of 100 megapixels would take 2 GB
 FACE, NO_FACE, UNREADABLE = 1, 2, 3
 
 
 @dataclass
 class Judged:
-    """Of the first `done` files what was found (FACE, ...) [done], and the logits [done, width], NaN without a face."""
+    """Results of the first `done` files: what was found (FACE, ...) [done], and logits [done, width], NaN without a face."""
 
     found_N: np.ndarray
     logits_NK: np.ndarray
@@ -39,12 +39,12 @@ class Judged:
         return len(self.found_N)
 
     def counts(self) -> dict[str, int]:
-        """How many files of each kind."""
+        """Return the number of files with a face, without one, and unreadable."""
         kinds = {"found": FACE, "not_found": NO_FACE, "unreadable": UNREADABLE}
         return {name: int((self.found_N == kind).sum()) for name, kind in kinds.items()}
 
     def logits(self, attributes: dict[str, tuple[str, ...]]) -> dict[str, np.ndarray]:
-        """By attribute, [faces, K] of the files with a face."""
+        """Return the logits [faces, K] per attribute of the files with a face."""
         faces_FK = self.logits_NK[self.found_N == FACE]
         ends = np.cumsum([len(classes) for classes in attributes.values()])[:-1]
         return dict(zip(attributes, np.split(faces_FK, ends, 1), strict=True))
@@ -59,7 +59,7 @@ class Judged:
 def largest_face(
     file: Path, detector: Detector, crop_size: int, expand: float, device: str, aligned: bool = False
 ) -> tuple[int, Tensor | None]:
-    """What a file holds, and the crop [1, 3, crop_size, crop_size] of its largest face."""
+    """Return whether a file has a face, and the crop [1, 3, crop_size, crop_size] of its largest one, None without."""
     try:
         image_1CHW = to_float(read_picture(file, LONGEST)[None]).to(device)
     except ValueError:
@@ -74,10 +74,10 @@ Look = Callable[[Path], tuple[int, Tensor | None]]
 
 
 def judge_files(files: list[Path], look: Look, judge: Classifier, part: Path, request: str) -> Iterator[Judged]:
-    """What is known after each block of files, from where the file `part` of the same request left off.
+    """Yield the results after each block of files, continuing from the file `part` if it has the same request.
 
-    request: a fingerprint of all that the answers depend on. A part of another request, or a damaged one, is left aside.
-    What was found is also kept when the work is broken off.
+    request: fingerprint of everything that the results depend on. A part of another request, or a damaged one, is ignored.
+    Results are also saved if the work is interrupted.
     """
     width = sum(len(classes) for classes in judge.attributes.values())
     known = _read(part, request, width)
@@ -97,7 +97,7 @@ def judge_files(files: list[Path], look: Look, judge: Classifier, part: Path, re
 
 @torch.no_grad()
 def _answers(files: list[Path], look: Look, judge: Classifier) -> tuple[np.ndarray, np.ndarray]:
-    """found [block] and logits [block, width] of some files."""
+    """Return found [block] and logits [block, width] of some files."""
     seen = [look(file) for file in files]
     found_N = np.array([kind for kind, _ in seen], np.int8)
     width = sum(len(classes) for classes in judge.attributes.values())

@@ -1,11 +1,11 @@
-"""Labels with errors: which faces to weigh down while a judge is trained, and how many of them there may be.
+"""Train a judge on labels with errors: choose weights of the faces, and estimate the share of wrong labels.
 
 Rockafellian relaxation (Chen, Goel, Royset et al., "Mitigating the Impact of Labeling Errors on Training via Rockafellian
-Relaxation", arXiv 2405.20531): beside the network the weights of the faces are chosen,
+Relaxation", arXiv 2405.20531) optimises the weights of the faces alternately with the network:
 
-    min over u of  sum_i (1/N + u_i) J_i + gamma/2 |u|_1    with  sum u = 0,  1/N + u >= 0,
+    min over u of  sum_i (1/N + u_i) J_i + gamma/2 |u|_1    with  sum u = 0,  1/N + u >= 0.
 
-in turns with the network's steps. J_i: loss of face i. Shapes: N faces, K classes.
+J_i: loss of face i. Shapes: N faces, K classes.
 """
 
 from collections.abc import Callable
@@ -15,10 +15,10 @@ import numpy as np
 
 
 def relaxed_weights(loss_N: np.ndarray, gamma: float) -> np.ndarray:
-    """The best weights 1/N + u [N] of the program above, which sum to 1.
+    """Return the optimal weights 1/N + u [N] of the program above, which sum to 1.
 
-    To move a mass from i to the best face b saves J_i - J_b of it and costs gamma of it: all of those above J_b + gamma is
-    moved, and nothing else. Several best faces share it.
+    Moving a mass from face i to the best face b saves J_i - J_b times the mass and costs gamma times the mass. So the whole
+    mass of all faces with J_i > J_b + gamma is moved, and no other. Several best faces share it equally.
     """
     loss_N = np.asarray(loss_N, float)
     dropped_N = loss_N > loss_N.min() + gamma
@@ -29,13 +29,16 @@ def relaxed_weights(loss_N: np.ndarray, gamma: float) -> np.ndarray:
 
 
 def kept_weights(loss_N: np.ndarray, gamma: float) -> np.ndarray:
-    """The same faces dropped, the others weighed alike [N]: one face would carry all the mass moved otherwise."""
+    """Return equal weights [N] for the faces that `relaxed_weights` keeps, and 0 for the others.
+
+    Otherwise one best face would get the mass of all dropped faces.
+    """
     kept_N = np.asarray(loss_N) <= np.min(loss_N) + gamma
     return kept_N / kept_N.sum()
 
 
 def gamma_of(loss_N: np.ndarray, share: float) -> float:
-    """The gamma by which the `share` of faces with the largest losses is dropped, rounded down to whole faces."""
+    """Return the gamma that drops the `share` of faces with the largest losses, rounded down to whole faces."""
     ordered = np.sort(np.asarray(loss_N, float))
     return float(ordered[max(len(ordered) - int(share * len(ordered)) - 1, 0)] - ordered[0])
 
@@ -43,9 +46,9 @@ def gamma_of(loss_N: np.ndarray, share: float) -> float:
 def weights_by_group(
     loss_N: np.ndarray, group_N: np.ndarray, share_G: dict[int, float], weigh: Callable = kept_weights
 ) -> np.ndarray:
-    """`weigh` within each group [N], which keeps its share of the mass: nobody pays for another group's hard faces.
+    """Return weights [N] from `weigh` within each group; each group keeps its share of the mass, whatever its losses.
 
-    group_N: int, below 0 for no label, whose weight is 0. share_G: of each group the share to drop.
+    group_N: int; below 0 means no label and weight 0. share_G: group -> share of its faces to drop.
     weigh: (losses, gamma) -> weights that sum to 1.
     """
     weight_N = np.zeros(len(loss_N))
@@ -58,10 +61,11 @@ def weights_by_group(
 
 
 def estimated_share(probs_NK: np.ndarray, label_N: np.ndarray, own_N: np.ndarray | None = None) -> float:
-    """The share of wrong labels by the confident joint (Northcutt, Jiang & Chuang, JAIR 2021, section 3.1).
+    """Estimate the share of wrong labels by the confident joint (Northcutt, Jiang & Chuang, JAIR 2021, section 3.1).
 
-    A face counts as of the most probable among those classes j with p_j at or above the mean of p_j over faces labelled j.
-    The share, among faces that count, of those labelled otherwise. own_N: of some faces, with the means over all.
+    A face's class is the most probable among the classes j with p_j at or above the mean of p_j over the faces labelled j.
+    Faces without such a class do not count. The estimate is the share of the others whose label differs. own_N: estimate the
+    share of these faces only, with means over all.
     """
     known_N = label_N >= 0
     labelled_K = [label_N == k for k in range(probs_NK.shape[1])]
@@ -73,14 +77,14 @@ def estimated_share(probs_NK: np.ndarray, label_N: np.ndarray, own_N: np.ndarray
 
 @dataclass(frozen=True)
 class Relaxation:
-    """How a judge is trained on labels with errors.
+    """Settings of training with the relaxation.
 
-    share: of wrong labels; None: estimated in each group. damping: how much of the weights is new each time, mu in (0, 1].
-    warm_up: the part of the training with all faces, before networks learn wrong labels by heart. every: steps between two
-    choices of the weights.
-    by_group: a quantile for each labelled class of the attribute and each group of the others; False: one for all.
-    to_best: the mass of dropped faces goes to the best face, as the program has it; False: to all kept faces alike.
-    epsilon: pixels, in [0, 1], are moved by this much to where the loss rises before each step (A-RRM); 0: they are not.
+    share: share of wrong labels; None: estimated in each group. damping: fraction of new weights in each update, mu in
+    (0, 1]. warm_up: fraction of the training with equal weights, before networks memorise wrong labels. every: steps between
+    two updates of the weights.
+    by_group: faces are dropped separately for each combination of the attributes' labels; False: among all labelled faces.
+    to_best: the mass of dropped faces goes to the best face, as in the program above; False: equally to all kept faces.
+    epsilon: before each step, pixels in [0, 1] are changed by this much in the direction of a larger loss (A-RRM); 0: off.
     """
 
     share: float | None = None
@@ -92,16 +96,16 @@ class Relaxation:
     epsilon: float = 0.0
 
     def due(self, step: int, steps: int) -> bool:
-        """Whether the weights are chosen anew before this step, of `steps` in all."""
+        """Return whether the weights are updated before step `step` of `steps`."""
         start = int(self.warm_up * steps)
         return step >= start and (step - start) % self.every == 0
 
 
-MOST = 0.5  # share of a group that may be dropped: beyond, nobody knows which labels are the wrong ones
+MOST = 0.5  # largest share of a group that may be dropped: beyond it, the wrong labels would be the majority
 
 
 def chosen_weights(probs_NK: np.ndarray, label_N: np.ndarray, group_N: np.ndarray, plan: Relaxation) -> np.ndarray:
-    """New weights of one attribute's faces [N], 0 for those without a label. group_N: from 0, below for no label."""
+    """Return new weights of one attribute's faces [N], 0 for those without a label. group_N: below 0 means no label."""
     known_N = label_N >= 0
     loss_N = np.zeros(len(label_N))
     rows = np.flatnonzero(known_N)
@@ -115,7 +119,7 @@ def chosen_weights(probs_NK: np.ndarray, label_N: np.ndarray, group_N: np.ndarra
 
 
 def groups_of(labels: dict[str, np.ndarray], name: str) -> np.ndarray:
-    """A number [N] for each combination of all attributes' labels, -1 where `name` itself is unlabelled."""
+    """Return a group number [N] per combination of all attributes' labels, -1 for faces where `name` is unlabelled."""
     columns = np.stack([label_N for label_N in labels.values()], 1)
     _, group_N = np.unique(columns, axis=0, return_inverse=True)
     return np.where(labels[name] >= 0, group_N.reshape(-1), -1)

@@ -1,4 +1,4 @@
-"""Folders of labelled faces: one's own CSV, FairFace's layout or CelebA's, read as file names and class numbers.
+"""Read the labels of a folder of faces as file names and class indices: a CSV, FairFace's layout or CelebA's.
 
     labels.csv                             image, one column for each attribute, optionally split (train, val)
     fairface_label_train.csv, _val.csv     file, age, gender, race (Karkkainen & Joo, WACV 2021)
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-# Label of a data set -> class. Seven races to four: Shen et al. 2024, section 5. Where old begins is our choice.
+# Label of a data set -> class. Seven races to four: Shen et al. 2024, section 5. The age at which old begins is our choice.
 FAIRFACE = {
     "gender": {"Female": "female", "Male": "male"},
     "race": {
@@ -33,15 +33,15 @@ CELEBA_SPLITS = {"0": "train", "1": "val", "2": "test"}
 SPLITS = ("train", "val", "test")
 ALLOWED = "labels.csv, fairface_label_train.csv or fairface_label_val.csv, or list_attr_celeba.txt"
 
-Row = tuple[str, str, str, dict[str, str]]  # where it stands, image, split, attribute -> class or ""
+Row = tuple[str, str, str, dict[str, str]]  # place in its file, image, split, attribute -> class or ""
 
 
 @dataclass(frozen=True)
 class LabelledFiles:
-    """N image files below `folder` and what people perceive in them.
+    """N image files below `folder` and their labels of perceived attributes.
 
-    labels[a]: int [N], class index or -1 = unlabelled; only attributes with a label. splits: "train", "val", "test", or ""
-    where the folder has none.
+    labels[a]: int [N], class index, or -1 if unlabelled; only attributes with at least one label. splits: "train", "val" or
+    "test" of each file, "" if it has none.
     """
 
     folder: Path
@@ -58,7 +58,7 @@ class LabelledFiles:
         return [self.folder / name for name in self.names]
 
     def rows(self, keep_N: np.ndarray) -> "LabelledFiles":
-        """Some of them, [N] bool."""
+        """Return the files selected by bool [N]."""
         kept = np.flatnonzero(keep_N)
         return replace(
             self,
@@ -68,7 +68,7 @@ class LabelledFiles:
         )
 
     def of_split(self, split: str) -> "LabelledFiles":
-        """Those of a split; "all" for everything. ValueError where there are none."""
+        """Return the files of a split, or of all splits for "all"; ValueError if there are none."""
         keep_N = np.array([split in ("all", own) for own in self.splits])
         if not keep_N.any():
             found = ", ".join(sorted({own for own in self.splits if own})) or "no splits"
@@ -76,7 +76,7 @@ class LabelledFiles:
         return self.rows(keep_N)
 
     def with_held_out(self, share: float = 0.2) -> "LabelledFiles":
-        """The same with splits: as they are, or where there are none a fifth is "val", by a hash of the name."""
+        """Return the files with splits; if none has one, about `share` of them become "val", by a hash of the name."""
         if any(self.splits):
             return self
         marks = [int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) / 2**32 for name in self.names]
@@ -84,10 +84,10 @@ class LabelledFiles:
 
 
 def read_labels(folder: Path, attributes: dict[str, tuple[str, ...]]) -> LabelledFiles:
-    """The labels of a folder in one of the layouts, as numbers of the classes of `attributes`.
+    """Read the labels of a folder in one of the layouts, as indices of the classes of `attributes`.
 
-    A label is a class's own name, or one of the data set's that the tables above merge into it. ValueError for another
-    label, an image that stands there twice, and a folder with no label of these attributes.
+    A label is the name of a class, or a data set's label that the tables above map to a class. Raises ValueError for any
+    other label, for an image with two rows, and for a folder without labels of these attributes.
     """
     layout, rows = _rows(Path(folder), attributes)
     names, splits = [], []
@@ -120,7 +120,7 @@ def _rows(folder: Path, attributes: dict[str, tuple[str, ...]]) -> tuple[str, It
 
 
 def _table(file: Path, column: str) -> Iterator[tuple[str, dict[str, str]]]:
-    """Place and cells of each row of a CSV that has this column."""
+    """Yield the place and the cells of each row of a CSV; ValueError if it has no column of this name."""
     try:
         with open(file, newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream, restval="", strict=True)
@@ -158,7 +158,7 @@ def _fairface(file: Path, attributes: dict[str, tuple[str, ...]]) -> Iterator[Ro
 
 
 def _celeba(folder: Path) -> Iterator[Row]:
-    """Its list: a line with a count, one with the names of the columns, then a file name and -1 or 1 for each."""
+    """Yield the rows of CelebA's list: a line with a count, one with column names, then lines of a file name and -1 or 1."""
     file = folder / "list_attr_celeba.txt"
     lines = _lines(file)
     columns = lines[1].split() if len(lines) > 1 else []

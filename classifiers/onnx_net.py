@@ -1,8 +1,8 @@
-"""Image classifiers as ONNX graphs, for audits: onnxruntime gives no gradient, so none can be trained against.
+"""Image classifiers as ONNX graphs. They are for audits only, because onnxruntime gives no gradient for training.
 
-A graph names no labels. Its columns are called by their numbers, "0", "1", ..., or with several outputs "output:0"; `mapping`
-gives each column to a class of some attribute, as labels of Hugging Face classifiers (`hub`). ValueErrors of one line begin
-with the option (`path`, `mapping`, `graph`).
+A graph has no label names. Its columns have the labels "0", "1", ..., or with several outputs "output:0"; `mapping` assigns
+each of them to a class of some attribute, as in `hub`. ValueErrors of one line begin with the option (`path`, `mapping`,
+`graph`).
 """
 
 from collections.abc import Mapping
@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from classifiers.hub import Classes, check_labels, places_of
 from classifiers.pixels import Pixels, first_words
 
-# How a graph wants its pixels, and what its outputs are: (scale x - mean) / std of x in [0, 1]
+# Defaults of the graph's options: its input is (scale x - mean) / std of x in [0, 1]
 GRAPH = {"scale": 1.0, "mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0], "channels": "rgb", "outputs": "logits"}
-LEAST = 1e-12  # of a probability, whose logarithm is taken
+LEAST = 1e-12  # lower bound of probabilities before the logarithm
 
 
 class OnnxGraph:
-    """One graph: crops [F, 3, H, W] in [0, 1] to its columns [F, C], side by side those of all outputs."""
+    """One graph: crops [F, 3, H, W] in [0, 1] to columns [F, C], those of all outputs side by side."""
 
     def __init__(self, place: str, options: Mapping):
         runtime = _runtime()
@@ -31,9 +31,9 @@ class OnnxGraph:
         self.data = file.read_bytes()
         settings = runtime.SessionOptions()
         settings.intra_op_num_threads, settings.log_severity_level = torch.get_num_threads(), 4
-        try:  # from its bytes: what lies beside the file would be in no fingerprint
+        try:  # from bytes, since external data beside the file would not be in the fingerprint
             self.session = runtime.InferenceSession(self.data, settings, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's own kinds
+        except Exception as error:  # onnxruntime's own types
             raise ValueError(f"path: {place}: onnxruntime cannot read this graph ({first_words(error)})") from None
         self.input, self.batch, self.last, size = _input(place, self.session.get_inputs())
         self.bgr, self.probabilities = options["channels"] == "bgr", options["outputs"] == "probabilities"
@@ -42,10 +42,10 @@ class OnnxGraph:
         self.about = self.pixels.about() | {"channels": options["channels"], "outputs": options["outputs"]}
 
     def _labels(self, place: str) -> list[str]:
-        """What each column is called, after one image has gone through."""
+        """Return the label of each column, after a run on one image."""
         try:
             found = self._run(self.pixels(torch.full((self.batch or 1, 3, 64, 64), 0.5)))
-        except Exception as error:  # onnxruntime's own kinds
+        except Exception as error:  # onnxruntime's own types
             raise ValueError(f"path: {place}: the graph cannot read an image ({first_words(error)})") from None
         names = [output.name for output in self.session.get_outputs()]
         for name, array in zip(names, found, strict=True):
@@ -62,7 +62,7 @@ class OnnxGraph:
         return self.session.run(None, {self.input: array.astype(kind)})
 
     def __call__(self, crop_FCHW: Tensor) -> Tensor:
-        """Logits of the columns [F, C]: the logarithm where the graph gives probabilities."""
+        """Return the logits of the columns [F, C], the logarithm if the graph outputs probabilities."""
         pieces = crop_FCHW.split(self.batch or len(crop_FCHW))
         columns = [np.concatenate(self._run(self.pixels(piece.float())), 1).astype(np.float32) for piece in pieces]
         found_FC = torch.from_numpy(np.concatenate(columns))
@@ -70,9 +70,9 @@ class OnnxGraph:
 
 
 class OnnxClassifier(nn.Module):
-    """ONNX graphs as one `Classifier`, without gradients: a class is the sum of its columns' probabilities.
+    """A `Classifier` of one or several ONNX graphs, without gradients; a class sums its columns' probabilities.
 
-    requested: attribute -> classes in the order of the logits; source: attribute -> which of the graphs answers for it.
+    requested: attribute -> classes in the order of the logits. source: attribute -> index of its graph.
     """
 
     def __init__(self, graphs: list[OnnxGraph], source: dict[str, int], mapping: Classes, requested: Mapping):
@@ -83,7 +83,7 @@ class OnnxClassifier(nn.Module):
             name: [[graphs[source[name]].labels.index(str(label)) for label in mapping[name][c]] for c in classes]
             for name, classes in self.attributes.items()
         }
-        for i, graph in enumerate(graphs):  # the files are the weights: fingerprints and devices are those of buffers
+        for i, graph in enumerate(graphs):  # the files count as weights in fingerprints, which hash buffers
             self.register_buffer(f"graph_{i}", torch.frombuffer(bytearray(graph.data), dtype=torch.uint8))
         self.config = {"graphs": [graph.about for graph in graphs], "source": source, "columns": self.columns}
         self.config["attributes"] = self.attributes
@@ -91,7 +91,7 @@ class OnnxClassifier(nn.Module):
 
     @torch.no_grad()
     def forward(self, crop_FCHW: Tensor) -> dict[str, Tensor]:
-        """Logits [F, K] per attribute of crops [F, 3, H, W] in [0, 1], any H and W, F = 0 included."""
+        """Return logits [F, K] per attribute of crops [F, 3, H, W] in [0, 1] with any H and W; F may be 0."""
         if not len(crop_FCHW):
             return {name: crop_FCHW.new_zeros(0, len(classes)) for name, classes in self.attributes.items()}
         columns = {i: self.graphs[i](crop_FCHW).to(crop_FCHW.device) for i in sorted(set(self.source.values()))}
@@ -104,8 +104,11 @@ class OnnxClassifier(nn.Module):
 def load_onnx(
     path: str | Mapping[str, str] | None, mapping: Classes, options: Mapping, requested: Mapping[str, tuple[str, ...]]
 ) -> OnnxClassifier:
-    """A classifier from one file, or from one for each attribute. Every column must belong to a class of some attribute; one
-    that is no class, such as an age in years, to an attribute that nobody requests."""
+    """Load a classifier from one file, or from one for each attribute.
+
+    Every column must belong to a class of some attribute. A column that is no class, such as an age in years, can belong to
+    an attribute that is not requested.
+    """
     where = places_of(path, mapping, requested, "a file of an ONNX graph (.onnx)")
     places = list(dict.fromkeys(where.values()))
     graphs = [OnnxGraph(place, GRAPH | dict(options)) for place in places]
@@ -123,7 +126,7 @@ def _runtime():
 
 
 def _input(place: str, inputs: list) -> tuple[str, int | None, bool, tuple[int, int] | None]:
-    """Name of the one input, its fixed batch size, whether its channels come last, and its fixed (height, width)."""
+    """Return the input's name, fixed batch size or None, whether channels come last, and fixed (height, width) or None."""
     if len(inputs) != 1 or inputs[0].type not in ("tensor(float)", "tensor(float16)") or len(inputs[0].shape) != 4:
         said = ", ".join(f"{one.name}: {one.type} {one.shape}" for one in inputs)
         raise ValueError(f"path: {place}: found the inputs {said}, allowed: one of floats with four dimensions, an image")

@@ -1,4 +1,4 @@
-"""A judge on labelled faces as a Markdown page, with the reliability diagram beside it as a picture."""
+"""Write a judge's calibration as a Markdown page, and its reliability diagram as a PNG."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,11 +9,11 @@ from statsmodels.stats.proportion import proportion_confint
 from classifiers.calibration import Calibration
 from classifiers.files import written
 
-SMALL = 100  # faces of a class below which its accuracy says little
+SMALL = 100  # the accuracy of a class with fewer faces says little
 
 
 def page(calibrations: Mapping[str, Calibration], about: Mapping[str, str], picture: str | None) -> str:
-    """Markdown. about: lines "name: value" on top; picture: the name of the diagram's file, None if it was not drawn."""
+    """Return the page as Markdown. about: lines "name: value" at the top. picture: file of the diagram, None without one."""
     lines = ["# A judge on labelled faces", ""]
     lines += [f"- {name}: {value}" for name, value in about.items()]
     lines += ["- Labels are perceived presentation, never identity. [Brackets] hold 95 % Wilson intervals over faces.", ""]
@@ -45,7 +45,7 @@ def _confusion(c: Calibration) -> list[str]:
 
 
 def _groups(c: Calibration) -> list[str]:
-    """Accuracy by group and, by attribute, the gap between its best and its worst group."""
+    """Return a table of accuracies per group, and per attribute the gap between its best and its worst group."""
     rows = ["| faces labelled | accuracy | faces |", "|---|---|---|"]
     gaps = []
     for attribute, group in (c.groups or {}).items():
@@ -57,7 +57,7 @@ def _groups(c: Calibration) -> list[str]:
 
 
 def draw_reliability(calibrations: Mapping[str, Calibration], file: Path) -> bool:
-    """The reliability diagram of every attribute as a PNG; False where matplotlib is not installed."""
+    """Write the reliability diagrams of all attributes as a PNG; return False if matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError:

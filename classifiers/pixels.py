@@ -1,4 +1,4 @@
-"""How a network wants its images: resize, centre crop, normalisation, all in tensors, so that gradients pass."""
+"""The preprocessing of a network: resize, centre crop and normalisation of tensors, so that gradients reach the images."""
 
 import math
 from dataclasses import asdict, dataclass, replace
@@ -17,10 +17,10 @@ KNOWN = {"do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_conver
 
 @dataclass(frozen=True)
 class Pixels:
-    """Images in [0, 1] to a network's input: resize (antialiased), centre crop, (scale x - mean) / std.
+    """Preprocess images in [0, 1] to a network's input: resize (antialiased), centre crop, (scale x - mean) / std.
 
-    size: (height, width), or one number for the shorter side; None leaves it. crop: (height, width) or None.
-    rounded: where the margin of the crop is odd, its half is rounded as torchvision does, not cut off as transformers does.
+    size: (height, width), or one number for the shorter side, or None for no resizing. crop: (height, width) or None.
+    rounded: round half of an odd crop margin as torchvision does; otherwise it is truncated as transformers does.
     """
 
     size: tuple[int, int] | int | None
@@ -44,7 +44,7 @@ class Pixels:
             )
 
     def __call__(self, image_BCHW: Tensor) -> Tensor:
-        """Network input [B, 3, h, w] of images [B, 3, H, W]."""
+        """Return the network's input [B, 3, h, w] of images [B, 3, H, W]."""
         height, width = image_BCHW.shape[-2:]
         size = self.size
         if isinstance(size, int):
@@ -60,25 +60,25 @@ class Pixels:
         return (image_BCHW * self.scale - mean) / std
 
     def whole(self) -> "Pixels":
-        """The same for an image of which nothing may be cut off: squeezed to the network's own size."""
+        """Return a preprocessing that crops nothing: it resizes the whole image to the network's input size."""
         size = self.crop or self.size
         return replace(self, size=(size, size) if isinstance(size, int) else size, crop=None)
 
     def about(self) -> dict:
-        """For fingerprints; `rounded`, the youngest field, only where it is set, so that older ones hold."""
+        """Return the fields for fingerprints; the newer `rounded` only if set, so that older fingerprints stay valid."""
         return {key: value for key, value in asdict(self).items() if key != "rounded" or value}
 
 
 def processor_pixels(path: str, local: bool) -> Pixels:
-    """What the image processor beside a Hugging Face model does, compared with the processor itself on one image.
+    """Return the preprocessing of a Hugging Face model's image processor, after comparing both on one image.
 
-    ValueError if it states nothing, does more than can be done here, or does something else.
+    Raises ValueError if its configuration has no known steps, has unsupported steps, or if the two differ on the image.
     """
     try:
         processor = AutoImageProcessor.from_pretrained(path, local_files_only=local)
         settings = processor.to_dict()
-        stated = processor.get_image_processor_dict(path, local_files_only=local)[0]  # settings: with defaults
-    except Exception as error:  # the hub, JSON and transformers each have their own kinds
+        stated = processor.get_image_processor_dict(path, local_files_only=local)[0]  # without defaults
+    except Exception as error:  # the hub, JSON and transformers raise several types
         raise ValueError(f"path: {path} has no readable image processor ({first_words(error)})") from None
     try:
         if "data_config" in settings:
@@ -94,7 +94,7 @@ def processor_pixels(path: str, local: bool) -> Pixels:
 
 
 def _of_transformers(settings: dict) -> Pixels:
-    """Of a processor whose steps are switches (`do_resize` and so on)."""
+    """Return the preprocessing of a processor with switches for its steps (`do_resize` and so on)."""
     more = sorted(k for k, v in settings.items() if k.startswith("do_") and v and k not in KNOWN)
     if more or settings.get("rescale_offset"):
         raise ValueError(f"found {(more or ['rescale_offset'])[0]}, allowed: {', '.join(sorted(KNOWN))}")
@@ -116,13 +116,16 @@ def _of_transformers(settings: dict) -> Pixels:
 
 
 def _of_timm(data: dict, stated: dict) -> Pixels:
-    """Of a timm model in Hugging Face form: `pretrained_cfg` of its config.json as stated, and completed by timm."""
+    """Return the preprocessing of a timm model in Hugging Face form.
+
+    stated: `pretrained_cfg` of its config.json. data: the same, completed by timm.
+    """
     if lost := [key for key in ("input_size", "mean", "std") if not stated.get(key)]:
         raise ValueError(f"found no {lost[0]} in pretrained_cfg of config.json, allowed: input_size, mean and std")
     channels, height, width = data["input_size"]
     size: tuple[int, int] | int = (math.floor(height / data["crop_pct"]), math.floor(width / data["crop_pct"]))
     if data["crop_mode"] == "center" and height == width:
-        size = size[0]  # of the shorter side
+        size = size[0]  # one number is the shorter side
     elif data["crop_mode"] != "squash":
         raise ValueError(f"found crop_mode {data['crop_mode']}, allowed: center of square images, squash")
     if channels != 3:
@@ -133,13 +136,13 @@ def _of_timm(data: dict, stated: dict) -> Pixels:
 
 
 def _compare(path: str, processor, pixels: Pixels) -> None:
-    """ValueError unless a smooth image comes out as from the processor: on average within two of 256 grey levels."""
+    """Raise ValueError unless both give the same for a smooth image, on average within two of 256 grey levels."""
     coarse = torch.rand(1, 3, 6, 6, generator=torch.Generator().manual_seed(0))
     image_1CHW = (F.interpolate(coarse, (256, 256), mode="bilinear") * 255).round()
     picture = Image.fromarray(image_1CHW[0].byte().permute(1, 2, 0).numpy())
     try:
         theirs = torch.as_tensor(processor(images=picture, return_tensors="pt")["pixel_values"]).float()
-    except Exception as error:  # whatever a processor may do
+    except Exception as error:  # processors may raise any type
         raise ValueError(f"path: {path}: its image processor fails on an image ({first_words(error)})") from None
     ours = pixels(image_1CHW / 255)
     if ours.shape != theirs.shape:
@@ -165,17 +168,17 @@ def _size(size: dict) -> tuple[int, int] | int:
 
 
 def quiet() -> None:
-    """No progress bars, no advice and no retry messages of the hub: what goes wrong is one line."""
+    """Turn off progress bars, advice and retry messages of the hub, so that an error is one line."""
     huggingface_hub.logging.set_verbosity_error()
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
 
 
 def first_words(error: Exception) -> str:
-    """The beginning of a library's message, on one line."""
+    """Return the beginning of an error's message on one line."""
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def freeze(net: torch.nn.Module) -> torch.nn.Module:
-    """Single precision, eval mode, nothing to learn."""
+    """Put a network into float32 and eval mode, without gradients of its parameters, and return it."""
     return net.float().eval().requires_grad_(False)

@@ -1,7 +1,7 @@
-"""Fit a judge on labelled faces, robust to a detector's jitter and to the blur of generated images.
+"""Train a judge on labelled faces, robust to a detector's jitter and to the blur of generated images.
 
-N images in one batch. Every step draws its images and its augmentation from a generator seeded by (seed, step), so a
-run that was cut off and resumed equals one that was not.
+Shapes: N images in one batch. Every step draws its images and its augmentation from a generator seeded by (seed, step), so
+a resumed run equals an uninterrupted one.
 """
 
 import copy
@@ -25,10 +25,10 @@ from classifiers.label_errors import Relaxation, chosen_weights, groups_of
 
 @dataclass(frozen=True)
 class FitPlan:
-    """AdamW with one cycle of the learning rate, label smoothing, an average of the weights (EMA).
+    """Settings of training: AdamW with a one-cycle learning rate, label smoothing and averaged weights (EMA).
 
-    `expand` widens the boxes, where there are any. `class_weights`: rare classes count as much as frequent ones.
-    `checkpoint` is a file written every `save_every` steps and at the end; where it exists, the run goes on from it.
+    expand: factor of the boxes, if there are any. class_weights: give all classes the same total weight.
+    checkpoint: file written every `save_every` steps and at the end; if it exists, the run continues from it.
     """
 
     steps: int
@@ -54,17 +54,17 @@ def fit(
     boxes: np.ndarray | None = None,
     relaxation: Relaxation | None = None,
 ) -> AttributeNet:
-    """Train `net` in place and leave the averaged weights in it, frozen; also returns it.
+    """Train `net` in place, leave the averaged weights in it, frozen, and return it.
 
-    `images` uint8 [N, H, W, 3], `labels[a]` int [N] (-1 = unlabelled) of every attribute of the net, `boxes` float
-    [N, 4] pixels if the images are not face crops already. The loss is the sum over attributes of the smoothed
-    cross-entropy over labelled faces, weighed by `relaxation` where labels may be wrong. `progress(steps done, loss)` is
-    called after every step. Raises ValueError for a checkpoint of another plan or data set.
+    images: uint8 [N, H, W, 3]. labels[a]: int [N] for every attribute of the net, -1 if unlabelled. boxes: float [N, 4] in
+    pixels, None if the images are face crops already. The loss is the sum over attributes of the smoothed cross-entropy of
+    labelled faces, weighted by `relaxation` if labels may be wrong. progress(steps done, loss) is called after every step.
+    Raises ValueError for a checkpoint of another plan or data set.
     """
     device = next(net.parameters()).device
     net.train().requires_grad_(True)
     weights = [p for p in net.parameters() if p.ndim > 1]
-    scales = [p for p in net.parameters() if p.ndim <= 1]  # biases and norms: not decayed
+    scales = [p for p in net.parameters() if p.ndim <= 1]  # biases and norms have no weight decay
     optimizer = torch.optim.AdamW(
         [{"params": weights, "weight_decay": plan.weight_decay}, {"params": scales, "weight_decay": 0.0}], plan.lr
     )
@@ -93,7 +93,7 @@ def fit(
         loss.backward()
         torch.nn.utils.clip_grad_norm_([*weights, *scales], 1.0)
         optimizer.step()
-        # the warm-up of the average forgets the random start
+        # with this warm-up, the average forgets the random initial weights
         update_average(average, net, min(plan.ema, (1 + step) / (10 + step)))
         progress(step + 1, loss.item())
         if plan.checkpoint and ((step + 1) % plan.save_every == 0 or step + 1 == plan.steps):
@@ -106,9 +106,9 @@ def fit(
 
 
 def attacked(net, image_NCHW: Tensor, epsilon: float, loss_of: Callable[..., Tensor]) -> Tensor:
-    """Images moved by epsilon towards a larger loss: x + epsilon sign(d loss / d x) (Goodfellow, Shlens & Szegedy 2015).
+    """Return adversarial images x + epsilon sign(d loss / d x) (Goodfellow, Shlens & Szegedy 2015).
 
-    The adversarial variant of the relaxation (A-RRM) trains on these. loss_of: of what the net says.
+    The adversarial variant of the relaxation (A-RRM) trains on these. loss_of: the net's logits -> loss.
     """
     moved_NCHW = image_NCHW.detach().clone().requires_grad_(True)
     (slope_NCHW,) = torch.autograd.grad(loss_of(net(moved_NCHW)), moved_NCHW)
@@ -116,7 +116,7 @@ def attacked(net, image_NCHW: Tensor, epsilon: float, loss_of: Callable[..., Ten
 
 
 def balanced_weights(labels: dict[str, np.ndarray], net: AttributeNet) -> dict[str, Tensor]:
-    """By attribute a weight for each class [K], inverse to its number of faces, 1 on average over the labelled faces."""
+    """Return class weights [K] per attribute, inverse to the number of faces, with mean 1 over the labelled faces."""
     counts = {name: np.bincount(labels[name][labels[name] >= 0], minlength=len(k)) for name, k in net.attributes.items()}
     return {
         name: torch.from_numpy(faces_K.sum() / (len(faces_K) * np.maximum(faces_K, 1))).float()
@@ -127,7 +127,7 @@ def balanced_weights(labels: dict[str, np.ndarray], net: AttributeNet) -> dict[s
 def equal_weights(
     labels: dict[str, np.ndarray], net: AttributeNet, relaxation: Relaxation | None
 ) -> dict[str, Tensor]:
-    """By attribute 1 for each face [N]; {} where all faces always count alike."""
+    """Return initial weights of 1 for each face [N] per attribute, {} without relaxation."""
     return {} if relaxation is None else {name: torch.ones(len(labels[name])) for name in net.attributes}
 
 
@@ -139,9 +139,9 @@ def reweigh(
     plan: FitPlan,
     relaxation: Relaxation,
 ) -> None:
-    """Choose the weights anew by the averaged network's answers to all faces; 1 on average by attribute.
+    """Update the weights of the faces from the averaged network's predictions; labelled faces have a mean weight of 1.
 
-    faces: images, boxes and labels, as `fit` has them.
+    faces: images, boxes and labels, as in `fit`.
     """
     images, boxes, labels = faces
     judge = copy.deepcopy(net).eval()
@@ -154,7 +154,7 @@ def reweigh(
 
 
 def identify(net: AttributeNet, plan: FitPlan, pictures: int, relaxation: Relaxation | None = None) -> dict:
-    """What must be equal for a checkpoint to be continued: the plan, the net's config and the number of images."""
+    """Return what must be equal to continue a checkpoint: plan, relaxation, the net's config, the number of images."""
     options = {key: value for key, value in asdict(plan).items() if key not in ("checkpoint", "save_every")}
     options |= {} if relaxation is None else {"relaxation": asdict(relaxation)}
     return options | {"config": json.dumps(net.config), "pictures": pictures}
@@ -168,7 +168,7 @@ def resume(
     average: dict[str, Tensor],
     face_weights: dict[str, Tensor],
 ) -> int:
-    """Load the checkpoint if there is one; the number of steps done."""
+    """Load the checkpoint if there is one, and return the number of finished steps."""
     if plan.checkpoint is None or not Path(plan.checkpoint).exists():
         return 0
     state = torch.load(plan.checkpoint, weights_only=True, map_location=next(net.parameters()).device)
@@ -185,9 +185,9 @@ def resume(
 
 
 def dropped_shares(checkpoint: Path, labels: dict[str, np.ndarray], attributes: dict) -> dict:
-    """attribute -> group's attribute -> class -> share of its faces that ended with less than half of a weight.
+    """Return attribute -> other attribute -> class -> share of its faces whose final weight is below 0.5.
 
-    Of the finished run of a checkpoint; {} of one without relaxation.
+    checkpoint: that of a finished run; {} if it had no relaxation.
     """
     state = torch.load(checkpoint, weights_only=True, map_location="cpu")
     return {
@@ -204,7 +204,7 @@ def dropped_shares(checkpoint: Path, labels: dict[str, np.ndarray], attributes: 
 
 
 def one_cycle(done: float) -> float:
-    """Learning-rate factor at a fraction of the run: cosine up to 1 over the first 15 %, cosine down to 0."""
+    """Return the learning-rate factor at a fraction of the run: a cosine up to 1 over the first 15 %, then down to 0."""
     if done < 0.15:
         return 0.5 * (1 - math.cos(math.pi * (done + 0.01) / 0.16))
     return 0.5 * (1 + math.cos(math.pi * (done - 0.15) / 0.85))
@@ -217,9 +217,9 @@ def label_loss(
     weigh: dict[str, Tensor] | None = None,
     class_weights: dict[str, Tensor] | None = None,
 ) -> Tensor:
-    """Sum over attributes of the mean cross-entropy over labelled faces; an attribute without any adds 0.
+    """Return the sum over attributes of the mean cross-entropy of labelled faces; an attribute without labels adds 0.
 
-    weigh: by attribute a weight for each face [N], 1 on average over all faces; class_weights: one for each class [K].
+    weigh: weights of the faces [N] per attribute, with mean 1 over all faces. class_weights: class weights [K] per attribute.
     """
     total = 0.0
     for name, logits_NK in logits.items():
@@ -239,7 +239,7 @@ def label_loss(
 
 @torch.no_grad()
 def update_average(average: dict[str, Tensor], net: AttributeNet, keep: float) -> None:
-    """Exponential moving average of the floating tensors (batch statistics included); counters are copied."""
+    """Update the exponential moving average of floating-point tensors, also of batch statistics; counters are copied."""
     for key, value in net.state_dict().items():
         if value.is_floating_point():
             average[key].lerp_(value, 1 - keep)
@@ -251,7 +251,7 @@ def update_average(average: dict[str, Tensor], net: AttributeNet, keep: float) -
 def predict(
     net: AttributeNet, images: np.ndarray, boxes: np.ndarray | None = None, expand: float = EXPAND, batch: int = 256
 ) -> dict[str, np.ndarray]:
-    """Logits [N, K] per attribute of images as they are (or of their boxes' crops)."""
+    """Return logits [N, K] per attribute of whole images, or of the crops at their boxes."""
     device = next(net.parameters()).device
     parts = []
     for start in range(0, len(images), batch):
@@ -262,7 +262,7 @@ def predict(
 
 
 def augment(crop_NCHW: Tensor, generator: Generator) -> Tensor:
-    """Crops as a worse detector, camera and generator would give them, in [0, 1]."""
+    """Augment crops in [0, 1]: flip, rotate, blur, recolour, erase."""
     crop_NCHW = rotate(flip(crop_NCHW, generator), generator)
     crop_NCHW = recolour(blur(crop_NCHW, generator), generator)
     return erase(crop_NCHW, generator).clamp(0, 1)
@@ -275,7 +275,7 @@ def uniform(shape: tuple[int, ...], low: float, high: float, generator: Generato
 def jitter_boxes(
     images: np.ndarray, boxes: np.ndarray | None, rows: np.ndarray, expand: float, generator: Generator
 ) -> np.ndarray:
-    """Squares about the boxes, moved by up to 8 % of the box and scaled by up to 15 %: more than a detector errs."""
+    """Return squares about the boxes, shifted by up to 8 % of the box and scaled by up to 15 %: more than detectors err."""
     if boxes is None:
         height, width = images.shape[1:3]
         box_N4, expand = torch.tensor([[0.0, 0.0, width, height]]).repeat(len(rows), 1), 1.0
@@ -296,7 +296,7 @@ def flip(crop_NCHW: Tensor, generator: Generator) -> Tensor:
 
 
 def rotate(crop_NCHW: Tensor, generator: Generator) -> Tensor:
-    """Turn by up to 0.15 rad."""
+    """Rotate each image by up to 0.15 rad."""
     angle_N = uniform((len(crop_NCHW),), -0.15, 0.15, generator)
     zero_N = torch.zeros_like(angle_N)
     row_N3 = torch.stack([angle_N.cos(), -angle_N.sin(), zero_N], 1)
@@ -306,7 +306,7 @@ def rotate(crop_NCHW: Tensor, generator: Generator) -> Tensor:
 
 
 def blur(crop_NCHW: Tensor, generator: Generator) -> Tensor:
-    """Gaussian blur of 60 % of the images, sigma up to 3 % of the side; one small matrix per image and axis."""
+    """Blur 60 % of the images by a Gaussian with sigma up to 3 % of the side, as one matrix product per image and axis."""
     count, size = len(crop_NCHW), crop_NCHW.shape[-1]
     sigma_N = uniform((count,), 0, 0.03, generator) * size
     sigma_N = torch.where(uniform((count,), 0, 1, generator) < 0.6, sigma_N, 0).clamp(min=0.1)
@@ -317,9 +317,9 @@ def blur(crop_NCHW: Tensor, generator: Generator) -> Tensor:
 
 
 def recolour(crop_NCHW: Tensor, generator: Generator) -> Tensor:
-    """Brightness, contrast, saturation, a weak cast of colour, and noise.
+    """Change brightness, contrast and saturation, and add a weak colour cast and noise.
 
-    Skin tone carries race, so brightness moves by 15 % and the cast by 6 % only.
+    Brightness changes by at most 15 % and the cast by 6 %, because perceived race depends on skin tone.
     """
     shape = (len(crop_NCHW), 1, 1, 1)
     mean = crop_NCHW.mean((1, 2, 3), keepdim=True)

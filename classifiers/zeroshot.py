@@ -1,4 +1,4 @@
-"""open_clip models: loading, and zero-shot judges that compare a face crop with prompts for each class."""
+"""Load open_clip models, and classify face crops zero-shot by prompts for each class."""
 
 import logging
 import warnings
@@ -18,10 +18,10 @@ from classifiers.weights import refuse_complex, require_finite
 
 
 class ZeroShotClassifier(nn.Module):
-    """A `Classifier` by prompts: logit_k = s cos(image, text_k), text_k the mean direction of the class's prompts.
+    """A zero-shot `Classifier`: logit_k = s cos(image, text_k), where text_k is the mean direction of the class's prompts.
 
-    s is the model's own temperature. Radford et al., ICML 2021, section 3.1. Gradients reach the pixels.
-    wordings: of attributes with more than one, each wording's prompts (`split_wordings`).
+    s is the model's logit scale. Source: Radford et al., ICML 2021, section 3.1. Gradients reach the pixels.
+    wordings: the prompts of each wording (`split_wordings`), for attributes with more than one.
     """
 
     def __init__(self, model: nn.Module, tokenizer: Callable, pixels: Pixels, mapping: Classes, requested: Mapping):
@@ -38,7 +38,7 @@ class ZeroShotClassifier(nn.Module):
             text_WKD = torch.stack(
                 [torch.stack([self._direction(tokenizer, p) for p in part.values()]) for part in parts]
             )
-            self.register_buffer(f"wordings_{name}", text_WKD, persistent=False)  # no part of what it answers
+            self.register_buffer(f"wordings_{name}", text_WKD, persistent=False)  # not used by `forward`
         prompts = {name: {c: list(mapping[name][c]) for c in classes} for name, classes in self.attributes.items()}
         self.config = {"pixels": pixels.about(), "prompts": prompts}
         self.eval()
@@ -48,7 +48,7 @@ class ZeroShotClassifier(nn.Module):
         return F.normalize(self.model.encode_text(tokenizer(list(prompts)), normalize=True).mean(0), dim=0)
 
     def forward(self, crop_FCHW: Tensor) -> dict[str, Tensor]:
-        """Logits [F, K] per attribute of crops [F, 3, H, W] in [0, 1], any H and W, F = 0 included."""
+        """Return logits [F, K] per attribute of crops [F, 3, H, W] in [0, 1] with any H and W; F may be 0."""
         if not len(crop_FCHW):
             return {name: crop_FCHW.new_zeros(0, len(classes)) for name, classes in self.attributes.items()}
         image_FD = self.model.encode_image(self.pixels(crop_FCHW), normalize=True) * self.model.logit_scale.exp()
@@ -56,17 +56,17 @@ class ZeroShotClassifier(nn.Module):
 
     @torch.no_grad()
     def labels_by_wording(self, crop_FCHW: Tensor) -> dict[str, Tensor]:
-        """What each wording alone would say: the most probable class [F, W] of one or more crops, by attribute."""
+        """Return the most probable class [F, W] of one or more crops by each wording alone, per attribute."""
         image_FD = self.model.encode_image(self.pixels(crop_FCHW), normalize=True)
         texts = {name: self.get_buffer(f"wordings_{name}") for name in self.wordings}
         return {name: torch.einsum("fd,wkd->fwk", image_FD, text_WKD).argmax(2) for name, text_WKD in texts.items()}
 
 
 def split_wordings(prompts: Mapping[str, list[str]], classes: tuple[str, ...]) -> list[dict[str, list[str]]]:
-    """The W wordings of an attribute's prompts, each class -> its prompts; W is the length of the shortest list.
+    """Split an attribute's prompts into W wordings, each class -> prompts; W is the length of the shortest list.
 
-    The j-th of W equal parts of each list is wording j: [a photo of a woman, a female person] and [a photo of a man,
-    a male person] are two. A class of three groups has three prompts in each.
+    Wording j has the j-th of W equal parts of each list: [a photo of a woman, a female person] and [a photo of a man, a male
+    person] are two wordings. A class with three times as many prompts as the shortest list has three in each.
     """
     count = min(len(prompts[c]) for c in classes)
     parts = {c: [part.tolist() for part in np.array_split(np.array(prompts[c], object), count)] for c in classes}
@@ -74,7 +74,7 @@ def split_wordings(prompts: Mapping[str, list[str]], classes: tuple[str, ...]) -
 
 
 def _refuse_equal(name: str, classes: tuple[str, ...], text_KD: Tensor) -> None:
-    """ValueError for two classes that no image can tell apart."""
+    """Raise ValueError for two classes with equal text features, which no image can tell apart."""
     for i, j in combinations(range(len(classes)), 2):
         if torch.allclose(text_KD[i], text_KD[j], atol=1e-6):
             raise ValueError(
@@ -84,17 +84,17 @@ def _refuse_equal(name: str, classes: tuple[str, ...], text_KD: Tensor) -> None:
 
 
 def load_zero_shot(path: str | None, mapping: Classes, requested: Mapping[str, tuple[str, ...]]) -> ZeroShotClassifier:
-    """A zero-shot judge from `load_open_clip`'s path; ValueErrors begin with the option."""
+    """Load a zero-shot judge; path: as for `load_open_clip`. ValueErrors begin with the option."""
     if not path:
         raise ValueError("path: found null, allowed: an open_clip folder or architecture/tag")
-    check_mapping(mapping, requested)  # before gigabytes are fetched
+    check_mapping(mapping, requested)  # before gigabytes are downloaded
     return ZeroShotClassifier(*load_open_clip(path), mapping, requested)
 
 
 def load_open_clip(path: str | Path) -> tuple[nn.Module, Callable, Pixels]:
-    """(model, tokenizer, pixels), frozen: from a folder with open_clip_config.json, or "architecture/pretrained tag".
+    """Load (model, tokenizer, pixels) from a folder with open_clip_config.json, or by "architecture/pretrained tag".
 
-    Images are squeezed to the model's size as a whole. ValueError of one line that begins with `path`.
+    The model is frozen. Whole images are resized to its input size. ValueErrors have one line and begin with `path`.
     """
     if Path(path).is_dir():
         name, tag = f"local-dir:{path}", None
@@ -112,7 +112,7 @@ def load_open_clip(path: str | Path) -> tuple[nn.Module, Callable, Pixels]:
             warnings.simplefilter("ignore")  # open_clip warns of the activation of models it does not know
             logging.disable(logging.ERROR)  # and logs the error it also raises
             refuse_complex(Path(path))
-            # weights such as OpenAI's want another activation than the architecture of their name
+            # weights such as OpenAI's need another activation than their architecture's default
             quick = bool(tag) and bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu"))
             model = open_clip.create_model(name, pretrained=tag, require_pretrained=True, force_quick_gelu=quick)
             tokenizer = open_clip.get_tokenizer(name)

@@ -137,7 +137,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value) -> None:
-    """Write strict JSON atomically (ValueError on NaN or infinity: RFC 8259 has neither)."""
+    """Write strict JSON atomically; ValueError for NaN and infinity, which RFC 8259 does not have."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -149,13 +149,13 @@ def read_given(path: Path, where: str, megabytes: int = MOST_MEGABYTES) -> str:
     """
     try:
         about = path.stat()
-        if not stat.S_ISREG(about.st_mode):  # opening a pipe waits for a writer
+        if not stat.S_ISREG(about.st_mode):  # opening a pipe would wait for a writer
             raise FairDiffError(f"{where}: cannot read it: it is a folder, a pipe or a device, allowed: a file")
         if about.st_size > megabytes * 10**6:
             size = f"{about.st_size / 10**6:,.0f}"
             raise FairDiffError(f"{where}: cannot read it: it has {size} MB, allowed: at most {megabytes}")
         text = path.read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
+    except (OSError, ValueError) as error:  # ValueError: a file name with a zero byte
         reason = error.strerror if isinstance(error, OSError) else str(error)
         reason = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else reason
         raise FairDiffError(f"{where}: cannot read it: {reason}") from error
@@ -170,10 +170,10 @@ def read_given(path: Path, where: str, megabytes: int = MOST_MEGABYTES) -> str:
 
 
 def read_table(text: str, where: str) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
-    """The columns of a CSV and its rows with their line numbers; a short row's missing cells are "".
+    """Return the columns of a CSV, and its rows with their line numbers; missing cells of a short row are "".
 
-    FairDiffError, beginning with `where`: a column twice, a quotation mark left open or out of place, a cell over
-    several lines (a mark left open swallows what follows), more cells than columns.
+    Raises FairDiffError, beginning with `where`, for a repeated column, a quotation mark that is not closed or out of place,
+    a cell over several lines (as an open quotation mark makes), and more cells than columns.
     """
     table = csv.reader(text.split("\n"), skipinitialspace=True, strict=True)
     columns: list[str] = []

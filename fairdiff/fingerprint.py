@@ -49,7 +49,7 @@ def of_tensors(tensors: Iterable[Tensor]) -> str:
     """Return the hash of tensors, in order."""
     digest = hashlib.sha256()
     for tensor in tensors:
-        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy())  # as bytes: numpy has no bfloat16
+        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy())  # numpy has no bfloat16
     return digest.hexdigest()[:LENGTH]
 
 

@@ -31,7 +31,7 @@ def require_access(repo: str, key: str = "hub") -> None:
     require_token(f"{key}=null")
     try:
         owner = HfApi().whoami()
-    except Exception as error:  # of the hub and of the network, each of its own
+    except Exception as error:  # the hub and the network raise several types
         reason = " ".join(str(error).split())[:200]
         raise FairDiffError(
             f"{key}: {repo}: the hub does not answer to the token: {reason}; allowed: {key}=null, and scripts/push.py later"
@@ -61,7 +61,7 @@ def push(run: Path, repo: str, audit: Path | None = None) -> str:
         url = api.create_repo(repo, exist_ok=True)
         operations = [CommitOperationAdd(name, str(path)) for name, path in files.items()]
         api.create_commit(repo, operations, commit_message="Adapter, model card and audit")
-    except Exception as error:  # of the hub and of the network, each of its own
+    except Exception as error:  # the hub and the network raise several types
         reason = " ".join(str(error).split())[:300]
         again = f"python scripts/push.py {run} {repo}"
         raise FairDiffError(f"{repo}: cannot be written: {reason}; the run is whole, and `{again}` tries again") from error

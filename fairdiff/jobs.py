@@ -55,7 +55,7 @@ def train_job(config: Config, folder: Path, world: World) -> None:
     if world.of_first(config.resume and run.finished(folder, audit)):
         console.print(f"this run is finished; resume=false starts over ({folder})")
     else:
-        about = describe.about_adapter(config, plan, model, training)  # before soft tokens enter the tokenizer
+        about = describe.about_adapter(config, plan, model, training)  # before soft tokens are added to the tokenizer
         trainee = builder.build_trainee(config, plan, model, perception, world)
         if world.first:
             run.require_caches(audit, trainee)
@@ -88,7 +88,7 @@ def audit_job(config: Config, folder: Path) -> None:
 
 
 def plan_audit(config: Config) -> None:
-    """Print how many images of how many prompts the audit of these settings needs."""
+    """Print how many images and prompts an audit with these settings needs."""
     plan = _plan_of_pictures(config)[0] if config.images is not None else make_plan(config, training=False)
     for line in size_lines(spec_to_plan_by(config, plan), len(plan.audit)):
         print(line)

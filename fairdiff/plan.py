@@ -123,8 +123,8 @@ def _training_prompts(
 ) -> tuple[list[Prompt], dict[Prompt, Prompt]]:
     """Return the training prompts in a fixed shuffle, and prompt that names a class -> the same prompt without its phrase.
 
-    Prompts are repeated as `prompts.families` says. Shares `prompts.named` and `prompts.without_people` of the
-    list are prompts with an attribute phrase and prompts without people (a file's own instead, if it has any).
+    Prompts are repeated as `prompts.families` says. A share `prompts.named` of the list has attribute phrases. A share
+    `prompts.without_people` is without people; if the user's file has such prompts, exactly these are used instead.
     """
     repeated = [p for family, some in families.items() for p in some * config.prompts.families.get(family, 1)]
     people = shuffled([prompt for prompt in repeated if prompt.people])
@@ -286,7 +286,7 @@ def _usual_targets(config: Config, written: WrittenTarget | None, prompts: list[
         return Targets(written.targets[""].times(free, *config.attributes))
     people = [prompt for prompt in prompts if prompt.people]
     written.require(people)
-    different = {id(target): target for target in map(written.of, people)}  # equal rows of a file have the same object
+    different = {id(target): target for target in map(written.of, people)}  # equal rows of a file share one object
     full = {key: target.times(free, *config.attributes) for key, target in different.items()}
     return Targets(None, {prompt.text: full[id(written.of(prompt))] for prompt in people})
 

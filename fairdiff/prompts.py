@@ -13,7 +13,7 @@ from fairdiff.files import read_given, read_table
 
 COLUMNS = ("prompt", "subject", "template", "family", "people", "group")
 _GAP = re.compile(r"\{(|subject|a|A)\}")
-# words whose first letter misleads: "a university professor", "a Ukrainian", "an honest person", "an 18-year-old"
+# words whose first letter does not determine the article: "a university professor", "an honest person", "an 18-year-old"
 _CONSONANT_SOUND = re.compile(
     r"uni(?![nm]|den)|unanim|unesco|unhcr|us[aeu]|usda|uk[ru]|ut[aeio]|ur[aeiou]|uv|uy|uig|ubiq|ufo|ugan|uefa|ucla"
     r"|eu|ewe|one\b|once",

@@ -7,22 +7,22 @@ from importlib import import_module
 
 
 def train() -> None:
-    """The command fairdiff-train."""
+    """Run the command fairdiff-train."""
     _command("fairdiff.jobs", "train_command")
 
 
 def audit() -> None:
-    """The command fairdiff-audit."""
+    """Run the command fairdiff-audit."""
     _command("fairdiff.jobs", "audit_command")
 
 
 def view() -> None:
-    """The command fairdiff-view."""
+    """Run the command fairdiff-view."""
     _command("fairdiff.view.server", "main")
 
 
 def compare() -> None:
-    """The command fairdiff-compare."""
+    """Run the command fairdiff-compare."""
     _command("fairdiff.compare.command", "main")
 
 

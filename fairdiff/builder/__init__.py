@@ -1,8 +1,9 @@
-"""From configuration and plan to live objects. Below this room nothing sees a configuration.
+"""Build models, adapters, perception networks, training and audits from the configuration and the plan.
 
-    model, adapter, judges (whatever looks at images) -> training;  audit, and of given pictures: pictures
+    model, adapter, judges (detector, classifiers, encoders) -> training;  audit;  functions, pictures -> audit
 
-Imports everything below; jobs, describe and scripts import it. Audits have names of their own: `builder.audit`.
+Modules below the builder get plain parameters and never a configuration. jobs, describe and scripts import the builder.
+The functions that build audits are not listed here: see `builder.audit`, `builder.functions` and `builder.pictures`.
 """
 
 from fairdiff.builder.adapter import adapter_fingerprint, adapter_options, build_adapter, build_saved_adapter, imported

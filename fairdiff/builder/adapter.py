@@ -1,4 +1,4 @@
-"""From settings to an adapter: a new one, a saved one, or files of other tools."""
+"""Build an adapter from the settings: a new one, a saved one, or one from files of other tools."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,10 +22,10 @@ from fairdiff.plan import Plan
 
 
 def adapter_fingerprint(config: Config) -> str | None:
-    """Of the tensors of `adapter.path`, whose file may be written again with another order of its header, and its scale.
+    """Return the fingerprint of the adapter of `adapter.path` and its scale, None without a path.
 
-    Of files that are taken as they are all of them counts: what stands beside the tensors says their alphas, in the file or,
-    of peft's own, in one beside it.
+    For a saved adapter, only its tensors count, because the header of its file may be written in another order. For files
+    of other tools (`imported`), the whole files count, since their metadata or peft's config beside them holds the alphas.
     """
     options = config.adapter
     if options.path is None:
@@ -48,7 +48,7 @@ def adapter_fingerprint(config: Config) -> str | None:
 
 @contextmanager
 def _of_path() -> Iterator[None]:
-    """Say of an error that it is about `adapter.path`."""
+    """Put `adapter.path` before the message of a FairDiffError."""
     try:
         yield
     except FairDiffError as error:
@@ -56,7 +56,7 @@ def _of_path() -> Iterator[None]:
 
 
 def imported(config: Config) -> bool:
-    """Whether `adapter.path` names files, taken as they are, or several, and not the one folder of a saved adapter."""
+    """Return whether `adapter.path` is a file or a list, as for adapters of other tools, and not a saved adapter's folder."""
     return isinstance(config.adapter.path, list) or Path(config.adapter.path or "").suffix in FILES
 
 
@@ -90,7 +90,7 @@ def _import_adapter(config: Config, model: DiffusionModel) -> Adapter:
 
 
 def build_saved_adapter(config: Config, plan: Plan, model: DiffusionModel) -> Adapter:
-    """The adapter of `adapter.path` to audit, which must change images where its scale is not 0."""
+    """Build the adapter of `adapter.path` for an audit; FairDiffError if its scale is not 0 and it changes no image."""
     adapter = build_adapter(config, model)
     if any(config.adapter.scales) and not changes_images(model, adapter, plan.audit[0].text, config.sampler.guidance):
         raise FairDiffError(
@@ -100,7 +100,7 @@ def build_saved_adapter(config: Config, plan: Plan, model: DiffusionModel) -> Ad
 
 
 def adapter_options(config: Config) -> dict[str, object]:
-    """The keys of `adapter` that its kind has; what is imported has the layers, ranks and tokens of its files."""
+    """Return the settings of `adapter` that apply to its type; the files of an imported one determine layers and ranks."""
     own = {"soft_tokens": ("initial_text",), "lora": ()} if imported(config) else OWN_KEYS
     kept = ("type", *own[config.adapter.type], "learning_rate", *(("path", "scale") if config.adapter.path else ()))
     return {key: value for key, value in asdict(config.adapter).items() if key in kept}

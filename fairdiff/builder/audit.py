@@ -1,4 +1,4 @@
-"""From configuration and plan to an audit: what is generated, what looks at it, and what is counted."""
+"""Build an audit from the configuration and the plan: images to generate, networks that measure them, and metrics."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -31,14 +31,14 @@ from fairdiff.plan import Plan
 from fairdiff.portraits import weights
 
 SAME_ENCODERS = "those of `features`, which an image term of training optimises"
-FEW = 16  # images of each prompt without people, and of each that names a class
+FEW = 16  # images of each prompt without people, and of each prompt that names a class
 
 
 @dataclass(frozen=True)
 class Audit:
-    """An audit ready to run: what is generated, what looks at it, and what is counted. name: of its folder.
+    """An audit ready to run: the images to generate, the measurer, the metrics, and the name of its folder.
 
-    others: the same prompts of people at further guidance scales. noise: what images are generated from.
+    others: plans of the same prompts of people at further guidance scales. noise: makes the inputs of the generators.
     """
 
     plan: AuditPlan
@@ -50,7 +50,7 @@ class Audit:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """The audit judge in the machine's memory while the device trains."""
+        """Move the audit judge to the CPU within the context, to free memory of the device for training."""
         judge = self.measurer.judge
         device = next(tensor.device for tensor in (*judge.parameters(), *judge.buffers()))
         judge.to("cpu")
@@ -61,7 +61,7 @@ class Audit:
 
 
 def training_judge(config: Config) -> tuple[str, dict[str, np.ndarray]]:
-    """What a model card says of the training judge: its name, and its confusion counts, {} if they are not known."""
+    """Return the training judge's name and its confusion counts for the model card, {} if they are not known."""
     name, net = judge_name(config.judge, "embedded training judge"), config.judge.type == "net"
     file = Path(config.judge.path or weights("judge")) / CALIBRATION_FILE if net else None
     if file is None or not file.exists():
@@ -72,7 +72,7 @@ def training_judge(config: Config) -> tuple[str, dict[str, np.ndarray]]:
 
 
 def judge_name(judge: JudgeConfig, embedded: str = "embedded audit judge") -> str:
-    """What the report calls an attribute classifier."""
+    """Return the name of an attribute classifier on the report."""
     if judge.type == "net":
         return judge.path or embedded
     paths = judge.path.values() if isinstance(judge.path, dict) else [judge.path or ""]
@@ -84,9 +84,9 @@ def build_audit_judge(config: Config, plan: Plan) -> Judge:
 
 
 def build_measurer(config: Config, judge: Judge, encoders: Sequence) -> tuple[Measurer, str]:
-    """What looks at the images of an audit, and a hash of all that its answers depend on.
+    """Return the measurer of an audit's images, and a hash of everything that its results depend on.
 
-    encoders: those of `build_encoders`, None for one that is not at hand.
+    encoders: those of `build_encoders`, None for one that could not be loaded.
     """
     detector = build_detector(config)
     looking = [fingerprint.of_frozen(judge), judge.config]
@@ -102,11 +102,11 @@ def build_measurer(config: Config, judge: Judge, encoders: Sequence) -> tuple[Me
 def build_spec(
     config: Config, plan: Plan, judge: Judge, training_judge: Judge | None, provenance: dict
 ) -> MetricSpec:
-    """What an audit counts, and what its report says of the judge."""
+    """Return the specification of an audit's metrics, with what its report says about the judge."""
     options, attributes = config.audit, dict(judge.attributes)
     groups = groups_of([name for name in attributes if name in plan.attributes])
     about_judge: dict = {"path": judge_name(options.judge)}
-    if training_judge is not None:  # else nobody knows here what trained the adapter, if there is one
+    if training_judge is not None:  # otherwise the training judge of the adapter is unknown
         same = fingerprint.of_frozen(judge) == fingerprint.of_frozen(training_judge)
         about_judge["same_as_training_judge"] = same
     if isinstance(judge, ZeroShotClassifier):
@@ -126,7 +126,7 @@ def build_spec(
 
 
 def spec_to_plan_by(config: Config, plan: Plan) -> MetricSpec:
-    """What an audit would count, with nothing built: requested attributes, targets, margin, the judge's counted errors."""
+    """Return the specification that is needed to plan the size of an audit, without building networks."""
     return MetricSpec(
         attributes=plan.attributes,
         judge={"path": judge_name(config.audit.judge)},
@@ -145,10 +145,10 @@ def build_audit(
     training_judge: Judge | None,
     world: World = ALONE,
 ) -> Audit:
-    """The audit of a model, with a classifier of its own (`audit.judge`) and both encoders.
+    """Build the audit of a model, with the audit judge (`audit.judge`) and both encoders.
 
-    after: a fingerprint of the adapter's making. Build the audit before an adapter is hung on the model, so that the
-    hashes are those of the frozen weights.
+    after: fingerprint of the training or of the saved adapter. Build the audit before an adapter is attached to the model,
+    so that the hashes are those of the frozen weights.
     """
     options = config.audit
     judge = build_audit_judge(config, plan)
@@ -182,14 +182,14 @@ def build_audit(
         for scale in scales[1:]
     }
     name = audit_name(f"{options.split}-{len(plan.audit)}x{options.images_per_prompt}", audit_plan, spec, [*others])
-    name += "-kept" if options.keep_images else ""  # measured on 8 bits
+    name += "-kept" if options.keep_images else ""  # these images are rounded to 8 bits before they are measured
     return Audit(audit_plan, others, measurer, spec, name, initial_noise)
 
 
 def record_hashes(
     config: Config, model: DiffusionModel, scale: float, started: list, after: str | None
 ) -> dict[str, str]:
-    """Of all that the images of each model depend on at a guidance scale. started: the adapter before training."""
+    """Return a hash per model of everything its images depend on at a guidance scale. started: the initial adapter."""
     frozen = fingerprint.of_values(model.fingerprint(), scale, config.sampler.audit_steps)
     return {
         "before": frozen,
@@ -199,8 +199,8 @@ def record_hashes(
 
 
 def _shared_folder(config: Config, hashes: dict[str, str], few_images: int) -> Path | None:
-    """For records of the frozen model: one for each size, else audits of two sizes would overwrite each other; without
-    images, so none for audits that keep them."""
+    """Return the folder for records of the frozen model that runs share, one per size so that sizes do not overwrite each
+    other. It holds no images, so it is None for audits that keep them."""
     options = config.audit
     sizes = (options.images_per_prompt, few_images, options.seed)
     key = fingerprint.of_values(RECORDS_SCHEMA, hashes["before"], hashes["judge"], *sizes)
@@ -208,7 +208,7 @@ def _shared_folder(config: Config, hashes: dict[str, str], few_images: int) -> P
 
 
 def audit_pieces(config: Config, model: DiffusionModel, measurer: Measurer) -> Pieces:
-    """What an audit does at once, planned where `memory_gb` is given, and applied to the model."""
+    """Return the batch sizes of an audit and apply them to the model; they are planned if `memory_gb` is given."""
     pieces = Pieces.of(config.micro_batch)
     if config.memory_gb is not None:
         looking = [measurer.detector, measurer.judge, measurer.clip.model, measurer.encoder.model]
@@ -220,7 +220,7 @@ def audit_pieces(config: Config, model: DiffusionModel, measurer: Measurer) -> P
 
 
 def audit_name(words: str, plan: AuditPlan, spec: MetricSpec, more: list) -> str:
-    """The folder of an audit below its training: "test-24x60-3f9a2c1b", sizes in words and a hash of all it depends on."""
+    """Return the name of an audit's folder, "test-24x60-3f9a2c1b": `words`, and a hash of everything it depends on."""
     every = (plan.prompts, plan.named, plan.without_people)
     texts = [[(p.text, p.family, p.subject, p.names) for p in some] for some in every]
     sizes = [plan.images_per_prompt, plan.few_images, plan.seed, spec.delta, spec.drift]
@@ -230,19 +230,19 @@ def audit_name(words: str, plan: AuditPlan, spec: MetricSpec, more: list) -> str
 
 
 def crop_in_words(config: Config) -> str:
-    """What the audit judge sees of a face."""
+    """Describe the crops that the audit judge gets."""
     crop = crop_of(config, config.audit.judge)
     return f"{crop.crop_size} pixels, " + ("aligned on five landmarks" if crop.align else f"{crop.expand:g} times the face")
 
 
 def encoder_paths(config: Config) -> tuple[str, str]:
-    """CLIP and the image encoder of the audit: its own, or those of `features`."""
+    """Return the paths of the audit's CLIP model and image encoder: its own, otherwise those of `features`."""
     return config.audit.clip or config.features.clip, config.audit.encoder or config.features.encoder
 
 
 @contextmanager
 def naming_own_encoders(config: Config) -> Iterator[None]:
-    """An error of an encoder that the audit has for itself names `audit.clip` or `audit.encoder`."""
+    """Make errors about an encoder of the audit's own name `audit.clip` or `audit.encoder` instead of `features`."""
     try:
         yield
     except FairDiffError as error:
@@ -254,7 +254,7 @@ def naming_own_encoders(config: Config) -> Iterator[None]:
 
 
 def looking_in_words(config: Config) -> dict[str, str]:
-    """What the report says of what looks at the images of every kind of audit, but for the judge and the encoders."""
+    """Return what reports of all kinds of audits say about detector and crop, and whether training shares the encoders."""
     apart = encoder_paths(config)[0] != config.features.clip and encoder_paths(config)[1] != config.features.encoder
     said = {"detector": config.detector.type, "crop": crop_in_words(config)}
     if config.audit.faces == "refuse":
@@ -263,7 +263,7 @@ def looking_in_words(config: Config) -> dict[str, str]:
 
 
 def provenance(config: Config, plan: Plan, model: DiffusionModel) -> dict:
-    """What the report says of the making of the images and of what looked at them."""
+    """Return what the report says about how the images were generated and measured."""
     return {
         "software": software_versions(),
         "model": config.model.path or EMBEDDED,
@@ -284,9 +284,9 @@ def provenance(config: Config, plan: Plan, model: DiffusionModel) -> dict:
 def build_generators(
     config: Config, model: DiffusionModel, adapter: Adapter | None, guidance: float
 ) -> dict[str, Generate]:
-    """At a guidance scale, "before": the frozen model; "after": with the adapter, if there is one.
+    """Return the generators at a guidance scale: "before" without an adapter, and "after" with it if there is one.
 
-    "start": with the adapter as it was before training, where that changes images: initial words, a loaded adapter.
+    "start" has the adapter as it was before training, if that changes images: soft tokens, or an adapter loaded before.
     """
     options = (guidance, config.sampler.audit_steps)
 

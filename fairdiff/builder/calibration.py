@@ -1,4 +1,4 @@
-"""From settings to the audit judge's counted errors, and why there are none."""
+"""Find and check the audit judge's calibration, its confusion counts on labelled faces, from the settings."""
 
 from pathlib import Path
 
@@ -11,14 +11,14 @@ from fairdiff.config import Config
 from fairdiff.errors import FairDiffError, blame
 from fairdiff.portraits import weights
 
-OWNERS = {"align": "judge"}  # of options that the detector has not
-DECLINED = "none"  # of audit.calibration
+OWNERS = {"align": "judge"}  # sections of options that do not belong to the detector
+DECLINED = "none"  # value of audit.calibration
 
 
 def calibration_file(config: Config) -> Path | None:
-    """Where the audit judge's counted errors lie, or would lie: `audit.calibration`, else in the judge's own folder.
+    """Return the path of the audit judge's calibration: `audit.calibration`, otherwise a file in the judge's own folder.
 
-    None for a judge without a folder: one of the hub, several paths.
+    The file in the judge's folder may not exist. None for a judge without a folder, such as one of the hub.
     """
     if config.audit.calibration not in (None, DECLINED):
         return Path(config.audit.calibration)
@@ -29,9 +29,9 @@ def calibration_file(config: Config) -> Path | None:
 
 
 def build_confusion(config: Config, judge: Judge) -> dict[str, np.ndarray]:
-    """The audit judge's confusion counts [K, K] per attribute, {} if its errors were not counted, or if that is declined.
+    """Return the audit judge's confusion counts [K, K] per attribute, {} without a calibration or if it is declined.
 
-    FairDiffError for a calibration of another judge or of other crops.
+    Raises FairDiffError for a calibration of another judge or of other crops.
     """
     key, file, found = _accepted(config, dict(judge.attributes))
     for name, calibration in found.items():
@@ -46,13 +46,13 @@ def build_confusion(config: Config, judge: Judge) -> dict[str, np.ndarray]:
 
 
 def read_confusion(config: Config) -> dict[str, np.ndarray]:
-    """The same for the requested attributes, with no judge built: whether the file is of this judge is not looked at."""
+    """Return the confusion counts of the requested attributes; the judge is not built, so its fingerprint is not checked."""
     _, _, found = _accepted(config, config.classes)
     return {name: calibration.counts for name, calibration in found.items()}
 
 
 def not_corrected(config: Config) -> str | None:
-    """Why an audit does not undo the judge's counted errors although there are some; None where it does, or has none."""
+    """Return why an existing calibration is not used to correct the shares, None if it is used or there is none."""
     if config.audit.calibration != DECLINED:
         return None
     file = calibration_file(config)
@@ -68,7 +68,10 @@ def not_corrected(config: Config) -> str | None:
 
 
 def _accepted(config: Config, classes: dict[str, tuple[str, ...]]) -> tuple[str, Path | None, dict[str, Calibration]]:
-    """The key to blame, the file, and its calibrations of these attributes; FairDiffError for other crops or classes."""
+    """Return the key for error messages, the file, and its calibrations of these attributes.
+
+    Raises FairDiffError if it was measured on other crops, or with other classes.
+    """
     file, given = calibration_file(config), config.audit.calibration is not None
     key = "audit.calibration" if given else "audit.judge.path"
     if config.audit.calibration == DECLINED or file is None or not (given or file.exists()):
@@ -94,7 +97,7 @@ def _accepted(config: Config, classes: dict[str, tuple[str, ...]]) -> tuple[str,
 
 
 def _other_crops(config: Config, measured_on: dict) -> dict[str, tuple]:
-    """Options of detector and crop that are others there than in this audit: option -> (there, here)."""
+    """Return the options of detector and crop that differ from this audit's: option -> (there, here)."""
     crop = crop_of(config, config.audit.judge)
     found = {option: (there, getattr(crop, option)) for option, there in ({"align": False} | measured_on).items()}
     if config.detector.type != "mtcnn":  # others have no input_size

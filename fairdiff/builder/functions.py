@@ -1,4 +1,4 @@
-"""From configuration and somebody's functions to an audit of the images that they return."""
+"""Build an audit of the images that a user's functions return."""
 
 from collections.abc import Callable, Mapping
 
@@ -23,9 +23,9 @@ from fairdiff.plan import Plan
 
 
 def build_audit_of_functions(config: Config, plan: Plan, about: Mapping[str, str]) -> Audit:
-    """The audit of models that are functions, by `audit.judge` and the encoders that are at hand.
+    """Build the audit of models that are functions, with `audit.judge` and the encoders that can be loaded.
 
-    about: what the report says of each model. Nothing is shared with other audits: a function has no hash.
+    about: name of each model on the report. No records are shared with other audits, because a function has no hash.
     """
     check_device(config.model.device)
     judge = build_audit_judge(config, plan)
@@ -50,14 +50,14 @@ def build_audit_of_functions(config: Config, plan: Plan, about: Mapping[str, str
 
 
 def build_function_generators(config: Config, functions: Mapping[str, Images]) -> Callable[[None], dict[str, Generate]]:
-    """The functions as what an audit calls; they have no guidance scale."""
+    """Return a function: guidance scale -> generators of the models; it ignores the guidance scale."""
     keys = {"before": "pipe", "after": "after"}
     found = {model: of_function(f, keys[model], config.model.device) for model, f in functions.items()}
     return lambda guidance: found
 
 
 def provenance(config: Config, plan: Plan, about: Mapping[str, str]) -> dict:
-    """What the report says of the functions and of what looked at their images."""
+    """Return what the report says about the functions and how their images were measured."""
     return {
         "software": software_versions(),
         "model": "; ".join(f"{model}: {name}" for model, name in about.items()),

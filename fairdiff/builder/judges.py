@@ -1,4 +1,4 @@
-"""From settings to what looks at images: detector, classifiers, encoders, face embedder and its bank, and their hashes."""
+"""Build detector, attribute classifiers, encoders, face embedder and its bank from the settings, and hash them."""
 
 import hashlib
 from dataclasses import asdict, dataclass
@@ -29,31 +29,31 @@ Judge = AttributeNet | HubClassifier | ZeroShotClassifier | OnnxClassifier
 
 @dataclass
 class Crop(DetectorConfig):
-    """What a judge sees of a face. align: its five landmarks lie on ArcFace's template."""
+    """The detector's options and the crop that a judge gets. align: put five landmarks onto ArcFace's template."""
 
     align: bool = False
 
 
 def crop_of(config: Config, judge: JudgeConfig) -> Crop:
-    """The detector's options with the crop that a judge sees: its own, or the detector's."""
+    """Return the detector's options with the judge's own crop options, if it has any."""
     own = {key: value for key, value in (("crop_size", judge.crop_size), ("expand", judge.expand)) if value is not None}
     return Crop(**asdict(config.detector) | own, align=judge.align)
 
 
 def detector_fingerprint(config: Config, detector: Detector, judge: JudgeConfig | None = None) -> str:
-    """Of what finds faces, and cuts them for a judge: its options and its weights."""
+    """Return the fingerprint of the detector's options and weights, with the crop options of `judge` if it is given."""
     if isinstance(detector, InsightFaceDetector):
         weights_key = fingerprint.of_files(detector.files)
     else:
         weights_key = fingerprint.of_modules(detector) if isinstance(detector, MTCNNDetector) else None
     chosen = crop_of(config, judge) if judge else config.detector
     options = {key: value for key, value in asdict(chosen).items() if key not in ("root", "align")}
-    options |= {"align": True} if judge and judge.align else {}  # the youngest, only where it is set: older hashes hold
+    options |= {"align": True} if judge and judge.align else {}  # only if set, so that older hashes stay valid
     return fingerprint.of_values(options, weights_key)
 
 
 def perception_fingerprint(config: Config, perception: Perception) -> str:
-    """Of everything that looks at images in training."""
+    """Return the fingerprint of all networks that training applies to images, with the options of the crops."""
     parts = [fingerprint.of_frozen(perception.classifier), perception.classifier.config]
     for encoder in perception.encoders:
         parts += [fingerprint.of_frozen(encoder.model), encoder.config]
@@ -63,7 +63,7 @@ def perception_fingerprint(config: Config, perception: Perception) -> str:
 
 
 def judge_fingerprint(judge: Judge, name: str) -> str:
-    """Of what a judge's answers for one attribute depend on; other attributes requested beside it change nothing."""
+    """Return the fingerprint of everything that a judge's output for one attribute depends on."""
     classes = judge.attributes[name]
     match judge:
         case HubClassifier():
@@ -80,7 +80,7 @@ def judge_fingerprint(judge: Judge, name: str) -> str:
 
 
 def embedder_fingerprint(embedder: Embedder) -> str:
-    """Of a face embedder, as a bank says who made it."""
+    """Return the fingerprint of a face embedder, which banks store to name their embedder."""
     return fingerprint.of_values(fingerprint.of_frozen(embedder), embedder.config)
 
 
@@ -97,7 +97,7 @@ def build_detector(config: Config) -> Detector:
 def build_classifier(
     judge: JudgeConfig, key: str, embedded: str, classes: dict[str, tuple[str, ...]], device: str
 ) -> Judge:
-    """A frozen classifier that knows every requested attribute with exactly the requested classes in their order."""
+    """Build a frozen classifier that has every attribute of `classes`, with exactly these classes in this order."""
     match judge.type:
         case "hf":
             with blame(key, "."):
@@ -116,13 +116,13 @@ def build_classifier(
 
 @lru_cache(maxsize=2)
 def build_clip(path: str, device: str) -> ClipEncoder:
-    """CLIP; training and audit share it, for photographs it holds gigabytes."""
+    """Load CLIP, cached so that training and audit share it: large models have gigabytes."""
     return ClipEncoder(weights("clip") if path == "embedded" else path, device)
 
 
 @lru_cache(maxsize=2)
 def build_encoder(path: str, device: str) -> ImageEncoder | HubEncoder:
-    """The encoder in DINO's place, shared too."""
+    """Load the image encoder, cached so that training and audit share it."""
     return ImageEncoder(weights("encoder"), device) if path == "embedded" else HubEncoder(path, device)
 
 
@@ -131,7 +131,7 @@ def build_encoders(clip: str, encoder: str, device: str) -> tuple[ClipEncoder, I
 
 
 def build_embedder(config: Config) -> Embedder:
-    """The face embedder of `features.identity`, which there must be."""
+    """Build the face embedder of `features.identity`; FairDiffError if it is null."""
     path = config.features.identity
     if path is None:
         raise FairDiffError(
@@ -144,7 +144,7 @@ def build_embedder(config: Config) -> Embedder:
 
 
 def bank_file(config: Config) -> Path:
-    """Where the bank of real faces lies: `features.bank`, else beside the embedder."""
+    """Return the path of the bank of real faces: `features.bank`, otherwise bank.safetensors beside the embedder."""
     features = config.features
     if features.bank is not None:
         return Path(features.bank)
@@ -176,7 +176,7 @@ def build_perception(config: Config, plan: Plan) -> Perception:
     classifier = build_classifier(config.judge, "judge", "judge", plan.attributes, device)
     crop = crop_of(config, config.judge)
     held, _ = precisions(config)
-    dtype = torch.float32 if held == torch.float16 else held  # only the replay scales its gradients
+    dtype = torch.float32 if held == torch.float16 else held  # float16 gradients need scaling, which only the replay does
     return Perception(
         build_detector(config), classifier, encoders, embedder, bank, crop.crop_size, crop.expand, dtype, crop.align
     )

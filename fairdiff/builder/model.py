@@ -1,4 +1,4 @@
-"""From settings to the frozen model: its folder or file, precision, size and solver."""
+"""Build the frozen diffusion model from the settings: its folder or file, precision, image size and solver."""
 
 from pathlib import Path
 
@@ -16,12 +16,12 @@ from fairdiff.portraits import weights
 
 
 def precisions(config: Config) -> tuple[torch.dtype, torch.dtype]:
-    """(dtype, sampling_dtype) with "auto" resolved for the device."""
+    """Return (dtype, sampling_dtype) with "auto" resolved for the device."""
     device, held, sampled = config.model.device, config.model.dtype, config.model.sampling_dtype
     held = fast_dtype(device) if held == "auto" else held
     if sampled == "auto":
         sampled = fast_dtype(device) if held == "float32" else held
-        sampled = "float32" if (held, sampled) == ("float32", "float16") else sampled  # its VAE would overflow
+        sampled = "float32" if (held, sampled) == ("float32", "float16") else sampled  # the VAE would overflow
     if held not in ("float32", sampled):
         raise FairDiffError(
             f"model.sampling_dtype: found {sampled}, but model.dtype is {held} here; allowed: auto, or float32 for both"
@@ -30,7 +30,7 @@ def precisions(config: Config) -> tuple[torch.dtype, torch.dtype]:
 
 
 def model_path(config: Config) -> str | Path:
-    """The folder or hub id of the model."""
+    """Return the folder, file or hub id of the model."""
     return config.model.path or weights("model")
 
 
@@ -61,14 +61,14 @@ def build_model(config: Config) -> DiffusionModel:
     model.clip_skip = clip_skip(config.model.clip_skip, model)
     model.negative = config.prompts.negative
     model.sampling_dtype = sampled
-    _ = model.weights_fingerprint  # taken as loaded, in float32, so that a run's identity is the same on every device
+    _ = model.weights_fingerprint  # computed from float32 weights, so that it is the same on every device
     model.lower_precision(held)
     model.to(config.model.device)  # last: float32 weights of a large model are more than a small device holds
     return model
 
 
 def image_size(options: SamplerConfig, model: DiffusionModel) -> tuple[int, int] | None:
-    """Requested (height, width) in pixels, None where they are the model's own."""
+    """Return the requested (height, width) in pixels, None if it is the model's default."""
     own = model.image_size
     for key, pixels in (("height", options.height), ("width", options.width)):
         if pixels and pixels % model.multiple:
@@ -81,12 +81,12 @@ def image_size(options: SamplerConfig, model: DiffusionModel) -> tuple[int, int]
 
 
 def clip_skip(skip: int | None, model: DiffusionModel) -> int:
-    """How many layers prompts leave out; one at least must be left."""
+    """Return how many last layers of the text encoders are skipped (null: 0); FairDiffError unless one layer remains."""
     if skip is None:
         return 0
     if model.kind is FluxPipeline:
         raise FairDiffError(f"model.clip_skip: found {skip}, allowed with FLUX, which reads no words of CLIP: null")
-    most = min(clip.config.num_hidden_layers for clip in model.clips) - len(model.clips)  # two leave one layer out anyway
+    most = min(clip.config.num_hidden_layers for clip in model.clips) - len(model.clips)  # two encoders skip one layer anyway
     if skip > most:
         raise FairDiffError(f"model.clip_skip: found {skip}, allowed with this model: 1 to {most}, or null")
     return skip

@@ -1,4 +1,4 @@
-"""From configuration and given pictures to an audit: the same judge, records, metrics and report, and nothing to generate."""
+"""Build an audit of given pictures: it has the same judge, records, metrics and report, and generates no images."""
 
 from functools import partial
 
@@ -31,7 +31,7 @@ NOT_AT_HAND = "not at hand: "
 
 
 def build_audit_of_pictures(config: Config, plan: Plan, given: Given, world: World = ALONE) -> Audit:
-    """The audit of pictures by the classifier of `audit.judge`, and by the encoders that are at hand."""
+    """Build the audit of given pictures, with the classifier of `audit.judge` and the encoders that can be loaded."""
     check_device(config.model.device)
     judge = build_audit_judge(config, plan)
     _check_names(given.prompts, dict(judge.attributes))
@@ -45,7 +45,7 @@ def build_audit_of_pictures(config: Config, plan: Plan, given: Given, world: Wor
         without_people=plan.without_people,
         attributes=spec.attributes,
         images_per_prompt=max(every),
-        few_images=0,  # each has its own number
+        few_images=0,  # unused: `given` determines the number of images
         batch_size=Pieces.of(config.micro_batch).sample,
         seed=config.audit.seed,
         latent_shape=(),
@@ -58,7 +58,7 @@ def build_audit_of_pictures(config: Config, plan: Plan, given: Given, world: Wor
 
 
 def build_readers(given: Given, guidance: None = None) -> dict[str, Generate]:
-    """What reads the pictures of each model, in the place of generators."""
+    """Return a function for each model that reads its pictures, in place of a generator."""
     return {model: partial(_read, given, model) for model in given.models}
 
 
@@ -67,12 +67,12 @@ def _read(given: Given, model: str, prompt: str, number_B: torch.Tensor) -> torc
 
 
 def numbers_alone(prompt: str, seed: int, indices, shape: tuple[int, ...]) -> torch.Tensor:
-    """The numbers of given pictures, in the place of the noise."""
+    """Return the numbers of given pictures, which replace the noise."""
     return torch.tensor(list(indices))
 
 
 def provenance(config: Config, plan: Plan, given: Given) -> dict:
-    """What the report says of the pictures and of what looked at them."""
+    """Return what the report says about the pictures and how they were measured."""
     about = {
         "software": software_versions(),
         "pictures": config.images,
@@ -86,7 +86,7 @@ def provenance(config: Config, plan: Plan, given: Given) -> dict:
 
 
 def encoders_at_hand(config: Config) -> tuple[list, dict[str, str]]:
-    """CLIP and the image encoder, None for one that cannot be loaded, and what the report says of them."""
+    """Return CLIP and the image encoder (None for one that cannot be loaded), and what the report says about them."""
     encoders, about = [], {}
     clip, encoder = encoder_paths(config)
     asked = {"CLIP": (build_clip, clip), "image encoder": (build_encoder, encoder)}
@@ -102,7 +102,7 @@ def encoders_at_hand(config: Config) -> tuple[list, dict[str, str]]:
 
 
 def _check_names(prompts: tuple[Prompt, ...], attributes: dict[str, tuple[str, ...]]) -> None:
-    """FairDiffError for a prompt that names a class which the judge does not know."""
+    """Raise FairDiffError for a prompt that names a class which the judge does not have."""
     for prompt in prompts:
         name, _, cls = prompt.names.partition(".")
         if prompt.names and cls not in attributes.get(name, ()):

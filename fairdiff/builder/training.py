@@ -1,4 +1,4 @@
-"""From settings and plan to a training: its identity, objective, trainee, schedule and validation."""
+"""Build the parts of training from the settings and the plan: fingerprint, objective, trainee, schedule, validation."""
 
 import math
 from dataclasses import asdict
@@ -28,25 +28,25 @@ from fairdiff.training.trackers import require_installed
 from fairdiff.training.trainer import Schedule
 from fairdiff.training.validation import Validation
 
-# Keys that leave the result of training as it is. steps: of a constant rate they only ask for more of it.
+# Keys that do not change the result of training. steps: at a constant learning rate, more steps continue the same run.
 NOT_TRAINING = (
     *("audit", "export", "hub", "resume", "cache", "micro_batch", "memory_gb", "steps"),
     *("images", "manifest", "plan", "tracker", "tracker_options"),
 )
-KEPT_OF_ADAPTER = 5  # times its own size: gradients, their sum over prompts, two moments of AdamW, averages
+KEPT_OF_ADAPTER = 5  # copies of the adapter's size: gradients, their sum over prompts, two moments of AdamW, averages
 
 
 def training_fingerprint(config: Config, plan: Plan, model: DiffusionModel, perception: Perception) -> str:
-    """A run's identity: all that changes the result of training, and neither the device nor the precision it suggests.
+    """Return the fingerprint of a run: settings, weights, bank, prompts, targets and the initial adapter.
 
-    Settings, weights, bank, prompts, targets, starting adapter.
+    It does not depend on the device, nor on the precision that "auto" chooses for it.
     """
     kept = {k: v for k, v in asdict(config).items() if k not in NOT_TRAINING}
     kept["model"] = {k: v for k, v in kept["model"].items() if k != "device" and (k, v) != ("clip_skip", None)}
-    kept["sampler"] = {k: v for k, v in kept["sampler"].items() if v is not None}  # without height and width of its own
-    kept["judge"] = {k: v for k, v in kept["judge"].items() if v or k in ("path", "mapping")}  # without a crop of its own
-    kept["features"] = {k: v for k, v in kept["features"].items() if k != "bank"}  # its faces count, not its name
-    if config.optimizer.schedule != "constant" or config.validation.every:  # the last step is always a validation
+    kept["sampler"] = {k: v for k, v in kept["sampler"].items() if v is not None}  # without unset keys
+    kept["judge"] = {k: v for k, v in kept["judge"].items() if v or k in ("path", "mapping")}  # likewise the judge's crop
+    kept["features"] = {k: v for k, v in kept["features"].items() if k != "bank"}  # faces count, not the path
+    if config.optimizer.schedule != "constant" or config.validation.every:  # a validation follows the last step
         kept["steps"] = config.steps
     texts = [[(p.text, p.family, p.people) for p in some] for some in (plan.train, plan.validation)]
     tables = [target.table.tolist() for target in plan.targets.known()]
@@ -56,7 +56,10 @@ def training_fingerprint(config: Config, plan: Plan, model: DiffusionModel, perc
 
 
 def originals_fingerprint(config: Config, model: DiffusionModel, perception: Perception) -> str:
-    """Of everything that makes a reference image and what is measured on it; taken before an adapter is hung."""
+    """Return the fingerprint of everything that reference images and their features depend on.
+
+    Call it before an adapter is attached to the model.
+    """
     guidance = model.effective_guidance(config.sampler.guidance)
     parts = [model.fingerprint(), perception_fingerprint(config, perception), config.seed, guidance]
     return fingerprint.of_values(ORIGINALS_SCHEMA, parts, config.global_batch, compared_images(config))
@@ -75,18 +78,21 @@ def build_objective(config: Config, plan: Plan) -> Objective:
 
 
 def compared_images(config: Config) -> int:
-    """How many images of a batch have a reference image to be compared with."""
+    """Return how many images of a batch have a reference image."""
     return math.ceil(round(config.loss.originals * config.global_batch, 9))
 
 
 def training_pieces(
     config: Config, model: DiffusionModel, adapter: Adapter, perception: Perception, images: int
 ) -> Pieces:
-    """What a step does at once, planned where `memory_gb` is given, and applied to the model. images: of a batch, here."""
+    """Return the micro-batch sizes of a step and apply them to the model; they are planned if `memory_gb` is given.
+
+    images: number of images of a batch in this process.
+    """
 
     def look(image_BCHW: torch.Tensor) -> None:
         pixels = image_BCHW.clone().requires_grad_()
-        seen = perception.classify_faces(pixels, WholeImage()(pixels))  # as many faces as there can be
+        seen = perception.classify_faces(pixels, WholeImage()(pixels))  # the most faces possible
         answers = [*seen.logits.values(), *perception.features(pixels)]
         answers += [] if perception.embedder is None else [perception.embed(perception.align(seen))]
         if torch.is_grad_enabled():
@@ -111,12 +117,12 @@ def build_trainee(
         raise FairDiffError(
             f"global_batch: found {config.global_batch} for {world.size} processes, allowed: an image or more for each"
         )
-    block = config.global_batch  # images made together agree with those made otherwise to rounding only
+    block = config.global_batch  # images generated in other blocks differ by rounding
     folder = None
     if config.cache:
         folder = Path(config.cache) / "originals" / originals_fingerprint(config, model, perception)
     adapter = build_adapter(config, model)
-    if config.adapter.path:  # what it did before this training is not this training's
+    if config.adapter.path:  # the audit measures the loaded adapter separately, as "start"
         adapter.origin = [p.detach().clone() for p in adapter.parameters()]
     pieces = training_pieces(config, model, adapter, perception, math.ceil(config.global_batch / world.size))
 

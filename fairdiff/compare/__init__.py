@@ -1,6 +1,6 @@
-"""Finished audits beside each other: any number of them in one table, on one page and in one picture.
+"""Compare any number of finished audits in a table, on a page and in a picture.
 
-    audits (find, settings, seeds) -> same (what compares) -> groups (over seeds) -> differences -> numbers -> table, page
+    audits (find, settings, seeds) -> same (checks) -> groups (over seeds) -> differences -> numbers -> table, page
 
-Reads folders of audits and writes a comparison. Imports the audit; is imported by `start` and scripts only.
+It reads folders of audits and writes a comparison. It imports the audit; only `start` and scripts import it.
 """

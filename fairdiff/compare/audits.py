@@ -1,4 +1,4 @@
-"""The audits to compare: where they lie, which settings made them, and which seeds."""
+"""Find the audits to compare, with the settings and seeds of their runs."""
 
 import os
 import re
@@ -16,15 +16,15 @@ from fairdiff.errors import FairDiffError
 from fairdiff.run import NO_RESULT, saved_settings
 
 SEED = re.compile(r"(^|/)seed(\d+)(?=/|$)")
-_AUDIT = re.compile(r"(^|/)audits/[^/]+$")  # where a run folder has its audits
+_AUDIT = re.compile(r"(^|/)audits/[^/]+$")  # an audit's folder in its run folder
 
 
 @dataclass(frozen=True)
 class Audited:
-    """A finished audit. name: its run's folder below what all have in common, its own where a run has several here.
+    """A finished audit. name: its run's folder relative to the common parent, or its own if several audits are of one run.
 
-    settings: {"sampler.guidance": 5.0, ...} of its run but for seeds and what changes no result; {} where no config.yaml
-    says them. seed: of the training, None where there was none or nothing says it.
+    settings: {"sampler.guidance": 5.0, ...} of its run, without seeds and settings that change no result; {} without a
+    config.yaml. seed: seed of the training, None if there was none or it is not known.
     """
 
     name: str
@@ -39,12 +39,12 @@ class Audited:
 
     @property
     def last(self) -> str:
-        """The model that the audit is about: "after" if it was audited."""
+        """The last model of the audit: "after" if it was audited, otherwise "before"."""
         return "after" if "after" in self.audit["models"] else "before"
 
     @cached_property
     def rows(self) -> pd.DataFrame | None:
-        """Records of that model on prompts of people that name no class, by prompt and image; None without records."""
+        """The last model's records of prompts of people that name no class, indexed by prompt and image; None without."""
         path = self.folder / "records.parquet"
         if not path.exists():
             return None
@@ -54,9 +54,9 @@ class Audited:
 
 
 def find_audits(folders: Iterable[str | Path]) -> list[Audited]:
-    """The audits at or below `folders`, each once, in the order of their names.
+    """Find the audits in or below `folders`, each once, sorted by path.
 
-    Raises FairDiffError for a folder without any and for a file that is no audit of this version.
+    Raises FairDiffError for a folder without audits, and for a file that is no audit of this version.
     """
     found = {}
     for folder in folders:

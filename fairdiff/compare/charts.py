@@ -1,6 +1,6 @@
-"""The pictures of a comparison as points: the frontier of distance and drift, and lines over a setting. No statistics here.
+"""The charts of a comparison: the frontier of distance and drift, and lines over a setting. It computes no statistics.
 
-Colours and SVG come from `studies.page`; `draw` writes the same frontier by matplotlib.
+Colours and SVG come from `studies.page`. `draw` writes the same frontier with matplotlib.
 """
 
 from pathlib import Path
@@ -11,9 +11,9 @@ from fairdiff.studies.page import Point, curves_chart
 
 
 def frontiers(found: dict) -> list[tuple[str, str, dict[str, Point], float | None]]:
-    """(attribute, what stands across, a point for each group, floor of the distance) of each attribute with a target.
+    """Return (attribute, label of the x axis, a point for each group, noise floor) for each attribute with a target.
 
-    Across: the drift of the images from those before, 1 - cosine; without an adapter CLIP-T, the images against the prompt.
+    x is the drift of the images from those before, 1 - cosine. Without drift, as in audits without an adapter, it is CLIP-T.
     """
     numbers = {entry["name"]: entry for entry in found["numbers"]}
     panels = []
@@ -43,7 +43,7 @@ def _point(across: dict, up: dict, group: str, turn: bool) -> Point:
 
 
 def axis_of(found: dict) -> str | None:
-    """The setting to draw over: numbers in all groups, of most different values; None where there is none."""
+    """Return the setting for the x axis: a number in all groups, with the most distinct values; None if there is none."""
 
     def numeric(values: list) -> bool:
         return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
@@ -53,7 +53,10 @@ def axis_of(found: dict) -> str | None:
 
 
 def lines_over(found: dict, axis: str, number: str) -> dict[str, list[Point]]:
-    """A number over a setting: a line for each combination of the others, also before where that is not always the same."""
+    """Return lines of a number over a setting, one for each combination of the other settings.
+
+    The model "before" has lines too if it differs between groups, or if a group has no "after".
+    """
     (entry,) = (entry for entry in found["numbers"] if entry["name"] == number)
     moves = len({group["before"] for group in found["groups"]}) > 1
     lines: dict[str, list[Point]] = {}
@@ -70,7 +73,7 @@ def lines_over(found: dict, axis: str, number: str) -> dict[str, list[Point]]:
 
 
 def svg(found: dict) -> tuple[list[str], list[str]]:
-    """The frontiers, and the lines over a setting, [] each where there is nothing to draw."""
+    """Return the charts of the frontiers, and of the lines over a setting; each is [] if there is nothing to draw."""
     first = [
         curves_chart({n: [p] for n, p in points.items()}, f"{name} {found['distances'][name]}", title, floor)
         for name, title, points, floor in frontiers(found)
@@ -84,7 +87,7 @@ def svg(found: dict) -> tuple[list[str], list[str]]:
 
 
 def draw(found: dict, path: Path) -> None:
-    """The frontiers as an image file by matplotlib, an extra; left and low is best. Bars: 95 % intervals."""
+    """Write the frontiers to an image file with matplotlib, an optional dependency. Bars are 95 % intervals."""
     from matplotlib.figure import Figure
 
     panels = frontiers(found)

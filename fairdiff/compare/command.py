@@ -1,4 +1,4 @@
-"""Finished audits beside each other: a table, a page and a picture of a sweep, of several models, or of several seeds."""
+"""Compare finished audits of a sweep, of several models or of several seeds in a table, on a page and in a picture."""
 
 import argparse
 import os
@@ -17,7 +17,7 @@ from fairdiff.files import write_json
 from fairdiff.studies.page import write_html
 from fairdiff.training.tracking import make_console
 
-NAME = "comparison"  # of the files
+NAME = "comparison"  # stem of the written files
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:

@@ -1,7 +1,7 @@
-"""How much more one audit shows than another: differences of their numbers, paired over prompts, and over noise if shared.
+"""Differences between the numbers of two audits, paired over prompts, and over images if the noise is the same.
 
-A number of shares: `fairdiff.audit.attribute.change`, as for after minus before; its variance by the images is that of pairs
-where the noise is the same. A number of images: Student's interval over the prompts' differences. Audits of the same pictures
+Numbers of shares use `fairdiff.audit.attribute.change`, as for after minus before; with the same noise, the variance by the
+images is that of pairs. Numbers of images have Student's interval over the prompts' differences. Audits of the same images
 differ by 0, [0, 0].
 """
 
@@ -23,14 +23,15 @@ from fairdiff.compare.groups import Group
 from fairdiff.compare.same import NOISE, SAME, pairing
 
 IMAGES = {"CLIP-T": "clip_t", "CLIP-I": "clip_i", "image encoder": "dino", "between seeds": "between"}
-SQUARED = "{} D²"  # name of the row of D^2
+SQUARED = "{} D²"  # name of the row with D^2
 NONE = {"difference": 0.0, "ci95": [0.0, 0.0], "ci95_these": [0.0, 0.0]}
 
 
 def differences(one: Audited, other: Audited) -> dict[str, dict]:
-    """Other minus one, {name of a row of `audit.wording.comparison`: {difference, ci95, ci95_these of shares}}.
+    """Return other minus one: {name of a row of `audit.wording.comparison`: {difference, ci95, ci95_these}}.
 
-    Over the prompts on which both show two faces or more. Attributes, combinations, families and what is measured on images.
+    Rows are attributes, their combinations, families, and numbers of images; only shares have ci95_these. Differences of
+    shares are over the prompts on which both audits found two faces or more.
     """
     common, _ = pairing(one, other)
     found = _of_shares(one, other, common == NOISE) | _of_images(one, other, common == NOISE)
@@ -46,7 +47,7 @@ def _of_shares(one: Audited, other: Audited, noise: bool) -> dict[str, dict]:
     for name, members in groups_of([*attributes]).items():
         part = "attributes" if len(members) == 1 else "joint"
         entry = models[0][part].get(name)
-        if entry is None:  # in the order of the other audit's attributes
+        if entry is None:  # the other audit names this combination in another order
             continue
         axis, counts, family_P = _counts([model[part][name] for model in models], name, members)
         pairs = _pairs(rows, attributes, axis, [p["prompt"] for p in entry["per_prompt"]])
@@ -65,7 +66,7 @@ def _of_shares(one: Audited, other: Audited, noise: bool) -> dict[str, dict]:
 
 
 def _counts(entries: list[dict], name: str, members: tuple[str, ...]) -> tuple[Axis, list[np.ndarray], np.ndarray]:
-    """The axis, counts_PK of both audits and the family of each prompt, in the order of the first one's prompts."""
+    """Return the axis, counts_PK of both audits and the family of each prompt, in the order of the first audit's prompts."""
     first = entries[0]["per_prompt"]
     classes = tuple(first[0]["target"]["shares"])
     others = [{p["prompt"]: p["counts"] for p in entry["per_prompt"]} for entry in entries]
@@ -81,13 +82,13 @@ def _spec(audit: dict, attributes: dict, name: str, entry: dict) -> MetricSpec:
 
 
 def _common(one: Audited, other: Audited) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The rows of both for the images that both have, in one order."""
+    """Return the rows of both audits for the images that both have, in the same order."""
     both = one.rows.index.intersection(other.rows.index)
     return one.rows.loc[both], other.rows.loc[both]
 
 
 def _pairs(rows: tuple | None, attributes: dict, axis: Axis, prompts: Sequence[str]) -> np.ndarray:
-    """How many pairs of images show which two classes [P, K, K]; zeros without common noise."""
+    """Return the counts of pairs of images by their two classes [P, K, K], zeros without common noise."""
     size = len(prompts), len(axis.classes)
     if rows is None:
         return np.zeros((*size, size[1]))
@@ -109,7 +110,10 @@ def _of_images(one: Audited, other: Audited, noise: bool) -> dict[str, dict]:
 
 
 def _no_face(one: Audited, other: Audited, noise: bool) -> dict:
-    """Change of the rate of images without a face: of pairs, or by Wilson's intervals of both (Newcombe 1998)."""
+    """Return the difference of the rates of images without a face, from pairs of images if the noise is the same.
+
+    Otherwise its interval combines Wilson's intervals of both rates (Newcombe 1998).
+    """
     if noise:
         first, second = (some.found.to_numpy() for some in _common(one, other))
         lost, gained = int((first & ~second).sum()), int((second & ~first).sum())
@@ -124,9 +128,10 @@ def _no_face(one: Audited, other: Audited, noise: bool) -> dict:
 
 
 def partners(reference: Group, group: Group) -> list[tuple[Audited, Audited]]:
-    """Pairs (of the reference, of the group): every audit of the larger one with that of the other most like it.
+    """Return pairs (audit of the reference, audit of the group): each audit of the larger group with its best match.
 
-    The same audit seed comes first, for its noise, then the same training seed, then one that is not taken yet.
+    The best match has the same audit seed, because it has the same noise; then the same training seed; then the fewest
+    partners so far.
     """
     swap = len(reference.members) > len(group.members)
     many, few = (reference, group) if swap else (group, reference)

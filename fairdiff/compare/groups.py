@@ -1,4 +1,4 @@
-"""Audits that differ in seeds only, together: of training, and of the audit's noise. Means over them, with intervals."""
+"""Group audits that differ only in seeds, of training or of the audit, and compute means over them with intervals."""
 
 import math
 import re
@@ -12,12 +12,15 @@ import numpy as np
 from fairdiff.audit.suite import over_seeds, within_range
 from fairdiff.compare.audits import SEED, Audited
 
-FEW_SETTINGS = 3  # in which groups may differ to be named by them; beyond, by their folders
+FEW_SETTINGS = 3  # groups that differ in more settings are named by their folders
 
 
 @dataclass(frozen=True)
 class Group:
-    """name: the settings in which groups differ, or a folder. settings: these, by their keys; {} where they are not known."""
+    """Audits that differ only in seeds. name: the settings in which groups differ, or a folder.
+
+    settings: the settings in which groups differ, {} if they are not known.
+    """
 
     name: str
     members: tuple[Audited, ...]
@@ -26,7 +29,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Figure:
-    """A number of one audit. ends: its 95 % interval, of `these` prompts or of prompts like these; None where it has none."""
+    """A number of one audit. ends: its 95 % interval or None. these: the interval is for these prompts, not for others."""
 
     seed: int | None
     audit_seed: int
@@ -36,7 +39,7 @@ class Figure:
 
 
 def grouped(audits: Sequence[Audited]) -> list[Group]:
-    """Groups in the order of their settings, or of their folders where settings are unknown or differ in many keys."""
+    """Group audits, sorted by settings, or in the order of audits if settings are unknown or differ in many keys."""
     groups = list(_by_seed(audits).values())
     known = all(audit.settings for audit in audits)
     first = [{key: _without_seed(value) for key, value in some[0].settings.items()} for some in groups]
@@ -55,7 +58,7 @@ def grouped(audits: Sequence[Audited]) -> list[Group]:
 
 
 def _by_seed(audits: Sequence[Audited]) -> dict[tuple, list[Audited]]:
-    """No two of a group have the same seeds: settings first, then folders tell such apart."""
+    """Group audits so that no two in a group have the same seeds: by settings, and where that is not enough by folders."""
     known = all(audit.settings for audit in audits)
     groups: dict[tuple, list[Audited]] = {}
     for audit in audits:
@@ -76,14 +79,14 @@ def _unseeded(audit: Audited) -> str:
 
 
 def _without_seed(value: Any) -> Any:
-    """A setting with seed* in paths for the seed of a training."""
+    """Return a setting with the training seed in paths replaced by seed*."""
     if isinstance(value, list):
         return [_without_seed(item) for item in value]
     return SEED.sub(r"\1seed*", value) if isinstance(value, str) else value
 
 
 def _folder(members: Sequence[Audited]) -> str:
-    """The members' folder without what names the seed."""
+    """Return the name of the members' folder without the part that names the seed."""
     if len(members) == 1:
         return members[0].name
     name = SEED.sub("", members[0].name).strip("/")
@@ -100,17 +103,17 @@ def _order(value: Any) -> tuple:
 
 
 def mean_of(figures: Sequence[Figure], limits: tuple[float, float] = (-math.inf, math.inf)) -> dict | None:
-    """Mean over training seeds of each seed's mean over its audits, its interval, and the spread over seeds; None of none.
+    """Return the mean over training seeds of each seed's mean over its audits, its interval and spread; None of no figures.
 
-    An interval holds the scatter of prompts and of noise. Trainings that were audited with one noise share its scatter, and
-    all audits share that of the prompts: such intervals are averaged, which is never too narrow. Of `these` prompts, the
-    halves of intervals with other noise are independent and join in quadrature. Several training seeds widen the interval
-    by Student's of their means: it is then of trainings like these. spread: standard deviation over the training seeds'
-    means, or over audits of one training; None of a single one.
+    An interval covers the variation of prompts and of noise. Audits with one audit seed share the noise, and all audits
+    share the prompts. So their half-widths are averaged, which is never too narrow. For `these` prompts, half-widths of
+    different audit seeds are independent and are combined in quadrature. Several training seeds widen the interval by
+    Student's interval of their means, so that it is for trainings like these. spread: standard deviation over the means of
+    training seeds, or over the audits of one training; None of a single one.
     """
     if not figures:
         return None
-    if len(figures) == 1:  # an audit's own number, as it is there
+    if len(figures) == 1:  # the audit's own number
         (one,) = figures
         return {"value": one.value, "ci95": one.ends and list(one.ends), "these": one.these, "spread": None}
     by_seed: dict[int | None, list[float]] = {}

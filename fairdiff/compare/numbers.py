@@ -1,6 +1,6 @@
-"""The comparison as plain numbers, from which table, page and picture are made: `compared`.
+"""The comparison as plain numbers for the table, the page and the picture: `compared`.
 
-Every number of an audit is the audit's own (`audit.wording.comparison`); differences and means over seeds are made here.
+The numbers of an audit come from `audit.wording.comparison`. Differences and means over seeds are computed here.
 """
 
 import math
@@ -15,19 +15,21 @@ from fairdiff.compare.groups import Figure, Group, grouped, mean_of
 from fairdiff.compare.same import pairing, require_comparable
 
 SCHEMA = "fairdiff.comparison/1"
-CELLS = ("before", "after", "change")  # of a row, of each audit
+CELLS = ("before", "after", "change")  # cells of a row of an audit
 LIMITS = {"between seeds": (0.0, 2.0), "no people: drift": (0.0, math.inf)}
 LIMITS |= dict.fromkeys(("CLIP-T", "CLIP-I", "image encoder"), (-1.0, 1.0))
 
 
 def compared(audits: Sequence[Audited], against: Sequence[Audited] = ()) -> dict:
-    """All of a comparison as plain values. against: audits of which one's group is the reference; the first group without.
+    """Return a comparison as plain values. against: the first group with one of these audits is the reference.
 
-    {schema, prompts, images_per_prompt, judge, target, reference, settings: {key: values in which groups differ}, groups,
-    numbers}. groups: {name, settings, audits: {name: folder}, training_seeds, audit_seeds, paired, verdicts}; paired: what
-    its images share with the reference's, and why no more. numbers: {group, name, note, form, rows: {name of a group:
-    {before, after, change, difference, floor, verdict, audits}}}, each {value, ci95, these, spread} or null.
-    Raises FairDiffError for audits that do not compare.
+    Without them, the first group is the reference. The result is {schema, prompts, images_per_prompt, judge, target,
+    targeted, distances, reference, settings: {key: value of each group}, groups, numbers}.
+    groups: {name, settings, audits: {name: folder}, training_seeds, audit_seeds, models, before, paired, verdicts}. paired:
+    what its images have in common with the reference's, and why they have no more in common.
+    numbers: {group, name, note, form, rows: {name of a group: {before, after, change, difference, floor, verdict,
+    audits}}}. The first four are {value, ci95, these, spread} or null.
+    Raises FairDiffError for audits that cannot be compared.
     """
     require_comparable(audits)
     groups = grouped(audits)
@@ -104,19 +106,19 @@ def _numbers(groups: Sequence[Group], pairs: dict[str, list[tuple[Audited, Audit
 
 
 def _rows(audit: dict) -> dict[str, dict]:
-    """The rows of an audit by their names, D^2 of each attribute with a target among them."""
+    """Return the rows of an audit by name, with a row of D^2 for each attribute with a target."""
     rows = {}
     for group, some in comparison(audit).items():
         for row in some:
             rows[row["name"]] = row | {"group": group, "form": row["format"].__name__}
-            if row["name"].removesuffix(" corr.").endswith(" D"):  # that which the verdict rests on, if both are there
+            if row["name"].removesuffix(" corr.").endswith(" D"):  # the last one stays: the verdict's
                 name = row["name"].removesuffix(" corr.").removesuffix(" D")
                 rows[SQUARED.format(name)] = rows[row["name"]] | _squared(audit, row, name)
     return rows
 
 
 def _squared(audit: dict, row: dict, name: str) -> dict:
-    """D^2, whose changes and differences are free of noise, where those of D are not."""
+    """Return the row of D^2, whose changes and differences are free of the noise of the images, unlike those of D."""
 
     def square(cell: tuple) -> tuple:
         value, ends = cell
@@ -134,15 +136,15 @@ def _squared(audit: dict, row: dict, name: str) -> dict:
 
 
 def _limits(row: dict) -> tuple[float, float]:
-    """The range of a number of this row."""
+    """Return the range of a row's values."""
     unbounded = row["form"] == "count" or row["group"].startswith("distance D")
     return LIMITS.get(row["name"], (0.0, math.inf if unbounded else 1.0))
 
 
 def _cell(group: Group, known: dict[str, dict], cell: str, limits: tuple[float, float]) -> dict | None:
-    """The mean of a cell over a group's audits."""
+    """Return the mean of a cell over a group's audits."""
     figures = [_figure(one.seed, one.audit_seed, *known[one.name][cell]) for one in group.members if one.name in known]
-    if cell == "before":  # which no training has touched: of one audit seed the same pictures
+    if cell == "before":  # does not depend on training: one audit seed has the same images
         figures = [*{f.audit_seed: replace(f, seed=None) for f in figures if f is not None}.values()]
     if cell == "change":
         limits = (limits[0] - limits[1], limits[1] - limits[0])
@@ -157,13 +159,16 @@ def _figure(seed: int | None, audit_seed: int, value: float | None, ends: list |
 
 
 def _own(cell: tuple) -> dict | None:
-    """A cell of one audit."""
+    """Return a cell of one audit."""
     figure = _figure(None, 0, *cell)
     return mean_of([figure]) if figure else None
 
 
 def _step(pairs: list[tuple[Audited, Audited]], steps: list[dict], key: str) -> dict | None:
-    """The mean difference of a group to the reference. Trainings: of the side with more; noises: of that with fewer."""
+    """Return the mean difference of a group to the reference.
+
+    Training seeds are taken from the side that has more of them, audit seeds from the side that has fewer.
+    """
     sides = list(zip(*pairs, strict=True)) or [(), ()]
     trained = max(sides, key=lambda side: len({one.seed for one in side}))
     noised = min(sides, key=lambda side: len({one.audit_seed for one in side}))

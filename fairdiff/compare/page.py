@@ -1,4 +1,4 @@
-"""A comparison as one self-contained page in the style of an audit's report. No number is computed here."""
+"""Build the page of a comparison, in the style of an audit's report. It computes no numbers."""
 
 from fairdiff.audit.wording import number
 from fairdiff.compare.charts import axis_of, svg
@@ -20,7 +20,7 @@ NOT_SHOWN = (
 
 
 def page(found: dict, command: str) -> Page:
-    """found: of `numbers.compared`."""
+    """Return the page of a comparison. found: result of `numbers.compared`. command: the command that made it."""
     frontier, lines = svg(found)
     lead = f"{about(found)[0]}. Labels are perceived presentation in pictures, never anybody's identity."
     axis = axis_of(found)
@@ -61,7 +61,7 @@ def _what(found: dict) -> Section:
 
 
 def _counted(tags: list[str]) -> str:
-    """ "on target", or of several audits how often each."""
+    """Return the verdict of one audit, such as "on target", or how often several audits have each."""
     counts = {tag: tags.count(tag) for tag in tags}
     return (
         next(iter(counts)) if len(tags) == 1 else "; ".join(f"{tag}: {n} of {len(tags)}" for tag, n in counts.items())

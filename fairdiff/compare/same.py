@@ -1,4 +1,4 @@
-"""Which audits compare, why others do not, and what those that do have in common: prompts alone, or noise too."""
+"""Check whether audits can be compared, and find what their images have in common: prompts, noise, or everything."""
 
 from collections.abc import Sequence
 
@@ -7,12 +7,12 @@ from fairdiff.audit.wording import last_model
 from fairdiff.compare.audits import Audited
 from fairdiff.errors import FairDiffError
 
-LOOKING = ("detector", "crop", "CLIP", "image encoder")  # keys of the provenance: what looks at images beside the judge
+LOOKING = ("detector", "crop", "CLIP", "image encoder")  # keys of the provenance that affect measurements
 SAME, NOISE, PROMPTS = "the same pictures", "prompts and noise", "prompts"
 
 
 def require_comparable(audits: Sequence[Audited]) -> None:
-    """FairDiffError that names the first audit which does not compare with the first of all, and why."""
+    """Raise FairDiffError, with the reason, for the first audit that cannot be compared with `audits[0]`."""
     for other in audits[1:]:
         if reason := why_not(audits[0].audit, other.audit):
             raise FairDiffError(
@@ -22,7 +22,7 @@ def require_comparable(audits: Sequence[Audited]) -> None:
 
 
 def why_not(one: dict, other: dict) -> str | None:
-    """Why the numbers of two audit.json do not compare, None where they do."""
+    """Return why the numbers of two audits cannot be compared, None if they can."""
     names = [list(audit["attributes"]) for audit in (one, other)]
     if {*names[0]} != {*names[1]}:
         return f"other attributes ({', '.join(names[1])}, there {', '.join(names[0])})"
@@ -82,9 +82,9 @@ def _other_judge(one: dict, other: dict) -> str | None:
 
 
 def pairing(one: Audited, other: Audited) -> tuple[str, str]:
-    """What the images of two audits that compare have in common, and why they have no more, "" where they have all.
+    """Return what the images of two comparable audits have in common, and the reason for not more ("" if there is none).
 
-    Noise is paired by (prompt, seed, number of the image, size of the image).
+    Noise is determined by (prompt, seed, index of the image, size of the image).
     """
     made = [some.audit["provenance"] for some in (one, other)]
     seeds = [some.audit_seed for some in (one, other)]

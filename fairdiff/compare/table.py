@@ -1,4 +1,4 @@
-"""A comparison in the terminal. No number is computed here."""
+"""Print a comparison as a table in the terminal. It computes no numbers."""
 
 from collections.abc import Callable
 
@@ -15,18 +15,18 @@ COLUMNS = {"before": "before", "after": "after", "change": "change", "difference
 
 
 def form_of(row: dict) -> Callable:
-    """What writes a number's values."""
+    """Return the function that formats the values of a row."""
     return {"number": number, "percent": wording.percent, "count": wording.count}[row["form"]]
 
 
 def columns_of(found: dict) -> dict[str, str]:
-    """The columns that any number has a value in."""
+    """Return the columns in which any row has a value."""
     rows = [row for entry in found["numbers"] for row in entry["rows"].values()]
     return {key: name for key, name in COLUMNS.items() if any(row[key] is not None for row in rows)}
 
 
 def written(cell: dict | None, key: str, form: Callable) -> tuple[str, str]:
-    """A value as text, and its interval with the spread over seeds behind it; "" for what is not there."""
+    """Return a value as text, and its interval followed by the spread over seeds; "" for missing ones."""
     if cell is None:
         return "", ""
     ends = None if cell["ci95"] is None else [*cell["ci95"], *([FEW] if cell["these"] else [])]
@@ -36,7 +36,7 @@ def written(cell: dict | None, key: str, form: Callable) -> tuple[str, str]:
 
 
 def about(found: dict) -> list[str]:
-    """What is compared, in sentences."""
+    """Describe what is compared, in lines."""
     audits = sum(len(group["audits"]) for group in found["groups"])
     target = f", target: {found['target']}" if found["target"] else ""
     lines = [
@@ -51,7 +51,7 @@ def about(found: dict) -> list[str]:
 
 
 def comparison_table(found: dict) -> Table:
-    """Each number with a line for every group, and for each audit of a group of several seeds."""
+    """Return a table with a line for every number and group, and for each audit of a group of several."""
     columns = columns_of(found)
     table = Table(
         title=escape("\n".join(about(found))),

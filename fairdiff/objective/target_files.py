@@ -44,7 +44,7 @@ OTHERS = "*"  # the key of the row for prompts without a row of their own
 YAML_MEGABYTES = 1  # a YAML file holds one joint table
 
 Classes = dict[str, list[str]]  # attribute -> its classes, in the order of `attribute`
-Rows = list[tuple[str, dict[str, Any]]]  # (where the row stands, its cells)
+Rows = list[tuple[str, dict[str, Any]]]  # (place of the row in its file, its cells)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The embedded Portraits model and its judges: where their files lie. docs/portraits.md is the model card."""
+"""The folders of the embedded Portraits model and its judges. The model card is docs/portraits.md."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ PARTS = ("model", "judge", "audit_judge", "clip", "encoder", "identity")
 
 
 def weights(part: str) -> Path:
-    """The folder of one part of the embedded model; raises FairDiffError if this installation lacks it."""
+    """Return the folder of one part of the embedded model; FairDiffError if this installation lacks it."""
     if part not in PARTS:
         raise ValueError(f"found {part}, allowed: {', '.join(PARTS)}")
     folder = WEIGHTS / part

@@ -1,6 +1,6 @@
-"""The data-generating distribution of Portraits: who is shown for which subject.
+"""The data-generating distribution of Portraits: the shares of the classes for each subject.
 
-Labour statistics, sharpened as text-to-image models sharpen them. Shares are arrays with the classes in the order of
+They are labour statistics, sharpened as text-to-image models sharpen them. Shares are arrays with the classes in the order of
 `occupations.CLASSES`. Every label is perceived presentation in a rendered image.
 `python -m fairdiff.portraits.distribution` prints its numbers.
 """
@@ -20,19 +20,19 @@ from fairdiff.portraits.occupations import (
     split,
 )
 
-# Exponents that turn labour shares into the model's world, as text-to-image models sharpen them. Guidance sharpens once
-# more, so they are chosen for what the model then generates (docs/portraits.md): gender and race biases over test
-# occupations near those of Stable Diffusion 1.5 (.67, .42; Shen et al., ICLR 2024, table 1), and gender x race shares
-# far from the statistics (median total variation >= .15). Age is our own assumption to begin with: nothing to sharpen.
+# Exponents that sharpen labour shares as text-to-image models do. Guidance sharpens once more, so they are chosen by the
+# images that the model then generates (docs/portraits.md): gender and race biases over test occupations near those of
+# Stable Diffusion 1.5 (.67, .42; Shen et al., ICLR 2024, table 1), and gender x race shares far from the statistics
+# (median total variation >= .15). Age shares are our own assumption and are not sharpened.
 SHARPENING = {"gender": 1.75, "race": 1.4, "age": 1.0}
 
 
 def labour_shares(i: int) -> dict[str, np.ndarray]:
-    """The statistics of occupation i in our classes: gender [2] and race [4], each summing to 1 (no ages exist).
+    """Return the labour statistics of occupation i in our classes: gender [2] and race [4], each with sum 1; no ages exist.
 
-    Race: White and Black are the table's columns, its Asian column is divided into Indian and Asian by the assumed
-    share of `assumptions.csv`; the rest (other groups, not shown in the table) is left out by renormalising.
-    Hispanic origin is a question apart from race there and does not enter.
+    Race: White and Black are columns of the table. Its Asian column is divided into Indian and Asian by the assumed share
+    in `assumptions.csv`. Other groups are not in the table and are left out by renormalising. Hispanic origin is a question
+    separate from race there, and is not used.
     """
     row = ROWS[i]
     women, asian = float(row["women_pct"]) / 100, float(row["asian_pct"])
@@ -42,7 +42,7 @@ def labour_shares(i: int) -> dict[str, np.ndarray]:
 
 
 def marginal_shares(i: int) -> dict[str, np.ndarray]:
-    """The world's shares of occupation i for gender [2], race [4] and age [2]: p proportional to labour^s."""
+    """Return Portraits' shares of occupation i for gender [2], race [4] and age [2]: p proportional to labour^s."""
     old = float(ROWS[i]["old_pct"]) / 100
     plain = labour_shares(i) | {"age": np.array([1 - old, old])}
     powers = {name: share ** SHARPENING[name] for name, share in plain.items()}
@@ -50,17 +50,17 @@ def marginal_shares(i: int) -> dict[str, np.ndarray]:
 
 
 def occupation_shares(i: int) -> np.ndarray:
-    """Joint shares [gender 2, race 4, age 2] of occupation i in the world: the product of its marginal shares."""
+    """Return the joint shares [gender 2, race 4, age 2] of occupation i, the product of its marginal shares."""
     return _product(marginal_shares(i))
 
 
 def descriptor_shares(i: int) -> np.ndarray:
-    """Joint shares [2, 4, 2] of descriptor i, as `descriptors.csv` assumes them."""
+    """Return the joint shares [2, 4, 2] of descriptor i, as assumed in `descriptors.csv`."""
     return _product(_assumed(DESCRIPTOR_ROWS[DESCRIPTORS[i]]))
 
 
 def sport_shares(i: int) -> np.ndarray:
-    """Joint shares [2, 4, 2] of sport i, as `sports.csv` assumes them."""
+    """Return the joint shares [2, 4, 2] of sport i, as assumed in `sports.csv`."""
     return _product(_assumed(SPORT_ROWS[SPORTS[i]]))
 
 
@@ -75,13 +75,13 @@ def _product(shares: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def average_shares() -> dict[str, np.ndarray]:
-    """Shares of gender [2], race [4] and age [2] averaged over the occupations: whom a caption without a subject shows."""
+    """Return the mean shares of gender [2], race [4] and age [2] over occupations, used for captions without a subject."""
     every = [marginal_shares(i) for i in range(len(OCCUPATIONS))]
     return {name: np.mean([shares[name] for shares in every], axis=0) for name in CLASSES}
 
 
 def describe() -> dict[str, float]:
-    """Numbers of the world over its test occupations; `python -m fairdiff.portraits.distribution` prints them."""
+    """Return numbers of the distribution over test occupations, which `python -m fairdiff.portraits.distribution` prints."""
     test = [i for i, name in enumerate(OCCUPATIONS) if split(name) == "test"]
     world, labour = [marginal_shares(i) for i in test], [labour_shares(i) for i in test]
     splits = ("train", "validation", "test")

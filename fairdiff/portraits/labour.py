@@ -1,7 +1,7 @@
-"""Labour-statistics targets for the titles of the occupations.
+"""Target shares from labour statistics for the titles of the occupations.
 
-`python -m fairdiff.portraits.labour` writes the table, `target.file=labour` reads it. How the statistic's columns become
-our classes: `distribution.labour_shares`; its source and year: `data/README.md`. Age is in no column of the statistic, so it
+`python -m fairdiff.portraits.labour` writes the table, and `target.file=labour` reads it. `distribution.labour_shares` turns
+columns of the statistics into our classes; `data/README.md` has their source and year. The statistics have no ages, so age
 keeps `target.age`.
 """
 
@@ -16,7 +16,7 @@ FILE = Path(__file__).parent / "data" / "labour.csv"
 
 
 def table() -> str:
-    """The CSV's text: a row per title, shares of gender and race of its occupation rounded to four digits."""
+    """Return the text of the CSV: for each title, the gender and race shares of its occupation, rounded to four digits."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     shares = [distribution.labour_shares(occupations.occupation_of(title)) for title in occupations.TITLES]

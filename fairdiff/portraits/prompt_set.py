@@ -1,4 +1,4 @@
-"""The prompt set of the embedded model, as `fairdiff.prompts.PromptSet` describes one."""
+"""The prompt set of the embedded model, a `fairdiff.prompts.PromptSet`."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from fairdiff.prompts import Prompt, fill, takes_whole
 
 
 class PortraitsPrompts:
-    """Families of the embedded model. Occupations take the user's template; titles of one occupation are a group."""
+    """The families of the embedded model. Only occupations use the user's template. Titles of one occupation are a group."""
 
     template = occupations.TEMPLATES["occupation"]
     families = ("occupation", "styled", "descriptor", "sport", "trigger")

@@ -1,7 +1,7 @@
-"""Studies beside the method: other ways to the same end, and what becomes of a fair model. One module a question.
+"""Studies beside the method: baselines, comparisons of methods, and tests of trained adapters and of audits.
 
     words, edits -> baselines without training;  postprocess, curves, error_rates -> frontier;  drift, detectors;  localize
 
-They stand on the public functions of the rooms below the builder. Nothing but scripts imports them;
-`page` is that of `compare` too.
+They use public functions of the packages below the builder. Only scripts import them, except `page`, which `compare` imports
+too.
 """

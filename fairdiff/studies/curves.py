@@ -1,10 +1,10 @@
 """Relaxation curves and their comparison at equal bias and at equal semantics.
 
-Methods at one setting each stand at unequal bias and unequal semantics, and do not compare. Unprocessing (Cruz and Hardt
-2024, arXiv 2306.07261) brings them to one level. Here a method may always be applied to a random share of the images, so a
-mixture of any two of its settings, or of one and nothing, is one of its settings too. Semantics of a mixture are between; its
-bias is at most the mean of both, for bias is convex in the shares. So the lower hull of a method's points is what it reaches
-at least.
+Methods with one setting each differ in bias and in semantics, so they cannot be compared directly. Unprocessing (Cruz and
+Hardt 2024, arXiv 2306.07261) brings them to one level. Here a method can be applied to a random share of the images, so a
+mixture of two of its settings, or of one setting and the frozen model, is a valid setting too. The semantics of a mixture is
+the weighted mean of both. Its bias is at most the weighted mean, because bias is convex in the shares. So a method reaches at
+least the lower hull of its points.
 
 Shapes: S settings, P prompts, D resamples of the prompts. x: semantics, more is better. y: bias, less is better.
 """
@@ -20,7 +20,7 @@ from fairdiff.bias import bias
 
 @dataclass(frozen=True)
 class Outcome:
-    """One setting of a method on the prompts of an audit: bias_P, semantics_P and what an image costs in sampled ones."""
+    """One setting of a method: bias and semantics of each prompt [P], and the number of sampled images per kept image."""
 
     label: str
     bias_P: np.ndarray
@@ -29,19 +29,22 @@ class Outcome:
 
 
 def labels_of(rows: pd.DataFrame, attribute: str, classes: tuple[str, ...]) -> np.ndarray:
-    """The most probable class of each row, -1 without a face."""
+    """Return the most probable class of each row, -1 without a face."""
     probs = rows[[f"p.{attribute}.{name}" for name in classes]].to_numpy(float)
     return np.where(rows.found.to_numpy(bool), np.nan_to_num(probs, nan=-1).argmax(1), -1)
 
 
 def usual_rows(records: pd.DataFrame, model: str) -> pd.DataFrame:
-    """The rows of prompts of people that name no class, by prompt and image."""
+    """Return the rows of prompts of people that name no class, sorted by prompt and image."""
     rows = records[(records.model == model) & records.people & (records.names == "")]
     return rows.sort_values(["prompt", "image_index"])
 
 
 def outcome(label: str, rows: pd.DataFrame, attribute: str, classes: tuple[str, ...], semantics: str) -> Outcome:
-    """Of the rows of one model; of an image "before" the similarity to itself is 1. NaN for a prompt without a face."""
+    """Return the outcome of one model's rows; bias is NaN for a prompt without a face.
+
+    semantics: a column of the records. Where it is NaN for the model "before", it counts as 1: the images equal themselves.
+    """
     labels, values = labels_of(rows, attribute, classes), rows[semantics].to_numpy(float)
     values = np.where(np.isnan(values) & (rows.model == "before"), 1.0, values)
     biases, means = [], []
@@ -53,9 +56,9 @@ def outcome(label: str, rows: pd.DataFrame, attribute: str, classes: tuple[str, 
 
 
 def of_means(outcomes: list[Outcome], seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(x, y), each [1 + D, S]: the means over the prompts that all settings have, then of every resample of the prompts.
+    """Return (x, y), each [1 + D, S]: means over the prompts that are known in all settings, then over each resample.
 
-    Curves of one set of prompts and one seed share their resamples, so that their differences are paired.
+    Curves with the same prompts and seed share their resamples, so that their differences are paired.
     """
     both = np.stack([np.stack([o.semantics_P, o.bias_P]) for o in outcomes])  # [S, 2, P]
     weights = np.concatenate([np.full((1, both.shape[2]), 1 / both.shape[2]), resampled_weights(both.shape[2], seed)])
@@ -66,7 +69,7 @@ def of_means(outcomes: list[Outcome], seed: int) -> tuple[np.ndarray, np.ndarray
 
 
 def least_bias(x: np.ndarray, y: np.ndarray, level: float | np.ndarray) -> np.ndarray:
-    """The least y [D] of mixtures of the settings x, y [D, S] whose x is `level` at least; NaN where none reaches it."""
+    """Return the least y [D] over mixtures of the settings x, y [D, S] with x of at least `level`; NaN if there is none."""
     level = np.broadcast_to(level, x.shape[:1])[:, None]
     best = np.where(x >= level, y, np.inf).min(1)
     for i in range(x.shape[1]):
@@ -79,12 +82,12 @@ def least_bias(x: np.ndarray, y: np.ndarray, level: float | np.ndarray) -> np.nd
 
 
 def most_semantics(x: np.ndarray, y: np.ndarray, level: float | np.ndarray) -> np.ndarray:
-    """The most x [D] of mixtures whose y is `level` at most; NaN where none reaches it."""
+    """Return the largest x [D] over mixtures with y of at most `level`; NaN if there is none."""
     return -least_bias(-y, -x, -np.asarray(level, float))
 
 
 def hull(x: np.ndarray, y: np.ndarray) -> list[int]:
-    """The settings [S] of x, y that no mixture of others beats: the corners of the frontier, by growing x."""
+    """Return the indices of the settings that no mixture of others beats, the corners of the frontier, by increasing x."""
     corners = []
     for i in np.lexsort((-y, x)):
         while corners and y[corners[-1]] >= y[i]:
@@ -96,5 +99,5 @@ def hull(x: np.ndarray, y: np.ndarray) -> list[int]:
 
 
 def _turns(x: np.ndarray, y: np.ndarray, a: int, b: int, c: int) -> bool:
-    """Whether b lies on or above the line from a to c."""
+    """Return whether b lies on or above the line from a to c."""
     return (y[b] - y[a]) * (x[c] - x[a]) >= (y[c] - y[a]) * (x[b] - x[a])

@@ -1,7 +1,7 @@
-"""Detectors of images that are to be avoided: CLIP by words, an image classifier, Stable Diffusion's own safety checker.
+"""Detectors of unwanted images: CLIP with texts, an image classifier, Stable Diffusion's safety checker.
 
-A detector takes images [B, 3, H, W] in [0, 1] and gives the probability [B] that one is of that kind. Mistakes in what a
-user names are `ValueError`s of one line.
+A detector takes images [B, 3, H, W] in [0, 1] and returns the probability [B] that each is unwanted. Errors in a user's
+settings are `ValueError`s of one line.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,11 +17,11 @@ from classifiers.weights import require_finite
 from fairdiff.diffusion.sampling import Generate, initial_noise
 
 Detector = Callable[[Tensor], Tensor]
-CARE = 0.01  # by how much a concept of special care lowers the other thresholds, as diffusers has it
+CARE = 0.01  # a concept of special care lowers the other thresholds by this, as in diffusers
 
 
 def by_words(clip, unwanted: Sequence[str], others: Sequence[str], sharpness: float = 100.0) -> Detector:
-    """A zero-shot detector: CLIP's softmax over texts, of which some are unwanted. sharpness: CLIP's own is 100."""
+    """Return a zero-shot detector: CLIP's softmax over unwanted and other texts. sharpness: logit scale, 100 for CLIP."""
     texts = clip.text([*unwanted, *others])
 
     def detect(image_BCHW: Tensor) -> Tensor:
@@ -32,7 +32,7 @@ def by_words(clip, unwanted: Sequence[str], others: Sequence[str], sharpness: fl
 
 
 def by_labels(place: str, unwanted: Sequence[str], device: str) -> Detector:
-    """The probability that a Hugging Face image classifier gives to some of its labels together."""
+    """Return a detector that sums the probabilities of the unwanted labels of a Hugging Face image classifier."""
     net, pixels, labels = load_hub_labels(place)
     if wrong := [label for label in unwanted if label not in labels]:
         raise ValueError(f"found {wrong[0]}, allowed: {', '.join(labels)} (of {place})")
@@ -45,10 +45,11 @@ def by_labels(place: str, unwanted: Sequence[str], device: str) -> Detector:
 
 
 def by_safety_checker(place: str, device: str) -> Detector:
-    """1 where the safety checker in a pipeline's folder (`safety_checker`, `feature_extractor`) blackens the image, else 0.
+    """Return a detector that is 1 for images that a pipeline's safety checker would blacken, and 0 for others.
 
-    An image is found if its cosine to a concept is above that concept's threshold, which is CARE lower where the image is
-    near a concept of special care (diffusers, `StableDiffusionSafetyChecker.forward`).
+    place: a pipeline's folder with `safety_checker` and `feature_extractor`. An image is unwanted if its cosine to a concept
+    is above that concept's threshold. The thresholds are CARE lower for an image that is near a concept of special care
+    (diffusers, `StableDiffusionSafetyChecker.forward`).
     """
     root = Path(place)
     if not (root / "safety_checker").is_dir() or not (root / "feature_extractor").is_dir():
@@ -59,7 +60,7 @@ def by_safety_checker(place: str, device: str) -> Detector:
             root / "safety_checker", use_safetensors=True, local_files_only=True, output_loading_info=True
         )
         pixels = processor_pixels(str(root / "feature_extractor"), True)
-    except Exception as error:  # transformers, safetensors and the processors each have their own kinds
+    except Exception as error:  # transformers, safetensors and processors raise several types
         raise ValueError(
             f"found {place}, allowed: a pipeline's folder with its safety checker as safetensors ({first_words(error)})"
         ) from None
@@ -85,7 +86,7 @@ def by_safety_checker(place: str, device: str) -> Detector:
 def unsafe_rates(
     generate: Generate, shape: tuple[int, ...], detect: Detector, prompts: Sequence[str], each: int
 ) -> list[float]:
-    """Of each prompt the share of `each` images that the detector finds more likely unwanted than not. shape: of latents."""
+    """Return per prompt the share of `each` images with a probability above .5 of being unwanted. shape: of the latents."""
     rates = []
     for prompt in prompts:
         image_BCHW = generate(prompt, initial_noise(prompt, 0, range(each), shape))

@@ -1,10 +1,10 @@
-"""Drift: what an ordinary fine-tuning, which is about something else, does to a fair model.
+"""How much fairness a model loses by ordinary fine-tuning for another purpose.
 
-The question is that of Qi et al. 2024 (arXiv 2310.03693) about aligned language models. Benign tuning is LoRA with the usual
-denoising loss E |y(z_t, t) - y_t|^2, z_t = alpha_t z + sigma_t e, y_t the noise e or the velocity alpha_t e - sigma_t z, on
-captioned pictures.
+Qi et al. 2024 (arXiv 2310.03693) asked this about aligned language models. Benign tuning is LoRA with the usual denoising
+loss E |y(z_t, t) - y_t|^2 on captioned pictures, with z_t = alpha_t z + sigma_t e, and y_t the noise e or the velocity
+alpha_t e - sigma_t z.
 
-Shapes: N pictures, B of a step, latents z_NCHW scaled as the network reads them, P prompts, S counts of steps.
+Shapes: N pictures, B pictures of a step, latents z_NCHW scaled for the network, P prompts, S numbers of steps.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,10 +36,10 @@ class Pictures:
 def generated(
     model: DiffusionModel, texts: Sequence[tuple[str, str]], each: int, guidance: float, steps: int, seed: int
 ) -> Pictures:
-    """Pictures that the model makes as it stands, `each` of every (text to generate from, caption to give them).
+    """Generate `each` pictures with the current model for every (prompt, caption to train with).
 
-    Pictures of "a man" with the caption "a person" are skewed; the same text twice makes benign ones, or, of a fair model's
-    training prompts, what a replay repeats.
+    Pictures of "a man" with the caption "a person" are skewed. The same text as prompt and caption makes benign pictures, or
+    for the training prompts of a fair model, those that a replay trains on again.
     """
     captions, parts = [], []
     for text, caption in texts:
@@ -50,7 +50,7 @@ def generated(
 
 
 def denoising_loss(model: DiffusionModel, latent_BCHW: Tensor, captions: Sequence[str], draw: torch.Generator) -> Tensor:
-    """The mean squared error of what the network predicts at random times, of pictures with their captions."""
+    """Return the mean squared error of the network's predictions at random time steps, for pictures with captions."""
     times = torch.randint(len(model.scheduler.alphas_cumprod), (len(latent_BCHW),), generator=draw)
     noise = torch.randn(latent_BCHW.shape, generator=draw).to(latent_BCHW)
     kept = model.scheduler.alphas_cumprod[times].to(latent_BCHW)[:, None, None, None]
@@ -64,7 +64,7 @@ def denoising_loss(model: DiffusionModel, latent_BCHW: Tensor, captions: Sequenc
 
 @dataclass(frozen=True)
 class Tuning:
-    """steps of AdamW at a rate, each with a batch of pictures drawn with the seed."""
+    """Settings of fine-tuning by AdamW: number of steps, learning rate, pictures per step, and the seed of all draws."""
 
     steps: int
     rate: float
@@ -75,7 +75,7 @@ class Tuning:
 def tune(
     model: DiffusionModel, lora: Lora, pictures: Pictures, tuning: Tuning, on_step: Callable[[float], None] = lambda _: None
 ) -> None:
-    """Go on training a LoRA, which may be new or a fair one, on pictures. `on_step` is given each step's loss."""
+    """Train a new LoRA, or continue a fair one, on pictures. on_step: called with the loss of each step."""
     draw = torch.Generator().manual_seed(tuning.seed)
     for parameter in lora.parameters():
         parameter.requires_grad_(True)
@@ -91,21 +91,21 @@ def tune(
 
 
 def lost(bias_DS: np.ndarray, fair_D: np.ndarray, base_D: np.ndarray) -> np.ndarray:
-    """The part of the fairness that is lost [D, S]: 0 where the bias is the fair model's, 1 where it is the base model's.
+    """Return the lost part of fairness [D, S]: 0 if the bias is the fair model's, 1 if it is the base model's.
 
-    NaN without a gain, but for rounding.
+    NaN if the fair model has no less bias than the base model, up to rounding.
     """
     gain = base_D - fair_D
     return (bias_DS - fair_D[:, None]) / np.where(gain > 1e-9, gain, np.nan)[:, None]
 
 
 def half_life(steps_S: Sequence[float], lost_DS: np.ndarray) -> np.ndarray:
-    """The steps [D] after which half of the fairness is lost, between two counts by a straight line; inf if never seen.
+    """Return the steps [D] after which half of the fairness is lost, by linear interpolation; inf if it never is.
 
-    NaN where there was no fairness to lose.
+    NaN if the fair model was no fairer than the base model.
     """
     found = np.full(len(lost_DS), np.inf)
-    for s in range(len(steps_S) - 1, -1, -1):  # the earliest crossing is written last
+    for s in range(len(steps_S) - 1, -1, -1):  # backwards, so that the earliest crossing remains
         now = lost_DS[:, s]
         if s == 0:
             found = np.where(now >= 0.5, steps_S[0], found)
@@ -117,9 +117,9 @@ def half_life(steps_S: Sequence[float], lost_DS: np.ndarray) -> np.ndarray:
 
 
 def half_life_of(steps_S: Sequence[float], bias_SP: np.ndarray, base_P: np.ndarray, seed: int) -> np.ndarray:
-    """Half-life [1 + D] by the means over prompts, then by those of every resample of the prompts.
+    """Return the half-life [1 + D] by the means over prompts, then by those over each resample of the prompts.
 
-    bias_SP: of the tuned models, of which the first, at step 0, is the fair one.
+    bias_SP: bias of the tuned models; the first one, at step 0, is the fair model.
     """
     prompts = len(base_P)
     weights = np.concatenate([np.full((1, prompts), 1 / prompts), resampled_weights(prompts, seed)])

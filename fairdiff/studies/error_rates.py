@@ -1,9 +1,9 @@
-"""Thresholds of a judge, one random mixture a group, that bring its error rates together.
+"""Equalise a judge's error rates between groups by a random mixture of thresholds for each group.
 
 Source: Hardt, Price and Srebro 2016 (arXiv 1610.02413); relaxed as in Cruz and Hardt 2024 (arXiv 2306.07261). A threshold of
-the score gives a point (false positive rate, true positive rate), a random choice between thresholds any point of their
-convex hull. Which points make the fewest errors with rates of all groups within a tolerance is a linear program over the
-weights of the thresholds. Shapes: N labelled faces, G groups, T thresholds.
+the score gives a point (false positive rate, true positive rate). A random choice between thresholds gives any point of their
+convex hull. A linear program over the weights of the thresholds finds the fewest errors with the rates of all groups within
+a tolerance. Shapes: N labelled faces, G groups, T thresholds.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from scipy.optimize import linprog
 
 from fairdiff.errors import FairDiffError
 
-CONSTRAINTS = {  # which rates of the groups agree
+CONSTRAINTS = {  # rates that must agree between groups
     "parity": ("positive",),
     "true positives": ("tpr",),
     "false positives": ("fpr",),
@@ -24,9 +24,9 @@ CONSTRAINTS = {  # which rates of the groups agree
 
 @dataclass(frozen=True)
 class Group:
-    """Of one group: thresholds [T] ("positive" is score >= threshold), their rates [T], and how frequent it is.
+    """One group: thresholds [T] (score >= threshold is "positive") and their false and true positive rates [T].
 
-    positives: the share of its faces with label 1. mass: of all faces, the share that is this group's.
+    positives: share of its faces with label 1. mass: its share of all faces.
     """
 
     thresholds: np.ndarray
@@ -37,17 +37,20 @@ class Group:
 
     @property
     def positive(self) -> np.ndarray:
-        """P(judged positive) of each threshold."""
+        """P(judged positive) for each threshold."""
         return self.positives * self.tpr + (1 - self.positives) * self.fpr
 
     @property
     def errors(self) -> np.ndarray:
-        """P(judged wrongly) of each threshold."""
+        """P(judged wrongly) for each threshold."""
         return self.positives * (1 - self.tpr) + (1 - self.positives) * self.fpr
 
 
 def roc(score_N: np.ndarray, label_N: np.ndarray, total: int) -> Group:
-    """The corners of the ROC curve of a group's faces and their hull; FairDiffError without faces of both labels."""
+    """Return a group with all corners of its ROC curve as thresholds; FairDiffError without faces of both labels.
+
+    total: number of faces of all groups.
+    """
     score, label = np.asarray(score_N, float), np.asarray(label_N, int)
     if not {0, 1} <= set(label):
         found = ", ".join(map(str, sorted(set(label.tolist())))) or "none"
@@ -58,7 +61,7 @@ def roc(score_N: np.ndarray, label_N: np.ndarray, total: int) -> Group:
 
 
 def fair_thresholds(groups: dict[str, Group], constraint: str, tolerance: float) -> dict[str, np.ndarray]:
-    """The weights [T] of each group's thresholds: least errors with |rate_a - rate_b| <= tolerance for all pairs."""
+    """Return weights [T] of each group's thresholds: fewest errors with |rate_a - rate_b| <= tolerance for all pairs."""
     if constraint not in CONSTRAINTS:
         raise FairDiffError(f"constraint: found {constraint}, allowed: {', '.join(CONSTRAINTS)}")
     names, sizes = list(groups), [len(g.thresholds) for g in groups.values()]
@@ -80,11 +83,11 @@ def fair_thresholds(groups: dict[str, Group], constraint: str, tolerance: float)
 
 
 def rates(group: Group, weights_T: np.ndarray) -> dict[str, float]:
-    """Rates and errors of a random choice of thresholds with these weights."""
+    """Return the rates and errors of a random choice of thresholds with these weights."""
     return {key: float(weights_T @ getattr(group, key)) for key in ("tpr", "fpr", "positive", "errors")}
 
 
 def judged(score_N: np.ndarray, weights_T: np.ndarray, group: Group, rng: np.random.Generator) -> np.ndarray:
-    """Labels 0 and 1 of faces of one group, each with a threshold of its own drawn by the weights."""
+    """Return labels 0 and 1 of one group's faces; each face gets a threshold drawn by the weights."""
     drawn = rng.choice(len(weights_T), size=len(score_N), p=weights_T / weights_T.sum())
     return (np.asarray(score_N, float) >= group.thresholds[drawn]).astype(int)

@@ -1,9 +1,9 @@
-"""Prompts in other languages: what a model makes of an occupation whose name it may never have read.
+"""Audit prompts in other languages, whose names of occupations the model may not know.
 
 A translated prompt may look fair because the model ignored it. So each image is generated from the translation with the
-English prompt's noise and measured against the English text: CLIP-T then says whether the picture shows what was meant. Its
-two ends are measured too: the English prompt, and the English words with the occupation left out,
-K = (t - t_none) / (t_English - t_none), means over prompts of CLIP-T: 1 as in English, 0 the occupation ignored.
+noise of the English prompt, and CLIP-T is measured against the English text: it tells whether the image shows the occupation.
+Two references are measured too: the English prompt, and the English template without the occupation. With means of CLIP-T
+over prompts, K = (t - t_none) / (t_English - t_none): 1 is as in English, 0 means that the occupation was ignored.
 """
 
 from collections.abc import Iterable, Mapping
@@ -21,24 +21,24 @@ from fairdiff.prompts import Prompt, fill
 from fairdiff.studies.words import Rewrite
 
 FOLDER = Path(str(files("fairdiff.studies"))) / "translations"
-ENGLISH = "english"  # the file of the reference, which has no words around its subjects
-SAME_WORDS = "a photo of the face of a person, occupation: {}"  # the words of the other languages, in English
-HALF = 0.5  # of what the occupation adds to CLIP-T: less is ignored, more is read
+ENGLISH = "english"  # the file of the reference, which has no templates
+SAME_WORDS = "a photo of the face of a person, occupation: {}"  # the English form of the other languages' templates
+HALF = 0.5  # of what the occupation adds to CLIP-T: a K below counts as ignored, above as read
 
 
 @dataclass(frozen=True)
 class Words:
-    """English subject -> the prompt in one language. forms: whether it names any of them by gender."""
+    """texts: English subject -> the prompt in one language. forms: whether the file has a feminine form of any subject."""
 
     texts: Mapping[str, str]
     forms: bool
 
 
 def read_words(file: Path, both_forms: bool = False) -> Words:
-    """The prompts of a file with the columns english, subject, feminine, template; the last two may be missing.
+    """Read the prompts of a file with the columns english, subject, feminine, template; the last two may be missing.
 
-    both_forms: "feminine / subject" where there is a feminine form, in the place of the dictionary's form.
-    FairDiffError for a file or a cell that is not there, and for two subjects with one prompt.
+    both_forms: use "feminine / subject" instead of the subject if there is a feminine form.
+    Raises FairDiffError for a missing file or cell, and for two subjects with the same prompt.
     """
     columns, rows = read_table(read_given(file, str(file)), str(file))
     if missing := {"english", "subject"} - {*columns}:
@@ -59,7 +59,7 @@ def read_words(file: Path, both_forms: bool = False) -> Words:
 
 
 def translated(prompts: Iterable[Prompt], words: Words) -> Rewrite:
-    """Every image of a prompt of people from its translation; prompts without people stay as they are."""
+    """Return a rewrite of prompts of people to their translations; prompts without people are not changed."""
     people = [prompt for prompt in prompts if prompt.people]
     if missing := [prompt.subject for prompt in people if prompt.subject not in words.texts]:
         raise FairDiffError(f"prompts.test: found {missing[0]} without a translation, allowed: {', '.join(words.texts)}")
@@ -67,7 +67,7 @@ def translated(prompts: Iterable[Prompt], words: Words) -> Rewrite:
 
 
 def left_out(prompts: Iterable[Prompt], template: str) -> Rewrite:
-    """Every image of a prompt of people from the template with "person" in the place of its subject."""
+    """Return a rewrite of prompts of people to the template with "person" instead of the subject."""
     return _each({prompt.text: fill(template, "person") for prompt in prompts if prompt.people})
 
 
@@ -79,7 +79,10 @@ def _each(texts: Mapping[str, str]) -> Rewrite:
 
 
 def kept(own_P, none_P, english_P) -> tuple[float, Interval] | None:
-    """K and its interval over prompts, from CLIP-T of each prompt; None where English itself shows no occupation clearly."""
+    """Return K and its interval over prompts from CLIP-T of each prompt; None if CLIP-T of English is not clearly higher.
+
+    "Clearly" means that the interval of t_English - t_none lies above 0.
+    """
     own, none, english = (np.asarray(values, float) for values in (own_P, none_P, english_P))
     gain = english - none
     if not student_interval(gain)[0] > 0:
@@ -88,7 +91,7 @@ def kept(own_P, none_P, english_P) -> tuple[float, Interval] | None:
 
 
 def reading(kept_: tuple[float, Interval] | None, change: Interval) -> str:
-    """What bias and K say together. change: the interval of bias minus that in English; NaN where it is not known."""
+    """Return the conclusion from bias and K in words. change: interval of bias minus bias in English, NaN if unknown."""
     if kept_ is None:
         return "cannot tell: in English the pictures show no occupation clearly either"
     low, high = kept_[1]

@@ -1,13 +1,13 @@
-"""Where in an adapter the effect sits: its update in singular components, each with a score, and sparse adapters of some.
+"""Localise the effect of an adapter: split its update into singular components, score them, and build sparse adapters.
 
-A layer's LoRA adds c B A, c = alpha / r. Its singular value decomposition c B A = sum_i s_i u_i v_i' makes r components,
-whatever basis training left. The score of one is the first-order change of the loss without it, the gradient by a gate m_i
-before it: |<s_i u_i v_i', dL/dW>|, mean over calibration batches (the SNIP score of Lee et al. 2019, taken for weights that
-carry a behaviour by Wei et al., "Assessing the Brittleness of Safety Alignment", ICML 2024). From dL/dB = c G A' it is
-|u_i' (dL/dB) B' u_i|, so LoRA's own gradient suffices.
+The LoRA of a layer adds c B A, c = alpha / r. Its singular value decomposition c B A = sum_i s_i u_i v_i' has r components,
+which do not depend on the basis of the factors. The score of a component is the first-order change of the loss without it,
+the gradient of a gate m_i that multiplies it: |<s_i u_i v_i', dL/dW>|, mean over calibration batches. This is the SNIP score
+of Lee et al. 2019, used by Wei et al. ("Assessing the Brittleness of Safety Alignment", ICML 2024) to find weights that carry
+a behaviour. With dL/dB = c G A' it is |u_i' (dL/dB) B' u_i|, so LoRA's own gradient suffices.
 
-Another training may take another way, the "alternative pathways" of "Towards Understanding the Fragility of Multilingual LLMs
-against Fine-Tuning Attacks" (2024): `held_at_zero` keeps chosen components out of an update while it is trained.
+Training again may use other components, the "alternative pathways" of "Towards Understanding the Fragility of Multilingual
+LLMs against Fine-Tuning Attacks" (2024). `held_at_zero` keeps chosen components out of an update during training.
 """
 
 from collections.abc import Hashable, Iterable, Iterator
@@ -26,14 +26,14 @@ from fairdiff.diffusion.lora_files import Factors, Layers
 from fairdiff.errors import FairDiffError
 
 Place = tuple[str, str]  # "unet" or "text_encoder", and the layer in it
-Component = tuple[str, str, int]  # and which of the layer's, from the largest
+Component = tuple[str, str, int]  # a place and the component's index, the largest first
 
 
 @dataclass(frozen=True)
 class Split:
-    """One layer's components: up [out, r] of columns u_i, sizes [r] of s_i falling, down [r, in] of rows v_i'.
+    """The components of a layer: up [out, r] with columns u_i, sizes [r] of decreasing s_i, down [r, in] with rows v_i'.
 
-    shape: of `Factors.down` behind r.
+    shape: shape of `Factors.down` without its first axis r.
     """
 
     up: Tensor
@@ -43,7 +43,7 @@ class Split:
 
 
 def split(layers: Layers) -> dict[Place, Split]:
-    """The singular components of every layer, through QR of the thin factors."""
+    """Return the singular components of every layer, computed by QR of the thin factors."""
     found = {}
     for part, some in layers.items():
         for layer, factors in some.items():
@@ -56,12 +56,12 @@ def split(layers: Layers) -> dict[Place, Split]:
 
 
 def components(splits: dict[Place, Split]) -> dict[Component, float]:
-    """Every component and its size s_i, the Frobenius norm of what it adds."""
+    """Return every component with its size s_i, the Frobenius norm of its update."""
     return {(*place, i): float(size) for place, one in splits.items() for i, size in enumerate(one.sizes)}
 
 
 def kept(splits: dict[Place, Split], chosen: Iterable[Component]) -> Layers:
-    """The adapter of these components alone: each layer has as many ranks as it has components, one without any is gone."""
+    """Return the adapter of these components only; each layer has their number as rank, layers without are left out."""
     layers: Layers = {}
     for (part, layer), rows in _by_place(chosen).items():
         one = splits[part, layer]
@@ -82,7 +82,7 @@ def _by_place(chosen: Iterable[Component]) -> dict[Place, list[int]]:
 
 
 def gate_gradients(adapter: Lora, splits: dict[Place, Split]) -> dict[Component, float]:
-    """dL/dm_i = u_i' (dL/dB) B' u_i of every component, from the gradients that a step has left in the adapter."""
+    """Return dL/dm_i = u_i' (dL/dB) B' u_i of every component, from the adapter's gradients after a training step."""
     found = {}
     for place, layer in _layers(adapter):
         if place in splits:
@@ -106,9 +106,9 @@ def _gates(up: Tensor, b: Tensor) -> list[float]:
 
 
 class Without(nn.Module):
-    """A factor [rows, ...] without some directions: (1 - Q Q') F of its rows' side, or F (1 - Q Q') of its columns'.
+    """A parametrization that removes directions from a factor F [rows, ...]: (1 - Q Q') F if `of_rows`, or F (1 - Q Q').
 
-    basis: Q [D, k], orthonormal columns.
+    basis: Q [D, k] with orthonormal columns.
     """
 
     def __init__(self, basis: Tensor, of_rows: bool):
@@ -124,11 +124,11 @@ class Without(nn.Module):
 
 @contextmanager
 def held_at_zero(adapter: Lora, splits: dict[Place, Split], chosen: Iterable[Component]) -> Iterator[None]:
-    """Whatever is trained within the block, the update has none of the chosen components, and neither have its files later.
+    """Keep chosen components out of the adapter's update while it is trained within the context, and in files saved later.
 
-    With the chosen u_i and v_i of a layer as columns of U and V its update is c (1 - U U') B A (1 - V V'): it writes nothing
-    where they write and reads nothing where they read. Gradients are those of the factors behind these projections.
-    FairDiffError for a layer that the adapter has not.
+    With the chosen u_i and v_i of a layer as columns of U and V, its update is c (1 - U U') B A (1 - V V'). So its output has
+    no part in the span of U, and it ignores inputs in the span of V. Gradients are those of the factors before projection.
+    Raises FairDiffError for a layer that the adapter does not have.
     """
     rows = _by_place(chosen)
     layers = {place: layer for place, layer in _layers(adapter) if place in rows}
@@ -149,7 +149,7 @@ def held_at_zero(adapter: Lora, splits: dict[Place, Split], chosen: Iterable[Com
 
 
 def common_places(one: dict[Component, float], other: dict[Component, float]) -> float:
-    """sum_l min(p_l, q_l) in [0, 1], p_l and q_l the shares of layer l in the squared norm of two updates, by their sizes."""
+    """Return sum_l min(p_l, q_l) in [0, 1], with p_l and q_l the shares of layer l in the squared norms of two updates."""
 
     def shares(sizes: dict[Component, float]) -> dict[Place, float]:
         found: dict[Place, float] = {}
@@ -163,7 +163,7 @@ def common_places(one: dict[Component, float], other: dict[Component, float]) ->
 
 
 def orders(sizes: dict[Component, float], scores: dict[Component, float], seed: int) -> dict[str, list[Component]]:
-    """The components from the first to keep to the last: by score, by size, and at random as what chance alone gives."""
+    """Return the components, the first to keep first, in three orders: by score, by size, and random as a baseline."""
     names = sorted(sizes)
     shuffled = np.random.default_rng(seed).permutation(len(names))
     return {
@@ -174,17 +174,17 @@ def orders(sizes: dict[Component, float], scores: dict[Component, float], seed: 
 
 
 def first(order: list[Component], share: float) -> list[Component]:
-    """The first `share` of an order, at least one component."""
+    """Return the first `share` of an order, at least one component."""
     return order[: max(1, round(share * len(order)))]
 
 
 def overlap(
     one: list[Component], other: list[Component], share: float, same: bool
 ) -> tuple[float, tuple[float, float]]:
-    """Jaccard overlap of the first `share` of either order, and the 95 % range of independent orders of the same components.
+    """Return the Jaccard overlap of the first `share` of two orders, and its 95 % range for a random second order.
 
-    same: both are orders of one adapter's components. Of two adapters the layers are compared, weighed by how many of their
-    components are among the first: sum_l min(a_l, b_l) / sum_l max(a_l, b_l), a_l and b_l the counts in layer l.
+    same: both are orders of one adapter's components. For two adapters, layers are compared by the counts a_l and b_l of
+    their components among the first: sum_l min(a_l, b_l) / sum_l max(a_l, b_l).
     """
 
     def counts(some: Iterable[Component]) -> dict[Hashable, int]:

@@ -1,4 +1,4 @@
-"""The page of a study: one self-contained report.html in the audit's style, and the same as Markdown for the docs."""
+"""Write the page of a study: a self-contained report.html in the style of an audit's, and the same as Markdown."""
 
 import math
 import re
@@ -10,13 +10,13 @@ from pathlib import Path
 
 from fairdiff.files import write_text
 
-# Neighbours differ in lightness too, for readers who do not see their hues apart
+# neighbours differ in lightness too, for colour-blind readers
 PALETTE = ("#0f766e", "#e08a1e", "#4d5fb5", "#d0607f", "#7a9a2e", "#7c3f8c", "#4a9fc9", "#b42318", "#8a5a2b", "#777777")
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, sentences, a table (head and rows of text), and charts as SVG."""
+    """A section of a page: heading, sentences, a table (head and rows of text), and charts as SVG."""
 
     title: str
     text: Sequence[str] = ()
@@ -27,9 +27,9 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """title and lead: of the page. not_shown: what its numbers do not say. written_by: the command.
+    """A page. not_shown: sentences on what its numbers do not show. written_by: the command that writes it.
 
-    kind: of page, above its title.
+    about: settings at its end. kind: word above its title.
     """
 
     title: str
@@ -42,7 +42,7 @@ class Page:
 
 
 def report_css() -> str:
-    """The style sheet of an audit's report, so that the pages of studies look alike."""
+    """Return the style sheet of an audit's report, which pages of studies use too."""
     return files("fairdiff.audit").joinpath("report.css").read_text(encoding="utf-8")
 
 
@@ -51,9 +51,9 @@ def audit_style() -> str:
 
 
 def picture(chart: str) -> str:
-    """A chart of a page as an SVG file by itself: on white, in the page's light colours, with the rules that it needs."""
+    """Return a chart of a page as a stand-alone SVG file, with its style rules, in the light colours of the page."""
     css = report_css()
-    colours = dict(reversed(re.findall(r"--(\w+): ([^;]+);", css)))  # the first are the light ones
+    colours = dict(reversed(re.findall(r"--(\w+): ([^;]+);", css)))  # the light colours come first
     rules = " ".join(line for line in css.splitlines() if line.startswith("svg"))
     width, height = re.search(r'viewBox="0 0 (\S+) (\S+)"', chart).groups()
     head, body = chart.split(">", 1)
@@ -63,7 +63,7 @@ def picture(chart: str) -> str:
 
 
 def write_html(page: Page, path: Path) -> None:
-    """The page as one file that needs no network."""
+    """Write the page as one HTML file that needs no network."""
     body = [
         f'<div class="eyebrow">FairDiff {page.kind}</div><h1>{escape(page.title)}</h1><p class="lead">{_text(page.lead)}</p>'
     ]
@@ -91,7 +91,7 @@ def write_html(page: Page, path: Path) -> None:
 
 
 def write_markdown(page: Page, path: Path) -> None:
-    """The page for the documentation, and its charts as <page>-<number>.svg beside it."""
+    """Write the page as Markdown for the documentation, with its charts as <page>-<number>.svg beside it."""
     lines = [f"# {page.title}", "", f"Written by `{page.written_by}`. {page.lead}"]
     for old in path.parent.glob(f"{path.stem}-*.svg"):
         old.unlink()
@@ -113,7 +113,7 @@ def write_markdown(page: Page, path: Path) -> None:
 
 
 def _text(sentence: str) -> str:
-    """Escaped, with `code` of Markdown."""
+    """Return a sentence escaped for HTML, with Markdown's `code` as <code>."""
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(sentence))
 
 
@@ -129,7 +129,7 @@ def _row(cells: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Point:
-    """A mark of a chart: its place, the ends of its bars upwards and across (None: none), and what a pointer shows."""
+    """A mark of a chart: position, ends of the vertical bar (low, high) and the horizontal one (left, right), tooltip."""
 
     x: float
     y: float
@@ -141,7 +141,7 @@ class Point:
 
 
 def curves_chart(curves: dict[str, Sequence[Point]], title: str, across: str, floor: float | None = None) -> str:
-    """Curves of points in the order given, each in its colour with its name below; the floor is a shaded band from 0."""
+    """Return an SVG chart of curves with a legend below. across: label of the x axis. floor: top of a shaded band from 0."""
     width, height, left, right, top, bottom = 520, 300, 50, 14, 28, 44
     points = [point for some in curves.values() for point in some]
     xs, ys = (
@@ -183,7 +183,7 @@ def curves_chart(curves: dict[str, Sequence[Point]], title: str, across: str, fl
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """Three to seven round numbers within the ends."""
+    """Return three to seven round numbers from low to high."""
     step = 10 ** math.floor(math.log10(high - low))
     step *= next(share for share in (0.2, 0.5, 1, 2) if (high - low) / (share * step) <= 6)
     return [round(n * step, 9) for n in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]

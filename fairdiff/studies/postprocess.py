@@ -1,7 +1,6 @@
-"""The baseline that trains nothing: sample M images of a prompt, keep as many as a quota lets, pay M / n for each image kept.
+"""A baseline without training: sample M images of a prompt and keep n of them by a quota, at a cost of M / n per image.
 
-Source of the idea: post-processing with a relaxed constraint as the yardstick of every other method (Cruz and Hardt 2024,
-arXiv 2306.07261). Shapes: K classes, counts of images.
+Source: Cruz and Hardt 2024 (arXiv 2306.07261), who compare all methods with relaxed post-processing. Shapes: K classes.
 """
 
 from collections.abc import Sequence
@@ -11,7 +10,10 @@ from scipy.optimize import linprog
 
 
 def most_kept(counts_K: Sequence[int], target_K: Sequence[float], tolerance: float) -> float:
-    """The most images n, not whole, that can be kept: max sum n_k with 0 <= n_k <= M_k and |n_k - t_k n| <= tolerance n."""
+    """Return the most images n that can be kept, as a real number: the linear program
+
+    max sum n_k  with  0 <= n_k <= M_k  and  |n_k - t_k n| <= tolerance n.
+    """
     counts, target = np.asarray(counts_K, float), np.asarray(target_K, float)
     share = np.eye(len(counts)) - target[:, None]  # n_k - t_k n
     slack = np.full((len(counts), len(counts)), tolerance)
@@ -21,10 +23,10 @@ def most_kept(counts_K: Sequence[int], target_K: Sequence[float], tolerance: flo
 
 
 def quota(counts_K: Sequence[int], target_K: Sequence[float], tolerance: float) -> np.ndarray:
-    """How many images n_k of each class are kept, whole numbers, in all as many as possible; 0 where none can be.
+    """Return the largest quota: whole numbers n_k of images of each class to keep, all 0 if none can be kept.
 
-    For n images n_k may be from (t_k - tolerance) n to (t_k + tolerance) n, and M_k at most; what is free goes to the classes
-    of which most is left.
+    For n images, n_k is between (t_k - tolerance) n and (t_k + tolerance) n, and at most M_k. Within these bounds, classes
+    with the most images left get more.
     """
     counts, target = np.asarray(counts_K, int), np.asarray(target_K, float)
     for n in range(int(most_kept(counts, target, tolerance) + 1e-6), 0, -1):
@@ -40,10 +42,10 @@ def quota(counts_K: Sequence[int], target_K: Sequence[float], tolerance: float) 
 
 
 def true_shares(kept_K: Sequence[int], judged_K: Sequence[float], rates_KK: np.ndarray) -> np.ndarray:
-    """Shares of the true classes among images that were kept by what a judge says, by Bayes' rule.
+    """Estimate the shares of the true classes among images that were kept by a judge's labels, by Bayes' rule.
 
     P(true j | judged k) is proportional to p_j C[j, k], with p the prompt's true shares (C^T p = judged, cut to the simplex)
-    and C[j, k] = P(judged k | true j). The judge that chose the images would find its own quota fulfilled.
+    and C[j, k] = P(judged k | true j). The same judge would always find its quota fulfilled.
     """
     rates, judged = np.asarray(rates_KK, float), np.asarray(judged_K, float)
     true = np.maximum(np.linalg.pinv(rates.T) @ judged, 0)

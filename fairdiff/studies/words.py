@@ -1,8 +1,8 @@
-"""Baselines that change the words and nothing else: each image of a prompt is generated from another text, with its noise.
+"""Baselines that only change the prompt: each image is generated from another text with the same noise.
 
-Ethical intervention: Bansal et al. 2022 (arXiv 2210.15230), in the words that Shen et al. (ICLR 2024) compare with. Random
-class phrases: what Fair Diffusion (Friedrich et al. 2023, arXiv 2302.10893) does by guidance, it looks a prompt up and steers
-each image to a class drawn from the target; here the class stands in the prompt.
+Ethical intervention: Bansal et al. 2022 (arXiv 2210.15230), in the wording that Shen et al. (ICLR 2024) compare with. Random
+attribute phrases: Fair Diffusion (Friedrich et al. 2023, arXiv 2302.10893) looks up a prompt and guides each image to a class
+drawn from the target. Here the drawn class is put into the prompt.
 """
 
 import hashlib
@@ -19,18 +19,18 @@ from fairdiff.prompts import Prompt, with_article, with_phrase
 
 # (prompt, noise_BCHW) -> the text of each image
 Rewrite = Callable[[str, Tensor], list[str]]
-Phrases = Mapping[str, Mapping[str, str]]  # attribute -> class -> words for a person of it, in the order of the classes
+Phrases = Mapping[str, Mapping[str, str]]  # attribute -> class -> attribute phrase, in the order of the classes
 
 
 def require_phrases(phrases: Phrases) -> None:
-    """FairDiffError for an attribute whose classes have no words."""
+    """Raise FairDiffError for an attribute without phrases."""
     for name, words in phrases.items():
         if not words:
             raise FairDiffError(f"attributes.{name}.phrases: found none, allowed: words for a person of each class")
 
 
 def intervened(prompt: Prompt, attributes: Iterable[str]) -> str:
-    """The prompt of people and ", if all individuals can be a nurse irrespective of their gender"."""
+    """Return a prompt of people with ", if all individuals can be a nurse irrespective of their gender" appended."""
     if not prompt.people:
         return prompt.text
     what = " and ".join(attributes)
@@ -38,22 +38,22 @@ def intervened(prompt: Prompt, attributes: Iterable[str]) -> str:
 
 
 def ethical(prompts: Iterable[Prompt], attributes: Iterable[str]) -> Rewrite:
-    """Every image of a prompt of people from its ethical intervention."""
+    """Return a rewrite of prompts of people to their ethical interventions."""
     texts = {prompt.text: intervened(prompt, attributes) for prompt in prompts}
     return lambda text, noise_BCHW: [texts[text]] * len(noise_BCHW)
 
 
 def uniform_of(noise: Tensor, seed: int) -> float:
-    """A number in [0, 1) that depends on an image's own noise and the seed, whatever batch it is in."""
+    """Return a number in [0, 1) that depends on an image's noise and the seed only, and not on its batch."""
     data = noise.detach().cpu().float().contiguous().numpy().tobytes()
     digest = hashlib.sha256(str(seed).encode() + b"|" + data).digest()
     return int.from_bytes(digest[:6], "big") / 2**48
 
 
 def random_phrases(prompts: Iterable[Prompt], targets: Targets, phrases: Phrases, seed: int) -> Rewrite:
-    """Each image with classes in words, drawn from its prompt's target: "..., a woman".
+    """Return a rewrite that adds the phrases of classes drawn for each image from its prompt's target: "..., a woman".
 
-    A prompt that names a class already, or shows no people, stays as it is: the look-up of a product has no entry for it.
+    Prompts that name a class or show no people are not changed, as Fair Diffusion's look-up would not find them.
     """
     require_phrases(phrases)
     names, known = list(phrases), {prompt.text: prompt for prompt in prompts}
@@ -76,7 +76,7 @@ def random_phrases(prompts: Iterable[Prompt], targets: Targets, phrases: Phrases
 
 
 def with_words(rewrite: Rewrite, generate: Generate) -> Generate:
-    """(prompt, noise_BCHW) -> image_BCHW: each image from its own text, images of one text together."""
+    """Return a generator that rewrites the text of each image, and generates images with the same text together."""
 
     def of_words(prompt: str, noise_BCHW: Tensor) -> Tensor:
         texts = rewrite(prompt, noise_BCHW)

@@ -108,7 +108,7 @@ def train(
 ) -> None:
     """Train the adapter in place until `schedule.steps`, from the folder's checkpoint if there is one.
 
-    Leaves averaged weights (EMA) in the adapter: those of the best validation, or the last ones without validation. Raises
+    Leaves averaged weights (EMA) in the adapter: those of the best validation if there is one, else the last ones. Raises
     FairDiffError on a gradient of exactly zero, on PATIENCE steps in a row that align nothing, and if the trained adapter
     changes no image. Of several processes only the first reads and writes the folder.
     """

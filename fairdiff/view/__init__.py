@@ -1,6 +1,6 @@
-"""The live page of a run folder: what training says while it goes on, and the adapter to try once it is saved.
+"""The live page of a run folder: the progress of training, and images of any prompt with the adapter once it is saved.
 
-    state (the folder as numbers) -> server -> page.html;  explorer (both images of a prompt, as the audit judge reads them)
+    state (the folder as numbers) -> server -> page.html;  explorer (images without and with the adapter, classified)
 
-Reads run folders and writes nothing. Imports the builder; is imported by `start` only.
+It reads run folders and writes nothing. It imports the builder; only `start` imports it.
 """

@@ -1,4 +1,4 @@
-"""Both images of a prompt from the same noise, without and with a run's adapter, as the audit judge reads them."""
+"""Generate images of a prompt from the same noise without and with a run's adapter, and classify them."""
 
 import base64
 import io
@@ -18,12 +18,12 @@ from fairdiff.diffusion.sampling import initial_noise
 from fairdiff.errors import FairDiffError
 from fairdiff.plan import make_plan
 
-MOST = 8  # images at once
-LARGEST = 2.0  # scale of the adapter
+MOST = 8  # largest number of pairs in a request
+LARGEST = 2.0  # largest scale of the adapter
 
 
 class Explorer:
-    """A run's model, adapter and audit judge, loaded once; one request at a time."""
+    """A run's model, adapter and audit judge, loaded once; requests are handled one at a time."""
 
     def __init__(self, folder: Path):
         config = saved(folder / "config.yaml", [f"adapter.path={folder / 'adapter'}", "adapter.scale=1"])
@@ -37,8 +37,9 @@ class Explorer:
 
     @torch.no_grad()
     def look(self, request: dict) -> list[dict]:
-        """`images` pairs, each with `before` and `after`: a PNG as a data URI and the judge's probabilities by attribute and
-        class, {} without a face. request: prompt, scale in [0, 2], seed, images in 1..8. FairDiffError for any other."""
+        """Return pairs of `before` and `after`, each with `image`, a PNG as a data URI, and `reading`, the audit judge's
+        probabilities by attribute and class ({} without a face). request: prompt, scale in [0, 2], seed, images in 1..8;
+        FairDiffError for any other."""
         prompt, scale, seed, images = _checked(request)
         with self.lock:
             for parameter, full in zip(self.adapter.parameters(), self.full, strict=True):

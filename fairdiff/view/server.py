@@ -1,4 +1,4 @@
-"""The live page over HTTP, on this machine only: files of one run folder that are named here, and nothing else."""
+"""Serve the live page of a run folder over HTTP, to this machine only; it sends only the files that the page needs."""
 
 import argparse
 import json
@@ -21,14 +21,14 @@ HERE = ("127.0.0.1", "localhost")
 
 
 class Run:
-    """What the page reads of one run folder; the explorer is loaded when it is first used."""
+    """The files of a run folder that the page may read; the explorer is loaded when it is first used."""
 
     def __init__(self, folder: Path):
         require_run(folder)
         self.folder, self.explorer, self.lock = folder, None, Lock()
 
     def file(self, path: str) -> tuple[bytes, str] | None:
-        """Content and type of a path that the page names, None for any other."""
+        """Return content and type of a path that the page uses, None for any other path."""
         parts = path.strip("/").split("/")
         if path == "/":
             return PAGE.read_bytes(), "text/html; charset=utf-8"
@@ -42,7 +42,7 @@ class Run:
         return None
 
     def look(self, request: object) -> list[dict]:
-        """`Explorer.look`, FairDiffError before the adapter is saved."""
+        """Return `Explorer.look` of a request; FairDiffError if the adapter is not saved yet."""
         if not isinstance(request, dict):
             raise FairDiffError("request: allowed: prompt, scale, seed and images")
         with self.lock:
@@ -56,7 +56,7 @@ class Run:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers GET for `Run.file` and POST /look; quiet."""
+    """Handles GET by `Run.file` and POST /look by `Run.look`, without a log."""
 
     def __init__(self, run: Run, *args, **kwargs):
         self.run = run
@@ -67,7 +67,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         try:
             found = self.run.file(unquote(self.path.split("?")[0]))
-        except (FairDiffError, OSError) as error:  # a file may go meanwhile
+        except (FairDiffError, OSError) as error:  # a file may be removed meanwhile
             return self._say(HTTPStatus.INTERNAL_SERVER_ERROR, {"error": str(error)})
         if found is None:
             return self._say(HTTPStatus.NOT_FOUND, {"error": f"{self.path}: there is no such page"})
@@ -86,7 +86,10 @@ class Handler(BaseHTTPRequestHandler):
             self._say(HTTPStatus.BAD_REQUEST, {"error": str(error)})
 
     def _from_here(self) -> bool:
-        """Refuse pages of other sites, which may reach this server by a name of their own for 127.0.0.1."""
+        """Return whether a request comes from this machine's own page, and refuse it otherwise.
+
+        Pages of other sites could reach this server by a host name that resolves to 127.0.0.1.
+        """
         host = (self.headers.get("Host") or "").rsplit(":", 1)[0]
         origin = self.headers.get("Origin")
         if host in HERE and (origin is None or origin.split("://")[-1].rsplit(":", 1)[0] in HERE):
@@ -110,7 +113,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def serve(folder: Path, port: int) -> ThreadingHTTPServer:
-    """A server of this run folder on 127.0.0.1; port 0 takes a free one. FairDiffError for a port that is taken."""
+    """Return a server of this run folder on 127.0.0.1; port 0 takes a free port. FairDiffError if the port is in use."""
     run = Run(folder)
     try:
         return ThreadingHTTPServer((HERE[0], port), partial(Handler, run))

@@ -1,4 +1,4 @@
-"""A run folder as numbers: what the live page shows, read anew at every look. A file that is being written costs a point."""
+"""Read the numbers that the live page shows from a run folder; they are read again for every request."""
 
 from pathlib import Path
 
@@ -6,21 +6,21 @@ from fairdiff.errors import FairDiffError
 from fairdiff.files import read_yaml
 from fairdiff.training.tracking import PICTURES, read_metrics
 
-SMOOTH = 0.9  # of the moving averages
-POINTS = 400  # of a curve, at most
+SMOOTH = 0.9  # decay of the moving averages
+POINTS = 400  # most points of a curve
 
 
 def require_run(folder: Path) -> None:
-    """FairDiffError unless a run of training or an audit lies there."""
+    """Raise FairDiffError unless the folder is a run folder of a training or an audit."""
     if not (folder / "run.json").is_file():
         raise FairDiffError(f"{folder}: holds no run.json, allowed: a run folder, such as outputs/gender/default/seed0")
 
 
 def state(folder: Path) -> dict:
-    """Steps done and requested, curves of loss terms and of shares beside their target, grids, reports, whether there is an
-    adapter to try.
+    """Return finished and requested steps, curves, names of grids and reports, and whether the adapter is saved.
 
-    A curve is a list of [step, value]; values are moving averages over steps, without the bias of their start.
+    Curves are of loss terms, shares and validation: lists of [step, value]. Values of loss terms and shares are moving
+    averages over steps with the start-up bias divided out.
     """
     rows, settings = read_metrics(folder / "metrics.jsonl"), _settings(folder)
     done = rows[-1]["step"] + 1 if rows else 0
@@ -47,7 +47,7 @@ def _settings(folder: Path) -> dict:
 
 
 def _curves(rows: list[dict], prefix: str, smooth: float = SMOOTH) -> dict[str, list[list[float]]]:
-    """Of each key with this prefix its moving average over the rows that have it: sum_i s^(n-i) x_i / sum_i s^(n-i)."""
+    """Return the moving average of each key with this prefix over its rows: sum_i s^(n-i) x_i / sum_i s^(n-i)."""
     found: dict[str, list[list[float]]] = {}
     for key in sorted({k for row in rows for k in row if k.startswith(prefix)}):
         total = mass = 0.0
