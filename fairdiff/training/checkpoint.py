@@ -124,6 +124,18 @@ def load(folder: Path, fingerprint: str, parts: dict[str, Part], say: Callable[[
     return 0
 
 
+def require_enough(folder: Path, steps: int) -> None:
+    """FairDiffError if the newest checkpoint that can be read has finished more than `steps`."""
+    for path in (folder / NAME, folder / PREVIOUS):
+        try:
+            done = torch.load(path, map_location="cpu", weights_only=True)["step"]
+        except Exception:  # there is none, or `load` says what is wrong with it
+            continue
+        if done > steps:
+            raise FairDiffError(f"steps: found {steps}, but {folder.parent} already holds {done}; allowed: {done} or more")
+        return
+
+
 def _read(path: Path, fingerprint: str, parts: dict[str, Part]) -> dict:
     """The state that `save` wrote; ValueError for anything else, FairDiffError for another run's."""
     try:

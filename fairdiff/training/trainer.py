@@ -201,12 +201,9 @@ def _resume(
 ) -> int:
     """How many steps the folder's checkpoint has made, after it was loaded; 0 without one."""
     say = partial(console.print, markup=False)
-    start = checkpoint.load_together(folder / "checkpoints", fingerprint, state.parts, say, world)
-    if start > schedule.steps:
-        raise FairDiffError(
-            f"steps: found {schedule.steps}, but {folder} already holds {start}; allowed: {start} or more"
-        )
-    return start
+    if world.first:
+        checkpoint.require_enough(folder / "checkpoints", schedule.steps)
+    return checkpoint.load_together(folder / "checkpoints", fingerprint, state.parts, say, world)
 
 
 def _grids(trainee: Trainee, prompts: list[Prompt], schedule: Schedule) -> pictures.Grids:
