@@ -28,6 +28,7 @@ from fairdiff.diffusion.export import export
 from fairdiff.diffusion.folder import hub_id
 from fairdiff.errors import FairDiffError, NotWithinMargin
 from fairdiff.files import atomic_path, flat, read_yaml, remove_leftovers, require_writable, write_json, write_text
+from fairdiff.training import checkpoint
 from fairdiff.training.step import Trainee
 from fairdiff.training.tracking import PICTURES, progress, read_metrics
 
@@ -58,6 +59,7 @@ def begin(folder: Path, settings: dict, training: str) -> None:
             f"{folder}: holds a run with other settings{differences(folder, settings)}; choose another hydra.run.dir or "
             "start over with resume=false"
         )
+    checkpoint.require_enough(folder / "checkpoints", settings["steps"])
     for part in (folder, folder / "checkpoints", *(folder / "audits").rglob("*")):
         remove_leftovers(part, 0)
     write_json(folder / "run.json", {"schema": SCHEMA, "training": training})  # first: it marks a run folder

@@ -20,6 +20,7 @@ from fairdiff.diffusion.adapters import LORA_FILE, Lora
 from fairdiff.diffusion.load import load_model
 from fairdiff.errors import FairDiffError
 from fairdiff.files import write_text
+from fairdiff.training import checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -145,3 +146,16 @@ def test_a_cache_that_cannot_be_written_is_known_before_anything_is_generated(co
     assert exit_info.value.code == 2 and said.count("\n") == 1
     assert said.startswith(f"error: cache: {tmp_path / 'file'}/cache/") and "allowed: a folder that can be, or null" in said
     assert not list(folder.iterdir())
+
+
+def test_fewer_steps_than_are_done_are_refused_before_the_run_is_touched(tmp_path):
+    settings = asdict(composed("steps=9"))
+    run.begin(tmp_path, settings, "a")
+    (tmp_path / "checkpoints").mkdir()
+    checkpoint.save(tmp_path / "checkpoints", 9, "a", {})
+    said = (tmp_path / "config.yaml").read_text()
+    with pytest.raises(FairDiffError, match=f"^steps: found 5, but {tmp_path} already holds 9; allowed: 9 or more$"):
+        run.begin(tmp_path, settings | {"steps": 5}, "a")
+    assert (tmp_path / "config.yaml").read_text() == said
+    run.begin(tmp_path, settings | {"steps": 12}, "a")
+    assert "steps: 12" in (tmp_path / "config.yaml").read_text()

@@ -125,6 +125,18 @@ def load(folder: Path, fingerprint: str, parts: dict[str, Part], say: Callable[[
     return 0
 
 
+def require_enough(folder: Path, steps: int) -> None:
+    """FairDiffError if the newest checkpoint that can be read has finished more than `steps`."""
+    for path in (folder / NAME, folder / PREVIOUS):
+        try:
+            done = torch.load(path, map_location="cpu", weights_only=True)["step"]
+        except Exception:  # there is none, or `load` says what is wrong with it
+            continue
+        if done > steps:
+            raise FairDiffError(f"steps: found {steps}, but {folder.parent} already holds {done}; allowed: {done} or more")
+        return
+
+
 def _read(path: Path, fingerprint: str, parts: dict[str, Part]) -> dict:
     """Return the state that `save` wrote; ValueError for any other file, FairDiffError for a checkpoint of another run."""
     try:

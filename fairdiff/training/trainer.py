@@ -202,12 +202,9 @@ def _resume(
 ) -> int:
     """Load the folder's checkpoint and return its number of finished steps, 0 without one."""
     say = partial(console.print, markup=False)
-    start = checkpoint.load_together(folder / "checkpoints", fingerprint, state.parts, say, world)
-    if start > schedule.steps:
-        raise FairDiffError(
-            f"steps: found {schedule.steps}, but {folder} already holds {start}; allowed: {start} or more"
-        )
-    return start
+    if world.first:
+        checkpoint.require_enough(folder / "checkpoints", schedule.steps)
+    return checkpoint.load_together(folder / "checkpoints", fingerprint, state.parts, say, world)
 
 
 def _grids(trainee: Trainee, prompts: list[Prompt], schedule: Schedule) -> pictures.Grids:
