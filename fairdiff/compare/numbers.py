@@ -127,7 +127,7 @@ def _squared(audit: dict, row: dict, name: str) -> dict:
 
     change = (None, None)
     if audit["paired"]:
-        entry = audit["paired"]["attributes"][name]
+        entry = audit["paired"]["joint" if name in audit["paired"]["joint"] else "attributes"][name]
         found = (entry.get("corrected") or entry)["squared_distance"]
         change = (found["difference"], ends_of(found))
     cells = {key: square(row[key]) for key in ("before", "after")}

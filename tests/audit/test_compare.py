@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 from scipy.stats import t as student
@@ -94,6 +95,23 @@ def test_every_number_has_an_interval_but_those_that_say_why_not(audited, tmp_pa
             cells = [row[key] for key in ("before", "after", "change", "difference") if row[key] is not None]
             if not entry["name"].endswith((" worst", " off")):  # the page has the reason of these
                 assert all(cell["ci95"] for cell in cells), entry["name"]
+
+
+def test_audits_with_a_target_for_a_combination_are_compared_too(audited, tmp_path):
+    """The change of a combination's D^2 is that of the audit, and the difference of the same images is 0."""
+    audited("one", 0.1)
+    file = tmp_path / "runs" / "one" / "audits" / "some" / "audit.json"
+    records = pd.read_parquet(file.with_name("records.parquet"))
+    classes = {name: tuple(found) for name, found in json.loads(file.read_text())["attributes"].items()}
+    joint = "×".join(classes)
+    size = math.prod(map(len, classes.values()))
+    audit = compute_metrics(records, MetricSpec(classes, {"path": "colours"}, {joint: [1 / size] * size}))
+    file.write_text(json.dumps(audit, allow_nan=False))
+    shutil.copytree(tmp_path / "runs" / "one", tmp_path / "runs" / "two")
+    found = rows(compared(find_audits([tmp_path / "runs"])), f"{joint} D²")
+    change = audit["paired"]["joint"][joint]["squared_distance"]
+    assert found["one"]["change"]["value"] == pytest.approx(change["difference"]) != 0
+    assert found["two"]["difference"]["value"] == 0
 
 
 def test_the_same_pictures_differ_by_nothing(audited, tmp_path):
