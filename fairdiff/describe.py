@@ -1,4 +1,4 @@
-"""What a run says of itself: the budget before it begins, warnings, adapter.json, and the settings on the report."""
+"""Texts about a run: its budget before it begins, warnings, adapter.json, and the settings on the report."""
 
 from collections import Counter
 from dataclasses import asdict
@@ -22,7 +22,7 @@ from fairdiff.training.step import Trainee
 
 
 def budget(config: Config, plan: Plan, trainee: Trainee, audit: Audit) -> list[str]:
-    """What is about to be done, in images and steps."""
+    """The size of the run in images and steps, printed before it begins."""
     each, prompts = config.prompts.per_step, len(plan.train)
     parameters = sum(p.numel() for p in trainee.adapter.parameters())
     models = ["before", "after"] if trainee.adapter.origin is None else ["before", "start", "after"]
@@ -39,13 +39,13 @@ def budget(config: Config, plan: Plan, trainee: Trainee, audit: Audit) -> list[s
 
 
 def memory_lines(config: Config, pieces: Pieces | None) -> list[str]:
-    """What `memory_gb` was turned into, and a warning where even the smallest pieces need more."""
+    """The micro-batches planned for `memory_gb`, and a warning if even the smallest need more memory."""
     if pieces is None or pieces.peak is None:
         return []
     lines = [
         f"memory: about {pieces.peak / GIB:.1f} of {config.memory_gb:g} GB, {pieces.sample} images sampled, {pieces.decode} "
         f"decoded and {pieces.replay} steps replayed at once"
-        + "".join(f", {name} computed twice" for name in sorted(pieces.checkpointed))
+        + "".join(f", {name} with gradient checkpointing" for name in sorted(pieces.checkpointed))
     ]
     if pieces.peak > USED * GIB * config.memory_gb:
         lines.append(f"warning: memory_gb: found {config.memory_gb:g}, needed about {pieces.peak / GIB / USED:.0f}")
@@ -53,7 +53,7 @@ def memory_lines(config: Config, pieces: Pieces | None) -> list[str]:
 
 
 def most_originals(config: Config, plan: Plan) -> int:
-    """How many reference images a run can sample: whole blocks of a batch, validation included."""
+    """The largest number of reference images that a run can sample: whole blocks of a batch, validation included."""
     block, visits = config.global_batch, config.steps * config.prompts.per_step
     slices = len(plan.train) * (config.noise_pool // block)
     found = min(visits, slices) * compared_images(config)  # a slice a visit, each with its own T
@@ -61,34 +61,35 @@ def most_originals(config: Config, plan: Plan) -> int:
 
 
 def warnings(plan: Plan, model: DiffusionModel, prefix: str) -> list[str]:
-    """Audited prompts that are trained on or the same to the model, articles as English has none, lost ends of prompts.
+    """Warnings about prompts: audited ones that are trained on or equal for the model, wrong articles, and cut-off ends.
 
-    Behind soft tokens they lose it sooner than without, which would pass for an effect of the adapter.
+    Soft tokens take up space in the prompt, so more prompts are cut off with them, which could look like an effect of the
+    adapter.
     """
     lines = []
     if known := plan.not_held_out:
         some = ", ".join(known[:3]) + (", ..." if len(known) > 3 else "")
-        line = f"warning: {len(known)} of {len(plan.audit)} audited prompts are trained on ({some})"
-        lines.append(f"{line}; they say nothing about others")
+        line = f"warning: {len(known)} of {len(plan.audit)} audited prompts are also training prompts ({some})"
+        lines.append(f"{line}; their numbers say nothing about other prompts")
     audited = [prompt.text for prompt in [*plan.audit, *plan.without_people]]
     if same := model.read_as_one(audited):
-        line = f"warning: {len(same)} of {len(audited)} audited prompts read to the model as another does"
-        lines.append(f"{line} ({same[0][1]!r} as {same[0][0]!r}); intervals take them for different prompts")
+        line = f"warning: {len(same)} of {len(audited)} audited prompts are the same to the model as another one"
+        lines.append(f"{line} ({same[0][1]!r} and {same[0][0]!r}); intervals treat them as different prompts")
     every = dict.fromkeys([*plan.train, *plan.validation, *plan.audit])
     if odd := [prompt.text for prompt in every if wrong_article(prompt)]:
-        line = f"warning: {len(odd)} prompts have an article that does not suit, as {odd[0]!r}"
-        lines.append(f"{line}; in English templates {{a}} {{}} sets a or an")
+        line = f"warning: {len(odd)} prompts have the wrong article, such as {odd[0]!r}"
+        lines.append(f"{line}; in English templates use {{a}} {{}}, which chooses a or an")
     texts = list(dict.fromkeys(prompt.text for prompt in [*plan.train, *plan.audit]))
     if cut := model.overlong(prefix, texts):
         most = model.most_tokens
         lines.append(
-            f"warning: the end of {len(cut)} prompts lies beyond the {most} tokens that are read, as of {cut[0]!r}"
+            f"warning: {len(cut)} prompts are cut off, because the model reads {most} tokens only, such as {cut[0]!r}"
         )
     return lines
 
 
 def adapter_warnings(config: Config, plan: Plan, model: DiffusionModel) -> list[str]:
-    """Where an audit differs from what the adapter was trained for."""
+    """Warnings about settings of the audit that differ from those of the adapter's training."""
     height, width = model.size or (None, None)
     wanted = {"guidance": config.sampler.guidance, "negative_prompt": config.prompts.negative}
     wanted |= {"padding": config.model.padding, "target": list(plan.target_lines)}
@@ -105,15 +106,15 @@ def adapter_warnings(config: Config, plan: Plan, model: DiffusionModel) -> list[
 
 
 def picture_warnings(config: Config, given: Given, audit: Audit) -> list[str]:
-    """What an audit of given pictures leaves out, and what its numbers may not mean."""
+    """Warnings about an audit of given pictures: what is left out, and which numbers are unreliable."""
     lines = [f"warning: {line}" for line in unreadable_lines(given)]
     if copies := given.copies:
         some = f"{copies[0][1]} is {copies[0][0]}"
-        lines.append(f"warning: {len(copies)} pictures of a prompt are copies of another ({some}); they count as two")
+        lines.append(f"warning: {len(copies)} pictures are copies of another of the same prompt ({some}); all are counted")
     if config.audit.judge.type == "net" and config.audit.judge.path is None:
         lines.append(
-            "warning: the embedded judge has only seen renders of Portraits; for photographs: model=sd15, or "
-            "judge@audit.judge with a classifier of yours"
+            "warning: the embedded judge has only seen renders of Portraits; for photographs use model=sd15, or "
+            "judge@audit.judge with your own classifier"
         )
     names = {"CLIP": "CLIP-T and CLIP-I are", "image encoder": "drift and variety are"}
     missing = {key: audit.spec.provenance[key] for key in names if audit.spec.provenance[key].startswith(NOT_AT_HAND)}
@@ -121,13 +122,13 @@ def picture_warnings(config: Config, given: Given, audit: Audit) -> list[str]:
 
 
 def unreadable_lines(given: Given, most: int = 20) -> list[str]:
-    """The pictures that could not be read, and the prompts that therefore are left out."""
+    """The unreadable pictures, and the prompts that are left out because of them."""
     count = len(given.unreadable)
     lines = [f"{count} of {count + len(given.about)} pictures could not be read and are left out"] if count else []
     lines += [f"{file}: {reason}" for file, reason in given.unreadable[:most]]
-    lines += [f"and {count - most} more, which audit.json names"] if count > most else []
+    lines += [f"and {count - most} more, which are listed in audit.json"] if count > most else []
     if given.left_out:
-        lines.append(f"prompts left out, without a picture of every model: {'; '.join(given.left_out)}")
+        lines.append(f"prompts left out, because a model has no picture of them: {'; '.join(given.left_out)}")
     return lines
 
 
@@ -139,12 +140,12 @@ def picture_lines(config: Config, plan: Plan, given: Given) -> dict[str, list[st
     counts = [len(files) for files in given.files.values()]
     lines["pictures"] += [f"{sum(counts)} pictures, {min(counts)} to {max(counts)} of each prompt"]
     lines["pictures"] += [f"sizes: {', '.join(f'{w} × {h} ({n})' for (h, w), n in sizes.most_common(5))}"]
-    lines["pictures"] += [f"before and after belong together by {given.pairing}"] if given.pairing else []
+    lines["pictures"] += [f"before and after are paired by {given.pairing}"] if given.pairing else []
     return lines | ({"left out": unreadable_lines(given)} if given.unreadable or given.left_out else {})
 
 
 def about_adapter(config: Config, plan: Plan, model: DiffusionModel, training: str) -> dict:
-    """adapter.json: all that using the adapter takes, and what made it."""
+    """The content of adapter.json: everything that is needed to use the adapter, and how it was made."""
     soft, (height, width) = config.adapter.type == "soft_tokens", model.size or (None, None)
     return {
         "type": config.adapter.type,
@@ -173,7 +174,7 @@ def about_adapter(config: Config, plan: Plan, model: DiffusionModel, training: s
 
 
 def report_lines(config: Config, plan: Plan, adapter: bool, trained: bool) -> dict[str, list[str]]:
-    """Settings as lines for the report: those of the adapter and of its training where there is one."""
+    """Settings as lines for the report; those of the adapter and of its training only if there is one."""
     lines = {"target": list(plan.target_lines)}
     if adapter:
         lines["adapter"] = [f"{key}: {value}" for key, value in adapter_options(config).items()]

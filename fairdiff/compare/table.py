@@ -1,4 +1,4 @@
-"""A comparison in the terminal. No number is computed here."""
+"""A comparison as a table in the terminal. It computes no number."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,7 @@ COLUMNS = {"before": "before", "after": "after", "change": "change", "difference
 
 
 def form_of(row: dict) -> Callable:
-    """What writes a number's values."""
+    """The formatter of a row's values."""
     return {"number": number, "percent": wording.percent, "count": wording.count}[row["form"]]
 
 
@@ -36,7 +36,7 @@ def written(cell: dict | None, key: str, form: Callable) -> tuple[str, str]:
 
 
 def about(found: dict) -> list[str]:
-    """What is compared, in sentences."""
+    """Sentences that say what is compared."""
     audits = sum(len(group["audits"]) for group in found["groups"])
     target = f", target: {found['target']}" if found["target"] else ""
     lines = [
@@ -57,10 +57,10 @@ def comparison_table(found: dict) -> Table:
         title=escape("\n".join(about(found))),
         title_justify="left",
         caption=escape(
-            "[low, high]: 95 % interval; of several seeds the mean, ±: standard deviation over seeds; floor: what a "
-            "perfectly fair (or on-target) generator shows; *: for these prompts only"
+            "[low, high]: 95 % interval. ±: standard deviation over seeds, whose mean is shown. floor: noise floor, the "
+            "value for a perfectly fair (or on-target) generator. *: for these prompts only"
         )
-        + (escape(f"; the reference: {found['reference']}") if "difference" in columns else ""),
+        + (escape(f". The reference is {found['reference']}") if "difference" in columns else ""),
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),

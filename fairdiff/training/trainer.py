@@ -1,4 +1,4 @@
-"""The training loop: draw a batch of each of a few prompts, update, average, validate, checkpoint.
+"""The training loop: draw batches for a few prompts, update, average, validate, write checkpoints.
 
 Resumes bit-exactly on a CPU: whatever is not in the checkpoint is a function of (seed, step).
 """
@@ -35,7 +35,7 @@ PATIENCE = 10  # steps in a row that align nothing before the run is given up
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how: steps, prompts a step, images and noise pool of a prompt, [low, high] of T, optimiser, seed.
+    """Schedule of a training: steps, prompts a step, images and noise pool of a prompt, [low, high] of T, optimiser, seed.
 
     decay: of the learning rate, see `learning_rate`. validation, tracker: None for none; tracker_options: see `trackers`.
     """
@@ -66,11 +66,11 @@ def learning_rate(schedule: Schedule, step: int) -> float:
 
 
 def draw_batches(prompts: list[Prompt], schedule: Schedule, step: int) -> list[Batch]:
-    """A batch of each prompt of one step, a function of (seed, step) only.
+    """A batch for each prompt of one step, as a function of (seed, step) only.
 
-    Prompts go round in a new order each epoch. Each prompt's noise pool goes round too: its batches are slices of the
-    pool, always the same ones, as they are whole blocks of the cache of originals. A slice has its own T, so that a
-    second visit finds its originals. What is beyond the last whole slice is not used.
+    Each epoch visits all prompts in a new order. The batches of a prompt are slices of its noise pool, always the same
+    ones, because they are whole blocks of the cache of reference images. Each slice has its own T, so that a second visit
+    finds its reference images in the cache. Noises beyond the last whole slice are not used.
     """
     return [_draw(prompts, schedule, step * schedule.prompts + place) for place in range(schedule.prompts)]
 
@@ -107,9 +107,9 @@ def train(
 ) -> None:
     """Train the adapter in place until `schedule.steps`, from the folder's checkpoint if there is one.
 
-    Leaves the EMA weights in the adapter: with validation the best ones that were seen, else the last. Raises
-    FairDiffError on a gradient that is exactly zero, on PATIENCE steps in a row that align nothing, and if the
-    trained adapter changes no image. Of several processes the first one reads and writes the folder.
+    Leaves the averaged weights in the adapter: with validation the best ones, else the last. Raises FairDiffError if the
+    gradient is exactly zero, if PATIENCE steps in a row have no alignment loss, and if the trained adapter changes no
+    image. With several processes, the first one reads and writes the folder.
     """
     world, validation = trainee.world, schedule.validation
     state = _begin(trainee, schedule)
@@ -155,7 +155,7 @@ def train(
 
 @dataclass(frozen=True)
 class _State:
-    """What training changes: the adapter's parameters and all else that a checkpoint holds."""
+    """The state that training changes: the adapter's parameters and everything else in a checkpoint."""
 
     parameters: list[Tensor]
     optimizer: torch.optim.Optimizer
@@ -165,7 +165,7 @@ class _State:
 
     @property
     def parts(self) -> dict:
-        """Of a checkpoint."""
+        """The parts of a checkpoint."""
         parts = {"ema": self.ema, "optimizer": self.optimizer, "best": self.best}
         return parts | ({"balance": self.balance} if self.balance else {})
 
@@ -177,7 +177,7 @@ class _State:
         self.ema.update(step)
 
     def validated(self, trainee: Trainee, validation: Validation, seed: int, steps: int) -> dict:
-        """What validation says of the averages after so many steps, which are kept if they are the best."""
+        """The validation of the averages after so many steps; the averages are kept if they are the best."""
         with self.ema.in_place():
             found = validate(trainee, validation, seed)
         self.best.update(steps, found, validation.floor, self.ema.shadow)
@@ -199,7 +199,7 @@ def _begin(trainee: Trainee, schedule: Schedule) -> _State:
 def _resume(
     state: _State, schedule: Schedule, folder: Path, fingerprint: str, console: Console, world: World
 ) -> int:
-    """How many steps the folder's checkpoint has made, after it was loaded; 0 without one."""
+    """Load the folder's checkpoint and return its number of steps; 0 without one."""
     say = partial(console.print, markup=False)
     start = checkpoint.load_together(folder / "checkpoints", fingerprint, state.parts, say, world)
     if start > schedule.steps:
@@ -210,7 +210,7 @@ def _resume(
 
 
 def _grids(trainee: Trainee, prompts: list[Prompt], schedule: Schedule) -> pictures.Grids:
-    """Of validation prompts where there are some."""
+    """Image grids for validation prompts if there are some, else for training prompts."""
     shown = schedule.validation.prompts if schedule.validation else prompts
     texts = [prompt.text for prompt in shown if prompt.people and not prompt.names]
     return pictures.Grids(trainee, texts or [prompts[0].text], schedule.sampler_steps[1], schedule.seed)
@@ -228,7 +228,7 @@ def keep_grid(
 
 
 def require_labels(folder: Path) -> None:
-    """Raise if no step of a run had anything to align."""
+    """FairDiffError if no step of a run had a label for the alignment loss."""
     rows = read_metrics(folder / "metrics.jsonl")
     if rows and not any(row.get("kept") for row in rows):
         raise FairDiffError(
@@ -238,37 +238,37 @@ def require_labels(folder: Path) -> None:
 
 
 def finish(schedule: Schedule, ema: checkpoint.Ema, best: Best, console: Console) -> None:
-    """Leave the chosen averages in the adapter, and say which they are where there was a choice."""
+    """Leave the chosen averages in the adapter, and print which ones if validation chose."""
     if best.step is not None:
         for shadow, average in zip(ema.shadow, best.averages, strict=True):
             shadow.copy_(average)
         console.print(f"best validation: after {best.step} steps, distance to the target {best.score:.3f}")
     elif schedule.validation:
         console.print(
-            f"warning: no validation kept semantics of {schedule.validation.floor:g} or more; the last averages are kept"
+            f"warning: no validation reached validation.floor={schedule.validation.floor:g}; the last averages are saved"
         )
     ema.copy_to_parameters()
 
 
 def count_idle(idle: int, step: int, update: Update, console: Console) -> int:
-    """Steps in a row after this one that aligned nothing: no face had a confident label, or no gradient was finite.
+    """The number of steps in a row, up to this one, without alignment loss: no confident label, or no finite gradient.
 
-    A step of prompts without people alone does not count. Prints a warning for each; raises FairDiffError at PATIENCE.
+    Steps with only prompts without people do not count. Prints a warning for each; raises FairDiffError at PATIENCE.
     """
     reasons = []
     for prompt, reason in update.skipped:
-        what = "left out" if update.good else "step skipped"
+        what = "prompt skipped" if update.good else "step skipped"
         reasons.append(f"prompt '{prompt}': {reason}; {what}")
     if update.people and not update.aligned:
         nobody = not any(result.faces for _, result in update.good)
-        what = "no face was found in any image" if nobody else "no face got a label of enough confidence"
+        what = "no face was found in any image" if nobody else "no face got a confident label"
         reasons.append(f"{what}; only the image and face terms are trained")
     for reason in reasons:
         console.print(f"warning: step {step}, {reason}", markup=False)
     if update.aligned:
         return 0
     if reasons and idle + 1 >= PATIENCE:
-        raise FairDiffError(f"training: {PATIENCE} steps in a row aligned nothing, the last because: {reasons[-1]}")
+        raise FairDiffError(f"training: {PATIENCE} steps in a row had no alignment loss, the last because: {reasons[-1]}")
     return idle + bool(reasons)
 
 
@@ -283,7 +283,7 @@ def warn_about_small_batches(trainee: Trainee, batch: int, console: Console) -> 
             if needed > batch:
                 of_prompts = f" (the least of {len(known)} prompts)" if len(known) > 1 else ""
                 console.print(
-                    f"warning: target.{attribute}.{cls} = {least:g}{of_prompts} gives no face a label with confidence "
+                    f"warning: target.{attribute}.{cls} = {least:g}{of_prompts} is too small for a label with confidence "
                     f"{objective.confidence:g} in a batch of {batch}; it needs global_batch >= {needed}"
                 )
 
