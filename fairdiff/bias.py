@@ -1,4 +1,4 @@
-"""Bias of shares, the one formula that training, audit and the embedded model's statistics use."""
+"""The bias of shares: the one formula for training, audit and the statistics of the embedded model."""
 
 from functools import cache
 

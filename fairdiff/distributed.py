@@ -1,4 +1,4 @@
-"""Several processes on one run: which share of the work is whose, what they tell each other, and how they end together.
+"""Several processes of one run: how they share the work, exchange data and end together.
 
 torchrun and `accelerate launch` say in environment variables who is who. A process that is alone runs the same code: what
 it tells the others comes back as it is. Numbers and small objects go by gloo on the CPU, which notices at once when a
@@ -49,7 +49,7 @@ class World:
         return self.rank == 0
 
     def rows(self, count: int) -> slice:
-        """Which of `count` items are this process's: one part each, in order, of sizes that differ by at most 1."""
+        """The slice of `count` items for this process; the parts are in order, and their sizes differ by at most 1."""
         return slice(self.rank * count // self.size, (self.rank + 1) * count // self.size)
 
     def share(self, items: Sequence) -> Sequence:

@@ -1,4 +1,4 @@
-"""Files: what is written is whole or absent (a temporary name, then renamed), and tables are read without guessing."""
+"""File helpers: atomic writes (a temporary name, then a rename) and strict reading of tables."""
 
 import csv
 import json

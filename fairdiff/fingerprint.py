@@ -1,4 +1,4 @@
-"""Fingerprints: short hashes of settings, weights and files, so that nothing made with others is taken for one's own."""
+"""Fingerprints: short hashes of settings, weights and files, which tell whether a cached result still applies."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""A finished run on the Hugging Face hub: what is uploaded, and whether it can be, before hours are spent on training."""
+"""Upload a finished run to the Hugging Face hub, and check before training that this will be possible."""
 
 from pathlib import Path
 

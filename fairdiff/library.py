@@ -1,4 +1,4 @@
-"""FairDiff from Python: an adapter in a pipeline, an audit of a pipeline, the training job. docs/how_to/python.md."""
+"""The Python API: load an adapter into a pipeline, audit a pipeline, train. See docs/how_to/python.md."""
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -51,10 +51,11 @@ Shares = dict[str, dict[str, float]]  # attribute -> class -> share
 
 @dataclass(frozen=True)
 class AuditResult:
-    """What an audit found. numbers: audit.json. records: one row for every image. page: report.html.
+    """The result of an audit.
 
-    The properties speak of the pipeline with the adapter, if one was audited; attributes that a target was set for come
-    with all others that the judge knows. None stands for what is undefined.
+    numbers: audit.json. records: a table with one row for each image. page: the content of report.html. The properties
+    describe the pipeline with the adapter, if one was audited. They contain all attributes that the judge knows, also those
+    without a target. None means undefined.
     """
 
     numbers: dict
@@ -63,12 +64,12 @@ class AuditResult:
 
     @property
     def bias(self) -> dict[str, float | None]:
-        """Of each attribute the mean over prompts of the gap between the shares of two classes, in [0, 2/K]; 0 is parity."""
+        """For each attribute the mean over prompts of the gap between the shares of two classes, in [0, 2/K]; 0 is parity."""
         return {name: entry["bias"]["mean"] for name, entry in self._attributes.items()}
 
     @property
     def distance(self) -> dict[str, float | None]:
-        """Of each attribute the mean total variation to the target, in [0, 1]; the number where it is not uniform."""
+        """For each attribute the mean total variation to the target, in [0, 1]; use it if the target is not uniform."""
         return {name: entry["target"]["total_variation"]["mean"] for name, entry in self._attributes.items()}
 
     @property
@@ -81,7 +82,7 @@ class AuditResult:
 
     @property
     def shares(self) -> dict[str, Shares]:
-        """Of each prompt: {"a photo of a nurse": {"gender": {"female": .9, "male": .1}}}."""
+        """For each prompt its shares: {"a photo of a nurse": {"gender": {"female": .9, "male": .1}}}."""
         found: dict[str, Shares] = {}
         for name, entry in self._attributes.items():
             for item in entry["per_prompt"]:
@@ -90,7 +91,7 @@ class AuditResult:
         return found
 
     def report(self, path: str | Path) -> Path:
-        """Write the self-contained page, and return where it lies."""
+        """Write the self-contained report, and return its path."""
         write_text(Path(path), self.page)
         return Path(path)
 
@@ -103,10 +104,10 @@ class AuditResult:
 
 
 def train(settings: Settings = ()) -> Path:
-    """Train and audit as `python train.py` does with the same settings, and return the run folder.
+    """Train and audit as `python train.py` with the same settings, and return the run folder.
 
     settings: a list of overrides, ["adapter=soft_tokens", "steps=60"], or a dict, {"adapter": "soft_tokens", "steps": 60}.
-    A run of the same settings goes on where it stopped. FairDiffError for what the command would refuse.
+    An interrupted run of the same settings continues. Raises FairDiffError for settings that the command would refuse.
     """
     config, folder = composed(overrides_of(settings))
     train_job(config, folder)
@@ -123,16 +124,19 @@ def audit(
     *,
     after: Pipeline | Images | None = None,
 ) -> AuditResult:
-    """Generate images of these prompts with a pipeline as it stands, measure them, and compare with the target.
+    """Generate images of these prompts with a pipeline as it is, measure them, and compare them with the target.
 
-    pipe: a pipeline of Stable Diffusion 1, 2, XL, 3 or FLUX, or any function (prompts, seeds) -> images: a list of PIL
-    images, or a tensor [B, 3, H, W] in [0, 1], one for each prompt and its seed in [0, 2^31), of one size in each call.
-    after: a second one, to compare on the same prompts and seeds.
-    target: attribute -> class -> share; None: gender, half and half. judge: a folder or hub id of a face classifier; None:
-    the embedded one for the embedded model, else zero-shot words (`judge` in docs/reference/configuration.md).
-    adapter: of `load_adapter`; the same noise then shows the pipeline without and with it. settings: of scripts/audit.py,
-    such as ["audit.images_per_prompt=20", "sampler.guidance=5"]. Guidance, steps, size and clip skip are
-    those that the adapter names, else those of conf/model for this kind of pipeline; the solver is the pipeline's own.
+    pipe: a pipeline of Stable Diffusion 1, 2, XL, 3 or FLUX, or any function (prompts, seeds) -> images. It returns a list
+    of PIL images or a tensor [B, 3, H, W] in [0, 1], one image for each prompt and its seed in [0, 2^31), of one size in
+    each call.
+    after: a second pipeline or function, compared on the same prompts and seeds.
+    target: attribute -> class -> share; None is gender with equal shares.
+    judge: a folder or hub id of a face classifier. None is the embedded classifier for the embedded model, and zero-shot
+    classification for others (`judge` in docs/reference/configuration.md).
+    adapter: an adapter from `load_adapter`; the audit then compares the pipeline without and with it, from the same noise.
+    settings: settings of scripts/audit.py, such as ["audit.images_per_prompt=20", "sampler.guidance=5"]. The defaults for
+    guidance, steps, size and clip skip are those of the adapter, otherwise those of conf/model for this kind of pipeline.
+    The solver is the pipeline's own.
     """
     if isinstance(prompts, str) or not prompts:
         raise FairDiffError(f"prompts: found {prompts!r}, allowed: a list of one or more prompts")

@@ -1,4 +1,4 @@
-"""Pictures that are audited as they lie in a folder, from whatever source: which file shows which prompt.
+"""Existing images to audit, from any source: which file in a folder shows which prompt.
 
 A manifest is a CSV with the columns `prompt` and `image` (a file, relative to the folder). Further columns, none of them
 needed: `model` ("before", "start" or "after": of one folder with pictures before and after), `pair` (a key: the pictures of

@@ -1,4 +1,4 @@
-"""What a run is requested to do, read from the configuration and its files once and frozen.
+"""The plan: what a run is requested to do, read once from the configuration and its files, then frozen.
 
 The builder, the trainer and the audit are handed the plan; none of them reads prompts or targets from the configuration.
 """
@@ -25,10 +25,10 @@ Families = dict[str, list[Prompt]]  # family -> its prompts
 class Plan:
     """Attributes with their classes, the prompts of each kind, and the target of every prompt of people.
 
-    train: in the fixed order in which an epoch is shuffled, repeated as `prompts.families` says, prompts without people
-    among them. validation: () without validation. audit: prompts of people; named: some of them with a class in words, whose
-    images are to show it; without_people: prompts that must not change.
-    targets: of every prompt of people above. target_lines: the same in words.
+    train: prompts in the fixed order in which an epoch is shuffled, repeated as `prompts.families` says, including prompts
+    without people. validation: () without validation. audit: prompts of people. named: some of them with a class in words,
+    which their images should show. without_people: prompts whose images should not change.
+    targets: the target of every prompt of people above. target_lines: the targets in words.
     """
 
     attributes: dict[str, tuple[str, ...]]
@@ -42,20 +42,20 @@ class Plan:
 
     @property
     def not_held_out(self) -> list[str]:
-        """The subjects of audited prompts that are also trained on, in whatever words around them."""
+        """The subjects of audited prompts that training also uses, in any template."""
         trained = {_plain(prompt.subject) for prompt in self.train}
         return [prompt.subject for prompt in self.audit if _plain(prompt.subject) in trained]
 
 
 def _plain(subject: str) -> str:
-    """A subject as text encoders read it, whatever its capitals and spaces."""
+    """A subject with capitals and spaces normalised, as text encoders read it."""
     return " ".join(subject.casefold().split())
 
 
 def make_plan(config: Config, training: bool = True) -> Plan:
-    """Read everything that is requested; without `training` there are no prompts to train and validate on.
+    """Read everything that is requested; without `training` there are no training and validation prompts.
 
-    FairDiffError for a file or a key that cannot be read, for a split without prompts of people, and for a prompt
+    Raises FairDiffError for a file or key that cannot be read, for a split without prompts of people, and for a prompt
     without a target.
     """
     embedded = PortraitsPrompts()
@@ -81,7 +81,7 @@ def make_plan(config: Config, training: bool = True) -> Plan:
 
 
 def plan_of_prompts(config: Config, prompts: Sequence[Prompt]) -> Plan:
-    """The plan of an audit of these prompts alone."""
+    """The plan of an audit of exactly these prompts."""
     people = [prompt for prompt in prompts if prompt.people and not prompt.names]
     written = _written_target(config, PortraitsPrompts())
     return Plan(
@@ -97,9 +97,9 @@ def plan_of_prompts(config: Config, prompts: Sequence[Prompt]) -> Plan:
 
 
 def _read_splits(config: Config, embedded: PromptSet, splits: list[str]) -> dict[str, Families]:
-    """The prompts of each split by family: the user's file, or families of the embedded set.
+    """The prompts of each split by family: from the user's file, or from families of the embedded set.
 
-    Every file is read once, whatever it is given for: it may change or go while the run goes on.
+    A file is read only once, even if several splits use it, because it may change while the run continues.
     """
     own, template = config.prompts, config.prompts.template
     known = tuple(dict.fromkeys([*embedded.families, *own.families]))
@@ -121,8 +121,10 @@ def _read_splits(config: Config, embedded: PromptSet, splits: list[str]) -> dict
 def _training_prompts(
     config: Config, embedded: PromptSet, families: Families
 ) -> tuple[list[Prompt], dict[Prompt, Prompt]]:
-    """In a fixed shuffle, each family's prompts as often as `prompts.families` says, some with a class in words, and prompts
-    without people. Beside them: prompt with a class in words -> the same without.
+    """Training prompts in a fixed shuffle, and for each prompt with a class in words the same prompt without it.
+
+    They are each family's prompts repeated as `prompts.families` says, some with a class in words, and prompts without
+    people.
     """
     repeated = [p for family, some in families.items() for p in some * config.prompts.families.get(family, 1)]
     people = shuffled([prompt for prompt in repeated if prompt.people])
@@ -146,7 +148,7 @@ def _training_prompts(
 
 
 def _some(config: Config, split: str, families: Families, limit: int | None) -> list[Prompt]:
-    """Validation or test prompts of people, each once, family by family, `limit` of each family (None: all)."""
+    """Validation or test prompts of people without repetition, family by family, `limit` of each family (None: all)."""
     some = families.values()
     found = [p for own in some for p in different_first(shuffled([p for p in own if p.people]))[:limit]]
     _require_people(config, split, found)
@@ -174,7 +176,7 @@ def _named(config: Config, audit: list[Prompt]) -> list[Prompt]:
 
 
 def _classes_in_words(config: Config) -> list[tuple[str, str, str]]:
-    """(attribute, class, words for a person of it) of the attributes that have such words."""
+    """(attribute, class, words for a person of that class) for the attributes that have phrases."""
     return [
         (name, cls, attribute.phrases[cls])
         for name, attribute in config.attributes.items()
@@ -184,7 +186,7 @@ def _classes_in_words(config: Config) -> list[tuple[str, str, str]]:
 
 
 def _check_families(config: Config, embedded: PromptSet) -> None:
-    """FairDiffError for a family that is not there, and for a template into which nothing is put."""
+    """FairDiffError for an unknown family, and for a template that no prompt uses."""
     own = config.prompts
     files = [own.train, own.validation, own.test]
     for family in own.families:
@@ -202,9 +204,9 @@ def _check_families(config: Config, embedded: PromptSet) -> None:
 
 
 def different_first(prompts: list[Prompt]) -> list[Prompt]:
-    """The same prompts so that each group has its first prompt before any has its second.
+    """The prompts in an order in which each group has its first prompt before any group has its second.
 
-    Prompts of one group show the same people: an interval over prompts takes them for different ones.
+    Prompts of one group show the same people, but an interval over prompts treats them as different.
     """
     met: Counter[str] = Counter()
     ranks = []
@@ -215,7 +217,7 @@ def different_first(prompts: list[Prompt]) -> list[Prompt]:
 
 
 def shuffled(prompts: list[Prompt]) -> list[Prompt]:
-    """A fixed order that looks random; copies of one prompt (`prompts.families`) are spread over it."""
+    """A fixed pseudo-random order; copies of a prompt (`prompts.families`) are spread over it."""
     copies: Counter[str] = Counter()
     keys = []
     for prompt in prompts:
@@ -226,7 +228,7 @@ def shuffled(prompts: list[Prompt]) -> list[Prompt]:
 
 
 def write_targets(config: Config) -> Path:
-    """Write `target.file`, which is not there yet: a row for each subject of a training, with `target`'s shares."""
+    """Write the new file `target.file`: a row for each subject of a training, with the shares of `target`."""
     file = config.target["file"]
     if not file or Path(file).suffix != ".csv" or Path(file).exists():
         raise FairDiffError(f"target.file: found {file}, allowed: the name of a new file that ends in .csv")
@@ -260,9 +262,9 @@ def _written_target(config: Config, embedded: PromptSet) -> WrittenTarget | None
 def _targets(
     config: Config, written: WrittenTarget | None, prompts: list[Prompt], named: dict[Prompt, Prompt]
 ) -> Targets:
-    """The target of every given prompt of people. Attributes that no file covers are independent of the rest.
+    """The target of every given prompt of people. Attributes that no file covers are independent of the others.
 
-    named: prompts with a class in words, whose target is that of the same prompt without, given this class.
+    named: prompts with a class in words. Their target is that of the same prompt without it, conditioned on this class.
     """
     usual = _usual_targets(config, written, prompts)
     rows = {}

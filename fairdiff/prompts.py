@@ -56,7 +56,7 @@ class PromptSet(Protocol):
         """The prompts of a family in "train", "validation" or "test"; `template` where the family takes one."""
 
     def takes_template(self, family: str) -> bool:
-        """Whether the words around a subject of this family may be others than `template`."""
+        """Whether this family accepts templates other than `template`."""
 
     def without_people(self, split: str) -> list[Prompt]:
         """Prompts of a split that show no people."""
@@ -121,7 +121,7 @@ def with_phrase(prompt: Prompt, phrase: str, names: str) -> Prompt:
 
 
 def takes_whole(template: str) -> bool:
-    """Whether a template is nothing but its gap, so that the lines of a file are whole prompts."""
+    """Whether a template is only "{}", so that the lines of a file are whole prompts."""
     return template in ("{}", "{subject}")
 
 

@@ -1,4 +1,4 @@
-"""The run folder: what lies in it, what is finished, and what may be removed.
+"""The run folder: its content, which parts are finished, and what may be removed.
 
 config.yaml  run.json  metrics.jsonl  pictures/  checkpoints/  adapter/     one training, named by all that changes it
 exports/<format>/     the adapter for other tools

@@ -1,4 +1,4 @@
-"""The commands fairdiff-train, -audit, -view and -compare. Imports nothing heavy before Ctrl-C is no traceback."""
+"""Entry points of fairdiff-train, -audit, -view and -compare. They import little, so that Ctrl-C is caught from the start."""
 
 import os
 import signal

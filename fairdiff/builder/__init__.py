@@ -1,4 +1,4 @@
-"""From configuration and plan to live objects. Below this room nothing sees a configuration.
+"""Build live objects from configuration and plan. No module below this one sees a configuration.
 
     model, adapter, judges (whatever looks at images) -> training;  audit, and of given pictures: pictures
 

@@ -1,4 +1,4 @@
-"""From settings to an adapter: a new one, a saved one, or files of other tools."""
+"""Build an adapter from settings: a new one, a saved one, or files of other tools."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ from fairdiff.plan import Plan
 
 
 def adapter_fingerprint(config: Config) -> str | None:
-    """Of the tensors of `adapter.path`, whose file may be written again with another order of its header, and its scale.
+    """A hash of the tensors of `adapter.path` and of its scale, independent of the order in the file's header.
 
     Of files that are taken as they are all of them counts: what stands beside the tensors says their alphas, in the file or,
     of peft's own, in one beside it.
@@ -56,7 +56,7 @@ def _of_path() -> Iterator[None]:
 
 
 def imported(config: Config) -> bool:
-    """Whether `adapter.path` names files, taken as they are, or several, and not the one folder of a saved adapter."""
+    """Whether `adapter.path` names a file or several paths, and not a single folder of a saved adapter."""
     return isinstance(config.adapter.path, list) or Path(config.adapter.path or "").suffix in FILES
 
 

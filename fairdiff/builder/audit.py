@@ -1,4 +1,4 @@
-"""From configuration and plan to an audit: what is generated, what looks at it, and what is counted."""
+"""Build an audit from configuration and plan: what it generates, measures and counts."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -61,7 +61,7 @@ class Audit:
 
 
 def training_judge(config: Config) -> tuple[str, dict[str, np.ndarray]]:
-    """What a model card says of the training judge: its name, and its confusion counts, {} if they are not known."""
+    """The training judge for the model card: its name and its confusion counts, {} if unknown."""
     name, net = judge_name(config.judge, "embedded training judge"), config.judge.type == "net"
     file = Path(config.judge.path or weights("judge")) / CALIBRATION_FILE if net else None
     if file is None or not file.exists():
@@ -72,7 +72,7 @@ def training_judge(config: Config) -> tuple[str, dict[str, np.ndarray]]:
 
 
 def judge_name(judge: JudgeConfig, embedded: str = "embedded audit judge") -> str:
-    """What the report calls an attribute classifier."""
+    """The name of an attribute classifier in the report."""
     if judge.type == "net":
         return judge.path or embedded
     paths = judge.path.values() if isinstance(judge.path, dict) else [judge.path or ""]
@@ -84,7 +84,7 @@ def build_audit_judge(config: Config, plan: Plan) -> Judge:
 
 
 def build_measurer(config: Config, judge: Judge, encoders: Sequence) -> tuple[Measurer, str]:
-    """What looks at the images of an audit, and a hash of all that its answers depend on.
+    """The measurer of an audit's images, and a hash of everything that its results depend on.
 
     encoders: those of `build_encoders`, None for one that is not at hand.
     """
@@ -102,7 +102,7 @@ def build_measurer(config: Config, judge: Judge, encoders: Sequence) -> tuple[Me
 def build_spec(
     config: Config, plan: Plan, judge: Judge, training_judge: Judge | None, provenance: dict
 ) -> MetricSpec:
-    """What an audit counts, and what its report says of the judge."""
+    """The specification of what an audit counts, with facts about the judge for the report."""
     options, attributes = config.audit, dict(judge.attributes)
     groups = groups_of([name for name in attributes if name in plan.attributes])
     about_judge: dict = {"path": judge_name(options.judge)}
@@ -126,7 +126,7 @@ def build_spec(
 
 
 def spec_to_plan_by(config: Config, plan: Plan) -> MetricSpec:
-    """What an audit would count, with nothing built: requested attributes, targets, margin, the judge's counted errors."""
+    """The specification for planning an audit, without building models: attributes, targets, margin, counted errors."""
     return MetricSpec(
         attributes=plan.attributes,
         judge={"path": judge_name(config.audit.judge)},
@@ -189,7 +189,7 @@ def build_audit(
 def record_hashes(
     config: Config, model: DiffusionModel, scale: float, started: list, after: str | None
 ) -> dict[str, str]:
-    """Of all that the images of each model depend on at a guidance scale. started: the adapter before training."""
+    """A hash for each model of all that its images depend on at a guidance scale. started: the adapter before training."""
     frozen = fingerprint.of_values(model.fingerprint(), scale, config.sampler.audit_steps)
     return {
         "before": frozen,
@@ -208,7 +208,7 @@ def _shared_folder(config: Config, hashes: dict[str, str], few_images: int) -> P
 
 
 def audit_pieces(config: Config, model: DiffusionModel, measurer: Measurer) -> Pieces:
-    """What an audit does at once, planned where `memory_gb` is given, and applied to the model."""
+    """The micro-batches of an audit, planned if `memory_gb` is given, and set on the model."""
     pieces = Pieces.of(config.micro_batch)
     if config.memory_gb is not None:
         looking = [measurer.detector, measurer.judge, measurer.clip.model, measurer.encoder.model]
@@ -230,7 +230,7 @@ def audit_name(words: str, plan: AuditPlan, spec: MetricSpec, more: list) -> str
 
 
 def crop_in_words(config: Config) -> str:
-    """What the audit judge sees of a face."""
+    """The audit judge's face crop in words."""
     crop = crop_of(config, config.audit.judge)
     return f"{crop.crop_size} pixels, " + ("aligned on five landmarks" if crop.align else f"{crop.expand:g} times the face")
 

@@ -1,4 +1,4 @@
-"""From settings to the audit judge's counted errors, and why there are none."""
+"""Read the audit judge's error counts as the settings say, or say why there are none."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ DECLINED = "none"  # of audit.calibration
 
 
 def calibration_file(config: Config) -> Path | None:
-    """Where the audit judge's counted errors lie, or would lie: `audit.calibration`, else in the judge's own folder.
+    """The path of the audit judge's error counts: `audit.calibration`, else calibration.json in the judge's folder.
 
     None for a judge without a folder: one of the hub, several paths.
     """
@@ -46,7 +46,7 @@ def build_confusion(config: Config, judge: Judge) -> dict[str, np.ndarray]:
 
 
 def read_confusion(config: Config) -> dict[str, np.ndarray]:
-    """The same for the requested attributes, with no judge built: whether the file is of this judge is not looked at."""
+    """The error counts of the requested attributes, without building the judge or checking that the file belongs to it."""
     _, _, found = _accepted(config, config.classes)
     return {name: calibration.counts for name, calibration in found.items()}
 

@@ -1,4 +1,4 @@
-"""From configuration and somebody's functions to an audit of the images that they return."""
+"""Build an audit of images that user-supplied functions return."""
 
 from collections.abc import Callable, Mapping
 

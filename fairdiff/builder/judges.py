@@ -1,4 +1,4 @@
-"""From settings to what looks at images: detector, classifiers, encoders, face embedder and its bank, and their hashes."""
+"""Build the networks that look at images (detector, classifiers, encoders, face embedder with bank), and hash them."""
 
 import hashlib
 from dataclasses import asdict, dataclass
@@ -29,7 +29,7 @@ Judge = AttributeNet | HubClassifier | ZeroShotClassifier | OnnxClassifier
 
 @dataclass
 class Crop(DetectorConfig):
-    """What a judge sees of a face. align: its five landmarks lie on ArcFace's template."""
+    """The face crop of a judge. align: whether five landmarks are aligned to ArcFace's template."""
 
     align: bool = False
 
@@ -41,7 +41,7 @@ def crop_of(config: Config, judge: JudgeConfig) -> Crop:
 
 
 def detector_fingerprint(config: Config, detector: Detector, judge: JudgeConfig | None = None) -> str:
-    """Of what finds faces, and cuts them for a judge: its options and its weights."""
+    """A hash of the detector and of a judge's crop: options and weights."""
     if isinstance(detector, InsightFaceDetector):
         weights_key = fingerprint.of_files(detector.files)
     else:
@@ -53,7 +53,7 @@ def detector_fingerprint(config: Config, detector: Detector, judge: JudgeConfig 
 
 
 def perception_fingerprint(config: Config, perception: Perception) -> str:
-    """Of everything that looks at images in training."""
+    """A hash of all networks that look at images in training."""
     parts = [fingerprint.of_frozen(perception.classifier), perception.classifier.config]
     for encoder in perception.encoders:
         parts += [fingerprint.of_frozen(encoder.model), encoder.config]
@@ -63,7 +63,7 @@ def perception_fingerprint(config: Config, perception: Perception) -> str:
 
 
 def judge_fingerprint(judge: Judge, name: str) -> str:
-    """Of what a judge's answers for one attribute depend on; other attributes requested beside it change nothing."""
+    """A hash of everything that a judge's labels of one attribute depend on, whatever other attributes are requested."""
     classes = judge.attributes[name]
     match judge:
         case HubClassifier():
@@ -80,7 +80,7 @@ def judge_fingerprint(judge: Judge, name: str) -> str:
 
 
 def embedder_fingerprint(embedder: Embedder) -> str:
-    """Of a face embedder, as a bank says who made it."""
+    """A hash of a face embedder, as stored in the bank that it made."""
     return fingerprint.of_values(fingerprint.of_frozen(embedder), embedder.config)
 
 
@@ -144,7 +144,7 @@ def build_embedder(config: Config) -> Embedder:
 
 
 def bank_file(config: Config) -> Path:
-    """Where the bank of real faces lies: `features.bank`, else beside the embedder."""
+    """The path of the bank of real faces: `features.bank`, else beside the embedder."""
     features = config.features
     if features.bank is not None:
         return Path(features.bank)

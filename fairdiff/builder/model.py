@@ -1,4 +1,4 @@
-"""From settings to the frozen model: its folder or file, precision, size and solver."""
+"""Build the frozen model from settings: folder or file, precision, size and solver."""
 
 from pathlib import Path
 
@@ -81,7 +81,7 @@ def image_size(options: SamplerConfig, model: DiffusionModel) -> tuple[int, int]
 
 
 def clip_skip(skip: int | None, model: DiffusionModel) -> int:
-    """How many layers prompts leave out; one at least must be left."""
+    """The number of skipped layers; at least one layer must remain."""
     if skip is None:
         return 0
     if model.kind is FluxPipeline:

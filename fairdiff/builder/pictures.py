@@ -1,4 +1,4 @@
-"""From configuration and given pictures to an audit: the same judge, records, metrics and report, and nothing to generate."""
+"""Build an audit of existing images: judge, records, metrics and report are the same, but nothing is generated."""
 
 from functools import partial
 
@@ -58,7 +58,7 @@ def build_audit_of_pictures(config: Config, plan: Plan, given: Given, world: Wor
 
 
 def build_readers(given: Given, guidance: None = None) -> dict[str, Generate]:
-    """What reads the pictures of each model, in the place of generators."""
+    """Functions that read the pictures of each model, instead of generators."""
     return {model: partial(_read, given, model) for model in given.models}
 
 

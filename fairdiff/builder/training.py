@@ -1,4 +1,4 @@
-"""From settings and plan to a training: its identity, objective, trainee, schedule and validation."""
+"""Build a training from settings and plan: its identity, objective, trainee, schedule and validation."""
 
 import math
 from dataclasses import asdict
@@ -56,7 +56,7 @@ def training_fingerprint(config: Config, plan: Plan, model: DiffusionModel, perc
 
 
 def originals_fingerprint(config: Config, model: DiffusionModel, perception: Perception) -> str:
-    """Of everything that makes a reference image and what is measured on it; taken before an adapter is hung."""
+    """A hash of everything that reference images and their features depend on; compute it before an adapter is added."""
     guidance = model.effective_guidance(config.sampler.guidance)
     parts = [model.fingerprint(), perception_fingerprint(config, perception), config.seed, guidance]
     return fingerprint.of_values(ORIGINALS_SCHEMA, parts, config.global_batch, compared_images(config))
@@ -75,14 +75,14 @@ def build_objective(config: Config, plan: Plan) -> Objective:
 
 
 def compared_images(config: Config) -> int:
-    """How many images of a batch have a reference image to be compared with."""
+    """The number of images of a batch that are compared with reference images."""
     return math.ceil(round(config.loss.originals * config.global_batch, 9))
 
 
 def training_pieces(
     config: Config, model: DiffusionModel, adapter: Adapter, perception: Perception, images: int
 ) -> Pieces:
-    """What a step does at once, planned where `memory_gb` is given, and applied to the model. images: of a batch, here."""
+    """The micro-batches of a step, planned if `memory_gb` is given, and set on the model. images: of a batch, here."""
 
     def look(image_BCHW: torch.Tensor) -> None:
         pixels = image_BCHW.clone().requires_grad_()

@@ -1,4 +1,4 @@
-"""Finished audits beside each other: any number of them in one table, on one page and in one picture.
+"""Compare any number of finished audits: a table, a page and a chart.
 
     audits (find, settings, seeds) -> same (what compares) -> groups (over seeds) -> differences -> numbers -> table, page
 

@@ -1,4 +1,4 @@
-"""The audits to compare: where they lie, which settings made them, and which seeds."""
+"""Find the audits to compare, with their settings and seeds."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""The pictures of a comparison as points: the frontier of distance and drift, and lines over a setting. No statistics here.
+"""The charts of a comparison: the frontier of distance and drift, and lines over a setting. It computes no statistics.
 
 Colours and SVG come from `studies.page`; `draw` writes the same frontier by matplotlib.
 """

@@ -1,4 +1,4 @@
-"""How much more one audit shows than another: differences of their numbers, paired over prompts, and over noise if shared.
+"""Differences between the numbers of two audits, paired over prompts, and over images if the noise is shared.
 
 A number of shares: `fairdiff.audit.attribute.change`, as for after minus before; its variance by the images is that of pairs
 where the noise is the same. A number of images: Student's interval over the prompts' differences. Audits of the same pictures

@@ -1,4 +1,4 @@
-"""Audits that differ in seeds only, together: of training, and of the audit's noise. Means over them, with intervals."""
+"""Groups of audits that differ only in training seed or audit seed: their means with intervals."""
 
 import math
 import re

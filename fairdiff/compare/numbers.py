@@ -1,4 +1,4 @@
-"""The comparison as plain numbers, from which table, page and picture are made: `compared`.
+"""The comparison as plain numbers (`compared`), from which table, page and chart are made.
 
 Every number of an audit is the audit's own (`audit.wording.comparison`); differences and means over seeds are made here.
 """

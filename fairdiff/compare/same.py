@@ -1,4 +1,4 @@
-"""Which audits compare, why others do not, and what those that do have in common: prompts alone, or noise too."""
+"""Which audits can be compared, why others cannot, and what a pair shares: only prompts, or also the noise."""
 
 from collections.abc import Sequence
 

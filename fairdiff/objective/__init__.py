@@ -1,4 +1,4 @@
-"""The objective: which distribution is requested, and the losses that pull the generated one towards it.
+"""The objective: the target distribution, and the losses that pull the generated one towards it.
 
     targets, target_files -> transport labels;  perception, features -> what images show;  losses, balance -> one gradient
 

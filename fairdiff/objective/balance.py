@@ -1,4 +1,4 @@
-"""Automatic balance: every term of the loss holds a chosen share of the gradient, whatever its own scale.
+"""Automatic balance: every loss term gets a chosen share of the gradient, whatever its scale.
 
 Source of the idea: the loss balancer of Defossez et al., "High Fidelity Neural Audio Compression", 2022, section 3.4.
 """

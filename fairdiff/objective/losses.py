@@ -19,7 +19,7 @@ from fairdiff.objective.perception import FaceBatch, Perception
 
 @dataclass(frozen=True)
 class Damping:
-    """How much of the image loss is kept where one attribute changes (appendix A.2 of the paper).
+    """Factors on the image loss of images in which one attribute changes (appendix A.2 of the paper).
 
     keep_outside multiplies the whole image's loss, keep_face on top of it the gradient inside the face box; both in
     [0, 1]. Of several attributes that change the smallest counts.
@@ -88,7 +88,7 @@ def realism_loss(embedding_FD: Tensor, mirrored_FD: Tensor, target_FD: Tensor) -
 
 @dataclass(frozen=True)
 class Part:
-    """What some images are compared with: originals [b, ...], labels and kept flags of their faces per attribute.
+    """Comparison data of some images: reference features [b, ...], labels and kept flags of their faces for each attribute.
 
     compared: what each image weighs in the terms that need its original [b], 0 where it has none, see
     `Originals.sampled_rows`. weights: of each attribute's classes [K], see `Target.class_weights`.

@@ -1,4 +1,4 @@
-"""The embedded Portraits model and its judges: where their files lie. docs/portraits.md is the model card."""
+"""The paths of the embedded Portraits model and its judges. docs/portraits.md is the model card."""
 
 from pathlib import Path
 

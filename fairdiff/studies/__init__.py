@@ -1,4 +1,4 @@
-"""Studies beside the method: other ways to the same end, and what becomes of a fair model. One module a question.
+"""Studies beside the method, one module for each: other ways to fairness, and what happens to a fair model later.
 
     words, edits -> baselines without training;  postprocess, curves, error_rates -> frontier;  drift, detectors;  localize
 

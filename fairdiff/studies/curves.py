@@ -41,7 +41,7 @@ def usual_rows(records: pd.DataFrame, model: str) -> pd.DataFrame:
 
 
 def outcome(label: str, rows: pd.DataFrame, attribute: str, classes: tuple[str, ...], semantics: str) -> Outcome:
-    """Of the rows of one model; of an image "before" the similarity to itself is 1. NaN for a prompt without a face."""
+    """The outcome of one model's records; "before" has similarity 1 to itself. NaN for a prompt without a face."""
     labels, values = labels_of(rows, attribute, classes), rows[semantics].to_numpy(float)
     values = np.where(np.isnan(values) & (rows.model == "before"), 1.0, values)
     biases, means = [], []

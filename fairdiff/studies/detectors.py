@@ -1,4 +1,4 @@
-"""Detectors of images that are to be avoided: CLIP by words, an image classifier, Stable Diffusion's own safety checker.
+"""Detectors of unwanted content: CLIP with words, an image classifier, Stable Diffusion's own safety checker.
 
 A detector takes images [B, 3, H, W] in [0, 1] and gives the probability [B] that one is of that kind. Mistakes in what a
 user names are `ValueError`s of one line.

@@ -1,4 +1,4 @@
-"""Drift: what an ordinary fine-tuning, which is about something else, does to a fair model.
+"""Drift: the effect of later fine-tuning for another purpose on a fair model.
 
 The question is that of Qi et al. 2024 (arXiv 2310.03693) about aligned language models. Benign tuning is LoRA with the usual
 denoising loss E |y(z_t, t) - y_t|^2, z_t = alpha_t z + sigma_t e, y_t the noise e or the velocity alpha_t e - sigma_t z, on

@@ -1,4 +1,4 @@
-"""Baselines in closed form: a linear map T of the text embeddings, folded into the weights that read them, W' = W T.
+"""Closed-form baselines: a linear map T of the text embeddings, folded into the weights that read them, W' = W T.
 
 Everything is computed from text embeddings, without an image and without training. The result is LoRA on the cross-attention
 keys and values, of the rank of T - I, which any tool for LoRA loads.

@@ -1,4 +1,4 @@
-"""Thresholds of a judge, one random mixture a group, that bring its error rates together.
+"""Thresholds of a judge, randomised within each group, that equalise its error rates.
 
 Source: Hardt, Price and Srebro 2016 (arXiv 1610.02413); relaxed as in Cruz and Hardt 2024 (arXiv 2306.07261). A threshold of
 the score gives a point (false positive rate, true positive rate), a random choice between thresholds any point of their
@@ -24,7 +24,7 @@ CONSTRAINTS = {  # which rates of the groups agree
 
 @dataclass(frozen=True)
 class Group:
-    """Of one group: thresholds [T] ("positive" is score >= threshold), their rates [T], and how frequent it is.
+    """Data of one group: thresholds [T] ("positive" is score >= threshold), their rates [T], and how frequent it is.
 
     positives: the share of its faces with label 1. mass: of all faces, the share that is this group's.
     """

@@ -1,4 +1,4 @@
-"""Prompts in other languages: what a model makes of an occupation whose name it may never have read.
+"""Prompts in other languages: whether a model understands an occupation's name that it may never have seen.
 
 A translated prompt may look fair because the model ignored it. So each image is generated from the translation with the
 English prompt's noise and measured against the English text: CLIP-T then says whether the picture shows what was meant. Its

@@ -1,4 +1,4 @@
-"""Where in an adapter the effect sits: its update in singular components, each with a score, and sparse adapters of some.
+"""Which parts of a LoRA cause its effect: singular components with scores, and sparse adapters made of some of them.
 
 A layer's LoRA adds c B A, c = alpha / r. Its singular value decomposition c B A = sum_i s_i u_i v_i' makes r components,
 whatever basis training left. The score of one is the first-order change of the loss without it, the gradient by a gate m_i

@@ -1,4 +1,4 @@
-"""The page of a study: one self-contained report.html in the audit's style, and the same as Markdown for the docs."""
+"""The page of a study: a self-contained report.html in the audit's style, and the same as Markdown for the docs."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""The baseline that trains nothing: sample M images of a prompt, keep as many as a quota lets, pay M / n for each image kept.
+"""A baseline without training: sample M images of a prompt and keep n by a quota, at a cost of M / n for each kept image.
 
 Source of the idea: post-processing with a relaxed constraint as the yardstick of every other method (Cruz and Hardt 2024,
 arXiv 2306.07261). Shapes: K classes, counts of images.

@@ -1,4 +1,4 @@
-"""How far an audit's numbers move when the judge misreads a few more faces: test-label error.
+"""How an audit's numbers change when the judge misreads more faces (test-label error).
 
 Adebayo et al., ICLR 2023 (arXiv 2310.02533), section 3, flip a share of the test labels of a fairness audit. Here the labels
 are the judge's readings of generated faces, and the numbers are the audit's own: bias, D, verdict. For two classes at parity
@@ -16,7 +16,7 @@ MORE = 1.5  # how much more often the faces of a group are misread, by group
 
 
 def kinds(classes: tuple[str, ...]) -> tuple[str, ...]:
-    """Of misreadings: alike for all faces, more often in a group, or in faces of one class alone."""
+    """Kinds of misreadings: equal for all faces, more frequent in a group, or only in faces of one class."""
     return ("uniform", "by group", *(f"only {name}" for name in classes))
 
 

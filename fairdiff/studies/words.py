@@ -1,4 +1,4 @@
-"""Baselines that change the words and nothing else: each image of a prompt is generated from another text, with its noise.
+"""Baselines that only change the words: each image of a prompt is generated from another text with the same noise.
 
 Ethical intervention: Bansal et al. 2022 (arXiv 2210.15230), in the words that Shen et al. (ICLR 2024) compare with. Random
 class phrases: what Fair Diffusion (Friedrich et al. 2023, arXiv 2302.10893) does by guidance, it looks a prompt up and steers

@@ -1,4 +1,4 @@
-"""Training: one step, the loop around it, and what the loop keeps.
+"""Training: one step, the loop around it, and the loop's state.
 
     originals -> step -> update -> trainer;  validation, checkpoint, tracking
 

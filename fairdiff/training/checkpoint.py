@@ -1,4 +1,4 @@
-"""A checkpoint that describes itself: step, fingerprint and the state of every part that learns or remembers.
+"""Self-describing checkpoints: the step, the fingerprint and the state of every part that has one.
 
 One file, written atomically and never unpickled: parts of it cannot be of different steps. The one before it is kept.
 Randomness needs no state: every step draws from its own generator, seeded by (seed, step).

@@ -1,4 +1,4 @@
-"""The frozen model's images o_i of a finite noise pool, reduced to what the losses compare with, cached on disk.
+"""Reference images o_i of a finite noise pool, reduced to the features that the losses compare with, cached on disk.
 
 o_i depends on (prompt, noise, number of sampler steps) only, so each is sampled once for all runs that share the model
 and the perception.
@@ -60,14 +60,14 @@ class Originals:
         return {name: torch.stack([known[i][name] for i in indices]).to(self.device) for name in known[indices[0]]}
 
     def _made(self, prompt: str, block: list[int], steps: int) -> dict[str, Tensor]:
-        """What `measure` says of a block, of which each process generates a part."""
+        """The measurements of a block, of which each process generates a part."""
         own = self.world.share(block)
         looks = [self.measure(images) for images in self.generate(prompt, own, steps).split(self.at_once)] if own else []
         parts = sum(self.world.gather([{n: t.cpu() for n, t in look.items()} for look in looks]), [])
         return {n: torch.cat([part[n] for part in parts]) for n in parts[0]}
 
     def _known(self, prompt: str, steps: int) -> tuple[dict[int, dict[str, Tensor]], Path | None]:
-        """The rows there are of a prompt, and where they are kept."""
+        """The known rows of a prompt, and the path where they are stored."""
         key = hashlib.sha256(f"{steps}|{prompt}".encode()).hexdigest()[:24]
         path = self.folder / f"{key}.safetensors" if self.folder else None
         if key not in self.rows:
@@ -77,7 +77,7 @@ class Originals:
 
     @property
     def names(self) -> set[str]:
-        """Of the tensors that `measure` gives."""
+        """The names of the tensors that `measure` returns."""
         seen = self.perception
         names = {"box", "found"} | ({"face"} if seen.embedder is not None else set())
         names |= {f"feature.{i}" for i in range(len(seen.encoders))}
@@ -85,20 +85,20 @@ class Originals:
 
     @property
     def share(self) -> float:
-        """Of a block, that is compared."""
+        """The share of a block that is compared."""
         return (self.compared or self.block) / self.block
 
     def made_with(self, index: int) -> range:
-        """Which pool indices are made at once with this one: always the same, so no row depends on earlier calls."""
+        """The pool indices that are generated together with this one: always the same, so no row depends on earlier calls."""
         start = index // self.block * self.block
         first, end = start + (self.compared or self.block), start + self.block
         return range(start, first) if index < first else range(first, end)
 
     def sampled_rows(self, prompt: str, indices: list[int], steps: int) -> tuple[dict[str, Tensor], Tensor]:
-        """`get` for those indices that are compared, zeros for others; and what each weighs [B]: 1 / their share, or 0.
+        """`get` for the compared indices, with zeros for the others; and the weight of each image [B]: 1 / share, or 0.
 
-        Indices are exchangeable, so that a sum over the compared with these weights is an unbiased estimate of the sum
-        over all (Horvitz and Thompson 1952), and a fixed part of the pool is all that is ever sampled.
+        Indices are exchangeable, so the weighted sum over the compared images is an unbiased estimate of the sum over all
+        (Horvitz and Thompson 1952), and only a fixed part of the pool is ever sampled.
         """
         first = self.compared or self.block
         inside = [i for i in indices if i % self.block < first]
@@ -111,7 +111,7 @@ class Originals:
 
     @torch.no_grad()
     def measure(self, image_BCHW: Tensor) -> dict[str, Tensor]:
-        """What the losses compare with, one row an image."""
+        """The features that the losses compare with, one row for each image."""
         seen = self.perception.classify_faces(image_BCHW)
         out = {f"feature.{i}": f for i, f in enumerate(self.perception.features(image_BCHW))}
         out |= {f"probs.{a}": seen.probs_BK(a) for a in seen.logits}
@@ -124,7 +124,7 @@ class Originals:
 
 
 def _bytes(path: Path | None) -> bytes:
-    """What a file holds, nothing if it is not there or cannot be read."""
+    """The content of a file, b"" if it is missing or unreadable."""
     try:
         return path.read_bytes() if path else b""
     except OSError:

@@ -1,4 +1,4 @@
-"""Images of the adapter while it learns: a grid of the same noise without and with it, a few times in a run."""
+"""Grids of images during training, without and with the adapter, from the same noise."""
 
 import math
 from pathlib import Path

@@ -37,11 +37,11 @@ from fairdiff.training.originals import Originals
 
 @dataclass(frozen=True)
 class Objective:
-    """What the adapter is trained towards: targets, the weights of the terms, and which labels count.
+    """The training objective: targets, weights of the terms, and the confidence that labels need.
 
-    align, image, face: a term's weight; 0 measures it only, None leaves it out. confidence: the least confidence of a
-    label. weigh_classes: see `Target.class_weights`. damping: of each attribute, see `losses.Damping`.
-    confident_class: how sure the classifier must be of the class of o for its face to be kept.
+    align, image, face: weight of each term; 0 only measures it, None leaves it out. confidence: smallest confidence of a
+    label that is trained on. weigh_classes: see `Target.class_weights`. damping: for each attribute, see `losses.Damping`.
+    confident_class: smallest probability of the class of o at which the face term keeps its face.
     """
 
     target: Targets
@@ -54,7 +54,7 @@ class Objective:
     confident_class: float
 
     def class_weights(self, target: Target) -> dict[str, Tensor]:
-        """What a label of each class [K] weighs in the alignment loss: all 1 for the paper's plain cross-entropy."""
+        """Weights [K] of the classes in the alignment loss; all 1 for the paper's plain cross-entropy."""
         weights = {a: torch.from_numpy(target.class_weights(a)) for a in target.attributes}
         return weights if self.weigh_classes else {a: torch.ones_like(w) for a, w in weights.items()}
 
@@ -67,7 +67,7 @@ class Objective:
 
 @dataclass(frozen=True)
 class Method:
-    """How the gradient is taken: guidance scale s, step weights w_t, replayed steps K (None = T), micro-batch sizes."""
+    """Settings of the gradient: guidance scale s, step weights w_t, replayed steps K (None = T), micro-batch sizes."""
 
     guidance: float
     gradient: str
@@ -80,7 +80,7 @@ class Method:
 class Batch:
     """One prompt, B indices into its noise pool, the number T of sampler steps, and a generator for this step.
 
-    people: whether the images are to show people, named: whether the prompt names a class, see `Prompt`.
+    people: whether the images should show people. named: whether the prompt names a class, see `Prompt`.
     """
 
     prompt: str
@@ -94,10 +94,11 @@ class Batch:
 
 @dataclass
 class StepResult:
-    """Mean of each term over the images, the classifier's shares per attribute, faces found and labels kept.
+    """Mean of each term over the images, the classifier's shares for each attribute, numbers of detected faces and kept
+    labels.
 
-    skipped: why nothing is learnt from the batch, "" if something is. people, named: of its prompt, see `Batch`.
-    grad_share: each weighted (and balanced) term's norm at the images, divided by the sum of these norms.
+    skipped: why nothing is learnt from the batch, "" if something is. people, named: those of its `Batch`.
+    grad_share: norm of each weighted (and balanced) term at the images, divided by the sum of these norms.
     """
 
     terms: dict[str, float]
@@ -112,8 +113,8 @@ class StepResult:
 
 @dataclass
 class Trainee:
-    """The model under training with all that a step needs of it. world: the processes that share each batch's images.
-    pieces: from which the sizes in `method` are.
+    """The model under training with everything that a step needs. world: the processes that share each batch's images.
+    pieces: the micro-batches from which the sizes in `method` come.
     """
 
     model: DiffusionModel
@@ -127,7 +128,7 @@ class Trainee:
     pieces: Pieces | None = None
 
     def without_people(self) -> "Trainee":
-        """The same for a prompt without people: its images are only to stay as they are."""
+        """This trainee for a prompt without people, which has the image term only."""
         return replace(self, objective=replace(self.objective, align=None, face=None), balance=None)
 
 
@@ -141,7 +142,7 @@ class Rollout:
 
 
 def training_step(trainee: Trainee, batch: Batch) -> StepResult:
-    """Accumulate the adapter's gradient of one batch; of several processes each its own images' part of it.
+    """Accumulate the adapter's gradient of one batch; with several processes, each adds the part of its own images.
 
     A batch without a confident label still has its image and face terms. A prompt without people has only the image term.
     """
@@ -208,9 +209,9 @@ def label_batch(trainee: Trainee, batch: Batch, final: Tensor) -> tuple[list[Fac
 def latent_gradient(
     trainee: Trainee, faces: list[FaceBatch], part: Part, final: Tensor, result: StepResult
 ) -> Tensor | None:
-    """Part 3: g = dL/dz_0 [b, C, h, w] of this process's images, and the terms noted in `result`.
+    """Part 3: g = dL/dz_0 [b, C, h, w] of this process's images; the terms are written into `result`.
 
-    None where nothing is to be learnt.
+    None if there is nothing to learn.
     """
     if result.skipped:
         return None

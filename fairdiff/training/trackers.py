@@ -1,4 +1,4 @@
-"""What a run tells a tracker: the rows of metrics.jsonl, and images before and after.
+"""Experiment trackers: they get the rows of metrics.jsonl, and images before and after.
 
 tensorboard, wandb and trackio, through accelerate's classes for them. Each is an extra of the installation.
 """

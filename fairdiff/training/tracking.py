@@ -1,4 +1,4 @@
-"""What a run tells: one JSON line a step in metrics.jsonl, and a progress display with loss terms and current bias."""
+"""Progress of a run: one JSON line for each step in metrics.jsonl, and a display with loss terms and current bias."""
 
 import json
 import math

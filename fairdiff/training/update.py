@@ -1,4 +1,4 @@
-"""The gradient of one update: the mean over the steps of several prompts, without those that went wrong.
+"""The gradient of one update: the mean over several prompts, without those whose step failed.
 
 Prompts pull in opposite directions: what makes carpenters more female does so to nurses. More images of one prompt do
 not lessen this noise, images divided among several prompts do (docs/performance.md has the numbers).
@@ -29,7 +29,7 @@ class Update:
     norm: float = 0.0
 
     def row(self) -> dict:
-        """What it says of itself in metrics.jsonl: sums of faces and kept labels, means of the rest over prompts."""
+        """Its row in metrics.jsonl: sums of faces and kept labels, means over prompts of the rest."""
         results = [result for _, result in self.good]
         row = {"prompts": [prompt for prompt, _ in self.good], "grad_norm": self.norm}
         row |= {"faces": sum(r.faces for r in results), "kept": sum(r.kept for r in results)}
@@ -39,7 +39,7 @@ class Update:
 
     @property
     def usual(self) -> list[StepResult]:
-        """Of prompts that show people and name no class."""
+        """The results of prompts that show people and name no class."""
         return [result for _, result in self.good if result.people and not result.named]
 
     @property
@@ -66,11 +66,11 @@ class Update:
 
 
 def gather(trainee: Trainee, batches: list[Batch], step: Step = training_step) -> Update:
-    """Leave the mean gradient of the batches in the adapter; one batch a prompt.
+    """Leave the mean gradient of the batches, one for each prompt, in the adapter.
 
-    A batch with a gradient that is not finite is left out and named in `skipped`; if all are, the adapter has no
-    gradient. Raises FairDiffError on a gradient of exactly zero. Of several processes each adds its own images' part, and
-    all leave out the same batches.
+    A batch whose gradient is not finite is skipped and named in `skipped`; if all are, the adapter has no gradient. Raises
+    FairDiffError for a gradient of exactly zero. With several processes, each adds the part of its own images, and all skip
+    the same batches.
     """
     parameters, update, world = trainee.adapter.parameters(), Update(), trainee.world
     sums: list[Tensor | None] = [None] * len(parameters)
@@ -92,9 +92,9 @@ def gather(trainee: Trainee, batches: list[Batch], step: Step = training_step) -
 
 
 def skip_reason(result: StepResult, parameters: list[torch.nn.Parameter], world: World = ALONE) -> str:
-    """Why a batch is left out of the update, "" if it is not; the same in all processes, whichever found a reason.
+    """Why a batch is skipped, "" if it is not; the same in all processes, whichever found a reason.
 
-    A gradient of exactly zero is an error, for nothing is being trained; but a batch without confident labels may have
+    A gradient of exactly zero is an error, because then nothing is trained. Only a batch without confident labels may have
     one, as long as its images are the reference images.
     """
     if result.skipped:

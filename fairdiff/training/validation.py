@@ -1,4 +1,4 @@
-"""Validation during training: how fair and how faithful the averaged adapter is on prompts it does not train on.
+"""Validation during training: bias and similarity of the averaged adapter on prompts that are not trained on.
 
 Everything generated here is a function of (prompt, seed, index), as in training; training's generators are not touched.
 """
@@ -19,10 +19,10 @@ SIMILARITIES = ("clip_i", "dino")  # of the preservation encoders, in their orde
 
 @dataclass(frozen=True)
 class Validation:
-    """Every `every` steps, `images` images of each prompt in `sampler_steps` steps.
+    """Validation every `every` steps, with `images` images of each prompt in `sampler_steps` steps.
 
-    A state of the adapter counts only if its semantics (mean cosine to the originals over encoders and images) is
-    `floor` or more; training stops after `patience` validations in a row without a new best (None: never).
+    A state of the adapter counts only if its semantics (mean cosine to the reference images over encoders and images) is
+    `floor` or more. Training stops after `patience` validations in a row without a new best (None: never).
     """
 
     every: int
@@ -96,7 +96,7 @@ def worst_distance(counts_K: torch.Tensor, missing: int, target_K: torch.Tensor)
 
 @dataclass
 class Best:
-    """The best validation so far: after how many steps, its score and averages, and how many have followed it."""
+    """The best validation so far: its number of steps, score and averages, and how many validations have followed it."""
 
     step: int | None = None
     score: float = math.inf

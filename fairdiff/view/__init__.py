@@ -1,4 +1,4 @@
-"""The live page of a run folder: what training says while it goes on, and the adapter to try once it is saved.
+"""The live page of a run folder: the progress of training, and the saved adapter to try.
 
     state (the folder as numbers) -> server -> page.html;  explorer (both images of a prompt, as the audit judge reads them)
 

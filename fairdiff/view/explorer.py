@@ -1,4 +1,4 @@
-"""Both images of a prompt from the same noise, without and with a run's adapter, as the audit judge reads them."""
+"""Generate both images of a prompt from the same noise, without and with a run's adapter, with the audit judge's labels."""
 
 import base64
 import io

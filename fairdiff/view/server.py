@@ -1,4 +1,4 @@
-"""The live page over HTTP, on this machine only: files of one run folder that are named here, and nothing else."""
+"""The live page over HTTP, on this machine only. It serves named files of one run folder and nothing else."""
 
 import argparse
 import json
@@ -21,7 +21,7 @@ HERE = ("127.0.0.1", "localhost")
 
 
 class Run:
-    """What the page reads of one run folder; the explorer is loaded when it is first used."""
+    """Access to one run folder for the page; the explorer is loaded when it is first used."""
 
     def __init__(self, folder: Path):
         require_run(folder)

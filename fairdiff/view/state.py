@@ -1,4 +1,4 @@
-"""A run folder as numbers: what the live page shows, read anew at every look. A file that is being written costs a point."""
+"""The content of a run folder as numbers for the live page, read again on every request."""
 
 from pathlib import Path
 
