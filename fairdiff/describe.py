@@ -45,7 +45,7 @@ def memory_lines(config: Config, pieces: Pieces | None) -> list[str]:
     lines = [
         f"memory: about {pieces.peak / GIB:.1f} of {config.memory_gb:g} GB, {pieces.sample} images sampled, {pieces.decode} "
         f"decoded and {pieces.replay} steps replayed at once"
-        + "".join(f", {name} computed twice" for name in sorted(pieces.checkpointed))
+        + "".join(f", {name} with gradient checkpointing" for name in sorted(pieces.checkpointed))
     ]
     if pieces.peak > USED * GIB * config.memory_gb:
         lines.append(f"warning: memory_gb: found {config.memory_gb:g}, needed about {pieces.peak / GIB / USED:.0f}")
@@ -69,21 +69,21 @@ def warnings(plan: Plan, model: DiffusionModel, prefix: str) -> list[str]:
     lines = []
     if known := plan.not_held_out:
         some = ", ".join(known[:3]) + (", ..." if len(known) > 3 else "")
-        line = f"warning: {len(known)} of {len(plan.audit)} audited prompts are trained on ({some})"
-        lines.append(f"{line}; they say nothing about others")
+        line = f"warning: {len(known)} of {len(plan.audit)} audited prompts are also training prompts ({some})"
+        lines.append(f"{line}; their numbers say nothing about other prompts")
     audited = [prompt.text for prompt in [*plan.audit, *plan.without_people]]
     if same := model.read_as_one(audited):
-        line = f"warning: {len(same)} of {len(audited)} audited prompts read to the model as another does"
-        lines.append(f"{line} ({same[0][1]!r} as {same[0][0]!r}); intervals take them for different prompts")
+        line = f"warning: {len(same)} of {len(audited)} audited prompts are the same to the model as another one"
+        lines.append(f"{line} ({same[0][1]!r} and {same[0][0]!r}); intervals treat them as different prompts")
     every = dict.fromkeys([*plan.train, *plan.validation, *plan.audit])
     if odd := [prompt.text for prompt in every if wrong_article(prompt)]:
-        line = f"warning: {len(odd)} prompts have an article that does not suit, as {odd[0]!r}"
-        lines.append(f"{line}; in English templates {{a}} {{}} sets a or an")
+        line = f"warning: {len(odd)} prompts have the wrong article, such as {odd[0]!r}"
+        lines.append(f"{line}; in English templates use {{a}} {{}}, which chooses a or an")
     texts = list(dict.fromkeys(prompt.text for prompt in [*plan.train, *plan.audit]))
     if cut := model.overlong(prefix, texts):
         most = model.most_tokens
         lines.append(
-            f"warning: the end of {len(cut)} prompts lies beyond the {most} tokens that are read, as of {cut[0]!r}"
+            f"warning: {len(cut)} prompts are cut off, because the model reads {most} tokens only, such as {cut[0]!r}"
         )
     return lines
 
@@ -110,11 +110,11 @@ def picture_warnings(config: Config, given: Given, audit: Audit) -> list[str]:
     lines = [f"warning: {line}" for line in unreadable_lines(given)]
     if copies := given.copies:
         some = f"{copies[0][1]} is {copies[0][0]}"
-        lines.append(f"warning: {len(copies)} pictures of a prompt are copies of another ({some}); they count as two")
+        lines.append(f"warning: {len(copies)} pictures are copies of another of the same prompt ({some}); all are counted")
     if config.audit.judge.type == "net" and config.audit.judge.path is None:
         lines.append(
-            "warning: the embedded judge has only seen renders of Portraits; for photographs: model=sd15, or "
-            "judge@audit.judge with a classifier of yours"
+            "warning: the embedded judge has only seen renders of Portraits; for photographs use model=sd15, or "
+            "judge@audit.judge with your own classifier"
         )
     names = {"CLIP": "CLIP-T and CLIP-I are", "image encoder": "drift and variety are"}
     missing = {key: audit.spec.provenance[key] for key in names if audit.spec.provenance[key].startswith(NOT_AT_HAND)}
@@ -126,9 +126,9 @@ def unreadable_lines(given: Given, most: int = 20) -> list[str]:
     count = len(given.unreadable)
     lines = [f"{count} of {count + len(given.about)} pictures could not be read and are left out"] if count else []
     lines += [f"{file}: {reason}" for file, reason in given.unreadable[:most]]
-    lines += [f"and {count - most} more, which audit.json names"] if count > most else []
+    lines += [f"and {count - most} more, which are listed in audit.json"] if count > most else []
     if given.left_out:
-        lines.append(f"prompts left out, without a picture of every model: {'; '.join(given.left_out)}")
+        lines.append(f"prompts left out, because a model has no picture of them: {'; '.join(given.left_out)}")
     return lines
 
 
@@ -140,7 +140,7 @@ def picture_lines(config: Config, plan: Plan, given: Given) -> dict[str, list[st
     counts = [len(files) for files in given.files.values()]
     lines["pictures"] += [f"{sum(counts)} pictures, {min(counts)} to {max(counts)} of each prompt"]
     lines["pictures"] += [f"sizes: {', '.join(f'{w} × {h} ({n})' for (h, w), n in sizes.most_common(5))}"]
-    lines["pictures"] += [f"before and after belong together by {given.pairing}"] if given.pairing else []
+    lines["pictures"] += [f"before and after are paired by {given.pairing}"] if given.pairing else []
     return lines | ({"left out": unreadable_lines(given)} if given.unreadable or given.left_out else {})
 
 

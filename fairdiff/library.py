@@ -105,7 +105,7 @@ class AuditResult:
 
 
 def train(settings: Settings = ()) -> Path:
-    """Train and audit as `python train.py` does with the same settings, and return the run folder.
+    """Train and audit as `python train.py` with the same settings, and return the run folder.
 
     settings: a list of overrides, ["adapter=soft_tokens", "steps=60"], or a dict, {"adapter": "soft_tokens", "steps": 60}.
     A run of the same settings continues where it stopped. Raises FairDiffError where the command would print an error.

@@ -35,7 +35,7 @@ def test_numbers_are_those_of_the_audit():
     for model in ("before", "after"):
         bias = audit["models"][model]["attributes"]["gender"]["bias"]
         ends = ", ".join(map(number, bias["ci95_these"]))  # of few prompts
-        assert f"{number(bias['mean'])} [{ends}]*" in text and "with an asterisk they speak of these prompts only" in text
+        assert f"{number(bias['mean'])} [{ends}]*" in text and "with an asterisk they hold for these prompts only" in text
     drift = audit["paired"]["attributes"]["race"]["drift"]
     assert f"| {drift['stayed_within']}* |" in text and "No target was set for race" in text
     assert "| female | 90 | 10 |\n| male | 20 | 80 |" in text  # the training judge

@@ -75,7 +75,7 @@ def test_a_detector_that_finds_nobody_says_so(tiny_model):
     trainee.perception.classifier = load_attribute_net(weights("judge"))
     prompts = [Prompt(f"a {subject}", "occupation", subject) for subject in ("nurse", "chef")]
     (line,) = compare_judges(trainee, load_attribute_net(weights("audit_judge")), prompts, 2)
-    assert "no face in the first reference images" in line
+    assert "the first reference images show no face" in line
 
 
 def test_each_judge_sees_crops_of_its_own_and_says_so(tmp_path):

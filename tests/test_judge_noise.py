@@ -88,7 +88,7 @@ def test_the_conclusion_says_up_to_where_bias_falls_and_from_where_it_is_worse()
     assert first.startswith("The adapter of the clean judge lowers bias: −0.500")
     assert "Up to 20\u00a0% bias is certainly lower than before." in words
     assert "Up to 10\u00a0% it is certainly less than 0.1 above that of the clean judge." in words
-    assert words.endswith("It is certainly above it at 20\u00a0%.") and seed.startswith("This is one training a rate")
+    assert words.endswith("It is certainly above it at 20\u00a0%.") and seed.startswith("Each rate has one training")
     cells = {key: kept for key, kept in cells.items() if "0.1" not in key and "0.2" not in key}
     assert "Already at 30\u00a0% it cannot be said that bias is certainly lower" in conclusions(record_of(cells))[1]
     both = {key.removesuffix("0") + "1": kept for key, kept in cells.items()} | cells

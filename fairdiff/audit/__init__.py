@@ -1,1 +1,1 @@
-"""Generate, measure, count, bound, report. The auditor shares no code path with the trainer."""
+"""The audit: generate, measure, compute numbers with intervals, report. It shares only the sampler with the trainer."""

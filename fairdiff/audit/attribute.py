@@ -1,4 +1,4 @@
-"""One attribute, or several combined, over a suite: its numbers with intervals, its verdict, its change.
+"""The numbers of one attribute or combination over all prompts of an audit: intervals, verdict and change.
 
 Shapes: P prompts, K classes, counts_PK faces of each class. Every mean over prompts weighs prompts alike.
 """
@@ -128,7 +128,7 @@ def mean_share(faces_P, n_P, assumed_P, seed: int, error: float = 0.05) -> dict:
 
 
 def _with_ratio(entry: dict, at_once: dict, target: float) -> dict:
-    """The same with the ratio of the share to the target share; flagged below four fifths. A target of 0 has no ratio.
+    """The shares with the ratio of the share to the target share; flagged below four fifths. A target of 0 has no ratio.
 
     at_once: the same share with intervals that hold for all classes at once, of which the ratio's `ci95_all` are made.
     """
@@ -209,7 +209,7 @@ def share_changes(counts: list[np.ndarray], pairs_PKK: np.ndarray, axis: Axis, s
 
 
 def drift_of(moved: dict, shares: dict, margin: float) -> dict:
-    """Of an untargeted attribute: the change of its bias and of its classes' mean shares, and whether all stayed.
+    """The change of an untargeted attribute's bias and class shares, and whether all stayed within the margin.
 
     Bias alone is blind to a skew that changes sides. moved: the change of bias.
     """

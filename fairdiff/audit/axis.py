@@ -1,4 +1,4 @@
-"""What is counted: attributes and their combinations as axes of classes, and the faces of each class, counts_PK.
+"""What an audit counts: attributes and combinations as axes of classes, and the number of faces of each class, counts_PK.
 
 Shapes: P prompts, K classes.
 """
@@ -67,7 +67,7 @@ class Axis:
     target_PK: np.ndarray
 
     def rows(self, rows_P: np.ndarray) -> "Axis":
-        """The same axis over some of the prompts."""
+        """This axis restricted to some of the prompts."""
         return replace(self, target_PK=self.target_PK[rows_P])
 
 

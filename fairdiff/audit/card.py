@@ -1,4 +1,4 @@
-"""audit.json as a model card: the README.md of an adapter's folder, in the format of the Hugging Face hub.
+"""A model card from audit.json: the README.md of an adapter's folder, in the format of the Hugging Face hub.
 
 Every number is the audit's own (`wording.comparison`), but the confusion counts of the training judge.
 """
@@ -34,12 +34,12 @@ for name, (tokenizer, encoder) in {"clip_l": first, "clip_g": second}.items():
     pipe.load_textual_inversion(tokens[name], token="<fairdiff>", tokenizer=tokenizer, text_encoder=encoder)
 pipe.text_encoder_2.text_model.eos_token_id = pipe.tokenizer_2.eos_token_id  # else it pools at the last token"""
 MEANING = (
-    "Classes are *perceived presentation*: what a classifier reads in an image. They are never anybody's identity. Nobody in "
-    "a generated image has a gender, race or age to be right or wrong about, and a few classes are a coarse reading."
+    "Classes are *perceived presentation*, as a classifier reads it from an image. They are never anybody's identity. Nobody "
+    "in a generated image has a gender, race or age to be right or wrong about, and a few classes are coarse."
 )
-ETHICS = """- The target is a value judgement of whoever trained this. State it wherever the adapter is used.
-- Shares say nothing about dignity, pose, dress or stereotype.
-- Not for guessing who somebody is, and not for labelling people.
+ETHICS = """- The target is a value judgement of whoever trained this adapter. State it wherever the adapter is used.
+- Shares say nothing about dignity, pose, dress or stereotypes.
+- Do not use it to guess who somebody is, or to label people.
 - An adapter can be fair at one guidance scale and unfair at another: use the settings below."""
 Confusion = dict[str, np.ndarray]  # attribute -> counts [K, K], rows: true class
 
@@ -81,7 +81,7 @@ def _licence(base: str) -> dict[str, str]:
 
 def _licence_in_words(base: str) -> str:
     known = LICENCES.get(base)
-    return f"That of the base model: {known}." if known else f"That of the base model, which is not known here: see `{base}`."
+    return f"That of the base model: {known}." if known else f"That of the base model, which is unknown here: see `{base}`."
 
 
 def _results(audit: dict) -> str:
@@ -96,10 +96,10 @@ def _results(audit: dict) -> str:
     untargeted = [n for n in attribute_order(audit) if not last_model(audit)["attributes"][n]["target"]["requested"]]
     without = f" No target was set for {', '.join(untargeted)}: its change is drift." if untargeted else ""
     return (
-        f"{audit['prompts']} prompts × {audit['images_per_prompt']} images, same noise before and after. [Brackets] hold "
-        "95 % intervals; with an asterisk they speak of these prompts only, which are too few to speak of others. Bias is "
-        f"the gap between the shares of two classes: 0 is parity. D is the distance to the target without noise.{without} "
-        "Noise floor: what a perfectly fair (or on-target) generator shows.\n\n" + "\n".join(lines)
+        f"{audit['prompts']} prompts × {audit['images_per_prompt']} images, same noise before and after. [Brackets] are "
+        "95 % intervals; with an asterisk they hold for these prompts only, which are too few for others. Bias is the gap "
+        f"between the shares of two classes: 0 is parity. D is the distance to the target, with noise removed.{without} The "
+        "noise floor is the value for a perfectly fair (or on-target) generator.\n\n" + "\n".join(lines)
     )
 
 
@@ -107,7 +107,7 @@ def _judge(title: str, name: str, confusion: Confusion, attributes: dict[str, li
     """A judge and its confusion counts on labelled faces, which may be unknown."""
     text = [f"**{title}**: {name}."]
     if not confusion:
-        text[0] += " Its errors on labelled faces are not known here."
+        text[0] += " Its errors on labelled faces are unknown here."
     for attribute, counts in confusion.items():
         classes = attributes.get(attribute, list(map(str, range(len(counts)))))
         table = [f"| {attribute}, true ↓ judged → | {' | '.join(classes)} |", "|---" * (len(classes) + 1) + "|"]

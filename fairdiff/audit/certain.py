@@ -1,4 +1,4 @@
-"""Which prompts are certainly off their target, which may be, and which are certainly within the margin.
+"""Classify prompts as certainly off their target, certainly within the margin, or open.
 
 An interval of every prompt's own distance D_p = sqrt(sum_k (p_k - t_k)^2 / t_k) that holds for all prompts at once in 95 %
 of audits: level 1 - .05 / P each (Bonferroni), the range of D over Clopper and Pearson's (1934) exact box of its shares.
@@ -132,8 +132,11 @@ def _summary(items: list[dict], corrected: bool, reason: str | None) -> dict:
 
 @lru_cache(maxsize=32)
 def images_for_within(prompts: int, target_K: tuple[float, ...], delta: float) -> int:
-    """Pictures of each of so many prompts, all with a face and exactly on target, that make it certainly within; with no
-    judge's error. Fewer cannot."""
+    """The fewest images of each of so many prompts, all with a face and exactly on target, that make a prompt certainly
+    within.
+
+    It assumes a judge without errors.
+    """
     target = np.asarray(target_K, float)
 
     def enough(n: int) -> bool:

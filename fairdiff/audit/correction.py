@@ -1,4 +1,4 @@
-"""Numbers with the judge's error undone, and what the images and the labelled faces leave open of them.
+"""Numbers corrected for the judge's errors, with the uncertainty of the images and of the labelled faces.
 
 Estimand: what the judge would report if it made no error (`judge` has the model and its assumption). The error of the
 estimated confusion matrix is the same in every prompt, so it does not average out over prompts.

@@ -1,4 +1,4 @@
-"""Which estimand a number of audit.json is shown for: prompts like these, or these prompts where they are too few.
+"""Which estimand the report shows for a number: prompts like these, or these prompts if there are too few.
 
 `ESTIMANDS` stands in audit.json and says what each number is of.
 """
@@ -8,74 +8,74 @@ from fairdiff.audit.verdict import FEW_PROMPTS
 
 TAGS = {"within": "on target", "beyond": "off target", "undecided": "not decided"}
 VERDICTS = {
-    "within": "the whole interval lies below {delta:.2f}, with missing faces at their worst",
-    "beyond": "the whole interval lies above {delta:.2f}, with missing faces at their best",
-    "undecided": "more prompts or pictures are needed to tell on which side of {delta:.2f} it lies",
+    "within": "the whole interval lies below {delta:.2f}, with pictures without a face counted as the worst case",
+    "beyond": "the whole interval lies above {delta:.2f}, with pictures without a face counted as the best case",
+    "undecided": "it takes more prompts or pictures to tell on which side of {delta:.2f} it lies",
 }
 LARGEST_COUNTS = "the largest face of a picture counts, the others are ignored"  # of a picture with several faces
 SEVERAL_REFUSED = "a picture with several faces counts as one without a face"
 FEW = "*"  # behind an interval that holds for these prompts only
 ESTIMANDS = {
     "ci95": "95 % interval for the population that the prompts are a sample of (prompts like these): bootstrap-t over "
-    f"prompts, never narrower than ci95_these; null with fewer than {ENOUGH} prompts. No sample sees a bias that one prompt "
-    "in a hundred carries",
+    f"prompts, never narrower than ci95_these; null with fewer than {ENOUGH} prompts. No sample reliably shows a bias that "
+    "only one prompt in a hundred has",
     "ci95_these": "95 % interval for these prompts with new noise",
     "bias.mean": "mean over prompts of the plug-in bias at this number of images; its noise floor is not 0",
     "bias.sd_over_prompts": "spread of the per-prompt bias, not a standard error",
-    "bias.floor": "what a perfectly fair generator shows on average at the same numbers of faces",
-    "bias.missing_face_bounds": "mean bias if the pictures without a face had had the best or the worst classes",
-    "bias.worst_tenth": "mean of the tenth of the prompts with the largest bias; its floor, what a perfectly fair generator "
-    "shows, is larger than that of the mean: some prompts are off by chance. No interval: the same images choose the prompts",
-    "shares": "mean share over prompts; ratio: to the mean target share, flagged below four fifths. A class is "
-    "certainly below them where its ci95_all is, all are certainly above where every ci95 is",
-    "target.total_variation": "mean over prompts of half the absolute differences to the prompt's target; its floor, "
-    "the mean of what a generator exactly on each target shows at the same numbers of faces, is not 0",
+    "bias.floor": "bias that a perfectly fair generator shows on average at the same numbers of faces",
+    "bias.missing_face_bounds": "mean bias if the pictures without a face showed the best or the worst classes",
+    "bias.worst_tenth": "mean over the tenth of the prompts with the largest bias. Its floor is larger than that of the "
+    "mean, because some prompts are off by chance. It has no interval, because the same images choose the prompts",
+    "shares": "mean share over prompts; ratio: share over mean target share, flagged below four fifths. A class is certainly "
+    "below four fifths if its ci95_all is, and all classes are certainly above if every ci95 is",
+    "target.total_variation": "mean over prompts of half the sum of absolute differences to the prompt's target. Its floor "
+    "is what a generator exactly on each target shows on average at the same numbers of faces, and is not 0",
     "target.distance": "D, root mean square over prompts of the chi-squared distance sum_k (p_k - t_k)^2 / t_k of a "
-    "prompt's true shares p to its target t, estimated without the noise of the images (floor 0); these: inverted test, "
-    "worlds from empirical-Bayes shares",
-    "target.verdict": "of prompts like these, verdict_these: of these prompts. within: the whole interval below delta, wrong "
-    "at most 5 % of the time at D = delta, with missing faces at their worst; beyond: the whole above delta, with missing "
-    "faces at their best; else undecided. On corrected shares where the judge's errors were counted",
-    "target.prompts_certain": "how many prompts are certainly off (the whole interval of their own D above delta), within "
-    "(below it) or open; in 95 % of audits none is wrongly called off or within. images_for_within: fewer pictures of a "
-    "prompt call none within",
-    "per_prompt.target.distance": "D of the shares seen, noise included; ci95_all holds for all prompts at once: Clopper and "
-    "Pearson's exact box at .05 / prompts, missing faces of any class, and the judge's error undone where it was counted",
-    "target.p_holm": "exact binomial (two classes) or Monte Carlo G test of the prompt's target, Holm over prompts. Where "
-    "the judge's errors were counted the null is what it would read on target, averaged over what its labelled faces leave "
-    "open; where they cannot be undone the shares as judged are tested",
+    "prompt's true shares p to its target t, with the noise of the images removed (floor 0). ci95_these is an inverted test, "
+    "simulated from empirical-Bayes shares",
+    "target.verdict": "for prompts like these; verdict_these is for these prompts. within: the whole interval lies below "
+    "delta, with pictures without a face as the worst case; wrong at most 5 % of the time at D = delta. beyond: the whole "
+    "interval lies above delta, with them as the best case. Otherwise undecided. On corrected shares if errors were counted",
+    "target.prompts_certain": "how many prompts are certainly off (the whole interval of their own D lies above delta), "
+    "within (below it) or open. In 95 % of audits none is wrongly called off or within. images_for_within: with fewer "
+    "pictures of a prompt none can be called within",
+    "per_prompt.target.distance": "D of the observed shares, noise included. ci95_all holds for all prompts at once: Clopper "
+    "and Pearson's exact box at .05 / prompts, with missing faces of any class, corrected if the judge's errors were counted",
+    "target.p_holm": "exact binomial (two classes) or Monte Carlo G test of the prompt's target, Holm over prompts. If the "
+    "judge's errors were counted, the null is what it would report on target, averaged over the uncertainty of the counts; "
+    "if they cannot be corrected, uncorrected shares are tested",
     "per_prompt.bias.ci95": "the prompt's own true bias: Wilson (two classes) or Goodman's simultaneous region",
-    "corrected": "the judge's error on labelled faces undone, assumed to be the same on generated ones; intervals hold what "
-    "the labelled faces leave open of it (Dirichlet, zero cells included); its floors are larger",
+    "corrected": "corrected for the judge's errors on labelled faces, which are assumed to be the same on generated faces. "
+    "Intervals include the uncertainty of the counts (Dirichlet, zero cells included); floors are larger",
     "families": "the same over the prompts of one family; their intervals are for that family, not for a comparison",
-    "low_confidence.rate": "faces whose most probable class has less than .9, all prompts pooled: no class is clear, "
-    "and labels of such faces can hide a bias or make one; Wilson, for these prompts and new noise",
-    "wordings": "mean shares over prompts if a zero-shot judge had one of its wordings only: how far they are its words'",
+    "low_confidence.rate": "faces whose most probable class has a probability below .9, all prompts pooled. Labels of such "
+    "faces can hide or create bias. Wilson, for these prompts and new noise",
+    "wordings": "mean shares over prompts with only one wording of a zero-shot judge, which shows how much its words matter",
     "no_face.rate": "pictures without a face, all prompts pooled; Wilson, for these prompts and new noise",
     "several_faces.rate": "pictures in which the detector found several faces, all prompts pooled; Wilson, as no_face.rate; "
     "null where it does not count them",
-    "left_out": "prompts that show fewer than two faces by one of the models: in no mean of shares, before or after, but in "
-    "the verdict and the bounds",
-    "paired": "after minus before on the same prompts and noise; bias and total_variation at equal numbers of faces: of the "
-    "model that shows more faces of a prompt, their mean over all choices of as many as the other shows",
-    "trained": "after minus start (the untrained adapter, where it changes images by itself), as paired: what training did",
-    "paired.drift": "of an attribute without a target: the change of its bias and of each class's mean share as judged. "
-    "Stayed: yes, every interval lies within the margin; no, that of the bias or one of ci95_all lies outside. Prompts "
-    "that exchange their shares are not seen. ci95_these for stayed_within_these",
-    "ci95_all": "as ci95, for all classes of the attribute at once (of more than two: .05 / classes each); ci95_all_these: "
-    "for these prompts",
+    "left_out": "prompts for which one of the models shows fewer than two faces. They are in no mean of shares, before or "
+    "after, but in the verdict and the bounds",
+    "paired": "after minus before on the same prompts and noise. bias and total_variation are compared at equal numbers of "
+    "faces: for each prompt, the model with more faces is averaged over all subsets of the other's size",
+    "trained": "after minus start (the untrained adapter, if it changes images), computed as paired: the effect of training",
+    "paired.drift": "for an attribute without a target: the change of its bias and of each class's uncorrected mean share. "
+    "stayed_within is yes if every interval lies within the margin, and no if that of the bias or one of ci95_all lies "
+    "outside. Prompts that exchange their shares are not noticed. stayed_within_these uses ci95_these",
+    "ci95_all": "as ci95, but for all classes of the attribute at once (.05 / classes each for more than two); "
+    "ci95_all_these: the same for these prompts",
     "clip_t, clip_i, dino, between_seeds, named.kept": "means over prompts (subjects); ci95: Student's over prompts",
     "guidance": "bias.mean and target.total_variation at other guidance scales, with the same prompts and noise",
-    "named.kept": "share of the faces that show the class which their prompt names; mean over subjects",
+    "named.kept": "share of the faces that show the class named in their prompt; mean over subjects",
     "without_people.relative_drift": "mean drift (1 - cosine to the image before) over the mean distance between two "
     "seeds; Student's interval of the linearised ratio",
 }
 
 
 def verdict_of(audit: dict, target: dict) -> dict:
-    """The verdict that is shown: of prompts like these, or with too few prompts that of these prompts, named so.
+    """The verdict that is shown: for prompts like these, or with too few prompts for these prompts, and marked so.
 
-    verdict, tag in words, and why. A reason against both makes it undecided.
+    Keys: verdict, tag in words, and why. A reason against both makes it undecided.
     """
     few = audit["prompts"] < audit["prompts_needed"]
     found = target["verdict_these"] if few else target["verdict"]
@@ -89,7 +89,7 @@ def verdict_of(audit: dict, target: dict) -> dict:
 
 
 def stayed_of(drift: dict) -> str:
-    """Whether an untargeted attribute stayed; of these prompts where they are too few to speak of others."""
+    """Whether an untargeted attribute stayed; for these prompts only if there are too few."""
     return drift["stayed_within_these" if len(ends_of(drift) or []) > 2 else "stayed_within"]
 
 
@@ -109,5 +109,5 @@ def ends_of_all(entry: dict) -> list | None:
 
 
 def why_not_corrected(audit: dict, names: list[str]) -> str:
-    """Why shares of these attributes are as judged, in words that begin in the middle of a sentence."""
+    """Why shares of these attributes are uncorrected, in words that fit into a sentence."""
     return audit["judge"].get("not_corrected") or f"this judge's errors were never measured for {', '.join(names)}"

@@ -97,7 +97,7 @@ class AuditPlan:
         return sorted(index for batch in self.batches(model, prompt) for index in batch)
 
     def count(self, models: Iterable[str]) -> int:
-        """How many images these models have together."""
+        """The total number of images of these models."""
         return sum(len(self.numbers(model, prompt)) for model in models for prompt in self.every)
 
 
@@ -149,7 +149,7 @@ def _check(plan: AuditPlan, generators: dict[str, Generate], measurer: Measurer)
 
 @dataclass(frozen=True)
 class _Auditor:
-    """What every prompt of one call shares."""
+    """The state that all prompts of one audit share."""
 
     plan: AuditPlan
     measurer: Measurer
@@ -195,7 +195,7 @@ class _Auditor:
         return RecordStore(self.plan.shared) if self.plan.shared and model == "before" else None
 
     def done(self, model: str, prompt: Prompt) -> bool:
-        """Whether there are records of a prompt, by this audit or another that shares them."""
+        """Whether a prompt has records, from this audit or from another one that shares them."""
         if model != "before" and not self.store.complete("before", prompt.text, self.fingerprint("before", prompt)):
             raise FairDiffError(f"audit: '{prompt.text}' has no records of the model before; audit it first")
         print_, shared = self.fingerprint(model, prompt), self.shared(model)
@@ -209,7 +209,7 @@ class _Auditor:
         return found
 
     def kept(self, model: str, prompt: Prompt) -> dict[int, Path]:
-        """Where each image of a prompt lies if it is kept."""
+        """The path of each image of a prompt, if images are kept."""
         folder = self.images / model / prompt_key(prompt.text)
         return {index: folder / f"{index:04d}.png" for index in self.plan.numbers(model, prompt)}
 

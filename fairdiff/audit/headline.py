@@ -1,4 +1,4 @@
-"""The result of an audit in plain words: the verdict with its margin explained, and the change. No number is computed here.
+"""The result of an audit in plain words: the verdict, what its margin means, and the change. It computes no number.
 
 Verdict and change are of one quantity, the distance D of the verdict: with the judge's error undone where that was counted.
 """
@@ -10,23 +10,23 @@ from fairdiff.audit.wording import attribute_order, distance_of, interval, last_
 
 ANSWERS = {"within": "yes", "beyond": "no", "undecided": "cannot tell"}
 EXPLAINED = {  # (change, verdict after) -> what stands between them, where they seem to contradict each other
-    ("fell", "beyond"): "It fell, and what is left still lies above the margin.",
-    ("fell", "undecided"): "It fell; whether far enough cannot be told.",
-    ("rose", "within"): "It rose, and still lies within the margin.",
+    ("fell", "beyond"): "It fell, but it is still above the margin.",
+    ("fell", "undecided"): "It fell, but the audit cannot tell whether it fell far enough.",
+    ("rose", "within"): "It rose, but it is still within the margin.",
 }
 UNCHANGED = {  # (verdict before, verdict after), where the change is not clear
-    ("within", "within"): "It lay within the margin before, too.",
-    ("undecided", "within"): "Before, it could not be told on which side of the margin it lay.",
+    ("within", "within"): "It was also within the margin before.",
+    ("undecided", "within"): "Before, the audit could not tell on which side of the margin it was.",
     (
         "beyond",
         "within",
-    ): "It lay above the margin before: so small a change is not clear by itself, the two verdicts are.",
-    ("beyond", "beyond"): "It lay above the margin before, too.",
-    ("undecided", "beyond"): "Before, it could not be told on which side of the margin it lay.",
+    ): "It was above the margin before. The change alone is too small to be clear, but both verdicts are.",
+    ("beyond", "beyond"): "It was also above the margin before.",
+    ("undecided", "beyond"): "Before, the audit could not tell on which side of the margin it was.",
     (
         "within",
         "beyond",
-    ): "It lay within the margin before: so small a change is not clear by itself, the two verdicts are.",
+    ): "It was within the margin before. The change alone is too small to be clear, but both verdicts are.",
 }
 
 
@@ -36,7 +36,7 @@ def headline(audit: dict) -> str:
 
 
 def verdicts(audit: dict) -> list[str]:
-    """Of each target: "Female and male each within 45 to 55 %: no". Without a target the bias, which no verdict is about."""
+    """A verdict for each target, "Female and male each within 45 to 55 %: no"; without targets the bias."""
     parts = []
     for name in targeted(audit):
         verdict = verdict_of(audit, last_model(audit)["attributes"][name]["target"])
@@ -83,7 +83,7 @@ def margin(audit: dict, name: str) -> str:
 
 
 def four_fifths(audit: dict, name: str) -> dict:
-    """Whether each class has at least four fifths of its target share: answer, and the classes below with their ratios.
+    """Answers whether each class has at least four fifths of its target share, and lists classes below with their ratios.
 
     "no" by intervals that hold for all classes at once. "yes" by those of one class: where a class is below, all of them lie
     above no more often than its own does (intersection-union test, Berger 1982).
@@ -158,14 +158,14 @@ def bias_line(audit: dict, name: str) -> str:
     entries = {model: distance_of(entry["attributes"][name]) for model, entry in audit["models"].items()}
     values = " → ".join(f"{number(d['mean'])} {interval(ends_of(d))}".rstrip() for d in entries.values())
     distance = distance_of(last_model(audit)["attributes"][name])
-    what = ", total variation (the share of pictures that would have to change)" if distance["key"] != "bias" else ""
+    what = " (total variation: the share of pictures that would have to change)" if distance["key"] != "bias" else ""
     text = f"{distance['name'][0].upper()}{distance['name'][1:]}{what}, mean over prompts, noise included: {values}."
     for key, first, by in (("paired", "before", "Change"), ("trained", "start", "By training")):
         if audit[key]:
             found = audit[key]["attributes"][name][distance["key"]]
             equal = "" if _faces(audit, first, name) == _faces(audit, "after", name) else ", at equal numbers of faces,"
             text += f" {by}{equal} {signed(found['difference'])} {interval(ends_of(found))}."
-    return f"{text} Noise floor {number(distance['floor'])}, computed."
+    return f"{text} The noise floor is {number(distance['floor'])} (computed)."
 
 
 def _faces(audit: dict, model: str, name: str) -> list[int]:

@@ -1,4 +1,4 @@
-"""What can be said of a generator's shares from n images a prompt: floors, regions, tests, plans.
+"""Statistics of a generator's shares from n images of a prompt: noise floors, confidence regions, tests, sample sizes.
 
 Pure functions of counts. Shapes: P prompts, K classes of one attribute, counts_PK the faces of each class, n their
 number, p the generator's true shares, t the target shares. bias(p) = 2/(K(K-1)) sum_{i<j} |p_i - p_j| (Shen et al.,

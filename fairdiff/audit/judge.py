@@ -1,4 +1,4 @@
-"""A judge whose errors were counted on labelled faces: how they are undone, and what the count leaves open.
+"""A judge whose errors were counted on labelled faces: the correction for them, and its uncertainty.
 
 With C[k, j] = P(judged j | true k), judged shares are q = C^T p, so p = C^-T q (Teo, Abdollahzadeh & Cheung, NeurIPS 2023,
 CLEAM; for two classes p_0 = (q_0 - (1 - a_1)) / (a_0 - (1 - a_1)), a_k the accuracy on class k). A symmetric judge of

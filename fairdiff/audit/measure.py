@@ -1,4 +1,4 @@
-"""Measure images: find the largest face, ask the judge, embed the whole image. No gradient anywhere.
+"""Measure images: find the largest face, classify it, embed the whole image. Nothing here has a gradient.
 
 Shapes: B images, F <= B faces, K classes, D features. An image without a face has NaN probabilities, never zeros.
 """
@@ -62,7 +62,7 @@ class Measured:
     faces_B: np.ndarray
 
     def rows(self, order_B: np.ndarray) -> "Measured":
-        """The same images in another order."""
+        """These images in another order."""
         tables = [{k: v[order_B] for k, v in table.items()} for table in (self.probs, self.features, self.wordings)]
         found, box, clip_t, faces = (one[order_B] for one in (self.found_B, self.box_B4, self.clip_t_B, self.faces_B))
         return Measured(found, box, tables[0], clip_t, tables[1], tables[2], faces)

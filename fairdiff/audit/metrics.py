@@ -1,4 +1,4 @@
-"""Records in, audit.json out: a pure function of the table and of the request.
+"""From records to audit.json: a pure function of the records and of the request.
 
 Images without a face have no label and are counted apart. Undefined numbers are null, never 0.
 """
@@ -70,7 +70,7 @@ def compute_metrics(
 
 
 def _seen_by_all(tallies: dict, axis: Axis) -> dict[str, np.ndarray]:
-    """Which prompts [P] each model's means are about: those in which all models show two faces or more.
+    """Mask [P] of the prompts that enter all means: those for which every model shows two faces or more.
 
     So before and after are of the same prompts. A model that never shows two faces has none, and takes none from the others.
     """

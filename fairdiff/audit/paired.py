@@ -1,4 +1,4 @@
-"""Two models of one audit beside each other: the change of every number on the same prompts and noise."""
+"""The change of every number between two models of one audit, on the same prompts and noise."""
 
 import math
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Pair:
 
 
 def make_pair(rows: tuple[pd.DataFrame, pd.DataFrame], tallies: tuple[dict, dict], seen: np.ndarray) -> Pair:
-    """Of the images that both models have: of given ones some may have no partner."""
+    """Changes over the images that both models have; some given images may have no partner."""
     one, other = (some.sort_values(IMAGE) for some in rows)
     keys = [pd.MultiIndex.from_frame(some[IMAGE]) for some in (one, other)]
     return Pair(one[keys[0].isin(keys[1])], other[keys[1].isin(keys[0])], tallies, seen)
@@ -58,7 +58,7 @@ def paired_metrics(pair: Pair, axes: list[Axis], prompts: pd.DataFrame, spec: Me
 
 
 def class_pairs(place_N: np.ndarray, one_N: np.ndarray, other_N: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """How many pairs of images of each prompt show which two classes [P, K, K].
+    """Number of image pairs of each prompt by their two classes [P, K, K].
 
     place_N: the prompt of each pair. one_N, other_N: the classes of both images, below 0 without a face. size: P and K.
     """
@@ -88,7 +88,7 @@ def _change(pair: Pair, axis: Axis, prompts: pd.DataFrame, rows_P: np.ndarray, s
 
 
 def _with_verdict(pair: Pair, axis: Axis, prompts: pd.DataFrame, rows_P: np.ndarray, spec: MetricSpec) -> dict:
-    """The same with the share of faces that changed their class, and whether an attribute without a target stayed."""
+    """The entry with the share of faces that changed their class, and whether an attribute without a target stayed."""
     one, other = _classes_of_both(pair, axis, spec)
     faces = (one >= 0) & (other >= 0)
     changed = (one != other)[faces].mean() if faces.any() else math.nan

@@ -1,4 +1,4 @@
-"""The pictures of a report: those of one noise by every model, with what the audit judge says of each.
+"""The images of a report: those of one noise by every model, with the audit judge's labels.
 
 Only thumbnails are shown: the first `STRIP` pictures of a prompt, as its strip in records/ keeps them.
 """

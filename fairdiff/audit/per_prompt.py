@@ -1,4 +1,4 @@
-"""Every prompt's own numbers, with intervals for its own shares: no prompt borrows from another.
+"""The numbers of every single prompt, with intervals from its own images only.
 
 Those of `shares` and `bias` hold for one prompt that was picked beforehand, those of `distance` for all prompts at once.
 """

@@ -1,4 +1,4 @@
-"""How many images of how many prompts let a generator that is on target be found on target."""
+"""Sample size: how many images of how many prompts an audit needs to find a generator on target to be on target."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -77,7 +77,7 @@ def power(prompts: int, images: int, target_K, delta: float, judge: Judge | None
 
 
 def power_these(prompts: int, images: int, target_K, delta: float, judge: Judge | None = None) -> float:
-    """The same on these prompts: that X is below its quantile .025 at the margin."""
+    """The power on these prompts: the probability that X is below its .025 quantile at the margin."""
     target, n = np.tile(np.asarray(target_K, float), (prompts, 1)), np.full(prompts, images)
     return 1 - upper_tail(_limit(target, n, delta, judge), *mean_moments(target, target, n, judge))
 
@@ -87,7 +87,7 @@ def _limit(target_PK, n_P, delta: float, judge: Judge | None) -> float:
 
 
 def label_error(prompts: int, target_K, judge: Judge | None) -> Confidence | None:
-    """What the labelled faces alone leave open of D^2 where the shares are on target, None without a judge."""
+    """The uncertainty of D^2 on target that comes from the labelled faces alone, None without a judge."""
     if judge is None:
         return None
     target = np.tile(np.asarray(target_K, float), (prompts, 1))
@@ -95,7 +95,7 @@ def label_error(prompts: int, target_K, judge: Judge | None) -> Confidence | Non
 
 
 def _power(prompts: int, images: int, target_K, rule: Rule, missing: float = 0.0) -> float:
-    """The same over simulated suites, by the bootstrap-t of the verdict on prompts like these too where it is shown.
+    """The power in simulated audits, including the bootstrap-t for prompts like these if the audit shows it.
 
     With a judge each suite has a confusion matrix of its own, of those that the labelled faces leave open. missing: the
     chance of each image to show no face.

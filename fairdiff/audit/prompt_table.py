@@ -1,4 +1,4 @@
-"""The table of prompts of a report: shares and distances with intervals, drawn and as text. No number is computed here."""
+"""The table of prompts of a report: shares and distances with intervals, as charts and text. It computes no number."""
 
 from markupsafe import Markup
 
@@ -83,7 +83,7 @@ def _row(items: dict[str, dict], classes: list[str], target: dict, limit: float)
 
 
 def _certain(models: dict[str, dict]) -> str:
-    """How many prompts are certainly off, by every model, and which by the last."""
+    """A sentence: how many prompts are certainly off for every model, and which ones for the last."""
     parts = []
     for model, entry in models.items():
         count = entry["target"]["prompts_certain"]
@@ -100,19 +100,19 @@ def _rests(audit: dict, target: dict) -> str:
     certain = target["prompts_certain"]
     if certain["reason"]:
         return f"No prompt is called certain: {certain['reason']}."
-    why = "its calibration was declined" if audit["judge"].get("not_corrected") else "this judge was never measured"
-    judged = f"shares as judged ({why})"
-    shares = "shares with the judge's error undone" if certain["corrected"] else judged
-    text = f"In 95 of 100 audits none of a model's calls is wrong. They rest on {shares}. "
-    text += "Pictures without a face may show any class."
+    why = "its calibration was declined" if audit["judge"].get("not_corrected") else "this judge was not calibrated"
+    judged = f"uncorrected shares ({why})"
+    shares = "shares corrected for the judge's errors" if certain["corrected"] else judged
+    text = f"In 95 of 100 audits no prompt of a model is wrongly called certain. This is based on {shares}. "
+    text += "Pictures without a face may belong to any class."
     few = certain["images_for_within"]
     if few and few > audit["images_per_prompt"]:
-        text += f" At {audit['images_per_prompt']} pictures none can be certainly within: that takes {few} or more."
+        text += f" With {audit['images_per_prompt']} pictures no prompt can be certainly within; that takes {few} or more."
     return text
 
 
 def _key(value: float | None) -> str:
-    """What a column is sorted by; nothing for what is undefined."""
+    """The sort key of a cell, "" if undefined."""
     return "" if value is None else f"{value:.6f}"
 
 

@@ -1,4 +1,4 @@
-"""The reader of audit.json: what tables take from it is there and of its kind, or one line says where it is not."""
+"""Read and check audit.json: an error names the first entry that is missing or has the wrong kind."""
 
 import json
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Records: one row an image, the immutable ground every number of the audit stands on.
+"""Records: an immutable table with one row for each image, from which all numbers of the audit are computed.
 
 Columns: model, family, people, names (the class that the prompt names, "gender.female", or ""), prompt_index, subject,
 prompt, image_index, seed, found, faces (how many the detector found; -1: it does not count them), x0, y0, x1, y1 (the

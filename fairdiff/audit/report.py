@@ -1,4 +1,4 @@
-"""audit.json to people: one self-contained report.html, and a table for the terminal. No number is computed here."""
+"""audit.json as a self-contained report.html, and as a table for the terminal. It computes no number."""
 
 import math
 from pathlib import Path
@@ -92,10 +92,10 @@ def summary_table(audit: dict) -> Table:
         title=f"{audit['prompts']} prompts × {audit['images_per_prompt']} pictures"
         + (", same noise before and after" if audit["paired"] and "pictures" not in audit["provenance"] else ""),
         title_justify="left",
-        caption=r"\[low, high]: 95 % interval; *: for these prompts only, too few to speak of others; floor: what a "
-        "perfectly fair (or on-target) generator shows; D: without the noise of the pictures; worst: mean of the worst tenth "
-        "of the prompts; off: prompts certainly off target; kept: faces that show the class which a prompt names"
-        + ("; start: the adapter before training; trained: after minus start" if audit["trained"] else ""),
+        caption=r"\[low, high]: 95 % interval. *: for these prompts only, which are too few for others. floor: noise floor, "
+        "the value for a perfectly fair (or on-target) generator. D: distance to the target, noise removed. worst: mean of "
+        "the worst tenth of the prompts. off: prompts certainly off target. kept: faces that show the class a prompt names"
+        + (". start: the adapter before training. trained: after minus start" if audit["trained"] else ""),
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
@@ -189,7 +189,7 @@ def _worst_subjects(entry: dict, key: str) -> list[str]:
 
 
 def _words(audit: dict, name: str) -> dict:
-    """What a zero-shot judge compares faces with: each wording's words and the share by them alone, in the last row by all.
+    """The wordings of a zero-shot judge, with the share by each alone and, in the last row, by all together.
 
     Shares of the first class of two, else of every class.
     """

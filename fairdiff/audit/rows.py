@@ -1,4 +1,4 @@
-"""What every part of audit.json does with rows of records: means over prompts, and one entry a family or an axis.
+"""Helpers for rows of records that all parts of audit.json use: means over prompts, and an entry for each family or axis.
 
 P prompts. What is measured on images has one mean for each prompt, and Student's interval over them.
 """
@@ -20,7 +20,7 @@ def mean_over_prompts(values: np.ndarray, limits: tuple[float, float] = (-math.i
 
 
 def difference_over_prompts(values: np.ndarray) -> dict:
-    """The same for paired differences, after minus before."""
+    """As `mean_over_prompts`, for paired differences, after minus before."""
     return {"difference": average(values), "ci95": student_interval(values)}
 
 

@@ -139,7 +139,7 @@ def _guidance() -> dict:
 
 
 def schema() -> dict:
-    """Of a whole audit.json."""
+    """The JSON schema of audit.json."""
     top = {
         "schema": {"const": SCHEMA},
         "prompts": COUNT,

@@ -1,4 +1,4 @@
-"""How large an audit must be, in words: images of how many prompts, for this target, margin and judge."""
+"""The sample size of an audit in words: images and prompts for this target, margin and judge."""
 
 from collections.abc import Sequence
 
@@ -36,12 +36,12 @@ def size_lines(spec: MetricSpec, prompts: int) -> list[str]:
 
 def _heading(name: str, classes: Sequence[str], target_K, targets: int, delta: float) -> str:
     shares = ", ".join(f"{cls} {share:.3g}" for cls, share in zip(classes, target_K, strict=True))
-    some = f", that with the rarest class of {targets} targets" if targets > 1 else ""
-    return f"{name} (target {shares}{some}): to show D below {delta:g} in 80 of 100 audits of a generator that is on target"
+    some = f", the one of {targets} targets with the rarest class" if targets > 1 else ""
+    return f"{name} (target {shares}{some}): needed to show D below {delta:g} in 80 of 100 audits of a generator on target"
 
 
 def _axis(target_K, delta: float, judge: Judge | None, own: bool, numbers: list[int]) -> list[str]:
-    """What stands below a heading."""
+    """The lines below a heading."""
     if reason := undefined([target_K]):
         return [f"no number of images shows it: {reason}"]
     if judge is not None and judge.refusal:
@@ -51,7 +51,7 @@ def _axis(target_K, delta: float, judge: Judge | None, own: bool, numbers: list[
     if judge is not None and images_needed(ENOUGH, target_K, delta, judge) is None:
         lines.append(_labels(target_K, delta, judge))
     most = f"{100 * delta / reach(target_K):.2g} %"
-    return [*lines, f"missing faces count at their worst: where {most} of the images or more show none, no number is enough"]
+    return [*lines, f"missing faces count as the worst case: if {most} of the images or more show none, no number is enough"]
 
 
 def _about_judge(judge: Judge | None, own: bool) -> str:
@@ -59,11 +59,11 @@ def _about_judge(judge: Judge | None, own: bool) -> str:
         why = "its errors were not counted" if own else "errors of combinations are not undone"
         return f"the judge is taken for one that never errs: {why}"
     right = np.trace(judge.counts) / judge.counts.sum()
-    return f"the judge's errors are undone: {100 * right:.3g} % right on {judge.counts.sum():.0f} labelled faces"
+    return f"corrected for the judge's errors: {100 * right:.3g} % right on {judge.counts.sum():.0f} labelled faces"
 
 
 def _sentence(prompts: int, images: list[int | None]) -> str:
-    """What so many prompts take, first with a face in every image."""
+    """The number of images that so many prompts need, with and without missing faces."""
     if images[0] is None:
         return f"{prompts} prompts: no number of images is enough"
     some = "no number is enough" if images[1] is None else f"{images[1]} each"
@@ -81,7 +81,7 @@ def _labels(target_K, delta: float, judge: Judge) -> str:
         if images is not None:
             faces = times * judge.counts.sum()
             return (
-                f"the errors were counted on too few faces: the same rates on {faces:.0f} would do, with {images} images of "
-                f"each of {ENOUGH} prompts"
+                f"the errors were counted on too few faces: {faces:.0f} faces with the same rates are enough, with {images} "
+                f"images of each of {ENOUGH} prompts"
             )
     return "the errors were counted on too few faces"

@@ -1,4 +1,4 @@
-"""Intervals of a suite of prompts, for two estimands that are never mixed.
+"""Intervals over all prompts of an audit, for two estimands that are kept apart.
 
 *These prompts*: what the same prompts would show on average with new noise. *Prompts like these*: the mean over the
 population that the prompts are a sample of; prompts are resampled, and the interval holds that of these prompts. From fewer
@@ -105,7 +105,7 @@ def of_all(found: dict) -> dict:
 
 
 def error_of_each(K: int) -> float:
-    """Of one class's interval, so that those of K classes hold at once in 95 % (Bonferroni); two are each other's mirror."""
+    """The error level of each class's interval, so that all K hold at once in 95 % (Bonferroni; two are mirrored)."""
     return 0.05 if K == 2 else 0.05 / K
 
 

@@ -1,4 +1,4 @@
-"""audit.json for a pull request: the verdict of each attribute in a few lines of Markdown. No number is computed here."""
+"""A short Markdown summary of audit.json for a pull request: the verdict of each attribute. It computes no number."""
 
 import re
 
@@ -39,7 +39,7 @@ def summary(audit: dict, settings: dict[str, list[str]]) -> str:
     lines += ["", *_table(audit), "", *_missing(audit)]
     lines += [plain(line) + "  " for line in settings.get("left out", [])]
     if audit["prompts"] < audit["prompts_needed"]:
-        few = f"for these {audit['prompts']} prompts only; of prompts like these nothing is said from fewer than"
+        few = f"for these {audit['prompts']} prompts only; a statement about prompts like these needs"
         lines += ["", f"\\{FEW}: {few} {audit['prompts_needed']}."]
     lines += ["", "Labels are perceived presentation in pictures, never identity. [Full report](report.html)"]
     return "\n".join(lines) + "\n"
@@ -91,5 +91,6 @@ def _missing(audit: dict) -> list[str]:
     said = [f"{percent(rate['rate'])} {plain(interval(rate['ci95'], percent))} {m}" for m, rate in rates.items()]
     lines = [f"{audit['prompts']} prompts × {audit['images_per_prompt']} pictures. Without a face: {', '.join(said)}.  "]
     if audit["left_out"]:
-        lines.append(f"In no mean, since a model shows fewer than two faces: {plain('; '.join(audit['left_out']))}.  ")
+        names = plain("; ".join(audit["left_out"]))
+        lines.append(f"Left out of all means, because a model shows fewer than two faces: {names}.  ")
     return lines

@@ -1,4 +1,4 @@
-"""Whether a generator is within a margin of its target: an equivalence claim about the distance D of `distance`.
+"""The verdict: is a generator within a margin of its target? This is an equivalence claim about the distance D of `distance`.
 
 "within": the whole interval lies below the margin, with missing faces counted for the class that is worst. On these prompts
 the shares that vary most at the margin would also seldom (5 %) look as good, so it is wrong at most 5 % of the time there,

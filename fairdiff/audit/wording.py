@@ -1,4 +1,4 @@
-"""audit.json in words and rows, for the page and the terminal alike. No number is computed here."""
+"""audit.json as text and table rows, for the report and the terminal. It computes no number."""
 
 from fairdiff.audit.estimand import FEW, SEVERAL_REFUSED, TAGS, ends_of, stayed_of, verdict_of, why_not_corrected
 from fairdiff.audit.records import MODELS
@@ -30,7 +30,7 @@ def comparison(audit: dict) -> dict[str, list[dict]]:
     for family in last_model(audit)["families"]:
         paths = [("families", family, "attributes", name) for name in wanted]
         groups[f"{family} prompts"] = [_distance_row(audit, path, f"{family}: ") for path in paths]
-    groups["distance D to the target, without the noise of the pictures"] = [
+    groups["distance D to the target, with the noise of the pictures removed"] = [
         row for name in wanted for row in _target_rows(audit, name)
     ]
     drifts = audit["paired"]["attributes"] if audit["paired"] else {}
@@ -76,7 +76,7 @@ def _combination_rows(audit: dict, name: str) -> list[dict]:
     rows = [_distance_row(audit, ("joint", name))]
     if entry["target"]["requested"]:
         known = (entry.get("corrected") or {}).get("distance")
-        note = "the judge's error undone" if known else "as judged: for combinations the judge's errors are not undone"
+        note = "corrected for the judge's errors" if known else "uncorrected: errors are not undone for combinations"
         verdict = verdict_of(audit, entry["target"])["verdict"]
         few = FEW if audit["prompts"] < audit["prompts_needed"] else ""
 
@@ -107,22 +107,22 @@ def _certain_row(audit: dict, name: str) -> dict:
     def off(model: dict) -> tuple:
         return model["attributes"][name]["target"]["prompts_certain"]["off"], None
 
-    row = _row(audit, f"{name} off", off, form=count, note="prompts certainly off: the interval of their own D, all at once")
+    row = _row(audit, f"{name} off", off, form=count, note="prompts certainly off, by intervals that hold for all at once")
     return row | {"verdict": f"of {audit['prompts']}"}
 
 
 def _kept_row(audit: dict, name: str) -> dict:
-    """How many faces show the class that their prompt names."""
+    """The share of faces that show the class named in their prompt."""
     entry = audit["named"]["attributes"][name]
     cells = {model: _pair(kept) for model, kept in entry["kept"].items()}
     change = entry.get("change")
-    row = _row(audit, f"{name} kept", lambda _: (None, None), form=percent, note="faces that show the class")
+    row = _row(audit, f"{name} kept", lambda _: (None, None), form=percent, note="faces that show the named class")
     return row | cells | {"change": (change["difference"], change["ci95"]) if change else (None, None)}
 
 
 def _target_rows(audit: dict, name: str) -> list[dict]:
     """D as judged, and with the judge's error undone where it was counted."""
-    note = "root mean square over prompts; of two classes at parity the difference of their shares"
+    note = "root mean square over prompts; for two classes at parity the gap between their shares"
     paths = {f"{name} D": ("target", "distance")}
     if "corrected" in last_model(audit)["attributes"][name]:
         paths[f"{name} D corr."] = ("corrected", "distance")
@@ -134,7 +134,7 @@ def _target_rows(audit: dict, name: str) -> list[dict]:
             return _pair(entry) if entry else (None, None)
 
         rows.append(
-            _row(audit, label, get, floor=0.0, note=note if path[0] == "target" else "the judge's error undone")
+            _row(audit, label, get, floor=0.0, note=note if path[0] == "target" else "corrected for the judge's errors")
         )
     return rows
 
@@ -146,7 +146,7 @@ def _drift_rows(audit: dict, name: str, drift: dict) -> list[dict]:
         f"{name} within ±{number(drift['margin'], 2)}",
         lambda _: (None, None),
         lambda pair: pair["attributes"][name]["drift"],
-        note="the change of its bias; a verdict needs the whole interval, and those of the classes' shares",
+        note="change of its bias; the verdict also uses the intervals of the classes' shares",
     )
     few = len(ends_of(drift) or []) > 2
     rows = [row | {"verdict": stayed_of(drift) + (FEW if few else "")}]
@@ -159,18 +159,18 @@ def _drift_rows(audit: dict, name: str, drift: dict) -> list[dict]:
         def moved(pair: dict, cls: str = cls) -> dict | None:
             return pair["attributes"][name]["drift"]["shares"].get(cls)
 
-        rows.append(_row(audit, f"{name}: {cls}", share, moved, note="mean share as judged"))
+        rows.append(_row(audit, f"{name}: {cls}", share, moved, note="uncorrected mean share"))
     return rows
 
 
 def _confidence_row(audit: dict, name: str) -> dict:
     rate = ("attributes", name, "low_confidence")
-    note = "faces whose most probable class has less than .9"
+    note = "faces whose most probable class has a probability below .9"
     return _row(audit, f"{name} low conf.", lambda model: _rate(_at(model, rate)), form=percent, note=note)
 
 
 def _image_rows(audit: dict) -> list[dict]:
-    """What is measured on whole images."""
+    """The rows that are measured on whole images."""
     several = audit["provenance"]["several_faces"].split(",")[0]
     rows = [
         _row(audit, "no face", lambda m: _rate(m["no_face"]), lambda p: p["no_face"], form=percent),
@@ -193,7 +193,7 @@ def _image_rows(audit: dict) -> list[dict]:
     )
     if after and audit["without_people"] is not None:
         drift = audit["without_people"]["relative_drift"]
-        note = "distance to the image before, in distances between two seeds"
+        note = "distance to the image before, divided by the distance between two seeds"
         row = _row(audit, "no people: drift", lambda _: (None, None), note=note)
         rows.append(row | {"after": (drift["value"], drift["ci95"])})
     return rows
@@ -206,48 +206,48 @@ def targeted(audit: dict) -> list[str]:
 
 
 def not_measured(audit: dict) -> list[str]:
-    """What a reader might take for measured and is not."""
+    """What the audit did not measure, although a reader might think so."""
     last = last_model(audit)
     refused = audit["provenance"]["several_faces"] == SEVERAL_REFUSED
     lines = [
-        "Identity. Labels are perceived presentation read from pictures by a classifier; nobody in them has a gender, "
-        "race or age to be right or wrong about, and two genders and a few races are a coarse reading.",
+        "Identity. Labels are perceived presentation, as a classifier reads it from pictures. Nobody in them has a gender, "
+        "race or age to be right or wrong about, and two genders and a few races are a coarse classification.",
         "Pictures of several people." if refused else "Anyone but the largest face of a picture.",
-        "Other prompts, guidance scales, samplers and prompt languages than those listed here; an adapter can be fair "
+        "Other prompts, guidance scales, samplers and prompt languages than those listed here. An adapter can be fair "
         "at one guidance scale and unfair at another.",
-        "Whether people of different groups are shown alike in dress, pose, setting, dignity or picture quality.",
+        "Whether different groups are shown alike in dress, pose, setting, dignity or picture quality.",
         "Realism of the pictures (FID or human ratings).",
     ]
     same = audit["judge"].get("same_as_training_judge")
     if same:
         lines.insert(
             0,
-            "An independent opinion: the judge of this audit is the one that trained the adapter, and an "
-            "optimised loss flatters itself on its own judge.",
+            "An independent opinion: the judge of this audit also trained the adapter, so it overstates the result.",
         )
     else:
-        known = "other than the training one" if same is False else "perhaps the one that trained the adapter"
-        lines.append(f"Disagreement between judges: one audit judge, {known}, labelled every picture.")
+        known = "not the training judge" if same is False else "perhaps the training judge"
+        lines.append(f"Disagreement between judges: a single audit judge ({known}) labelled all pictures.")
     if audit["prompts"] < audit["prompts_needed"]:
         lines.append(
             f"Prompts like these: intervals marked {FEW} and verdicts hold for these {audit['prompts']} prompts with new "
-            f"noise. Of others nothing is said from fewer than {audit['prompts_needed']}."
+            f"noise. Statements about other prompts need at least {audit['prompts_needed']}."
         )
     else:
-        lines.append("A bias that one prompt in a hundred carries: no sample of prompts shows it reliably.")
+        lines.append("A bias that only one prompt in a hundred has: no sample of prompts shows it reliably.")
     raw = [name for name, entry in last["attributes"].items() if "corrected" not in entry]
     if raw:
-        lines.append(f"The judge's own error for {', '.join(raw)}: shares are as judged, {why_not_corrected(audit, raw)}.")
+        why = why_not_corrected(audit, raw)
+        lines.append(f"The judge's own error for {', '.join(raw)}: shares are uncorrected, because {why}.")
     if len(raw) < len(last["attributes"]):
         lines.append(
-            "Whether the judge errs on generated faces as it does on the labelled ones: the correction assumes so."
+            "Whether the judge makes the same errors on generated faces as on labelled faces: the correction assumes so."
         )
     if "after" in audit["models"] and not audit["provenance"].get("encoders", "").startswith("others"):
-        lines.append("Semantics by encoders other than those that the preservation loss of training uses.")
+        lines.append("Semantics by encoders other than those of the image term of training.")
     if audit["provenance"].get("CLIP", "embedded") != "embedded" and last["clip_t"]["mean"] is not None:
         lines.append(
-            "Whether CLIP-T falls because pictures got worse or because they got fairer: CLIP learnt from captions of "
-            "people who are as unevenly spread as what is to be mended."
+            "Whether CLIP-T falls because pictures got worse or because they got fairer: CLIP was trained on captioned "
+            "photographs with similar biases."
         )
     if any(last[key]["mean"] is None for key in ("clip_t", *(["dino"] if "after" in audit["models"] else []))):
         lines.append("What an absent encoder would have measured (shown as –).")

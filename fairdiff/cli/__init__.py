@@ -1,4 +1,4 @@
-"""The command line: what is typed becomes a Config, and whatever goes wrong one line.
+"""The command line: it turns arguments into a Config, and every error into one line.
 
     command_line (before Hydra) -> main (after it), messages, ending
 

@@ -1,4 +1,4 @@
-"""The command line, before Hydra reads it and after: what is refused, where a run lies, and `rerun=<run folder>`."""
+"""The command line before and after Hydra reads it: refused arguments, run folders, and `rerun=<run folder>`."""
 
 import hashlib
 import os
@@ -61,7 +61,7 @@ def _words(text: str) -> str:
 
 
 def more_steps(schedule: str, validation_every: int | None) -> bool:
-    """Whether more steps go on with the same training: the rate of a step must not depend on how many there are."""
+    """Whether a run may continue with more steps: the learning rate of a step must not depend on their number."""
     return schedule == "constant" and validation_every is None
 
 

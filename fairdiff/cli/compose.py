@@ -1,4 +1,4 @@
-"""Settings from a program instead of a command line: the same groups, keys and laws, the same run folder."""
+"""Settings from Python instead of a command line, with the same groups, keys, rules and run folders."""
 
 import re
 from collections.abc import Iterable, Mapping

@@ -1,4 +1,4 @@
-"""How commands end: Ctrl-C and a reader that has gone are no tracebacks, and every terminal takes what is printed."""
+"""How commands end: no traceback for Ctrl-C or a closed pipe, and output that every terminal can print."""
 
 import codecs
 import os
@@ -12,7 +12,7 @@ PLAIN = str.maketrans({"−": "-", "–": "-", "×": "x", "→": "->", "±": "+-
 
 @contextmanager
 def ending(interrupted: str = "interrupted") -> Iterator[None]:
-    """Of a command: exit code 130 and this line after Ctrl-C, 1 and nothing where nobody reads the output any more."""
+    """Decorator of a command: exit code 130 and this line after Ctrl-C, 1 and no output if the pipe is closed."""
     if sys.stdout is None:  # closed before the start, as by >&-
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
     any_terminal()
@@ -48,7 +48,7 @@ def any_terminal() -> None:
 
 
 def reader_is_gone(more: str = "") -> bool:
-    """Whether standard output is a pipe that nobody reads any more, as after `| head`.
+    """Whether standard output is a closed pipe, as after `| head`.
 
     more: what is written to find out, after a failed write that has left nothing. If nobody reads, the output now leads
     nowhere, or Python's own flush at exit would complain.

@@ -1,4 +1,4 @@
-"""What stands between Hydra and the mains: composed configuration -> dataclasses, and every error as one line."""
+"""The layer between Hydra and the mains: it turns a configuration into dataclasses, and every error into one line."""
 
 import os
 import shlex
@@ -178,7 +178,7 @@ def _leaving_out(give_up: Callable[[Exception, Sequence[str]], None]) -> Iterato
 
 
 def told(error: Exception) -> Exception:
-    """What to tell the user; raises a mistake that is ours, and ends where nobody reads the output any more."""
+    """The message for the user; re-raises bugs, and exits if the output pipe is closed."""
     text = str(error)
     if isinstance(error, BrokenPipeError) and reader_is_gone("\n"):
         sys.exit(1)

@@ -1,4 +1,4 @@
-"""An error of Hydra, OmegaConf or ours as one line that says what is allowed, and what took the place of old keys."""
+"""Errors of Hydra, OmegaConf and FairDiff as one line that says what is allowed, and the new names of renamed keys."""
 
 import re
 from dataclasses import fields, is_dataclass

@@ -6,15 +6,16 @@ from fairdiff.compare.table import about, columns_of, form_of, written
 from fairdiff.studies.page import Page, Section
 
 INTERVALS = (
-    "[low, high]: 95 % interval, for prompts like these or, marked *, for these prompts with new noise. Of several seeds: "
-    "the mean, and ± the standard deviation over seeds; several trainings widen the interval by Student's of their means."
+    "[low, high] is a 95 % interval for prompts like these, or if marked * for these prompts with new noise. With several "
+    "seeds, the mean is shown with ± the standard deviation over seeds. Several trainings widen the interval by Student's "
+    "interval of their means."
 )
 NOT_SHOWN = (
     "Identity. Labels are perceived presentation in pictures, as a classifier reads it, and never anybody's identity.",
-    "A winner by chance: of many audits the best one looks better than it is. Choose on validation prompts, and "
-    "measure the choice on test prompts once.",
-    "An interval for all differences at once: each holds by itself in 95 of 100 comparisons.",
-    "An interval of the worst prompts and of how many are off: the same pictures choose them.",
+    "Luck of the winner: the best of many audits looks better than it is. Choose on validation prompts, and measure the "
+    "choice on test prompts once.",
+    "Intervals for all differences at once: each one by itself holds in 95 of 100 comparisons.",
+    "Intervals for the worst prompts and for the number that is off: the same pictures choose them.",
     "Other prompts and judges than those of these audits.",
 )
 
@@ -54,8 +55,8 @@ def _what(found: dict) -> Section:
         common = "; ".join(what for what, _ in group["paired"]) or "the reference"
         rows.append([group["name"], str(len(group["audits"])), *seeds, *verdicts, common])
     text = [
-        f"The reference is {found['reference']}. Differences to it are paired over prompts, and over pictures where the "
-        "noise is the same, which makes them surer than two intervals beside each other. The same pictures differ by 0."
+        f"The reference is {found['reference']}. Differences to it are paired over prompts, and over pictures with the same "
+        "noise. This makes them more precise than a comparison of two intervals. Identical pictures differ by 0."
     ]
     return Section("What is compared", [*text, *(f"{line}." for line in about(found)[1:])], head, rows)
 

@@ -57,10 +57,10 @@ def comparison_table(found: dict) -> Table:
         title=escape("\n".join(about(found))),
         title_justify="left",
         caption=escape(
-            "[low, high]: 95 % interval; of several seeds the mean, ±: standard deviation over seeds; floor: what a "
-            "perfectly fair (or on-target) generator shows; *: for these prompts only"
+            "[low, high]: 95 % interval. ±: standard deviation over seeds, whose mean is shown. floor: noise floor, the "
+            "value for a perfectly fair (or on-target) generator. *: for these prompts only"
         )
-        + (escape(f"; the reference: {found['reference']}") if "difference" in columns else ""),
+        + (escape(f". The reference is {found['reference']}") if "difference" in columns else ""),
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),

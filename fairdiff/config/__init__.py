@@ -228,7 +228,7 @@ class Config:
         return {name: tuple(attribute.classes) for name, attribute in self.attributes.items()}
 
     def _check_judges(self) -> None:
-        """What judges need of the detector, and of training."""
+        """FairDiffError for judges that do not work with the detector or in training."""
         if self.judge.type == "onnx":
             raise FairDiffError(
                 "judge.type: found onnx, which has no gradient, allowed in training: net, hf, open_clip; audits take it: "
@@ -242,7 +242,7 @@ class Config:
                 raise FairDiffError("audit.faces: found refuse, allowed with detector=whole, which counts no faces: largest")
 
     def _check_images(self) -> None:
-        """Where pictures are given nothing is generated."""
+        """FairDiffError for settings of generation together with given pictures."""
         folders = self.images if isinstance(self.images, list) else [self.images or ""]
         if not all(isinstance(folder, str) for folder in folders) or (isinstance(self.images, list) and len(folders) != 2):
             raise FairDiffError(f"images: found {self.images}, allowed: a folder, two folders [before, after], or null")

@@ -1,4 +1,4 @@
-"""What a single value may be; else a FairDiffError of one line."""
+"""Checks of single values; a failed check raises a FairDiffError of one line."""
 
 import math
 from collections.abc import Iterator

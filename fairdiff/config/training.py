@@ -64,12 +64,12 @@ class AdapterConfig:
 
     @property
     def paths(self) -> list[str]:
-        """Of `path`, [] for none."""
+        """`path` as a list, [] for none."""
         return self.path if isinstance(self.path, list) else [self.path] if self.path else []
 
     @property
     def scales(self) -> list[float]:
-        """Of each path."""
+        """The scale of each path."""
         return self.scale if isinstance(self.scale, list) else [self.scale] * len(self.paths)
 
 

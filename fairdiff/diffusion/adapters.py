@@ -1,4 +1,4 @@
-"""What is trained: soft tokens before the prompt, or LoRA on the text encoder, the U-Net or both.
+"""The trained adapters: soft tokens before the prompt, or LoRA on the text encoder, the U-Net or both.
 
 Every adapter can be switched off (`off()`), so that the frozen model is the same model and never a second copy, and
 saved in the formats that plain diffusers loads: `load_textual_inversion` and `load_lora_weights`.

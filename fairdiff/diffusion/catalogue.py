@@ -1,4 +1,4 @@
-"""The adapters that the paper's authors publish: what each does, and where it lies (catalogue.json beside this file).
+"""The paper's released adapters: what each does, and where to find it (catalogue.json beside this file).
 
 Source: the README files of github.com/sail-sg/finetune-fair-diffusion at commit 300aa3b (MIT licence), which name the
 archives, the folders in them and the links. All are for Stable Diffusion 1.5. None was downloaded here.
@@ -29,7 +29,7 @@ def converted(name: str) -> Path:
 
 
 def how_to_get(name: str) -> str:
-    """In words: where an adapter's archive is, and the command that converts what is in it."""
+    """A sentence with the address of an adapter's archive and the command that converts its file."""
     entry = catalogue()[name]
     command = " ".join(["python scripts/export.py", *entry["files"], "--as diffusers --to", str(CONVERTED / name)])
     return f"its authors host {entry['archive']} at {entry['hosted']}; unzip it there, then: {command}"

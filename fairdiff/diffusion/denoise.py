@@ -1,4 +1,4 @@
-"""One call of the denoiser, a U-Net or a transformer in its place: guidance, and all that it is conditioned on.
+"""One call of the denoiser (a U-Net or a transformer), with guidance and all conditioning.
 
 What is predicted is the noise, the velocity of diffusion or that of a flow; the solver knows which. What a network reads of
 a prompt travels as one tensor, words and what stands beside them, so that one gradient flows to all of it.
@@ -24,7 +24,7 @@ class Guidance:
 
 
 def guided(unet, scale: float) -> bool:
-    """Whether predictions are made of two: neither at a scale of 1 or less, nor of a network that reads the scale itself.
+    """Whether classifier-free guidance is used: the scale is above 1, and the network does not take it as an input.
 
     As diffusers' pipelines take it. Networks that read it are distilled from guided ones (Meng et al. 2023, arXiv
     2210.03142): latent consistency models, FLUX.1 dev.

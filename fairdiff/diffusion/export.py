@@ -1,4 +1,4 @@
-"""A saved adapter in the formats of other tools, each a folder: the file that a tool loads, and adapter.json beside it."""
+"""Export a saved adapter for other tools: a folder with the tool's file and adapter.json."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What LoRA adds to a layer, as numbers: the factors that its files hold."""
+"""The low-rank factors that LoRA adds to a layer, as stored in its files."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""FLUX's layers as its authors' code has them, whose names kohya's scripts and ComfyUI give LoRA: several here are one there.
+"""FLUX's original layer names, which kohya's scripts and ComfyUI use for LoRA; several layers of diffusers are one there.
 
 The names are those of Flux in black-forest-labs/flux, of which diffusers' converters (loaders/single_file_utils.py and
 lora_conversion_utils.py) know the same.

@@ -1,4 +1,4 @@
-"""Images of somebody's function, or of a pipeline of any kind, as the plain functions that an audit calls."""
+"""Adapt a user's function, or a pipeline of any kind, to the plain functions that an audit calls."""
 
 import hashlib
 import inspect

@@ -1,4 +1,4 @@
-"""The replay in float16, for devices without bfloat16: its backward would lose small gradients and overflow at large ones."""
+"""The replay in float16 with loss scaling, for devices without bfloat16."""
 
 import math
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Adapters out of files of any tool, one or several at once, as what is trained on or audited."""
+"""Import adapters from files of any tool, one or several at once, to train or audit them."""
 
 from pathlib import Path
 

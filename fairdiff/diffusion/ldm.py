@@ -1,4 +1,4 @@
-"""The names that the original code of Stable Diffusion gives layers and weights: A1111, ComfyUI and others know them.
+"""Layer and weight names of the original Stable Diffusion code, which A1111, ComfyUI and other tools use.
 
 Source: diffusers' converter the other way round (loaders/single_file_utils.py), and CompVis' latent-diffusion,
 ldm/modules/diffusionmodules/openaimodel.py and model.py.

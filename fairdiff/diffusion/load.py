@@ -89,7 +89,7 @@ class DiffusionModel:
 
     @property
     def pixels(self) -> int:
-        """Of an image for each latent, in height and in width."""
+        """Image pixels per latent, in height and in width."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     @property
@@ -193,11 +193,11 @@ class DiffusionModel:
 
     @cached_property
     def weights_fingerprint(self) -> str:
-        """Of the frozen weights as they were loaded: taken once, before they change precision and an adapter is hung."""
+        """A hash of the frozen weights as loaded, computed once before precision changes and before an adapter is added."""
         return fingerprint.of_modules(*self.text_encoders, self.unet, self.vae)
 
     def fingerprint(self, precision: bool = True) -> str:
-        """Of everything that makes its images: weights, configurations, solver, tokenizers, negative text, precision."""
+        """A hash of all that images depend on: weights, configurations, solver, tokenizers, negative text, precision."""
         about = [architecture(m) for m in (*self.text_encoders, self.unet, self.vae, self.scheduler)]
         texts = [reads(t) for t in (self.tokenizer, self.tokenizer_2, self.t5_tokenizer) if t is not None]
         texts = fingerprint.Said(f"[{', '.join(texts)}]")
@@ -209,7 +209,7 @@ class DiffusionModel:
         return fingerprint.of_values(self.weights_fingerprint, about, texts, options)
 
     def effective_guidance(self, scale: float) -> float:
-        """What its images depend on of a guidance scale: 1 for every scale without guidance."""
+        """The guidance scale that images really depend on: 1 for every scale without guidance."""
         return scale if guided(self.unet, scale) or reads_scale(self.unet) else 1.0
 
     def decode(self, latent_BCHW: Tensor) -> Tensor:

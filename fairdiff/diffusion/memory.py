@@ -1,4 +1,4 @@
-"""Memory is planned: how many images each part of a step takes at once on a device of so many GB.
+"""Memory planning: how many images each part of a step can process at once on a device with so many GB.
 
     bytes(n) = held + fixed + n * unit,    n = floor((USED * memory_gb * 2^30 - held - fixed) / unit)
 
@@ -29,7 +29,7 @@ REPLAYED, SAMPLED = 2, 3  # rows and images at once in micro-batches of decoding
 
 @dataclass(frozen=True)
 class Pieces:
-    """What is done at once: images sampled, images decoded and looked at, (image, step) rows replayed.
+    """Micro-batch sizes: images sampled, images decoded and measured, (image, step) rows replayed.
 
     checkpointed: networks that compute their activations again in the backward (Chen et al. 2016, arXiv 1604.06174), which
     takes a third more time and gives the same gradient. peak: estimated bytes, None where nothing was planned.
@@ -219,6 +219,6 @@ def plan_pieces(parts: Parts, memory_gb: float, held: float) -> Pieces:
 
 
 def bytes_of(modules: Iterable[nn.Module]) -> int:
-    """Of all parameters and buffers, each once."""
+    """Bytes of all parameters and buffers, each counted once."""
     tensors = {t.untyped_storage()._cdata: t for m in modules for t in (*m.parameters(), *m.buffers())}
     return sum(t.untyped_storage().nbytes() for t in tensors.values())

@@ -1,4 +1,4 @@
-"""A pipeline of plain diffusers that somebody else has loaded: an adapter in it, and its images as a plain function.
+"""Work with a diffusers pipeline that the user has loaded: put an adapter into it, and call it as a plain function.
 
 The pipeline stays what it is, on its device and in its precision. Nothing here trains.
 """

@@ -108,7 +108,7 @@ def choose_steps(batch: int, steps: int, evaluations: int | None, generator: tor
 
 @dataclass(frozen=True)
 class Upstream:
-    """What flows into `replay`: dL/dz_0 [B, C, H, W], step weights w_t [T] and the chosen steps [B, K]."""
+    """Inputs of `replay`: dL/dz_0 [B, C, H, W], step weights w_t [T] and the chosen steps [B, K]."""
 
     grad: Tensor
     weights: Tensor

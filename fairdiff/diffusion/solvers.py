@@ -1,4 +1,4 @@
-"""The solvers: which there are, their time steps, and what they make of predictions, z_0 = a z_T + sum_t c_t y_t.
+"""The solvers, their time steps, and their linear coefficients c_t in z_0 = a z_T + sum_t c_t y_t for predictions y_t.
 
 y_t is what the model predicts, see fairdiff/diffusion/sampling.py.
 """

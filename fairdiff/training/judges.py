@@ -46,7 +46,7 @@ def compare_judges(trainee: Trainee, audit_judge: Classifier, prompts: Sequence[
             raise FairDiffError(_at_odds(name, result, judge.attributes[name]))
     faces = next(iter(results.values())).faces
     if not faces:
-        return ["judges: no face in the first reference images on which to compare training judge and audit judge"]
+        return ["judges: training judge and audit judge were not compared, the first reference images show no face"]
     shares = ", ".join(f"{100 * result.share:.0f} % ({name})" for name, result in results.items())
     return [f"judges: training judge and audit judge agree on {shares} of {faces} faces of reference images"]
 
@@ -55,6 +55,6 @@ def _at_odds(name: str, result: Agreement, classes: tuple[str, ...]) -> str:
     pairs = [f"{classes[i]} as {classes[j]}" for i, j in result.renamed]
     return (
         f"judge, audit.judge: they agree on {100 * result.share:.0f} % of {result.faces} faces ({name}), and on "
-        f"{100 * result.best_share:.0f} % with {', '.join(pairs)}; allowed: judges that mean the same by a class, see their "
+        f"{100 * result.best_share:.0f} % with {', '.join(pairs)}; allowed: judges whose classes mean the same, see their "
         "mapping, or the order of the classes in config.json"
     )

@@ -243,7 +243,7 @@ def finish(schedule: Schedule, ema: checkpoint.Ema, best: Best, console: Console
         console.print(f"best validation: after {best.step} steps, distance to the target {best.score:.3f}")
     elif schedule.validation:
         console.print(
-            f"warning: no validation kept semantics of {schedule.validation.floor:g} or more; the last averages are kept"
+            f"warning: no validation reached validation.floor={schedule.validation.floor:g}; the last averages are saved"
         )
     ema.copy_to_parameters()
 
@@ -255,18 +255,18 @@ def count_idle(idle: int, step: int, update: Update, console: Console) -> int:
     """
     reasons = []
     for prompt, reason in update.skipped:
-        what = "left out" if update.good else "step skipped"
+        what = "prompt skipped" if update.good else "step skipped"
         reasons.append(f"prompt '{prompt}': {reason}; {what}")
     if update.people and not update.aligned:
         nobody = not any(result.faces for _, result in update.good)
-        what = "no face was found in any image" if nobody else "no face got a label of enough confidence"
+        what = "no face was found in any image" if nobody else "no face got a confident label"
         reasons.append(f"{what}; only the image and face terms are trained")
     for reason in reasons:
         console.print(f"warning: step {step}, {reason}", markup=False)
     if update.aligned:
         return 0
     if reasons and idle + 1 >= PATIENCE:
-        raise FairDiffError(f"training: {PATIENCE} steps in a row aligned nothing, the last because: {reasons[-1]}")
+        raise FairDiffError(f"training: {PATIENCE} steps in a row had no alignment loss, the last because: {reasons[-1]}")
     return idle + bool(reasons)
 
 
@@ -281,7 +281,7 @@ def warn_about_small_batches(trainee: Trainee, batch: int, console: Console) -> 
             if needed > batch:
                 of_prompts = f" (the least of {len(known)} prompts)" if len(known) > 1 else ""
                 console.print(
-                    f"warning: target.{attribute}.{cls} = {least:g}{of_prompts} gives no face a label with confidence "
+                    f"warning: target.{attribute}.{cls} = {least:g}{of_prompts} is too small for a label with confidence "
                     f"{objective.confidence:g} in a batch of {batch}; it needs global_batch >= {needed}"
                 )
 

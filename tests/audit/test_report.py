@@ -270,7 +270,7 @@ def test_mean_shares_stand_as_judged_and_with_the_judges_error_undone(make):
     before = audit["models"]["before"]["attributes"]["gender"]["corrected"]["total_variation"]
     assert f"gender distance to target is {number(before['mean'])} {interval(ends_of(before))} before" in text
     assert f"{number(moved['mean'])} {interval(ends_of(moved))} after" in text
-    assert "behind the judge's error, differ" in text
+    assert "corrected for the judge's errors, differ" in text
 
 
 def test_a_combination_has_its_distance_and_verdict_on_the_page_as_judged(make):
@@ -340,11 +340,11 @@ def test_figures_of_change_have_signs():
 
 def test_what_judges_semantics_is_said(make):
     audit, _ = make()
-    assert "preservation loss" in " ".join(not_measured(audit)) and "captions" not in " ".join(not_measured(audit))
+    assert "image term" in " ".join(not_measured(audit)) and "captioned" not in " ".join(not_measured(audit))
     audit["provenance"]["CLIP"] = "ViT-H-14/laion2b_s32b_b79k"
-    assert "captions" in " ".join(not_measured(audit))
+    assert "captioned" in " ".join(not_measured(audit))
     del audit["models"]["after"]
-    assert "preservation loss" not in " ".join(not_measured(audit))
+    assert "image term" not in " ".join(not_measured(audit))
 
 
 def test_a_line_of_a_table_uses_its_whole_width_and_nothing_leaves_it():
@@ -370,12 +370,12 @@ def test_every_prompt_has_its_numbers_as_text_and_its_pictures_their_labels(make
 
 def test_images_of_the_training_stand_on_the_page_the_first_and_the_last_among_them(make, tmp_path):
     audit, page = make()
-    assert "Images while it learnt" not in page
+    assert "Images during training" not in page
     for steps in range(10, 90, 10):
         Image.new("RGB", (8, 8), (steps, 0, 0)).save(tmp_path / f"step_{steps:06d}.png")
     (tmp_path / "step_000080.png").write_bytes(b"damaged")
     page = render_report(tmp_path, audit, {}, [], tmp_path).read_text("utf-8")
-    assert "Images while it learnt" in page and "after 10 steps<" in page and "after 80 steps" not in page
+    assert "Images during training" in page and "after 10 steps<" in page and "after 80 steps" not in page
     assert page.count('class="learnt"') == 3
 
 

@@ -71,7 +71,7 @@ def lines_of(targets, confusion=None, prompts=36, **spec) -> str:
 def test_the_numbers_are_those_of_the_planner_for_this_target_margin_and_judge():
     counts = np.array([[900, 100], [50, 950]])
     said = lines_of({"x": np.array([0.7, 0.3])}, {"x": counts}, 17, delta=0.2)
-    assert "x (target c0 0.7, c1 0.3): to show D below 0.2" in said and "92.5 % right on 2000 labelled faces" in said
+    assert "x (target c0 0.7, c1 0.3): needed to show D below 0.2" in said and "92.5 % right on 2000 labelled faces" in said
     for prompts in (12, 17, 100):
         images = images_needed(prompts, [0.7, 0.3], 0.2, judge_of(counts))
         assert f"{prompts} prompts{'*' if prompts < 36 else ''}: {images} images of each, {prompts * images} in all" in said
@@ -83,7 +83,7 @@ def test_of_targets_of_their_own_the_rarest_class_counts():
     table = np.tile([0.5, 0.5], (36, 1))
     table[3] = [0.9, 0.1]
     said = lines_of({"x": table})
-    assert "c0 0.9, c1 0.1, that with the rarest class of 2 targets" in said
+    assert "c0 0.9, c1 0.1, the one of 2 targets with the rarest class" in said
     assert f"36 prompts: {images_needed(36, [0.9, 0.1], 0.1)} images of each" in said
 
 
@@ -111,7 +111,7 @@ def test_so_many_labelled_faces_would_do():
     """And half as many would not."""
     counts = np.array([[45, 5], [5, 45]])
     said = lines_of({"x": UNIFORM[2]}, {"x": counts})
-    faces = int(said.split("the same rates on ")[1].split(" ")[0])
+    faces = int(said.split("on too few faces: ")[1].split(" ")[0])
     assert images_needed(36, UNIFORM[2], 0.1, judge_of(counts * (faces // 100))) is not None
     assert images_needed(36, UNIFORM[2], 0.1, judge_of(counts * (faces // 200))) is None
 

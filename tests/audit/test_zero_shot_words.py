@@ -65,7 +65,7 @@ def test_the_share_by_a_wording_is_that_of_a_judge_with_this_wording_alone(audit
 def test_a_judge_with_one_wording_shows_its_words_and_no_spread(audited):
     audit, page, records = audited(MAPPING | {"gender": WORDINGS[1]})
     assert not [c for c in records if c.startswith("wording")]
-    assert "a woman" in page and "a grandparent" in page and "Between single wordings" not in page
+    assert "a woman" in page and "a grandparent" in page and "With single wordings" not in page
 
 
 def test_nobody_to_judge(audited):
