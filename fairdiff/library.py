@@ -19,7 +19,7 @@ from diffusers import (
 from classifiers.hub import architecture
 from fairdiff import run
 from fairdiff.audit.generate import Generate
-from fairdiff.audit.headline import changes, headline
+from fairdiff.audit.headline import changes, headline, rms
 from fairdiff.audit.read import read_audit
 from fairdiff.audit.records import load_records
 from fairdiff.audit.wording import last_model
@@ -68,16 +68,14 @@ class AuditResult:
 
     @property
     def distance(self) -> dict[str, float | None]:
-        """Per attribute, the mean total variation to the target, in [0, 1]; use it instead of `bias` for other targets than
-        the uniform one.
-        """
-        return {name: entry["target"]["total_variation"]["mean"] for name, entry in self._attributes.items()}
+        """Per attribute, the distance D to the target on which the verdict rests; 0 is on target."""
+        return {name: rms(entry)["value"] for name, entry in self._attributes.items()}
 
     @property
     def intervals(self) -> dict[str, dict[str, Interval]]:
         """95 % intervals for these prompts and new noise: {"gender": {"bias": (low, high), "distance": (low, high)}}."""
         return {
-            name: {"bias": tuple(e["bias"]["ci95_these"]), "distance": tuple(e["target"]["total_variation"]["ci95_these"])}
+            name: {"bias": tuple(e["bias"]["ci95_these"]), "distance": tuple(rms(e)["ci95_these"])}
             for name, e in self._attributes.items()
         }
 

@@ -45,6 +45,9 @@ def written(args: argparse.Namespace) -> Path:
     released = all(path.suffix == ".pth" for path in args.source)
     if len(args.source) > 1 and not released:
         raise FairDiffError(f"found {len(args.source)} adapters, allowed: one, or files *.pth as the authors released")
+    for path in args.source:
+        if not path.exists():
+            raise FairDiffError(f"{path}: there is no such file or folder")
     run = args.source[0] / "adapter"
     source = run if run.is_dir() else args.source[0]
     if args.to is None and source.suffix in (*FILES, ".pth"):

@@ -65,6 +65,7 @@ def open_study(folder: Path, seed: int):
     import optuna
     from optuna.storages.journal import JournalFileBackend
 
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder / "study.jsonl")))
     study = optuna.create_study(
         storage=storage, study_name="fairdiff", directions=["minimize", "minimize"], load_if_exists=True

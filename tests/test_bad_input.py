@@ -48,7 +48,7 @@ CASES = {
     "new key deep in a mapping": (["judge=hf", "judge.mapping.gender.tall=[x]"], ["+judge.mapping.gender.tall="]),
     "family that is not there yet": (["prompts.families.sport=1"], ["+prompts.families.sport="]),
     "unknown group choice": (["adapter=loha"], ["adapter", "lora_text"]),
-    "unknown attribute": (["attribute=[height]"], ["attribute/height", "gender"]),
+    "unknown attribute": (["attribute=[height]"], ["attribute: found height, allowed: age, gender, race"]),
     "no attribute": (["attribute=[]"], ["attribute"]),
     "bad syntax": (["steps"], ["steps"]),
     "shares do not sum to 1": (["target.gender.female=.9"], ["target.gender", "sum to 1.4"]),

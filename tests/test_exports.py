@@ -315,7 +315,8 @@ def test_the_command_exports_a_run_into_its_folder(saved, tiny_folder, tmp_path,
         ([str(tmp_path), "--as", "kohya", "--to", str(tmp_path), *model], "--to: .*exists already"),
         ([str(tmp_path / "adapter" / LORA_FILE), "--as", "kohya", *model], "--to: no value given"),
         ([str(tmp_path), "x", "--as", "kohya", *model], "found 2 adapters, allowed: one"),
-        ([str(tmp_path / "no"), "--as", "kohya", *model], "no: holds no adapter"),
+        ([str(tmp_path / "no"), "--as", "kohya"], "no: there is no such file or folder"),
+        ([str(tmp_path / "exports"), "--as", "kohya", *model], "exports: holds no adapter"),
         ([str(tmp_path), "--as", "kohya", "--scale", "nan", *model], "--scale: found nan"),
     ]:
         with pytest.raises(SystemExit) as ended:

@@ -79,6 +79,7 @@ def test_a_loaded_adapter_generates_what_it_was_trained_to_and_off_is_the_pipeli
     ours = saved(tmp_path / "run" / "adapter", tiny_folder, kind, scale=scale)
     pipe = pipeline(tiny_folder)
     adapter = fairdiff.load_adapter(pipe, tmp_path / "run", scale)
+    assert len(repr(adapter)) < 200  # without the pipeline
     assert adapter.settings == OPTIONS and type(pipe.scheduler).__name__ == "DDIMScheduler"
     on = image(pipe, adapter.prefix)
     assert torch.allclose(on, ours, atol=1e-4)
@@ -225,13 +226,11 @@ def test_an_audit_of_the_embedded_pipeline_needs_no_option(tmp_path, capsys):
         share = float((of_prompt["p.gender.female"] > of_prompt["p.gender.male"]).mean())
         assert result.shares[prompt]["gender"] == pytest.approx({"female": share, "male": 1 - share})
     gaps = [abs(s["gender"]["female"] - s["gender"]["male"]) for s in result.shares.values()]
-    away = [abs(s["gender"]["female"] - 0.7) for s in result.shares.values()]
     assert result.bias["gender"] == pytest.approx(sum(gaps) / 2)
-    assert result.distance["gender"] == pytest.approx(sum(away) / 2)
+    assert f"The gender RMS distance is {result.distance['gender']:.2f} " in str(result)
     low, high = result.intervals["gender"]["distance"]
     assert low <= result.distance["gender"] <= high
     assert str(result).startswith("Female within 65.4 to 74.6\u00a0%, male within 25.4 to 34.6\u00a0%: ")
-    assert "The gender RMS distance is" in str(result)
     page = result.report(tmp_path / "page.html").read_text("utf-8")
     assert PROMPTS[0] in page and "female 0.7" in page
     again = fairdiff.audit(pipe, PROMPTS, target=target, settings=[*FEW, "micro_batch=1"])

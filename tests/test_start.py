@@ -75,6 +75,15 @@ def test_so_it_does_a_job(arguments, length, monkeypatch, tmp_path, capsys):
     assert stop.value.code == 1 and capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize("name,does", [("config", "Trains an adapter"), ("measure", "Audits a model")])
+def test_help_begins_with_what_the_command_does(name, does, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["x.py", "--help"])
+    with pytest.raises(SystemExit) as stop:
+        main(lambda config, folder: None, name)()
+    assert stop.value.code == 0 and capsys.readouterr().out.startswith(does)
+
+
 def test_a_mistake_keeps_its_code_when_nobody_reads(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["train.py", "steps=0"])

@@ -18,7 +18,7 @@ from fairdiff.errors import FairDiffError
 from fairdiff.prompts import Prompt
 from fairdiff.training import trainer
 from fairdiff.training.step import Batch, training_step
-from fairdiff.training.tracking import Metrics, read_metrics
+from fairdiff.training.tracking import Metrics, progress, read_metrics
 from fairdiff.training.trainer import Schedule, draw_batches, require_effect, slice_steps, train
 from fairdiff.training.update import skip_reason
 
@@ -403,3 +403,13 @@ def test_a_prompt_that_stands_twice_meets_other_noise_the_second_time():
     plan = schedule(batch=3, noise_pool=6, prompts=4)
     met = [b.indices for step in range(2) for b in draw_batches(prompts, plan, step) if b.prompt == PROMPTS[0].text]
     assert sorted(met[:2]) == [[0, 1, 2], [3, 4, 5]] and sorted(met[2] + met[3]) == list(range(6))
+
+
+def test_the_progress_of_a_training_is_whole_in_80_columns():
+    console = Console(width=80, record=True, force_terminal=True, file=io.StringIO())
+    with progress(console) as bar:
+        note = "align 1.119 image 0.031 face 0.112  bias gender 0.74 race 0.51 age 0.33"
+        bar.add_task("training", total=120, completed=17, note=note)
+    text = console.export_text()
+    assert " 17/120 " in text and "0:00:00 left" in text and "…" not in text
+    assert all(word in text for word in note.split())

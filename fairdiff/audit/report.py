@@ -98,7 +98,7 @@ def summary_table(audit: dict) -> Table:
         + (". start: the adapter before training. trained: after minus start" if audit["trained"] else ""),
         caption_justify="left",
         box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
+        padding=0,
         pad_edge=False,
         show_edge=False,  # room for "cannot" in 80 columns
     )

@@ -31,7 +31,7 @@ def size_lines(spec: MetricSpec, prompts: int) -> list[str]:
             lines += [_heading(axis.name, axis.classes, rarest, len(np.unique(axis.target_PK, axis=0)), spec.delta)]
             lines += [f"  {line}" for line in _axis(rarest, spec.delta, judge, own, sorted({*PROMPTS, prompts}))]
     few = any(f"prompts{FEW}:" in line for line in lines)
-    return lines + [f"{FEW}: it then holds for these prompts alone, of others {ENOUGH} prompts are needed"] * few
+    return lines + [f"{FEW}: this holds for these prompts only, and others need {ENOUGH} prompts"] * few
 
 
 def _heading(name: str, classes: Sequence[str], target_K, targets: int, delta: float) -> str:
@@ -69,7 +69,7 @@ def _sentence(prompts: int, images: list[int | None]) -> str:
     some = "no number is enough" if images[1] is None else f"{images[1]} each"
     return (
         f"{prompts} prompts{FEW if prompts < ENOUGH else ''}: {images[0]} images of each, {prompts * images[0]} in all; "
-        f"where {100 * MISSING[1]:g} % show no face, {some}"
+        f"if {100 * MISSING[1]:g} % show no face, {some}"
     )
 
 

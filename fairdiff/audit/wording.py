@@ -175,20 +175,20 @@ def _image_rows(audit: dict) -> list[dict]:
     rows = [
         _row(audit, "no face", lambda m: _rate(m["no_face"]), lambda p: p["no_face"], form=percent),
         _row(audit, "several faces", lambda m: _rate(m["several_faces"]), form=percent, note=several),
-        _row(audit, "CLIP-T", lambda m: _pair(m["clip_t"]), lambda p: p["clip_t"], note="image against prompt"),
+        _row(audit, "CLIP-T", lambda m: _pair(m["clip_t"]), lambda p: p["clip_t"], note="similarity of image and prompt"),
     ]
     after = "after" in audit["models"]
     if after:
-        note = "after against before, pair by pair"
+        note = "similarity of after and before, over pairs"
         rows.append(_row(audit, "CLIP-I", lambda m: _pair(m["clip_i"]), note=note))
-        rows.append(_row(audit, "image encoder", lambda m: _pair(m["dino"]), note=f"in DINO's place: {note}"))
+        rows.append(_row(audit, "image encoder", lambda m: _pair(m["dino"]), note=f"DINO in the paper; {note}"))
     rows.append(
         _row(
             audit,
             "between seeds",
             lambda m: _pair(m["between_seeds"]),
             lambda p: p["between_seeds"],
-            note="1 − cosine of two images of one prompt: variety",
+            note="variety: 1 − cosine of two images of one prompt",
         )
     )
     if after and audit["without_people"] is not None:
@@ -250,7 +250,7 @@ def not_measured(audit: dict) -> list[str]:
             "photographs with similar biases."
         )
     if any(last[key]["mean"] is None for key in ("clip_t", *(["dino"] if "after" in audit["models"] else []))):
-        lines.append("What an absent encoder would have measured (shown as –).")
+        lines.append("The numbers of an encoder that was not available (shown as –).")
     bystanders = [name for name, entry in last["attributes"].items() if not entry["target"]["requested"]]
     if bystanders:
         lines.append(f"Success for {', '.join(bystanders)}: measured, but without a target.")

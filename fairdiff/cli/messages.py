@@ -126,6 +126,7 @@ def one_line(error: Exception) -> str:
         return keep[0].split(";")[0] + OWN_ATTRIBUTE
     if "Config. value" in "".join(keep):
         keep.append("its keys are set one by one")
-    if group := re.search(r"Could not load '(\w+)/", first):  # Hydra lists no options for lists
-        keep.append("allowed: " + ", ".join(sorted(p.stem for p in Path(CONF, group[1]).glob("*.yaml"))))
+    if group := re.search(r"Could not load '(\w+)/([^']+)'", first):  # Hydra lists no options for lists
+        known = ", ".join(sorted(p.stem for p in Path(CONF, group[1]).glob("*.yaml")))
+        return f"{group[1]}: found {group[2]}, allowed: {known}, or a file of --config-dir"
     return "; ".join(keep)

@@ -5,6 +5,7 @@ Colours and SVG come from `studies.page`. `draw` writes the same frontier with m
 
 from pathlib import Path
 
+from fairdiff.compare.groups import said
 from fairdiff.errors import FairDiffError
 from fairdiff.files import atomic_path
 from fairdiff.studies.page import Point, curves_chart
@@ -61,7 +62,7 @@ def lines_over(found: dict, axis: str, number: str) -> dict[str, list[Point]]:
     moves = len({group["before"] for group in found["groups"]}) > 1
     lines: dict[str, list[Point]] = {}
     for group in found["groups"]:
-        rest = ", ".join(f"{key}={value}" for key, value in group["settings"].items() if key != axis)
+        rest = ", ".join(f"{key}={said(value)}" for key, value in group["settings"].items() if key != axis)
         row = entry["rows"].get(group["name"])
         for model in ("before", "after"):
             cell = row and row[model]

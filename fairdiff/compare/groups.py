@@ -46,7 +46,7 @@ def grouped(audits: Sequence[Audited]) -> list[Group]:
     keys = {key: None for settings in first for key in settings}
     keys = [key for key in keys if len({repr(settings.get(key)) for settings in first}) > 1] if known else []
     chosen = [{key: settings.get(key) for key in keys} for settings in first]
-    names = [", ".join(f"{key}={_said(value)}" for key, value in settings.items()) for settings in chosen]
+    names = [", ".join(f"{key}={said(value)}" for key, value in settings.items()) for settings in chosen]
     made = list(zip(groups, names, chosen, strict=True))
     if not 0 < len(keys) <= FEW_SETTINGS or len({*names}) < len(groups):
         count = Counter(map(_folder, groups))
@@ -93,13 +93,13 @@ def _folder(members: Sequence[Audited]) -> str:
     return name if name and all(SEED.sub("", one.name).strip("/") == name for one in members) else _unseeded(members[0])
 
 
-def _said(value: Any) -> str:
+def said(value: Any) -> str:
     return "null" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _order(value: Any) -> tuple:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    return (0, value, "") if number else (1, 0, _said(value))
+    return (0, value, "") if number else (1, 0, said(value))
 
 
 def mean_of(figures: Sequence[Figure], limits: tuple[float, float] = (-math.inf, math.inf)) -> dict | None:

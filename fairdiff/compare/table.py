@@ -12,6 +12,7 @@ from fairdiff.audit.estimand import FEW
 from fairdiff.audit.wording import interval, number, signed
 
 COLUMNS = {"before": "before", "after": "after", "change": "change", "difference": "to the reference"}
+LONGEST = 24  # characters of a group's name, of 80 columns
 
 
 def form_of(row: dict) -> Callable:
@@ -35,6 +36,13 @@ def written(cell: dict | None, key: str, form: Callable) -> tuple[str, str]:
     return value, "\n".join(part for part in (interval(ends, form), spread) if part)
 
 
+def labels(found: dict) -> dict[str, str]:
+    """Return the label of each group in the terminal's table: its name, or a number if a name is long."""
+    names = [group["name"] for group in found["groups"]]
+    short = max(map(len, names)) <= LONGEST
+    return {name: name if short else f"({place})" for place, name in enumerate(names, 1)}
+
+
 def about(found: dict) -> list[str]:
     """Describe what is compared, in lines."""
     audits = sum(len(group["audits"]) for group in found["groups"])
@@ -52,15 +60,16 @@ def about(found: dict) -> list[str]:
 
 def comparison_table(found: dict) -> Table:
     """Return a table with a line for every number and group, and for each audit of a group of several."""
-    columns = columns_of(found)
+    columns, short = columns_of(found), labels(found)
+    numbered = [f"{label}: {name}" for name, label in short.items() if label != name]
     table = Table(
-        title=escape("\n".join(about(found))),
+        title=escape("\n".join([*about(found), *numbered])),
         title_justify="left",
         caption=escape(
             "[low, high]: 95 % interval. ±: standard deviation over seeds, whose mean is shown. floor: noise floor, the "
             "value for a perfectly fair (or on-target) generator. *: for these prompts only"
         )
-        + (escape(f". The reference is {found['reference']}") if "difference" in columns else ""),
+        + (escape(f". The reference is {short[found['reference']]}") if "difference" in columns else ""),
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
@@ -76,7 +85,7 @@ def comparison_table(found: dict) -> Table:
                 table.add_row(f"    {escape(audit)}", *(_cell(own.get(key), key, entry) for key in columns), "")
             mean = f" mean of {len(row['audits'])}" if row["audits"] else ""
             cells = [_cell(row[key], key, entry) for key in columns]
-            table.add_row(f"  {escape(name)}{mean}", *cells, row["verdict"] or number(row["floor"]))
+            table.add_row(f"  {escape(short[name])}{mean}", *cells, row["verdict"] or number(row["floor"]))
         table.add_section()
     return table
 

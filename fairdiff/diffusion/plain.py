@@ -38,12 +38,12 @@ class LoadedAdapter:
     call that the adapter was audited with; {} if its folder does not say. about: adapter.json, {} without one.
     """
 
-    pipe: Pipeline
+    pipe: Pipeline = field(repr=False)
     name: str
     scale: float
     token: str = ""
     settings: dict[str, object] = field(default_factory=dict)
-    about: dict = field(default_factory=dict)
+    about: dict = field(default_factory=dict, repr=False)
     enabled: bool = True
 
     @property

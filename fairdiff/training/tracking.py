@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
 
 from fairdiff.errors import FairDiffError
 from fairdiff.files import append_line, write_text
@@ -22,15 +23,16 @@ def make_console(speaks: bool = True) -> Console:
 
 
 def progress(console: Console) -> Progress:
-    """Return a progress bar with elapsed and remaining time and a free text `note`."""
+    """Return a progress bar with elapsed and remaining time and a free text `note`, which alone is broken into lines."""
+    whole = Column(no_wrap=True)
     return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.description}", table_column=whole),
+        BarColumn(bar_width=min(24, console.width // 10), table_column=whole),
+        MofNCompleteColumn(table_column=whole),
+        TimeElapsedColumn(table_column=whole),
+        TextColumn("left", table_column=whole),
+        TimeRemainingColumn(table_column=whole),
+        TextColumn("{task.fields[note]}", table_column=Column()),
         console=console,
     )
 

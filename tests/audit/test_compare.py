@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import sys
 from dataclasses import replace
@@ -321,3 +322,16 @@ def test_names_are_text_on_the_page(audited, tmp_path, capsys):
     html = (tmp_path / "runs" / "comparison.html").read_text()
     assert "<b>" not in html and "<script" not in html and "&lt;b&gt;bold &amp; [red]" in html
     assert "[red]" in capsys.readouterr().out.replace("\n", "")
+
+
+def test_long_names_stand_once_above_the_table_of_a_terminal(audited, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    for name, rate, negative in (("a", 0.001, None), ("b", 0.002, "a hat")):
+        audited(name, rate * 100, settings={"adapter": {"learning_rate": rate}, "prompts": {"negative": negative}})
+    compare.main([str(tmp_path / "runs")])
+    out = capsys.readouterr().out
+    text = " ".join(re.sub(r"\x1b\[[\d;]*m", "", out).split())
+    assert "(1): adapter.learning_rate=0.001" in text and "; the reference: (1)" in text
+    assert "=None" not in (tmp_path / "runs" / "comparison.html").read_text()
+    assert text.count("learning_rate=0.002") == 2  # its number's meaning, and what it has in common with the other

@@ -333,6 +333,15 @@ def test_the_terminal_table_fits_and_names_every_number(make, generators, width)
     assert f"{audit['models']['after']['attributes']['gender']['bias']['mean']:.2f}" in text
 
 
+def test_the_terminal_table_of_three_attributes_has_room_for_its_verdicts(make):
+    audit, _ = make(targets={"gender": [0.5, 0.5]})
+    audit = json.loads(json.dumps(audit, ensure_ascii=False).replace("gender×age", "gender×race×age"))
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(summary_table(audit))
+    text = console.export_text()
+    assert "gender×race×age" in text and "cannot" in text and "…" not in text
+
+
 def test_figures_of_change_have_signs():
     assert [signed(v) for v in (0.5, -0.25, 0.0, None)] == ["+0.500", "−0.250", "+0.000", "–"]
     assert interval([None, None]) == "" and interval([-0.1, 0.2]) == "[−0.100, 0.200]"

@@ -75,7 +75,7 @@ def test_the_numbers_are_those_of_the_planner_for_this_target_margin_and_judge()
     for prompts in (12, 17, 100):
         images = images_needed(prompts, [0.7, 0.3], 0.2, judge_of(counts))
         assert f"{prompts} prompts{'*' if prompts < 36 else ''}: {images} images of each, {prompts * images} in all" in said
-    assert said.count("for these prompts alone") == 1 and said.count("prompts*:") == 3  # 12, 17, 24
+    assert said.count("for these prompts only") == 1 and said.count("prompts*:") == 3  # 12, 17, 24
     assert all(len(line) <= 80 for line in said.splitlines() if "in all" in line)
 
 
