@@ -113,7 +113,7 @@ def test_a_template_whose_article_does_not_suit_is_warned_of(tmp_path, tiny_mode
     (tmp_path / "own.txt").write_text("actor\nnurse\n", encoding="utf-8")
     files = [f"prompts.{split}={tmp_path / 'own.txt'}" for split in ("train", "test")]
     said = warnings(make_plan(composed(PLAIN, *files, 'prompts.template="a portrait of a {}"')), tiny_model, "")
-    assert any("1 prompts have an article" in line and "'a portrait of a actor'" in line for line in said)
+    assert any("1 prompts have the wrong article" in line and "'a portrait of a actor'" in line for line in said)
     said = warnings(make_plan(composed(PLAIN, *files, 'prompts.template="a portrait of {a} {}"')), tiny_model, "")
     assert not any("article" in line for line in said)
 

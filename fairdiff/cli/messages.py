@@ -20,7 +20,7 @@ OWN_ATTRIBUTE = (
 )
 
 
-KINDS = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
+KINDS = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}  # OmegaConf's words for a type
 _MICRO = "micro_batch, which sets decoding, replay and audit"
 _LITERAL = "nothing, it is only measured, by scripts/bench.py"
 # Old keys, and old choices of files (those with "="), and what takes their place; for one release
@@ -120,7 +120,8 @@ def one_line(error: Exception) -> str:
     if group and keep[1:2] == [f"Available options in '{group[1]}':"]:
         return f"{group[1]}: found {group[2]}, allowed: {', '.join(keep[2:])}"
     merged = re.fullmatch(r"Error merging override \+*([^=]+)=.*", first)
-    if merged and (value := re.search(r"Value '(.*)' of type '\w+' could not be converted to (\w+)", " ".join(keep[1:]))):
+    wrong = r"Value '(.*)' (?:of type '\w+' could not be converted to|is not a valid) (\w+)"
+    if merged and (value := re.search(wrong, " ".join(keep[1:]))):
         return f"{merged[1]}: found {value[1]}, allowed: {KINDS.get(value[2], value[2])}"
     if "not a subclass of AttributeConfig" in "".join(keep):
         return keep[0].split(";")[0] + OWN_ATTRIBUTE

@@ -332,6 +332,6 @@ def test_long_names_stand_once_above_the_table_of_a_terminal(audited, tmp_path, 
     compare.main([str(tmp_path / "runs")])
     out = capsys.readouterr().out
     text = " ".join(re.sub(r"\x1b\[[\d;]*m", "", out).split())
-    assert "(1): adapter.learning_rate=0.001" in text and "; the reference: (1)" in text
+    assert "(1): adapter.learning_rate=0.001" in text and ". The reference is (1)" in text
     assert "=None" not in (tmp_path / "runs" / "comparison.html").read_text()
     assert text.count("learning_rate=0.002") == 2  # its number's meaning, and what it has in common with the other

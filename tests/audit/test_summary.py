@@ -58,6 +58,6 @@ def test_too_few_prompts_are_not_named_as_what_keeps_a_gate_shut(audit):
     target = audit["models"]["after"]["attributes"]["gender"]["target"]
     target |= {"verdict_these": "undecided", "reason": "cannot tell of prompts like these: needs 36 prompts, found 3"}
     why = verdict_of(audit, target)["why"]
-    assert why.startswith("more prompts or pictures are needed") and why.endswith(f"; {target['reason']}")
+    assert why.startswith("it takes more prompts or pictures") and why.endswith(f"; {target['reason']}")
     target["reason"] = "no prompt shows two faces"
     assert verdict_of(audit, target)["why"] == target["reason"]
