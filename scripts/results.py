@@ -2,6 +2,7 @@
 
 python scripts/results.py                        all groups; the same command goes on
 python scripts/results.py adapters --seeds 0     one group
+python scripts/results.py experiments/race       one run of a group, with every seed
 python scripts/results.py --jobs 2               two runs at a time, sooner on two cores: six hours, by estimate
 python scripts/results.py --missing              only what has no record yet
 python scripts/results.py --render               only write the page anew
@@ -31,6 +32,16 @@ from reproduce.records import keep_record, without_record
 def with_needed(runs: list[Run]) -> list[Run]:
     """These runs, each after the one that it needs."""
     return list(dict.fromkeys(one for run in runs for one in (run.needs, run) if one is not None))
+
+
+def label(run: Run) -> str:
+    """Return how the command line names a run of any seed."""
+    return f"{run.group}/{run.name}"
+
+
+def chosen_of(runs: list[Run], names: list[str]) -> list[Run]:
+    """Return the runs whose group or label is among the names, all of them for no names."""
+    return [run for run in runs if not names or {run.group, label(run)} & {*names}]
 
 
 class Failed(Exception):
@@ -75,7 +86,9 @@ def each_done(runs: list[Run], jobs: int, task: Callable[[Run], None]) -> Iterat
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("groups", nargs="*", metavar="group", help=f"of {', '.join(GROUPS)}; default: all")
+    parser.add_argument(
+        "groups", nargs="*", metavar="group", help=f"of {', '.join(GROUPS)}, or group/run; default: all"
+    )
     parser.add_argument(
         "--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the experiments (others: the first)"
     )
@@ -86,13 +99,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--missing", action="store_true", help="only runs without a record")
     parser.add_argument("--render", action="store_true", help="run nothing")
     args = parser.parse_args(argv)
-    unknown = [group for group in args.groups if group not in GROUPS]
-    if unknown:
-        parser.error(f"groups: found {', '.join(unknown)}, allowed: {', '.join(GROUPS)}")
     runs = plan(args.seeds, args.images)
+    known = {*GROUPS, *map(label, runs)}
+    unknown = [group for group in args.groups if group not in known]
+    if unknown:
+        parser.error(f"groups: found {', '.join(unknown)}, allowed: {', '.join(GROUPS)}, or one run as experiments/race")
     shown = plan(list(dict.fromkeys([*args.seeds, 0, 1, 2])), args.images)
     records, page = records_in(args.docs, "results"), args.docs / "results.md"
-    chosen = [run for run in runs if not args.groups or run.group in args.groups]
+    chosen = chosen_of(runs, args.groups)
     if args.missing:
         chosen = without_record(chosen, records)
     needed = [] if args.render else with_needed(chosen)

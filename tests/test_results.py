@@ -22,7 +22,7 @@ from reproduce.page import write_page  # noqa: E402
 from reproduce.plan import ADAPTERS, GROUPS, Run, plan  # noqa: E402
 from reproduce.records import keep_record, without_record  # noqa: E402
 from reproduce.search import candidates, write_search  # noqa: E402
-from results import Failed, each_done, with_needed  # noqa: E402
+from results import Failed, chosen_of, each_done, with_needed  # noqa: E402
 
 RUNS = plan([0, 1, 2], 160)
 
@@ -78,6 +78,14 @@ def test_a_training_that_two_groups_show_is_done_once():
     assert {run.name for run in shared} == {"gender", "gender_tokens"} and len(shared) == 6
     for run in shared:
         assert [o for o in run.overrides if not o.startswith("audit.")] == list(run.same.overrides)
+
+
+def test_groups_and_single_runs_are_chosen_by_name():
+    assert chosen_of(RUNS, []) == RUNS
+    race = chosen_of(RUNS, ["experiments/race"])
+    assert {(run.group, run.name) for run in race} == {("experiments", "race")} and len(race) == 3  # seeds
+    assert chosen_of(RUNS, ["words", "experiments/race"]) == [*chosen_of(RUNS, ["words"]), *race]
+    assert {run.group for run in chosen_of(RUNS, ["frontier"])} == {"frontier"}
 
 
 def test_a_group_by_itself_first_makes_the_adapters_it_audits():
