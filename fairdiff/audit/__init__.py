@@ -1,1 +1,1 @@
-"""Generate, measure, count, bound, report. The auditor shares no code path with the trainer."""
+"""The audit: generate and measure images, compute numbers with intervals, report them. It imports nothing of the trainer."""
