@@ -45,7 +45,7 @@ def distance_range(low, high, target) -> tuple[np.ndarray, np.ndarray]:
 
     Least: p_k = clip(c t_k, low_k, high_k) with c such that they sum to 1 (Karush, Kuhn, Tucker). Greatest: D^2 is convex in
     each share, so its chord over [low_k, high_k] lies above it. The sum of chords is greatest if the classes with the
-    steepest chords are filled first. Exact for two classes, never too small for more: at most one share lies between its ends.
+    steepest chords are filled first. Exact for two classes, never too small for more (one share at most lies between ends).
     """
     low, high = np.clip(low, 0, 1), np.clip(high, 0, 1)
     meet = (low.sum(-1) <= 1 + 1e-9) & (high.sum(-1) >= 1 - 1e-9) & (low <= high).all(-1)
