@@ -1,1 +1,1 @@
-"""The audit: generate, measure, compute numbers with intervals, report. It shares only the sampler with the trainer."""
+"""The audit: generate and measure images, compute numbers with intervals, report them. It imports nothing of the trainer."""

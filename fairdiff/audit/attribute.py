@@ -1,6 +1,6 @@
-"""The numbers of one attribute or combination over all prompts of an audit: intervals, verdict and change.
+"""Numbers of one attribute, or of several combined, over all prompts: estimates with intervals, verdict and change.
 
-Shapes: P prompts, K classes, counts_PK faces of each class. Every mean over prompts weighs prompts alike.
+Shapes: P prompts, K classes, counts_PK the faces of each class. Means over prompts give every prompt the same weight.
 """
 
 import math
@@ -19,26 +19,26 @@ from fairdiff.audit.suite import NOTHING
 from fairdiff.audit.verdict import decide, distance_interval, undefined
 from fairdiff.bias import bias
 
-FOUR_FIFTHS = 0.8  # of its target share: below it a class is flagged (29 CFR 1607.4 D)
+FOUR_FIFTHS = 0.8  # a class below this multiple of its target share is flagged (29 CFR 1607.4 D)
 
 
 def plug_in_bias(shares, target) -> np.ndarray:
-    """Bias as a statistic of shares and targets, like total variation."""
+    """Return the bias of the shares; it has the signature of `total_variation` and ignores the target."""
     return bias(shares)
 
 
 def average(values) -> float:
-    """Mean, NaN of nothing."""
+    """Return the mean, NaN for an empty sequence."""
     return float(np.mean(values)) if len(values) else math.nan
 
 
 def judge_for(axis: Axis, spec: MetricSpec) -> Judge | None:
-    """The audit judge with its counted errors, None where they were never counted."""
+    """Return the audit judge with its counted errors for this attribute, None if they were never counted."""
     return judge_of(spec.confusion[axis.name], spec.seed) if axis.name in spec.confusion else None
 
 
 def suite_metrics(counts, missing, seen, axis: Axis, spec: MetricSpec) -> dict:
-    """Suite-level numbers of one axis over the prompts `seen` [P]; bounds and verdict are about all prompts."""
+    """Return the numbers of one axis over the prompts `seen` [P]; missing-face bounds and verdict use all prompts."""
     K, target = counts.shape[1], axis.target_PK
     faces, aim, judge = counts[seen], target[seen], judge_for(axis, spec)
     n = faces.sum(1)
@@ -80,7 +80,7 @@ def suite_metrics(counts, missing, seen, axis: Axis, spec: MetricSpec) -> dict:
 
 
 def plug_in_mean(statistic: Callable, faces, aim, limits, spec: MetricSpec) -> dict:
-    """Mean over prompts of a plug-in statistic with both intervals."""
+    """Return the mean over prompts of a plug-in statistic, with both intervals."""
     n = faces.sum(1)
     if not len(faces):
         return suite.mean_over_prompts([], [], limits, spec.seed)
@@ -90,9 +90,9 @@ def plug_in_mean(statistic: Callable, faces, aim, limits, spec: MetricSpec) -> d
 
 
 def _worst(values, statistic: Callable, faces, target, spec: MetricSpec) -> dict:
-    """The mean over the tenth of the prompts that are worst, what chance alone makes of it, and how many they are.
+    """Return the mean over the worst tenth of the prompts, its noise floor, and the number of these prompts.
 
-    No interval: which prompts are worst is chosen by the same images.
+    It has no interval, because the same images choose and measure these prompts.
     """
     return {
         "mean": float(iv.worst_tenth(values)) if len(values) else math.nan,
@@ -102,7 +102,7 @@ def _worst(values, statistic: Callable, faces, target, spec: MetricSpec) -> dict
 
 
 def _shares(faces, aim, axis: Axis, spec: MetricSpec) -> dict:
-    """Each class's mean share over prompts, its ratio to the mean target share, and both intervals of both."""
+    """Return the mean share over prompts of each class and its ratio to the mean target share, with both intervals."""
     if not len(faces):
         nothing = {"share": math.nan, "ci95": NOTHING, "ci95_these": NOTHING}
         return {name: _with_ratio(nothing, nothing, 0.0) for name in axis.classes}
@@ -117,9 +117,9 @@ def _shares(faces, aim, axis: Axis, spec: MetricSpec) -> dict:
 
 
 def mean_share(faces_P, n_P, assumed_P, seed: int, error: float = 0.05) -> dict:
-    """Mean share over prompts of one class with `faces_P` of n_P faces, and both intervals of level 1 - error.
+    """Return the mean share over prompts of a class with faces_P of n_P faces, and both intervals of level 1 - error.
 
-    assumed: its shrunken shares.
+    assumed_P: the class's shrunken shares, from which the variance is computed.
     """
     shares = faces_P / n_P
     variance, mean = float((assumed_P * (1 - assumed_P) / n_P).sum()) / len(n_P) ** 2, float(shares.mean())
@@ -128,9 +128,9 @@ def mean_share(faces_P, n_P, assumed_P, seed: int, error: float = 0.05) -> dict:
 
 
 def _with_ratio(entry: dict, at_once: dict, target: float) -> dict:
-    """The shares with the ratio of the share to the target share; flagged below four fifths. A target of 0 has no ratio.
+    """Return `entry` with the ratio of the share to the target share, flagged below four fifths; NaN for a target of 0.
 
-    at_once: the same share with intervals that hold for all classes at once, of which the ratio's `ci95_all` are made.
+    at_once: the same share with intervals that hold for all classes at once. They give the ratio's `ci95_all`.
     """
 
     def over(value: float) -> float:
@@ -142,7 +142,7 @@ def _with_ratio(entry: dict, at_once: dict, target: float) -> dict:
 
 
 def _corrected(faces, aim, axis: Axis, judge: Judge, spec: MetricSpec) -> dict:
-    """The numbers with the judge's error undone, or why it cannot be undone."""
+    """Return the numbers corrected for the judge's error, or the reason why they cannot be corrected."""
     if judge.refusal is not None:
         return {"refused": judge.refusal, "confusion": spec.confusion[axis.name]}
     K = faces.shape[1]
@@ -163,9 +163,10 @@ def _corrected(faces, aim, axis: Axis, judge: Judge, spec: MetricSpec) -> dict:
 
 
 def change(counts: list[np.ndarray], pairs_PKK: np.ndarray, axis: Axis, spec: MetricSpec) -> dict:
-    """After minus before of one axis, from its counts_PK of both models and the classes of image pairs [P, before, after].
+    """Return the change of one axis, after minus before.
 
-    All on the same prompts, those in which both models show two faces or more.
+    counts: counts_PK of both models. pairs_PKK: image pairs by class before and class after. Both cover the same prompts,
+    those in which both models show two faces or more.
     """
     target, K = axis.target_PK, counts[0].shape[1]
     uniform = np.full(target.shape, 1 / K)  # bias is the distance to parity, whatever the target
@@ -181,10 +182,10 @@ def change(counts: list[np.ndarray], pairs_PKK: np.ndarray, axis: Axis, spec: Me
 
 
 def share_changes(counts: list[np.ndarray], pairs_PKK: np.ndarray, axis: Axis, seed: int) -> dict:
-    """Change of each class's mean share as judged, with intervals of its own and such that hold for all classes at once.
+    """Return the change of each class's mean uncorrected share, with its own intervals and with simultaneous ones.
 
-    Variance of a prompt: p0 (1 - p0) / n0 + p1 (1 - p1) / n1 - 2 sum over pairs (x - f0)(y - f1) / (n0 n1), x and y 1 where
-    the image before and the one after show the class.
+    Variance of a prompt's change: p0 (1 - p0) / n0 + p1 (1 - p1) / n1 - 2 sum over pairs (x - f0)(y - f1) / (n0 n1). x is 1
+    if the image before shows the class, and y if the image after does. Simultaneous intervals hold for all classes at once.
     """
     K = len(axis.classes)
     if not len(counts[0]):
@@ -209,9 +210,9 @@ def share_changes(counts: list[np.ndarray], pairs_PKK: np.ndarray, axis: Axis, s
 
 
 def drift_of(moved: dict, shares: dict, margin: float) -> dict:
-    """The change of an untargeted attribute's bias and class shares, and whether all stayed within the margin.
+    """Return the changes of an untargeted attribute and whether all of them stayed within the margin.
 
-    Bias alone is blind to a skew that changes sides. moved: the change of bias.
+    moved: the change of bias. shares: the changes of the mean shares, because bias alone misses a skew that changes sides.
     """
     stayed = {}
     for key, ends in (("stayed_within", "ci95"), ("stayed_within_these", "ci95_these")):
@@ -222,7 +223,7 @@ def drift_of(moved: dict, shares: dict, margin: float) -> dict:
 
 
 def bias_slope(shares, target) -> np.ndarray:
-    """Derivative of bias by each share [..., K]."""
+    """Return the derivative of bias with respect to each share [..., K]."""
     K = shares.shape[-1]
     return np.sign(shares[..., :, None] - shares[..., None, :]).sum(-1) * 2 / (K * (K - 1))
 
@@ -233,7 +234,7 @@ def total_variation_slope(shares, target) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Statistic:
-    """A number of shares and targets [..., K], and its derivative by each share."""
+    """A function of shares and targets [..., K], and its derivative with respect to each share."""
 
     value: Callable
     slope: Callable
@@ -244,10 +245,10 @@ TOTAL_VARIATION = Statistic(iv.total_variation, total_variation_slope)
 
 
 def _difference(statistic: Statistic, counts, pairs_PKK, target, limit: float, seed: int) -> dict:
-    """Mean change of a plug-in statistic at equal numbers of faces (`thinned`): more faces alone make it smaller.
+    """Return the mean change of a plug-in statistic at equal numbers of faces (`thinned`), because more faces lower it.
 
-    Its variance by the images is that of the paired slopes (delta method), never too small for a statistic that is thinned
-    (Hoeffding 1948, 5.13).
+    The variance due to the images is that of the paired slopes (delta method). For a thinned statistic it is never too
+    small (Hoeffding 1948, 5.13).
     """
     if not len(target):
         return {"difference": math.nan, "ci95": NOTHING, "ci95_these": NOTHING}
@@ -260,15 +261,17 @@ def _difference(statistic: Statistic, counts, pairs_PKK, target, limit: float, s
     own = [((p * s**2).sum(-1) - (p * s).sum(-1) ** 2) / m for p, s, m in zip(assumed, slopes, n, strict=True)]
     centred = [s - (f * s).sum(-1, keepdims=True) for f, s in zip(shares, slopes, strict=True)]
     shared = np.einsum("pj,pjk,pk->p", centred[0], pairs_PKK, centred[1]) / (n[0] * n[1])
-    apart = own[0] + own[1]  # as if the images had nothing in common; where all are alike, one in n may still differ
+    apart = own[0] + own[1]  # without pairing; if all pairs agree, one in n may still differ, hence the lower bound below
     variance = np.maximum(apart - 2 * shared, apart / fewest)
     found = suite.mean_over_prompts(after - before, variance, (-limit, limit), seed)
     return {"difference": found["mean"], "ci95": found["ci95"], "ci95_these": found["ci95_these"]}
 
 
 def thinned(statistic, counts_PK, faces_P, target, seed: int, draws: int = 500) -> np.ndarray:
-    """Mean [P] of a plug-in statistic over all choices of faces_P of each prompt's faces: an unbiased estimate of what it is
-    expected to be at that number. Where faces are left over, by draws (multivariate hypergeometric)."""
+    """Return the mean [P] of a plug-in statistic over all subsets of faces_P of each prompt's faces.
+
+    It is an unbiased estimate of the statistic's expectation at faces_P faces. If a prompt has more faces, the mean is
+    computed from random subsets (multivariate hypergeometric)."""
     counts = np.asarray(counts_PK).round().astype(int)
     values = np.array(statistic(counts / counts.sum(1)[:, None], target), float)
     rng = np.random.default_rng(seed)
@@ -280,11 +283,11 @@ def thinned(statistic, counts_PK, faces_P, target, seed: int, draws: int = 500) 
 
 
 def squared_change(counts, pairs_PKK, target, judge: Judge | None, seed: int) -> dict:
-    """Change of D^2, mean over prompts, free of noise. A judge's error is the same in both models.
+    """Return the mean change of D^2 over prompts, an unbiased estimate. The judge's error is the same for both models.
 
-    Variance of a prompt by Hoeffding's decomposition of X (`distance.moments`): that of the paired linear parts 2/n sum l(x),
-    4/n0 E[l0^2] + 4/n1 E[l1^2] - 8 l0' pairs l1 / (n0 n1), and the remainders of both models, which are counted as if
-    independent: those of the same noise never go against each other.
+    The variance of a prompt uses Hoeffding's decomposition of X (`distance.moments`). The paired linear parts 2/n sum l(x)
+    give 4/n0 E[l0^2] + 4/n1 E[l1^2] - 8 l0' pairs l1 / (n0 n1). The remainders of both models are added as if they were
+    independent; with the same noise they are never negatively correlated, so the variance is not too small.
     """
     nothing = {"difference": math.nan, "ci95": NOTHING, "ci95_these": NOTHING}
     if not len(target) or undefined(target):
@@ -307,11 +310,11 @@ def squared_change(counts, pairs_PKK, target, judge: Judge | None, seed: int) ->
 
 
 def squared_change_variance(judged, gram_PKK, n, pairs_PKK) -> np.ndarray:
-    """[P] of the change of X by the images, at judged shares [P, K] and numbers of faces [P] of both models."""
+    """Return the image variance [P] of the change of X, from judged shares [P, K] and face counts [P] of both models."""
     lines = [(gram_PKK @ q[..., None])[..., 0] for q in judged]
     lines = [line - (q * line).sum(-1, keepdims=True) for q, line in zip(judged, lines, strict=True)]
     own = [4 / m * (q * line**2).sum(-1) for q, line, m in zip(judged, lines, n, strict=True)]
     rest = sum(moments(q, gram_PKK, m)[:, 1] - line for q, m, line in zip(judged, n, own, strict=True))
     shared = 4 * np.einsum("pj,pjk,pk->p", lines[0], pairs_PKK, lines[1]) / (n[0] * n[1])
-    apart = own[0] + own[1]  # where all images are alike, one in n may still differ
+    apart = own[0] + own[1]  # without pairing; if all pairs agree, one in n may still differ, hence the lower bound below
     return np.maximum(apart - 2 * shared, apart / np.minimum(*n)) + rest

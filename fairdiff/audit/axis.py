@@ -1,4 +1,4 @@
-"""What an audit counts: attributes and combinations as axes of classes, and the number of faces of each class, counts_PK.
+"""Axes: attributes and combinations of attributes with their classes and targets, and the faces of each class.
 
 Shapes: P prompts, K classes.
 """
@@ -15,7 +15,7 @@ from fairdiff.audit.records import probability_columns
 
 
 def software_versions() -> dict[str, str]:
-    """Versions of what the numbers depend on."""
+    """Return the versions of Python and of the packages on which the numbers depend."""
     found = {"python": platform.python_version()}
     for name in ("fairdiff", "torch", "diffusers", "transformers", "peft", "numpy", "scipy", "statsmodels"):
         try:
@@ -27,13 +27,13 @@ def software_versions() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class MetricSpec:
-    """What to count. targets: shares [K] or one row a prompt [P, K], by attribute or joint name ("gender×race").
+    """Settings of the metrics.
 
-    Missing targets: uniform for an attribute, the product of the marginals for a joint. confusion: counts [K, K] of
-    the judge on labelled faces (rows: true class). judge: what audit.json says of the judge. delta: equivalence margin of
-    the distance to the target.
-    drift: how far the bias of an attribute without a target may move and count as unchanged.
-    provenance: anything else audit.json is to carry (by default the versions of the software).
+    attributes: classes by attribute. judge: the entry `judge` of audit.json. targets: shares [K] or one row per prompt
+    [P, K], by attribute or joint name ("gender×race"); by default uniform for an attribute, for a joint the product of the
+    marginals. confusion: counts [K, K] of the judge on labelled faces (rows: true class). delta: equivalence margin of the
+    distance to the target. drift: margin within which the bias and the mean shares of an untargeted attribute count as
+    unchanged. provenance: further entries of audit.json, by default the versions of the software.
     """
 
     attributes: dict[str, tuple[str, ...]]
@@ -46,20 +46,20 @@ class MetricSpec:
     provenance: dict = field(default_factory=lambda: {"software": software_versions()})
 
     def to_json(self) -> dict:
-        """All of it as JSON says it, arrays as lists."""
+        """Return all fields as JSON values, with arrays as lists."""
         tables = {key: {name: t.tolist() for name, t in vars(self)[key].items()} for key in ("targets", "confusion")}
         return vars(self) | tables | {"attributes": {name: list(classes) for name, classes in self.attributes.items()}}
 
     @classmethod
     def from_json(cls, saved: dict) -> "MetricSpec":
-        """What `to_json` wrote; TypeError or KeyError for anything else."""
+        """Return the settings that `to_json` wrote; TypeError or KeyError for anything else."""
         tables = {key: {name: np.array(t) for name, t in saved[key].items()} for key in ("targets", "confusion")}
         return cls(**saved | tables | {"attributes": {name: tuple(c) for name, c in saved["attributes"].items()}})
 
 
 @dataclass(frozen=True)
 class Axis:
-    """One attribute, or the combinations of several (their `members`), as classes with a target [P, K]."""
+    """One attribute, or the combination of several (`members`): its classes and its target shares [P, K]."""
 
     name: str
     classes: tuple[str, ...]
@@ -67,19 +67,19 @@ class Axis:
     target_PK: np.ndarray
 
     def rows(self, rows_P: np.ndarray) -> "Axis":
-        """This axis restricted to some of the prompts."""
+        """Return the same axis over some of the prompts."""
         return replace(self, target_PK=self.target_PK[rows_P])
 
 
 def groups_of(names: list[str]) -> dict[str, tuple[str, ...]]:
-    """Attributes, then all pairs, then all together when they are three or more, by name ("gender×race")."""
+    """Return the attributes, all pairs, and all together if there are three or more; name ("gender×race") -> members."""
     groups = [(name,) for name in names] + list(itertools.combinations(names, 2))
     groups += [tuple(names)] if len(names) > 2 else []
     return {"×".join(members): members for members in groups}
 
 
 def axes_of(spec: MetricSpec, prompts: int) -> list[Axis]:
-    """Every attribute and combination with its classes and targets."""
+    """Return every attribute and combination with its classes and targets."""
     axes, marginal = [], {}
     for name, members in groups_of(list(spec.attributes)).items():
         classes = tuple("×".join(c) for c in itertools.product(*(spec.attributes[m] for m in members)))
@@ -97,7 +97,7 @@ def axes_of(spec: MetricSpec, prompts: int) -> list[Axis]:
 
 
 def labels(rows: pd.DataFrame, attributes: dict[str, tuple[str, ...]], members: tuple[str, ...]) -> np.ndarray:
-    """The most probable class of each row, [rows] in the order of the combined classes; -1 without a face."""
+    """Return the most probable class [N] of each row, an index into the (combined) classes; -1 without a face."""
     label = np.zeros(len(rows), int)
     for member in members:
         probs = rows[probability_columns({member: attributes[member]})].to_numpy()
@@ -106,7 +106,7 @@ def labels(rows: pd.DataFrame, attributes: dict[str, tuple[str, ...]], members: 
 
 
 def tally(rows: pd.DataFrame, axis: Axis, spec: MetricSpec, index: pd.Series) -> np.ndarray:
-    """Faces of each class, counts_PK."""
+    """Return counts_PK, the faces of each class for the prompts of `index`."""
     label = labels(rows, spec.attributes, axis.members)
     counts = np.zeros((len(index), len(axis.classes)), int)
     place = {prompt: row for row, prompt in enumerate(index)}
@@ -116,5 +116,5 @@ def tally(rows: pd.DataFrame, axis: Axis, spec: MetricSpec, index: pd.Series) ->
 
 
 def requested(axis: Axis, spec: MetricSpec) -> bool:
-    """Whether a target was set for this axis, or for all of its members."""
+    """Return whether a target was set for this axis, or for all of its members."""
     return axis.name in spec.targets or all(member in spec.targets for member in axis.members)

@@ -1,6 +1,6 @@
 """A model card from audit.json: the README.md of an adapter's folder, in the format of the Hugging Face hub.
 
-Every number is the audit's own (`wording.comparison`), but the confusion counts of the training judge.
+All numbers come from the audit (`wording.comparison`), except the confusion counts of the training judge.
 """
 
 import numpy as np
@@ -18,7 +18,7 @@ from fairdiff.audit.wording import (
 )
 
 EMBEDDED = "embedded Portraits model"  # in adapter.json and audit.json
-LICENCES = {  # of base models, as their cards on the hub say
+LICENCES = {  # of base models, from their cards on the hub
     EMBEDDED: "apache-2.0",
     "stable-diffusion-v1-5/stable-diffusion-v1-5": "creativeml-openrail-m",
     "stabilityai/stable-diffusion-2-1": "openrail++",
@@ -47,7 +47,7 @@ Confusion = dict[str, np.ndarray]  # attribute -> counts [K, K], rows: true clas
 def model_card(
     audit: dict, about: dict, training_judge: str, training_confusion: Confusion, hub: str | None = None
 ) -> str:
-    """The text of the card. about: adapter.json. hub: the base model's name on the hub, None if it has none."""
+    """Return the text of the card. about: adapter.json. hub: the base model's name on the hub, None if it has none."""
     base = hub or about["base_model"]
     data = ModelCardData(
         base_model=hub,
@@ -85,7 +85,7 @@ def _licence_in_words(base: str) -> str:
 
 
 def _results(audit: dict) -> str:
-    """The headline rows as a table."""
+    """Return the rows of `comparison` as a Markdown table, with its explanation."""
     lines = ["| | before | after | change | noise floor |", "|---|---|---|---|---|"]
     for group in comparison(audit).values():
         for row in group:
@@ -104,7 +104,7 @@ def _results(audit: dict) -> str:
 
 
 def _judge(title: str, name: str, confusion: Confusion, attributes: dict[str, list[str]]) -> str:
-    """A judge and its confusion counts on labelled faces, which may be unknown."""
+    """Return the Markdown of a judge and its confusion counts on labelled faces, {} if they are unknown."""
     text = [f"**{title}**: {name}."]
     if not confusion:
         text[0] += " Its errors on labelled faces are unknown here."

@@ -1,14 +1,14 @@
 """Classify prompts as certainly off their target, certainly within the margin, or open.
 
-An interval of every prompt's own distance D_p = sqrt(sum_k (p_k - t_k)^2 / t_k) that holds for all prompts at once in 95 %
-of audits: level 1 - .05 / P each (Bonferroni), the range of D over Clopper and Pearson's (1934) exact box of its shares.
-Estimand: these prompts with new noise; of other prompts it says nothing. Pictures without a face may have any class: a class
-has between its own faces and those together with all missing ones, and either end is counted where it widens the box.
+Every prompt has an interval of its own distance D_p = sqrt(sum_k (p_k - t_k)^2 / t_k). In 95 % of audits the intervals of all
+prompts hold at once: each has level 1 - .05 / P (Bonferroni) and is the range of D over Clopper and Pearson's (1934) exact
+box of the shares. Estimand: these prompts with new noise, not other prompts. Images without a face may have any class, so
+the lower end of a class counts its own faces only, and the upper end adds all images without a face.
 
-With a judge whose errors were counted the box of judged shares is taken back through the 4000 confusion matrices that its
-labelled faces leave open, and the interval is the range over all of them: .04 of the .05 goes to the pictures, .01 to them
-(the convex hull of so many draws in a plane misses the next one in 4 of 1000 cases: Renyi & Sulanke 1963).
-P prompts, K classes, B confusion matrices.
+If the judge's errors were counted, the box of judged shares is corrected with each of 4000 draws of the confusion matrix, and
+the interval is the range over all of them. Of the error of .05, .04 goes to the images and .01 to the confusion matrix (the
+convex hull of so many draws in a plane misses the next one in 4 of 1000 cases: Renyi & Sulanke 1963).
+Shapes: P prompts, K classes, B confusion matrices.
 """
 
 import math
@@ -26,10 +26,10 @@ OFF, OPEN, WITHIN = "off", "open", "within"
 
 
 def share_box(counts_PK, missing_P, error: float) -> tuple[np.ndarray, np.ndarray]:
-    """Lower and upper ends [P, K] that hold all shares of a prompt with probability 1 - error, whatever the missing show.
+    """Return lower and upper ends [P, K] that contain all shares of a prompt with probability 1 - error.
 
-    Exact: the faces of class k among n pictures, were none missing, are binomial and lie between counts_k and counts_k +
-    missing. Two classes need one interval, K the error divided by K.
+    They are exact for any classes of the missing faces: without missing faces, the count of class k among n images is
+    binomial, and it lies between counts_k and counts_k + missing. K > 2 classes divide the error by K; two need one interval.
     """
     counts, missing = np.asarray(counts_PK, float), np.asarray(missing_P, float)[:, None]
     n, K = counts.sum(-1, keepdims=True) + missing, counts.shape[1]
@@ -41,18 +41,18 @@ def share_box(counts_PK, missing_P, error: float) -> tuple[np.ndarray, np.ndarra
 
 
 def distance_range(low, high, target) -> tuple[np.ndarray, np.ndarray]:
-    """Least and greatest D [...] over the box [low, high] [..., K] cut with the simplex; (inf, -inf) where they do not meet.
+    """Return the least and greatest D [...] over the box [low, high] [..., K] within the simplex, (inf, -inf) if it is empty.
 
-    Least: p_k = clip(c t_k, low_k, high_k) with c so that they sum to 1 (Karush, Kuhn, Tucker). Greatest: D^2 is convex in
-    each share, so its chord over [low_k, high_k] lies above it; the sum of chords is greatest where the classes of the
-    steepest are filled first. Exact for two classes, and never too small for more: at most one lies within its ends there.
+    Least: p_k = clip(c t_k, low_k, high_k) with c such that they sum to 1 (Karush, Kuhn, Tucker). Greatest: D^2 is convex in
+    each share, so its chord over [low_k, high_k] lies above it. The sum of chords is greatest if the classes with the
+    steepest chords are filled first. Exact for two classes, never too small for more (one share at most lies between ends).
     """
     low, high = np.clip(low, 0, 1), np.clip(high, 0, 1)
     meet = (low.sum(-1) <= 1 + 1e-9) & (high.sum(-1) >= 1 - 1e-9) & (low <= high).all(-1)
     others = low.sum(-1, keepdims=True) - low, high.sum(-1, keepdims=True) - high
-    low, high = np.maximum(low, 1 - others[1]), np.minimum(high, 1 - others[0])  # no end that the others forbid
+    low, high = np.maximum(low, 1 - others[1]), np.minimum(high, 1 - others[0])  # ends that the others allow
     target = np.broadcast_to(target, low.shape)
-    knots = np.sort(np.concatenate([low, high], -1) / np.concatenate([target, target], -1), -1)  # between them it is linear
+    knots = np.sort(np.concatenate([low, high], -1) / np.concatenate([target, target], -1), -1)  # sums: linear between them
     sums = np.clip(knots[..., None] * target[..., None, :], low[..., None, :], high[..., None, :]).sum(-1)
     after = np.clip((sums < 1).sum(-1, keepdims=True), 1, knots.shape[-1] - 1)  # the first knot that reaches 1
     (at, sum_at), (to, sum_to) = ([np.take_along_axis(x, i, -1)[..., 0] for x in (knots, sums)] for i in (after - 1, after))
@@ -64,7 +64,7 @@ def distance_range(low, high, target) -> tuple[np.ndarray, np.ndarray]:
 
 
 def filled_first(weight, low, high) -> np.ndarray:
-    """The greatest sum_k weight_k (p_k - low_k) [...] of shares p in the box: the largest weights are filled first."""
+    """Return the greatest sum_k weight_k (p_k - low_k) [...] over shares p in the box: largest weights are filled first."""
     order = np.argsort(-weight, -1)
     room = np.take_along_axis(np.broadcast_to(high - low, weight.shape), order, -1)
     spare = 1 - np.broadcast_to(low, weight.shape).sum(-1, keepdims=True)
@@ -73,13 +73,13 @@ def filled_first(weight, low, high) -> np.ndarray:
 
 
 def mended_box(low_K, high_K, mend_BKK) -> tuple[np.ndarray, np.ndarray]:
-    """Least and greatest true share of each class [B, K], by itself, of judged shares in the box: a linear programme."""
+    """Return the least and greatest corrected share of each class [B, K] for judged shares in the box (linear programmes)."""
     base = mend_BKK @ low_K
     return base - filled_first(-mend_BKK, low_K, high_K), base + filled_first(mend_BKK, low_K, high_K)
 
 
 def simultaneous_intervals(counts_PK, missing_P, target_PK, judge: Judge | None) -> np.ndarray:
-    """[P, 2] intervals of D that hold all at once; judge: one whose error can be undone, None for shares as judged."""
+    """Return intervals [P, 2] of D that hold simultaneously; judge: None, or one without a refusal, to correct its error."""
     P, target = len(counts_PK), np.asarray(target_PK, float)
     low, high = share_box(counts_PK, missing_P, (0.05 if judge is None else 0.04) / P)
     if judge is None:
@@ -88,13 +88,14 @@ def simultaneous_intervals(counts_PK, missing_P, target_PK, judge: Judge | None)
     found = np.empty((P, 2))
     for row in range(P):
         least, most = distance_range(*_united(*mended_box(low[row], high[row], mend)), target[row])
-        whole = (0.0, math.sqrt(1 / target[row].min() - 1))  # no matrix fits: nothing is known
+        whole = (0.0, math.sqrt(1 / target[row].min() - 1))  # if no matrix fits, D may have any value
         found[row] = (least.min(), most.max()) if np.isfinite(least).any() else whole
     return found
 
 
 def _united(low_BK, high_BK) -> tuple[np.ndarray, np.ndarray]:
-    """Of two classes the boxes that show some shares as one, which no D of theirs lies outside; of more the boxes."""
+    """Return, for two classes, one box around those that meet the simplex; its range of D contains theirs. For more classes
+    return the boxes unchanged."""
     fit = (low_BK <= 1).all(-1) & (high_BK >= 0).all(-1)
     if low_BK.shape[1] > 2 or not fit.any():
         return low_BK, high_BK
@@ -102,10 +103,11 @@ def _united(low_BK, high_BK) -> tuple[np.ndarray, np.ndarray]:
 
 
 def certain_prompts(counts_PK, missing_P, target_PK, delta: float, judge: Judge | None) -> tuple[list[dict], dict]:
-    """Each prompt's `distance`: value (of the shares seen, noise included), interval and state; and what they rest on.
+    """Return each prompt's `distance` (value, interval and state) and a summary: counts of states, correction, reason.
 
-    off: the whole interval lies above delta, within: below it, open: neither. In 95 of 100 audits no prompt is wrongly called
-    off or within. judge: as in `verdict`; where its error cannot be undone the shares are as judged and no prompt is certain.
+    value: D of the observed shares, noise included. off: the whole interval lies above delta; within: below; open: neither.
+    In 95 of 100 audits no prompt is wrongly called off or within. judge: its errors are corrected. If that is refused, the
+    shares are uncorrected and every prompt is open.
     """
     counts, target = np.asarray(counts_PK, float), np.asarray(target_PK, float)
     if why := undefined(target):
@@ -132,11 +134,8 @@ def _summary(items: list[dict], corrected: bool, reason: str | None) -> dict:
 
 @lru_cache(maxsize=32)
 def images_for_within(prompts: int, target_K: tuple[float, ...], delta: float) -> int:
-    """The fewest images of each of so many prompts, all with a face and exactly on target, that make a prompt certainly
-    within.
-
-    It assumes a judge without errors.
-    """
+    """Return the fewest images per prompt with which a prompt can be certainly within, among so many prompts. All images have
+    a face, the shares are exactly on target, and the judge's error is not counted."""
     target = np.asarray(target_K, float)
 
     def enough(n: int) -> bool:

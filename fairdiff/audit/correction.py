@@ -1,8 +1,8 @@
-"""Numbers corrected for the judge's errors, with the uncertainty of the images and of the labelled faces.
+"""Numbers corrected for the judge's error, with intervals that include the noise of the images and of the labelled faces.
 
 Estimand: what the judge would report if it made no error (`judge` has the model and its assumption). The error of the
-estimated confusion matrix is the same in every prompt, so it does not average out over prompts.
-P prompts, K classes, B draws.
+estimated confusion matrix is the same for every prompt, so it does not average out over prompts.
+Shapes: P prompts, K classes, B draws.
 """
 
 import math
@@ -17,13 +17,13 @@ from fairdiff.audit.intervals import bias_ends
 from fairdiff.audit.judge import Judge
 from fairdiff.audit.suite import Interval
 
-SIMULATED = 2000  # prompts drawn for a variance or a floor
+SIMULATED = 2000  # simulated prompts in all for a variance or a noise floor
 
 
 def correct_shares(shares, judge: Judge, iterations: int = 200) -> np.ndarray:
-    """Maximum-likelihood true shares on the simplex, [..., K] from judged shares [..., K].
+    """Return the maximum-likelihood true shares [..., K] on the simplex, from judged shares q [..., K].
 
-    C^-T q where that has no negative share, else its clipped value (K = 2) or the fixed point of
+    They are C^-T q if that lies on the simplex. Otherwise they are its clipped value (K = 2), or the fixed point of
     p_k <- p_k sum_j q_j C_kj / (C^T p)_j (EM; Richardson 1972, Saerens et al. 2002).
     """
     shares = np.asarray(shares, float)
@@ -41,17 +41,17 @@ def correct_shares(shares, judge: Judge, iterations: int = 200) -> np.ndarray:
 
 
 def misjudged(shares, judge: Judge, draws: int = 1000) -> np.ndarray:
-    """What true shares [..., K] would be taken for after the correction, [B, ..., K], by what C may be in truth."""
+    """Return what the correction makes of true shares p [..., K] if C_b is the true matrix: C^-T C_b^T p [B, ..., K]."""
     step = judge.mend @ np.swapaxes(judge.draws[:draws], -1, -2)
     return np.einsum("bkj,...j->b...k", step, np.asarray(shares, float))
 
 
 def lack_of_fit(counts_PK, judge: Judge) -> str | None:
-    """Why no shares can have been judged like this, None where some can.
+    """Return why no true shares are compatible with these counts, None if some are.
 
-    A class whose C^-T f is below 0 by more than noise: in one prompt (.001, Bonferroni over prompts and classes), or on
-    average over prompts, where the part below 0 of as many prompts without that class is expected (three and a half standard
-    errors above it). Noise of the images and of the labelled faces.
+    They are incompatible if (C^-T f)_k of a class is below 0 by more than the noise of images and labelled faces: in one
+    prompt (p < .001, Bonferroni over prompts and classes), or on average over prompts. There, the mean of its negative parts
+    must be 3.5 standard errors below the one expected if no prompt had that class.
     """
     counts = np.asarray(counts_PK, float)
     n = counts.sum(-1, keepdims=True)
@@ -70,9 +70,9 @@ def lack_of_fit(counts_PK, judge: Judge) -> str | None:
 
 
 def corrected_share_region(counts, judge: Judge, level: float = 0.95, seed: int = 0) -> np.ndarray:
-    """Box [K, 2] for one prompt's corrected shares, all at once (Bonferroni over the classes; K = 2 needs none).
+    """Return a box [K, 2] that holds all corrected shares of one prompt (Bonferroni over classes; K = 2 needs none).
 
-    Percentiles over what C and the judged shares, Dirichlet(counts + 1/2), may be in truth.
+    Its ends are percentiles over draws of C and of the judged shares, which are Dirichlet(counts + 1/2).
     """
     counts = np.asarray(counts, float)
     judged = np.random.default_rng(seed).dirichlet(counts + 0.5, size=500)
@@ -82,14 +82,15 @@ def corrected_share_region(counts, judge: Judge, level: float = 0.95, seed: int 
 
 
 def corrected_bias_intervals(counts_PK, judge: Judge, level: float = 0.95, seed: int = 0) -> np.ndarray:
-    """Interval [P, 2] of each prompt's bias with the judge's error undone: its range over `corrected_share_region`."""
+    """Return the interval [P, 2] of each prompt's corrected bias, the range of bias over `corrected_share_region`."""
     return bias_ends([corrected_share_region(counts, judge, level, seed) for counts in counts_PK])
 
 
 def corrected_mean(statistic: Callable, counts_PK, target_PK, judge: Judge, limits: Interval, seed: int) -> dict:
-    """Mean over prompts of a plug-in statistic(shares [..., P, K], target_PK) of corrected shares, floor and intervals.
+    """Return the mean over prompts of a plug-in statistic of corrected shares, with its noise floor and both intervals.
 
-    floor: what a generator exactly on target would show on average after the same correction, with a judge as uncertain.
+    statistic(shares [..., P, K], target_PK) gives one value per prompt. The noise floor is the mean for a generator exactly
+    on target after the same correction, with the uncertainty of C included.
     """
     counts, target = np.asarray(counts_PK, float), np.asarray(target_PK, float)
     n, P = counts.sum(-1), len(counts)
@@ -114,7 +115,7 @@ def corrected_mean(statistic: Callable, counts_PK, target_PK, judge: Judge, limi
 
 
 def corrected_share(k: int, counts_PK, target_PK, judge: Judge, seed: int, error: float = 0.05) -> dict:
-    """Mean share over prompts of class k with the judge's error undone, and both intervals of level 1 - error."""
+    """Return the corrected mean share over prompts of class k, and both intervals of level 1 - error."""
     counts, target = np.asarray(counts_PK, float), np.asarray(target_PK, float)
     n, P = counts.sum(-1), len(counts)
     found = counts / n[:, None] @ judge.mend.T

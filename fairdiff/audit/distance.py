@@ -1,12 +1,13 @@
 """The chi-squared distance of shares to their target: unbiased estimates, their exact moments, intervals by inversion.
 
-D^2(p) = sum_k (p_k - t_k)^2 / t_k. An f-divergence: it never grows when classes are merged (Csiszar 1967), so a joint table
-is never nearer its target than its marginals; for two classes at parity D = |p_1 - p_2|. From n faces x_1..x_n of one prompt
-the estimate is X = mean over u != v of g(x_u).g(x_v), g_k(x) = ((M e_x)_k - t_k) / sqrt(t_k): unbiased for D^2 with M = 1,
-or with M = C^-T, which undoes the error of a judge with confusion matrix C (`judge`). X depends on g by G = g g^T only.
+D^2(p) = sum_k (p_k - t_k)^2 / t_k. It is an f-divergence, so it never grows when classes are merged (Csiszar 1967), and a
+joint table is never nearer to its target than its marginals. For two classes at parity D = |p_1 - p_2|. The estimate from n
+faces x_1..x_n of one prompt is X = mean over u != v of g(x_u).g(x_v), with g_k(x) = ((M e_x)_k - t_k) / sqrt(t_k). With M = 1
+it is unbiased for D^2 of the judged shares. M = C^-T corrects for the error of a judge with confusion matrix C (`judge`).
+X depends on g only through G = g g^T.
 
-Shapes: P prompts, K classes, B assumed confusion matrices; counts_PK the faces of each class (fractions allowed), n_P their
-number, two or more; target_PK without zeros; gram_PKK the matrix G of each prompt.
+Shapes: P prompts, K classes, B assumed confusion matrices. counts_PK: faces of each class (fractions allowed). n_P: number of
+faces, two or more. target_PK: target shares without zeros. gram_PKK: the matrix G of each prompt.
 """
 
 from collections.abc import Callable
@@ -18,19 +19,19 @@ from scipy.special import gammainc, gammaincc, gammaincinv, ndtr, ndtri
 
 from fairdiff.audit.judge import Judge
 
-# Nodes of polynomials up to degree 6 on [0, 1], and what takes values there to their coefficients.
+# Interpolation nodes for polynomials up to degree 6 on [0, 1]; the matrix maps values at the nodes to coefficients.
 NODES = 0.5 - np.cos(np.pi * (np.arange(7) + 0.5) / 7) / 2
 TO_POWERS = np.linalg.inv(np.vander(NODES, increasing=True))
 
 
 def squared_distance(shares, target) -> np.ndarray:
-    """D^2 of true shares [..., K]."""
+    """Return D^2 [...] of true shares [..., K]."""
     target = np.asarray(target, float)
     return ((np.asarray(shares, float) - target) ** 2 / target).sum(-1)
 
 
 def gram(target_PK, judge: Judge | None = None) -> np.ndarray:
-    """G [P, K, K], G_jl = sum_k (M_kj - t_k)(M_kl - t_k) / t_k, for shares as judged or with the judge's error undone."""
+    """Return G [P, K, K], G_jl = sum_k (M_kj - t_k)(M_kl - t_k) / t_k; without a judge M = 1, for uncorrected shares."""
     target = np.asarray(target_PK, float)
     mend = np.eye(target.shape[-1]) if judge is None else judge.mend
     g = (mend.T - target[..., None, :]) / np.sqrt(target)[..., None, :]
@@ -38,9 +39,9 @@ def gram(target_PK, judge: Judge | None = None) -> np.ndarray:
 
 
 def unbiased_squared_distance(counts_PK, gram_PKK) -> np.ndarray:
-    """X [P]; may be negative. NaN for n < 2.
+    """Return X [P], the unbiased estimate of D^2. It may be negative, and is NaN for n < 2.
 
-    With M = 1 it is sum_k [(f_k - t_k)^2 - f_k (1 - f_k) / (n - 1)] / t_k, f the shares seen.
+    With M = 1, X = sum_k [(f_k - t_k)^2 - f_k (1 - f_k) / (n - 1)] / t_k, where f are the observed shares.
     """
     counts = np.asarray(counts_PK, float)
     n = counts.sum(-1)
@@ -50,10 +51,10 @@ def unbiased_squared_distance(counts_PK, gram_PKK) -> np.ndarray:
 
 
 def moments(q, gram_PKK, n_P) -> np.ndarray:
-    """Exact mean, variance and third cumulant of X [..., 3] from n faces with judged shares q [..., K].
+    """Return the exact mean, variance and third cumulant [..., 3] of X from n faces with judged shares q [..., K].
 
-    Hoeffding's decomposition X - m = L + Q with L = 2/n sum_u l(x_u) and Q = sum_{u != v} H(x_u, x_v) / (n (n - 1)), where
-    m = q'Gq, l = Gq - m, H = G - Gq 1' - 1 (Gq)' + m.
+    They follow from Hoeffding's decomposition X - m = L + Q with L = 2/n sum_u l(x_u) and
+    Q = sum_{u != v} H(x_u, x_v) / (n (n - 1)), where m = q'Gq, l = Gq - m, H = G - Gq 1' - 1 (Gq)' + m.
     """
     q, n = np.asarray(q, float), np.asarray(n_P, float)
     Gq = (gram_PKK @ q[..., None])[..., 0]
@@ -73,7 +74,7 @@ def moments(q, gram_PKK, n_P) -> np.ndarray:
 
 
 def upper_tail(x: float, mean: float, variance: float, third: float) -> float:
-    """P(X >= x) of the shifted gamma distribution (Pearson's type III) that has these cumulants."""
+    """Return P(X >= x) of the shifted gamma distribution (Pearson's type III) with these cumulants."""
     sd = np.sqrt(max(variance, 1e-18))
     z, skew = (x - mean) / sd, third / sd**3
     if abs(skew) < 1e-3:
@@ -84,7 +85,7 @@ def upper_tail(x: float, mean: float, variance: float, third: float) -> float:
 
 
 def quantile(level: float, mean: float, variance: float, third: float) -> float:
-    """The x with P(X <= x) = level of the same distribution."""
+    """Return the x with P(X <= x) = level, for the same distribution as `upper_tail`."""
     sd = np.sqrt(max(variance, 1e-18))
     skew = third / sd**3
     if abs(skew) < 1e-3:
@@ -94,12 +95,12 @@ def quantile(level: float, mean: float, variance: float, third: float) -> float:
 
 
 def shrunken_shares(counts_PK, target_PK, judge: Judge | None = None) -> np.ndarray:
-    """Empirical-Bayes true shares [P, K]: each prompt's deviation from its target, drawn towards that of all prompts."""
+    """Return empirical-Bayes true shares [P, K]: deviations from the targets, shrunk towards the mean of all prompts."""
     counts, target = np.asarray(counts_PK, float), np.asarray(target_PK, float)
     n = counts.sum(-1, keepdims=True)
     mend = np.eye(counts.shape[1]) if judge is None else judge.mend
     judged = target if judge is None else target @ judge.rates
-    shares = (counts + judged) / (n + 1)  # one face on target, so that nothing is certain
+    shares = (counts + judged) / (n + 1)  # one pseudo-face on target, so that no share is exactly 0 or 1
     deviation = shares @ mend.T - target
     centre = deviation.mean(0)
     spread = ((deviation - centre) ** 2 / target).sum() / max(len(counts) - 1, 1)
@@ -110,10 +111,11 @@ def shrunken_shares(counts_PK, target_PK, judge: Judge | None = None) -> np.ndar
 
 
 def extreme_shares(target_PK, squared: float) -> np.ndarray:
-    """Shares [P, K] at one squared distance under which X varies most: every prompt alike, towards its rarest class.
+    """Return the shares [P, K] at this squared distance under which X varies most.
 
-    4/n E[l^2] = 4/n (sum_k d_k^2 p_k / t_k^2 - D^4) grows with sum_k d_k^3 / t_k^2, which is largest there, and is concave
-    in D^2, so largest for prompts that are alike. A distance beyond the rarest class's own stops at it.
+    All prompts have this distance and deviate towards their rarest class. 4/n E[l^2] = 4/n (sum_k d_k^2 p_k / t_k^2 - D^4)
+    grows with sum_k d_k^3 / t_k^2, which is largest there. It is concave in D^2, so it is largest for equal distances.
+    The shares stop at the rarest class alone if its distance is smaller than `squared`.
     """
     target = np.asarray(target_PK, float)
     step = np.eye(target.shape[1])[target.argmin(1)] - target
@@ -122,16 +124,16 @@ def extreme_shares(target_PK, squared: float) -> np.ndarray:
 
 
 def of_mean(moments_P3: np.ndarray) -> np.ndarray:
-    """Cumulants [..., 3] of the mean over prompts of independent X [..., P, 3]."""
+    """Return the cumulants [..., 3] of the mean over prompts of independent X, from their cumulants [..., P, 3]."""
     return moments_P3.sum(-2) / moments_P3.shape[-2] ** np.arange(1, 4)
 
 
 def mean_moments(p_PK, target_PK, n_P, judge: Judge | None = None, images: bool = True) -> np.ndarray:
-    """Cumulants [..., 3] of the mean of X over prompts with true shares p_PK [..., P, K].
+    """Return the cumulants [..., 3] of the mean of X over prompts with true shares p_PK [..., P, K].
 
-    With a judge its confusion matrix is not known: its truth is drawn from what the labelled faces leave open, while X is
-    made with the estimate (Cousins & Highland 1992). Its error is the same in every prompt, so it does not average out.
-    images=False: the part of the judge alone.
+    The true confusion matrix of a judge is unknown. It is drawn from its posterior given the labelled faces, while X is
+    computed with the estimate (Cousins & Highland 1992). Its error is the same for every prompt, so it does not average out.
+    images=False: return the contribution of the judge alone.
     """
     if judge is None:
         return of_mean(moments(p_PK, gram(target_PK), n_P))
@@ -143,7 +145,7 @@ def mean_moments(p_PK, target_PK, n_P, judge: Judge | None = None, images: bool 
     if not images:
         return np.stack([mean, spread, third], -1)
     centre = of_mean(moments(p_PK @ judge.draws.mean(0), gram(target_PK, judge), n_P))
-    # A world whose mean is larger has a larger variance by 4/n E[l^2] too, about 4/n (mean) times the noise of one face.
+    # A confusion matrix with a larger mean also gives a larger 4/n E[l^2], about 4/n (mean) times the noise of one face.
     noise = np.sqrt(moments(np.asarray(target_PK) @ judge.rates, gram(target_PK, judge), n_P)[..., 1])
     slope = 4 * (noise * np.sqrt((n_P - 1) / (2 * n_P * (K - 1)))).sum() / P**2
     variance = centre[..., 1] + slope * np.maximum(mean - centre[..., 0], 0) + spread
@@ -152,9 +154,10 @@ def mean_moments(p_PK, target_PK, n_P, judge: Judge | None = None, images: bool 
 
 @dataclass(frozen=True)
 class Confidence:
-    """What a mean x of X says of the mean squared distance theta: worlds along a path and the cumulants of X there.
+    """Confidence limits of the mean squared distance, given the observed mean x of X.
 
-    The path begins at u = 0 on target and ends at u = 2 with one class a prompt.
+    The functions theta (mean squared distance) and cumulants (of the mean of X) describe hypothetical shares along a path.
+    It starts on target at u = 0 and ends with a single class in every prompt at u = 2.
     """
 
     x: float
@@ -162,7 +165,7 @@ class Confidence:
     cumulants: Callable[[float], np.ndarray]
 
     def point(self) -> float:
-        """The squared distance at which x is the mean of X; 0 where x is below its mean on target already."""
+        """Return the squared distance at which the mean of X is x, 0 if x is below the mean of X on target."""
 
         def excess(u: float) -> float:
             return float(self.cumulants(u)[0]) - self.x
@@ -172,34 +175,34 @@ class Confidence:
         return self.theta(2.0) if excess(2.0) <= 0 else self.theta(brentq(excess, 0, 2, xtol=1e-7))
 
     def end(self, level: float) -> float:
-        """The squared distance at which P(X >= x) = level; .025 and .975 give the ends of a 95 % interval.
+        """Return the squared distance at which P(X >= x) = level; .025 and .975 give the ends of a 95 % interval.
 
-        For upper ends an estimate below the quantile .16 on target is read as that quantile: one that is low by chance
-        excludes nothing (power-constrained limits: Cowan, Cranmer, Gross & Vitells 2011).
+        For upper ends, an x below the .16 quantile of X on target is replaced by that quantile, so that an estimate that is
+        low by chance excludes nothing (power-constrained limits: Cowan, Cranmer, Gross & Vitells 2011).
         """
         x = max(self.x, quantile(0.16, *self.cumulants(0.0))) if level > 0.5 else self.x
         if level > 0.5 and x >= self.cumulants(2.0)[0] - 1e-9:
-            return self.theta(2.0)  # all faces of one class: nothing larger could have been seen
+            return self.theta(2.0)  # all faces are of one class, so x is the largest possible value
 
         def excess(u: float) -> float:
             return upper_tail(x, *self.cumulants(u)) - level
 
         if excess(0.0) >= 0:
             return 0.0
-        last = 2 - 1e-6  # at 2 itself X may have no variance, and the tail would be that of rounding errors
+        last = 2 - 1e-6  # at 2 itself the variance of X may be 0, and rounding errors would determine the tail
         return self.theta(2.0) if excess(last) <= 0 else self.theta(brentq(excess, 0, last, xtol=1e-5))
 
 
 def confidence(counts_PK, target_PK, judge: Judge | None = None, images: bool = True) -> Confidence:
-    """Estimand: these prompts, new noise. The worlds scale every prompt's shrunken deviation alike; below the first
-    segment's end (the shrunken shares) towards the target, above it towards one class."""
+    """Return the confidence limits of the mean squared distance of these prompts with new noise. Every prompt's path leads
+    from its target to its shrunken shares (u = 1), and from there to one class (u = 2)."""
     counts, target = np.asarray(counts_PK, float), np.asarray(target_PK, float)
     n = counts.sum(-1)
     shares = shrunken_shares(counts, target, judge)
     corner = np.eye(target.shape[1])[((shares - target) / target).argmax(1)]
     lines = ((target, shares), (shares, corner))
     at_nodes = [mean_moments(a + NODES[:, None, None] * (b - a), target, n, judge, images) for a, b in lines]
-    powers = [TO_POWERS @ values for values in at_nodes]  # the cumulants are polynomials of degrees 2, 4 and 6
+    powers = [TO_POWERS @ values for values in at_nodes]  # the cumulants are polynomials in u of degrees 2, 4 and 6
 
     def place(u: float) -> tuple[int, float]:
         return (0, u) if u <= 1 else (1, u - 1)

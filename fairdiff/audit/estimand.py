@@ -1,6 +1,6 @@
-"""Which estimand the report shows for a number: prompts like these, or these prompts if there are too few.
+"""The estimand for which a number of audit.json is shown: prompts like these, or these prompts if they are too few.
 
-`ESTIMANDS` stands in audit.json and says what each number is of.
+audit.json contains `ESTIMANDS`, the definition of each number.
 """
 
 from fairdiff.audit.suite import ENOUGH
@@ -12,9 +12,9 @@ VERDICTS = {
     "beyond": "the whole interval lies above {delta:.2f}, with pictures without a face counted as the best case",
     "undecided": "it takes more prompts or pictures to tell on which side of {delta:.2f} it lies",
 }
-LARGEST_COUNTS = "the largest face of a picture counts, the others are ignored"  # of a picture with several faces
+LARGEST_COUNTS = "the largest face of a picture counts, the others are ignored"  # rule for images with several faces
 SEVERAL_REFUSED = "a picture with several faces counts as one without a face"
-FEW = "*"  # behind an interval that holds for these prompts only
+FEW = "*"  # marks an interval that holds for these prompts only
 ESTIMANDS = {
     "ci95": "95 % interval for the population that the prompts are a sample of (prompts like these): bootstrap-t over "
     f"prompts, never narrower than ci95_these; null with fewer than {ENOUGH} prompts. No sample reliably shows a bias that "
@@ -73,9 +73,9 @@ ESTIMANDS = {
 
 
 def verdict_of(audit: dict, target: dict) -> dict:
-    """The verdict that is shown: for prompts like these, or with too few prompts for these prompts, and marked so.
+    """Return the verdict that is shown: for prompts like these, or with too few prompts for these prompts, tagged so.
 
-    Keys: verdict, tag in words, and why. A reason against both makes it undecided.
+    Keys: verdict, tag (the verdict in words) and why. If no verdict is possible at all, why is the reason.
     """
     few = audit["prompts"] < audit["prompts_needed"]
     found = target["verdict_these"] if few else target["verdict"]
@@ -89,12 +89,12 @@ def verdict_of(audit: dict, target: dict) -> dict:
 
 
 def stayed_of(drift: dict) -> str:
-    """Whether an untargeted attribute stayed; for these prompts only if there are too few."""
+    """Return whether an untargeted attribute stayed within its margin, for these prompts if they are too few."""
     return drift["stayed_within_these" if len(ends_of(drift) or []) > 2 else "stayed_within"]
 
 
 def ends_of(entry: dict) -> list | None:
-    """The interval that is shown of a number: for prompts like these; with too few prompts for these, marked by FEW."""
+    """Return the interval that is shown: for prompts like these, or with too few prompts for these, marked by FEW."""
     if "ci95" not in entry:
         return None
     if entry["ci95"] is None or entry["ci95"][0] is None:
@@ -104,10 +104,10 @@ def ends_of(entry: dict) -> list | None:
 
 
 def ends_of_all(entry: dict) -> list | None:
-    """The same of the interval that holds for all classes at once."""
+    """Return the interval that is shown, like `ends_of`, of those that hold for all classes at once."""
     return ends_of({"ci95": entry["ci95_all"], "ci95_these": entry["ci95_all_these"]})
 
 
 def why_not_corrected(audit: dict, names: list[str]) -> str:
-    """Why shares of these attributes are uncorrected, in words that fit into a sentence."""
+    """Return why the shares of these attributes are uncorrected, as a clause to put inside a sentence."""
     return audit["judge"].get("not_corrected") or f"this judge's errors were never measured for {', '.join(names)}"

@@ -1,4 +1,4 @@
-"""Charts as inline SVG text: they follow the page's colours (light and dark) and need no plotting library.
+"""Charts as inline SVG text. They use the page's colours (light and dark) and need no plotting library.
 
 Colours come from the page's CSS variables (--before, --start, --after, --ink, --muted, --line, --floor). Labels are escaped.
 """
@@ -10,7 +10,7 @@ from html import escape
 
 @dataclass(frozen=True)
 class Mark:
-    """A value with its interval, all on the chart's scale; an end that is None is not drawn."""
+    """A value with the ends of its interval. If an end is None, the interval is not drawn."""
 
     value: float
     low: float | None = None
@@ -18,7 +18,7 @@ class Mark:
 
 
 def mark_of(value: float | None, ends: list | None) -> Mark | None:
-    """A mark of a number of audit.json and its interval; None for what is undefined."""
+    """Return the mark of a number of audit.json and its interval, None if the number is undefined."""
     return None if value is None else Mark(value, *(ends or (None, None))[:2])
 
 
@@ -31,7 +31,7 @@ def _line(x0: float, y0: float, x1: float, y1: float, kind: str) -> str:
 
 
 def _svg(width: float, height: float, body: list[str], title: str) -> str:
-    """Scales with the page between two thirds and five quarters of its size; on a narrower page its box scrolls."""
+    """Return an SVG that scales with the page between .66 and 1.25 of its size; on a narrower page its box scrolls."""
     return (
         f'<svg viewBox="0 0 {width:.0f} {height:.0f}" style="max-width:{1.25 * width:.0f}px;min-width:{0.66 * width:.0f}px" '
         f'role="img" aria-label="{escape(title)}">{"".join(body)}</svg>'
@@ -39,7 +39,7 @@ def _svg(width: float, height: float, body: list[str], title: str) -> str:
 
 
 def _mark(mark: Mark | None, x_of, y: float, kind: str, tip: str) -> list[str]:
-    """Whisker and dot; "before" hollow, "after" filled, so that they differ without colour too."""
+    """Return a whisker and a dot, hollow for "before" and filled for "after", so that they also differ without colour."""
     if mark is None:
         return []
     parts = [f"<g><title>{escape(tip)}</title>"]
@@ -50,9 +50,9 @@ def _mark(mark: Mark | None, x_of, y: float, kind: str, tip: str) -> list[str]:
 
 
 def range_line(marks: dict[str, Mark | None], limit: float = 1.0, at: float | None = None) -> str:
-    """One line of a table: values with intervals on [0, limit] for each model, and a dashed line `at` a target or margin.
+    """Return the chart of a table row: each model's value with interval on [0, limit], dashed line `at` target or margin.
 
-    Places are percentages of its width, so that it loses nothing on a narrow page. Its numbers stand beside it as text.
+    Positions are percentages of the width, so the chart fits a narrow page. The page shows its numbers beside it as text.
     """
 
     def place(value: float) -> str:
@@ -77,7 +77,7 @@ def range_line(marks: dict[str, Mark | None], limit: float = 1.0, at: float | No
 def bias_chart(
     marks: dict[str, Mark | None], floor: float | None, limit: float, title: str, margin: float | None = None
 ) -> str:
-    """A value with its interval for each model on [0, limit], the noise floor as a shaded band from 0, the margin a line."""
+    """Return a chart of each model's value with interval on [0, limit]; the floor is a band from 0, the margin a line."""
     width, top, left, right = 320, 12, 48, 14
     deep = 24 * max(len(marks), 2)
 
@@ -105,7 +105,7 @@ def bias_chart(
 def line_chart(
     lines: dict[str, Sequence[tuple[float, Mark | None]]], floor: float | None, title: str, across: str
 ) -> str:
-    """Values from 0 with intervals against a number, one line a model; the noise floor is a shaded band from 0."""
+    """Return a chart of values with intervals against a number, one line per model; the noise floor is a band from 0."""
     width, height, left, right, top, bottom = 320, 200, 46, 16, 26, 40
     xs = sorted({x for points in lines.values() for x, _ in points})
     marks = [mark for points in lines.values() for _, mark in points if mark is not None]
@@ -141,7 +141,7 @@ def line_chart(
 
 
 def _smooth(values: Sequence[float], weight: float) -> list[float]:
-    """Exponential moving average without its start-up bias."""
+    """Return the exponential moving average without its start-up bias."""
     result, total, mass = [], 0.0, 0.0
     for value in values:
         total, mass = weight * total + (1 - weight) * value, weight * mass + (1 - weight)
@@ -150,7 +150,7 @@ def _smooth(values: Sequence[float], weight: float) -> list[float]:
 
 
 def curve_chart(points: Sequence[tuple[float, float]], title: str) -> str:
-    """One curve over steps: the values faint, their moving average on top."""
+    """Return a chart of one curve over steps: faint values, with their moving average on top."""
     width, height, left, right, top, bottom = 320, 170, 46, 10, 26, 24
     xs, ys = [x for x, _ in points], [y for _, y in points]
     low, high = min(0.0, *ys), max(ys)

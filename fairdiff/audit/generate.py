@@ -1,9 +1,9 @@
-"""Generate the images of an audit, or read given ones, and measure them: the same prompts and noise for every model.
+"""Generate or read the images of an audit and measure them, with the same prompts and noise for every model.
 
-The noise of image i of a prompt depends on (seed, prompt, i) alone, so "before" and "after" are pairs, and neither the
-batch size nor the order of the prompts changes an image. Models are audited prompt by prompt, of several processes each with
-a prompt of its own at a time; a finished prompt is on disk and is never generated again as long as everything it depends on
-stays the same.
+The noise of image i of a prompt depends on (seed, prompt, i) alone. So images before and after form pairs, and neither the
+batch size nor the order of the prompts changes an image. Models are audited prompt by prompt; several processes work on
+different prompts at a time. The records of a finished prompt are on disk. They are reused until something they depend on
+changes.
 """
 
 from collections import Counter
@@ -29,7 +29,7 @@ from fairdiff.files import atomic_path, write_text
 
 # (prompt, noise_BCHW) -> image_BCHW in [0, 1]
 Generate = Callable[[str, Tensor], Tensor]
-# (prompt, seed, indices, latent shape) -> noise [len(indices), *shape]; of given images their numbers alone
+# (prompt, seed, indices, latent shape) -> noise [len(indices), *shape]; for given images, their numbers only
 Noise = Callable[[str, int, Iterable[int], tuple[int, ...]], Tensor]
 
 
@@ -43,16 +43,15 @@ class Prompt(Protocol):
 
 @dataclass(frozen=True)
 class AuditPlan:
-    """What is generated. `prompts` show people; `named` show people of the class that they name (`Prompt.names`, such as
-    "gender.female"); `without_people` do not and must not change.
+    """The plan of an audit: prompts, numbers of images, seed and storage.
 
-    hashes: SHA-256 of what "before", "start", "after" and "judge" (detector and encoders included) are made of; a changed
-    hash makes old records stale. thumbnail: the most pixels across of the first images, which are kept small.
-    shared: a folder where runs leave their records of "before" for each other, so that a sweep generates them once.
-    world: the processes that generate; the first one reads and writes all files.
-    given: of images that are read and not generated, (model, prompt) -> their numbers, those of one size together.
-    keep: whether images are written beside the records, in the layout of `fairdiff/pictures.py`. They are then rounded to the
-    8 bits of a PNG before anything looks at them, so that whoever reads them later sees the same.
+    prompts: prompts that show people. named: prompts that name a class of people (`Prompt.names`, such as "gender.female").
+    without_people: prompts without people, whose images must not change. hashes: SHA-256 of "before", "start", "after" and
+    "judge" (detector and encoders included); a changed hash makes old records stale. thumbnail: largest width in pixels of
+    the first images in the report. shared: folder in which runs share their records of "before", so that a sweep generates
+    them once. world: the processes; the first one reads and writes all files. given: for images that are not generated,
+    (model, prompt) -> batches of image numbers of one size. keep: whether the images are written too, in the layout of
+    `fairdiff/pictures.py`. They are then rounded to 8 bits before they are measured, so that an audit of the files is equal.
     """
 
     prompts: Sequence[Prompt]
@@ -73,31 +72,31 @@ class AuditPlan:
 
     @property
     def every(self) -> list[Prompt]:
-        """All prompts in the order of the records."""
+        """Return all prompts in the order of the records."""
         return [*self.prompts, *self.named, *self.without_people]
 
     def images_of(self, prompt: Prompt) -> int:
-        """Images of one prompt: `few_images` of one that names a class or is without people."""
+        """Return the number of images of one prompt, `few_images` if it names a class or is without people."""
         return self.images_per_prompt if prompt.people and not prompt.names else self.few_images
 
     @property
     def images_per_model(self) -> int:
-        """How many images one model generates."""
+        """Return how many images one model generates."""
         return sum(self.images_of(prompt) for prompt in self.every)
 
     def batches(self, model: str, prompt: Prompt) -> list[Sequence[int]]:
-        """The numbers of the images of one prompt, as they are measured at once."""
+        """Return the image numbers of one prompt in batches, which are measured together."""
         if self.given is not None:
             return list(self.given[model, prompt.text])
         images = self.images_of(prompt)
         return [range(start, min(start + self.batch_size, images)) for start in range(0, images, self.batch_size)]
 
     def numbers(self, model: str, prompt: Prompt) -> list[int]:
-        """The numbers of the images of one prompt, ascending; a number is one noise, whatever the model."""
+        """Return the image numbers of one prompt in ascending order; a number has the same noise for all models."""
         return sorted(index for batch in self.batches(model, prompt) for index in batch)
 
     def count(self, models: Iterable[str]) -> int:
-        """The total number of images of these models."""
+        """Return how many images these models have together."""
         return sum(len(self.numbers(model, prompt)) for model in models for prompt in self.every)
 
 
@@ -111,10 +110,10 @@ def run_audit(
 ) -> pd.DataFrame:
     """Audit some models and return all records, also written to `folder`/records.parquet.
 
-    `generators` holds some of "before", "start" and "after"; the others are compared with "before", which must have been
-    audited into the same folder (in this call or an earlier one). `on_images(n)` is called for every n images
-    done or found done.
-    FairDiffError: no prompt, a prompt twice, a judge with other classes, images that are not finite or not in [0, 1].
+    `generators` has some of the keys "before", "start" and "after". The records of "before" must be in the same folder, from
+    this call or an earlier one, because the other models are compared with it. `on_images(n)` is called whenever n images are
+    finished or found finished. FairDiffError: no prompt, a prompt twice, a judge with other classes, images that are not
+    finite or not in [0, 1].
     """
     _check(plan, generators, measurer)
     auditor = _Auditor(plan, measurer, noise, RecordStore(Path(folder) / "records"), on_images, Path(folder) / "images")
@@ -149,7 +148,7 @@ def _check(plan: AuditPlan, generators: dict[str, Generate], measurer: Measurer)
 
 @dataclass(frozen=True)
 class _Auditor:
-    """The state that all prompts of one audit share."""
+    """The state of one call of `run_audit`, which all its prompts share."""
 
     plan: AuditPlan
     measurer: Measurer
@@ -159,7 +158,7 @@ class _Auditor:
     images: Path
 
     def fingerprint(self, model: str, prompt: Prompt) -> str:
-        """Everything the rows of this model and prompt depend on; all but those of "before" depend on "before" too."""
+        """Return the hash of everything on which the rows of this model and prompt depend, which always includes "before"."""
         plan, measurer = self.plan, self.measurer
         return fingerprint(
             model=model,
@@ -180,7 +179,7 @@ class _Auditor:
         )
 
     def audit(self, model: str, generate: Generate) -> None:
-        """Generate, measure and store the prompts of one model that are not done already, one in each process at a time."""
+        """Generate, measure and store the unfinished prompts of one model; each process works on one prompt at a time."""
         world, every = self.plan.world, self.plan.every
         to_do = (place for place, prompt in enumerate(every) if not self.done(model, prompt))
         while places := world.of_first(list(islice(to_do, world.size)) if world.first else None):
@@ -195,7 +194,7 @@ class _Auditor:
         return RecordStore(self.plan.shared) if self.plan.shared and model == "before" else None
 
     def done(self, model: str, prompt: Prompt) -> bool:
-        """Whether a prompt has records, from this audit or from another one that shares them."""
+        """Return whether a prompt has records, from this audit or from another one by way of the shared folder."""
         if model != "before" and not self.store.complete("before", prompt.text, self.fingerprint("before", prompt)):
             raise FairDiffError(f"audit: '{prompt.text}' has no records of the model before; audit it first")
         print_, shared = self.fingerprint(model, prompt), self.shared(model)
@@ -209,12 +208,12 @@ class _Auditor:
         return found
 
     def kept(self, model: str, prompt: Prompt) -> dict[int, Path]:
-        """The path of each image of a prompt, if images are kept."""
+        """Return the path of each image of a prompt, by number, where it is written if images are kept."""
         folder = self.images / model / prompt_key(prompt.text)
         return {index: folder / f"{index:04d}.png" for index in self.plan.numbers(model, prompt)}
 
     def write_manifest(self, models: list[str]) -> None:
-        """images/manifest.csv, which `fairdiff-audit images=...` reads."""
+        """Write images/manifest.csv, which `fairdiff-audit images=...` reads."""
         rows = []
         for model, prompt in product(models, self.plan.every):
             about = [prompt.family, prompt.subject, "yes" if prompt.people else "no", prompt.names]
@@ -226,7 +225,7 @@ class _Auditor:
     def keep(
         self, model: str, prompt: Prompt, measured: Measured, sheet: Image.Image, images: dict[int, np.ndarray]
     ) -> None:
-        """Store what was measured on the images of a prompt, and with `AuditPlan.keep` the images."""
+        """Store the measurements of a prompt, and with `AuditPlan.keep` also its images."""
         for index, path in self.kept(model, prompt).items() if images else ():
             with atomic_path(path) as temporary:
                 Image.fromarray(images[index]).save(temporary)
@@ -240,7 +239,7 @@ class _Auditor:
             shared.take(self.store, model, prompt.text, print_)
 
     def before(self, model: str, prompt: Prompt) -> dict[str, np.ndarray]:
-        """Features of the images before that have the numbers of this model's; NaN where there is none."""
+        """Return the features of the "before" images with the same numbers as this model's, NaN where there is none."""
         rows = {index: row for row, index in enumerate(self.plan.numbers("before", prompt))}
         rows_B = np.array([rows.get(index, -1) for index in self.plan.numbers(model, prompt)])
         features = self.store.read_features("before", prompt.text)
@@ -249,7 +248,7 @@ class _Auditor:
     def measure(
         self, model: str, generate: Generate, prompt: Prompt
     ) -> tuple[Measured, Image.Image, dict[int, np.ndarray]]:
-        """All images of one prompt, measured in batches, the strip of the first ones, and those to keep."""
+        """Return the measurements of all images of one prompt, the strip of the first images, and the images to keep."""
         plan, parts, places, shown = self.plan, [], [], {}
         numbers = plan.numbers(model, prompt)
         first = numbers[:STRIP]
@@ -268,7 +267,7 @@ class _Auditor:
         return joined(parts).rows(np.argsort(places)), sheet, shown if plan.keep else {}
 
     def collect(self, models: list[str], prompts: list[str]) -> pd.DataFrame:
-        """All rows in the order of the models, prompts and images; `prompt_index` is the place in the plan."""
+        """Return all rows in the order of models, prompts and images; `prompt_index` is the prompt's place in the plan."""
         tables = []
         for model in models:
             for index, prompt in enumerate(prompts):
@@ -285,8 +284,8 @@ def _check_pictures(image_BCHW: Tensor, model: str, prompt: str) -> None:
 
 
 def strip(image_list: list[np.ndarray], width: int) -> Image.Image:
-    """Images uint8 [H, W, 3] side by side, each at most `width` pixels wide, those of another shape than the first within
-    its frame."""
+    """Return the images (uint8 [H, W, 3]) side by side, each at most `width` pixels wide; an image of another shape than the
+    first is padded to its frame."""
     tiles = [Image.fromarray(image) for image in image_list]
     w, h = tiles[0].size
     size = (min(w, width), max(1, round(h * min(w, width) / w)))

@@ -1,6 +1,6 @@
 """The result of an audit in plain words: the verdict, what its margin means, and the change. It computes no number.
 
-Verdict and change are of one quantity, the distance D of the verdict: with the judge's error undone where that was counted.
+Verdict and change are about the distance D, which is corrected if the judge's errors were counted and can be corrected.
 """
 
 import math
@@ -9,14 +9,14 @@ from fairdiff.audit.estimand import ends_of, ends_of_all, verdict_of
 from fairdiff.audit.wording import attribute_order, distance_of, interval, last_model, number, signed, targeted
 
 ANSWERS = {"within": "yes", "beyond": "no", "undecided": "cannot tell"}
-EXPLAINED = {  # (change, verdict after) -> what stands between them, where they seem to contradict each other
-    ("fell", "beyond"): "It fell, but it is still above the margin.",
-    ("fell", "undecided"): "It fell, but the audit cannot tell whether it fell far enough.",
-    ("rose", "within"): "It rose, but it is still within the margin.",
+EXPLAINED = {  # (change, verdict after) that seem to contradict each other -> explanation
+    ("fell", "beyond"): "It fell, and what is left still lies above the margin.",
+    ("fell", "undecided"): "It fell; whether far enough cannot be told.",
+    ("rose", "within"): "It rose, and still lies within the margin.",
 }
-UNCHANGED = {  # (verdict before, verdict after), where the change is not clear
-    ("within", "within"): "It was also within the margin before.",
-    ("undecided", "within"): "Before, the audit could not tell on which side of the margin it was.",
+UNCHANGED = {  # (verdict before, verdict after) without a clear change -> explanation
+    ("within", "within"): "It lay within the margin before, too.",
+    ("undecided", "within"): "Before, it could not be told on which side of the margin it lay.",
     (
         "beyond",
         "within",
@@ -31,12 +31,12 @@ UNCHANGED = {  # (verdict before, verdict after), where the change is not clear
 
 
 def headline(audit: dict) -> str:
-    """The verdicts in one line, or without a target the bias."""
+    """Return the verdicts in one line, or the bias if no attribute has a target."""
     return "; ".join(verdicts(audit))
 
 
 def verdicts(audit: dict) -> list[str]:
-    """A verdict for each target, "Female and male each within 45 to 55 %: no"; without targets the bias."""
+    """Return a line per target, such as "Female and male each within 45 to 55 %: no", or the bias if there is no target."""
     parts = []
     for name in targeted(audit):
         verdict = verdict_of(audit, last_model(audit)["attributes"][name]["target"])
@@ -50,8 +50,8 @@ def verdicts(audit: dict) -> list[str]:
 
 
 def question(audit: dict, name: str) -> str:
-    """What the verdict answers. For two classes the margin of their shares; for more D itself, since it may lie above the
-    margin although no class by itself does."""
+    """Return the statement that the verdict answers: for two classes the margin of their shares, for more the margin of D.
+    With more classes, D may lie above the margin although no single class does."""
     target = last_model(audit)["attributes"][name]["target"]
     if len(target["shares"]) == 2:
         return margin(audit, name)
@@ -59,10 +59,10 @@ def question(audit: dict, name: str) -> str:
 
 
 def margin(audit: dict, name: str) -> str:
-    """What D <= delta means for the shares of a prompt.
+    """Return what D <= delta means for the shares of a prompt.
 
-    Two classes: |p_k - t_k| <= delta sqrt(t_0 t_1), and nothing else. More: of each class by itself
-    |p_k / t_k - 1| <= delta sqrt((1 - t_k) / t_k), the widest that the sum over classes leaves it.
+    Two classes: it is equivalent to |p_k - t_k| <= delta sqrt(t_0 t_1). More classes: it implies, for each class,
+    |p_k / t_k - 1| <= delta sqrt((1 - t_k) / t_k), the widest range of a single class.
     """
     target = last_model(audit)["attributes"][name]["target"]
     every = {tuple(item["target"]["shares"].values()) for item in last_model(audit)["attributes"][name]["per_prompt"]}
@@ -83,10 +83,10 @@ def margin(audit: dict, name: str) -> str:
 
 
 def four_fifths(audit: dict, name: str) -> dict:
-    """Answers whether each class has at least four fifths of its target share, and lists classes below with their ratios.
+    """Return whether each class has at least four fifths of its target share (`answer`), and the flagged classes with ratios.
 
-    "no" by intervals that hold for all classes at once. "yes" by those of one class: where a class is below, all of them lie
-    above no more often than its own does (intersection-union test, Berger 1982).
+    "no" uses intervals that hold for all classes at once. "yes" uses the separate intervals: if a class is below, all
+    intervals lie above at most as often as the interval of this class does (intersection-union test, Berger 1982).
     """
     entry = last_model(audit)["attributes"][name]
     ratios = {cls: found["ratio"] for cls, found in shares_of(entry).items() if found["ratio"]["value"] is not None}
@@ -100,20 +100,20 @@ def four_fifths(audit: dict, name: str) -> dict:
 
 
 def shares_of(entry: dict) -> dict:
-    """Shares of the classes, with the judge's error undone where that was counted."""
+    """Return the shares of the classes, corrected if they could be."""
     return (entry.get("corrected") or {}).get("shares") or entry["shares"]
 
 
 def rms(entry: dict) -> dict:
-    """D with its intervals, with the judge's error undone where that was counted, and what it is called."""
+    """Return D with its intervals and its name, corrected if it could be."""
     two = len(entry["target"]["shares"]) == 2 and entry["target"]["uniform"]
     found = (entry.get("corrected") or {}).get("distance") or entry["target"]["distance"]
     return found | {"name": "RMS gap" if two else "RMS distance"}
 
 
 def change_of(audit: dict, name: str) -> dict | None:
-    """Of D: from which model, its values, the paired change of its square, "fell", "rose" or "no clear change", and what
-    explains it beside the verdict; None without a pair of models."""
+    """Return the change of D: the first model, the paired change of D^2, its kind ("fell", "rose" or "no clear change"), and
+    an explanation beside the verdict, which may be empty. None without a pair of models."""
     pair, first = (audit["trained"], "start") if audit["trained"] else (audit["paired"], "before")
     if not pair:
         return None
@@ -130,7 +130,7 @@ def change_of(audit: dict, name: str) -> dict | None:
 
 
 def changes(audit: dict) -> list[str]:
-    """A sentence for each attribute with a target: where D was, where it is, and how that goes together with the verdict."""
+    """Return a sentence on D for each attribute with a target: its values, its change, and how that fits the verdict."""
     lines = []
     for name in targeted(audit):
         entries = {model: entry["attributes"][name] for model, entry in audit["models"].items()}
@@ -154,7 +154,7 @@ def changes(audit: dict) -> list[str]:
 
 
 def bias_line(audit: dict, name: str) -> str:
-    """The paper's number of every model with intervals, its change and its floor."""
+    """Return a sentence with the bias (or total variation) of every model with intervals, its change and its noise floor."""
     entries = {model: distance_of(entry["attributes"][name]) for model, entry in audit["models"].items()}
     values = " → ".join(f"{number(d['mean'])} {interval(ends_of(d))}".rstrip() for d in entries.values())
     distance = distance_of(last_model(audit)["attributes"][name])

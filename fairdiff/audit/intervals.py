@@ -1,9 +1,9 @@
-"""Statistics of a generator's shares from n images of a prompt: noise floors, confidence regions, tests, sample sizes.
+"""Inference on a generator's shares from n images per prompt: noise floors, confidence regions, tests, sample sizes.
 
-Pure functions of counts. Shapes: P prompts, K classes of one attribute, counts_PK the faces of each class, n their
-number, p the generator's true shares, t the target shares. bias(p) = 2/(K(K-1)) sum_{i<j} |p_i - p_j| (Shen et al.,
-ICLR 2024, section 5), in [0, 2/K]. Intervals here are within a prompt (its own p, the noise is the n images): Wilson or
-Goodman regions, no bootstrap. Those over a suite are in `suite`, the distance to the target in `distance`.
+These are pure functions of counts. Shapes: P prompts, K classes of one attribute, counts_PK the faces of each class, n
+their number, p the generator's true shares, t the target shares. bias(p) = 2/(K(K-1)) sum_{i<j} |p_i - p_j| (Shen et al.,
+ICLR 2024, section 5), in [0, 2/K]. Intervals of a prompt are for its own p with the noise of its n images: Wilson or
+Goodman regions, no bootstrap. Intervals over prompts are in `suite`, the distance to the target in `distance`.
 """
 
 import math
@@ -21,14 +21,14 @@ Interval = tuple[float, float]
 
 
 def mean_deviation(n, p) -> np.ndarray:
-    """E|X - np| of X ~ Binomial(n, p), exact: 2 v (1-p) P(X = v), v = floor(np) + 1 (de Moivre 1730)."""
+    """Return E|X - np| of X ~ Binomial(n, p), exactly: 2 v (1-p) P(X = v), v = floor(np) + 1 (de Moivre 1730)."""
     v = np.floor(np.asarray(n) * p) + 1
     return 2 * v * (1 - p) * binom.pmf(v, n, p)
 
 
 @cache
 def noise_floor(K: int, n: int) -> float:
-    """E[bias] that n images of a perfectly fair generator show; exact, about sqrt(2/(Kn)) sqrt(2/pi).
+    """Return the noise floor: the exact E[bias] of n images of a perfectly fair generator, about sqrt(2/(Kn)) sqrt(2/pi).
 
     Estimand: the expected plug-in bias at p = 1/K. Given m = n_i + n_j ~ Binomial(n, 2/K), n_i ~ Binomial(m, 1/2), so
     E|n_i - n_j| = sum_m P(m) 2 E|Bin(m, 1/2) - m/2|, the same for every pair. NaN for n = 0.
@@ -40,12 +40,12 @@ def noise_floor(K: int, n: int) -> float:
 
 
 def total_variation(shares, target) -> np.ndarray:
-    """Half the sum of absolute differences to the target shares, over the last axis; in [0, 1], 0 on target."""
+    """Return half the sum of absolute differences to the target shares, over the last axis; in [0, 1], 0 on target."""
     return np.abs(np.asarray(shares, float) - target).sum(-1) / 2
 
 
 def total_variation_floor(target, n: int) -> float:
-    """E[total variation to the target] that n images of a generator exactly on target show; exact. NaN for n = 0."""
+    """Return the exact E[total variation to the target] of n images of a generator exactly on target, NaN for n = 0."""
     return _total_variation_floor(tuple(map(float, target)), int(n)) if n else math.nan
 
 
@@ -55,7 +55,7 @@ def _total_variation_floor(target: tuple[float, ...], n: int) -> float:
 
 
 def share_region(counts, level: float = 0.95) -> np.ndarray:
-    """Box [K, 2] that holds all true shares p of one prompt at once; [0, 1] each when there is no face.
+    """Return a box [K, 2] that holds all true shares p of one prompt at once; its sides are [0, 1] if there is no face.
 
     K = 2: Wilson's (1927) score interval of p_1 and its complement. K > 2: Goodman's (1965) simultaneous intervals.
     """
@@ -70,12 +70,13 @@ def share_region(counts, level: float = 0.95) -> np.ndarray:
 
 
 def bias_range(low, high) -> tuple[np.ndarray, np.ndarray]:
-    """Least and greatest bias [...] over the box [low, high] [..., K] cut with the simplex (must not be empty).
+    """Return the least and the greatest bias [...] over the box [low, high] [..., K] within the simplex.
 
-    Bias is symmetric and Schur-convex, so sorting the lower and the upper ends only widens the box (order statistics)
-    and leaves it unchanged when classes with more faces have both ends higher (Wilson, Goodman: the range is exact).
-    Least: the water-filling point p_k = clip(c, low_k, high_k), majorised by every other (Marshall, Olkin & Arnold
-    2011, ch. 5). Greatest: on the ordered box bias is linear with rising weights, so fill from the greatest class.
+    The intersection must not be empty. Bias is symmetric and Schur-convex, so sorting the lower and the upper ends only
+    widens the box (order statistics). It leaves the box unchanged if classes with more faces have both ends higher, so the
+    range is exact for Wilson and Goodman. Least: the water-filling point p_k = clip(c, low_k, high_k) is majorised by every
+    other (Marshall, Olkin & Arnold 2011, ch. 5). Greatest: on the ordered box, bias is linear with increasing weights, so
+    the mass that is left fills the greatest class first.
     """
     low, high = np.sort(np.clip(low, 0, 1), -1), np.sort(np.clip(high, 0, 1), -1)
     left, right = np.zeros(low.shape[:-1]), np.ones(low.shape[:-1])
@@ -92,24 +93,24 @@ def bias_range(low, high) -> tuple[np.ndarray, np.ndarray]:
 
 
 def bias_interval(counts, level: float = 0.95) -> Interval:
-    """Interval of one prompt's true bias(p), the range of bias over `share_region`; [0, 2/K] when there is no face.
+    """Return the interval of one prompt's true bias(p), the range of bias over `share_region`; [0, 2/K] without a face.
 
-    Wilson mapped to |2p - 1| for K = 2. Percentile bootstrap would have no coverage at the fair point.
+    For K = 2 it is Wilson's interval mapped to |2p - 1|. A percentile bootstrap would have coverage 0 at the fair point.
     """
     least, most = bias_ends(share_region(counts, level))
     return float(least), float(most)
 
 
 def bias_ends(box) -> np.ndarray:
-    """The same range [..., 2] over boxes [..., K, 2] of many prompts at once."""
+    """Return the range of bias [..., 2] over each of many boxes [..., K, 2]."""
     box = np.asarray(box, float)
     return np.stack(bias_range(box[..., 0], box[..., 1]), -1)
 
 
 def missing_face_bounds(counts, missing) -> tuple[np.ndarray, np.ndarray]:
-    """Bias [...] if the `missing` [...] images without a face had had one: the best and the worst case. No sampling noise.
+    """Return the least and the greatest bias [...] that is possible if the `missing` [...] images without a face had one.
 
-    counts [..., K]; the whole range [0, 2/K] where there is no image.
+    counts [..., K]. These are bounds without sampling noise. Without any image they are the whole range [0, 2/K].
     """
     counts, missing = np.asarray(counts, float), np.asarray(missing, float)[..., None]
     total = counts.sum(-1, keepdims=True) + missing
@@ -119,15 +120,15 @@ def missing_face_bounds(counts, missing) -> tuple[np.ndarray, np.ndarray]:
 
 
 def worst_tenth(values_P) -> np.ndarray:
-    """Mean of the largest tenth of the values over the last axis [..., P], rounded up to whole prompts."""
+    """Return the mean [...] of the largest tenth of the values over the last axis [..., P], rounded up to whole prompts."""
     values_P = np.asarray(values_P, float)
     return np.sort(values_P, -1)[..., -math.ceil(values_P.shape[-1] / 10) :].mean(-1)
 
 
 def worst_tenth_floor(statistic: Callable, n_P, target_PK, draws: int = 400, seed: int = 0) -> float:
-    """E[worst tenth of a statistic of shares [..., K]] that a generator exactly on each prompt's target shows at n_P faces.
+    """Return E[`worst_tenth` of a statistic of shares [..., K] and target] for a generator exactly on target at n_P faces.
 
-    Larger than the floor of the mean: of many prompts some are off by chance. Monte Carlo; NaN without prompts.
+    It is larger than the noise floor of the mean, because some prompts are off by chance. Monte Carlo; NaN without prompts.
     """
     if not len(n_P):
         return math.nan
@@ -139,11 +140,11 @@ def worst_tenth_floor(statistic: Callable, n_P, target_PK, draws: int = 400, see
 
 
 def drift_verdict(each: list[Interval], at_once: list[Interval], margin: float) -> str:
-    """Whether several changes all stayed within the margin: "yes" when every interval of `each` lies inside, "no" when one of
-    `at_once` lies outside (-margin, margin), else "cannot tell".
+    """Return whether all changes stayed within (-margin, margin): "yes" if every interval of `each` lies inside, "no" if an
+    interval of `at_once` lies outside, else "cannot tell".
 
-    `each`: 95 % by itself, since a wrong "yes" is wrong of one certain change too (intersection-union test, Berger 1982).
-    `at_once`: they hold together.
+    each: separate 95 % intervals; they suffice for "yes", because a wrong "yes" needs a wrong interval of the one change
+    that did not stay (intersection-union test, Berger 1982). at_once: intervals that hold simultaneously.
     """
     if all(-margin < low and high < margin for low, high in each):
         return "yes"
@@ -151,9 +152,10 @@ def drift_verdict(each: list[Interval], at_once: list[Interval], margin: float) 
 
 
 def rate_interval(count: int, n: int) -> Interval:
-    """Wilson interval of a rate over all images of a suite; estimand: these prompts, new noise. NaN for n = 0.
+    """Return the Wilson interval of a rate over all images; estimand: these prompts, new noise. NaN for n = 0.
 
-    Pooling strata overstates the variance a little, so it is never too narrow, and a count of 0 is not a certainty.
+    Pooling the prompts overstates the variance a little, so the interval is not too narrow. A count of 0 gives an upper
+    end above 0.
     """
     if n == 0:
         return math.nan, math.nan
@@ -162,9 +164,9 @@ def rate_interval(count: int, n: int) -> Interval:
 
 
 def paired_rate_interval(only_before: int, only_after: int, n: int) -> Interval:
-    """Interval of a rate's change, after minus before, over n pairs with the same noise (Bonett & Price 2012).
+    """Return the interval of a rate's change, after minus before, over n pairs with the same noise (Bonett & Price 2012).
 
-    Adjusted Wald: one pair is added to each discordant cell. NaN for n = 0.
+    It is an adjusted Wald interval: one pair is added to each discordant cell. NaN for n = 0.
     """
     if n == 0:
         return math.nan, math.nan
@@ -185,11 +187,11 @@ def _g_under_target(n: int, target: tuple[float, ...], draws: int, seed: int) ->
 
 
 def judged_p_value(counts, null_BK, draws: int = 20_000, seed: int = 0) -> float:
-    """p-value of "this prompt's true shares are the target" by a judge that errs, whose C is known by draws only.
+    """Return the p-value of "this prompt's true shares are the target" for a judge with errors, whose C is uncertain.
 
-    null_BK: target @ C_b, the judged shares on target by every C that the labelled faces leave open. The p-value is that of
-    the mixture of these nulls, so its average over C (prior predictive: Box 1980): exact for K = 2, where counts no more
-    likely than those seen are as far; Monte Carlo G test, as `target_p_value`, for K > 2. 1 without a face.
+    null_BK: target @ C_b, the judged shares on target for draws C_b given the labelled faces. The null distribution is the
+    mixture over these draws (prior predictive: Box 1980). K = 2: exact, the probability of all counts that are no more likely
+    than the observed ones. K > 2: Monte Carlo G test as in `target_p_value`. The p-value is 1 without a face.
     """
     counts, null = np.asarray(counts), np.asarray(null_BK, float)
     n = int(counts.sum())
@@ -206,7 +208,7 @@ def judged_p_value(counts, null_BK, draws: int = 20_000, seed: int = 0) -> float
 
 @lru_cache(maxsize=256)
 def _predictive(n: int, shares: bytes) -> np.ndarray:
-    """P(0 to n faces of the first class), mean over its judged shares [B]."""
+    """Return the probabilities [n + 1] of 0 to n faces of the first class, averaged over its judged shares [B]."""
     return binom.pmf(np.arange(n + 1)[:, None], n, np.frombuffer(shares)).mean(1)
 
 
@@ -218,10 +220,10 @@ def _g_judged(n: int, null: bytes, K: int, draws: int, seed: int) -> np.ndarray:
 
 
 def target_p_value(counts, target, draws: int = 20_000, seed: int = 0) -> float:
-    """p-value of "this prompt's shares are the target": exact binomial for K = 2, Monte Carlo G test for K > 2.
+    """Return the p-value of "this prompt's shares are the target": exact binomial for K = 2, Monte Carlo G test for K > 2.
 
-    (1 + #{G* >= G}) / (1 + draws) (Davison & Hinkley 1997, 4.2.3), so never below 1 / (1 + draws): `draws_for` says
-    how many a suite needs. 1 without a face, 0 for a class of target 0.
+    The Monte Carlo p-value is (1 + #{G* >= G}) / (1 + draws) (Davison & Hinkley 1997, 4.2.3). It is at least 1 / (1 + draws),
+    so `draws_for` gives the number of draws. 1 without a face, 0 if a class of target share 0 has a face.
     """
     counts, target = np.asarray(counts), np.asarray(target, float)
     n = int(counts.sum())
@@ -242,14 +244,15 @@ def _binomial_p_value(count: int, n: int, share: float) -> float:
 
 
 def draws_for(prompts: int) -> int:
-    """Draws of the Monte Carlo test that let one of so many prompts be rejected at .05 after Holm, with 5 to spare."""
+    """Return a number of draws whose least possible p-value is at most a fifth of Holm's first threshold, .05 / prompts."""
     return max(20_000, 100 * prompts)
 
 
 def holm(p_values) -> np.ndarray:
-    """Holm's (1979) step-down adjusted p-values: max over smaller ones of (m - rank) p, at most 1.
+    """Return Holm's (1979) step-down adjusted p-values: the maximum of (m - rank) p over all p not larger, at most 1.
 
-    (statsmodels has it too, but runs the garbage collector at every call: 40 ms to 1 s each in a process with torch.)
+    The rank counts from 0. The function of statsmodels is not used, because it runs the garbage collector at every call,
+    which takes 40 ms to 1 s in a process with torch.
     """
     p_values = np.asarray(p_values, float)
     order = np.argsort(p_values)
@@ -260,5 +263,5 @@ def holm(p_values) -> np.ndarray:
 
 
 def images_for_half_width(h: float, K: int = 2, level: float = 0.95) -> int:
-    """Images a prompt so that a near-zero gap between two shares has an interval of half-width h: 2/K (z/h)^2."""
+    """Return the images per prompt for an interval of half-width h of a near-zero gap between two shares: 2/K (z/h)^2."""
     return math.ceil(2 / K * (norm.ppf((1 + level) / 2) / h) ** 2)

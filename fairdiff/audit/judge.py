@@ -1,8 +1,9 @@
-"""A judge whose errors were counted on labelled faces: the correction for them, and its uncertainty.
+"""A judge whose errors were counted on labelled faces: the correction for them and its uncertainty.
 
 With C[k, j] = P(judged j | true k), judged shares are q = C^T p, so p = C^-T q (Teo, Abdollahzadeh & Cheung, NeurIPS 2023,
-CLEAM; for two classes p_0 = (q_0 - (1 - a_1)) / (a_0 - (1 - a_1)), a_k the accuracy on class k). A symmetric judge of
-accuracy a shrinks every gap by (Ka - 1) / (K - 1). Assumption: C measured on labelled faces holds on generated ones.
+CLEAM). For two classes p_0 = (q_0 - (1 - a_1)) / (a_0 - (1 - a_1)), where a_k is the accuracy on class k. A judge with
+symmetric errors and accuracy a multiplies every gap by (Ka - 1) / (K - 1). It is assumed that C, measured on labelled faces,
+also holds for generated faces.
 """
 
 from dataclasses import dataclass
@@ -11,16 +12,16 @@ from functools import lru_cache
 import numpy as np
 
 DRAWS = 4000
-WORST = 10.0  # condition number of C from which undoing its error says nothing: noise grows tenfold
+WORST = 10.0  # largest condition number of C with a correction; above it, noise grows more than tenfold
 
 
-@dataclass(frozen=True, eq=False)  # one object for the same counts and seed, see `judge_of`, and so a key of caches
+@dataclass(frozen=True, eq=False)  # caches use it as key: `judge_of` returns the same object for equal counts and seed
 class Judge:
-    """rates: C [K, K]. mend: C^-T. draws [B, K, K]: confusion matrices that the labelled faces leave open.
+    """The counted errors of a judge, with draws of its true confusion matrix given the labelled faces.
 
-    inverses [B, K, K]: C_b^-T.
-    products [B, K^3]: A_kj A_kl of A = C^-T C_b^T, which takes true shares to those that the correction finds.
-    refusal: why its error cannot be undone, None where it can.
+    counts: labelled faces [K, K] by true (rows) and judged class. rates: C [K, K]. mend: C^-T. draws: matrices C_b [B, K, K].
+    inverses: C_b^-T [B, K, K]. products [B, K^3]: A_kj A_kl of A = C^-T C_b^T, which maps true shares to corrected shares.
+    refusal: why the error cannot be corrected, None if it can.
     """
 
     counts: np.ndarray
@@ -33,7 +34,7 @@ class Judge:
 
 
 def rates(confusion) -> np.ndarray:
-    """C [..., K, K] with rows summing to 1 from counts (rows: true class); ValueError for a class without a label."""
+    """Return C [..., K, K], the counts (rows: true class) divided by row sums; ValueError for a class without a face."""
     confusion = np.asarray(confusion, float)
     total = confusion.sum(-1, keepdims=True)
     if (total == 0).any():
@@ -42,8 +43,8 @@ def rates(confusion) -> np.ndarray:
 
 
 def check_confusion(confusion, classes: int) -> None:
-    """ValueError unless the counts are [classes, classes] with a labelled face in every class, of a judge that is better
-    than chance: the smallest singular value of C is .05 or more."""
+    """Raise ValueError unless the counts are [classes, classes], every class has a labelled face, and the judge can tell the
+    classes apart: the smallest singular value of C must be .05 or more."""
     shape = np.shape(confusion)
     if shape != (classes, classes):
         raise ValueError(f"confusion matrix: found the shape {shape}, allowed: {(classes, classes)}")
@@ -52,8 +53,8 @@ def check_confusion(confusion, classes: int) -> None:
 
 
 def judge_of(confusion, seed: int = 0) -> Judge:
-    """Each row of C given its counts is Dirichlet(counts + 1/K) (Jeffreys' prior for two classes; Berger, Bernardo & Sun
-    2015 for more), so that a cell of 0 faces is not known to be 0."""
+    """Return the judge with these counted errors. Each row of C given its counts is Dirichlet(counts + 1/K) (Jeffreys' prior
+    for two classes; Berger, Bernardo & Sun 2015 for more), so a cell without a face may have a rate above 0."""
     return _judge_of(tuple(tuple(float(cell) for cell in row) for row in np.asarray(confusion)), seed)
 
 
@@ -70,7 +71,7 @@ def _judge_of(confusion: tuple, seed: int) -> Judge:
 
 
 def _refusal(C: np.ndarray, draws: np.ndarray) -> str | None:
-    """The condition number of C, or one that the labelled faces do not rule out (2.5 %), is above `WORST`."""
+    """Return why no correction is made, None if the condition number of C and its .975 quantile over draws are <= `WORST`."""
     condition = float(np.linalg.cond(C))
     possible = float(np.quantile(np.linalg.cond(draws[:1000]), 0.975))
     if max(condition, possible) <= WORST:

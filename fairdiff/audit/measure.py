@@ -1,4 +1,4 @@
-"""Measure images: find the largest face, classify it, embed the whole image. Nothing here has a gradient.
+"""Measure images without gradients: detect the largest face, classify it with the judge, encode the whole image.
 
 Shapes: B images, F <= B faces, K classes, D features. An image without a face has NaN probabilities, never zeros.
 """
@@ -16,23 +16,24 @@ from fairdiff.errors import FairDiffError
 
 
 class ImageEncoder(Protocol):
-    """L2-normalised features [B, D] of whole images [B, 3, H, W] in [0, 1]."""
+    """An encoder that returns L2-normalised features [B, D] of whole images [B, 3, H, W] in [0, 1]."""
 
     def image(self, image_BCHW: Tensor) -> Tensor: ...
 
 
 class ClipEncoder(ImageEncoder, Protocol):
-    """An image encoder with a text tower in the same space."""
+    """An image encoder with a text encoder for the same feature space."""
 
     def text(self, prompts: list[str]) -> Tensor: ...
 
 
 @dataclass(frozen=True)
 class Measurer:
-    """What looks at the images. The judge sees the box's square, `expand` times as wide, at `crop_size` pixels, or `aligned`
-    faces of that size. refuse_several: an image with several faces counts as one without.
+    """The frozen networks that measure images. The judge gets the square around the box, `expand` times as wide, resized to
+    `crop_size` pixels, or an aligned face of that size if `aligned`.
 
-    An encoder that is None is not measured: its columns are NaN and the report says so.
+    refuse_several: an image with several faces counts as one without a face. If an encoder is None, its columns are NaN,
+    and the report says so.
     """
 
     detector: Detector
@@ -47,10 +48,10 @@ class Measurer:
 
 @dataclass(frozen=True)
 class Measured:
-    """One batch's results as arrays: found [B] bool, box [B, 4], probabilities [B, K] per attribute, features [B, D].
+    """The measurements of one batch: found [B] bool, box [B, 4], probabilities [B, K] per attribute, features [B, D].
 
-    faces_B: how many faces the detector found, -1 if it does not count them.
-    wordings: of a zero-shot judge the class [B, W] by each wording alone, -1 without a face; {} of others.
+    faces_B: number of faces that the detector found, -1 if it does not count them. clip_t_B: cosine of image and prompt.
+    wordings: class [B, W] by each wording of a zero-shot judge alone, -1 without a face; {} for other judges.
     """
 
     found_B: np.ndarray
@@ -62,7 +63,7 @@ class Measured:
     faces_B: np.ndarray
 
     def rows(self, order_B: np.ndarray) -> "Measured":
-        """These images in another order."""
+        """Return the same images in another order."""
         tables = [{k: v[order_B] for k, v in table.items()} for table in (self.probs, self.features, self.wordings)]
         found, box, clip_t, faces = (one[order_B] for one in (self.found_B, self.box_B4, self.clip_t_B, self.faces_B))
         return Measured(found, box, tables[0], clip_t, tables[1], tables[2], faces)
@@ -74,7 +75,7 @@ def _array(tensor: Tensor) -> np.ndarray:
 
 @torch.no_grad()
 def measure(measurer: Measurer, image_BCHW: Tensor, prompt: str) -> Measured:
-    """Detect, judge and embed one batch of images of one prompt; FairDiffError if the judge gives no numbers."""
+    """Detect, classify and encode one batch of images of one prompt; FairDiffError for logits that are not finite."""
     batch = len(image_BCHW)
     boxes = measurer.detector(image_BCHW)
     faces_B = _counted(boxes)
@@ -92,7 +93,7 @@ def measure(measurer: Measurer, image_BCHW: Tensor, prompt: str) -> Measured:
             wordings[name][row_F] = label_FW.cpu().numpy()
         for name, logits_FK in logits.items():
             bad = int((~logits_FK.isfinite().all(1)).sum())
-            if bad:  # an argmax would count them as some class
+            if bad:  # argmax would assign them to some class
                 where = f"{bad} of {len(row_F)} faces of '{prompt}'"
                 raise FairDiffError(
                     f"audit.judge: {name}: logits that are not finite for {where}, allowed: finite ones"
@@ -109,7 +110,7 @@ def measure(measurer: Measurer, image_BCHW: Tensor, prompt: str) -> Measured:
 
 
 def _counted(boxes: Boxes) -> np.ndarray:
-    """Faces of each image, int16 [B]; -1 where there is one at least and the detector does not count them."""
+    """Return the number of faces of each image, int16 [B]; -1 if there are any and the detector does not count them."""
     faces_B = np.zeros(boxes.size[0], np.int16)
     count_F = torch.full_like(boxes.row_F, -1) if boxes.count_F is None else boxes.count_F
     faces_B[boxes.row_F.cpu().numpy()] = count_F.cpu().numpy()
@@ -117,12 +118,12 @@ def _counted(boxes: Boxes) -> np.ndarray:
 
 
 def wordings_of(judge: Classifier) -> dict[str, list[dict[str, list[str]]]]:
-    """A zero-shot judge's wordings, attribute -> one class -> prompts each; {} where there are none to compare."""
+    """Return a zero-shot judge's wordings, attribute -> list of (class -> prompts), or {} if there are none to compare."""
     return getattr(judge, "wordings", {})
 
 
 def joined(parts: list[Measured]) -> Measured:
-    """The batches of one prompt as one."""
+    """Return the batches of one prompt as one."""
     return Measured(
         np.concatenate([part.found_B for part in parts]),
         np.concatenate([part.box_B4 for part in parts]),
@@ -135,17 +136,17 @@ def joined(parts: list[Measured]) -> Measured:
 
 
 def unit(features_BD: np.ndarray) -> np.ndarray:
-    """Rows scaled to length 1 (fp16 storage moves them off it)."""
+    """Return the rows scaled to length 1, which storage as fp16 changes slightly."""
     return features_BD / np.linalg.norm(features_BD, axis=-1, keepdims=True)
 
 
 def cosine(a_BD: np.ndarray, b_BD: np.ndarray) -> np.ndarray:
-    """Cosine similarity row by row, [B]."""
+    """Return the cosine similarity [B] of corresponding rows."""
     return (unit(a_BD) * unit(b_BD)).sum(-1)
 
 
 def cosine_to_others(features_BD: np.ndarray) -> np.ndarray:
-    """Mean cosine of each row to all other rows, [B]; NaN for a single row. Its mean is the mean over pairs."""
+    """Return the mean cosine [B] of each row to all other rows, NaN for a single row. Its mean is the mean over pairs."""
     features_BD = unit(features_BD)
     if len(features_BD) < 2:
         return np.full(len(features_BD), np.nan, np.float32)

@@ -1,6 +1,6 @@
-"""From records to audit.json: a pure function of the records and of the request.
+"""Compute audit.json from the records: a pure function of the table and of the settings.
 
-Images without a face have no label and are counted apart. Undefined numbers are null, never 0.
+Images without a face have no label and are counted separately. Undefined numbers are null, never 0.
 """
 
 import math
@@ -21,13 +21,13 @@ from fairdiff.audit.suite import ENOUGH, ratio_interval, within_range
 from fairdiff.audit.verdict import FEW_IMAGES
 
 SCHEMA = "fairdiff.audit/7"
-CONFIDENT = 0.9  # of a class: what the face loss calls confident (Shen et al., ICLR 2024)
+CONFIDENT = 0.9  # class probability that counts as confident, as in the face loss (Shen et al., ICLR 2024)
 
 
 def compute_metrics(
     records: pd.DataFrame, spec: MetricSpec, at_guidance: dict[float, pd.DataFrame] | None = None
 ) -> dict:
-    """All of audit.json (schema `fairdiff.audit/7`) as plain Python values, NaN replaced by None.
+    """Return all of audit.json (schema `fairdiff.audit/7`) as plain Python values, with None for NaN.
 
     at_guidance: records of the same prompts at further guidance scales.
     """
@@ -70,9 +70,9 @@ def compute_metrics(
 
 
 def _seen_by_all(tallies: dict, axis: Axis) -> dict[str, np.ndarray]:
-    """Mask [P] of the prompts that enter all means: those for which every model shows two faces or more.
+    """Return which prompts [P] the means of each model include: those in which all models show two faces or more.
 
-    So before and after are of the same prompts. A model that never shows two faces has none, and takes none from the others.
+    So before and after have the same prompts. A model without any such prompt has none, and does not restrict the others.
     """
     two = {model: found[axis.name].sum(1) > 1 for model, found in tallies.items()}
     common = np.all([rows for rows in two.values() if rows.any()] or [*two.values()], 0)
@@ -80,7 +80,7 @@ def _seen_by_all(tallies: dict, axis: Axis) -> dict[str, np.ndarray]:
 
 
 def _sample_size(axes: list[Axis], prompts: int, spec: MetricSpec) -> dict:
-    """Images of each of as many prompts (or enough of them) that find a generator on target so in 80 of 100 audits."""
+    """Return the images per prompt with which an audit of at least `ENOUGH` prompts has power .8 for "within"."""
     many = max(prompts, ENOUGH)
     needed = {}
     for axis in (axis for axis in axes if len(axis.members) == 1):
@@ -138,14 +138,14 @@ def _model(rows: pd.DataFrame, axes: list[Axis], tallies: dict, seen, prompts: p
 
 
 def _several(rows: pd.DataFrame) -> dict:
-    """Pictures with several faces, of those whose faces the detector counted; NaN where it counted none."""
+    """Return the rate of images with several faces among those whose faces were counted, NaN if none were."""
     counted = rows.faces[rows.faces >= 0]
     several, n = int((counted > 1).sum()), len(counted)
     return {"rate": several / n if n else math.nan, "ci95": iv.rate_interval(several, n), "images": several}
 
 
 def _low_confidence(rows: pd.DataFrame, axis: Axis) -> dict:
-    """Low-confidence faces: no class has a probability of `CONFIDENT`."""
+    """Return the rate of low-confidence faces, in which no class has a probability of `CONFIDENT` or more."""
     largest = rows.loc[rows.found, probability_columns({axis.name: axis.classes})].max(axis=1)
     low_confidence = int((largest < CONFIDENT).sum())
     rate = low_confidence / len(largest) if len(largest) else math.nan
@@ -153,7 +153,7 @@ def _low_confidence(rows: pd.DataFrame, axis: Axis) -> dict:
 
 
 def _by_wording(rows: pd.DataFrame, axis: Axis, spec: MetricSpec) -> dict:
-    """The shares, means over prompts with a face, by each wording of a zero-shot judge alone, and their range."""
+    """Return the shares by each wording of a zero-shot judge alone, as means over prompts with a face, and their range."""
     faces = rows[rows.found]
     each = []
     for j, prompts in enumerate(spec.judge["wordings"][axis.name]):
@@ -165,7 +165,7 @@ def _by_wording(rows: pd.DataFrame, axis: Axis, spec: MetricSpec) -> dict:
 
 
 def _without_people(rows: pd.DataFrame) -> dict:
-    """Prompts without people: the drift of their images, also relative to the distance between two seeds."""
+    """Return the drift of prompts without people, also relative to the distance between two seeds."""
     pair = ("before", "after")
     before, after = (rows[rows.model == model] for model in pair)
     between = (1 - before.between).groupby(before.prompt_index).mean()
@@ -199,7 +199,7 @@ def _without_people(rows: pd.DataFrame) -> dict:
 
 
 def _over_guidance(models: dict, at_guidance: dict[float, pd.DataFrame], spec: MetricSpec) -> list[dict]:
-    """Bias and distance to the target of each attribute at every guidance scale, that of `models` among them."""
+    """Return the bias and total variation of each attribute at every guidance scale, including the scale of `models`."""
     every = {float(spec.provenance["guidance"]): models}
     every |= {scale: compute_metrics(records, spec)["models"] for scale, records in at_guidance.items()}
     keys = ("mean", "ci95", "ci95_these", "floor")
@@ -222,9 +222,9 @@ def _over_guidance(models: dict, at_guidance: dict[float, pd.DataFrame], spec: M
 
 
 def _named(rows: pd.DataFrame, spec: MetricSpec) -> dict:
-    """Prompts that name a class: the share of their faces that show it, by attribute and model.
+    """Return, for prompts that name a class, the share of faces that show this class, by attribute and model.
 
-    kept: mean over subjects, each the mean over classes; subjects are resampled.
+    kept: mean over subjects of the mean over classes, with Student's interval over subjects.
     """
     attribute, cls = rows.names.str.partition(".")[0], rows.names.str.partition(".")[2]
     entries: dict[str, dict] = {}
@@ -234,7 +234,7 @@ def _named(rows: pd.DataFrame, spec: MetricSpec) -> dict:
         wanted = cls[faces.index].map({c: k for k, c in enumerate(spec.attributes[name])})
         kept = pd.Series(labels(faces, spec.attributes, (name,)) == wanted, dtype=float)
         by = kept.groupby([faces.model, faces.subject, cls[faces.index]]).mean()
-        subjects = by.groupby(level=[0, 1]).mean().unstack(0).reindex(columns=models)  # a row a subject
+        subjects = by.groupby(level=[0, 1]).mean().unstack(0).reindex(columns=models)  # one row per subject
         entry = {"kept": {model: mean_over_prompts(subjects[model].dropna().to_numpy(), (0, 1)) for model in models}}
         if "after" in models:
             step = (subjects["after"] - subjects["before"]).dropna().to_numpy()
@@ -254,7 +254,7 @@ def _named(rows: pd.DataFrame, spec: MetricSpec) -> dict:
 
 
 def plain(value):
-    """Plain JSON values: arrays and tuples become lists, numpy scalars Python ones, what is not finite None."""
+    """Return plain JSON values: arrays and tuples as lists, numpy scalars as Python ones, non-finite numbers as None."""
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | np.ndarray):

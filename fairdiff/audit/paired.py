@@ -16,9 +16,9 @@ IMAGE = ["prompt_index", "image_index"]
 
 @dataclass(frozen=True)
 class Pair:
-    """The rows of two models, an image of each with the same noise in the same place; what they show of P prompts.
+    """The records of two models, whose rows at the same place have the same noise.
 
-    tallies: of each model axis -> faces of each class [P, K]. seen: the prompts [P] that the means are about.
+    tallies: per model, axis -> faces of each class [P, K]. seen: which of the P prompts the means include, bool [P].
     """
 
     before: pd.DataFrame
@@ -28,14 +28,14 @@ class Pair:
 
 
 def make_pair(rows: tuple[pd.DataFrame, pd.DataFrame], tallies: tuple[dict, dict], seen: np.ndarray) -> Pair:
-    """Changes over the images that both models have; some given images may have no partner."""
+    """Return the pair of the images that both models have; given images may lack a partner."""
     one, other = (some.sort_values(IMAGE) for some in rows)
     keys = [pd.MultiIndex.from_frame(some[IMAGE]) for some in (one, other)]
     return Pair(one[keys[0].isin(keys[1])], other[keys[1].isin(keys[0])], tallies, seen)
 
 
 def paired_metrics(pair: Pair, axes: list[Axis], prompts: pd.DataFrame, spec: MetricSpec) -> dict:
-    """The second model minus the first."""
+    """Return the changes of all numbers, the second model minus the first."""
     before, after = pair.before, pair.after
     every = np.ones(len(prompts), bool)
     result: dict = {"pairs": len(before)} | grouped(axes, lambda axis: _with_verdict(pair, axis, prompts, every, spec))
@@ -58,7 +58,7 @@ def paired_metrics(pair: Pair, axes: list[Axis], prompts: pd.DataFrame, spec: Me
 
 
 def class_pairs(place_N: np.ndarray, one_N: np.ndarray, other_N: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Number of image pairs of each prompt by their two classes [P, K, K].
+    """Return the number of image pairs of each prompt by the classes of both images [P, K, K].
 
     place_N: the prompt of each pair. one_N, other_N: the classes of both images, below 0 without a face. size: P and K.
     """
@@ -68,13 +68,13 @@ def class_pairs(place_N: np.ndarray, one_N: np.ndarray, other_N: np.ndarray, siz
 
 
 def _classes_of_both(pair: Pair, axis: Axis, spec: MetricSpec) -> tuple[np.ndarray, np.ndarray]:
-    """The classes of all pairs of images [N], before and after; below 0 without a face."""
+    """Return the classes [N] before and after of all image pairs, below 0 without a face."""
     one, other = (labels(rows, spec.attributes, axis.members) for rows in (pair.before, pair.after))
     return one, other
 
 
 def _counted(pair: Pair, axis: Axis, prompts: pd.DataFrame, rows_P: np.ndarray, spec: MetricSpec) -> tuple[list, np.ndarray]:
-    """Faces of each class by both models [P, K] each, and the classes of image pairs [P, K, K], of some of the prompts."""
+    """Return the faces of each class [P, K] for both models and the image pairs by class [P, K, K], for some prompts."""
     kinds = _classes_of_both(pair, axis, spec)
     place = pair.before.prompt_index.map({prompt: row for row, prompt in enumerate(prompts.prompt_index)}).to_numpy()
     both = class_pairs(place, *kinds, (len(prompts), len(axis.classes)))
@@ -82,13 +82,13 @@ def _counted(pair: Pair, axis: Axis, prompts: pd.DataFrame, rows_P: np.ndarray, 
 
 
 def _change(pair: Pair, axis: Axis, prompts: pd.DataFrame, rows_P: np.ndarray, spec: MetricSpec) -> dict:
-    """The change of one axis over some of the prompts."""
+    """Return the change of one axis over some of the prompts."""
     rows_P = rows_P & pair.seen
     return change(*_counted(pair, axis, prompts, rows_P, spec), axis.rows(rows_P), spec)
 
 
 def _with_verdict(pair: Pair, axis: Axis, prompts: pd.DataFrame, rows_P: np.ndarray, spec: MetricSpec) -> dict:
-    """The entry with the share of faces that changed their class, and whether an attribute without a target stayed."""
+    """Return the change of one axis, the share of face pairs that changed class, and the drift of an untargeted attribute."""
     one, other = _classes_of_both(pair, axis, spec)
     faces = (one >= 0) & (other >= 0)
     changed = (one != other)[faces].mean() if faces.any() else math.nan

@@ -1,6 +1,6 @@
-"""The images of a report: those of one noise by every model, with the audit judge's labels.
+"""The images of a report: for each noise one image per model, with the class that the audit judge sees.
 
-Only thumbnails are shown: the first `STRIP` pictures of a prompt, as its strip in records/ keeps them.
+Only thumbnails are shown: the first `STRIP` images of a prompt, taken from its strip in records/.
 """
 
 import base64
@@ -19,7 +19,7 @@ from fairdiff.errors import FairDiffError
 
 
 def picture_groups(audit: dict, store: RecordStore) -> list[dict]:
-    """Every prompt of people with its pairs, the families taking turns, so that those in sight are of every kind.
+    """Return every prompt of people with its pairs; families alternate, so that the first prompts show all of them.
 
     The note gives the share of the first attribute's first class by each model.
     """
@@ -35,21 +35,21 @@ def picture_groups(audit: dict, store: RecordStore) -> list[dict]:
 
 
 def grids_of_training(folder: Path, most: int = 4) -> list[dict]:
-    """Some of the step_<steps>.png in a folder, the first and the last among them, as `steps` and a data URI."""
+    """Return up to `most` of the step_<steps>.png in a folder, including first and last, as `steps` and a data URI."""
     files = sorted(folder.glob("step_*.png"))
     chosen = [files[round(i * (len(files) - 1) / (most - 1))] for i in range(most)] if len(files) > most else files
     found = []
     for file in chosen:
-        with suppress(FairDiffError):  # one that is damaged costs the page a grid
+        with suppress(FairDiffError):  # a damaged file is left out
             found.append({"steps": int(file.stem.removeprefix("step_")), "uri": _uri(_opened(file))})
     return found
 
 
 def pairs_of(audit: dict, store: RecordStore, prompt: str) -> list[dict]:
-    """One entry a noise: `shown`, a picture with its labels for each model; what the filters ask for. A given picture without
-    a partner stands alone.
+    """Return one entry per noise: `shown`, the image of each model with its labels, and the values for the page's filters.
 
-    classes: "attribute class" of the last model; changed: the class of the first attribute, or whether there is a face.
+    A given image without a partner has an entry of its own. classes: "attribute class" by the last model. changed: whether
+    the first and the last model differ in the first attribute's class or in whether there is a face.
     """
     seen = {model: _pictures(audit, store, model, prompt) for model in audit["models"]}
     if not all(seen.values()):
@@ -73,8 +73,8 @@ def pairs_of(audit: dict, store: RecordStore, prompt: str) -> list[dict]:
 
 
 def _pictures(audit: dict, store: RecordStore, model: str, prompt: str) -> dict[int, dict]:
-    """The first pictures of one model and prompt by their image_index: data URI, `label` by the first attribute, `labels` of
-    all attributes."""
+    """Return the first images of one model and prompt by image_index: data URI, `label` (class of the first attribute, or "no
+    face") and `labels` of all attributes."""
     path = store.path(model, prompt, "png")
     if not path.exists():
         return {}
@@ -92,7 +92,7 @@ def _pictures(audit: dict, store: RecordStore, model: str, prompt: str) -> dict[
 
 
 def _labels(row: pd.Series, attributes: dict[str, list[str]], order: list[str]) -> dict[str, dict]:
-    """attribute -> class, whether no class has a probability of `CONFIDENT`, and the probabilities; {} without a face."""
+    """Return attribute -> class, whether its probability is below `CONFIDENT`, and all probabilities; {} without a face."""
     if not row.found:
         return {}
     result = {}
@@ -108,7 +108,7 @@ def _labels(row: pd.Series, attributes: dict[str, list[str]], order: list[str]) 
 
 
 def tiles(path: Path, count: int) -> list[str]:
-    """The pictures of a strip as JPEG data URIs (quality 88), for a page that needs no network."""
+    """Return the images of a strip as JPEG data URIs (quality 88), so that the page needs no other files."""
     strip = _opened(path)
     width = strip.width // count
     if width * count != strip.width:
@@ -119,7 +119,7 @@ def tiles(path: Path, count: int) -> list[str]:
 
 
 def strips(store: RecordStore, models: list[str], prompt: str) -> list[tuple[str, str]]:
-    """The whole strip of each model that has one."""
+    """Return the whole strip of each model that has one, as (model, data URI)."""
     paths = [(model, store.path(model, prompt, "png")) for model in models]
     return [(model, _uri(_opened(path))) for model, path in paths if path.exists()]
 
@@ -128,7 +128,7 @@ def _opened(path: Path) -> Image.Image:
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow has for a damaged file
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow's exceptions for a damaged file
         raise FairDiffError(f"{path}: cannot be read as an image ({type(error).__name__}); {ANEW}") from error
 
 

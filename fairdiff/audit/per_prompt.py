@@ -1,6 +1,6 @@
-"""The numbers of every single prompt, with intervals from its own images only.
+"""Numbers of each prompt, with intervals for its own shares, estimated from its own images only.
 
-Those of `shares` and `bias` hold for one prompt that was picked beforehand, those of `distance` for all prompts at once.
+The intervals of `shares` and `bias` hold for one prompt chosen in advance, those of `distance` for all prompts at once.
 """
 
 import math
@@ -16,12 +16,12 @@ from fairdiff.audit.correction import corrected_bias_intervals
 from fairdiff.audit.judge import Judge
 from fairdiff.bias import bias
 
-NULLS = 500  # confusion matrices over which the null of a prompt's test is averaged
+NULLS = 500  # draws of the confusion matrix over which the null distribution of a prompt's test is averaged
 
 
 def target_p_values(counts, target_PK, judge: Judge | None, seed: int) -> list[float]:
-    """p of each prompt's target, which a judge whose errors were counted reads as target @ C; of the shares as judged where
-    they cannot be undone."""
+    """Return the p-value of each prompt's target. If the judge's errors were counted, the null is target @ C; without counts,
+    or if the correction was refused, it is the target itself."""
     draws = iv.draws_for(len(counts))
     if judge is None or judge.refusal:
         return [iv.target_p_value(c, t, draws, seed) for c, t in zip(counts, target_PK, strict=True)]
@@ -29,7 +29,7 @@ def target_p_values(counts, target_PK, judge: Judge | None, seed: int) -> list[f
 
 
 def prompt_metrics(counts, images, axis: Axis, prompts: pd.DataFrame, spec: MetricSpec) -> tuple[list[dict], dict]:
-    """One entry a prompt from counts_PK and its number of images [P], and how many prompts are certainly off or within."""
+    """Return one entry per prompt from counts_PK and images [P], and the summary of `certain_prompts`."""
     judge = judge_for(axis, spec)
     p_values = target_p_values(counts, axis.target_PK, judge, spec.seed)
     holm = iv.holm(p_values)

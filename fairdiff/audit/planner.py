@@ -1,4 +1,4 @@
-"""Sample size: how many images of how many prompts an audit needs to find a generator on target to be on target."""
+"""Sample sizes: the images per prompt with which a generator on target gets the verdict "within" with a given power."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,24 +20,24 @@ from fairdiff.audit.judge import Judge
 from fairdiff.audit.suite import ENOUGH
 from fairdiff.audit.verdict import filled
 
-Rule = tuple[float, Judge | None, Confidence | None]  # of a verdict: margin, judge, what its labelled faces leave open
-MOST = 100_000  # images a prompt; where they are not enough none are
-SUITES = 1000  # simulated suites of a generator on target, and resamples of each
+Rule = tuple[float, Judge | None, Confidence | None]  # margin, judge, confidence limits by the judge's error alone
+MOST = 100_000  # images per prompt at which the search stops
+SUITES = 1000  # simulated audits of a generator on target, and bootstrap resamples of each
 
 
 def images_needed(
     prompts: int, target_K, delta: float, judge: Judge | None = None, wanted: float = 0.8, missing: float = 0.0
 ) -> int | None:
-    """Fewest images of each of so many prompts that give the verdict "within" with this power, to 2 %.
+    """Return the fewest images per prompt, to 2 %, that give the verdict "within" with power `wanted` at so many prompts.
 
-    From `ENOUGH` prompts the verdict on prompts like these, which an audit then shows; with fewer that on these prompts.
-    missing: the share of images without a face, which the verdict counts at their worst. None where no number of images gives
-    it: the errors of the judge were counted on too few faces, or missing faces alone reach the margin (`reach`).
+    From `ENOUGH` prompts on it is the verdict on prompts like these, which an audit then shows; below, on these prompts.
+    missing: share of images without a face, which the verdict counts as the worst class. None if no number of images is
+    enough: the judge's errors were counted on too few faces, or missing faces alone reach the margin (`reach`).
     """
     return _needed(prompts, tuple(map(float, target_K)), delta, judge, wanted, missing)
 
 
-@lru_cache(maxsize=64)  # each takes half a second, and the audits of a study ask alike
+@lru_cache(maxsize=64)  # each takes half a second, and the audits of a study need the same ones
 def _needed(
     prompts: int, target_K: tuple[float, ...], delta: float, judge: Judge | None, wanted: float, missing: float
 ) -> int | None:
@@ -53,7 +53,7 @@ def _needed(
 
 
 def reach(target_K) -> float:
-    """D of a prompt whose every face is of the rarest class; a share m of missing faces makes D as large as m `reach`."""
+    """Return D of a prompt that shows the rarest class only; a share m of missing faces can make D as large as m times it."""
     return float(np.sqrt(1 / np.min(target_K) - 1))
 
 
@@ -70,14 +70,14 @@ def _fewest(enough: Callable[[int], bool], low: int) -> int | None:
 
 
 def power(prompts: int, images: int, target_K, delta: float, judge: Judge | None = None) -> float:
-    """P("within") of a generator exactly on target, by the verdict that so many prompts show."""
+    """Return P("within") of a generator exactly on target, for the verdict that an audit of so many prompts shows."""
     if prompts < ENOUGH:
         return power_these(prompts, images, target_K, delta, judge)
     return _power(prompts, images, target_K, (delta, judge, label_error(prompts, target_K, judge)))
 
 
 def power_these(prompts: int, images: int, target_K, delta: float, judge: Judge | None = None) -> float:
-    """The power on these prompts: the probability that X is below its .025 quantile at the margin."""
+    """Return P("within") for the verdict on these prompts: that the mean X is below its .025 quantile at the margin."""
     target, n = np.tile(np.asarray(target_K, float), (prompts, 1)), np.full(prompts, images)
     return 1 - upper_tail(_limit(target, n, delta, judge), *mean_moments(target, target, n, judge))
 
@@ -87,7 +87,7 @@ def _limit(target_PK, n_P, delta: float, judge: Judge | None) -> float:
 
 
 def label_error(prompts: int, target_K, judge: Judge | None) -> Confidence | None:
-    """The uncertainty of D^2 on target that comes from the labelled faces alone, None without a judge."""
+    """Return the confidence limits of D^2 on target by the judge's error alone, None without a judge."""
     if judge is None:
         return None
     target = np.tile(np.asarray(target_K, float), (prompts, 1))
@@ -95,10 +95,10 @@ def label_error(prompts: int, target_K, judge: Judge | None) -> Confidence | Non
 
 
 def _power(prompts: int, images: int, target_K, rule: Rule, missing: float = 0.0) -> float:
-    """The power in simulated audits, including the bootstrap-t for prompts like these if the audit shows it.
+    """Return P("within") by simulated audits; from `ENOUGH` prompts on, the bootstrap-t interval must lie within too.
 
-    With a judge each suite has a confusion matrix of its own, of those that the labelled faces leave open. missing: the
-    chance of each image to show no face.
+    With a judge, each audit has its own draw of the confusion matrix given the labelled faces. missing: probability of an
+    image without a face.
     """
     delta, judge, labels = rule
     target, rng = np.asarray(target_K, float), np.random.default_rng(0)
@@ -124,7 +124,7 @@ def _power(prompts: int, images: int, target_K, rule: Rule, missing: float = 0.0
 
 
 def _upper_ends(values_SP, rng: np.random.Generator) -> np.ndarray:
-    """Upper ends [S] of `suite.bootstrap_t` of many suites at once, from the same resamples."""
+    """Return the upper ends [S] of `suite.bootstrap_t` for S simulated audits, all with the same resamples."""
     prompts = values_SP.shape[1]
     weights = rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=SUITES).T / prompts
     mean, sd = values_SP.mean(1, keepdims=True), values_SP.std(1, keepdims=True)

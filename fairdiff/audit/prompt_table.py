@@ -1,4 +1,4 @@
-"""The table of prompts of a report: shares and distances with intervals, as charts and text. It computes no number."""
+"""The report's table of prompts: shares and distances with intervals, as charts and as text. No number is computed here."""
 
 from markupsafe import Markup
 
@@ -11,7 +11,7 @@ LOOKS = {"off": "beyond", "open": "undecided", "within": "within"}  # colours of
 
 
 def class_lines(entries: dict[str, dict], classes: list[str], target: dict[str, float]) -> list[dict]:
-    """A line for each class: its chart, and share with interval of each model. target: {} where none was set."""
+    """Return a line for each class: a chart, and the share with interval of each model. target: {} if none was set."""
     lines = []
     for cls in classes:
         found = {model: entry["shares"][cls] for model, entry in entries.items()}
@@ -25,7 +25,7 @@ def class_lines(entries: dict[str, dict], classes: list[str], target: dict[str, 
 
 
 def prompt_table(audit: dict, name: str) -> dict:
-    """One attribute: all prompts together, what is certain of how many, and a row for each prompt, the worst first."""
+    """Return the table of an attribute: mean shares, counts of certain prompts, and a row per prompt, the worst first."""
     models = {model: entry["attributes"][name] for model, entry in audit["models"].items()}
     last = last_model(audit)["attributes"][name]
     target = last["target"]
@@ -50,7 +50,7 @@ def prompt_table(audit: dict, name: str) -> dict:
 
 
 def _undone(models: dict[str, dict], classes: list[str], target: dict) -> list[dict]:
-    """The lines of all prompts together with the judge's error undone, none where it is not."""
+    """Return the lines of the corrected mean shares, [] if they were not corrected."""
     mended = {model: entry["corrected"] for model, entry in models.items() if "shares" in entry.get("corrected", {})}
     return class_lines(mended, classes, target["shares"] if target["requested"] else {}) if mended else []
 
@@ -63,7 +63,7 @@ def _row(items: dict[str, dict], classes: list[str], target: dict, limit: float)
     low = found["ci95_all"][0]
     own = first["target"]["shares"] if target["requested"] else {}
     lines = class_lines(items, classes, own)
-    same = all(abs(share - target["shares"][cls]) < 1e-6 for cls, share in own.items())  # as stands above the table
+    same = all(abs(share - target["shares"][cls]) < 1e-6 for cls, share in own.items())  # as shown above the table
     missing = {model: item["images"] - item["faces"] for model, item in items.items()}
     return {
         "subject": first["subject"],
@@ -83,7 +83,7 @@ def _row(items: dict[str, dict], classes: list[str], target: dict, limit: float)
 
 
 def _certain(models: dict[str, dict]) -> str:
-    """A sentence: how many prompts are certainly off for every model, and which ones for the last."""
+    """Return how many prompts are in each state for every model, and which are certainly off for the last."""
     parts = []
     for model, entry in models.items():
         count = entry["target"]["prompts_certain"]
@@ -96,7 +96,7 @@ def _certain(models: dict[str, dict]) -> str:
 
 
 def _rests(audit: dict, target: dict) -> str:
-    """On which shares the calls rest, and why none may be certain."""
+    """Return on which shares the states are based, or why no prompt is certain."""
     certain = target["prompts_certain"]
     if certain["reason"]:
         return f"No prompt is called certain: {certain['reason']}."
@@ -112,7 +112,7 @@ def _rests(audit: dict, target: dict) -> str:
 
 
 def _key(value: float | None) -> str:
-    """The sort key of a cell, "" if undefined."""
+    """Return the text by which a column is sorted, "" for an undefined number."""
     return "" if value is None else f"{value:.6f}"
 
 

@@ -1,4 +1,4 @@
-"""Read and check audit.json: an error names the first entry that is missing or has the wrong kind."""
+"""The reader of audit.json: it checks that all values used by tables exist and have the right type, or names the place."""
 
 import json
 from dataclasses import dataclass
@@ -14,29 +14,29 @@ from fairdiff.files import read_given
 
 @dataclass(frozen=True)
 class Each:
-    """A mapping of any names to one shape."""
+    """A mapping with any keys, whose values all have one shape."""
 
     shape: Any
 
 
 @dataclass(frozen=True)
 class Maybe:
-    """A shape, or nothing, or with `null` that."""
+    """A shape whose key may be missing, and with `null` may also have the value null."""
 
     shape: Any
     null: bool = True
 
 
-# leaves: what they have to be, in words
+# leaves: the allowed values in words, which error messages quote
 NUMBER, COUNT, FLAG, TEXT = "a number or null", "a whole number from 0", "true or false", "text"
 REAL, WORDS = "a number", "text or null"
 ENDS, VERDICT = "[low, high] or null", "within, beyond or undecided"
 
-# shapes: a leaf, a mapping with these keys and any others, a list of one shape
+# shapes: a leaf, a mapping with at least these keys, or a list whose items have one shape
 RATE = {"rate": NUMBER, "ci95": ENDS}
 MEAN = {"mean": NUMBER, "ci95": ENDS}
 CHANGE = {"difference": NUMBER, "ci95": ENDS}
-THESE = {"ci95_these": ENDS}  # of numbers from shares, which have an interval for each of two estimands
+THESE = {"ci95_these": ENDS}  # numbers from shares have one interval for each of the two estimands
 DISTANCE = MEAN | THESE | {"floor": NUMBER, "worst_tenth": {"mean": NUMBER, "floor": NUMBER, "prompts": COUNT}}
 D = {"value": NUMBER, "ci95": ENDS} | THESE
 TARGET = {
@@ -53,7 +53,7 @@ SHARE = {"share": NUMBER, "ci95": ENDS} | THESE
 CORRECTED = {"distance": Maybe(D), "confusion": [[NUMBER]]}
 AXIS = {"bias": DISTANCE, "shares": Each(SHARE), "target": TARGET, "corrected": Maybe(CORRECTED, null=False)}
 PROMPT = {"prompt": TEXT, "family": TEXT, "counts": Each(COUNT), "target": {"shares": Each(REAL)}}
-PROMPT_PARTS = ("attributes", "joint")  # of a model: what has numbers of every prompt
+PROMPT_PARTS = ("attributes", "joint")  # parts of a model with numbers of each prompt
 CERTAIN = {"off": COUNT, "open": COUNT, "within": COUNT}
 MODEL = {
     "attributes": Each(
@@ -95,17 +95,17 @@ AUDIT = {
 
 
 def read_audit(path: Path) -> dict:
-    """An audit of this version; FairDiffError for any other file."""
+    """Return an audit of this version; FairDiffError for any other file."""
     try:
         return whole(read_shape(path, {}), path)
     except FairDiffError as error:
-        again = path.parent / "request.json"  # with the records beside it
+        again = path.parent / "request.json"  # together with the records, it suffices to compute the audit again
         advice = f"; scripts/report.py {path.parent} writes it again from the records" if again.exists() else ""
         raise FairDiffError(f"{error}{advice}") from error
 
 
 def whole(audit: dict, path: Path) -> dict:
-    """The same, with null for parts that are not there; FairDiffError, beginning with `path`, unless it is an audit."""
+    """Return the audit with None for missing optional parts; FairDiffError, which names `path`, if it is no audit."""
     if audit.get("schema") != SCHEMA:
         raise FairDiffError(f"{path}: is no audit: found schema {_named(audit.get('schema'))}, allowed: {SCHEMA}")
     _check(audit, AUDIT, f"{path}: ")
@@ -115,7 +115,7 @@ def whole(audit: dict, path: Path) -> dict:
 
 
 def read_shape(path: Path, shape: Any) -> dict:
-    """The mapping of a JSON file that has at least this shape; FairDiffError that names the place where it has not."""
+    """Return the mapping in a JSON file; FairDiffError, which names the place, unless it has at least this shape."""
     try:
         found = json.loads(read_given(path, str(path)))
     except (ValueError, RecursionError) as error:
@@ -128,7 +128,7 @@ def read_shape(path: Path, shape: Any) -> dict:
 
 
 def _check(found: Any, shape: Any, place: str) -> None:
-    """FairDiffError unless `found`, which stands at `place`, has the shape."""
+    """Raise FairDiffError unless the value `found` at `place` has the shape."""
     below = place if place.endswith(": ") else f"{place}."
     match shape:
         case Maybe(shape=inner, null=null):
@@ -174,12 +174,12 @@ def _is(found: Any, kind: str) -> bool:
 
 
 def _named(found: Any) -> str:
-    """A value in an error: only leaves are short."""
+    """Return the words for a value in an error message: JSON for leaves, the type for mappings and lists."""
     return {dict: "a mapping", list: "a list"}.get(type(found)) or json.dumps(found, ensure_ascii=False)[:60]
 
 
 def _check_names(audit: dict, path: Path) -> None:
-    """FairDiffError unless the frozen model is there and all parts have the attributes, combinations and families of it."""
+    """Raise FairDiffError unless "before" exists and all parts have its attributes, combinations and families."""
     models = audit["models"]
     if "before" not in models or not {*models} <= {*MODELS}:
         raise FairDiffError(f"{path}: models: found {', '.join(models) or 'none'}, allowed: before, start, after")
@@ -195,7 +195,7 @@ def _check_names(audit: dict, path: Path) -> None:
 
 
 def _check_counts(audit: dict, path: Path) -> None:
-    """FairDiffError unless all models have the same prompts, each with counts and a target of the attribute's classes."""
+    """Raise FairDiffError unless all models have the same prompts, with counts and a target for the attribute's classes."""
     classes = {name: [*classes] for name, classes in audit["attributes"].items()}
     prompts = None
     for place, model in audit["models"].items():

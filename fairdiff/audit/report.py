@@ -1,4 +1,4 @@
-"""audit.json as a self-contained report.html, and as a table for the terminal. It computes no number."""
+"""Render audit.json: as a self-contained report.html, and as a table for the terminal. No number is computed here."""
 
 import math
 from pathlib import Path
@@ -46,7 +46,7 @@ def render_report(
     """Write `folder`/report.html from the audit, the image strips in `folder`/records and metrics.jsonl's rows.
 
     `settings`: headings with lines (target, adapter, sampler, ...), shown as given. `history` may be empty. grids: a folder
-    with images of the adapter while it learnt, as training leaves it.
+    with the images that training wrote while the adapter learnt.
     """
     environment = Environment(
         loader=PackageLoader("fairdiff.audit", "."),
@@ -84,9 +84,9 @@ def render_report(
 
 
 def summary_table(audit: dict) -> Table:
-    """Every model, the change of two models, and the floor of every headline number, for the terminal.
+    """Return a terminal table of the main numbers: every model, the change between two models, and the noise floor.
 
-    The change is after minus before, or after minus start where there is a start.
+    The change is after minus before, or after minus start if there is a start.
     """
     table = Table(
         title=f"{audit['prompts']} prompts × {audit['images_per_prompt']} pictures"
@@ -103,7 +103,7 @@ def summary_table(audit: dict) -> Table:
         show_edge=False,  # room for "cannot" in 80 columns
     )
     shown = [model for model in MODELS if model in audit["models"]]
-    # of two models the change; of three what training did, not the words that it started from
+    # with two models the total change; with three the change by training, without that by the start
     change = [] if len(shown) == 1 else ["trained" if audit["trained"] else "change"]
     for name in ("", *shown, *change, "floor"):
         table.add_column(name, justify="right" if name else "left", no_wrap=name != "floor" and not audit["trained"])
@@ -168,20 +168,20 @@ def _card(audit: dict, name: str) -> dict:
 
 
 def _most(intervals: list[list | None], at_least: float) -> float:
-    """The largest upper end, as the end of a scale."""
+    """Return the largest upper end, rounded up to a multiple of .2, as the end of a scale."""
     most = max([at_least, *(ends[1] for ends in intervals if ends and ends[1] is not None)])
     return math.ceil(5 * most) / 5
 
 
 def _joint(audit: dict, name: str) -> list[dict]:
-    """A line for each class of a combination."""
+    """Return a line for each class of a combination."""
     entries = {model: entry["joint"][name] for model, entry in audit["models"].items()}
     target = last_model(audit)["joint"][name]["target"]
     return class_lines(entries, list(target["shares"]), target["shares"] if target["requested"] else {})
 
 
 def _worst_subjects(entry: dict, key: str) -> list[str]:
-    """The subjects of the worst tenth of the prompts, the worst first."""
+    """Return the subjects of the worst tenth of the prompts, the worst first."""
     rows = [(p["bias"]["value"] if key == "bias" else p["target"][key], p["subject"]) for p in entry["per_prompt"]]
     rows = sorted((row for row in rows if row[0] is not None), reverse=True)
     most = (entry["bias"] if key == "bias" else entry["target"][key])["worst_tenth"]["prompts"]
@@ -189,9 +189,9 @@ def _worst_subjects(entry: dict, key: str) -> list[str]:
 
 
 def _words(audit: dict, name: str) -> dict:
-    """The wordings of a zero-shot judge, with the share by each alone and, in the last row, by all together.
+    """Return the table of a zero-shot judge's wordings: words, the share by them alone, and last the share by all.
 
-    Shares of the first class of two, else of every class.
+    With two classes, only the shares of the first are shown.
     """
     entries = {model: entry["attributes"][name] for model, entry in audit["models"].items()}
     classes = audit["attributes"][name]
@@ -210,7 +210,7 @@ def _words(audit: dict, name: str) -> dict:
 
 
 def _guidance(audit: dict) -> list[Markup]:
-    """A chart for each attribute with a target: its distance at every guidance scale."""
+    """Return a chart for each attribute with a target: bias or total variation against the guidance scale."""
     charts = []
     for name in attribute_order(audit) if audit["guidance"] else []:
         distance = distance_of(last_model(audit)["attributes"][name])
@@ -229,7 +229,7 @@ def _guidance(audit: dict) -> list[Markup]:
 
 
 def _named(audit: dict, store: RecordStore) -> list[dict]:
-    """Strips of the prompts that name a class."""
+    """Return the prompts that name a class, with their image strips."""
     items = audit["named"]["per_prompt"] if audit["named"] else []
     return [item | {"strips": strips(store, list(audit["models"]), item["prompt"])} for item in items]
 
@@ -249,7 +249,7 @@ CURVES = {
 
 
 def _curves(history: list[dict]) -> dict[str, list[tuple[float, float]]]:
-    """Curves against the step by their names in words, in the order of CURVES; rows without a value are left out."""
+    """Return curves against the step by their names in words, in the order of CURVES; rows without a value are left out."""
     curves = {}
     for prefix, name in CURVES.items():
         for key in dict.fromkeys(key for row in history for key in row if key.startswith(prefix)):

@@ -1,6 +1,6 @@
-"""Helpers for rows of records that all parts of audit.json use: means over prompts, and an entry for each family or axis.
+"""Helpers for all parts of audit.json: means over prompts of image measurements, and grouping by family and axis.
 
-P prompts. What is measured on images has one mean for each prompt, and Student's interval over them.
+P prompts. A number measured on images is averaged within each prompt first. Its interval is Student's over prompts.
 """
 
 import math
@@ -15,28 +15,28 @@ from fairdiff.audit.suite import student_interval
 
 
 def mean_over_prompts(values: np.ndarray, limits: tuple[float, float] = (-math.inf, math.inf)) -> dict:
-    """Mean over prompts of what is measured on images [P], with Student's interval."""
+    """Return the mean of the prompts' values [P] of an image measurement, with Student's interval."""
     return {"mean": average(values), "ci95": student_interval(values, limits)}
 
 
 def difference_over_prompts(values: np.ndarray) -> dict:
-    """As `mean_over_prompts`, for paired differences, after minus before."""
+    """Return the mean of paired differences [P], after minus before, with Student's interval."""
     return {"difference": average(values), "ci95": student_interval(values)}
 
 
 def prompt_means(values: pd.Series, rows: pd.DataFrame) -> np.ndarray:
-    """Mean of each prompt [P]; a prompt without any value takes no part."""
+    """Return the mean of each prompt [P], without prompts that have no value."""
     return values.groupby(rows.prompt_index).mean().dropna().to_numpy()
 
 
 def by_family(family_P: pd.Series) -> dict[str, np.ndarray]:
-    """Which prompts [P] belong to each family; {} for a single one, whose numbers are those of all prompts."""
+    """Return which prompts [P] belong to each family; {} if there is one family only, which equals all prompts."""
     names = list(dict.fromkeys(family_P))
     return {name: (family_P == name).to_numpy() for name in names} if len(names) > 1 else {}
 
 
 def grouped(axes: list[Axis], measure: Callable[[Axis], dict]) -> dict[str, dict]:
-    """measure(axis) of every axis, attributes and combinations apart."""
+    """Return measure(axis) of every axis by name, attributes and combinations ("joint") separately."""
     result: dict[str, dict] = {"attributes": {}, "joint": {}}
     for axis in axes:
         result["attributes" if len(axis.members) == 1 else "joint"][axis.name] = measure(axis)

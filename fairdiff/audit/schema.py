@@ -1,6 +1,6 @@
 """The JSON schema of audit.json (draft 2020-12), which scripts/reference.py writes to docs/reference/audit.schema.json.
 
-Objects are open: a later version of the same schema number may add keys, and takes none away.
+Objects may have further keys: a later version with the same schema number may add keys, but removes none.
 """
 
 from fairdiff.audit.metrics import SCHEMA
@@ -37,11 +37,11 @@ def _or_null(schema: dict) -> dict:
 
 
 def _interval_of(value: str, both: bool = True) -> dict:
-    """A number of this name with its intervals, `both` estimands or one."""
+    """Return the properties of a number with this name and its intervals, for both estimands or only one."""
     return {value: NUMBER, "ci95": ENDS} | ({"ci95_these": ENDS} if both else {})
 
 
-AT_ONCE: dict = {"ci95_all": ENDS, "ci95_all_these": ENDS}  # intervals that hold for all classes
+AT_ONCE: dict = {"ci95_all": ENDS, "ci95_all_these": ENDS}  # intervals that hold for all classes at once
 CERTAIN: dict = {"off": COUNT, "open": COUNT, "within": COUNT, "corrected": FLAG, "reason": MAYBE_TEXT}
 STATE: dict = {"enum": ["off", "open", "within"]}
 
@@ -139,7 +139,7 @@ def _guidance() -> dict:
 
 
 def schema() -> dict:
-    """The JSON schema of audit.json."""
+    """Return the JSON schema of audit.json."""
     top = {
         "schema": {"const": SCHEMA},
         "prompts": COUNT,

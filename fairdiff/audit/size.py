@@ -1,4 +1,4 @@
-"""The sample size of an audit in words: images and prompts for this target, margin and judge."""
+"""The necessary size of an audit in words: prompts and images for this target, margin and judge."""
 
 from collections.abc import Sequence
 
@@ -13,13 +13,14 @@ from fairdiff.audit.verdict import undefined
 
 PROMPTS = (12, 24, ENOUGH, 48, 100)
 MISSING = (0.0, 0.02)  # shares of images without a face
-MORE_LABELS = (2, 4, 8, 16, 32, 64)  # times the labelled faces of a judge
+MORE_LABELS = (2, 4, 8, 16, 32, 64)  # multiples of the labelled faces of a judge
 
 
 def size_lines(spec: MetricSpec, prompts: int) -> list[str]:
-    """For every attribute and combination with a target: what shows it on target in 80 of 100 audits of a generator that is.
+    """Return lines on the sizes with which 80 of 100 audits find a generator on target, per attribute and combination.
 
-    prompts: how many the settings audit. Of several targets the one with the rarest class counts, which asks for most.
+    Attributes without a target are left out. prompts: number of prompts in the settings. If prompts have different targets,
+    the one with the rarest class is used, because it needs the most images.
     """
     lines = []
     for axis in axes_of(spec, prompts):
@@ -41,7 +42,7 @@ def _heading(name: str, classes: Sequence[str], target_K, targets: int, delta: f
 
 
 def _axis(target_K, delta: float, judge: Judge | None, own: bool, numbers: list[int]) -> list[str]:
-    """The lines below a heading."""
+    """Return the lines below a heading."""
     if reason := undefined([target_K]):
         return [f"no number of images shows it: {reason}"]
     if judge is not None and judge.refusal:
@@ -63,7 +64,7 @@ def _about_judge(judge: Judge | None, own: bool) -> str:
 
 
 def _sentence(prompts: int, images: list[int | None]) -> str:
-    """The number of images that so many prompts need, with and without missing faces."""
+    """Return how many images so many prompts need, first with a face in every image, then with some missing."""
     if images[0] is None:
         return f"{prompts} prompts: no number of images is enough"
     some = "no number is enough" if images[1] is None else f"{images[1]} each"
@@ -74,7 +75,7 @@ def _sentence(prompts: int, images: list[int | None]) -> str:
 
 
 def _labels(target_K, delta: float, judge: Judge) -> str:
-    """How many labelled faces would be enough, had the judge the same rates of errors."""
+    """Return how many labelled faces would be enough if the judge's error rates stayed the same."""
     for times in MORE_LABELS:
         more = judge_of(judge.counts * times)
         images = None if more.refusal else images_needed(ENOUGH, target_K, delta, more)

@@ -1,11 +1,11 @@
-"""Intervals over all prompts of an audit, for two estimands that are kept apart.
+"""Intervals of a mean over prompts, for two estimands that are never mixed.
 
-*These prompts*: what the same prompts would show on average with new noise. *Prompts like these*: the mean over the
-population that the prompts are a sample of; prompts are resampled, and the interval holds that of these prompts. From fewer
-than `ENOUGH` prompts nothing is said of others: where one prompt in ten carries all of the bias, 36 show none of it in one
-sample of forty (.9^36 = .023), and then no interval can hold it. No sample sees a bias that one prompt in a hundred carries.
+*These prompts*: the mean of the same prompts with new noise. *Prompts like these*: the mean over the population of which the
+prompts are a sample. For it prompts are resampled, and its interval contains the one for these prompts. With fewer than
+`ENOUGH` prompts it is not computed: if one prompt in ten carries all of the bias, 36 prompts miss it in one sample of forty
+(.9^36 = .023), and no interval can then contain it. No sample reliably shows a bias that one prompt in a hundred carries.
 
-Shapes: P prompts, D resamples; values_P one number a prompt, variance_P its variance by its images alone.
+Shapes: P prompts, D resamples, values_P one number per prompt, variance_P its variance due to the images alone.
 """
 
 import math
@@ -24,7 +24,7 @@ DRAWS = 10_000
 
 
 def resampled_weights(prompts: int, seed: int) -> np.ndarray:
-    """Shares [D, P] of each prompt in resamples of all; the same for one seed, so that all quantities share them."""
+    """Return the weights [D, P] of each prompt in the bootstrap resamples; all numbers with one seed use the same."""
     return _weights(prompts, seed, DRAWS)
 
 
@@ -35,9 +35,10 @@ def _weights(prompts: int, seed: int, draws: int) -> np.ndarray:
 
 
 def bootstrap_t(values_P, level: float = 0.95, seed: int = 0) -> Interval:
-    """Studentised bootstrap of a mean over prompts (Efron & Tibshirani 1993, 12.5): m - s quantile of (m* - m) / s*.
+    """Return the bootstrap-t interval of a mean over prompts (Efron & Tibshirani 1993, 12.5).
 
-    Percentiles of m* would lie too low for skewed values such as squared distances.
+    Its ends are m - s times a quantile of (m* - m) / s*. Percentiles of m* would lie too low for skewed values such as
+    squared distances.
     """
     values = np.asarray(values_P, float)
     weights = resampled_weights(len(values), seed)
@@ -49,7 +50,7 @@ def bootstrap_t(values_P, level: float = 0.95, seed: int = 0) -> Interval:
 
 
 def combine(point: float, *parts: Interval) -> Interval:
-    """Interval of a number with independent errors, from its interval by each alone (MOVER: Zou & Donner 2008)."""
+    """Return the interval of a number with independent errors from the interval by each error (MOVER: Zou & Donner 2008)."""
     below = math.hypot(*(max(point - low, 0) for low, _ in parts))
     above = math.hypot(*(max(high - point, 0) for _, high in parts))
     return point - below, point + above
@@ -60,7 +61,7 @@ def hull(*intervals: Interval) -> Interval:
 
 
 def within_range(interval: Interval, low: float, high: float) -> Interval:
-    """No end leaves the range of its quantity."""
+    """Return the interval with both ends clipped to [low, high]."""
     a, b = (float(np.clip(end, low, high)) for end in interval)
     return a, b
 
@@ -71,21 +72,21 @@ def normal_interval(mean: float, variance: float, level: float = 0.95) -> Interv
 
 
 def share_interval(share: float, variance: float, expected: float, level: float = 0.95) -> Interval:
-    """Wilson's interval of a mean share with as many faces as would give it its variance, expected (1 - expected) / n
-    (Korn & Graubard 1998)."""
+    """Return Wilson's interval of a mean share at its effective number of faces n, by which its variance is
+    expected (1 - expected) / n (Korn & Graubard 1998)."""
     n = expected * (1 - expected) / variance
     return tuple(float(end) for end in proportion_confint(share * n, n, 1 - level, "wilson"))
 
 
 def ends(mean: float, values_P, these: Interval, seed: int, common: Sequence[Interval] = (), level: float = 0.95) -> dict:
-    """`ci95` for prompts like these (NaN from too few) and `ci95_these` of a mean over prompts, not cut to any range.
+    """Return the intervals `ci95` for prompts like these (NaN with too few) and `ci95_these` of a mean over prompts.
 
-    common: intervals by errors that are the same in every prompt; `these` holds them already. level: of both.
-    """
+    They are not clipped to a range. common: intervals by errors that are the same for every prompt, which `these` already
+    includes. level: of both intervals."""
     like = NOTHING
     if len(values_P) >= ENOUGH:
         resampled = bootstrap_t(values_P, level, seed)
-        shift = mean - float(np.mean(values_P))  # a mean of corrected shares may differ from that of corrected prompts
+        shift = mean - float(np.mean(values_P))  # correcting the mean shares may differ from the mean of corrected shares
         like = hull(combine(mean, (resampled[0] + shift, resampled[1] + shift), *common), these)
     return {"ci95": like, "ci95_these": these}
 
@@ -95,22 +96,24 @@ def cut(found: dict, limits: Interval) -> dict:
 
 
 def both(mean: float, values_P, these: Interval, limits: Interval, seed: int, common: Sequence[Interval] = ()) -> dict:
-    """`ends` of 95 %, within the range of the quantity."""
+    """Return the 95 % intervals of `ends`, clipped to the range of the quantity."""
     return cut(ends(mean, values_P, these, seed, common), limits)
 
 
 def of_all(found: dict) -> dict:
-    """Both intervals under the names of those that hold for all classes at once."""
+    """Return both intervals under the names of those that hold for all classes at once."""
     return {"ci95_all": found["ci95"], "ci95_all_these": found["ci95_these"]}
 
 
 def error_of_each(K: int) -> float:
-    """The error level of each class's interval, so that all K hold at once in 95 % (Bonferroni; two are mirrored)."""
+    """Return the error of one class's interval with which those of K classes hold at once in 95 % of audits (Bonferroni).
+
+    Two classes need no adjustment, because their intervals mirror each other."""
     return 0.05 if K == 2 else 0.05 / K
 
 
 def mean_over_prompts(values_P, variance_P, limits: Interval, seed: int) -> dict:
-    """Mean of a per-prompt number and both intervals; for a plug-in number of its expectation at this many images."""
+    """Return the mean of a per-prompt number and both intervals; a plug-in number's are for its expectation at n images."""
     values = np.asarray(values_P, float)
     if not len(values):
         return {"mean": math.nan, "ci95": NOTHING, "ci95_these": NOTHING}
@@ -120,14 +123,14 @@ def mean_over_prompts(values_P, variance_P, limits: Interval, seed: int) -> dict
 
 
 def image_variance(statistic: Callable, shares_PK, target_PK, n_P, seed: int) -> np.ndarray:
-    """Variance [P] of statistic(shares [..., P, K], target_PK) by the images, at assumed shares: 2000 prompts are drawn."""
+    """Return the image variance [P] of statistic(shares [..., P, K], target_PK), by simulation at the given shares."""
     n, P = np.asarray(n_P, int), len(shares_PK)
     drawn = np.random.default_rng(seed).multinomial(n, shares_PK, size=(max(20, 2000 // P), P)) / n[:, None]
     return statistic(drawn, target_PK).var(0)
 
 
 def student_interval(values, limits: Interval = (-math.inf, math.inf)) -> Interval:
-    """Student's interval of a mean over the population of prompts, of what is measured on images; NaN for fewer than two."""
+    """Return Student's interval of the mean over the population of prompts; NaN for fewer than two values."""
     values = np.asarray(values, float)
     if len(values) < 2:
         return NOTHING
@@ -136,17 +139,17 @@ def student_interval(values, limits: Interval = (-math.inf, math.inf)) -> Interv
 
 
 def over_seeds(interval: Interval, by_seed: Sequence[float]) -> Interval:
-    """An interval over prompts of the mean over training seeds, widened to one over prompts and seeds (approximate).
+    """Return an approximate interval over prompts and training seeds, from one over prompts of the mean over S seeds.
 
-    Either side is joined in quadrature with t_{S-1, .975} sd / sqrt(S) of the S seeds' own values; one seed widens nothing.
-    """
+    The half-width of each side and t_{S-1, .975} sd / sqrt(S) of the seeds' values are added in quadrature. One seed changes
+    nothing."""
     if len(by_seed) < 2:
         return interval
     return combine(float(np.mean(by_seed)), interval, student_interval(by_seed))
 
 
 def ratio_interval(numerator, denominator) -> Interval:
-    """Student's interval of a ratio of means over prompts, by its linearisation (d - R b) / mean b."""
+    """Return Student's interval of a ratio of means over prompts, by its linearisation (d - R b) / mean b."""
     top, bottom = np.asarray(numerator, float), np.asarray(denominator, float)
     ratio = top.mean() / bottom.mean()
     low, high = student_interval((top - ratio * bottom) / bottom.mean())

@@ -1,4 +1,4 @@
-"""A short Markdown summary of audit.json for a pull request: the verdict of each attribute. It computes no number."""
+"""A summary of audit.json for a pull request: each attribute's verdict in some lines of Markdown. It computes no number."""
 
 import re
 
@@ -16,7 +16,7 @@ from fairdiff.audit.wording import (
 
 
 def not_within(audit: dict) -> list[str]:
-    """A line for each attribute with a target that is not on target, [] where all are."""
+    """Return a line for each attribute whose verdict is not "within", [] if all are; only those with a target."""
     entries = last_model(audit)["attributes"]
     found = []
     for name in targeted(audit):
@@ -27,9 +27,9 @@ def not_within(audit: dict) -> list[str]:
 
 
 def summary(audit: dict, settings: dict[str, list[str]]) -> str:
-    """Markdown that stands beside report.html: verdicts, D and bias with intervals, missing faces, what was left out.
+    """Return the Markdown beside report.html: verdicts, D and bias with intervals, missing faces, what was left out.
 
-    settings: headings with lines, as the report shows them; of them only what was left out.
+    settings: headings with lines, as the report shows them; only the heading "left out" is used.
     """
     entries = last_model(audit)["attributes"]
     lines = [f"## FairDiff audit: {plain(headline(audit))}", ""]
@@ -46,13 +46,13 @@ def summary(audit: dict, settings: dict[str, list[str]]) -> str:
 
 
 def plain(text: str) -> str:
-    """Text that Markdown and HTML leave as it is, on one line."""
+    """Return the text on one line, escaped so that Markdown and HTML show it unchanged."""
     text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
     return re.sub(r"([\\`*_\[\]|#~>])", r"\\\1", text)
 
 
 def _distance(entry: dict) -> str:
-    """D on which the verdict rests."""
+    """Return the D of the verdict, with its interval."""
     found = rms(entry)
     return f"D {number(found['value'])} {interval(ends_of(found))}".strip()
 
@@ -74,7 +74,7 @@ def _attribute(audit: dict, name: str, entry: dict) -> list[str]:
 
 
 def _table(audit: dict) -> list[str]:
-    """Bias, or the distance to a target that is not uniform, of every model, with its noise floor."""
+    """Return a table of each model's bias, or total variation for a target that is not uniform, with its noise floor."""
     models = audit["models"]
     rows = ["| mean over prompts | " + " | ".join(models) + " | noise floor |", "|---|" + "---|" * (len(models) + 1)]
     for name in attribute_order(audit):
@@ -86,7 +86,7 @@ def _table(audit: dict) -> list[str]:
 
 
 def _missing(audit: dict) -> list[str]:
-    """Pictures without a face, and prompts that show too few."""
+    """Return lines on images without a face, and on prompts with too few faces."""
     rates = {model: entry["no_face"] for model, entry in audit["models"].items()}
     said = [f"{percent(rate['rate'])} {plain(interval(rate['ci95'], percent))} {m}" for m, rate in rates.items()]
     lines = [f"{audit['prompts']} prompts × {audit['images_per_prompt']} pictures. Without a face: {', '.join(said)}.  "]

@@ -1,9 +1,10 @@
-"""The verdict: is a generator within a margin of its target? This is an equivalence claim about the distance D of `distance`.
+"""The verdict whether a generator is within a margin of its target: an equivalence test of the distance D of `distance`.
 
-"within": the whole interval lies below the margin, with missing faces counted for the class that is worst. On these prompts
-the shares that vary most at the margin would also seldom (5 %) look as good, so it is wrong at most 5 % of the time there,
-whatever the prompts. "beyond": the whole lies above it, with missing faces counted for the best. With a judge whose errors
-were counted both hold for the corrected distance. P prompts, K classes.
+"within": the whole interval lies below the margin, with missing faces counted as the worst class. On these prompts, the
+shares at the margin under which the estimate varies most must also give so low an estimate at most 5 % of the time. So
+"within" is wrong at most 5 % of the time at the margin, whatever the prompts. "beyond": the whole interval lies above the
+margin, with missing faces counted for the classes that lack them. If the judge's errors were counted, both verdicts are about
+the corrected distance. Shapes: P prompts, K classes.
 """
 
 import math
@@ -24,20 +25,20 @@ from fairdiff.audit.distance import (
 from fairdiff.audit.judge import Judge
 from fairdiff.audit.suite import ENOUGH, NOTHING, Interval
 
-FEW_IMAGES = "with fewer than two images"  # their names are not known here
+FEW_IMAGES = "with fewer than two images"  # `metrics` adds the names of the prompts
 FEW_PROMPTS = "cannot tell of prompts like these"
 WITHIN, BEYOND, UNDECIDED = "within", "beyond", "undecided"
 
 
 def undefined(target_PK) -> str | None:
-    """Why a target has no distance, None where it has one."""
+    """Return why the distance to the target is not defined, None if it is."""
     if (np.asarray(target_PK) > 0).all():
         return None
     return "a class has the target share 0: the distance to it divides by the target share and is not defined"
 
 
 def distance_interval(counts_PK, target_PK, judge: Judge | None, seed: int) -> dict:
-    """D, root mean square over prompts, with the noise of the images removed, and its intervals for both estimands."""
+    """Return D, the root mean square over prompts with the image noise removed, and its intervals for both estimands."""
     counts, target = np.asarray(counts_PK, float), np.asarray(target_PK, float)
     if len(counts) == 0 or undefined(target):
         return {"value": math.nan, "ci95": NOTHING, "ci95_these": NOTHING}
@@ -46,7 +47,7 @@ def distance_interval(counts_PK, target_PK, judge: Judge | None, seed: int) -> d
     like = NOTHING
     if len(counts) >= ENOUGH:
         like = suite.hull(_like_these(counts, target, judge, seed), these)
-    limit = float(np.mean(1 / target.min(-1) - 1))  # the rarest class alone, in every prompt
+    limit = float(np.mean(1 / target.min(-1) - 1))  # largest mean D^2: only the rarest class in every prompt
     value = min(max(found.point(), these[0]), these[1])
     ends = {"ci95": like, "ci95_these": these}
     return {"value": math.sqrt(value)} | {
@@ -55,7 +56,7 @@ def distance_interval(counts_PK, target_PK, judge: Judge | None, seed: int) -> d
 
 
 def _like_these(counts, target, judge: Judge | None, seed: int) -> Interval:
-    """Interval of the mean D^2 over prompts like these: bootstrap-t, and with a judge the error of its confusion matrix."""
+    """Return the interval of the mean D^2 over prompts like these: bootstrap-t, widened by the judge's uncertainty."""
     x = unbiased_squared_distance(counts, gram(target, judge))
     interval = suite.bootstrap_t(x, seed=seed)
     if judge is None:
@@ -65,8 +66,8 @@ def _like_these(counts, target, judge: Judge | None, seed: int) -> Interval:
 
 
 def filled(counts_PK, missing_P, target_PK, judge: Judge | None, worst: bool) -> np.ndarray:
-    """Counts [P, K] if the images without a face had had one: of the class that makes D largest, or as near the target as
-    they can. A face of true class k is judged as the judge judges such faces."""
+    """Return the counts [P, K] if the images without a face had one: of the class that makes D largest (`worst`), or of the
+    classes that lack faces, in proportion to what they lack. A face of true class k adds row k of C to the counts."""
     counts, missing = np.asarray(counts_PK, float), np.asarray(missing_P, float)
     target = np.asarray(target_PK, float)
     C = np.eye(counts.shape[1]) if judge is None else judge.rates
@@ -79,13 +80,13 @@ def filled(counts_PK, missing_P, target_PK, judge: Judge | None, worst: bool) ->
     total = counts.sum(-1, keepdims=True) + missing[:, None]
     lacking = np.maximum(target * total - counts @ mend.T, 0)
     scale = missing[:, None] / np.where(lacking.sum(-1, keepdims=True) > 0, lacking.sum(-1, keepdims=True), 1)
-    first = lacking * np.minimum(scale, 1)  # what is lacking, and what is left over as the target has it
+    first = lacking * np.minimum(scale, 1)  # first the faces that classes lack; the others are split like the target
     return counts + (first + (missing[:, None] - first.sum(-1, keepdims=True)) * target) @ C
 
 
 def decide(counts_PK, missing_P, target_PK, delta: float, judge: Judge | None, seed: int) -> dict:
-    """`verdict` on prompts like these and `verdict_these` on these prompts: within, beyond or undecided; `reason`: why it
-    cannot be told, None where it can. Prompts that show fewer than two faces count with their missing ones too."""
+    """Return `verdict` on prompts like these, `verdict_these` on these prompts (within, beyond or undecided) and `reason`:
+    why a verdict is impossible, or None. Prompts with fewer than two faces are included, with their missing faces."""
     counts, missing = np.asarray(counts_PK), np.asarray(missing_P)
     reason = _reason(counts, missing, target_PK, judge)
     if reason is not None:
@@ -105,7 +106,7 @@ def decide(counts_PK, missing_P, target_PK, delta: float, judge: Judge | None, s
 
 
 def _reason(counts, missing, target, judge: Judge | None) -> str | None:
-    """Why nothing can be told, None where something may."""
+    """Return why no verdict is possible, None if one may be."""
     faces = counts.sum(-1)
     if not (faces > 1).any():
         return "no prompt shows two faces"

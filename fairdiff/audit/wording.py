@@ -1,13 +1,13 @@
-"""audit.json as text and table rows, for the report and the terminal. It computes no number."""
+"""Words and table rows from audit.json, for the page and the terminal. No number is computed here."""
 
 from fairdiff.audit.estimand import FEW, SEVERAL_REFUSED, TAGS, ends_of, stayed_of, verdict_of, why_not_corrected
 from fairdiff.audit.records import MODELS
 
 
 def distance_of(entry: dict) -> dict:
-    """The number to judge an attribute by: bias, or total variation where the requested target is not uniform.
+    """Return the main plug-in number of an attribute: bias, or total variation if the requested target is not uniform.
 
-    Bias is the distance to parity and so the wrong number for any other target. `key` is its name in `paired`.
+    Bias is the distance to parity, so it does not fit any other target. `key` is the name of the number in `paired`.
     """
     target = entry["target"]
     if not target["requested"] or target["uniform"]:
@@ -17,9 +17,9 @@ def distance_of(entry: dict) -> dict:
 
 
 def comparison(audit: dict) -> dict[str, list[dict]]:
-    """Headline rows by group: name, each model and change as (value, ci95 or None), floor, verdict, format, note.
+    """Return the table rows by group: name, each model and change as (value, ci95 or None), floor, verdict, format, note.
 
-    "trained" is the change from "start" to "after", (None, None) where there is no such model.
+    "trained" is the change from "start" to "after", (None, None) if one of these models is missing.
     """
     wanted = targeted(audit)
     groups = {
@@ -44,7 +44,7 @@ def comparison(audit: dict) -> dict[str, list[dict]]:
 
 
 def _row(audit: dict, name: str, get, change=None, *, floor=None, form=None, note: str = "") -> dict:
-    """get: from a model to (value, ci95). change: from `paired` or `trained` to the change's entry; None for no change."""
+    """Return a row. get: model -> (value, ci95). change: `paired` or `trained` -> the change's entry; None: no change."""
     cells = {m: get(audit["models"][m]) if m in audit["models"] else (None, None) for m in MODELS}
     for key, pair in (("change", audit["paired"]), ("trained", audit["trained"])):
         found = change(pair) if pair and change else None
@@ -59,7 +59,7 @@ def _at(tree: dict, path: tuple[str, ...]) -> dict:
 
 
 def _distance_row(audit: dict, path: tuple[str, ...], prefix: str = "") -> dict:
-    """Bias, or the distance to the target, of the attribute or combination at `path` of every model."""
+    """Return the row with `distance_of` the attribute or combination that is at `path` in every model."""
     distance = distance_of(_at(last_model(audit), path))
     return _row(
         audit,
@@ -71,7 +71,7 @@ def _distance_row(audit: dict, path: tuple[str, ...], prefix: str = "") -> dict:
 
 
 def _combination_rows(audit: dict, name: str) -> list[dict]:
-    """Bias of a combination, and where a target was set its distance D with its verdict."""
+    """Return the rows of a combination: `distance_of` it, and if it has a target also D with its verdict."""
     entry = last_model(audit)["joint"][name]
     rows = [_distance_row(audit, ("joint", name))]
     if entry["target"]["requested"]:
@@ -102,7 +102,7 @@ def _worst_row(audit: dict, name: str) -> dict:
 
 
 def _certain_row(audit: dict, name: str) -> dict:
-    """How many prompts are certainly off target."""
+    """Return the row with the number of prompts that are certainly off target."""
 
     def off(model: dict) -> tuple:
         return model["attributes"][name]["target"]["prompts_certain"]["off"], None
@@ -112,7 +112,7 @@ def _certain_row(audit: dict, name: str) -> dict:
 
 
 def _kept_row(audit: dict, name: str) -> dict:
-    """The share of faces that show the class named in their prompt."""
+    """Return the row with the share of faces that show the class that their prompt names."""
     entry = audit["named"]["attributes"][name]
     cells = {model: _pair(kept) for model, kept in entry["kept"].items()}
     change = entry.get("change")
@@ -121,8 +121,8 @@ def _kept_row(audit: dict, name: str) -> dict:
 
 
 def _target_rows(audit: dict, name: str) -> list[dict]:
-    """D as judged, and with the judge's error undone where it was counted."""
-    note = "root mean square over prompts; for two classes at parity the gap between their shares"
+    """Return the rows of D, uncorrected and, if the judge's errors were counted, corrected."""
+    note = "root mean square over prompts; of two classes at parity the difference of their shares"
     paths = {f"{name} D": ("target", "distance")}
     if "corrected" in last_model(audit)["attributes"][name]:
         paths[f"{name} D corr."] = ("corrected", "distance")
@@ -140,7 +140,7 @@ def _target_rows(audit: dict, name: str) -> list[dict]:
 
 
 def _drift_rows(audit: dict, name: str, drift: dict) -> list[dict]:
-    """The verdict with the change of bias, then the mean share of each class, of two that of the first."""
+    """Return the row of the verdict with the change of bias, then one per class (of two classes only the first)."""
     row = _row(
         audit,
         f"{name} within ±{number(drift['margin'], 2)}",
@@ -170,7 +170,7 @@ def _confidence_row(audit: dict, name: str) -> dict:
 
 
 def _image_rows(audit: dict) -> list[dict]:
-    """The rows that are measured on whole images."""
+    """Return the rows of numbers that are measured on whole images."""
     several = audit["provenance"]["several_faces"].split(",")[0]
     rows = [
         _row(audit, "no face", lambda m: _rate(m["no_face"]), lambda p: p["no_face"], form=percent),
@@ -200,13 +200,13 @@ def _image_rows(audit: dict) -> list[dict]:
 
 
 def targeted(audit: dict) -> list[str]:
-    """Attributes with a target."""
+    """Return the attributes with a target."""
     entries = last_model(audit)["attributes"]
     return [name for name in attribute_order(audit) if entries[name]["target"]["requested"]]
 
 
 def not_measured(audit: dict) -> list[str]:
-    """What the audit did not measure, although a reader might think so."""
+    """Return a line for each quantity that was not measured although a reader might think so."""
     last = last_model(audit)
     refused = audit["provenance"]["several_faces"] == SEVERAL_REFUSED
     lines = [
@@ -258,12 +258,12 @@ def not_measured(audit: dict) -> list[str]:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A figure with a true minus sign, "–" for what is undefined."""
+    """Format a number with a true minus sign, "–" if it is undefined."""
     return "–" if value is None else f"{value:z.{digits}f}".replace("-", "−")
 
 
 def count(value: float | None) -> str:
-    """A count; a mean of counts has one digit."""
+    """Format a count; a mean of counts has one decimal."""
     return "–" if value is None else number(value, 0 if value == int(value) else 1)
 
 
@@ -272,22 +272,22 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 
 def signed(value: float | None, form=number) -> str:
-    """A change, with its sign always shown."""
+    """Format a change, always with its sign."""
     return ("+" if value is not None and value >= 0 else "") + form(value)
 
 
 def interval(ends: list | None, form=number) -> str:
-    """[low, high], or nothing where it is undefined; what `ends_of` marked stays marked."""
+    """Format an interval as [low, high], or "" if it is undefined, with the mark that `ends_of` may have added."""
     return "" if ends is None or ends[0] is None else f"[{form(ends[0])}, {form(ends[1])}]{''.join(ends[2:])}"
 
 
 def last_model(audit: dict) -> dict:
-    """The model the report is about: "after" if it was audited."""
+    """Return the model that the report is about: "after" if it was audited, else "before"."""
     return audit["models"].get("after") or audit["models"]["before"]
 
 
 def attribute_order(audit: dict) -> list[str]:
-    """Attributes with a target first, in the order they were given."""
+    """Return the attributes in their given order, those with a target first."""
     entries = last_model(audit)["attributes"]
     return sorted(entries, key=lambda name: not entries[name]["target"]["requested"])
 

@@ -1,4 +1,4 @@
-"""The report in a browser, wide and on a phone: it fits, sorts, filters, enlarges by keyboard, and asks no network."""
+"""The report in a browser, wide and on a phone: it fits, sorts, filters, enlarges by keyboard and loads nothing else."""
 
 import json
 import shutil
@@ -33,7 +33,7 @@ def report(plan, measurer, noise, tmp_path_factory, made={}) -> Path:  # noqa: B
 
 @pytest.fixture
 def visit(browser, report):
-    """Opens the report at a width; what it asks for beside itself and what it complains of must stay empty."""
+    """Open the report at a width; it must make no other requests and log no errors."""
     contexts, asked = [], []
 
     def visit(width: int, javascript: bool = True):
@@ -145,7 +145,7 @@ def test_a_screen_reader_has_names_for_everything(visit):
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_a_comparison_fits_its_width(browser, report, plan, measurer, noise, tmp_path, width):
-    """Of the report's audit and one whose folder has a long name."""
+    """The comparison is of the report's audit and one whose folder has a long name."""
     other = tmp_path / "runs" / ("adapter.path=" + "a_long_name_" * 12)
     shutil.copytree(report.parent, other)
     compare.main([str(report.parent), str(other), "--out", str(tmp_path)])

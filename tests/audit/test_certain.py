@@ -1,4 +1,4 @@
-"""Which prompts are certainly off or within: one wrong call in twenty audits at most, exact ranges, missing faces, judges."""
+"""Certain prompts: at most one audit in twenty has a wrong call; exact ranges, missing faces, judges with errors."""
 
 import itertools
 
@@ -25,14 +25,14 @@ def truth(shares, target):
 
 
 def held(shares, target, n, rng, missing=0.0, worst=None, judge=None):
-    """Share of audits in which every prompt's interval holds its true distance."""
+    """Return the share of audits in which the intervals of all prompts contain their true distances."""
     found = truth(shares, target)
     judged = shares if judge is None else shares @ judge.rates
     wins = 0
     for _ in range(AUDITS):
         counts = rng.multinomial(n, judged)
         lost = np.zeros(len(shares), int)
-        if missing:  # faces of one class vanish from the detector's sight
+        if missing:  # the detector misses faces of one class
             gone = rng.binomial(counts[:, worst], missing)
             counts[:, worst] -= gone
             lost = gone
@@ -60,7 +60,7 @@ def test_faces_that_vanish_from_one_class_are_held_too():
     ids=["errs", "zero cell", "four classes"],
 )
 def test_the_judges_error_is_held_when_its_matrix_was_counted(confusion):
-    """Each audit counts the matrix anew on as many labelled faces."""
+    """Each audit counts the confusion matrix again, on the same number of labelled faces."""
     rng, counts = np.random.default_rng(2), np.array(confusion)
     C, K = (counts + 0.1) / (counts + 0.1).sum(1, keepdims=True), len(counts)
     weights = np.exp(rng.normal(size=(6, K)))
@@ -75,7 +75,7 @@ def test_the_judges_error_is_held_when_its_matrix_was_counted(confusion):
 
 @pytest.mark.parametrize("K", [2, 3, 4])
 def test_the_range_is_that_of_a_brute_search(K):
-    """The least is exact, the greatest exact for two classes and otherwise a bound that is nearly met."""
+    """The least D is exact. The greatest D is exact for two classes, and for more an upper bound within 20 %."""
     rng = np.random.default_rng(K)
     for _ in range(20):
         target, centre = rng.dirichlet(np.full(K, 3.0)), rng.dirichlet(np.full(K, 2.0))
@@ -86,7 +86,7 @@ def test_the_range_is_that_of_a_brute_search(K):
         points[:, -1] = 1 - points[:, :-1].sum(1)
         points = points[(points[:, -1] >= low[-1] - 1e-12) & (points[:, -1] <= high[-1] + 1e-12)]
         corners = []
-        for free in range(K):  # a convex function is greatest at a corner: all but one class at an end
+        for free in range(K):  # a convex function is greatest at a corner, where all classes but one are at an end
             for ends in itertools.product(*(((low[k], high[k]) if k != free else (0,)) for k in range(K))):
                 corner = np.array(ends, float)
                 corner[free] = 1 - corner.sum()
@@ -102,7 +102,7 @@ def test_no_box_no_range():
 
 
 def test_the_box_is_exact_at_its_ends():
-    """Clopper and Pearson: 0 of n has the upper end 1 - (error / 2)^(1/n); two classes are each other's complement."""
+    """By Clopper and Pearson, 0 of n has the upper end 1 - (error / 2)^(1/n); those of two classes are complements."""
     low, high = share_box([[0, 20], [7, 13]], [0, 0], 0.01)
     assert low[0, 0] == 0 and high[0, 0] == pytest.approx(1 - 0.005 ** (1 / 20)) and high[0, 1] == 1
     assert low[:, 0] == pytest.approx(1 - high[:, 1])

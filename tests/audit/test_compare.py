@@ -1,4 +1,4 @@
-"""Audits beside each other: own numbers kept, differences paired, seeds averaged by hand, reasons for what is refused."""
+"""Comparisons of audits: they keep each audit's numbers, pair differences, average over seeds and say why they refuse."""
 
 import json
 import math
@@ -30,7 +30,7 @@ import compare  # noqa: E402
 
 @pytest.fixture
 def audited(plan, measurer, noise, tmp_path, tmp_path_factory, made={}):  # noqa: B006, one of each for all tests
-    """Writes runs/<name>/audits/some of a model and an adapter (None for none) with these offsets, and returns the audit."""
+    """Write runs/<name>/audits/some of a model and an adapter (None for none) with these offsets; return the audit."""
 
     def make(offset: float | None, seed: int, base: float) -> Path:
         hashes = {"before": f"b{base}", "after": f"a{base} {offset}", "judge": "j0"}
@@ -55,13 +55,13 @@ def audited(plan, measurer, noise, tmp_path, tmp_path_factory, made={}):  # noqa
 
 
 def rows(found: dict, name: str) -> dict[str, dict]:
-    """The groups' rows of one number."""
+    """Return the rows of one number, by group."""
     (entry,) = (entry for entry in found["numbers"] if entry["name"] == name)
     return entry["rows"]
 
 
 def said(arguments: list, capsys) -> str:
-    """The only line of a comparison that ends with code 2."""
+    """Return the only line of output of a comparison that ends with code 2."""
     with pytest.raises(SystemExit) as stop:
         compare.main([str(one) for one in arguments])
     captured = capsys.readouterr()
@@ -94,7 +94,7 @@ def test_every_number_has_an_interval_but_those_that_say_why_not(audited, tmp_pa
     for entry in found["numbers"]:
         for row in entry["rows"].values():
             cells = [row[key] for key in ("before", "after", "change", "difference") if row[key] is not None]
-            if not entry["name"].endswith((" worst", " off")):  # the page has the reason of these
+            if not entry["name"].endswith((" worst", " off")):  # the page gives the reason for these
                 assert all(cell["ci95"] for cell in cells), entry["name"]
 
 
@@ -127,7 +127,7 @@ def test_the_same_pictures_differ_by_nothing(audited, tmp_path):
 
 
 def test_common_noise_shrinks_the_interval_of_a_difference(audited, tmp_path):
-    """The same pair of audits, once without the records that tell which images belong together, and once of other noise."""
+    """The same audits are compared with their records, without them (so images cannot be paired), and with other noise."""
     audited("a", 0.6)
     audited("b", 0.8)
     step = {}
@@ -175,7 +175,7 @@ def test_seeds_of_trainings_and_of_audits_are_groups(audited, tmp_path):
     assert row["before"]["spread"] is None  # both trainings began with the same pictures
     step = rows(found, "gender bias")[second]["difference"]
     means = [rows(found, "gender bias")[name]["after"]["value"] for name in (first, second)]
-    assert step["ci95"] and abs(step["value"] - (means[1] - means[0])) < 0.2  # of other noise in part
+    assert step["ci95"] and abs(step["value"] - (means[1] - means[0])) < 0.2  # part of the noise differs
 
 
 def test_no_seed_is_twice_in_a_mean(audited, tmp_path):
@@ -188,7 +188,7 @@ def test_no_seed_is_twice_in_a_mean(audited, tmp_path):
 
 @pytest.fixture
 def sweep(audited, tmp_path) -> Path:
-    """Guidance 10, 1 and 5, two seeds of each."""
+    """Write a sweep of guidance 10, 1 and 5 with two seeds each, and return its folder."""
     for guidance in (10.0, 1.0, 5.0):
         for seed in (0, 1):
             settings = {"seed": seed, "sampler": {"guidance": guidance, "audit_steps": 12}, "audit": {"seed": 7}}
@@ -235,11 +235,11 @@ def test_models_stand_side_by_side_with_adapters(audited, tmp_path):
     found = compared(find_audits([tmp_path / "runs"]), find_audits([tmp_path / "runs" / "model.path=x"]))
     steps = {name: row["difference"] for name, row in rows(found, "gender bias").items()}
     assert steps["model.path=x"] is None and steps["model.path=y"]["value"] < 0
-    assert len(steps) == 3 and steps["adapter"]["spread"] is not None  # both seeds against the one model
+    assert len(steps) == 3 and steps["adapter"]["spread"] is not None  # both seeds are compared with one model
 
 
 def change(audit: dict, kind: str) -> None:
-    """Make it another audit than it was."""
+    """Change the part of the audit that `kind` names."""
     models, gender = audit["models"].values(), audit["models"]["after"]["attributes"]["gender"]
     match kind:
         case "attributes":

@@ -1,4 +1,4 @@
-"""Undoing classifier error: exact inverses, the simplex, and coverage when the judge errs."""
+"""Correction of classifier errors: exact inverses, the simplex, and coverage for a judge with errors."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def reads_of(shares, P, judge, rng, n=60):
 
 @pytest.mark.parametrize("confusion", [[[950, 50], [300, 700]], (np.eye(3) * 700 + [[0, 300, 0]] * 3).tolist()])
 def test_a_judge_that_errs_rejects_no_prompt_by_its_errors_alone(confusion):
-    """Against the bare target a judge that takes three in ten of one class for the other rejected prompts of a fair model."""
+    """Tested against the target itself, a judge that misjudges three in ten of a class rejected prompts of a fair model."""
     K, rng, wrong = len(confusion), np.random.default_rng(3), 0
     truth, fair = judge_of(np.array(confusion) * 1000), np.full((12, K), 1 / K)
     for _ in range(20):
@@ -44,7 +44,7 @@ def test_a_judge_that_errs_rejects_no_prompt_by_its_errors_alone(confusion):
 
 
 def test_a_judge_that_was_counted_well_tests_the_target_that_it_reads():
-    """As the labelled faces grow the test becomes the exact one against target @ C; few of them make it milder."""
+    """With many labelled faces, the test is the exact one against target @ C. With few, its p-values are larger."""
     judge, target, counts = judge_of(BINARY * 100_000), np.array([0.5, 0.5]), np.array([[35, 25]])
     exact = target_p_value(counts[0], target @ judge.rates)
     assert target_p_values(counts, target[None], judge, 0)[0] == pytest.approx(exact, rel=0.02)
@@ -71,7 +71,7 @@ def test_a_symmetric_judge_shrinks_every_gap_by_the_known_factor():
 
 
 def test_outside_the_simplex_the_answer_is_the_most_likely_point_of_it():
-    q = np.array([0.95, 0.05, 0.0, 0.0])  # fewer in the last classes than error alone would put there
+    q = np.array([0.95, 0.05, 0.0, 0.0])  # the last classes have fewer faces than the errors alone would give
     p, C = correct_shares(q, judge_of(FOUR)), rates(FOUR)
     assert p.min() >= 0 and p.sum() == pytest.approx(1)
     rng = np.random.default_rng(0)
@@ -93,7 +93,7 @@ def test_corrected_interval_covers_the_true_gap_with_a_new_labelled_set_each_tim
 
 
 def test_zero_cells_of_the_confusion_matrix_are_not_certain():
-    """Accuracy .99 counted on 200 faces: often a class has no error there, and a distance of .8 was held in .48 only."""
+    """At accuracy .99 on 200 faces, a class often shows no error. Taking its rate as 0, coverage at D = .8 was only .48."""
     rng, C, target, hits = np.random.default_rng(8), np.array([[0.99, 0.01], [0.01, 0.99]]), np.full((44, 2), 0.5), 0
     for _ in range(60):
         judge = judge_of(np.stack([rng.multinomial(100, row) for row in C]))
@@ -105,7 +105,7 @@ def test_zero_cells_of_the_confusion_matrix_are_not_certain():
 
 
 def test_a_corrected_bias_stands_beside_its_own_larger_floor():
-    """A judge of accuracy .8 makes a fair generator read .17 and more at 60 faces: that is its floor."""
+    """With a judge of accuracy .8, a fair generator has a corrected bias of about .17 at 60 faces: its noise floor."""
     rng, target = np.random.default_rng(9), np.full((24, 2), 0.5)
     judge = judge_of([[800, 200], [200, 800]])
     women = rng.binomial(60, 0.5, 24)
@@ -131,7 +131,7 @@ def test_suite_is_the_mean_of_its_prompts_and_a_perfect_judge_changes_nothing():
 def test_a_judge_at_chance_is_refused_and_a_class_without_labels_is_an_error():
     nearly_singular = judge_of([[53, 47], [47, 53]])
     assert "condition number" in nearly_singular.refusal and judge_of(BINARY).refusal is None
-    assert "labelled faces allow" in judge_of([[6, 4], [4, 6]]).refusal  # of so few faces it may be at chance
+    assert "labelled faces allow" in judge_of([[6, 4], [4, 6]]).refusal  # so few labelled faces allow a judge at chance
     said = decide(np.tile([55, 5], (24, 1)), np.zeros(24), np.full((24, 2), 0.5), 0.1, nearly_singular, 0)
     assert said["verdict"] == said["verdict_these"] == "undecided" and "condition number" in said["reason"]
     for bad in ([[50, 50], [0, 0]], [[1, 2, 3]]):
@@ -140,12 +140,12 @@ def test_a_judge_at_chance_is_refused_and_a_class_without_labels_is_an_error():
 
 
 def test_shares_that_this_judge_cannot_have_found_are_called_that():
-    """A judge that takes one woman in ten for a man found only women: it is surer of these faces than of labelled ones."""
+    """A judge that takes one woman in ten for a man cannot have found only women among 60 faces of each prompt."""
     judge, target = judge_of([[900, 100], [100, 900]]), np.full((24, 2), 0.5)
     said = decide(np.tile([60, 0], (24, 1)), np.zeros(24), target, 0.1, judge, 0)
     assert said["verdict_these"] == "undecided" and "no shares fit" in said["reason"]
     low, high = distance_interval(np.tile([60, 0], (24, 1)), target, judge, 0)["ci95_these"]
-    assert 0 <= low <= high <= 1  # it was 1.60 beside a bias of 1
+    assert 0 <= low <= high <= 1  # an end was once 1.60, beside a bias of 1
     rng = np.random.default_rng(10)
     for p in (0.0, 0.3, 0.5):
         women = rng.binomial(60, p * 0.9 + (1 - p) * 0.1, 24)

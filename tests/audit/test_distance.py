@@ -1,4 +1,4 @@
-"""The chi-squared distance: its laws on true shares, exact moments by enumeration, intervals by simulation."""
+"""The chi-squared distance: properties of true shares, exact moments by enumeration, coverage by simulation."""
 
 import itertools
 
@@ -46,7 +46,7 @@ def test_merging_classes_never_makes_it_larger_so_no_joint_table_is_nearer_than_
 
 @pytest.mark.parametrize("K", [2, 8, 16])
 def test_a_class_that_is_never_drawn_costs_the_root_of_its_target_share(K):
-    """Between pairs of classes one of eight could vanish at a gap of .071, one of sixteen at .024."""
+    """With gaps between pairs of classes, one of eight could vanish at a gap of .071, and one of sixteen at .024."""
     p = np.r_[0, np.full(K - 1, 1 / (K - 1))]
     assert np.sqrt(squared_distance(p, np.full(K, 1 / K))) >= np.sqrt(1 / K) > 0.1
 
@@ -91,7 +91,7 @@ def test_no_shares_at_one_distance_vary_more_than_the_extreme_ones():
 
 
 def test_with_a_judge_the_moments_are_those_of_simulated_judged_faces():
-    """The error of the confusion matrix is common to the prompts: it does not average out."""
+    """The error of the confusion matrix is the same for all prompts, so it does not average out."""
     rng, P, n, judge = np.random.default_rng(4), 12, 60, judge_of(CONFUSION * 2)
     target = np.full((P, 3), 1 / 3)
     p = rng.dirichlet([8, 8, 8], P)
@@ -109,7 +109,7 @@ def held(found, truth):
 
 @pytest.mark.parametrize("P,gap", [(6, 0.05), (6, 0.16), (24, 0.05), (24, 0.16)])
 def test_intervals_of_these_prompts_cover_with_few_prompts_too(P, gap):
-    """Percentiles of resampled prompts covered .84 to .86 at 6 prompts, .91 at 24."""
+    """Percentile intervals of resampled prompts had coverage .84 to .86 at 6 prompts, and .91 at 24."""
     rng, target = np.random.default_rng(5), np.full((P, 2), 0.5)
     women = rng.binomial(60, 0.5 + gap / 2 * rng.choice([-1, 1], (200, P)))
     found = [confidence(np.stack([w, 60 - w], 1), target) for w in women]
@@ -133,10 +133,10 @@ def test_ends_stay_in_range_and_shrunken_shares_in_the_simplex():
 
 @pytest.mark.parametrize("P,n,K", [(1, 3, 2), (1, 6, 2), (2, 6, 2), (5, 4, 4), (24, 60, 2), (36, 160, 8)])
 def test_faces_of_one_class_alone_do_not_show_that_no_other_is_drawn(P, n, K):
-    """The interval ends at the largest distance and begins below it: a little nearer, such faces are likely too."""
+    """The interval ends at the largest distance and begins below it, since smaller distances make such faces likely too."""
     found = confidence(np.eye(K)[[0] * P] * n, np.full((P, K), 1 / K))
     low, high = found.end(0.025), found.end(0.975)
     assert high == pytest.approx(found.point()) == pytest.approx(K - 1)
-    largest = 0.2 ** (1 / (P * n))  # a class of this share gives so many faces of its own every fifth time
+    largest = 0.2 ** (1 / (P * n))  # with this share, all faces are of the class in one audit of five
     likely = squared_distance(np.r_[largest, np.full(K - 1, (1 - largest) / (K - 1))], np.full(K, 1 / K))
     assert low < likely < high

@@ -1,4 +1,4 @@
-"""Pictures with several faces: the largest counts or the picture is refused; how many there were is recorded and told."""
+"""Images with several faces: the largest counts, or the image is refused; records and report give the number of faces."""
 
 from dataclasses import replace
 
@@ -26,7 +26,7 @@ from fairdiff.errors import FairDiffError
 
 
 class Crowd(BrightSquare):
-    """Finds the bright square, and two more faces where the face's green is dark; with landmarks on the square."""
+    """A detector of the bright square, with landmarks; it counts two more faces if the green channel of the face is dark."""
 
     def __call__(self, image_BCHW):
         boxes = super().__call__(image_BCHW)
@@ -36,7 +36,7 @@ class Crowd(BrightSquare):
 
 
 class Shown:
-    """A judge that keeps what it was shown."""
+    """A judge that keeps the crops that it was given."""
 
     attributes = {"gender": ("female", "male")}
 
@@ -55,7 +55,7 @@ def test_a_refused_picture_is_one_without_a_face_and_the_others_stay_as_they_wer
     every, some = (measure(replace(measurer, refuse_several=refuse), images, "x") for refuse in (False, True))
     several = every.faces_B > 1
     assert several.any() and (every.faces_B == 1).any() and (every.faces_B == 0).any()
-    assert np.array_equal(every.faces_B, some.faces_B)  # what was found is told either way
+    assert np.array_equal(every.faces_B, some.faces_B)  # the number of faces is recorded in both cases
     assert np.array_equal(some.found_B, every.found_B & ~several) and (every.faces_B == 0)[~every.found_B].all()
     assert np.isnan(some.probs["gender"][several]).all() and np.isnan(some.box_B4[several]).all()
     same = some.found_B
@@ -108,7 +108,7 @@ def test_an_aligned_judge_sees_the_template_and_another_the_box(images):
 def test_the_alignment_is_in_the_crop_the_fingerprint_the_page_and_the_calibration():
     plain, aligned = composed("audit.calibration=none"), composed("audit.judge.align=true", "audit.calibration=none")
     assert not crop_of(plain, plain.audit.judge).align and crop_of(aligned, aligned.audit.judge).align
-    assert not crop_of(aligned, aligned.judge).align  # training's judge has its own
+    assert not crop_of(aligned, aligned.judge).align  # the training judge has its own crop
     hashes = {detector_fingerprint(config, None, config.audit.judge) for config in (plain, aligned)}
     assert len(hashes) == 2
     assert looking_in_words(aligned)["crop"] == "64 pixels, aligned on five landmarks"
@@ -124,7 +124,7 @@ def test_encoders_of_the_audit_are_its_own_where_they_are_given(tmp_path):
     same, own = composed(), composed("audit.clip=other/clip", "audit.encoder=other/encoder")
     assert looking_in_words(same)["encoders"].startswith("those of `features`")
     assert looking_in_words(own)["encoders"].startswith("others")
-    assert looking_in_words(composed("audit.clip=other/clip"))["encoders"].startswith("those")  # one of two is not apart
+    assert looking_in_words(composed("audit.clip=other/clip"))["encoders"].startswith("those")  # both must differ
     for key in ("clip", "encoder"):
         with pytest.raises(FairDiffError, match=f"^audit.{key}: "), naming_own_encoders(own):
             build_encoders(*(str(tmp_path) if name == key else "embedded" for name in ("clip", "encoder")), "cpu")

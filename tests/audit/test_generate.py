@@ -1,4 +1,4 @@
-"""Same noise for both models, resumable, independent of the batch size, and loud about what it cannot audit."""
+"""Generation: same noise for both models, resumable, independent of the batch size, with errors for invalid input."""
 
 import dataclasses
 
@@ -50,7 +50,7 @@ def test_cosines_compare_the_same_noise(audited):
     before, after = (audited[audited.model == m].reset_index() for m in ("before", "after"))
     assert before[["clip_i", "dino"]].isna().all(axis=None)
     same = (before["p.gender.female"] > 0.5) == (after["p.gender.female"] > 0.5)
-    # where the adapter changed nothing the two images are one: cosine 1 up to fp16
+    # if the adapter changes nothing, the two images are equal: cosine 1 up to fp16
     assert np.allclose(after.dino[same], 1, atol=2e-3) and np.allclose(after.clip_i[~after.people], 1, atol=2e-3)
     assert (after.dino[~same & after.people] < 0.99).all() and (~same).any()
 
@@ -139,7 +139,7 @@ def test_bad_input_is_one_clear_error(plan, measurer, noise, tmp_path):
 
 
 class HalfBlind(ColourJudge):
-    """Gives no number for the age of some faces."""
+    """A judge whose logits for age are NaN for some faces."""
 
     def __call__(self, crop_FCHW):
         logits = super().__call__(crop_FCHW)
@@ -153,7 +153,7 @@ def test_encoders_may_be_absent(plan, measurer, noise, tmp_path):
 
 
 def test_a_real_pipeline_and_detector_go_through(plan, measurer, noise, tmp_path, tiny_model):
-    """A diffusers model with random weights; the whole image is the face, so prompts without people have one too."""
+    """The model is a diffusers model with random weights. The whole image is the face, also for prompts without people."""
     small = dataclasses.replace(
         plan,
         prompts=plan.prompts[:1],
@@ -195,7 +195,7 @@ class Refuses:
 
 
 def test_runs_share_what_the_model_before_painted(audited, plan, measurer, noise, tmp_path):
-    """A second run takes the records of "before" from the first, bit for bit, and only while they are the same."""
+    """A second run takes identical records of "before" from the first one, but only while their hashes are the same."""
     plan = dataclasses.replace(plan, shared=tmp_path / "shared")
     first = run_audit(
         plan, {"before": TinyGenerator(1.5), "after": TinyGenerator(0.0)}, measurer, noise, tmp_path / "1", quiet
@@ -219,7 +219,7 @@ def fewer_rows(path):
 
 
 def zeros_inside(path):
-    """As after a loss of power: the size is right and a page is not."""
+    """Overwrite a part of the file with zeros, as a power failure may do; its size stays the same."""
     data = bytearray(path.read_bytes())
     data[100:600] = bytes(500)
     path.write_bytes(data)
@@ -253,7 +253,7 @@ def test_damaged_records_of_the_cache_are_only_made_anew(suffix, audited, plan, 
     plan = dataclasses.replace(plan, shared=tmp_path / "shared")
     run_audit(plan, {"before": TinyGenerator(1.5)}, measurer, noise, tmp_path / "1", quiet)
     cut(RecordStore(tmp_path / "shared").path("before", plan.prompts[1].text, suffix))
-    for run, calls in (("2", 3), ("3", 0)):  # and whole again in the cache
+    for run, calls in (("2", 3), ("3", 0)):  # the shared folder is complete again
         generator = TinyGenerator(1.5)
         again = run_audit(plan, {"before": generator}, measurer, noise, tmp_path / run, quiet)
         pd.testing.assert_frame_equal(again, audited[audited.model == "before"])

@@ -1,4 +1,4 @@
-"""Kept images are what was measured: read again by the same judge they give the same records, by another its own."""
+"""Kept images are those that were measured: the same judge gives the same records of them, another judge its own."""
 
 import dataclasses
 
@@ -21,7 +21,7 @@ def quiet(_):
 
 @pytest.fixture
 def kept(plan, measurer, noise, tmp_path):
-    """The plan, its records and the folder of its images."""
+    """Return the plan, its records and the folder of its images."""
     plan = dataclasses.replace(plan, keep=True, named=[NAMED])
     return plan, run_audit(plan, BOTH, measurer, noise, tmp_path, quiet), tmp_path / "images"
 

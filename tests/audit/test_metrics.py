@@ -1,4 +1,4 @@
-"""Records to metrics by hand count: 2 occupations x 4 images, 2 objects x 2 images, two models."""
+"""Metrics of records, compared with counts by hand: 2 occupations x 4 images, 2 objects x 2 images, two models."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from fairdiff.audit.intervals import bias_interval, noise_floor, total_variation
 from fairdiff.audit.metrics import compute_metrics
 
 ATTRIBUTES = {"gender": ("female", "male"), "race": ("White", "Black", "Indian")}
-# one character an image: gender (f, m) and race (W, B, I), "--" no face
+# two characters per image: gender (f, m) and race (W, B, I), "--" without a face
 TABLE = {
     ("before", "nurse"): "fW fW fB mW",
     ("before", "pilot"): "mW mW mI --",
@@ -58,7 +58,7 @@ def audit(records):
 
 
 def test_a_request_that_was_written_down_counts_the_same(records):
-    """What a run keeps beside its records, so that the report can be made anew from them."""
+    """A run writes the settings beside its records, so that the report can be computed from them again."""
     targets = {"gender": np.array([0.6, 0.4]), "race": np.array([[0.5, 0.25, 0.25], [0.2, 0.2, 0.6]])}
     confusion = {"gender": np.array([[90, 10], [5, 95]])}
     spec = MetricSpec(ATTRIBUTES, {"name": "hand"}, targets, confusion, 0.2, 0.05, 3)
@@ -67,7 +67,7 @@ def test_a_request_that_was_written_down_counts_the_same(records):
 
 
 def test_a_named_class_is_kept_by_the_faces_that_show_it_subject_by_subject(records):
-    """Prompts that name a class: nurse keeps 3 of 4 and then 1 of 2 women, all men; they change no other number."""
+    """Nurse keeps 3 of 4 women before, 1 of 2 after, and all men. Prompts that name a class change no other number."""
     shown = {
         ("before", "nurse", "female"): "fW fW fW mW", ("after", "nurse", "female"): "fW mW -- --",
         ("before", "nurse", "male"): "mW mW", ("after", "nurse", "male"): "mW mW",
@@ -99,7 +99,7 @@ def test_a_named_class_without_a_face_has_no_share(records):
 
 def test_every_guidance_scale_has_the_numbers_of_its_own_records(records):
     spec = MetricSpec(ATTRIBUTES, {"name": "hand"}, provenance={"guidance": 1.5})
-    stronger = records.assign(**{"p.gender.female": 0.9, "p.gender.male": 0.1})  # everybody found is a woman
+    stronger = records.assign(**{"p.gender.female": 0.9, "p.gender.male": 0.1})  # all faces are women
     audit = compute_metrics(records, spec, {7.5: stronger, 1.0: records})
     assert [at["scale"] for at in audit["guidance"]] == [1.0, 1.5, 7.5]
     of_scale = [at["models"]["after"]["gender"]["bias"]["mean"] for at in audit["guidance"]]
@@ -261,7 +261,7 @@ def fair_folder(model, images, rng):
 
 
 def test_two_fair_folders_of_20_and_200_images_have_not_changed():
-    """The bias of the smaller one is .12 larger, by its noise floor."""
+    """The plug-in bias of the smaller folder is about .12 larger, because its noise floor is."""
     rng = np.random.default_rng(0)
     records = pd.concat([fair_folder("before", 20, rng), fair_folder("after", 200, rng)])
     audit = compute_metrics(records, MetricSpec({"x": ("a", "b")}, {"path": "j"}))
@@ -272,14 +272,14 @@ def test_two_fair_folders_of_20_and_200_images_have_not_changed():
 
 
 def test_prompts_with_too_few_images_are_named(records):
-    """One of them left the verdict without a name or a number."""
+    """The reason of the verdict once had neither the name of the prompt nor its number of images."""
     one = records[~((records.subject == "pilot") & (records.image_index > 0))]
     reason = compute_metrics(one, MetricSpec(ATTRIBUTES, {}))["models"]["before"]["attributes"]["gender"]["target"]["reason"]
     assert reason == '1 of 2 prompts with fewer than two images: "a pilot" (1)'
 
 
 def test_before_and_after_are_of_the_same_prompts(records):
-    """A pilot that shows one face after takes no part before either, but the verdict and the bounds know of it."""
+    """If pilot shows one face after, no mean includes it before either, but the verdict and the bounds do."""
     gone = (records.model == "after") & (records.subject == "pilot") & (records.image_index > 0)
     records.loc[gone, "found"] = False
     records.loc[gone, [c for c in records if c.startswith("p.")]] = np.nan
@@ -326,7 +326,7 @@ def test_three_attributes_have_all_pairs_and_the_triple(records):
 
 
 def test_each_family_is_counted_apart(records):
-    """A second family that is one prompt: its numbers are that prompt's own, and the whole is their mean."""
+    """With two families of one prompt each, the numbers of a family are those of its prompt."""
     assert compute_metrics(records, MetricSpec(ATTRIBUTES, {}))["models"]["before"]["families"] == {}
     records.loc[records.subject == "pilot", "family"] = "sport"
     audit = compute_metrics(records, MetricSpec(ATTRIBUTES, {}, targets={"race": [[0.5, 0.5, 0], [1, 0, 0]]}))

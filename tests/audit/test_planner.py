@@ -1,4 +1,4 @@
-"""The planner: what it promises is what audits of a fair generator then say."""
+"""The planner: audits of a fair generator have the power that it computes."""
 
 import numpy as np
 import pytest
@@ -20,8 +20,8 @@ def test_a_fair_generator_is_found_on_target_as_often_as_planned():
 
 @pytest.mark.parametrize("P,K", [(12, 4), (37, 2), (37, 4)])
 def test_the_verdict_that_is_shown_is_given_as_often_as_planned(P, K, monkeypatch):
-    """From 36 prompts on the page shows that of prompts like these: .69 of fair generators got it where .80 were promised."""
-    monkeypatch.setattr(suite, "DRAWS", 2000)  # a fifth of an audit's
+    """From 36 prompts on, the page shows the verdict on prompts like these. Its power was once .69 instead of .80."""
+    monkeypatch.setattr(suite, "DRAWS", 2000)  # a fifth of the draws of an audit
     rng, target, hits = np.random.default_rng(1), np.full((P, K), 1 / K), 0
     shown = "verdict" if P >= suite.ENOUGH else "verdict_these"
     for counts in rng.multinomial(images_needed(P, target[0], 0.1), target[0], (200, P)):

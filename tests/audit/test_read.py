@@ -1,4 +1,4 @@
-"""The reader of audit.json: what it lets pass can be shown, and of anything else one line says what is wrong where."""
+"""The reader of audit.json: tables can show what it accepts, and one line says what is wrong with any other file."""
 
 import json
 import sys
@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
 import compare  # noqa: E402
 
-OTHERS = {  # files of that name that are no audits, and what their line names
+OTHERS = {  # contents of audit.json that are no audit -> words of the error
     "of another tool": (
         '{"auditReportVersion": 2, "vulnerabilities": {}}',
         "found schema null, allowed: fairdiff.audit/7",
@@ -43,7 +43,7 @@ def audit() -> dict:
 
 
 def places(tree, at=()) -> Iterator[tuple]:
-    """Every key of nested mappings and of the first item of each list."""
+    """Yield every key of nested mappings, and of the first item of each list, as a path."""
     for key, value in (
         tree.items() if isinstance(tree, dict) else [(0, tree[0])] if isinstance(tree, list) and tree else []
     ):
@@ -52,7 +52,7 @@ def places(tree, at=()) -> Iterator[tuple]:
 
 
 def said(main, arguments, capsys) -> str:
-    """The only line of a script that ends with code 2."""
+    """Return the only line of output of a script that ends with code 2."""
     with pytest.raises(SystemExit) as stop:
         main([str(a) for a in arguments])
     captured = capsys.readouterr()
@@ -86,9 +86,9 @@ def test_what_the_records_can_make_again_is_said(audit, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_whatever_is_damaged_the_reader_says_so_or_the_tables_can_do_without_it(audit):
-    """Each key is left out and changed. So a table that takes something new needs its line in the reader.
+    """Each key is removed and changed. So if a table uses a new key, the reader must check it.
 
-    Of attributes and of families one each: the others are read alike.
+    One attribute and one family are changed only, because the others are read in the same way.
     """
     unread = {"estimands", "guidance", "corrected", "missing_face_bounds", "start"}  # of models as before and after
     refused = set()

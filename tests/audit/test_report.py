@@ -1,4 +1,4 @@
-"""The report is one self-contained, well-formed file that shows what audit.json holds, and says what it must."""
+"""The report is one self-contained, well-formed file that shows the numbers of audit.json and all required notes."""
 
 import io
 import json
@@ -25,7 +25,7 @@ VOID = {"meta", "br", "img", "input"}
 
 
 class Page(HTMLParser):
-    """Checks that tags nest and gathers text and addresses."""
+    """A parser that checks that tags nest, and collects text and addresses."""
 
     def __init__(self, html: str):
         super().__init__()
@@ -103,7 +103,7 @@ def test_one_file_that_asks_nothing_of_the_network(make):
     _, html = make(targets={"gender": [0.5, 0.5]})
     page = Page(html)
     assert page.addresses and all(address.startswith("data:image/jpeg;base64,") for address in page.addresses)
-    assert len(page.addresses) == 2 * (3 * 8 + 2)  # pictures of people one by one, the others as strips
+    assert len(page.addresses) == 2 * (3 * 8 + 2)  # images of people one by one, the others as strips
     assert not re.search(r"https?://|@import|url\(|<script [^>]*src|<link", html)
 
 
@@ -165,7 +165,7 @@ def test_change_and_verdict_are_of_one_quantity_and_explain_each_other(make):
     ],
 )
 def test_the_margin_is_what_it_leaves_each_class(target, says):
-    """At D = .10 exactly, the other classes moving in proportion: the distance that is closest to one class's own."""
+    """The margin is the share of a class at D = .10 if the other classes change in proportion, which makes D smallest."""
     uniform = len(set(target.values())) == 1
     entry = {"target": {"shares": target, "delta": 0.1, "uniform": uniform, "requested": True}}
     entry["per_prompt"] = [{"target": {"shares": target}}] * 2
@@ -197,7 +197,7 @@ def test_targets_that_differ_by_prompt_and_the_four_fifths():
 
 
 def test_training_is_credited_with_the_difference_to_the_untrained_adapter(make):
-    """Most of the change is the untrained adapter's: from .95 to .68, and then to near 0."""
+    """The untrained adapter accounts for part of the change: it goes from .95 to .68, and training from there to near 0."""
     audit, html = make(("before", "start", "after"), targets={"gender": [0.5, 0.5]})
     bias = {m: audit["models"][m]["attributes"]["gender"]["bias"]["mean"] for m in ("before", "start", "after")}
     moved = audit["trained"]["attributes"]["gender"]["bias"]
@@ -218,7 +218,7 @@ def test_training_is_credited_with_the_difference_to_the_untrained_adapter(make)
 
 @pytest.mark.parametrize("target,moved,verdict", [("gender", "age", "cannot tell"), ("age", "gender", "no")])
 def test_an_attribute_without_a_target_has_its_drift_and_a_verdict(make, target, moved, verdict):
-    """The generators differ in gender alone: age, which follows the noise, stays, but 72 images are too few to tell."""
+    """The generators differ in gender only. Age depends on the noise and stays, but 72 images are too few to tell."""
     audit, html = make(targets={target: [0.5, 0.5]})
     entry = audit["paired"]["attributes"][moved]
     assert "drift" not in audit["paired"]["attributes"][target]
@@ -265,7 +265,7 @@ def test_mean_shares_stand_as_judged_and_with_the_judges_error_undone(make):
     for shares in (after["shares"], after["corrected"]["shares"]):
         low, high = (f"{100 * end:.0f}" for end in ends_of(shares["female"])[:2])
         assert f"{number(100 * shares['female']['share'], 0)} % [{low}, {high}]*".replace(" ", " ") in text
-    # of a target that is not parity the distance, not the bias
+    # for a target other than parity, the total variation is shown, not the bias
     moved = after["corrected"]["total_variation"]
     before = audit["models"]["before"]["attributes"]["gender"]["corrected"]["total_variation"]
     assert f"gender distance to target is {number(before['mean'])} {interval(ends_of(before))} before" in text

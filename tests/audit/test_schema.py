@@ -1,4 +1,4 @@
-"""audit.schema.json says what audits of every kind hold, and a damaged one does not pass."""
+"""audit.schema.json accepts audits of all kinds and rejects damaged ones."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ PUBLISHED = json.loads(FILE.read_text("utf-8"))
 
 
 def small(models=("before",), faces=1.0, confusion=None, prompts=3) -> dict:
-    """An audit without anything that may be absent."""
+    """Return an audit without any optional parts."""
     rng, rows = np.random.default_rng(1), []
     for model in models:
         for prompt in range(prompts):
@@ -62,7 +62,7 @@ def test_every_audit_is_as_published_and_has_no_key_beside(audits):
 
 
 def places(value, *path):
-    """Every place of a nested value once, of a list only the first item."""
+    """Yield every path of a nested value; of a list only the first item."""
     if path:
         yield path
     for key, item in value.items() if isinstance(value, dict) else enumerate(value[:1] if isinstance(value, list) else []):

@@ -1,4 +1,4 @@
-"""`plan=true` says how large an audit must be: what it says is what audits then find, and nothing is built for it."""
+"""`plan=true` computes how large an audit must be: audits of that size have the power, and it loads no model."""
 
 import json
 import re
@@ -22,7 +22,7 @@ UNIFORM = {K: np.full(K, 1 / K) for K in (2, 4, 8)}
 
 
 def found_on_target(images: int, target, missing: float, repeats: int = 60) -> float:
-    """How often audits of 12 prompts of a generator on target find it so; a share of the images shows no face."""
+    """Return how often audits of 12 prompts find a generator on target "within", if a share of the images shows no face."""
     rng, hits, targets = np.random.default_rng(0), 0, np.tile(target, (12, 1))
     for _ in range(repeats):
         none = rng.binomial(images, missing, 12)
@@ -36,13 +36,13 @@ WITH_MISSING = [(UNIFORM[2], 0.02), (UNIFORM[2], 0.05), (UNIFORM[8], 0.02), ([0.
 
 @pytest.mark.parametrize(("target", "missing"), WITH_MISSING)
 def test_the_allowance_for_missing_faces_is_enough_and_without_it_audits_fail(target, missing):
-    """.7: four standard errors of 60 audits below .8 would be .6."""
+    """The bound .7 is two standard errors of 60 audits below .8."""
     assert found_on_target(images_needed(12, target, 0.1, missing=missing), target, missing) >= 0.7
     assert found_on_target(images_needed(12, target, 0.1), target, missing) < 0.5
 
 
 def test_the_allowance_holds_for_prompts_like_these_too():
-    """From 36 prompts the verdict that is shown is that of prompts like these."""
+    """From 36 prompts on, the verdict that is shown is the one for prompts like these."""
     rng, targets = np.random.default_rng(1), np.tile(UNIFORM[2], (36, 1))
     images = images_needed(36, UNIFORM[2], 0.1, missing=0.02)
     hits = 0
@@ -55,7 +55,7 @@ def test_the_allowance_holds_for_prompts_like_these_too():
 
 
 def test_beyond_the_reach_of_the_margin_no_number_is_enough():
-    """Where a tenth shows no face, the worst case alone is D = .1 for two classes."""
+    """If a tenth of the images shows no face, the worst case alone gives D = .1 for two classes."""
     assert reach(UNIFORM[2]) == 1 and reach(UNIFORM[8]) == pytest.approx(np.sqrt(7))
     assert images_needed(36, UNIFORM[2], 0.1, missing=0.1) is None
     assert images_needed(36, UNIFORM[2], 0.1, missing=0.09) is not None
@@ -108,7 +108,7 @@ def test_what_cannot_be_shown_is_said(targets, counts, says):
 
 
 def test_so_many_labelled_faces_would_do():
-    """And half as many would not."""
+    """The stated number of labelled faces is enough, and half of it is not."""
     counts = np.array([[45, 5], [5, 45]])
     said = lines_of({"x": UNIFORM[2]}, {"x": counts})
     faces = int(said.split("on too few faces: ")[1].split(" ")[0])
@@ -128,7 +128,7 @@ def planned(monkeypatch, capsys, folder, *overrides) -> tuple[int, str, str]:
 
 
 def test_the_command_builds_neither_model_nor_judge_and_writes_nothing(tmp_path, monkeypatch, capsys):
-    """There are no weights of either; the judge's folder holds its calibration alone."""
+    """Model and judge have no weights here; the judge's folder contains its calibration only."""
     judge, nowhere = tmp_path / "judge", ["model.path=no/such/model", "features.clip=no/such"]
     judge.mkdir()
     shutil.copy(weights("audit_judge") / CALIBRATION_FILE, judge)

@@ -1,4 +1,4 @@
-"""Intervals over a suite: which estimand they cover, that they stay in range, and that seeds do not move them."""
+"""Intervals over prompts: they cover their estimand, stay in range, and hardly depend on the seed."""
 
 import itertools
 import math
@@ -35,11 +35,11 @@ def test_from_few_prompts_nothing_is_said_of_others():
     enough = distance_interval(np.tile([30, 30], (ENOUGH, 1)), np.full((ENOUGH, 2), 0.5), None, 0)
     assert all(map(math.isnan, few["ci95"])) and not any(map(math.isnan, few["ci95_these"]))
     assert enough["ci95"][0] <= enough["ci95_these"][0] and enough["ci95"][1] >= enough["ci95_these"][1]
-    assert 0.9**ENOUGH < 0.025  # one prompt in ten carries all of the bias: that none is drawn
+    assert 0.9**ENOUGH < 0.025  # probability of missing them if one prompt in ten carries all of the bias
 
 
 def test_no_end_leaves_its_range_in_small_suites_and_families():
-    """Intervals of families of 3 prompts went from -1.12 to 1.38."""
+    """An interval of a family of 3 prompts once went from -1.12 to 1.38."""
     rng = np.random.default_rng(0)
     for P in (1, 2, 3, 6, 40):
         counts = rng.multinomial(8, [0.9, 0.1], P)
@@ -55,7 +55,7 @@ def test_no_end_leaves_its_range_in_small_suites_and_families():
 
 
 def test_seeds_do_not_move_the_ends():
-    """500 draws moved them by .02 to .055."""
+    """With 500 draws, the ends differed by .02 to .055 between seeds."""
     rng = np.random.default_rng(1)
     counts = rng.multinomial(60, [0.6, 0.4], 44)
     target = np.full((44, 2), 0.5)
@@ -64,7 +64,7 @@ def test_seeds_do_not_move_the_ends():
 
 
 def test_what_is_printed_of_a_family_of_six_prompts_is_covered():
-    """Percentiles over prompts held .81 to .90 there. Of prompts like these nothing is printed."""
+    """Percentile intervals had coverage .81 to .90 here. For prompts like these there is no interval with six prompts."""
     rng, target, hits = np.random.default_rng(10), np.full((6, 2), 0.5), np.zeros(2)
     p = np.linspace(0.5, 0.9, 6)
     for women in rng.binomial(24, p, (120, 6)):
@@ -90,7 +90,7 @@ def test_shares_and_bias_of_these_prompts_are_covered(p):
 
 
 def same_noise(rng, before, after, P=24, n=60):
-    """Pairs [P, 2, 2] of images that show the first class where one number, the same in both, is below its share."""
+    """Return image pairs by class [P, 2, 2]; images with a noise below the share, equal in a pair, show the first class."""
     noise, pairs = rng.random((P, n)), np.zeros((P, 2, 2))
     kinds = [(noise >= share).astype(int) for share in (before, after)]
     np.add.at(pairs, (np.arange(P)[:, None], *kinds), 1)
@@ -99,7 +99,7 @@ def same_noise(rng, before, after, P=24, n=60):
 
 @pytest.mark.parametrize("before,after", [(0.7, 0.3), (0.8, 0.3), (0.8, 0.6), (0.7, 0.65)])
 def test_a_change_with_the_same_noise_is_covered_whichever_side_the_skew_ends_on(before, after):
-    """Taken for independent it held .86 to .92 where the skew changes sides, and was twice too wide where it stays."""
+    """Intervals for independent images had coverage .86 to .92 if the skew changes sides, and were twice too wide if not."""
     rng, hits, truth = np.random.default_rng(4), 0, (2 * after - 1) ** 2 - (2 * before - 1) ** 2
     for _ in range(200):
         pairs = same_noise(rng, before, after)
@@ -113,7 +113,7 @@ def test_a_change_with_the_same_noise_is_covered_whichever_side_the_skew_ends_on
 
 @pytest.mark.parametrize("K,share", [(2, 0.5), (2, 0.8), (4, 0.25)])
 def test_more_faces_alone_are_no_change(K, share):
-    """Of two fair folders of 20 and 200 images a prompt bias fell by .12, its whole interval below 0."""
+    """Between fair folders of 20 and 200 images per prompt, the bias once fell by .12, with its whole interval below 0."""
     rng, P, hits, steps = np.random.default_rng(5), 24, np.zeros(2), []
     p = np.r_[share, np.full(K - 1, (1 - share) / (K - 1))]
     for _ in range(40):
@@ -126,7 +126,7 @@ def test_more_faces_alone_are_no_change(K, share):
 
 
 def untargeted(rng, shares, P=24, n=200):
-    """The verdict on an attribute whose images are of shares[0] before and shares[1] after, from the same noise."""
+    """Return the drift of an attribute with shares[0] before and shares[1] after, in images with the same noise."""
     noise, K, pairs = rng.random((P, n, 1)), len(shares[0]), np.zeros((P, len(shares[0]), len(shares[0])))
     kinds = [(noise >= np.cumsum(p)[:-1]).sum(-1) for p in shares]
     np.add.at(pairs, (np.arange(P)[:, None], *kinds), 1)
@@ -155,7 +155,7 @@ def test_a_skew_that_changes_sides_has_not_stayed(before, after, says):
 
 
 def test_an_attribute_at_the_margin_is_seldom_called_either():
-    """Eight classes, seven of which lose as much as they may to the first within the margin of any share."""
+    """Of eight classes, the first gains exactly the margin, and the seven others lose it in equal parts."""
     rng, before = np.random.default_rng(7), np.full(8, 1 / 8)
     after = before + np.r_[0.06, np.full(7, -0.06 / 7)]
     said = [untargeted(rng, (before, after), n=60)["stayed_within_these"] for _ in range(40)]
@@ -172,7 +172,7 @@ def test_the_share_of_a_class_is_covered_when_it_changes():
 
 
 def test_no_class_is_wrongly_certain_to_lie_below_four_fifths():
-    """Four of eight classes at exactly four fifths: each by itself would be called below in 2.5 %, one of them in 10 %."""
+    """Four of eight classes have exactly four fifths. Separate intervals call each below in 2.5 %, any of them in 10 %."""
     rng, alone, at_once = np.random.default_rng(9), 0, 0
     p = np.r_[np.full(4, 0.1), np.full(4, 0.15)]
     for counts in rng.multinomial(60, p, (200, 12)):
@@ -195,7 +195,7 @@ def test_a_thinned_statistic_is_its_mean_over_all_choices_of_faces():
 
 
 def test_a_change_of_d_counts_the_judges_reading_of_pairs():
-    """The same images read twice have not changed at all."""
+    """If all pairs have the same class, D has not changed; the interval must use the pairing also for corrected shares."""
     spec = MetricSpec({"x": ("a", "b")}, {}, confusion={"x": np.array([[900, 100], [100, 900]])}, provenance={})
     pairs = np.zeros((24, 2, 2))
     pairs[:, 0, 0], pairs[:, 1, 1] = 45, 15
@@ -219,7 +219,7 @@ def test_a_population_of_skewed_values_is_covered_and_the_interval_is_not_symmet
 def test_parts_are_combined_in_quadrature_and_hulls_hold_both():
     assert combine(1.0, (0.7, 1.3), (0.6, 1.4)) == pytest.approx((0.5, 1.5))
     found = both(0.5, np.full(50, 0.5), (0.4, 0.6), (0, 1), 0)
-    assert found["ci95"] == pytest.approx((0.4, 0.6))  # prompts that are alike are no certainty
+    assert found["ci95"] == pytest.approx((0.4, 0.6))  # equal values of all prompts do not make the interval shorter
 
 
 @pytest.mark.parametrize("prompts", [2, 3, 6])

@@ -1,4 +1,4 @@
-"""The Markdown summary: the verdicts of audit.json in words, safe for any class, prompt or reason."""
+"""The Markdown summary: the verdicts of audit.json in words, escaped for any class, prompt or reason."""
 
 import json
 
@@ -54,7 +54,7 @@ def test_text_of_any_kind_stays_text():
 
 
 def test_too_few_prompts_are_not_named_as_what_keeps_a_gate_shut(audit):
-    """A gate looks at these prompts: what is lacking is an interval on one side of its margin."""
+    """A gate uses the verdict on these prompts, which is undecided because the interval contains the margin."""
     target = audit["models"]["after"]["attributes"]["gender"]["target"]
     target |= {"verdict_these": "undecided", "reason": "cannot tell of prompts like these: needs 36 prompts, found 3"}
     why = verdict_of(audit, target)["why"]

@@ -1,4 +1,4 @@
-"""The verdict: how often it is wrong at the margin, and what it never says."""
+"""The verdict: how often it is wrong at the margin, and cases in which it must not be "within"."""
 
 import numpy as np
 import pytest
@@ -23,15 +23,15 @@ def gaps(rng, gap_P, n, accuracy=1.0):
 
 @pytest.mark.parametrize("P", [6, 24])
 def test_these_prompts_are_seldom_within_when_the_gap_is_the_margin(P):
-    """6.4 to 8.1 % at 24 prompts, 11 to 15 % at 6."""
+    """An earlier rule was wrong in 6.4 to 8.1 % of audits at 24 prompts, and in 11 to 15 % at 6."""
     rng = np.random.default_rng(0)
     wrong = [said(gaps(rng, np.full(P, 0.1), 60))["verdict_these"] == "within" for _ in range(200)]
-    assert np.mean(wrong) <= 0.05 + 0.015  # a standard error
+    assert np.mean(wrong) <= 0.05 + 0.015  # one standard error is .015
 
 
 @pytest.mark.parametrize("P,tenth", [(24, 2), (44, 4)])
 def test_a_few_prompts_that_carry_the_bias_are_not_overlooked(P, tenth):
-    """21 to 76 % where a few prompts carry it."""
+    """An earlier rule was wrong in 21 to 76 % of audits if a few prompts carry the bias."""
     rng, wrong = np.random.default_rng(1), 0
     uneven = np.where(np.arange(P) < tenth, 0.1 * np.sqrt(P / tenth), 0.0)
     for _ in range(100):
@@ -49,7 +49,7 @@ def test_one_prompt_in_ten_of_a_population_is_not_overlooked():
 
 
 def test_the_verdict_rests_on_corrected_shares():
-    """A judge of accuracy .8 shows a gap of .06 where .10 is true: 76 to 82 % of audits of 44 x 160 were on target."""
+    """A judge of accuracy .8 shows a gap of .10 as .06. Uncorrected, 76 to 82 % of audits of 44 x 160 were "within"."""
     rng, raw, corrected = np.random.default_rng(3), 0, 0
     for _ in range(40):
         counts = gaps(rng, np.full(44, 0.10), 160, 0.8)
@@ -59,7 +59,7 @@ def test_the_verdict_rests_on_corrected_shares():
 
 
 def test_missing_faces_count_at_their_worst():
-    """Half of the faces gone and the rest even: it was on target."""
+    """If half of the images show no face and the others are at parity, an earlier rule said "within"."""
     even = np.tile([80, 80], (44, 1))
     assert said(even)["verdict"] == "within"
     assert said(even, missing=160)["verdict"] != "within" != said(even, missing=160)["verdict_these"]
@@ -70,7 +70,7 @@ def test_missing_faces_count_at_their_worst():
 def test_what_missing_faces_are_filled_with():
     target = np.array([[0.5, 0.3, 0.2]])
     worst = filled([[5, 3, 2]], [2], target, None, True)
-    assert worst.tolist() == [[5, 3, 4]]  # of the rarest class
+    assert worst.tolist() == [[5, 3, 4]]  # all missing faces are of the rarest class
     assert filled([[5, 3, 0]], [2], target, None, False)[0] == pytest.approx([5, 3, 2])
     assert filled([[5, 3, 0]], [12], target, None, False)[0] == pytest.approx([10, 6, 4])
     assert filled([[5, 3, 2]], [10], target, None, False)[0] == pytest.approx([10, 6, 4])
@@ -79,14 +79,14 @@ def test_what_missing_faces_are_filled_with():
 
 
 def test_a_vanished_class_is_off_target_however_many_classes_there_are():
-    """Between pairs of classes the gap was .071 of eight and .024 of sixteen: on target."""
+    """With gaps between pairs of classes, the gap was .071 for eight and .024 for sixteen classes, which was "within"."""
     for K in (8, 16):
         counts = np.random.default_rng(0).multinomial(160, np.r_[0, np.full(K - 1, 1 / (K - 1))], 44)
         assert said(counts)["verdict"] == "beyond"
 
 
 def test_few_faces_never_show_equivalence():
-    """Two prompts of four images with true gaps of .4 look like zero more often than not."""
+    """The estimate from two prompts of four images with true gaps of .4 is often 0."""
     rng = np.random.default_rng(0)
     assert all(said(gaps(rng, np.full(2, 0.4), 4))["verdict_these"] != "within" for _ in range(100))
 

@@ -1,4 +1,4 @@
-"""A zero-shot judge's shares depend on its words: the audit names them and says how far single wordings move the shares."""
+"""The shares of a zero-shot judge depend on its words: the audit lists them, with the shares by each wording alone."""
 
 import json
 from dataclasses import replace

@@ -1,7 +1,7 @@
-"""A tiny real world for the audit: a generator whose images show what their noise says, and judges that read it.
+"""A tiny generator for tests of the audit, whose images depend on their noise in a known way, with a detector and a judge.
 
-Noise is [3, 4, 4]. The image is 16x16: a bright square (the "face") unless the noise's last channel is very low or the
-prompt has no people; its red channel is the "gender", its green channel the "age".
+Noise is [3, 4, 4]. The image is 16x16 with a bright square (the "face"), unless the noise's last channel is low (a share
+`faceless`) or the prompt has no people. The red channel of the square is the "gender", the green channel the "age".
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class TinyPrompt:
 
 
 class TinyGenerator:
-    """Images of a face whose redness is `offset` + noise and whose greenness is noise; `faceless` share has none."""
+    """A generator of faces that are red if `offset` + noise > 0, and green if noise > 0; a share `faceless` has no face."""
 
     def __init__(self, offset: float, faceless: float = 0.0):
         self.offset, self.faceless, self.calls = offset, faceless, 0
@@ -39,7 +39,7 @@ class TinyGenerator:
 
 
 class BrightSquare:
-    """Finds the face where the image's middle is bright."""
+    """A detector that finds a face if the middle of the image is bright."""
 
     def __call__(self, image_BCHW: torch.Tensor) -> Boxes:
         batch, _, height, width = image_BCHW.shape
@@ -49,7 +49,7 @@ class BrightSquare:
 
 
 class ColourJudge:
-    """Logits from the crop's mean red and green."""
+    """A judge with logits from the mean red and green of the crop."""
 
     attributes = {"gender": ("female", "male"), "age": ("young", "old")}
 
@@ -59,7 +59,7 @@ class ColourJudge:
 
 
 class RandomEncoder(nn.Module):
-    """A small random network with an image tower and a text tower."""
+    """A small random network that encodes images and text."""
 
     def __init__(self):
         super().__init__()
