@@ -10,13 +10,13 @@ from fairdiff.audit.wording import attribute_order, distance_of, interval, last_
 
 ANSWERS = {"within": "yes", "beyond": "no", "undecided": "cannot tell"}
 EXPLAINED = {  # (change, verdict after) that seem to contradict each other -> explanation
-    ("fell", "beyond"): "It fell, and what is left still lies above the margin.",
-    ("fell", "undecided"): "It fell; whether far enough cannot be told.",
-    ("rose", "within"): "It rose, and still lies within the margin.",
+    ("fell", "beyond"): "It fell, but it is still above the margin.",
+    ("fell", "undecided"): "It fell, but the audit cannot tell whether it fell far enough.",
+    ("rose", "within"): "It rose, but it is still within the margin.",
 }
 UNCHANGED = {  # (verdict before, verdict after) without a clear change -> explanation
-    ("within", "within"): "It lay within the margin before, too.",
-    ("undecided", "within"): "Before, it could not be told on which side of the margin it lay.",
+    ("within", "within"): "It was also within the margin before.",
+    ("undecided", "within"): "Before, the audit could not tell on which side of the margin it was.",
     (
         "beyond",
         "within",

@@ -1,4 +1,4 @@
-"""Words and table rows from audit.json, for the page and the terminal. No number is computed here."""
+"""audit.json as text and table rows, for the report and the terminal. It computes no number."""
 
 from fairdiff.audit.estimand import FEW, SEVERAL_REFUSED, TAGS, ends_of, stayed_of, verdict_of, why_not_corrected
 from fairdiff.audit.records import MODELS
@@ -122,7 +122,7 @@ def _kept_row(audit: dict, name: str) -> dict:
 
 def _target_rows(audit: dict, name: str) -> list[dict]:
     """Return the rows of D, uncorrected and, if the judge's errors were counted, corrected."""
-    note = "root mean square over prompts; of two classes at parity the difference of their shares"
+    note = "root mean square over prompts; for two classes at parity the gap between their shares"
     paths = {f"{name} D": ("target", "distance")}
     if "corrected" in last_model(audit)["attributes"][name]:
         paths[f"{name} D corr."] = ("corrected", "distance")
