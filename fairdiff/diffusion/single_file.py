@@ -41,11 +41,9 @@ Shapes = dict[str, list[int]]
 
 @dataclass(frozen=True)
 class Kind:
-    """The settings of one kind of model that its tensors do not show.
+    """Settings of one kind of model.
 
-    text: component -> prefix of its tensors' names. side: height and width of the latents. scaling: the VAE's
-    scaling_factor.
-    """
+    text: component -> prefix of its tensors' names. side: of the square latents. scaling: the VAE's scaling_factor."""
 
     text: dict[str, str]
     side: int
