@@ -1,15 +1,16 @@
-"""Ways to a fair generator without training, in the audit of the adapters: the same prompts, noise and judge.
+"""Audit training-free debiasing methods with the same prompts, noise and attribute classifier as the adapters.
 
-python scripts/baselines.py                                    all of them, on validation prompts; the same command goes on
-python scripts/baselines.py UCE debiasVL --adapter ours=outputs/gender/default/seed0/adapter    some, and an adapter beside
+python scripts/baselines.py                                    all, on validation prompts; repeat it to continue
+python scripts/baselines.py UCE debiasVL --adapter ours=outputs/gender/default/seed0/adapter    two of them and an adapter
 python scripts/baselines.py --set audit.prompts=12 audit.images_per_prompt=24     with other settings of train.py
 python scripts/baselines.py --test                             on test prompts, for the final page
 python scripts/baselines.py --render                           only the page, outputs/reproduced/studies/baselines.md
-python scripts/baselines.py --publish                          docs/studies/baselines.md and its record, not one's own
+python scripts/baselines.py --publish                          write docs/studies/baselines.md and its record instead
 
-Words: the ethical intervention, and a class in words for each image, drawn from the target. Edits in closed form: UCE and
-debiasVL, each also as a LoRA in outputs/baselines/<split>/<name>/adapter, for `scripts/export.py` and `adapter.path`. What
-the page needs of each audit is kept in measurements/studies/baselines.json beside it, which begins with the published ones.
+Two methods change the prompt: the ethical intervention, and an attribute phrase for each image, drawn from the target. UCE
+and debiasVL edit weights in closed form. Each edit is also saved as a LoRA in outputs/baselines/<split>/<name>/adapter, for
+`scripts/export.py` and `adapter.path`. Numbers for the page are kept in measurements/studies/baselines.json beside it. That
+file starts as a copy of the published one.
 """
 
 import argparse
@@ -31,7 +32,7 @@ BASELINES = [ethical(), random_phrases(), uce(), debias_vl()]
 
 
 def named_adapters(texts: list[str]) -> list[Method]:
-    """Of NAME=PATH."""
+    """Parse NAME=PATH arguments into methods that audit saved adapters."""
     pairs = [text.partition("=") for text in texts]
     if wrong := [name for name, _, path in pairs if not (name and path)]:
         raise FairDiffError(f"--adapter: found {wrong[0]}, allowed: NAME=PATH")
@@ -39,7 +40,7 @@ def named_adapters(texts: list[str]) -> list[Method]:
 
 
 def chosen(names: list[str], adapters: list[str]) -> list[Method]:
-    """The baselines of these names (all without any), and adapters beside them."""
+    """Return the baselines with these names (all if none is given), and the adapters."""
     known = {method.name: method for method in BASELINES}
     if unknown := [name for name in names if name not in known]:
         raise FairDiffError(f"baseline: found {unknown[0]}, allowed: {', '.join(known)}")
@@ -47,7 +48,7 @@ def chosen(names: list[str], adapters: list[str]) -> list[Method]:
 
 
 def measure(methods: list[Method], settings: list[str], folder: Path, kept: Path, split: str) -> None:
-    """Audit each method, and put what the page needs of it into the file `kept` as soon as it is done."""
+    """Audit each method, and write its numbers for the page to the file `kept` as soon as it is done."""
     for method in track(methods, "methods"):
         found = read_record(kept) if kept.exists() else {}
         audit = read_audit(audited(settings, method, folder) / "audit.json")
@@ -57,7 +58,7 @@ def measure(methods: list[Method], settings: list[str], folder: Path, kept: Path
 
 
 def _changes(audit: dict) -> dict:
-    """Of each attribute the change of its bias, after minus before on the same prompts and noise."""
+    """Return for each attribute the change of its bias, after minus before, on the same prompts and noise."""
     return {name: entry["bias"] for name, entry in audit["paired"]["attributes"].items()}
 
 

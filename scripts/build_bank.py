@@ -1,9 +1,9 @@
-"""Make a bank of real faces for the face term from a folder of pictures, with the settings of the run that will use it.
+"""Build a bank of real faces for the face term from a folder of images, with the settings of the run that will use it.
 
 python scripts/build_bank.py <folder> model=sd15 features.identity=<face embedder> features.bank=faces.safetensors
 python train.py model=sd15 judge.path=<classifier> features.identity=<face embedder> features.bank=faces.safetensors
 
-Pictures that cannot be read, and those without exactly one face, are left out and counted. The same command goes on.
+Images that cannot be read, or do not have exactly one face, are left out and counted. Repeat the command to continue.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def configure(settings: list[str]) -> Config:
 
 
 def make(folder: Path, config: Config) -> str:
-    """Write the bank, or find it made, and say how many faces it holds."""
+    """Write the bank unless it exists, and return a line with its number of faces."""
     if config.features.bank is None:
         raise FairDiffError("features.bank: found null, allowed: the file to be made, such as faces.safetensors")
     file = Path(config.features.bank)
@@ -58,7 +58,7 @@ def make(folder: Path, config: Config) -> str:
 
 
 def refuse_another(file: Path, request: str) -> int:
-    """How many faces a bank of the same request holds; FairDiffError for any other file of that name."""
+    """Return the number of faces in an existing bank of the same request. FairDiffError for any other file."""
     try:
         rows_ND, about = read_rows(file)
     except (SafetensorError, OSError, ValueError) as error:

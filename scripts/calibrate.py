@@ -1,12 +1,12 @@
-"""Count a judge's errors on a folder of labelled faces, so that audits undo them.
+"""Count an attribute classifier's errors on a folder of labelled faces, so that audits can correct for them.
 
-python scripts/calibrate.py FOLDER model=sd15 judge@audit.judge=hf audit.judge.path=JUDGE        beside a judge's folder
+python scripts/calibrate.py FOLDER model=sd15 judge@audit.judge=hf audit.judge.path=JUDGE        written to its folder
 python scripts/calibrate.py FOLDER --out gender.json judge@audit.judge=open_clip audit.judge.path=ViT-L-14/laion2b_s32b_b82k
 python scripts/audit.py audit.calibration=gender.json judge@audit.judge=open_clip audit.judge.path=ViT-L-14/laion2b_s32b_b82k
 
-FOLDER holds labels.csv (image, gender, race, age), or FairFace's or CelebA's files as they come: classifiers/labels.py.
-The settings are those of the audit: its judge, its detector, its crops. Faces that the judge was trained on tell nothing of
-its errors: of a folder with splits the validation part is taken. The same command goes on.
+FOLDER holds labels.csv (image, gender, race, age), or the original files of FairFace or CelebA: classifiers/labels.py.
+The settings are those of the audit: its classifier, its detector, its crops. Faces that the classifier was trained on do
+not show its errors, so the validation split is used if the folder has splits. Repeat the command to continue.
 """
 
 import argparse
@@ -39,7 +39,7 @@ Choose = Callable[[Path, Classes], LabelledFiles]
 
 
 def where(config: Config, out: Path | None) -> Path:
-    """The file to be written: --out, `audit.calibration`, or beside the judge."""
+    """Return the file to write: --out, else `audit.calibration`, else the file in the classifier's folder."""
     file = out or calibration_file(config)
     if file is None:
         raise FairDiffError("--out: found nothing, but this judge has no folder; allowed: a new file, such as judge.json")
@@ -49,21 +49,21 @@ def where(config: Config, out: Path | None) -> Path:
 
 
 def labelled(folder: Path, attributes: Classes, split: str | None) -> LabelledFiles:
-    """The faces of a split; by default "val" where the folder has it, else all."""
+    """Return the labelled files of a split; by default those of "val" if the folder has it, else all."""
     with blame("folder"):
         files = read_labels(folder, attributes)
         return files.of_split(split or ("val" if "val" in files.splits else "all"))
 
 
 def data_hash(files: LabelledFiles) -> str:
-    """Of names, sizes and labels."""
+    """Return a hash of the files' names, sizes and labels."""
     with blame("folder"):
         sizes = [file.stat().st_size if file.is_file() else -1 for file in files.files]
     return fingerprint.of_values(files.names, sizes, {name: label_N.tolist() for name, label_N in files.labels.items()})
 
 
 def looking(config: Config, crop_size: int, expand: float, aligned: bool = False) -> tuple[Look, str]:
-    """What finds and cuts the largest face of a file, and a fingerprint of it."""
+    """Return the function that detects and crops the largest face of a file, and the detector's fingerprint."""
     detector, device = builder.build_detector(config), config.model.device
     cutting = {"crop_size": crop_size, "expand": expand, "aligned": aligned}
     look = partial(largest_face, detector=detector, device=device, **cutting)
@@ -71,9 +71,9 @@ def looking(config: Config, crop_size: int, expand: float, aligned: bool = False
 
 
 def measure(config: Config, file: Path, folder: Path, choose: Choose) -> str:
-    """Write calibration, page and picture, or find them made, and say what was found.
+    """Write the calibration, its page and its diagram unless they exist, and return a summary.
 
-    choose: the labelled files of the folder, of the judge's attributes.
+    choose: a function (folder, the classifier's attributes) -> the labelled files to use.
     """
     check_device(config.model.device)
     judge = builder.build_classifier(
@@ -111,7 +111,7 @@ def measure(config: Config, file: Path, folder: Path, choose: Choose) -> str:
 
 
 def write(file: Path, found: dict[str, Calibration], crops: dict, about: dict) -> None:
-    """The page and its picture, then the file itself, whose being there says that all is done."""
+    """Write the page and its diagram, then the calibration file, whose existence means that all is done."""
     picture = file.with_suffix(".png")
     file.parent.mkdir(parents=True, exist_ok=True)
     drawn = draw_reliability(found, picture)
@@ -128,7 +128,7 @@ def write(file: Path, found: dict[str, Calibration], crops: dict, about: dict) -
 
 
 def made_before(file: Path, request: str) -> bool:
-    """Whether the file answers this request; one of other faces, or of the judge before, is written anew."""
+    """Return whether the file was made by this request. A file made with other faces or another classifier is replaced."""
     try:
         return json.loads(file.read_text(encoding="utf-8"))["request"] == request
     except (OSError, ValueError, KeyError, TypeError):

@@ -1,10 +1,10 @@
-"""Show that a change of the code changes no result: the same commands and seeds, the same digits.
+"""Check that a change of the code changes no result: the same commands and seeds must give the same digits.
 
 python scripts/digits.py write docs/measurements/digits/before.json      four small runs, a few minutes
 python scripts/digits.py compare docs/measurements/digits/before.json docs/measurements/digits/after.json
 
-Compared are the adapters' weights, bit by bit, and every number of audit.json, whatever its key is called. Digits hold on
-one machine with one set of versions: both are written down.
+It compares the adapters' weights bit by bit, and all numbers of audit.json without their keys. The digits are comparable on
+one machine with one set of versions only, so the file records both.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from fairdiff.files import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ("audit.prompts=3", "audit.images_per_prompt=10", "audit.named=null", "audit.without_people=2")
-# every setting that is chosen anew now and then stands here, so that a new choice changes no digit
+# settings whose defaults may change are set explicitly, so that a new default changes no digit
 RATE = "adapter.learning_rate=1e-2"
 RUNS = {
     "main job": ("steps=4", "adapter=lora_text", "global_batch=24", "prompts.per_step=1", RATE, "loss.image=0.4"),
@@ -45,7 +45,7 @@ RUNS = {
 
 
 def numbers(tree: object) -> list[str]:
-    """Every number of nested mappings and lists, each as Python writes it."""
+    """Return every number in nested mappings and lists, formatted by repr."""
     if isinstance(tree, dict):
         return [n for item in tree.values() for n in numbers(item)]
     if isinstance(tree, list):
@@ -54,7 +54,7 @@ def numbers(tree: object) -> list[str]:
 
 
 def weights_hash(adapter: Path) -> str:
-    """SHA-256 of all tensors of an adapter folder, in the order of their names."""
+    """Return the SHA-256 of all tensors of an adapter folder, in the order of their names."""
     found = hashlib.sha256()
     for file in sorted(adapter.glob("*.safetensors")):
         for name, tensor in sorted(load_file(file).items()):
@@ -64,7 +64,7 @@ def weights_hash(adapter: Path) -> str:
 
 
 def carry_out(overrides: tuple[str, ...], folder: Path) -> dict:
-    """One run in a new process; its adapter's hash and its audit's numbers."""
+    """Carry out one run in a new process, and return its adapter's hash and its audit's numbers."""
     command = [sys.executable, "train.py", *overrides, *SMALL, f"hydra.run.dir={folder}", f"cache={folder}/cache"]
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     audit = json.loads(next(folder.rglob("audit.json")).read_text(encoding="utf-8"))
@@ -90,7 +90,7 @@ def write(file: Path) -> None:
 
 
 def differences(one: dict, other: dict) -> list[str]:
-    """What differs between two files of `write`, one line a run; [] if nothing does."""
+    """Return the differences between two files of `write` as lines, [] if there are none."""
     lines = []
     for name in one["runs"] | other["runs"]:
         a, b = (some["runs"].get(name) for some in (one, other))

@@ -1,4 +1,4 @@
-"""What scripts/torture.py does to a run, in the process of the run: it ends at a write, its power fails, its disk is full."""
+"""Disturbances of a run for scripts/torture.py, in the run's process: killed at a write, loss of power, a full disk."""
 
 import errno
 import os
@@ -16,9 +16,9 @@ def nobody_reads() -> None:
 
 
 def at_write(place: int, act: Callable[[str, int | None], None]) -> None:
-    """Call act(event, file) from the `place`-th event of writing on.
+    """Call act(event, file) at the `place`-th write event and at every later one.
 
-    Events: "sync" before a file or folder is synchronised, "name" before and "named" after a rename.
+    Events: "sync" before fsync of a file or folder, "name" before and "named" after a rename.
     """
     fsync, replace, events = os.fsync, os.replace, iter(range(1, sys.maxsize))
 
@@ -41,7 +41,7 @@ def at_write(place: int, act: Callable[[str, int | None], None]) -> None:
 
 
 def count_writes(file: Path) -> None:
-    """Keep the number of events in a file."""
+    """Write the number of events so far to a file at each event."""
     events = iter(range(1, sys.maxsize))
     at_write(1, lambda kind, handle: file.write_bytes(b"%d" % next(events)))
 
@@ -60,7 +60,7 @@ def kill(kind: str, handle: int | None) -> None:
 
 
 def cut(kind: str, handle: int | None) -> None:
-    """Killed while half of a new file, or of a line that is added, has been written."""
+    """Truncate a new file to half, or an appended file by 9 bytes, and kill the process."""
     if kind == "sync" and not os.path.isdir(where := f"/proc/self/fd/{handle}"):
         size = os.fstat(handle).st_size
         os.truncate(where, size // 2 if ".tmp" in os.readlink(where) else max(size - 9, 0))
@@ -68,9 +68,9 @@ def cut(kind: str, handle: int | None) -> None:
 
 
 class PowerLoss:
-    """What may be left of some folders at worst: files as they were when they were last synchronised.
+    """The worst state of some folders after a loss of power: every file has its content of the last fsync.
 
-    names: whether names are those of that moment too, or already the new ones; a disk may do either.
+    names: whether the file names are those of the last fsync too; otherwise they are the new ones. A disk may do either.
     """
 
     def __init__(self, names: bool, *folders: Path):
@@ -82,7 +82,7 @@ class PowerLoss:
                 self.learn(path)
 
     def learn(self, path: Path) -> None:
-        """Take what is at a path for what is on the disk."""
+        """Record the current content of a path as the content on the disk."""
         if path.is_dir():
             self.listed[path.stat().st_ino] = _entries(path)
         else:
@@ -96,7 +96,7 @@ class PowerLoss:
     def restore(self, folder: Path, inode: int) -> None:
         known = self.listed.get(inode, {}) if self.names else _entries(folder)
         for path in folder.iterdir():
-            if path.name not in known:  # moved and not removed, for its content may have another name on the disk
+            if path.name not in known:  # moved, because its content may have another name on the disk
                 path.rename(self.folders[0].parent / f"lost-{time.monotonic_ns()}")
         for name, (inner, is_folder) in known.items():
             if is_folder:

@@ -1,18 +1,18 @@
-"""What ordinary fine-tuning does to a fair model: bias, semantics and an unsafe rate before and after, and the half-life.
+"""Measure the effect of ordinary fine-tuning on a fair model: bias, semantics, unsafe rate, and the half-life of fairness.
 
-python scripts/drift.py outputs/gender/default/seed0/adapter               LoRA; the same command goes on
+python scripts/drift.py outputs/gender/default/seed0/adapter               LoRA; repeat it to continue
 python scripts/drift.py ADAPTER --steps 10 40 160 --rates 1e-4 1e-3 --batches 4 16 --jobs 2        a grid, two cells at a time
-python scripts/drift.py ADAPTER --fair-after RUN/adapter                   with benign then fair: a training that began at the
-                                                                           benign LoRA (train.py adapter.path=...)
+python scripts/drift.py ADAPTER --fair-after RUN/adapter                   also "benign then fair": an adapter trained from
+                                                                           the benign LoRA (train.py adapter.path=...)
 python scripts/drift.py ADAPTER --detector PIPELINE_FOLDER --unsafe-prompts FILE       the pipeline's own safety checker
 python scripts/drift.py ADAPTER --detector CLASSIFIER --unsafe-labels nsfw --unsafe-prompts FILE      or an image classifier
 python scripts/drift.py --render                                           only the page, outputs/reproduced/studies/drift.md
-python scripts/drift.py ADAPTER --publish                                  docs/studies/drift.md and its record
+python scripts/drift.py ADAPTER --publish                                  write docs/studies/drift.md and its record instead
 
-Arms: base, fair, fair then tuned, base then tuned; and what mends it: the adapter on top of the tuned base (merged), and
-tuning with pictures of the fair model's training prompts among the others (replay). Pictures for tuning: benign ones of
-prompts without people, or skewed ones, men as "a person". Both are made by the model itself and kept as latents.
-Unsafe are, without a detector, images of harmless stand-ins (prompts without people), which CLIP tells from people by words.
+The arms are base, fair, fair then tuned, base then tuned, and two remedies: the adapter on top of the tuned base (merged),
+and tuning with additional images of the fair model's training prompts (replay). The images for tuning are benign (prompts
+without people) or skewed (images of the last class, captioned without it). The model itself generates both.
+Without a detector, harmless images stand for unsafe ones: prompts without people, which CLIP distinguishes from people.
 """
 
 import argparse
@@ -49,12 +49,12 @@ from fairdiff.studies.edits import require_stable_diffusion
 
 KINDS = ("benign", "skewed")
 ARMS = ("fair then tuned", "base then tuned", "merged", "replay")
-RANK, EACH, UNSAFE, REPLAYED = 4, 8, 4, 8  # of a new LoRA; pictures of a prompt; unsafe prompts; prompts that are replayed
+RANK, EACH, UNSAFE, REPLAYED = 4, 8, 4, 8  # rank of a new LoRA; images per prompt; unsafe prompts; replayed prompts
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One arm with one tuning on pictures that are "benign" or "skewed"."""
+    """One arm with one tuning; `pictures` are "benign" or "skewed"."""
 
     arm: str
     pictures: str
@@ -68,8 +68,8 @@ class Cell:
 
 @dataclass(frozen=True)
 class Watch:
-    """What counts as unsafe. detector: a folder or hub id, None for CLIP by words. labels: the classifier's that are unsafe;
-    without any the detector is a pipeline's safety checker. prompts: which ask for it; without any some without people.
+    """How unsafe images are detected. detector: a folder or hub id, None for CLIP with texts. labels: the classifier's unsafe
+    labels; if empty, the detector is a pipeline's safety checker. prompts: unsafe ones; if empty, some without people.
     """
 
     detector: str | None = None
@@ -78,7 +78,7 @@ class Watch:
 
     @property
     def said(self) -> str:
-        """For the page."""
+        """A description for the page."""
         if self.detector is None:
             return "CLIP, by words"
         return f"{self.detector}: {', '.join(self.labels)}" if self.labels else f"the safety checker of {self.detector}"
@@ -97,7 +97,7 @@ class Watch:
 
 
 def fair_method(name: str, path: Path, watch: Watch) -> Method:
-    """A saved LoRA as it is; beside it the unsafe rates of the model before too."""
+    """Return the method that audits a saved LoRA and measures the unsafe rates of the model without it too."""
 
     def begin(config: Config, plan: Plan, model: DiffusionModel, folder: Path) -> Generators:
         require_stable_diffusion(model)
@@ -107,7 +107,7 @@ def fair_method(name: str, path: Path, watch: Watch) -> Method:
 
 
 def method(cell: Cell, fair: Path, watch: Watch) -> Method:
-    """The model of a cell; its tuned LoRA is kept in the cell's folder."""
+    """Return the method that tunes and audits the model of a cell. The tuned LoRA is saved in the cell's folder."""
 
     def begin(config: Config, plan: Plan, model: DiffusionModel, folder: Path) -> Generators:
         require_stable_diffusion(model)
@@ -145,7 +145,10 @@ def _plain(plan: Plan) -> list:
 
 
 def _pictures(config: Config, plan: Plan, model: DiffusionModel, kind: str) -> drift.Pictures:
-    """Benign: prompts without people. Skewed: people of the last class of the first attribute, captioned without it."""
+    """Generate benign images (prompts without people) or skewed ones.
+
+    Skewed images show people of the last class of the first attribute, captioned without it.
+    """
     if kind == "benign":
         texts = [(p.text, p.text) for p in dict.fromkeys(plan.train) if not p.people][:12]
     else:
@@ -162,9 +165,9 @@ def _pictures(config: Config, plan: Plan, model: DiffusionModel, kind: str) -> d
 def _watched(
     config: Config, plan: Plan, model: DiffusionModel, lora: Lora, folder: Path, watch: Watch, *, base: bool
 ) -> Generators:
-    """The generators, after the unsafe rates of prompts without people, and of people, were written beside them.
+    """Write the unsafe rates for the unsafe prompts and for prompts of people to unsafe.json, and return the generators.
 
-    base: whether those of the model before are counted too.
+    base: whether the model without the adapter is measured too.
     """
     unwanted = list(watch.prompts) or [p.text for p in plan.without_people][:UNSAFE]
     detect = watch.load(config, unwanted)
@@ -182,7 +185,7 @@ def _watched(
 
 
 def cells(args: argparse.Namespace) -> list[Cell]:
-    """The grid."""
+    """Return the cells of the grid."""
     return [
         Cell(arm, pictures, drift.Tuning(steps, rate, batch, args.seed))
         for pictures in sorted(set(args.pictures))
@@ -194,21 +197,21 @@ def cells(args: argparse.Namespace) -> list[Cell]:
 
 
 def arm_of(where: Path, attribute: str, model: str = "after") -> dict:
-    """Of one finished audit what the page needs: bias of each prompt, and semantics."""
+    """Return the numbers of a finished audit for the page: the bias of each prompt, and the semantics."""
     audit = read_audit(where / "audit.json")
     semantics = audit["models"]["after"]["dino"] if model == "after" else {"mean": 1.0, "ci95": None}
     return {"bias": prompt_biases(audit, model, attribute), "semantics": semantics}
 
 
 def measure(args: argparse.Namespace) -> dict | None:
-    """All arms as plain numbers; None for a part of the cells, which are only audited."""
+    """Audit the cells and return the numbers of all arms, None if this process has only a part of the cells."""
     split, every = "test" if args.test else "validation", cells(args)
     settings = [f"audit.split={split}", *args.set]
     watch = Watch(args.detector, tuple(args.unsafe_labels), read_lines(args.unsafe_prompts))
     methods = {"fair": fair_method("fair", args.fair, watch)} | {c.name: method(c, args.fair, watch) for c in every}
     if args.fair_after:
         methods["benign then fair"] = fair_method("benign then fair", args.fair_after, watch)
-    # what a cell keeps beside its audit is of these settings and this fair LoRA: others shall not write over it
+    # files beside a cell's audit depend on the settings and the fair LoRA, so the folder is named by them
     kept = {
         name: args.folder / fingerprint.of_values(settings, args.seed, *one.key[-2:])[:8] / one.place
         for name, one in methods.items()
@@ -234,7 +237,7 @@ def measure(args: argparse.Namespace) -> dict | None:
 
 
 def read_lines(file: Path | None) -> tuple[str, ...]:
-    """The prompts of a file, one a line; FairDiffError without any."""
+    """Return the prompts of a file, one per line. FairDiffError if there are none."""
     if file is None:
         return ()
     try:
@@ -248,7 +251,7 @@ def read_lines(file: Path | None) -> tuple[str, ...]:
 
 
 def check(args: argparse.Namespace) -> None:
-    """FairDiffError for a grid that cannot be."""
+    """Raise FairDiffError for impossible arguments."""
     if args.fair is None:
         raise FairDiffError("ADAPTER: found none, allowed: the folder or the file of a fair LoRA, or --render")
     if args.unsafe_labels and args.detector is None:
@@ -262,7 +265,7 @@ def check(args: argparse.Namespace) -> None:
 
 
 def in_parts(argv: list[str], jobs: int) -> None:
-    """The cells in so many processes, each every so manieth; FairDiffError if one of them fails."""
+    """Distribute the cells over `jobs` processes: process i takes every jobs-th cell. FairDiffError if one fails."""
     parts = [[sys.executable, __file__, *argv, "--jobs", "1", "--part", str(i), str(jobs)] for i in range(jobs)]
     running = [subprocess.Popen(part) for part in parts]
     if any([process.wait() for process in running]):

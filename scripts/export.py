@@ -1,8 +1,8 @@
-"""A trained adapter as a folder for another tool, or the adapter of another tool in diffusers' format.
+"""Export a trained adapter for another tool, or convert another tool's adapter to diffusers' format.
 
 python scripts/export.py RUN --as kohya                            for A1111, ComfyUI and kohya's scripts, in RUN/exports
 python scripts/export.py RUN --as merged_file --dtype float16      the whole model with the adapter in it, in one file
-python scripts/export.py text_encoder_lora_EMA.pth --as diffusers --to outputs/released       as the paper's authors released
+python scripts/export.py text_encoder_lora_EMA.pth --as diffusers --to outputs/released       the authors' released file
 """
 
 import argparse
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def written(args: argparse.Namespace) -> Path:
-    """Write the export; the folder that it is in."""
+    """Write the export and return its folder."""
     if not 0 <= args.scale < float("inf"):
         raise FairDiffError(f"--scale: found {args.scale}, allowed: 0 or more")
     released = all(path.suffix == ".pth" for path in args.source)
@@ -65,7 +65,7 @@ def written(args: argparse.Namespace) -> Path:
 
 
 def trained_on(adapter: Path) -> str | Path:
-    """The model that adapter.json names."""
+    """Return the model that adapter.json names."""
     found = read_about(adapter).get("base_model")
     if not isinstance(found, str):
         raise FairDiffError(f"--model: no value given, and {adapter} does not say; allowed: a folder, hub id or file")

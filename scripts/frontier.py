@@ -1,14 +1,15 @@
-"""Methods beside each other at equal bias and at equal semantics, and the price of a quota that trains nothing.
+"""Compare methods at equal bias and at equal semantics, and compute the price of a quota without training.
 
-python scripts/frontier.py                                  baselines at several strengths; the same command goes on
-python scripts/frontier.py --adapter ours=outputs/gender/default/seed0/adapter       and a saved adapter at several scales
-python scripts/frontier.py --runs "image share"=outputs/a "image share"=outputs/b    and audits of runs, a curve a name
-python scripts/frontier.py --done                           only what is measured already, as by scripts/baselines.py
+python scripts/frontier.py                                  baselines at several strengths; repeat it to continue
+python scripts/frontier.py --adapter ours=outputs/gender/default/seed0/adapter       also a saved adapter at several scales
+python scripts/frontier.py --runs "image share"=outputs/a "image share"=outputs/b    also audits of runs, one curve per name
+python scripts/frontier.py --done                           only finished audits, such as those of scripts/baselines.py
 python scripts/frontier.py --render                         only the page, outputs/reproduced/studies/frontier.md
-python scripts/frontier.py --publish                        docs/studies/frontier.md and its record, not a page of one's own
+python scripts/frontier.py --publish                        write docs/studies/frontier.md and its record instead
 
-A curve is what a method reaches: its settings (strength, scale, loss weight, target), each on all images or on a random share
-of them. `fairdiff-compare --picture` draws runs as points; this command compares them. Audits lie in outputs/baselines.
+A curve has the points that a method reaches: its settings (strength, scale, loss weight, target), each applied to all images
+or to a random share of them. `fairdiff-compare --picture` draws runs as points; this command compares the curves. The audits
+are in outputs/baselines.
 """
 
 import argparse
@@ -28,11 +29,11 @@ from fairdiff.errors import FairDiffError
 from fairdiff.files import write_json
 
 SEMANTICS = ("dino", "clip_i", "clip_t")
-TOLERANCES = (0.0, 0.05, 0.1, 0.2, 0.3, 1.0)  # of a quota: 1 keeps all
+TOLERANCES = (0.0, 0.05, 0.1, 0.2, 0.3, 1.0)  # allowed deviations from a quota; 1 keeps all images
 
 
 def curves(adapters: list[str]) -> dict[str, list[Method]]:
-    """The settings of every method by its name."""
+    """Return the methods of each curve by the curve's name."""
     found = {
         "ethical intervention": [ethical()],
         "random phrases": [random_phrases()],
@@ -48,7 +49,7 @@ def curves(adapters: list[str]) -> dict[str, list[Method]]:
 
 
 def run_folders(texts: list[str]) -> dict[str, list[Path]]:
-    """The audits below FOLDER of each NAME=FOLDER."""
+    """Return the folders of all audits below FOLDER, by name, for each NAME=FOLDER."""
     found: dict[str, list[Path]] = {}
     for text in texts:
         name, _, folder = text.rpartition("=")
@@ -60,7 +61,7 @@ def run_folders(texts: list[str]) -> dict[str, list[Path]]:
 
 
 def measure(args: argparse.Namespace) -> dict:
-    """All curves as plain numbers, what a quota makes of the images before, and what was measured."""
+    """Return the numbers of all curves, the results of quotas on the images of the model before, and the settings."""
     split = "test" if args.test else "validation"
     settings, root = [f"audit.split={split}", *args.set], args.folder / split
     places: dict[str, list[Path]] = {}

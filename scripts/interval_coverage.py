@@ -1,13 +1,13 @@
-"""How often the intervals of an audit hold the truth, and how often its verdict is wrong: simulated audits, and their table.
+"""Simulate audits to measure how often their intervals contain the true value and how often their verdict is wrong.
 
-python scripts/interval_coverage.py                     every cell up to 100 audits each; the same command goes on
+python scripts/interval_coverage.py                     up to 100 audits of every cell; repeat it to continue
 python scripts/interval_coverage.py --worlds 400        up to 400
-python scripts/interval_coverage.py --cells P44 judge   only cells whose name holds one of these words
-python scripts/interval_coverage.py --render            only the page, of one's own records or else of the published ones
-python scripts/interval_coverage.py --publish           docs/explanation/coverage.md and its record, which goes on too
+python scripts/interval_coverage.py --cells P44 judge   only cells whose name contains one of these words
+python scripts/interval_coverage.py --render            only the page, from your records or else from the published ones
+python scripts/interval_coverage.py --publish           continue and write docs/explanation/coverage.md and its record instead
 
-Every audit draws its prompts from a population, the images of each prompt, and the labelled faces of the judge. In
-outputs/reproduced, measurements/coverage.json keeps what came of it, and the page is explanation/coverage.md.
+Every audit draws its prompts from a population, the images of each prompt, and the labelled faces of the attribute
+classifier. The results are in outputs/reproduced: measurements/coverage.json and the page explanation/coverage.md.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from rich.progress import track
 
 from fairdiff.files import write_text
 
-EVERY = 20  # audits of one cell between two savings
+EVERY = 20  # the record is saved after this many audits of a cell
 
 
 def main(argv: list[str] | None = None) -> None:

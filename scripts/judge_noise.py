@@ -1,16 +1,16 @@
-"""How much noise in the training judge's labels debiasing stands: adapters by noisy judges, audited by the clean one.
+"""Measure how much label noise of the training judge debiasing tolerates: train with noisy judges, audit with a clean one.
 
-python scripts/judge_noise.py                               no noise, and 10 to 40 % for all faces alike; goes on if stopped
+python scripts/judge_noise.py                               no noise, and 10 to 40 % of all faces; repeat it to continue
 python scripts/judge_noise.py --rates 0 0.2 --seeds 0 1     other shares of wrong labels; seeds of labels, judge and adapter
-python scripts/judge_noise.py --kinds uniform "only male"   wrong labels among one class alone, or more often in a group
+python scripts/judge_noise.py --kinds uniform "only male"   wrong labels in one class only, or more often in one group
 python scripts/judge_noise.py --set adapter=lora_text       with other settings of train.py
 python scripts/judge_noise.py --render                      only the page; --publish writes docs/studies/judge_noise.md
 
-Renders of Portraits: scripts/build_portraits/make_data.py --images 8000 --out outputs/judge_noise/renders, or --renders.
-Of each cell the gender labels are flipped, a judge of the embedded training judge's architecture is trained on them, train.py
-trains an adapter with it, and the embedded audit judge, which has seen no wrong label, audits it on validation prompts.
-Everything lies under outputs/judge_noise. What the page needs is kept in outputs/reproduced, in
-measurements/studies/judge_noise.json.
+Needs renders of Portraits: scripts/build_portraits/make_data.py --images 8000 --out outputs/judge_noise/renders, or others
+with --renders. For each cell, some gender labels are flipped, and a judge with the architecture of the embedded training
+judge is trained on them. train.py then trains an adapter with this judge. The embedded audit judge, which was trained
+without flipped labels, audits the adapter on validation prompts. All files are in outputs/judge_noise, the numbers for the
+page in outputs/reproduced/measurements/studies/judge_noise.json.
 """
 
 import argparse
@@ -42,12 +42,12 @@ from fairdiff.jobs import train_job
 from fairdiff.training.tracking import read_metrics
 
 OTHERS = ("race", "age")  # attributes without a target
-OWN = ("judge.path", "seed", "hydra.run.dir")  # settings
+OWN = ("judge.path", "seed", "hydra.run.dir")  # settings that differ between cells
 
 
 @dataclass(frozen=True)
 class Study:
-    """What all cells share: renders, settings of the runs, steps of the judges, and the folder of everything."""
+    """What all cells share: the renders, the settings of the runs, the steps of the judges, and the output folder."""
 
     renders: Path
     settings: list[str]
@@ -56,22 +56,22 @@ class Study:
 
     @cached_property
     def config(self) -> Config:
-        """Of a run, but for what differs between runs."""
+        """The configuration that all runs share."""
         return composed([*self.settings, *self.of_a_run(Path("judge"), 0, Path("run"))])[0]
 
     @cached_property
     def faces(self) -> tuple[Faces, Faces]:
-        """To train on, and held out."""
+        """The training faces and the held-out faces."""
         return read_faces(self.renders, builder.build_detector(self.config))
 
     @cached_property
     def about(self) -> dict:
-        """What a record is of: cells of others do not stand beside these."""
+        """What identifies a record: it holds cells with these values only."""
         known = {"renders": renders_hash(self.renders), "settings": self.settings, "judge_steps": self.judge_steps}
         return known | {"steps": self.config.steps}
 
     def judge(self, kind: str, rate: float, seed: int) -> tuple[Path, dict]:
-        """The folder of a judge with these labels, and what the page needs of it."""
+        """Train a judge on these labels, and return its folder and its numbers for the page."""
         train, held_out = self.faces
         options = self.config.detector
         plan = FitPlan(self.judge_steps, seed=seed, expand=options.expand)
@@ -84,11 +84,11 @@ class Study:
         return folder, about
 
     def of_a_run(self, judge: Path, seed: int, folder: Path) -> list[str]:
-        """The settings in which runs differ."""
+        """Return the settings in which runs differ."""
         return overrides_of({"judge": {"path": str(judge)}, "seed": seed, "hydra": {"run": {"dir": str(folder)}}})
 
     def trained(self, judge: Path, kind: str, rate: float, seed: int) -> Path:
-        """The folder of the run of train.py with this training judge, trained and audited; what is done there is kept."""
+        """Train and audit an adapter with this training judge unless it is done, and return the run folder."""
         made_of = fingerprint.of_values(self.settings, overrides_of({"judge": {"path": str(judge)}, "seed": seed}))
         place = self.folder / "runs" / f"{_place(kind, rate, seed)}-{made_of[:8]}"
         config, folder = composed([*self.settings, *self.of_a_run(judge, seed, place)])
@@ -96,26 +96,29 @@ class Study:
         return folder
 
     def cell(self, kind: str, rate: float, seed: int) -> dict:
-        """What the page needs of one judge, of the run with it and of its audit."""
+        """Return the numbers of a judge, its run and its audit for the page."""
         judge, about = self.judge(kind, rate, seed)
         run = self.trained(judge, kind, rate, seed)
-        (file,) = run.glob("audits/*/audit.json")  # the folder is named by all that the audit's name holds
+        (file,) = run.glob("audits/*/audit.json")  # one audit: the folder's name covers the audit's settings
         return {"judge": about, "run": labels_kept(run)} | outcome(read_audit(file))
 
 
 def _place(kind: str, rate: float, seed: int) -> str:
-    """A name for a folder."""
+    """Return the folder name of a cell."""
     return key_of(kind, rate, seed).replace("/", "-").replace(" ", "_")
 
 
 def labels_kept(run: Path) -> dict[str, int]:
-    """Of the training: faces, labels that were sure enough to be trained on, and steps."""
+    """Return the numbers of faces, of labels that were confident enough to be used, and of steps of a training."""
     rows = read_metrics(run / "metrics.jsonl")
     return {key: sum(row[key] for row in rows) for key in ("faces", "kept")} | {"steps": len(rows)}
 
 
 def outcome(audit: dict) -> dict:
-    """Of each attribute each prompt's bias before and after; [share, low, high] of faces and images that are not clear."""
+    """Return an audit's numbers for the page.
+
+    bias: by attribute, each prompt's before and after. low_confidence (of faces), no_face (of images): [share, low, high].
+    """
     models = {name: audit["models"][name] for name in ("before", "after")}
     attributes = [ATTRIBUTE, *(name for name in OTHERS if name in models["after"]["attributes"])]
     low = {name: model["attributes"][ATTRIBUTE]["low_confidence"] for name, model in models.items()}
@@ -131,7 +134,7 @@ def outcome(audit: dict) -> dict:
 
 
 def measure(args: argparse.Namespace, kept_in: Path) -> None:
-    """The cells that the record lacks, each written as soon as it is done. FairDiffError for a record of other settings."""
+    """Compute the cells that the record lacks, and write each at once. FairDiffError for a record of other settings."""
     if not has_renders(args.renders):
         raise FairDiffError(
             f"--renders: found no shards in {args.renders}, allowed: a folder of scripts/build_portraits/make_data.py"
@@ -153,7 +156,7 @@ def measure(args: argparse.Namespace, kept_in: Path) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    """FairDiffError for what cannot be."""
+    """Raise FairDiffError for impossible arguments."""
     if wrong := [rate for rate in args.rates if not 0 <= rate < 0.5]:
         raise FairDiffError(f"--rates: found {wrong[0]:g}, allowed: from 0, below 0.5")
     for option, values, least in (("--seeds", args.seeds, 0), ("--judge-steps", [args.judge_steps], 1)):

@@ -1,13 +1,14 @@
-"""What wrong labels do to a judge, and what relaxing them does about it: explanation/label_errors.md.
+"""Measure the effect of wrong labels on an attribute classifier, and the effect of remedies: explanation/label_errors.md.
 
-python scripts/label_errors.py              all cells; the same command goes on
-python scripts/label_errors.py --render     only write the page, of one's own records or else of the published ones
-python scripts/label_errors.py --publish    docs/explanation/label_errors.md and its record, which goes on too
+python scripts/label_errors.py              all cells; repeat it to continue
+python scripts/label_errors.py --render     write only the page, from your records or else from the published ones
+python scripts/label_errors.py --publish    continue and write docs/explanation/label_errors.md and its record instead
 
-Renders of Portraits (scripts/build_portraits/make_data.py --images 4000) whose gender labels are flipped. Groups: race, Black
-against the others. Noise: in all faces alike, or half as often again in the smaller group. The judge is a perceptron of one
-hidden layer on 16 x 16 pixels without augmentation, small enough for hundreds of trainings and able to learn labels by heart.
-The row of cleanlab needs ".[label_errors]". The page and measurements/label_errors.json go to outputs/reproduced.
+The data are renders of Portraits (scripts/build_portraits/make_data.py --images 4000) with flipped gender labels. The groups
+are Black and all other races. The noise is uniform, or half as frequent again in the smaller group. The classifier is a
+perceptron with one hidden layer on 16 x 16 pixels without augmentation. It is small enough for hundreds of trainings, and
+it can memorise labels. The row cleanlab needs ".[label_errors]". The page and measurements/label_errors.json are written to
+outputs/reproduced.
 """
 
 import argparse
@@ -38,19 +39,19 @@ METHODS = {
     "cleanlab": "labels flagged by `cleanlab.filter.find_label_issues` in three-fold predictions are left out",
 }
 TRAIN, TEST, SIZE, HIDDEN, STEPS, BATCH, FOLDS = 1500, 1500, 16, 64, 400, 64, 3
-MEANS = ("accuracy", "gap")  # whose differences are taken
-SPREAD, EPSILON = 0.25, 0.01  # of pixels in [0, 1]
+MEANS = ("accuracy", "gap")  # the numbers whose differences are tabulated
+SPREAD, EPSILON = 0.25, 0.01  # assumed standard deviation and attack size, for pixels in [0, 1]
 
 
 def pixels_of(faces: Faces) -> torch.Tensor:
-    """Pixels float [N, D] about 0, each the mean of a square of the image's."""
+    """Return images reduced to SIZE x SIZE by averaging and normalised, as floats [N, D] around 0."""
     by = faces.images.shape[1] // SIZE
     small = faces.images.reshape(len(faces.images), SIZE, by, SIZE, by, 3).mean((2, 4)).reshape(len(faces.images), -1)
     return torch.from_numpy((small / 255 - 0.5) / SPREAD).float()
 
 
 def trained(pixels_ND: torch.Tensor, label_N: np.ndarray, seed: int, relax=None) -> nn.Module:
-    """A judge of gender. relax: (how, group [N]) to choose the faces' weights in turns with the steps."""
+    """Train a gender classifier. relax: (settings, group [N]) to choose the faces' weights between the steps."""
     torch.manual_seed(seed)
     net = nn.Sequential(nn.Linear(pixels_ND.shape[1], HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 2))
     optimizer = torch.optim.AdamW(net.parameters(), 2e-3, weight_decay=0.05)
@@ -80,7 +81,7 @@ def probs(net: nn.Module, pixels_ND: torch.Tensor) -> np.ndarray:
 
 
 def held_out_probs(pixels_ND: torch.Tensor, label_N: np.ndarray, seed: int) -> np.ndarray:
-    """Probabilities [N, K] of each face by a network that has not seen it."""
+    """Return the class probabilities [N, K] of each face from a network that was not trained on it."""
     fold_N = np.random.default_rng(seed).permutation(len(label_N)) % FOLDS
     found = np.zeros((len(label_N), 2))
     for fold in range(FOLDS):
@@ -90,7 +91,7 @@ def held_out_probs(pixels_ND: torch.Tensor, label_N: np.ndarray, seed: int) -> n
 
 
 def carry_out(method: str, train: Faces, label_N: np.ndarray, seed: int) -> tuple[nn.Module, np.ndarray]:
-    """The judge, and of each training face how wrong its label looks [N]."""
+    """Train a classifier by a method, and return it with a score [N] of how suspect each training label is."""
     pixels_ND = pixels_of(train)
     if method == "cleanlab":
         from cleanlab.filter import find_label_issues
@@ -112,7 +113,7 @@ def carry_out(method: str, train: Faces, label_N: np.ndarray, seed: int) -> tupl
 
 
 def cell(faces: Faces, method: str, kind: str, rate: float, seed: int) -> dict[str, float]:
-    """Accuracy on true labels, error of the smaller group minus that of the larger, area under "is mislabelled"."""
+    """Return accuracy on true labels, error of the smaller group minus that of the larger, and AUC of "is mislabelled"."""
     rng = np.random.default_rng([seed, int(100 * rate)])
     rows = rng.permutation(len(faces.gender_N))
     train, test = faces.rows(rows[:TRAIN]), faces.rows(rows[TRAIN : TRAIN + TEST])
@@ -133,7 +134,7 @@ def key_of(method: str, kind: str, rate: float, seed: int) -> str:
 
 
 def mean(values: list[float], signed: bool = False) -> str:
-    """Mean over seeds with its 95 % interval by Student's t."""
+    """Return as text the mean over seeds with its 95 % interval by Student's t."""
     if not values:
         return "not measured"
     form = "{:+.3f}" if signed else "{:.3f}"
@@ -142,7 +143,7 @@ def mean(values: list[float], signed: bool = False) -> str:
 
 
 def measured(record: dict) -> list[str]:
-    """The methods of which something was measured."""
+    """Return the methods that have a measured cell."""
     return [m for m in METHODS if any(key_of(m, k, r, s) in record for s, k, r in product(SEEDS, KINDS, RATES))]
 
 
@@ -157,7 +158,9 @@ def table(record: dict, number: str) -> list[str]:
 
 
 def differences(record: dict, number: str, one: str, other: str, rates: tuple[float, ...] = RATES) -> str:
-    """Of two methods on the same faces and labels, over all noises of these rates: mean over seeds with its interval."""
+    """Return as text the mean difference of two methods over seeds, with its interval.
+
+    Both have the same faces and labels. The difference for a seed is the mean over all kinds of noise and these rates."""
     by_seed = []
     for seed in SEEDS:
         pairs = [(key_of(one, k, r, seed), key_of(other, k, r, seed)) for k, r in product(KINDS, rates)]

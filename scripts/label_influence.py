@@ -1,12 +1,12 @@
-"""Which training labels widen a judge's gap between groups, and what relabelling them does.
+"""Find the training labels that widen a classifier's gap between groups, and measure the effect of relabelling them.
 
-python scripts/label_influence.py              the check against training again, and all cells; the same command goes on
+python scripts/label_influence.py              the check against retraining, and all cells; repeat it to continue
 python scripts/label_influence.py --render     only the page; --publish writes docs/studies
 
-Renders of Portraits (scripts/build_portraits/make_data.py --images 4000) whose gender labels are flipped, as in
-scripts/label_errors.py, and its judge, trained on them by cross-entropy. Groups: race, Black against the others. Then all but
-the last layer is frozen. Influence needs faces with trusted labels: the validation faces. What the page needs is kept in
-outputs/reproduced, in measurements/studies/label_influence.json.
+The data are renders of Portraits (scripts/build_portraits/make_data.py --images 4000) with flipped gender labels, and the
+classifier is trained on them by cross-entropy, as in scripts/label_errors.py. The groups are Black and all other races. Then
+all layers but the last are frozen. Influence needs faces with trusted labels: the validation faces. The numbers for the page
+are kept in outputs/reproduced/measurements/studies/label_influence.json.
 """
 
 import argparse
@@ -43,13 +43,13 @@ from fairdiff.files import write_json
 
 TRAIN, VALIDATION, TEST, SMALL = 1500, 600, 1400, 200
 DAMPING = 1e-2
-ROUND = 0.02  # of the training faces are relabelled at once
+ROUND = 0.02  # share of the training faces that is relabelled in one round
 CHECKED = {"gap in error": expected_error, "gap in calibration": calibration_error}
 
 
 @dataclass(frozen=True)
 class Part:
-    """Features [N, D], true gender [N], group [N]."""
+    """Some faces: features [N, D], true gender [N], group [N]."""
 
     features_ND: np.ndarray
     true_N: np.ndarray
@@ -61,7 +61,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Judge:
-    """A fitted last layer, with the training labels y it was fitted to, its answers to the training faces, and H."""
+    """A fitted last layer with its training faces, their labels y and predicted probabilities, and the Hessian H."""
 
     train: Part
     y_NK: np.ndarray
@@ -70,20 +70,20 @@ class Judge:
     H: np.ndarray
 
     def influence_on(self, metric, faces: Part) -> np.ndarray:
-        """Predicted change [N] of the metric on other faces by the other label of each training face."""
+        """Predict the change [N] of the metric on `faces` if each training face got the other label."""
         slope = gradient(metric, self.weights_DK, faces.features_ND, faces.true_N)
         return influence(self.H, slope, self.train.features_ND, other_labels(self.probs_NK, self.y_NK) - self.y_NK)
 
 
 def judge_of(train: Part, y_NK: np.ndarray, start: Judge | None = None) -> Judge:
-    """Fitted to the end; `start`: fine-tuned from there, which has the same end and takes less time."""
+    """Fit the last layer to convergence. Starting from the weights of `start` gives the same result in less time."""
     weights_DK = fitted(train.features_ND, y_NK, DAMPING, None if start is None else start.weights_DK)
     probs_NK = probabilities(weights_DK, train.features_ND)
     return Judge(train, y_NK, weights_DK, probs_NK, curvature(probs_NK, train.features_ND, DAMPING))
 
 
 def split(everything: Faces, seed: int) -> tuple[Faces, Faces, Faces]:
-    """Training, validation and test faces."""
+    """Return the training, validation and test faces."""
     order = np.random.default_rng([31, seed]).permutation(len(everything.gender_N))
     ends = np.cumsum([TRAIN, VALIDATION, TEST])
     return tuple(everything.rows(order[start:end]) for start, end in zip([0, *ends[:-1]], ends, strict=True))
@@ -91,19 +91,19 @@ def split(everything: Faces, seed: int) -> tuple[Faces, Faces, Faces]:
 
 @torch.no_grad()
 def hidden(net: nn.Module, faces: Faces) -> Part:
-    """What a judge's last layer sees, and a constant."""
+    """Return the faces with the input of a classifier's last layer and a constant 1 as features."""
     inner_ND = net[:-1](pixels_of(faces)).double().numpy()
     return Part(np.concatenate([inner_ND, np.ones((len(inner_ND), 1))], 1), faces.gender_N, faces.group_N)
 
 
 def begun(parts: tuple[Faces, Faces, Faces], label_N: np.ndarray, seed: int) -> tuple[Part, Part, Part]:
-    """The faces as the last layer sees them, of a judge trained on these labels of the training faces."""
+    """Train a classifier on the training faces with these labels, and return the features of all parts by `hidden`."""
     net = trained(pixels_of(parts[0]), label_N, seed)
     return tuple(hidden(net, faces) for faces in parts)
 
 
 def check(faces: tuple[Faces, Faces, Faces], seed: int) -> dict[str, dict[str, float]]:
-    """Spearman's correlation of predicted and true changes: each of `SMALL` faces relabelled, or left out, alone."""
+    """Return Spearman's correlation of predicted and true changes if one of SMALL faces is relabelled or left out."""
     label_N = flipped(faces[0], 0.2, "uniform", np.random.default_rng([32, seed]))
     train, validation, _ = begun(faces, label_N, seed)
     small, y_NK = train.rows(np.arange(SMALL)), np.eye(2)[label_N[:SMALL]]
@@ -113,11 +113,11 @@ def check(faces: tuple[Faces, Faces, Faces], seed: int) -> dict[str, dict[str, f
     for what, goal_NK in (("relabelled", other_NK), ("left out", judge.probs_NK)):
         again = []
         for i in range(SMALL):
-            # a face whose label is what the judge says of it pulls nowhere; the next line follows it as it changes
+            # a label equal to the prediction has gradient 0 for the present weights only; without its row it stays 0
             rows = np.delete(np.arange(SMALL), i) if what == "left out" else np.arange(SMALL)
             labels = y_NK.copy()
             labels[i] = goal_NK[i]
-            own = DAMPING * SMALL / len(rows)  # as much of it a face as before
+            own = DAMPING * SMALL / len(rows)  # keeps the ratio of damping to the faces' summed loss
             again.append(fitted(small.features_ND[rows], labels[rows], own, judge.weights_DK))
         for name, metric in CHECKED.items():
             gap = gap_between(metric, validation.group_N)
@@ -129,7 +129,7 @@ def check(faces: tuple[Faces, Faces, Faces], seed: int) -> dict[str, dict[str, f
 
 
 def scores(way: str, judge: Judge, validation: Part, rng: np.random.Generator) -> np.ndarray:
-    """How suspect each training label is [N]; of an influence the predicted fall of its number by the other label."""
+    """Return how suspect each training label is [N]. For an influence: the predicted decrease by the other label."""
     metrics: dict[str, Callable] = {n: gap_between(m, validation.group_N) for n, m in CHECKED.items()}
     metrics["error of all"] = expected_error
     if way == "gap in error, no harm":
@@ -144,7 +144,7 @@ def scores(way: str, judge: Judge, validation: Part, rng: np.random.Generator) -
 
 
 def measured(judge: Judge, faces: Part) -> dict[str, float]:
-    """Accuracy, and between groups the absolute gap in the error rate and in the calibration error."""
+    """Return the accuracy, and the absolute gaps between groups in error rate and calibration error."""
     probs_FK = probabilities(judge.weights_DK, faces.features_ND)
     wrong_F = probs_FK.argmax(1) != faces.true_N
     rates = [wrong_F[faces.group_N == group].mean() for group in (0, 1)]
@@ -154,10 +154,10 @@ def measured(judge: Judge, faces: Part) -> dict[str, float]:
 
 
 def mended(way: str, judge: Judge, validation: Part, test: Part, rng: np.random.Generator) -> dict:
-    """Relabel and fine-tune: rounds in which the most suspect labels are changed, ranked anew after each.
+    """Relabel the most suspect faces and fine-tune, in rounds with a new ranking after each.
 
-    No label is changed twice, and by influence none whose change is not predicted to help. Test numbers at each of `SHARES`,
-    and where the gap in the expected error of the validation faces was least (`stopped`).
+    No label is changed twice. By influence, only labels whose change is predicted to help are changed. Returns test numbers
+    at each of SHARES, and for the round with the least gap in expected error on the validation faces (`stopped`).
     """
     count, touched_N, steps = int(ROUND * TRAIN), np.zeros(TRAIN, bool), round(SHARES[-1] / ROUND)
     gap, true_NK = gap_between(expected_error, validation.group_N), np.eye(2)[judge.train.true_N]
@@ -181,9 +181,9 @@ def mended(way: str, judge: Judge, validation: Part, test: Part, rng: np.random.
 
 
 def cell(faces: tuple[Faces, Faces, Faces], kind: str, rate: float, seed: int) -> dict:
-    """By way of ranking: area under "is mislabelled", and what relabelling does; beside them the true labels.
+    """Return for each ranking the AUC of "is mislabelled" and the effect of relabelling; also numbers with true labels.
 
-    True labels: of the last layer alone, as all relabelling is.
+    With true labels, too, only the last layer is fitted.
     """
     label_N = flipped(faces[0], rate, kind, np.random.default_rng([33, seed, int(100 * rate), KINDS.index(kind)]))
     train, validation, test = begun(faces, label_N, seed)
@@ -198,7 +198,7 @@ def cell(faces: tuple[Faces, Faces, Faces], kind: str, rate: float, seed: int) -
 
 
 def measure(renders: Path, kept_in: Path) -> None:
-    """Everything that the record lacks; written after each part."""
+    """Compute what the record lacks, and write the record after each part."""
     if not has_renders(renders):
         raise FairDiffError(
             f"--renders: found no shards in {renders}, allowed: a folder of scripts/build_portraits/make_data.py"

@@ -1,14 +1,14 @@
-"""Occupations in other languages: bias beside CLIP-T and the no-face rate, because "fair" may mean "ignored the prompt".
+"""Audit occupations in other languages: bias, and CLIP-T and no-face rate because a fair model may ignore the prompt.
 
-python scripts/languages.py                                             the embedded model; the same command goes on
-python scripts/languages.py --adapter outputs/gender/default/seed0/adapter        with an adapter too: does it reach them?
+python scripts/languages.py                                             the embedded model; repeat it to continue
+python scripts/languages.py --adapter outputs/gender/default/seed0/adapter        without and with an adapter
 python scripts/languages.py --set model=sd15                            Stable Diffusion 1.5, for which the lists are made
-python scripts/languages.py --languages german turkish --both-forms     some, and with names of both genders beside
+python scripts/languages.py --languages german turkish --both-forms     two languages, also with names of both genders
 python scripts/languages.py --render                                    only the page; --publish writes docs/studies
 
-The lists lie in fairdiff/studies/translations, a file a language; `--translations FOLDER` takes others, with an english.csv.
-Every language has the noise of the English prompts and is measured against the English text. What the page needs of each
-audit is kept in outputs/reproduced, in measurements/studies.
+The lists are in fairdiff/studies/translations, one file per language. `--translations FOLDER` takes others, which must
+include english.csv. Every language uses the noise of the English prompts, and CLIP-T compares with the English text. The
+numbers for the page are kept in outputs/reproduced/measurements/studies.
 """
 
 import argparse
@@ -41,7 +41,7 @@ from fairdiff.studies.words import Rewrite
 
 
 def files_of(folder: Path, names: list[str] | None) -> list[Path]:
-    """The files of these languages, or of all but English."""
+    """Return the files of these languages, by default of all but English."""
     known = sorted(path.stem for path in folder.glob("*.csv") if path.stem != languages.ENGLISH)
     if wrong := [name for name in names or [] if name not in known]:
         raise FairDiffError(f"--languages: found {wrong[0]}, allowed: {', '.join(known)}")
@@ -53,7 +53,7 @@ def of_plan(rewrite: Callable[[list, Config], Rewrite]) -> Callable[[Config, Pla
 
 
 def methods(args: argparse.Namespace, own: Method | None) -> dict[str, Method]:
-    """Row -> its audit, of the model with this adapter or, None, without one."""
+    """Return row name -> method to audit, for the model with the adapter `own`, or without one if it is None."""
     none = of_plan(lambda prompts, config: languages.left_out(prompts, config.prompts.template))
     rows = {LEFT_OUT: reworded(LEFT_OUT, (LEFT_OUT,), none, own)}
     english = args.translations / f"{languages.ENGLISH}.csv"
@@ -70,7 +70,7 @@ def methods(args: argparse.Namespace, own: Method | None) -> dict[str, Method]:
 
 
 def row_of(where: Path, model: str) -> dict:
-    """Of one model of an audit what the page needs: of every prompt bias and CLIP-T, null without a face, and the rest."""
+    """Return one model's numbers for the page: bias and CLIP-T of each prompt (null if undefined) and the no-face rate."""
     audit, records = read_audit(where / "audit.json"), load_records(where / "records.parquet")
     entry, bias = audit["models"][model], {}
     for name in targeted(audit):
@@ -85,7 +85,7 @@ def _plain(values_P: np.ndarray) -> list[float | None]:
 
 
 def measure(args: argparse.Namespace, kept_in: Path) -> None:
-    """Every row without and with the adapter; written into `kept_in` as soon as each is done."""
+    """Audit every row without and with the adapter, and write each to `kept_in` as soon as it is done."""
     english = args.translations / f"{languages.ENGLISH}.csv"
     usual = overrides_of({"prompts": {"test": english}, "audit": {"split": "test", "named": None, "without_people": 1}})
     settings = with_defaults(args.set, usual)

@@ -1,16 +1,16 @@
-"""Where in a LoRA the effect sits, how little of it keeps the effect, and whether training finds another way without it.
+"""Find the parts of a LoRA that cause its effect, the smallest part that keeps it, and whether training can avoid them.
 
-python scripts/localize.py outputs/gender/default/seed0            scores, sparse adapters, audits; the same command goes on
-python scripts/localize.py RUN --retrain 0.1 0.4                   and trains anew with the first 10 and 40 % held at zero
-python scripts/localize.py RUN --other RUN2                        and how far the parts of both adapters overlap
+python scripts/localize.py outputs/gender/default/seed0            scores, sparse adapters, audits; repeat it to continue
+python scripts/localize.py RUN --retrain 0.1 0.4                   also retrain with the first 10 or 40 % held at zero
+python scripts/localize.py RUN --other RUN2                        also the overlap of the parts of two adapters
 python scripts/localize.py RUN --set audit.prompts=12 audit.images_per_prompt=24     with other settings of train.py
 python scripts/localize.py --render                                only the page; --publish writes docs/studies/localize.md
 
-Scores come from training prompts, audits from validation prompts (`--test`: test prompts, for the final page). An adapter
-that is trained for several attributes is scored by each of them too, so that their parts can be compared. `--retrain` trains
-twice for each share, without the first components by score and without random ones, each as long as the run was. Everything
-lies under outputs/localize; the smallest adapter that keeps 90 % of the effect is copied into its folder `sparse`. What the
-page needs is kept in outputs/reproduced, in measurements/studies/localize.json.
+Scores use training prompts, audits use validation prompts (`--test`: test prompts, for the final page). An adapter trained
+for several attributes is also scored by each of them alone, to compare their parts. `--retrain` trains twice for each share,
+without the first components by score and without random ones, with the steps of the run. All files are in outputs/localize;
+the smallest adapter that keeps 90 % of the effect is copied to the folder `sparse` there. The numbers for the page are in
+outputs/reproduced/measurements/studies/localize.json.
 """
 
 import argparse
@@ -65,7 +65,7 @@ ALIGNED = ("adapter.scale=1", "loss.image=null", "loss.face=null", "validation.e
 
 
 def folder_of(run: Path, batches: int, root: Path) -> Path:
-    """Where all about a run's LoRA lies, by its name and what decides the scores; FairDiffError for a run without LoRA."""
+    """Return the folder for a run, named by the run and a hash of its LoRA and `batches`. FairDiffError without LoRA."""
     file = run / "adapter" / LORA_FILE
     if not file.is_file() or not (run / "config.yaml").is_file():
         raise FairDiffError(f"{run}: holds no config.yaml with adapter/{LORA_FILE}, allowed: a finished run with LoRA")
@@ -74,9 +74,9 @@ def folder_of(run: Path, batches: int, root: Path) -> Path:
 
 
 def scored(run: Path, batches: int, folder: Path, attribute: str | None = None) -> list[list]:
-    """[part, layer, i, size, score, score] of each component of a run's LoRA; kept in `folder`.
+    """Return [part, layer, i, size, score, score] of each component of a run's LoRA; cached in `folder`.
 
-    attribute: by whose loss alone, None: by that of the training. The two scores are of the even and of the odd batches.
+    attribute: use the loss of this attribute alone, None: that of the training. The scores are from even and odd batches.
     """
     path = folder / f"scores-{attribute or 'training'}.json"
     if path.exists():
@@ -101,7 +101,7 @@ def scored(run: Path, batches: int, folder: Path, attribute: str | None = None) 
 
 
 def _of_one(config: Config, attribute: str | None) -> Config:
-    """The settings with this attribute and its target alone."""
+    """Return the settings with this attribute and its target only; unchanged for None."""
     if attribute is None:
         return config
     target = {name: config.target[name] for name in ("file", attribute)}
@@ -109,20 +109,23 @@ def _of_one(config: Config, attribute: str | None) -> Config:
 
 
 def _splits(adapter: Path, model: DiffusionModel) -> dict[Place, Split]:
-    """The singular components of the LoRA in a folder; to be taken before an adapter is hung on the model."""
+    """Return the singular components of the LoRA in a folder. Call it before an adapter is added to the model."""
     modules = modules_of(model, "text_encoder") | modules_of(model, "unet")
     return split(read_lora(adapter / LORA_FILE, shapes_of(modules)))
 
 
 def tables(found: list[list]) -> tuple[dict[Component, float], list[dict[Component, float]]]:
-    """Sizes; and the scores of all batches, of the even and of the odd ones."""
+    """Return the sizes, and a list of three scores: from all batches, from the even and from the odd ones."""
     rows = [((part, layer, i), size, even, odd) for part, layer, i, size, even, odd in found]
     scores = [{c: (even + odd) / 2 for c, _, even, odd in rows}, {c: e for c, _, e, _ in rows}, {c: o for c, *_, o in rows}]
     return {c: size for c, size, *_ in rows}, scores
 
 
 def overlaps(one: list[list], other: list[list], same: bool) -> list[list]:
-    """Rows of a share, the overlap, its range by chance, and the lesser overlap of each with itself, from other batches."""
+    """Return a row for each share: share, overlap, its range by chance, and the smaller self-overlap.
+
+    The self-overlap of a LoRA compares the scores of its even and odd batches.
+    """
     ranked = []
     for found in (one, other):
         sizes, scores = tables(found)
@@ -137,7 +140,7 @@ def overlaps(one: list[list], other: list[list], same: bool) -> list[list]:
 
 @dataclass(frozen=True)
 class Study:
-    """One run's LoRA: its components and their orders, the settings of audits, and the folder of everything."""
+    """One run's LoRA: its components and their orders, the settings of audits, and the output folder."""
 
     run: Path
     model: DiffusionModel
@@ -147,7 +150,7 @@ class Study:
     folder: Path
 
     def audited(self, name: str, adapter: Path) -> dict:
-        """Of an adapter's audit what the page needs: by attribute each prompt's bias before and after, and similarity."""
+        """Audit an adapter and return its numbers for the page: bias of each prompt by attribute, noise floor, DINO."""
         audit = read_audit(audited(self.settings, saved_adapter(name, adapter), self.folder / "audits") / "audit.json")
         attributes = audit["models"]["after"]["attributes"]
         wanted = targeted(audit)
@@ -160,16 +163,16 @@ class Study:
         }
 
     def sparse(self, name: str, chosen: list[Component]) -> dict:
-        """The same of the adapter of these components, which is kept as adapters/<name>."""
+        """Save the adapter of these components as adapters/<name>, audit it, and return the numbers of `audited`."""
         where = self.folder / "adapters" / name
-        if not where.exists():  # written again it might have another order of its header, and be another file to an audit
+        if not where.exists():  # rewriting could change the order of the header, and an audit would take it for a new file
             with atomic_path(where) as temporary:
                 temporary.mkdir()
                 save_edit(temporary, kept(self.splits, chosen), self.model.kind)
         return self.audited(name, where)
 
     def retrained(self, order: str, share: float) -> dict:
-        """The first components of an order taken away, and held at zero in another training."""
+        """Audit the LoRA without the first components of an order, and a new training with them held at zero."""
         held, name = first(self.ranked[order], share), f"{order}-{share:g}"
         sizes = components(self.splits)
         row = {"order": order, "share": share, "components": len(held)}
@@ -180,7 +183,7 @@ class Study:
 
 
 def measure(args: argparse.Namespace, kept_in: Path) -> None:
-    """Scores, sparse adapters, retrained ones and their audits; written into `kept_in` as soon as each is done."""
+    """Compute scores, sparse and retrained adapters and their audits, and write each to `kept_in` as soon as it is done."""
     folder = folder_of(args.run, args.batches, args.folder)
     found = scored(args.run, args.batches, folder)
     sizes, scores = tables(found)
@@ -214,7 +217,7 @@ def measure(args: argparse.Namespace, kept_in: Path) -> None:
 
 
 def copy_smallest(points: dict, folder: Path) -> None:
-    """The smallest adapter that keeps enough of the effect on every attribute as `folder`/sparse, if there is one."""
+    """Copy the smallest adapter that keeps enough of the effect on every attribute to `folder`/sparse, if there is one."""
     least, to = smallest(points, list(points["whole"][0]["before"])), folder / "sparse"
     if least is None:
         shutil.rmtree(to, ignore_errors=True)
@@ -224,7 +227,7 @@ def copy_smallest(points: dict, folder: Path) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    """FairDiffError for what cannot be."""
+    """Raise FairDiffError for impossible arguments."""
     if args.run is None:
         raise FairDiffError("run: found none, allowed: the folder of a finished run with LoRA, or --render")
     if wrong := [share for share in args.retrain if not 0 < share < 1]:

@@ -1,7 +1,7 @@
 """Upload a run's adapter with its model card, its audit.json and its report to the Hugging Face hub.
 
 python scripts/push.py RUN you/fair-adapter               needs a token: `hf auth login`
-python scripts/push.py RUN you/fair-adapter --dry-run     say what would be uploaded, and upload nothing
+python scripts/push.py RUN you/fair-adapter --dry-run     list the files without uploading them
 """
 
 import argparse

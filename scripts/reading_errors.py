@@ -1,12 +1,12 @@
-"""How far an audit's bias, D and verdict move when 1 to 20 % of its faces are misread.
+"""Measure how an audit's bias, D and verdict change if 1 to 20 % of its faces are misclassified.
 
-python scripts/reading_errors.py AUDIT                    an audit folder, RUN/audits/NAME; the same command goes on
+python scripts/reading_errors.py AUDIT                    an audit folder, RUN/audits/NAME; repeat it to continue
 python scripts/reading_errors.py AUDIT --attribute race   another attribute than the first with a target
 python scripts/reading_errors.py --render                 only the page; --publish writes docs/studies
 
-The readings of the audited faces are changed at random, and the audit's own numbers are taken anew: with the errors
-uncounted, and with a confusion matrix that counts them. Then the verdict on generators like this one, nearer to the target.
-What the page needs is kept in outputs/reproduced, in measurements/studies.
+The labels of the audited faces are changed at random, and the audit's numbers are computed again: without a correction, and
+with a confusion matrix that counts the errors. Then the verdicts are computed for similar generators nearer to the target.
+The numbers for the page are kept in outputs/reproduced/measurements/studies.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from fairdiff.studies.reading_errors import audited, counts_of, error_rates, kin
 
 
 class Suite:
-    """An audit's faces of prompts without a named class, by the last model: prompt and label of each image, and its group."""
+    """Prompt, label and group of each image of an audit's last model, for people prompts that name no class."""
 
     def __init__(self, folder: Path, attribute: str | None):
         audit, records = read_audit(folder / "audit.json"), load_records(folder / "records.parquet")
@@ -62,8 +62,8 @@ class Suite:
         return counts_of(self.prompt_N, self.label_N, len(self.images_P), len(self.axis.classes))
 
     def counting(self, E_KK: np.ndarray | None) -> MetricSpec:
-        """The request with the judge's counts as they are, or with these errors behind its own. Without counts: a thousand
-        labelled faces, as many of each class, of a judge that errs no more than this."""
+        """Return the audit's spec, with its confusion counts multiplied by the errors E_KK, if these are given. If there are
+        no counts, a thousand labelled faces, equally many of each class, without errors take their place."""
         confusion = dict(self.spec.confusion)
         if E_KK is not None:
             K = len(self.axis.classes)
@@ -72,7 +72,7 @@ class Suite:
 
 
 def once(suite: Suite, kind: str, rate: float, seed: int) -> dict:
-    """The audit's numbers with misread faces: {uncounted, counted}."""
+    """Return the audit's numbers with misclassified faces: {uncounted, counted}."""
     K, rng = len(suite.axis.classes), np.random.default_rng([41, seed, int(1000 * rate)])
     chance_N = error_rates(kind, suite.label_N, suite.group_N, rate, suite.axis.classes)
     counts = counts_of(suite.prompt_N, misread(suite.label_N, chance_N, K, rng), len(suite.images_P), K)
@@ -81,7 +81,7 @@ def once(suite: Suite, kind: str, rate: float, seed: int) -> dict:
 
 
 def verdict_once(suite: Suite, distance: float, kind: str, rate: float, seed: int) -> dict[str, str]:
-    """The verdicts on a generator at this D, read by a judge without errors but these: {uncounted, counted}."""
+    """Return the verdicts on a generator with this D by a classifier that has only these errors: {uncounted, counted}."""
     K, prompts = len(suite.axis.classes), len(suite.images_P)
     rng = np.random.default_rng([42, seed, int(1000 * rate), int(1000 * distance)])
     shares_PK = nearer(suite.counts_PK, suite.axis.target_PK, distance)
@@ -96,7 +96,7 @@ def verdict_once(suite: Suite, distance: float, kind: str, rate: float, seed: in
 
 
 def measure(folder: Path, attribute: str | None, kept_in: Path) -> None:
-    """Everything that the record lacks; a record of another audit begins anew."""
+    """Compute what the record lacks. A record of another audit is replaced."""
     suite = Suite(folder, attribute)
     about = {"audit": folder.as_posix(), "attribute": suite.attribute, "model": suite.model, "group": suite.group}
     about |= {"classes": list(suite.axis.classes), "prompts": len(suite.images_P), "images": int(suite.images_P.max())}

@@ -1,4 +1,4 @@
-"""Write docs/reference/configuration.md from the schemas, their docstrings and the files of conf, and audit.schema.json.
+"""Write docs/reference/configuration.md from the schemas, their docstrings and the files in conf, and audit.schema.json.
 
 python scripts/reference.py
 """
@@ -47,13 +47,13 @@ LONGEST = 60  # characters of a value in the table
 
 
 def composed(*overrides: str) -> Any:
-    """The configuration of a command line, not checked, with Hydra's own part."""
+    """Compose the configuration of a command line, with Hydra's section and without checks."""
     with initialize_config_dir(CONF, version_base="1.3"):
         return compose("config", list(overrides), return_hydra_config=True)
 
 
 def about_file(path: Path) -> str:
-    """The comment at the head of a file of conf, else what the file sets."""
+    """Return the comment at the head of a file in conf, or the values that it sets if it has none."""
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("# @package")]
     if lines[0].startswith("# "):
         return lines[0][2:]
@@ -62,7 +62,7 @@ def about_file(path: Path) -> str:
 
 
 def group_rows(chosen: dict[str, Any]) -> list[str]:
-    """A table row for every choice of every group."""
+    """Return the table of all choices of all groups, one per row."""
     rows = ["", "| choice | what it is |", "|---|---|"]
     for file in sorted(Path(CONF).glob("*/*.yaml")):
         used = chosen.get(file.parent.name)
@@ -73,7 +73,10 @@ def group_rows(chosen: dict[str, Any]) -> list[str]:
 
 
 def meanings(schema: type) -> tuple[str, dict[str, str]]:
-    """What a schema's docstring says of it all, and of each key: "key, key: text", at the start of a line or sentence."""
+    """Split a schema's docstring into its introduction and the texts of its keys.
+
+    "key, key: text" at the start of a line or sentence begins the text of these keys.
+    """
     names = "|".join(f.name for f in fields(schema))
     parts = re.split(rf"(?:^|(?<=\n)|(?<=\. ))((?:{names})(?:, (?:{names}))*): ", getdoc(schema))
     texts = [" ".join(part.split()) for part in parts]
@@ -82,7 +85,7 @@ def meanings(schema: type) -> tuple[str, dict[str, str]]:
 
 
 def key_rows(schema: type, prefix: str, default: Any, photographs: Any) -> list[str]:
-    """The table of one schema's keys; nested schemas have tables of their own."""
+    """Return the table of one schema's keys, without nested schemas, which have tables of their own."""
     about, found = meanings(schema)
     rows = ["", escaped(about), ""] if about else [""]
     rows += ["| key | type | default | `model=sd15` | meaning |", "|---|---|---|---|---|"]
@@ -97,13 +100,13 @@ def key_rows(schema: type, prefix: str, default: Any, photographs: Any) -> list[
 
 
 def kind(type_: Any) -> str:
-    """A field's type in words."""
+    """Return a field's type in words."""
     text = type_.__name__ if type(type_) is type else str(type_).replace("typing.", "")
     return " or ".join(PLAIN.get(name, name) for name in text.split(" | "))
 
 
 def shown(value: Any) -> str:
-    """A value as the command line takes it."""
+    """Return a value as it is written on the command line."""
     if OmegaConf.is_config(value):
         value = OmegaConf.to_container(value)
     text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=1e9, allow_unicode=True)
@@ -111,7 +114,7 @@ def shown(value: Any) -> str:
 
 
 def cell(value: Any) -> str:
-    """A value for the table; a long one stands in its file only."""
+    """Return a value for the table, or a reference to `conf` if it is long."""
     return f"`{shown(value)}`" if len(shown(value)) <= LONGEST else "see `conf`"
 
 
@@ -120,7 +123,7 @@ def escaped(text: str) -> str:
 
 
 def page() -> str:
-    """The whole page."""
+    """Return the whole page."""
     default, photographs = composed(), composed("model=sd15")
     lines = [HEAD, GROUPS.strip(), *group_rows(default.hydra.runtime.choices), KEYS]
     tables = [("The run", schemas.Config, "")]

@@ -1,4 +1,4 @@
-"""Make audit.json and report.html again from the records of finished audits.
+"""Write audit.json and report.html again from the records of finished audits.
 
 python scripts/report.py RUN          a run folder (all of its audits), or one audit folder
 """

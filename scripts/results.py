@@ -1,18 +1,17 @@
-"""Every result of docs/results.md: train, audit, and write the page of whatever has been measured so far.
+"""Reproduce docs/results.md: train, audit, and write the page with all results so far.
 
-python scripts/results.py                        all groups; the same command goes on
+python scripts/results.py                        all groups; repeat it to continue
 python scripts/results.py adapters --seeds 0     one group
-python scripts/results.py experiments/race       one run of a group, with every seed
-python scripts/results.py --jobs 2               two runs at a time, sooner on two cores: six hours, by estimate
-python scripts/results.py --missing              only what has no record yet
-python scripts/results.py --render               only write the page anew
-python scripts/results.py --publish              write docs/results.md and its records, not a page of one's own
+python scripts/results.py --jobs 2               two runs at a time, faster on two cores: about six hours
+python scripts/results.py --missing              only runs without a record
+python scripts/results.py --render               write only the page
+python scripts/results.py --publish              write docs/results.md and its records instead
 
-Each run is one `train.py` or `scripts/audit.py` command, which resumes by itself, reprints what is finished and refuses a
-folder of other settings (or of another model): delete that folder to measure anew. They lie under outputs/results, each
-beside a file of what it prints.
-The page goes to outputs/reproduced/results.md. What it needs of each audit is kept beside it in measurements/results, where
-one's own runs join or replace the published ones, of which it begins with a copy.
+Each run is one `train.py` or `scripts/audit.py` command. It resumes by itself, prints finished results again and refuses a
+folder with other settings or another model: delete that folder to measure again. The run folders are in outputs/results,
+each beside a log of its output.
+The page is written to outputs/reproduced/results.md. Numbers of each audit are kept beside it in measurements/results. That
+folder starts as a copy of the published records, and new runs are added or replace them.
 """
 
 import argparse
@@ -30,7 +29,7 @@ from reproduce.records import keep_record, without_record
 
 
 def with_needed(runs: list[Run]) -> list[Run]:
-    """These runs, each after the one that it needs."""
+    """Return these runs and the runs that they need, each after the one that it needs."""
     return list(dict.fromkeys(one for run in runs for one in (run.needs, run) if one is not None))
 
 
@@ -49,7 +48,7 @@ class Failed(Exception):
 
 
 def carry_out(run: Run, folder: Path, jobs: int) -> None:
-    """Run one command with its share of the cores; what it prints goes to a file."""
+    """Run one command with its share of the cores, and write its output to a log file."""
     command, log = [sys.executable, *run.command(folder)], run.log(folder)
     print("$ python", " ".join(command[1:]), flush=True)
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -62,9 +61,9 @@ def carry_out(run: Run, folder: Path, jobs: int) -> None:
 
 
 def each_done(runs: list[Run], jobs: int, task: Callable[[Run], None]) -> Iterator[Run]:
-    """Do the task of every run, `jobs` at a time and in order, and give each run when it is done.
+    """Call the task for every run in order, `jobs` at a time, and yield each run when it is done.
 
-    What a run needs stands before it, so it has begun, and is waited for. After an error no other run is begun.
+    A run waits for the run that it needs, which precedes it in the list. After an error no other run is started.
     """
     begun: dict[Run, Future] = {}
 

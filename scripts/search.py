@@ -1,12 +1,12 @@
 """Choose the settings of the embedded model: train each candidate, audit it on validation occupations, write a table.
 
-python scripts/search.py                 all candidates; the same command goes on
+python scripts/search.py                 all candidates; repeat it to continue
 python scripts/search.py --jobs 2        two at a time
-python scripts/search.py --render        only write the page anew
-python scripts/search.py --publish       write docs/search.md and its records, not a page of one's own
+python scripts/search.py --render        write only the page
+python scripts/search.py --publish       write docs/search.md and its records instead
 
-Test occupations take no part. Runs lie under outputs/search. The page goes to outputs/reproduced/search.md; what it needs of
-each run is kept beside it in measurements/search, where one's own runs join or replace the published ones.
+Test occupations are not used. Run folders are in outputs/search. The page is written to outputs/reproduced/search.md. Numbers
+of each run are kept beside it in measurements/search. New runs are added to a copy of the published ones or replace them.
 """
 
 import argparse

@@ -1,12 +1,12 @@
-"""Signed gaps of occupations before and after debiasing, and whether runs leave the same occupations uneven.
+"""Print the signed gaps of occupations before and after debiasing, and whether runs leave the same occupations uneven.
 
 python scripts/signed_gaps.py outputs/gender/default/seed0 outputs/gender/default/seed1
 
-A folder is a run's, or that of one of its audits. The signed gap of an occupation is its share of faces of the first class
-minus that of the second, in [-1, 1], of perceived presentation. Printed for each run: slope b and standard deviation of the
-residuals r of the least-squares line after = a + b before over occupations. For each pair of runs: the correlation of r, and
-that of r from disjoint halves of the images (even ones of one run, odd ones of the other, and the other way around), which
-share no noise.
+Each folder is a run or one of its audits. The signed gap of an occupation is its share of faces of the first class minus
+that of the second, in [-1, 1], by perceived presentation. For each run, the command fits the least-squares line after = a +
+b before over occupations, and prints b and the standard deviation of the residuals r. For each pair of runs it prints the
+correlation of r, and the correlation of r from disjoint halves of the images, which share no noise (the even images of one
+run with the odd ones of the other, and vice versa).
 """
 
 import argparse
@@ -21,9 +21,9 @@ from fairdiff.cli.main import fail
 
 
 def signed_gaps(records: pd.DataFrame, attribute: str) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Per occupation [P]: gap before, and gap after in all images, the even and the odd ones.
+    """Return by occupation [P] the gap before, and a list of gaps after: in all images, in the even and in the odd ones.
 
-    ValueError unless `attribute` has two classes.
+    Raises ValueError unless `attribute` has two classes.
     """
     classes = Counter(c.split(".")[1] for c in records if c.startswith("p."))
     if classes[attribute] != 2:
@@ -38,7 +38,7 @@ def signed_gaps(records: pd.DataFrame, attribute: str) -> tuple[np.ndarray, list
 
 
 def records_of(folder: Path) -> Path:
-    """The records of an audit's folder, or of a run's with one audit; ValueError for any other."""
+    """Return the records file of an audit folder, or of a run folder with one audit. ValueError for any other folder."""
     if (folder / "records.parquet").exists():
         return folder / "records.parquet"
     found = sorted(folder.glob("audits/*/records.parquet"))
@@ -49,7 +49,7 @@ def records_of(folder: Path) -> Path:
 
 
 def residuals(before: np.ndarray, after: np.ndarray) -> tuple[float, np.ndarray]:
-    """Slope of the least-squares line after = a + b before, and what is left of `after` [P]."""
+    """Return the slope of the least-squares line after = a + b before, and the residuals [P]."""
     slope, offset = np.polyfit(before, after, 1)
     return float(slope), after - offset - slope * before
 

@@ -1,7 +1,7 @@
 """Write a target file to fill in: a row for each subject of a run, with equal shares or those of `target.<attribute>`.
 
 python scripts/target_file.py target.file=shares.csv prompts.train=train.txt prompts.test=test.txt
-python train.py target.file=shares.csv prompts.train=train.txt prompts.test=test.txt                 once it is filled in
+python train.py target.file=shares.csv prompts.train=train.txt prompts.test=test.txt                 after filling it in
 """
 
 from pathlib import Path

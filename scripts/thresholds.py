@@ -1,11 +1,12 @@
-"""Bring a judge's error rates of several groups together, by thresholds that are random within each group.
+"""Equalise a classifier's error rates over groups by randomised thresholds for each group.
 
 python scripts/thresholds.py labelled.csv                                 columns group, score, label (1: the class)
 python scripts/thresholds.py labelled.csv --constraint odds --tolerance .02
-python scripts/thresholds.py labelled.csv --audit AUDIT --score gender.female --group race        and relabel an audit
+python scripts/thresholds.py labelled.csv --audit AUDIT --score gender.female --group race        also relabel an audit
 
-Least errors with rates of all groups within the tolerance, and what the constraint costs. Writes thresholds.json. With an
-audit's folder: the mean share of the class before and after, faces grouped by what the judge says of another attribute.
+The thresholds minimise the errors under the constraint that the groups' rates differ by at most the tolerance. The command
+writes thresholds.json. With an audit folder it also prints the mean share of the class before and after, where the groups
+are the predicted classes of another attribute.
 """
 
 import argparse
@@ -27,7 +28,7 @@ DRAWS = 200  # resamples of the labelled faces
 
 
 def read_labelled(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """group -> (scores, labels); FairDiffError for a missing column or a cell that is none."""
+    """Return group -> (scores, labels). FairDiffError for a missing column or an invalid cell."""
     rows = list(csv.DictReader(read_given(path, str(path)).splitlines()))
     found: dict[str, list[tuple[float, int]]] = {}
     for number_, row in enumerate(rows, 2):
@@ -50,7 +51,7 @@ def groups_of(faces: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, Grou
 
 
 def gaps(faces: dict, weights: dict[str, np.ndarray], groups: dict[str, Group]) -> dict[str, float]:
-    """The largest differences between groups in each rate, and errors in all, of these faces by these thresholds."""
+    """Return the largest difference between groups in each rate, and the error rate, with these thresholds."""
     found = {}
     for name, (score, label) in faces.items():
         said = (score[:, None] >= groups[name].thresholds) @ weights[name]
@@ -62,7 +63,9 @@ def gaps(faces: dict, weights: dict[str, np.ndarray], groups: dict[str, Group]) 
 
 
 def fitted(faces: dict, constraint: str, tolerance: float, seed: int) -> dict:
-    """Thresholds, rates, and the interval of the gaps in new faces: fitted and counted on halves, drawn `DRAWS` times."""
+    """Return thresholds, rates, gaps, and expected gaps in new faces with their intervals.
+
+    The latter come from thresholds fitted on one random half of the faces and measured on the other, DRAWS times."""
     groups, rng = groups_of(faces), np.random.default_rng(seed)
     weights = fair_thresholds(groups, constraint, tolerance)
     others: dict[str, list[float]] = {}
@@ -83,7 +86,7 @@ def fitted(faces: dict, constraint: str, tolerance: float, seed: int) -> dict:
         "tolerance": tolerance,
         "thresholds": {
             name: [
-                [float(t) if np.isfinite(t) else None, float(w)]  # null: none is positive
+                [float(t) if np.isfinite(t) else None, float(w)]  # null: no face is positive
                 for t, w in zip(g.thresholds, weights[name], strict=True)
                 if w > 1e-9
             ]
@@ -96,7 +99,7 @@ def fitted(faces: dict, constraint: str, tolerance: float, seed: int) -> dict:
 
 
 def relabelled(folder: Path, score: str, group: str, faces: dict, weights: dict[str, np.ndarray], seed: int) -> list[str]:
-    """Lines: the mean share of the class over prompts, at one half and by the thresholds."""
+    """Return lines with the mean share of the class over prompts, at a threshold of .5 and by the fitted thresholds."""
     rows = load_records(folder / "records.parquet")
     rows = rows[rows.people & rows.found & (rows.names == "")]
     columns = [c for c in rows if c.startswith(f"p.{group}.")]

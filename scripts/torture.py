@@ -1,11 +1,11 @@
-"""Kill a run, cut its power, fill its disk, damage its files, start it twice: it must end as the undisturbed run does.
+"""Kill a run, cut its power, fill its disk, damage its files, start it twice: its result must equal the undisturbed run's.
 
 python scripts/torture.py                            everything, on the smallest settings of the embedded model: minutes
-python scripts/torture.py --short                    fewer of each: under a minute
+python scripts/torture.py --short                    fewer disturbances of each kind: under a minute
 python scripts/torture.py --only kills --only disk   some parts
 python scripts/torture.py model.path=<folder> ...    with other settings
 
-Compared are the adapter, every file of the audit, and metrics.jsonl but for its seconds: bit by bit, on a CPU. Linux only.
+It compares the adapter, all files of the audit, and metrics.jsonl without its seconds, bit by bit, on a CPU. Linux only.
 """
 
 import argparse
@@ -38,12 +38,12 @@ SETTINGS = [
     "adapter=lora_text", "audit.prompts=2", "audit.images_per_prompt=2", "audit.named=1", "audit.without_people=1",
     "audit.named=null",
 ]  # fmt: skip
-PATIENCE = 300  # seconds of any one run
+PATIENCE = 300  # seconds that one run may take
 Disturb = Callable[[], None]
 
 
 class Run:
-    """A command in a child of this process, which has imported everything already; it writes a checkpoint every step.
+    """A run of train.py in a fork of this process, which has all imports. It writes a checkpoint at every step.
 
     names: environment variables.
     """
@@ -62,7 +62,7 @@ class Run:
         sys.stdout, sys.stderr = (open(number, "w", encoding="utf-8", closefd=False) for number in (1, 2))
         code = 1
         try:
-            signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore SIGINT
             trainer.CHECKPOINT_EVERY = 1
             os.environ.update(names or {})
             sys.argv = ["train.py", *SETTINGS, f"cache={cache}", f"hydra.run.dir={folder}"]
@@ -75,27 +75,27 @@ class Run:
         except BaseException:
             traceback.print_exc()
         finally:
-            with suppress(OSError):  # nobody reads
+            with suppress(OSError):  # the reader may have gone
                 sys.stderr.flush()
                 sys.stdout.flush()
             os._exit(code)
 
     def end(self, after: float = PATIENCE, how: signal.Signals = signal.SIGKILL) -> tuple[int, str, str]:
-        """Exit code (negative: the signal), stdout, stderr; the signal is sent if it lives longer than `after` seconds."""
+        """Return exit code (negative: the signal), stdout and stderr. `how` is sent if it runs more than `after` seconds."""
         while not (ended := os.waitpid(self.pid, os.WNOHANG))[0]:
             if time.monotonic() - self.began > after:
                 os.kill(self.pid, how)
                 after = PATIENCE
             time.sleep(0.005)
         said = []
-        for pipe in (self.out, self.err):  # what one run says has room in a pipe
+        for pipe in (self.out, self.err):  # the output of a run fits into a pipe's buffer
             with os.fdopen(pipe, encoding="utf-8") as file:
                 said.append(file.read())
         return os.waitstatus_to_exitcode(ended[1]), *said
 
 
 def left(folder: Path) -> dict[str, object]:
-    """What a finished run leaves, by file."""
+    """Return the compared files of a finished run by name."""
     found: dict[str, object] = {"metrics": [row | {"seconds": 0} for row in read_metrics(folder / "metrics.jsonl")]}
     for path in sorted(p for part in ("adapter", "audits") for p in (folder / part).rglob("*") if p.is_file()):
         name, tensors = path.relative_to(folder).as_posix(), path.suffix == ".safetensors"
@@ -104,12 +104,14 @@ def left(folder: Path) -> dict[str, object]:
 
 
 class Torture:
-    """Runs against the undisturbed one. rng: decides when. count: of kills, and of other disturbances a third."""
+    """Disturb runs and compare them with an undisturbed one. rng: chooses the moments. count: number of kills; there are a
+    third as many of each other disturbance.
+    """
 
     def __init__(self, work: Path, rng: random.Random, count: int):
         self.work, self.rng, self.count, self.some = work, rng, count, math.ceil(count / 3)
         self.wrong: list[str] = []
-        self.open: Path | None = None  # the folder of a run that has been disturbed and not ended
+        self.open: Path | None = None  # the folder of a disturbed run that is not finished
         self.cache, self.number = work / "cache0", 0
         self.cache.mkdir()
         began, events = time.monotonic(), work / "events"
@@ -133,7 +135,7 @@ class Torture:
             print(f"WRONG: {said}", flush=True)
 
     def compare(self, folder: Path, whole: dict[str, object] | None = None) -> None:
-        """Whether what a run left is what the undisturbed one did, by default that of one process."""
+        """Check that a run's files equal those of the undisturbed run, by default the one with a single process."""
         found = left(folder)
         self.expected = self.expected or found
         expected = whole or self.expected
@@ -141,7 +143,7 @@ class Torture:
         self.check(not names, f"{folder.name}: not as undisturbed: {', '.join(names)}")
 
     def finish(self, folder: Path, cache: Path | None = None, disturb: Disturb | None = None) -> str:
-        """Let a run end by itself, compare what it left, and return what it said."""
+        """Let a run end by itself, compare its files, and return its stdout."""
         code, out, err = Run(folder, cache or self.cache, disturb).end()
         self.check(code == 0 and not err, f"{folder.name}: ended with {code}: {err}")
         if code == 0:
@@ -149,14 +151,14 @@ class Torture:
         return out
 
     def ended(self, ended: tuple[int, str, str], codes: tuple[int, ...], what: str) -> int:
-        """The exit code, which must be one of these, or 0; with one from 1 to 255 stands one line on stderr."""
+        """Check and return the exit code: 0 or one of `codes`. A positive code must come with one line on stderr."""
         code, _, err = ended
         good = code in (0, *codes) and (code <= 0 or len(err.strip().splitlines()) == 1)
         self.check(good, f"{what}: ended with {code}: {err}")
         return code
 
     def disturb(self, ways: list[Callable[[Path], int]]) -> None:
-        """Disturb a run in these ways, one after the other; what has ended before is followed by a new one."""
+        """Disturb a run in these ways, one after the other. If the run finishes first, a new one is started."""
         for way in ways:
             while (folder := self.open or self.folder()) and way(folder) == 0:
                 self.compare(folder)
@@ -164,16 +166,16 @@ class Torture:
             self.open = folder
 
     def close(self) -> None:
-        """What was disturbed to the last is finished, without a terminal."""
+        """Finish the last disturbed run, without a terminal."""
         if self.open:
             self.finish(self.open, disturb=lambda: (os.setsid(), os.close(0)))
 
     def moment(self) -> float:
-        """Seconds after which to disturb; what comes late in a run is met when it goes on."""
+        """Return after how many seconds to disturb. Late parts of a run are reached because it resumes."""
         return self.rng.uniform(0, 0.7) * self.seconds
 
     def some_cache(self) -> Path:
-        """Now and then one that is still to be filled, so that its writes are disturbed too."""
+        """Return the cache folder, sometimes a new empty one, so that its writes are disturbed too."""
         if self.rng.random() < 0.3:
             self.cache = self.work / f"cache{len(list(self.work.glob('cache*')))}"
             self.cache.mkdir()
@@ -191,7 +193,7 @@ class Torture:
         self.disturb([way] * self.count)
 
     def writes_cut(self) -> None:
-        """SIGKILL and loss of power inside writes: before and after a file has its name, and with half of it there."""
+        """SIGKILL and loss of power during writes: before and after a rename, and with a partly written file."""
 
         def way(folder: Path, name: str) -> int:
             place, cache, names = self.rng.randint(1, self.writes // 2), self.some_cache(), self.rng.random() < 0.5
@@ -202,7 +204,7 @@ class Torture:
         self.disturb([partial(way, name=name) for name in ("kill", "cut", "power")] * self.some)
 
     def checkpoints(self) -> None:
-        """A newest checkpoint that is damaged: the one before it is taken, and that is said."""
+        """A damaged newest checkpoint: the run must use the one before it, and print that."""
         for share in (0.99, 0.5, 0)[: self.count]:
             folder = self.folder()
             shutil.copytree(self.whole, folder, dirs_exist_ok=True)
@@ -210,11 +212,11 @@ class Torture:
             path = folder / "checkpoints" / checkpoint.NAME
             path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
             out = self.finish(folder)
-            said = "thecheckpointbeforeitistaken" in "".join(out.split())  # it may go over several lines
+            said = "thecheckpointbeforeitistaken" in "".join(out.split())  # it may be wrapped
             self.check(said, f"nothing said of a damaged checkpoint: {out}")
 
     def disk(self) -> None:
-        """A disk that is full at each size of a file, and at some of the writes."""
+        """A disk that is full at some sizes of a file, and at some of the writes."""
         folder, cache = self.folder(), self.work / "full"
         sizes = [0, 100, 1000, 5000, 20_000, 50_000, 100_000, 200_000]
         for size in sorted(self.rng.sample(sizes, min(self.some, len(sizes)))):
@@ -225,7 +227,7 @@ class Torture:
         self.finish(folder, cache)
 
     def folder_twice(self) -> None:
-        """Two runs on one folder: the second is refused."""
+        """Two runs in one folder: the second must be refused."""
         folder = self.folder()
         first = Run(folder, self.cache)
         while not (folder / "run.json").exists() and time.monotonic() - first.began < PATIENCE:
@@ -236,14 +238,14 @@ class Torture:
         self.compare(folder)
 
     def cache_twice(self) -> None:
-        """Two runs on one cache at once."""
+        """Two runs with one cache at the same time."""
         cache = self.work / "shared"
         for run in [Run(self.folder(), cache), Run(self.folder(), cache)]:
             self.ended(run.end(), (), "two runs on one cache")
             self.compare(run.folder)
 
     def signals(self) -> None:
-        """Ctrl-C and SIGTERM at random moments, and a stdout that nobody reads."""
+        """Ctrl-C and SIGTERM at random moments, and a closed stdout pipe."""
 
         def way(folder: Path, how: signal.Signals) -> int:
             ended = Run(folder, self.cache).end(self.moment(), how)
@@ -257,7 +259,7 @@ class Torture:
             self.finish(folder)
 
     def processes(self) -> None:
-        """SIGKILL of one of two processes of a run: the other ends with one line. Sums of two round otherwise than one."""
+        """SIGKILL of one of two processes: the other must end with one line. Two processes round sums otherwise than one."""
         cache, folder = self.work / "two", self.folder()
         self.two(folder, cache)
         whole = left(folder)
@@ -268,7 +270,7 @@ class Torture:
             self.compare(folder, whole)
 
     def two(self, folder: Path, cache: Path, killed: int | None = None) -> None:
-        """Two processes as torchrun starts and ends them; one is killed at a random moment."""
+        """Run two processes with torchrun's environment variables. Process `killed` is killed at a random moment."""
         store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         names = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
         names |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
@@ -294,7 +296,7 @@ PARTS = {
     "signals": Torture.signals,
     "processes": Torture.processes,
 }
-SHORT = [name for name in PARTS if name != "processes"]  # which tests/test_distributed.py has too
+SHORT = [name for name in PARTS if name != "processes"]  # tests/test_distributed.py covers it
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -304,7 +306,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--short", action="store_true", help="one disturbance of a kind instead of seven to twenty")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     args = parser.parse_args(argv)
-    torch.set_num_threads(1)  # a process with threads is not to be forked
+    torch.set_num_threads(1)  # forking a process with threads is unsafe
     SETTINGS.extend(args.settings)
     with tempfile.TemporaryDirectory(prefix="torture-") as work:
         torture = Torture(Path(work), random.Random(args.seed), 1 if args.short else 20)

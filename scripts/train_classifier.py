@@ -1,11 +1,11 @@
-"""Train an attribute judge on a folder of labelled faces, and measure it on faces that it has not seen.
+"""Train an attribute classifier on a folder of labelled faces, and measure it on held-out faces.
 
 python scripts/train_classifier.py FOLDER JUDGE model=sd15 'attribute=[gender,race,age]'
 python train.py model=sd15 judge=net judge.path=JUDGE ...   (audit with another: judge@audit.judge=net audit.judge.path=)
 
-FOLDER: labels.csv (image, gender, race, age), FairFace's or CelebA's files as they come: classifiers/labels.py. It trains on
-the train split and measures on val; without splits a fifth is held out, by a hash of the name. The settings say attributes,
-detector and crops, as those of the run that will use it. Weights start at random. The same command goes on.
+FOLDER holds labels.csv (image, gender, race, age), or the original files of FairFace or CelebA: classifiers/labels.py. It
+trains on the split "train" and measures on "val"; without splits, a fifth is held out by a hash of the name. Use the settings
+of the later run: they give attributes, detector and crops. Weights start at random. Repeat the command to continue.
 """
 
 import argparse
@@ -34,11 +34,11 @@ from fairdiff.errors import FairDiffError, blame
 from fairdiff.files import write_json
 from fairdiff.training.tracking import make_console, progress
 
-WORK = "work"  # in the judge's folder until it is done: faces and the checkpoint
+WORK = "work"  # folder for faces and the checkpoint in the classifier's folder, until it is done
 
 
 def split(folder: Path, attributes: dict[str, tuple[str, ...]], name: str) -> LabelledFiles:
-    """The files of a split, held out by hash where the folder has none."""
+    """Return the files of a split, which is made by hash if the folder has no splits."""
     with blame("folder"):
         return read_labels(folder, attributes).with_held_out().of_split(name)
 
@@ -62,13 +62,13 @@ def new_net(about: dict, seed: int) -> AttributeNet:
     torch.manual_seed(seed)
     try:
         return AttributeNet(about)
-    except Exception as error:  # timm: each mistake has its own kind
+    except Exception as error:  # timm raises many classes
         words = " ".join(str(error).split())[:200]
         raise FairDiffError(f"--architecture, --kwargs: timm cannot build {about['architecture']} ({words})") from error
 
 
 def collect_faces(files: LabelledFiles, config: Config, work: Path) -> tuple[np.ndarray, LabelledFiles]:
-    """Faces of the files as they lie on the disk, and the files that have one."""
+    """Crop the faces and store them on disk. Return their images, memory-mapped, and the files that have a face."""
     side = stored_side(config.detector.crop_size)
     look, detector = looking(config, side, MARGIN * config.detector.expand)
     request = fingerprint.of_values(data_hash(files), detector, side)
@@ -81,7 +81,7 @@ def collect_faces(files: LabelledFiles, config: Config, work: Path) -> tuple[np.
 
 
 def labels_for(faces: LabelledFiles, attributes: dict[str, tuple[str, ...]]) -> dict[str, np.ndarray]:
-    """Labels of every attribute; FairDiffError for a class that no face of the training part has."""
+    """Return the labels of every attribute. FairDiffError for a class without a training face."""
     for name, classes in attributes.items():
         counts = np.bincount(faces.labels.get(name, np.array([-1])) + 1, minlength=len(classes) + 1)[1:]
         if not counts.all():
@@ -91,12 +91,12 @@ def labels_for(faces: LabelledFiles, attributes: dict[str, tuple[str, ...]]) -> 
 
 
 def count(label_N: np.ndarray, classes: tuple[str, ...]) -> dict[str, int]:
-    """Faces of each class."""
+    """Return the number of faces in each class."""
     return dict(zip(classes, np.bincount(label_N[label_N >= 0], minlength=len(classes)).tolist(), strict=True))
 
 
 def train(files: LabelledFiles, config: Config, plan: FitPlan, net: AttributeNet, relaxation: Relaxation | None) -> dict:
-    """Fit the net; what training.json says of it."""
+    """Fit the net, and return its entries for training.json."""
     images, faces = collect_faces(files, config, plan.checkpoint.parent)
     labels = labels_for(faces, net.attributes)
     boxes = stored_boxes(len(faces), config.detector.crop_size, plan.expand)
@@ -114,7 +114,7 @@ def train(files: LabelledFiles, config: Config, plan: FitPlan, net: AttributeNet
 
 
 def make(args: argparse.Namespace, config: Config) -> str:
-    """Train and measure the judge, or find it made, and say what was found."""
+    """Train the classifier unless it exists, measure it, and return a summary."""
     check_device(config.model.device)
     about, relaxation = net_config(config, args.architecture, args.kwargs), None
     net, files = new_net(about, args.seed), split(args.folder, config.classes, "train")
@@ -143,7 +143,7 @@ def make(args: argparse.Namespace, config: Config) -> str:
 
 
 def refuse_another(judge: Path, request: str) -> None:
-    """FairDiffError where the folder holds a judge that this command did not make."""
+    """Raise FairDiffError if the folder holds a classifier that was made by another command."""
     if not (judge / "config.json").exists():
         return
     try:

@@ -1,11 +1,11 @@
-"""Search settings for little bias and little drift with Optuna; killed, the same command goes on where it stopped.
+"""Search settings for little bias and little drift with Optuna; repeat an interrupted command to continue it.
 
 python scripts/tune.py outputs/tune --trials 20 --vary 'adapter.learning_rate=log(1e-3,3e-2)' 'loss.image=linear(.1,1)' \\
     'adapter.rank=choice(4,8)' --fix adapter=lora_text steps=60                   needs pip install 'fairdiff[sweep]'
 
 Every trial is a run of train.py, audited on validation prompts. Bias is the mean distance to the target over the attributes
-that have one, drift 1 - the mean cosine to the reference images over CLIP and the image encoder. study.jsonl in the folder
-holds the trials; a trial that was broken off is taken up first, from its run's last checkpoint.
+with a target. Drift is 1 - the mean cosine to the reference images over CLIP and the image encoder. study.jsonl in the
+folder holds the trials. An interrupted trial is continued first, from its run's last checkpoint.
 """
 
 import argparse
@@ -25,7 +25,7 @@ SPACE = re.compile(r"([\w.@]+)=(log|linear|choice)\(([^()]+)\)")
 
 
 def read_space(texts: list[str]) -> dict[str, tuple[str, list[str]]]:
-    """key -> (kind, its arguments)."""
+    """Parse --vary arguments into key -> (kind, its arguments)."""
     space = {}
     for text in texts:
         found = SPACE.fullmatch(text)
@@ -38,7 +38,7 @@ def read_space(texts: list[str]) -> dict[str, tuple[str, list[str]]]:
 
 
 def suggested(trial, space: dict[str, tuple[str, list[str]]]) -> list[str]:
-    """The overrides of a trial."""
+    """Return the overrides of a trial."""
     found = []
     for key, (kind, words) in space.items():
         if kind == "choice":
@@ -50,7 +50,7 @@ def suggested(trial, space: dict[str, tuple[str, list[str]]]) -> list[str]:
 
 
 def objectives(run: Path) -> tuple[float, float]:
-    """(bias, drift) of a run's newest audit; FairDiffError where they are undefined, as without any face."""
+    """Return (bias, drift) of a run's newest audit. FairDiffError if they are undefined, as without any face."""
     path = max(run.glob("audits/*/audit.json"), key=lambda file: file.stat().st_mtime)
     after = last_model(read_audit(path))
     targeted = [entry for entry in after["attributes"].values() if entry["target"]["requested"]]
@@ -61,7 +61,7 @@ def objectives(run: Path) -> tuple[float, float]:
 
 
 def open_study(folder: Path, seed: int):
-    """The study in a folder. What a killed process left running is put in front of what comes next, with its settings."""
+    """Open the study in a folder. Trials that a killed process left running are queued again with their settings."""
     import optuna
     from optuna.storages.journal import JournalFileBackend
 
@@ -73,12 +73,12 @@ def open_study(folder: Path, seed: int):
     for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
         study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
         study.enqueue_trial(trial.params, user_attrs={"again": trial.number})
-    study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials))  # one seed would draw the same ones again
+    study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials))  # the same seed would repeat earlier draws
     return study
 
 
 def tune(folder: Path, space: dict, fixed: list[str], trials: int, seed: int) -> list[str]:
-    """Carry out trials until so many are finished; a line for each of the best, those that no other beats in both."""
+    """Run trials until `trials` are finished, and return a line for each Pareto-optimal one."""
     from optuna.trial import TrialState
 
     with locked(folder):

@@ -1,9 +1,10 @@
-"""Two judges on the same images: how often they disagree, and each number under both.
+"""Compare two attribute classifiers on the same images: how often they disagree, and the audit's numbers under both.
 
 python scripts/two_judges.py ONE/audits/NAME OTHER/audits/NAME
 
-Two audits of the same model, adapter, prompts and noise that differ in audit.judge. Labels are perceived presentation. What
-holds under one judge only is as much the judge's as the model's. [Brackets]: 95 % intervals, these prompts with new noise.
+The two audits have the same model, adapter, prompts and noise, and differ in audit.judge. Labels are perceived presentation.
+A result that holds under one classifier only may be an effect of that classifier. [Brackets] are 95 % intervals for these
+prompts with new noise.
 """
 
 import argparse
@@ -24,7 +25,7 @@ IMAGE = ["model", "prompt", "image_index", "seed"]
 
 
 def paired(one: Path, other: Path) -> pd.DataFrame:
-    """A row for each image of people, with the columns of both audits (_x, _y); FairDiffError for other images."""
+    """Return a row for each image of people, with the columns of both audits (_x, _y). FairDiffError if images differ."""
     parts = [load_records(folder / "records.parquet") for folder in (one, other)]
     parts = [rows[rows.people & (rows.names == "")] for rows in parts]
     both = parts[0].merge(parts[1], on=IMAGE)
@@ -38,13 +39,14 @@ def paired(one: Path, other: Path) -> pd.DataFrame:
 
 
 def disagreement(rows: pd.DataFrame, name: str, classes: tuple[str, ...], seed: int) -> dict:
-    """Mean over prompts of the share of faces with two labels, its interval; faces; pairs of classes that look renamed."""
+    """Return the mean over prompts of the share of faces with different labels and its interval, the number of faces, and
+    the pairs of classes whose labels may be swapped."""
     columns = probability_columns({name: classes})
     faces = rows[rows.found_x & rows.found_y]
     probs = [faces[[f"{column}_{side}" for column in columns]].to_numpy() for side in "xy"]
     differ = pd.Series(probs[0].argmax(1) != probs[1].argmax(1), index=faces.index)
     by_prompt = differ.groupby(faces.prompt).agg(["mean", "size"])
-    smoothed = (by_prompt["mean"] * by_prompt["size"] + 0.5) / (by_prompt["size"] + 1)  # none seen is not none
+    smoothed = (by_prompt["mean"] * by_prompt["size"] + 0.5) / (by_prompt["size"] + 1)  # so 0 seen is not variance 0
     variance = smoothed * (1 - smoothed) / by_prompt["size"]
     found = suite.mean_over_prompts(by_prompt["mean"], variance, (0.0, 1.0), seed)
     result = agreement(*probs)
@@ -53,7 +55,7 @@ def disagreement(rows: pd.DataFrame, name: str, classes: tuple[str, ...], seed: 
 
 
 def number(entry: dict | None, key: str) -> str:
-    """A value and its interval for these prompts."""
+    """Return as text a value and its interval for these prompts."""
     if entry is None or entry.get(key) is None:
         return "undefined"
     low, high = entry["ci95_these"]
@@ -61,7 +63,7 @@ def number(entry: dict | None, key: str) -> str:
 
 
 def numbers(entry: dict) -> dict[str, str]:
-    """Bias, D and shares of one attribute of one audit, as judged, and D with the judge's error undone."""
+    """Return bias, D and shares of one attribute of an audit as classified, and D corrected for the classifier's errors."""
     corrected = entry.get("corrected") or {}
     undone = number(corrected.get("distance"), "value") if corrected.get("distance") else "judge never measured"
     lines = {"bias": number(entry["bias"], "mean"), "D as judged": number(entry["target"]["distance"], "value")}
@@ -70,7 +72,7 @@ def numbers(entry: dict) -> dict[str, str]:
 
 
 def report(one: Path, other: Path) -> list[str]:
-    """Lines of text: by model and attribute of both audits the disagreement, then each number under both."""
+    """Return lines: for each model and attribute of both audits the disagreement, then each number under both."""
     audits, rows = [read_audit(folder / "audit.json") for folder in (one, other)], paired(one, other)
     names = [audit["judge"]["path"] for audit in audits]
     lines = [f"judges: {names[0]} | {names[1]}"]

@@ -1,6 +1,6 @@
-"""The command line: it turns arguments into a Config, and every error into one line.
+"""The command line: turn the arguments into a Config, and every error into one line.
 
     command_line (before Hydra) -> main (after it), messages, ending
 
-With config the only room that knows Hydra and OmegaConf. The mains in jobs and in scripts import it.
+Only this package and config use Hydra and OmegaConf. The main functions in jobs and in scripts import it.
 """

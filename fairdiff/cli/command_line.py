@@ -1,4 +1,4 @@
-"""The command line before and after Hydra reads it: refused arguments, run folders, and `rerun=<run folder>`."""
+"""Check the command line before Hydra reads it, name run folders, and implement `rerun=<run folder>`."""
 
 import hashlib
 import os
@@ -21,10 +21,10 @@ from yaml import MarkedYAMLError, YAMLError
 from fairdiff.cli.messages import CONF, like, one_line
 from fairdiff.errors import FairDiffError
 
-EXPERIMENT = "${hydra:runtime.choices.experiment}"  # in the folders of conf
-MPI = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # how many processes MPICH, Open MPI, MVAPICH started
+EXPERIMENT = "${hydra:runtime.choices.experiment}"  # part of the run folders in conf
+MPI = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # process counts set by MPICH, Open MPI, MVAPICH
 LAUNCHERS = "torchrun or accelerate launch"
-# Overrides that do not change the training; `experiment` and `seed` have folders of their own.
+# Overrides that do not change the training; `experiment` and `seed` are folders of their own in the path.
 ELSEWHERE = (
     "audit",
     "export",
@@ -45,23 +45,23 @@ ELSEWHERE = (
 
 
 def run_name(overrides: list[str], constant_rate: bool = False) -> str:
-    """The folder of a training, from the overrides that change it, in any order: readable words and a hash of them all.
+    """Return the folder name of a training: the overrides that change it, in any order, as readable words and a hash.
 
-    constant_rate: more steps then go on with the same training.
+    constant_rate: whether more steps continue the same training, so `steps` is left out.
     """
     left_out = (*ELSEWHERE, "steps") if constant_rate else ELSEWHERE
     ends = tuple(f"{k}{end}" for k in left_out for end in "=./")
-    kept = sorted(o for o in overrides if not f"{o.lstrip('+~')}=".startswith(ends))  # ~key has no =
+    kept = sorted(o for o in overrides if not f"{o.lstrip('+~')}=".startswith(ends))  # the added = is for ~key
     return _words(",".join(kept)) if kept else "default"
 
 
 def _words(text: str) -> str:
-    words = re.sub(r"[^\w.,+-]+", "-", text)[:80].strip("-,.")  # no "=": Hydra would have it quoted in a path
+    words = re.sub(r"[^\w.,+-]+", "-", text)[:80].strip("-,.")  # no "=": Hydra requires quotation marks for it in a path
     return f"{words}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
 
 def more_steps(schedule: str, validation_every: int | None) -> bool:
-    """Whether a run may continue with more steps: the learning rate of a step must not depend on their number."""
+    """Return whether more steps continue the same training: a step's learning rate must not depend on their number."""
     return schedule == "constant" and validation_every is None
 
 
@@ -70,13 +70,13 @@ OmegaConf.register_new_resolver("more_steps", more_steps, replace=True)
 
 
 def prepare(name: str, several: bool = False) -> str:
-    """The name of the configuration to compose: `name`, or "rerun" where a saved one runs again.
+    """Check sys.argv and return the name of the configuration to compose: `name`, or "rerun" to run a saved one again.
 
-    several: whether the command can share its work among processes. What Hydra does not know is taken out of sys.argv.
-    FairDiffError for what nobody would read or act upon.
+    several: whether the command can share its work among processes. Arguments that Hydra does not know are removed from
+    sys.argv. Raises FairDiffError for arguments that would have no effect.
     """
     for word in sys.argv[1:]:
-        if re.search("[\ud800-\udfff]", word):  # Python's stand-ins for stray bytes
+        if re.search("[\ud800-\udfff]", word):  # Python's surrogates for bytes that are not text
             raise FairDiffError(f"{word!a}: is not text in {sys.getfilesystemencoding()}; PYTHONUTF8=1 reads UTF-8")
     sys.argv = [_with_home(text) for text in sys.argv]
     _refuse_processes(several)
@@ -95,24 +95,24 @@ def prepare(name: str, several: bool = False) -> str:
     _refuse_groups(args.overrides)
     _store_saved(folder, name)
     rest = [argument for argument in sys.argv if not argument.startswith("rerun=")]
-    sys.argv = [*rest, "--config-path", CONF] if args.config_path is not None else rest  # of two the last is taken
+    sys.argv = [*rest, "--config-path", CONF] if args.config_path is not None else rest  # the last --config-path counts
     return "rerun"
 
 
 def _with_home(text: str) -> str:
-    """An argument with "~/" expanded where a value begins: shells leave it, Hydra cannot read it."""
+    """Expand "~/" at the beginning of values in an argument: shells do not, and Hydra cannot parse it."""
     return re.sub(r"(?<=[=:,\[ '\"])~(?=/)", lambda _: os.path.expanduser("~"), text)
 
 
 def _refuse_processes(several: bool) -> None:
-    """FairDiffError where a launcher started several processes, or was to, that do not know of each other."""
+    """Raise FairDiffError if a launcher started processes that cannot work together, or one instead of several."""
     size = os.environ.get("WORLD_SIZE", "1")
     if size != "1" and not several:
         raise FairDiffError(f"WORLD_SIZE: found {size}, allowed: 1, this command is one process")
     for key in MPI:
         if size == "1" and os.environ.get(key, "1") != "1":
             raise FairDiffError(f"{key}: found {os.environ[key]}, allowed: 1, or {LAUNCHERS}")
-    # what `accelerate launch --num_processes 2` leaves on a CPU, where it starts one process all the same
+    # `accelerate launch --num_processes 2` sets these on a CPU, but starts one process only
     if "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
         raise FairDiffError(
             "accelerate launch: has started one process, as it does without GPUs, allowed: --num_processes 1, or torchrun "
@@ -129,7 +129,7 @@ def _is_group(key: str) -> bool:
 
 
 def refuse_twice(overrides: list[str]) -> None:
-    """FairDiffError for a group that is chosen twice. Of a key the last value is taken, as everywhere in Hydra."""
+    """Raise FairDiffError for a group that is chosen twice. For a key the last value counts, as in Hydra."""
     for key, count in Counter(map(key_of, overrides)).items():
         if count > 1 and _is_group(key):
             found = " and ".join(o for o in overrides if key_of(o) == key)
@@ -137,7 +137,7 @@ def refuse_twice(overrides: list[str]) -> None:
 
 
 def _refuse_saved_in_own_folder(folder: str | None, name: str) -> None:
-    """FairDiffError for a --config-dir without a name or with a whole configuration in it, which nothing would read."""
+    """Raise FairDiffError for an empty --config-dir, or one with a whole configuration, which Hydra would not read."""
     if folder is None:
         return
     if not folder.strip():
@@ -151,7 +151,7 @@ def _refuse_saved_in_own_folder(folder: str | None, name: str) -> None:
 
 
 def _saved_folder(args: Namespace) -> Path | None:
-    """The run folder of rerun=... or --config-path, None if there is none."""
+    """Return the run folder given by rerun=... or --config-path, None if there is none."""
     for override in args.overrides:
         if override.startswith("rerun="):
             given = override.removeprefix("rerun=")
@@ -161,11 +161,11 @@ def _saved_folder(args: Namespace) -> Path | None:
     file = Path(args.config_path or "", "config.yaml")
     if args.config_path is not None and file.exists() and "defaults" not in _read(file):
         return file.parent
-    return None  # Hydra's own: a folder with another primary configuration
+    return None  # a --config-path with another primary configuration is left to Hydra
 
 
 def _refuse_groups(overrides: list[str]) -> None:
-    """FairDiffError for a group: a saved configuration is one of values, and no longer knows what they came from."""
+    """Raise FairDiffError for a group: a saved configuration has values only and does not record the groups."""
     for override in overrides:
         key = key_of(override).lstrip("~")
         if _is_group(key):
@@ -176,7 +176,7 @@ def _refuse_groups(overrides: list[str]) -> None:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """A configuration file as it stands; FairDiffError if it is none."""
+    """Read a configuration file without resolving interpolations. FairDiffError if it is not one."""
     try:
         found = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
     except MarkedYAMLError as error:
@@ -189,12 +189,12 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _store_saved(folder: Path, name: str) -> None:
-    """From here on the configuration "rerun" is what lies in a run folder; it lands in a folder of its own."""
+    """Store the configuration saved in a run folder as "rerun". Its run gets a folder of its own."""
     file = folder / "config.yaml"
     if not file.exists():
         raise FairDiffError(f"rerun: {folder}: found no config.yaml in it, allowed: a run folder")
     values = _literal(_read(file))
-    values.pop("resume", None)  # of that command: a run that begins anew must go on when repeated
+    values.pop("resume", None)  # set for the old command only: a repeated rerun must resume
     try:
         saved = OmegaConf.merge(_without_entries(ConfigStore.instance().load("schema.yaml").node), values)
     except OmegaConfBaseException as error:
@@ -210,13 +210,13 @@ def _store_saved(folder: Path, name: str) -> None:
 
 
 def _primary(name: str) -> DictConfig:
-    """A configuration of conf, or one that a command has put beside them."""
+    """Return a configuration from conf, or one that a command has registered."""
     file = Path(CONF, f"{name}.yaml")
     return OmegaConf.load(file) if file.exists() else ConfigStore.instance().load(f"{name}.yaml").node
 
 
 def _literal(tree: Any) -> Any:
-    """The same, with `${` as it stands: what is saved has been resolved."""
+    """Return the tree with `${` escaped, because a saved configuration is already resolved."""
     if isinstance(tree, dict):
         return {key: _literal(value) for key, value in tree.items()}
     if isinstance(tree, list):
@@ -225,7 +225,7 @@ def _literal(tree: Any) -> Any:
 
 
 def _without_entries(node: DictConfig) -> DictConfig:
-    """A schema whose mappings are empty: merged with them, entries that a run had removed would come back."""
+    """Return a schema whose mappings are empty. Otherwise merging would bring back entries that a run had removed."""
     for key in node:
         if OmegaConf.is_missing(node, key) or not OmegaConf.is_dict(node[key]):
             continue
@@ -237,7 +237,7 @@ def _without_entries(node: DictConfig) -> DictConfig:
 
 
 def of_file(error: Exception) -> FairDiffError | None:
-    """Which file an error in reading the configuration is about: of --config-dir or conf, None if it is about neither."""
+    """Return an error that names the file of --config-dir or conf that cannot be read, None if it is in neither."""
     if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
         return _at_line(error.problem_mark.name, error)
     own = get_args_parser().parse_args().config_dir
@@ -255,13 +255,13 @@ def _at_line(file: Path | str, error: MarkedYAMLError) -> FairDiffError:
 
 
 def quoting(error: OverrideParseException) -> FairDiffError:
-    """What to write for an override that Hydra cannot read: the same in quotation marks, if that helps."""
+    """Return an error for an override that Hydra cannot parse. It proposes quotation marks if they help."""
     key, equals, value = error.override.partition("=")
     if not equals:
         return FairDiffError(f"{key}: found no =, allowed: {key}=<value>")
-    value = re.sub(r'(\\*)("|$)', lambda m: m[1] * 2 + (m[2] and '\\"'), value)  # backslashes count before a mark only
+    value = re.sub(r'(\\*)("|$)', lambda m: m[1] * 2 + (m[2] and '\\"'), value)  # only before a mark is a backslash an escape
     try:
         OverridesParser.create().parse_override(instead := f'{key}="{value}"')
-    except HydraException:  # of the key
+    except HydraException:  # the key is wrong
         return FairDiffError(f"{key}: there is no such key{like(key.lstrip('+~'))}")
     return FairDiffError(f"{error.override}: cannot be read without quotation marks; write {shlex.quote(instead)}")

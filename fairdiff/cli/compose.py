@@ -1,4 +1,4 @@
-"""Settings from Python instead of a command line, with the same groups, keys, rules and run folders."""
+"""Compose settings given by a program, with the groups, keys, checks and run folders of the command line."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -19,12 +19,12 @@ _PLAIN = re.compile(r"(?!(?:true|false|null|nan|inf)$)[A-Za-z_][\w./-]*", re.IGN
 
 
 def choices(group: str) -> list[str]:
-    """The files of a group of conf."""
+    """Return the choices of a group: the names of its files in conf."""
     return sorted(path.stem for path in Path(CONF, group).glob("*.yaml"))
 
 
 def overrides_of(settings: Settings) -> list[str]:
-    """Settings as the command line says them: {"adapter": "soft_tokens", "audit": {"prompts": 3}} as two overrides."""
+    """Return settings as overrides: {"adapter": "soft_tokens", "audit": {"prompts": 3}} gives two."""
     if isinstance(settings, str):
         raise FairDiffError(f"settings: found the text {settings!r}, allowed: a list of overrides, or a dict")
     if isinstance(settings, Mapping):
@@ -33,15 +33,15 @@ def overrides_of(settings: Settings) -> list[str]:
 
 
 def with_defaults(settings: Settings, defaults: list[str]) -> list[str]:
-    """The settings behind those defaults whose key they do not set themselves."""
+    """Return the settings as overrides, after the defaults whose key they do not set."""
     own = overrides_of(settings)
     return [o for o in defaults if key_of(o) not in map(key_of, own)] + own
 
 
 def composed(overrides: list[str]) -> tuple[Config, Path]:
-    """The configuration of train.py with these overrides, and the folder in which that command's run would lie.
+    """Return the configuration of train.py with these overrides, and the run folder that the command would use.
 
-    FairDiffError for what the command line would refuse.
+    Raises FairDiffError for overrides that the command line would refuse.
     """
     refuse_twice(overrides)
     here = HydraConfig.instance()
@@ -62,11 +62,11 @@ def composed(overrides: list[str]) -> tuple[Config, Path]:
     except Exception as error:
         raise FairDiffError(one_line(told(error))) from error
     finally:
-        here.cfg = kept  # of an application of Hydra that calls this
+        here.cfg = kept  # the caller may be a Hydra application
 
 
 def saved(path: Path, overrides: list[str]) -> Config:
-    """The configuration of a run's config.yaml with these overrides; FairDiffError for a file of another version."""
+    """Return the configuration in a run's config.yaml with overrides. FairDiffError for a file of another version."""
     try:
         cfg = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path), OmegaConf.from_dotlist(overrides))
         return to_config(cfg)
@@ -85,7 +85,7 @@ def _leaves(tree: Mapping[str, object], *path: str) -> Iterable[tuple[str, objec
 
 
 def _value(value: object) -> str:
-    """A value in Hydra's grammar; words without quotation marks, as people write them, for folders are named by them."""
+    """Return a value in Hydra's grammar. Plain words get no quotation marks, so folder names equal the command line's."""
     if value is None or isinstance(value, bool):
         return str({None: "null", True: "true", False: "false"}[value])
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""How commands end: no traceback for Ctrl-C or a closed pipe, and output that every terminal can print."""
+"""End commands without a traceback after Ctrl-C or a closed pipe, and print on terminals with any encoding."""
 
 import codecs
 import os
@@ -6,13 +6,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# What a terminal shows where its encoding lacks a character
+# Replacements for characters that the terminal's encoding lacks
 PLAIN = str.maketrans({"−": "-", "–": "-", "×": "x", "→": "->", "±": "+-", "≤": "<=", "\u00a0": " "})
 
 
 @contextmanager
 def ending(interrupted: str = "interrupted") -> Iterator[None]:
-    """Decorator of a command: exit code 130 and this line after Ctrl-C, 1 and no output if the pipe is closed."""
+    """Wrap a command: after Ctrl-C print `interrupted` and exit with 130; after a closed output pipe exit with 1."""
     if sys.stdout is None:  # closed before the start, as by >&-
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
     any_terminal()
@@ -35,23 +35,23 @@ def ending(interrupted: str = "interrupted") -> Iterator[None]:
 
 
 def _plainly(error: UnicodeEncodeError) -> tuple[str, int]:
-    """What stands for characters that an encoding has not: "-" for a minus sign, an escape for an unknown one."""
+    """Replace characters that an encoding lacks, by PLAIN or else by a backslash escape (a codecs error handler)."""
     text = error.object[error.start : error.end].translate(PLAIN)
     return text.encode("ascii", "backslashreplace").decode("ascii"), error.end
 
 
 def any_terminal() -> None:
-    """Let stdout take every text, in an encoding such as ASCII, Latin-1 or Windows-1252 too."""
+    """Make stdout accept every text, also in an encoding such as ASCII, Latin-1 or Windows-1252."""
     codecs.register_error("fairdiff.plainly", _plainly)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="fairdiff.plainly")
 
 
 def reader_is_gone(more: str = "") -> bool:
-    """Whether standard output is a closed pipe, as after `| head`.
+    """Return whether standard output is a pipe whose reader has gone, as after `| head`.
 
-    more: what is written to find out, after a failed write that has left nothing. If nobody reads, the output now leads
-    nowhere, or Python's own flush at exit would complain.
+    more: text to write for the test, needed after a failed write, which leaves the buffer empty. If the reader has gone,
+    stdout is redirected to os.devnull, because Python's flush at exit would fail.
     """
     try:
         sys.stdout.write(more)

@@ -1,4 +1,4 @@
-"""The layer between Hydra and the mains: it turns a configuration into dataclasses, and every error into one line."""
+"""Wrap the main functions in Hydra: turn the composed configuration into dataclasses, and every error into one line."""
 
 import os
 import shlex
@@ -33,7 +33,7 @@ ConfigStore.instance().store(name="schema", node=Config)
 
 
 def to_config(cfg: DictConfig) -> Config:
-    """Plain dataclasses from the composed configuration, "~/" expanded; runs every __post_init__."""
+    """Convert the composed configuration to dataclasses, with "~/" expanded; every __post_init__ runs."""
     if not is_dataclass(OmegaConf.get_type(cfg)):
         raise FairDiffError("--config-path: its configuration has no schema, allowed: `defaults: [schema, ...]`")
     _refuse_unknown(cfg)
@@ -45,12 +45,12 @@ def to_config(cfg: DictConfig) -> Config:
 
 
 def _refuse_unknown(node: DictConfig, *path: str) -> None:
-    """FairDiffError for a key that is in no schema: with a plus Hydra takes any, and nothing would read it."""
+    """Raise FairDiffError for a key that is in no schema: with a plus Hydra accepts any, and it would have no effect."""
     schema = OmegaConf.get_type(node)
     known = {f.name for f in fields(schema)} if is_dataclass(schema) else {*node}
     for name in node:
         key = ".".join([*path, str(name)])
-        if name not in known and key != "hydra.env":  # which Hydra's own schema lacks
+        if name not in known and key != "hydra.env":  # Hydra's schema lacks it
             raise FairDiffError(f"{key}: there is no such key{like(key)}")
         if OmegaConf.is_missing(node, name) or OmegaConf.is_interpolation(node, name):
             continue
@@ -59,7 +59,7 @@ def _refuse_unknown(node: DictConfig, *path: str) -> None:
 
 
 def _expand_home(node: DictConfig | ListConfig) -> None:
-    """Values that begin with "~/", which are paths under whatever key, with the home folder in its place."""
+    """Replace "~/" at the beginning of values by the home folder; such values are always paths."""
     for key in list(node) if isinstance(node, DictConfig) else range(len(node)):
         value = None if OmegaConf.is_missing(node, key) else node[key]
         if OmegaConf.is_config(value):
@@ -69,10 +69,10 @@ def _expand_home(node: DictConfig | ListConfig) -> None:
 
 
 def check_hydra(cfg: DictConfig, adapter: str) -> None:
-    """FairDiffError for what Hydra's own part of the configuration lets pass, and for keys of another type of adapter."""
+    """Raise FairDiffError for errors in the `hydra` section that Hydra accepts, and for keys of another adapter type."""
     _refuse_unknown(cfg, "hydra")
     _refuse_other_keys(OmegaConf.to_container(cfg.overrides.task, resolve=False), adapter)
-    if GlobalHydra.instance().is_initialized():  # not in every launcher's processes
+    if GlobalHydra.instance().is_initialized():  # it is not in the processes of some launchers
         loader = GlobalHydra.instance().config_loader()
         overrides = [o for kind in ("hydra", "task") for o in OmegaConf.to_container(cfg.overrides, resolve=False)[kind]]
         files = loader.compute_defaults_list(cfg.job.config_name, overrides, RunMode.RUN).defaults
@@ -85,9 +85,9 @@ def check_hydra(cfg: DictConfig, adapter: str) -> None:
 
 
 def _refuse_other_keys(overrides: Sequence[str], adapter: str) -> None:
-    """FairDiffError for a key of `adapter` that nothing would read, though the run's folder would be named by it.
+    """Raise FairDiffError for overrides of `adapter` that belong to another type: they would only change the folder name.
 
-    Files may set keys of both types: which one runs is chosen after some of them.
+    Files may set keys of both types, because the type can be chosen after them.
     """
     others = {f"adapter.{key}": kind for kind, keys in OWN_KEYS.items() if kind != adapter for key in keys}
     for override in overrides:
@@ -96,13 +96,13 @@ def _refuse_other_keys(overrides: Sequence[str], adapter: str) -> None:
 
 
 def main(task: Callable[[Config, Path], None], name: str = "config", several: bool = False) -> Callable[[], None]:
-    """A Hydra main of conf/<name>.yaml: task(config, run_dir). What the user can mend ends as one line, exit code 2.
+    """Return a Hydra main for conf/<name>.yaml: task(config, run_dir). A user's error ends it with one line and code 2.
 
-    A sweep goes on after a run that fails so; its last lines name those runs, and the command that compares its
-    audits. several: whether the task shares its work among the processes that a launcher started.
+    A sweep continues after such an error; its last lines name the failed runs and the command that compares its audits.
+    several: whether the task shares its work among the processes that a launcher started.
     """
     failed: list[str] = []  # runs of a sweep
-    audited: list[str] = []  # folders of those that have an audit, as far as they ran in this process
+    audited: list[str] = []  # folders of runs that have an audit, if they ran in this process
     codes: set[int] = set()
     parent = os.getpid()
 
@@ -117,7 +117,7 @@ def main(task: Callable[[Config, Path], None], name: str = "config", several: bo
         swept = here.mode == RunMode.MULTIRUN
         overrides = OmegaConf.to_container(here.overrides.task, resolve=False)
         try:
-            if swept:  # else nobody knows which of a sweep's runs this is
+            if swept:  # shows which run of the sweep the next lines are about
                 print(f"run {here.job.num}: {' '.join(overrides) or 'defaults'}", flush=True)
             config = to_config(cfg)
             check_hydra(here, config.adapter.type)
@@ -126,19 +126,19 @@ def main(task: Callable[[Config, Path], None], name: str = "config", several: bo
             finally:
                 if swept and next(Path(here.runtime.output_dir).glob("audits/*/audit.json"), None):
                     audited.append(os.path.relpath(here.runtime.output_dir))
-        except Exception as error:  # before Hydra adds lines of its own
+        except Exception as error:  # caught here because Hydra would print lines of its own
             line = told(error)
             if not swept:
                 fail(line)
             give_up(line, overrides)
-            if os.getpid() != parent:  # a launcher's own process, whose `failed` nobody reads; the sweep ends with it
+            if os.getpid() != parent:  # in a launcher's process `failed` is lost, so the sweep must end
                 raise FairDiffError(failed[-1]) from error
 
     def run() -> None:
         failed.clear()
         audited.clear()
         codes.clear()
-        os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors reach us instead of a printed traceback
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises errors instead of printing them
         over = " without resume=false" if "resume=false" in [o.lower() for o in sys.argv] else ""
         with ending(f"interrupted; the same command{over} goes on from the last checkpoint"):
             try:
@@ -152,14 +152,14 @@ def main(task: Callable[[Config, Path], None], name: str = "config", several: bo
             if len(audited) > 1:
                 print(f"side by side: {shlex.join(['fairdiff-compare', *audited])}", flush=True)
             if failed:
-                sys.exit(min(codes))  # 3 where no run failed by itself
+                sys.exit(min(codes))  # 3 if all failed by `audit.fail_above`
 
     return run
 
 
 @contextmanager
 def _leaving_out(give_up: Callable[[Exception, Sequence[str]], None]) -> Iterator[None]:
-    """In a sweep, runs that do not compose are given up before the others begin. Hydra would begin none."""
+    """Give up runs of a sweep whose overrides do not compose, before the others start. Hydra would start none."""
     compose = Sweeper.validate_batch_is_legal
 
     def check(sweeper: Sweeper, batch: list[Sequence[str]]) -> None:
@@ -178,7 +178,7 @@ def _leaving_out(give_up: Callable[[Exception, Sequence[str]], None]) -> Iterato
 
 
 def told(error: Exception) -> Exception:
-    """The message for the user; re-raises bugs, and exits if the output pipe is closed."""
+    """Return the error to show to the user. Raise it again if it is a bug, and exit if the output's reader has gone."""
     text = str(error)
     if isinstance(error, BrokenPipeError) and reader_is_gone("\n"):
         sys.exit(1)
@@ -187,7 +187,7 @@ def told(error: Exception) -> Exception:
     if isinstance(error, YAMLError | UnicodeDecodeError) or text.startswith("Invalid loaded object type"):
         if found := of_file(error):
             return found
-    if isinstance(error, ValueError) and "Config group override" in text:  # Hydra's, of loss=null
+    if isinstance(error, ValueError) and "Config group override" in text:  # Hydra's error for loss=null
         return FairDiffError(f"{one_line(error)}; a group is chosen, not set: null is for its keys")
     if found := no_memory(error):
         return found
@@ -197,7 +197,7 @@ def told(error: Exception) -> Exception:
 
 
 def no_memory(error: Exception) -> FairDiffError | None:
-    """What to tell the user where the memory of the device or of the machine was too small, None for another error."""
+    """Return the error to show to the user if the memory was too small, None for another error."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error):
         less = "memory_gb=<what the device has>, or less of it, or a smaller micro_batch, which change no result, take less"
         return FairDiffError(f"out of memory: {one_line(error)}; {less}")
@@ -205,11 +205,11 @@ def no_memory(error: Exception) -> FairDiffError | None:
 
 
 def code_of(error: Exception) -> int:
-    """3 of an audit whose result is not within `audit.fail_above`, else 2."""
+    """Return the exit code: 3 for an audit whose result is not within `audit.fail_above`, else 2."""
     return 3 if isinstance(error, NotWithinMargin) else 2
 
 
 def fail(error: Exception) -> None:
-    """Print one line on stderr and exit with code 2, or 3 where the result and not the command is at fault."""
+    """Print one line on stderr and exit with the error's `code_of`."""
     print(f"{'error: ' if code_of(error) == 2 else ''}{one_line(error)}", file=sys.stderr)
     sys.exit(code_of(error))

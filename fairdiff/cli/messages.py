@@ -1,4 +1,4 @@
-"""Errors of Hydra, OmegaConf and FairDiff as one line that says what is allowed, and the new names of renamed keys."""
+"""Turn an error into one line that says what is allowed, and name the replacements of old keys."""
 
 import re
 from dataclasses import fields, is_dataclass
@@ -12,7 +12,7 @@ from fairdiff.config import AttributeConfig, Config
 from fairdiff.errors import FairDiffError
 
 _PACKAGE = Path(__file__).resolve().parent.parent
-_TOP = _PACKAGE.parent / "conf"  # in a clone; in a wheel it lies in the package
+_TOP = _PACKAGE.parent / "conf"  # its place in a clone; a wheel has it in the package
 CONF = str(_TOP if _TOP.is_dir() else _PACKAGE / "conf")
 OWN_ATTRIBUTE = (
     "; an attribute of one's own is a file like conf/attribute/gender.yaml in a folder `attribute` of one's own folder, "
@@ -23,7 +23,7 @@ OWN_ATTRIBUTE = (
 KINDS = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}  # OmegaConf's words for a type
 _MICRO = "micro_batch, which sets decoding, replay and audit"
 _LITERAL = "nothing, it is only measured, by scripts/bench.py"
-# Old keys, and old choices of files (those with "="), and what takes their place; for one release
+# Old keys, and old choices of files (those with "="), with their replacements; each is kept for one release
 RENAMED = {
     "adapter.alpha": "adapter.rank, which alpha always equals",
     "audit.batch_size": _MICRO,
@@ -63,7 +63,7 @@ RENAMED = {
 
 
 def instead(override: str) -> str:
-    """ "; in its place: ..." for an override of old, "" for any other."""
+    """Return "; in its place: ..." for an old override, "" for any other."""
     for old, new in RENAMED.items():
         if f"{override}=".startswith(old if "=" in old else (f"{old}=", f"{old}.")):
             return f"; in its place: {new}"
@@ -71,7 +71,7 @@ def instead(override: str) -> str:
 
 
 def like(key: str) -> str:
-    """ "; allowed: ..." for a key that is unknown: what stands in its place, the alike first."""
+    """Return "; allowed: ..." for an unknown key: its replacement, or the most similar keys, or all keys of its section."""
     if new := instead(key):
         return new
     *path, last = key.split(".")
@@ -87,7 +87,7 @@ def like(key: str) -> str:
     here: type = Config
     for i, name in enumerate([*path, last]):
         kinds = {f.name: f.type for f in fields(here)} if is_dataclass(here) else {}
-        if get_origin(kinds.get(name)) is dict:  # new keys of a mapping are Hydra's to append
+        if get_origin(kinds.get(name)) is dict:  # Hydra appends new keys to a mapping
             rest = [*path, last][i + 1 :] or ["<key>"]
             return f"; a new one is written with a plus, as in +{'.'.join([*path[:i], name, *rest])}=<value>"
         parent, here = here, kinds.get(name, type(None))
@@ -97,7 +97,7 @@ def like(key: str) -> str:
 
 
 def one_line(error: Exception) -> str:
-    """The message of an error and of what caused it, on one line without Hydra's own advice."""
+    """Return the messages of an error and of its cause on one line, without Hydra's advice."""
     texts = [str(error)]
     cause = error.__cause__
     if cause is not None and not isinstance(error, FairDiffError) and str(cause) not in texts[0]:

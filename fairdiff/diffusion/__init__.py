@@ -1,7 +1,7 @@
-"""The generator: a text-to-image model, its sampler with a gradient, and the adapters trained in it.
+"""The generator: a text-to-image diffusion model, its sampler, the replay that gives a gradient, and the adapters.
 
     folder, single_file -> load -> denoise -> solvers -> sampling (and replay) -> adapters -> released
-    lora_files, textual_inversion -> imports;  ldm -> export     files of other tools
+    lora_files, textual_inversion -> imports;  ldm -> export     formats of other tools
 
-Knows prompts, noise and latents, and nothing of faces, targets or configuration.
+This package handles prompts, noise and latents. It uses neither faces nor targets nor the configuration.
 """

@@ -1,4 +1,4 @@
-"""Files of adapters, in the formats that plain diffusers loads: `load_textual_inversion` and `load_lora_weights`."""
+"""Adapter files in the formats that diffusers loads with `load_textual_inversion` and `load_lora_weights`."""
 
 import json
 from pathlib import Path
@@ -15,18 +15,18 @@ SOFT_TOKENS_FILE = "soft_tokens.safetensors"
 LORA_FILE = "pytorch_lora_weights.safetensors"
 TEXT_LAYERS = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]  # section 5 of the paper
 UNET_LAYERS = ["to_q", "to_k", "to_v", "to_out.0"]
-TRANSFORMER_LAYERS = [*UNET_LAYERS, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]  # of images, and of texts
-TEXT_ROOT = "text_model."  # in files; transformers 5 dropped it from the names inside Stable Diffusion's text encoder
-UNLIKE = ("rank_pattern", "alpha_pattern", "use_rslora")  # what peft writes of a LoRA whose layers are scaled otherwise
+TRANSFORMER_LAYERS = [*UNET_LAYERS, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]  # image and text layers
+TEXT_ROOT = "text_model."  # used in files; transformers 5 dropped it from the layer names of Stable Diffusion's text encoder
+UNLIKE = ("rank_pattern", "alpha_pattern", "use_rslora")  # peft's settings for layers with different ranks or scales
 
 
 def layers_of(part: str) -> list[str]:
-    """The ends of the names of the layers that LoRA is on."""
+    """Return the endings of the names of the layers that LoRA is trained on."""
     return {"unet": UNET_LAYERS, "transformer": TRANSFORMER_LAYERS}.get(part, TEXT_LAYERS)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of an adapter file, and what stands beside them."""
+    """Return the tensors and the metadata of an adapter file."""
     if not path.exists():
         beside = sorted(p.name for p in path.parent.glob("*.safetensors"))
         raise FairDiffError(f"{path}: no such file, found {', '.join(beside) or 'no adapter'} in that folder")
@@ -40,13 +40,13 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def check_matrices(path: Path, state: dict[str, Tensor]) -> None:
-    """FairDiffError unless each tensor of a file is a matrix of finite real numbers."""
+    """Raise FairDiffError unless each tensor of a file is a matrix of finite real numbers."""
     for name, value in state.items():
         check_matrix(value, f"{path}: {name}")
 
 
 def read_about(adapter: Path, key: str = "adapter.path") -> dict:
-    """adapter.json in the folder of a saved adapter or beside its file, {} if there is none; `key` begins the errors."""
+    """Read adapter.json from an adapter's folder or from beside its file, {} if there is none; `key` begins the errors."""
     path = (adapter.parent if adapter.is_file() else adapter) / "adapter.json"
     try:
         about = json.loads(read_given(path, f"{key}: {path}")) if path.exists() else {}
@@ -58,7 +58,7 @@ def read_about(adapter: Path, key: str = "adapter.path") -> dict:
 
 
 def check_matrix(value: Tensor, where: str) -> None:
-    """FairDiffError, beginning with `where`, unless it is a matrix of finite real numbers."""
+    """Raise FairDiffError, beginning with `where`, unless the tensor is a matrix of finite real numbers."""
     if value.ndim != 2 or not value.numel() or not value.is_floating_point():
         kind = str(value.dtype).removeprefix("torch.")
         raise FairDiffError(f"{where} is {kind} of shape {list(value.shape)}, allowed: a matrix of real numbers")
@@ -67,7 +67,7 @@ def check_matrix(value: Tensor, where: str) -> None:
 
 
 def lora_metadata(path: Path, about: dict[str, str]) -> dict:
-    """What a LoRA file says of rank and alpha, by "<part>.<key>", as diffusers writes it; {} if it says nothing."""
+    """Return the `lora_adapter_metadata` that diffusers writes (rank, alpha), by "<part>.<key>", {} if there is none."""
     try:
         settings = json.loads(about.get("lora_adapter_metadata", "{}"))
     except (ValueError, RecursionError) as error:
@@ -78,7 +78,7 @@ def lora_metadata(path: Path, about: dict[str, str]) -> dict:
 
 
 def lora_settings(path: Path, about: dict[str, str]) -> dict:
-    """`lora_metadata` of a file whose layers all have one rank and alpha; FairDiffError for another."""
+    """Return `lora_metadata` of a file. Raise FairDiffError unless all layers have one rank and alpha."""
     settings = lora_metadata(path, about)
     for key, value in settings.items():
         if key.rpartition(".")[2] in UNLIKE and value:
@@ -90,7 +90,7 @@ def lora_settings(path: Path, about: dict[str, str]) -> dict:
 
 
 def uniform(part: str, rank: int, alpha: float) -> dict:
-    """peft's LoraConfig of the layers that LoRA is trained on, of one rank and alpha."""
+    """Return the arguments of peft's LoraConfig for the layers of `layers_of`, with one rank and alpha."""
     usual = {"r": rank, "lora_alpha": alpha, "target_modules": layers_of(part)}
     return usual | {"rank_pattern": {}, "alpha_pattern": {}}
 
@@ -98,9 +98,9 @@ def uniform(part: str, rank: int, alpha: float) -> dict:
 def save_lora(
     folder: Path, state: dict[str, dict[str, Tensor]], settings: dict[str, dict], pipeline: type, name: str = LORA_FILE
 ) -> None:
-    """Write the LoRA factors of each module, named as peft does, as `load_lora_weights` of a pipeline's class reads them.
+    """Write the LoRA factors of each module under peft's names, for `load_lora_weights` of the pipeline class.
 
-    settings: of each module peft's LoraConfig; a file that does not say it has alpha = rank to diffusers.
+    settings: the arguments of peft's LoraConfig for each module. Without them diffusers would assume alpha = rank.
     """
     given: dict[str, dict] = {}
     for part, factors in state.items():

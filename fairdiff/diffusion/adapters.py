@@ -1,7 +1,7 @@
 """The trained adapters: soft tokens before the prompt, or LoRA on the text encoder, the U-Net or both.
 
-Every adapter can be switched off (`off()`), so that the frozen model is the same model and never a second copy, and
-saved in the formats that plain diffusers loads: `load_textual_inversion` and `load_lora_weights`.
+Every adapter can be switched off (`off()`), so the frozen model needs no second copy. Every adapter is saved in a format
+that diffusers loads, with `load_textual_inversion` or `load_lora_weights`.
 """
 
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ from fairdiff.errors import FairDiffError
 
 
 def modules_of(model: DiffusionModel, part: str) -> dict[str, nn.Module]:
-    """The modules of one of `adapter.parts` under their names in files. T5 is none: pipelines load no LoRA of it."""
+    """Return the modules of one of `adapter.parts` by their names in files, without T5: pipelines load no LoRA for it."""
     if part == "unet":
         return {"transformer" if model.is_flow else "unet": model.unet}
     named = {"text_encoder": model.text_encoder, "text_encoder_2": model.text_encoder_2}
@@ -38,48 +38,48 @@ def modules_of(model: DiffusionModel, part: str) -> dict[str, nn.Module]:
 
 
 class Lora:
-    """LoRA on attention and feed-forward layers of the text encoder, the U-Net or both, of one rank and scale alpha/rank;
-    or `of_files`, on the layers that files are of.
+    """LoRA with one rank and scale alpha/rank on the layers of `layers_of`: of the text encoder, the U-Net or both.
 
-    The text encoder of Stable Diffusion XL and 3 is two, T5 not counted. A transformer stands in the U-Net's place.
+    Stable Diffusion XL and 3 have two text encoders besides T5, and both get LoRA. "unet" also means the transformer of
+    Stable Diffusion 3 and FLUX. `of_files` makes LoRA from files, on the layers that the files contain.
     """
 
     kind = "lora"
     prefix = ""
-    origin: list[Tensor] | None = None  # a new one changes nothing, see `at_origin`
+    origin: list[Tensor] | None = None  # not needed: untrained LoRA does not change the model, see `at_origin`
 
     def __init__(self, model: DiffusionModel, parts: list[str], rank: int, alpha: float, generator: torch.Generator):
         names = [name for part in parts for name in modules_of(model, part)]
         self._hang(model, {name: uniform(name, rank, alpha) for name in names})
         for parameter in self.parameters():
-            if parameter.any():  # peft drew the down-projection from the global stream: draw it from ours
+            if parameter.any():  # peft drew the down-projection from the global generator: draw it from the given one
                 noise = torch.randn(parameter.shape, generator=generator) / rank
                 parameter.data.copy_(noise)
 
     @classmethod
     def of_files(cls, model: DiffusionModel, layers: Layers) -> "Lora":
-        """The factors of LoRA files on whatever layers, linear or convolutional, each of its own rank."""
+        """Make LoRA with the factors read from files, on linear or convolutional layers, each with its own rank."""
         lora = cls.__new__(cls)
         lora._hang(model, {name: settings_of(part) for name, part in layers.items()})
         for name, module in lora.modules.items():
             for layer, inner in module.named_modules():
                 if isinstance(inner, LoraLayer):
                     factors = layers[name].get(layer.removeprefix(TEXT_ROOT))
-                    if factors is None:  # peft goes by the ends of names
+                    if factors is None:  # peft matches the endings of layer names
                         raise FairDiffError(f"{name}.{layer} ends as a layer of the file does and has no LoRA in it")
                     inner.lora_A["default"].weight.data.copy_(factors.down)
                     inner.lora_B["default"].weight.data.copy_(factors.up)
         return lora
 
     def _hang(self, model: DiffusionModel, settings: dict[str, dict]) -> None:
-        """Put LoRA of these settings, peft's LoraConfig of each module, on a model."""
+        """Add LoRA to the modules of a model. settings: the arguments of peft's LoraConfig for each module."""
         self.settings = settings
         named = modules_of(model, "text_encoder") | modules_of(model, "unet")
         self.modules = {name: named[name] for name in settings}
         self.pipeline = model.kind
         for name, module in self.modules.items():
             config = LoraConfig(**settings[name], init_lora_weights="gaussian")
-            inject_adapter_in_model(config, module)  # not through transformers, which wants a peft of its own choice
+            inject_adapter_in_model(config, module)  # not through transformers, which accepts only some versions of peft
             keep_in_float32(module)
 
     def parameters(self) -> list[nn.Parameter]:
@@ -87,7 +87,7 @@ class Lora:
 
     @contextmanager
     def off(self) -> Iterator[None]:
-        """The frozen model. peft clears requires_grad when it switches off: the flags are restored with the adapter."""
+        """Switch the adapter off: the model is the frozen one. peft clears requires_grad then, so the flags are restored."""
         flags = [(p, p.requires_grad) for p in self.parameters()]
         layers = [m for module in self.modules.values() for m in module.modules() if isinstance(m, LoraLayer)]
         for layer in layers:
@@ -101,19 +101,19 @@ class Lora:
                 parameter.requires_grad_(flag)
 
     def rescale(self, scale: float) -> None:
-        """Multiply what LoRA adds, (alpha / rank) B A, by `scale`: 0 is the frozen model, 1 changes nothing."""
+        """Multiply the weight update (alpha / rank) B A by `scale`: 0 gives the frozen model, 1 changes nothing."""
         for module in self.modules.values():
             for name, parameter in module.named_parameters():
                 if ".lora_B." in name:
                     parameter.data.mul_(scale)
 
     def save(self, folder: Path) -> None:
-        """Write `pytorch_lora_weights.safetensors` as the `load_lora_weights` of the model's pipeline reads it."""
+        """Write `pytorch_lora_weights.safetensors` for `load_lora_weights` of the model's pipeline."""
         state = {name: get_peft_model_state_dict(module) for name, module in self.modules.items()}
         save_lora(folder, state, self.settings, self.pipeline)
 
     def load(self, folder: Path) -> None:
-        """Read what `save` wrote; a missing, extra or misshapen key is an error naming it."""
+        """Read what `save` wrote. Raise FairDiffError naming the key for a missing, extra or misshapen one."""
         path = folder / LORA_FILE
         state, about = read_tensors(path)
         settings = lora_settings(path, about)
@@ -125,7 +125,7 @@ class Lora:
             ranks = [len(v) for k, v in state.items() if k.startswith(f"{name}.") and ".lora_A." in k]
             own = self.settings[name]["lora_alpha"], self.settings[name]["r"]
             rank = settings.get(f"{name}.r", min(ranks, default=own[1]))
-            found = settings.get(f"{name}.lora_alpha", rank), rank  # as diffusers takes it where the file does not say
+            found = settings.get(f"{name}.lora_alpha", rank), rank  # diffusers' default without metadata: alpha = rank
             if found != own:
                 raise FairDiffError(f"{path}: (alpha, rank) of {name} is {found}, this adapter has {own}")
         for name, module in self.modules.items():
@@ -142,21 +142,21 @@ class Lora:
 
 
 class CastLinear(nn.Linear):
-    """float32 weights used in the precision of the input; what they learn from is a float32 gradient."""
+    """A linear layer with float32 weights that computes in the input's precision; the weights get a float32 gradient."""
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.linear(x, self.weight.to(x.dtype))
 
 
 class CastConv2d(nn.Conv2d):
-    """The same of a convolution."""
+    """A convolution with float32 weights that computes in the input's precision, like `CastLinear`."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self._conv_forward(x, self.weight.to(x.dtype), None)
 
 
 def in_float32(factor: nn.Linear | nn.Conv2d) -> nn.Module:
-    """A factor as `CastLinear` or `CastConv2d`."""
+    """Return a LoRA factor as a `CastLinear` or `CastConv2d` with the same weights."""
     device = factor.weight.device
     if isinstance(factor, nn.Linear):
         cast = CastLinear(factor.in_features, factor.out_features, bias=False, device=device)
@@ -168,7 +168,7 @@ def in_float32(factor: nn.Linear | nn.Conv2d) -> nn.Module:
 
 
 def keep_in_float32(module: nn.Module) -> None:
-    """Hold the LoRA factors of a module of lower precision in float32 (peft gives them the base layer's precision)."""
+    """Hold the LoRA factors of a module in float32; peft would give them the lower precision of the base layer."""
     for layer in (m for m in module.modules() if isinstance(m, LoraLayer)):
         if layer.get_base_layer().weight.dtype == torch.float32:
             continue
@@ -183,7 +183,7 @@ Adapter = SoftTokens | Lora
 
 @contextmanager
 def at_origin(adapter: Adapter) -> Iterator[None]:
-    """The adapter as it was before training: its parameters are those of `origin`, which is not None."""
+    """Set the adapter to its state before training, `origin` (which must not be None), and restore it afterwards."""
     parameters = adapter.parameters()
     trained = [p.detach().clone() for p in parameters]
     try:
@@ -197,7 +197,7 @@ def at_origin(adapter: Adapter) -> Iterator[None]:
 
 @torch.no_grad()
 def changes_images(model: DiffusionModel, adapter: Adapter, prompt: str, guidance: float) -> bool:
-    """Whether an image of two sampler steps is another, in any bit, with the adapter on and off."""
+    """Return whether an image of two sampler steps differs in any bit between adapter on and off."""
     noise = initial_noise(prompt, 0, [0], model.latent_shape).to(model.unet.device)
     on = model.generator(guidance, 2, adapter.prefix)(prompt, noise)
     with adapter.off():

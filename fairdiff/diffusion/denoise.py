@@ -1,7 +1,7 @@
-"""One call of the denoiser (a U-Net or a transformer), with guidance and all conditioning.
+"""One call of the denoiser (a U-Net or a transformer): guidance, and everything that it is conditioned on.
 
-What is predicted is the noise, the velocity of diffusion or that of a flow; the solver knows which. What a network reads of
-a prompt travels as one tensor, words and what stands beside them, so that one gradient flows to all of it.
+The denoiser predicts the noise, or the velocity of diffusion or of a flow; the solver knows which. One tensor holds all
+of a prompt that the denoiser reads, the token embeddings and the pooled embedding, so one gradient reaches all of it.
 
 Shapes: B images, latents_BCHW, text embeddings cond_1LD (one prompt) or cond_BLD.
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Guidance:
-    """Text embeddings and guidance scale s: y = y_u + s (y_c - y_u), or y_c alone, see `guided`."""
+    """Text embeddings and guidance scale s of a prediction: y = y_u + s (y_c - y_u), or y_c alone, see `guided`."""
 
     cond: Tensor
     uncond: Tensor
@@ -24,28 +24,28 @@ class Guidance:
 
 
 def guided(unet, scale: float) -> bool:
-    """Whether classifier-free guidance is used: the scale is above 1, and the network does not take it as an input.
+    """Return whether predictions use classifier-free guidance, by the rule of diffusers' pipelines.
 
-    As diffusers' pipelines take it. Networks that read it are distilled from guided ones (Meng et al. 2023, arXiv
-    2210.03142): latent consistency models, FLUX.1 dev.
+    They do for a scale above 1, unless the network reads the scale itself. Such networks are distilled from guided ones
+    (Meng et al. 2023, arXiv 2210.03142): latent consistency models, FLUX.1 dev.
     """
     return scale > 1 and not reads_scale(unet)
 
 
 def reads_scale(unet) -> bool:
-    """Whether the guidance scale is an input of the network."""
+    """Return whether the guidance scale is an input of the network."""
     return bool(unet.config.get("time_cond_proj_dim") or unet.config.get("guidance_embeds"))
 
 
 def halves(unet, guidance: Guidance) -> list[tuple[Tensor, float]]:
-    """The embeddings that a prediction is made of, each with its factor: [(cond, s), (uncond, 1 - s)] or [(cond, 1)]."""
+    """Return the embeddings of a prediction with their factors: [(cond, s), (uncond, 1 - s)], or [(cond, 1)] unguided."""
     if not guided(unet, guidance.scale):
         return [(guidance.cond, 1.0)]
     return [(guidance.cond, guidance.scale), (guidance.uncond, 1 - guidance.scale)]
 
 
 def predict(unet, latent: Tensor, timestep: Tensor, guidance: Guidance) -> Tensor:
-    """Guided prediction y_u + s (y_c - y_u) [B, C, H, W], of noise or velocity; one batch of 2B, or y_c of B."""
+    """Return the prediction [B, C, H, W]: y_u + s (y_c - y_u) from one batch of 2B, or y_c from B without guidance."""
     batch = len(latent)
     cond = guidance.cond.expand(batch, -1, -1)
     if not guided(unet, guidance.scale):
@@ -56,13 +56,13 @@ def predict(unet, latent: Tensor, timestep: Tensor, guidance: Guidance) -> Tenso
 
 
 def call_unet(unet, latent: Tensor, timestep: Tensor, text: Tensor, scale: float = 1.0) -> Tensor:
-    """What the network predicts [B, C, H, W], in the latents' precision, computed in its own (bfloat16 on a GPU).
+    """Return the network's prediction [B, C, H, W] in the latents' precision, computed in its own (bfloat16 on a GPU).
 
-    timestep: of the solver, one or [B]. text: [B, L, D] of `DiffusionModel.encode`. scale: of guidance, for a network that
-    reads it.
+    timestep: the solver's time step, a scalar or [B]. text: [B, L, D] from `DiffusionModel.encode`. scale: the guidance
+    scale, for a network that reads it.
     """
     call = {SD3Transformer2DModel: _call_sd3, FluxTransformer2DModel: _call_flux}.get(type(unet), _call_unet)
-    dtype = next(unet.parameters()).dtype  # that of all; for `unet.dtype` diffusers looks through every module
+    dtype = next(unet.parameters()).dtype  # all have this one, and diffusers' `unet.dtype` would search every module
     return call(unet, latent.to(dtype), timestep, text.to(dtype), scale).to(latent.dtype)
 
 
@@ -85,7 +85,7 @@ def _call_sd3(transformer, latent: Tensor, timestep: Tensor, text: Tensor, scale
 
 
 def _call_flux(transformer, latent: Tensor, timestep: Tensor, text: Tensor, scale: float) -> Tensor:
-    """FLUX reads each 2x2 square of latents as one token, its place in `img_ids`, and time from 0 to 1."""
+    """Call FLUX, which reads each 2x2 square of latents as one token, its position in `img_ids`, and time in [0, 1]."""
     batch, _, height, width = latent.shape
     words, row = split_row(text)
     rows, columns = torch.meshgrid(torch.arange(height // 2), torch.arange(width // 2), indexing="ij")
@@ -104,9 +104,10 @@ def _call_flux(transformer, latent: Tensor, timestep: Tensor, text: Tensor, scal
 
 
 def scale_embedding(scale: float, width: int) -> Tensor:
-    """Sine and cosine of 1000 (s - 1) at falling frequencies [1, width], as a latent consistency model reads s.
+    """Return the embedding [1, width] of the guidance scale s that a latent consistency model reads.
 
-    Source: Luo et al. 2023 (arXiv 2310.04378), section 4.2; their w is s - 1.
+    It is the sine and cosine of 1000 (s - 1) at falling frequencies. Source: Luo et al. 2023 (arXiv 2310.04378), section
+    4.2, where w is s - 1.
     """
     half = width // 2
     frequencies = torch.exp(-torch.arange(half) * (math.log(10000.0) / (half - 1)))
@@ -114,36 +115,38 @@ def scale_embedding(scale: float, width: int) -> Tensor:
     return torch.nn.functional.pad(torch.cat([angles.sin(), angles.cos()], 1), (0, width % 2))
 
 
-SIZES = 6  # height and width of the original, of its crop's corner, and of the image
+SIZES = 6  # numbers: height and width of the original image, top and left of the crop, height and width of the image
 
 
 def with_row(words_1LD: Tensor, row_1R: Tensor) -> Tensor:
-    """Words and one row more [1, L + 1, D] of what stands beside them, R <= D: the pooled embedding first, then zeros."""
+    """Return the token embeddings with row_1R, padded with zeros to D, appended as one more row: [1, L + 1, D], R <= D."""
     row = torch.nn.functional.pad(row_1R, (0, words_1LD.shape[2] - row_1R.shape[1]))
     return torch.cat([words_1LD, row[:, None]], 1)
 
 
 def split_row(text_BLD: Tensor) -> tuple[Tensor, Tensor]:
-    """The words [B, L, D] and the row [B, D] of `with_row`."""
+    """Return the token embeddings [B, L, D] and the row [B, D] that `with_row` joined."""
     return text_BLD[:, :-1], text_BLD[:, -1]
 
 
 def with_pooled(words_1LD: Tensor, pooled_1P: Tensor, size: tuple[int, int]) -> Tensor:
-    """What Stable Diffusion XL is conditioned on: `with_row` of the pooled embedding and the sizes of an uncropped image of
-    (height, width) pixels; P + 6 <= D (1286 and 2048). Source: Podell et al. 2023 (arXiv 2307.01952), sections 2.1 and 2.2.
+    """Return the conditioning of Stable Diffusion XL: `with_row` of the pooled embedding and the sizes of an uncropped image.
+
+    size: (height, width) in pixels. P + 6 <= D (1286 and 2048). Source: Podell et al. 2023 (arXiv 2307.01952), sections 2.1
+    and 2.2.
     """
     return with_row(words_1LD, torch.cat([pooled_1P, words_1LD.new_tensor([[*size, 0, 0, *size]])], 1))
 
 
 def pooled_width(unet) -> int:
-    """P, how wide a pooled embedding this network reads."""
+    """Return P, the width of the pooled embedding that the network reads."""
     if isinstance(unet, SD3Transformer2DModel | FluxTransformer2DModel):
         return unet.config.pooled_projection_dim
     return unet.config.projection_class_embeddings_input_dim - SIZES * unet.config.addition_time_embed_dim
 
 
 def image_tokens(unet, shape: tuple[int, int, int]) -> int:
-    """How many tokens a transformer reads of latents [C, H, W]: of 2x2 latents each, 0 of a U-Net."""
+    """Return the number of tokens that a transformer makes of latents [C, H, W], one from each patch; 0 for a U-Net."""
     if not isinstance(unet, SD3Transformer2DModel | FluxTransformer2DModel):
         return 0
     side = unet.config.patch_size if isinstance(unet, SD3Transformer2DModel) else 2

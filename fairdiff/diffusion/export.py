@@ -1,4 +1,5 @@
-"""Export a saved adapter for other tools: a folder with the tool's file and adapter.json."""
+"""Export a saved adapter to the formats of other tools: each is a folder with the file that the tool loads and adapter.json.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,12 +26,12 @@ from fairdiff.files import atomic_path, write_json
 
 FORMATS = ("diffusers", "kohya", "a1111", "merged", "merged_file")
 KOHYA_FILE, A1111_FILE, MERGED_FILE = "fairdiff_lora.safetensors", "fairdiff.safetensors", "fairdiff_merged.safetensors"
-OF_FLOWS = {  # fewer formats: Stable Diffusion 3 has no settled names of kohya's, no single file is written of either
+OF_FLOWS = {  # fewer formats: kohya's names for Stable Diffusion 3 are not settled, and neither is written as a single file
     StableDiffusion3Pipeline: ("diffusers", "merged"),
     FluxPipeline: ("diffusers", "kohya", "merged"),
 }
-LOAD_WITH = {"merged": "from_pretrained", "merged_file": "from_single_file"}  # of diffusers, beside adapter.json's own
-PIPELINES = {  # of a model with (a transformer, two text encoders that LoRA can be on)
+LOAD_WITH = {"merged": "from_pretrained", "merged_file": "from_single_file"}  # replaces `load_with` in adapter.json
+PIPELINES = {  # (has a transformer, has two text encoders that LoRA can be on) -> the pipeline
     (False, False): StableDiffusionPipeline,
     (False, True): StableDiffusionXLPipeline,
     (True, False): FluxPipeline,
@@ -40,16 +41,16 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
 def export(source: Path, kind: str, to: Path, model: str | Path, scale: float = 1.0, dtype: str = "float32") -> None:
-    """Write an adapter as the folder `to` in one of FORMATS; what lies there is replaced.
+    """Write an adapter as the folder `to` in one of FORMATS; an existing folder is replaced.
 
-    source: an adapter folder, or a LoRA or textual-inversion file of any tool. model: folder, hub id or file of the model it
-    is for, of which "diffusers" and "kohya" read configurations or the header only. scale: baked into the weights,
-    W + scale (alpha/r) B A, or of soft tokens scale times as far from their initial words.
+    source: an adapter folder, or a LoRA or textual-inversion file of any tool. model: folder, hub id or file of the
+    adapter's model; "diffusers" and "kohya" read only its configurations or its header. scale: the strength in the written
+    weights, W + scale (alpha/r) B A. Soft tokens are moved to `scale` times their distance from their initial words.
 
-    kohya: LoRA with `.alpha` for A1111, ComfyUI and kohya's scripts, of FLUX on its original layers (`flux_layers`).
-    a1111: soft tokens for A1111 and ComfyUI, whose word is the file's name. merged: the model with LoRA in its weights, as a
-    diffusers folder, or as one file with original names. Of Stable Diffusion 3 and FLUX OF_FLOWS.
-    FairDiffError for what a format cannot hold and for numbers beyond the precision's range.
+    kohya: LoRA with `.alpha` for A1111, ComfyUI and kohya's scripts; for FLUX on its original layers (`flux_layers`).
+    a1111: soft tokens for A1111 and ComfyUI, used by the file's name. merged: the model with LoRA added to its weights, as a
+    diffusers folder. merged_file: the same as one file with original names. Stable Diffusion 3 and FLUX have OF_FLOWS only.
+    Raises FairDiffError for an adapter that the format cannot hold and for numbers beyond the precision's range.
     """
     folder = source.parent if source.suffix in FILES else source
     file = source if source.suffix in FILES else _weights(source)
@@ -77,7 +78,7 @@ def export(source: Path, kind: str, to: Path, model: str | Path, scale: float = 
 
 
 def _weights(folder: Path) -> Path:
-    """The file of an adapter folder."""
+    """Return the weights file of an adapter folder."""
     found = [folder / name for name in (LORA_FILE, SOFT_TOKENS_FILE) if (folder / name).is_file()]
     if len(found) != 1:
         raise FairDiffError(f"{folder}: holds no adapter; allowed: a run folder, an adapter folder or a file")
@@ -94,7 +95,7 @@ def _require_format(kind: str, pipeline: type, model: str | Path) -> None:
 
 
 def _is_lora(file: Path) -> bool:
-    """Whether a file has other tensors than those of a textual inversion."""
+    """Return whether the tensor names of a file are not those of a textual inversion."""
     if file.suffix != ".safetensors":
         return False
     try:
@@ -115,12 +116,12 @@ def _caster(file: Path, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
 
 
 def _scaled(layers: Layers, scale: float) -> Layers:
-    """The same with `scale` times the up factors: a reader may take no notice of alpha, never of a factor."""
+    """Return the layers with the up factors multiplied by `scale`: some tools ignore alpha, but none ignores a factor."""
     return {m: {name: replace(f, up=scale * f.up) for name, f in part.items()} for m, part in layers.items()}
 
 
 def _save_kohya(folder: Path, layers: Layers, shapes: Shapes, cast: Callable[[Tensor], Tensor]) -> None:
-    """`<name>.lora_down.weight`, `.lora_up.weight` and the true `.alpha` of each layer; of FLUX of its original layers."""
+    """Write `<name>.lora_down.weight`, `.lora_up.weight` and the true `.alpha` of each layer, for FLUX by original layers."""
     if "transformer" in layers:
         layers = layers | {"transformer": fused(layers["transformer"], shapes["transformer"])}
     names, state = kohya_names(shapes), {}
@@ -134,10 +135,10 @@ def _save_kohya(folder: Path, layers: Layers, shapes: Shapes, cast: Callable[[Te
 
 
 def _kohya_metadata(layers: Layers, shapes: Shapes) -> dict[str, str]:
-    """What kohya's scripts write of a LoRA; A1111 shows it with the models of its version only (Lora/network.py there)."""
+    """Return the metadata that kohya's scripts write. A1111 lists a LoRA by its model version (its Lora/network.py)."""
     every = [factors for part in layers.values() for factors in part.values()]
     ranks, alphas = {factors.rank for factors in every}, {factors.alpha for factors in every}
-    flux, second = "transformer" in shapes, shapes["text_encoder"]["encoder.layers.0.mlp.fc1"][1] == 1024  # of 2.x alone
+    flux, second = "transformer" in shapes, shapes["text_encoder"]["encoder.layers.0.mlp.fc1"][1] == 1024  # 2.x only
     version = "flux1" if flux else "sdxl_base_v1-0" if "text_encoder_2" in shapes else "sd_v2" if second else "sd_v1"
     return {
         "format": "pt",
@@ -161,7 +162,7 @@ def _save_diffusers(folder: Path, layers: Layers, shapes: Shapes, cast: Callable
 def _save_merged(
     file: Path, kind: str, folder: Path, model: str | Path, scale: float, cast: Callable[[Tensor], Tensor]
 ) -> None:
-    """The whole model, W + scale (alpha/r) B A computed in float32."""
+    """Write the whole model with the weights W + scale (alpha/r) B A, computed in float32."""
     pipeline = (read_single_file if is_single_file(model) else read_pipeline)(model)
     _require_format(kind, type(pipeline), model)
     modules = {name: pipeline.components[name] for name in adaptable(type(pipeline))}
@@ -182,7 +183,7 @@ def _save_merged(
 
 
 def _scaled_tokens(file: Path, model: str | Path, scale: float) -> tuple[list[Tensor], dict[str, str]]:
-    """The embeddings [N, D] of each text encoder, and the words they started from as metadata where the file says so."""
+    """Return the scaled embeddings [N, D] of each text encoder, and the metadata: the initial text, if the file has it."""
     rows, text = read_embedding(file)
     if scale == 1:
         return rows, {"initial_text": text} if text else {}
@@ -199,7 +200,7 @@ def _scaled_tokens(file: Path, model: str | Path, scale: float) -> tuple[list[Te
 def _save_tokens(
     kind: str, folder: Path, tokens: tuple[list[Tensor], dict[str, str]], cast: Callable[[Tensor], Tensor]
 ) -> None:
-    """Of Stable Diffusion XL the tensors have the same names for every tool."""
+    """Write the soft tokens; those for Stable Diffusion XL have the same tensor names for every tool."""
     rows, about = tokens
     one, file = (TOKEN, SOFT_TOKENS_FILE) if kind == "diffusers" else (A1111_KEY, A1111_FILE)
     names = [one] if len(rows) == 1 else XL_KEYS

@@ -1,7 +1,7 @@
-"""FLUX's original layer names, which kohya's scripts and ComfyUI use for LoRA; several layers of diffusers are one there.
+"""Convert LoRA between FLUX's layers in diffusers and the original layers, which kohya's scripts and ComfyUI use.
 
-The names are those of Flux in black-forest-labs/flux, of which diffusers' converters (loaders/single_file_utils.py and
-lora_conversion_utils.py) know the same.
+An original layer can hold several layers of diffusers. The names are those of Flux in black-forest-labs/flux. diffusers'
+converters (loaders/single_file_utils.py and lora_conversion_utils.py) use the same ones.
 """
 
 from collections.abc import Iterable
@@ -10,8 +10,8 @@ import torch
 
 from fairdiff.diffusion.factors import Factors
 
-SINGLE = "single_transformer_blocks."  # no other transformer here has these
-BLOCKS = {  # original layer, of which {} is the block's number -> the layers here that hold its rows, one after the other
+SINGLE = "single_transformer_blocks."  # no other supported transformer has these
+BLOCKS = {  # original layer ({} is the block's number) -> the layers of diffusers that hold its rows, in order
     "double_blocks.{}.img_attn.qkv": [f"transformer_blocks.{{}}.attn.to_{x}" for x in "qkv"],
     "double_blocks.{}.txt_attn.qkv": [f"transformer_blocks.{{}}.attn.add_{x}_proj" for x in "qkv"],
     "double_blocks.{}.img_attn.proj": ["transformer_blocks.{}.attn.to_out.0"],
@@ -46,9 +46,9 @@ def is_flux(layers: Iterable[str]) -> bool:
 
 
 def originals(shapes: dict[str, list[int]]) -> dict[str, list[str]]:
-    """Every original layer of a FLUX transformer -> the layers here that hold its rows, in order; {} of another transformer.
+    """Return original layer -> the layers of diffusers that hold its rows, in order; {} for another transformer than FLUX's.
 
-    shapes: its layers' names and weights' shapes.
+    shapes: the weights' shapes of the transformer's layers by name.
     """
     if not is_flux(shapes):
         return {}
@@ -58,17 +58,16 @@ def originals(shapes: dict[str, list[int]]) -> dict[str, list[str]]:
 
 
 def original_shapes(shapes: dict[str, list[int]]) -> dict[str, list[int]]:
-    """The weights' shapes [out, in] of the original layers."""
+    """Return the weights' shapes [out, in] of the original layers."""
     rows = {name: sum(shapes[layer][0] for layer in own) for name, own in originals(shapes).items()}
     return {name: [rows[name], shapes[own[0]][1]] for name, own in originals(shapes).items()}
 
 
 def fused(part: dict[str, Factors], shapes: dict[str, list[int]]) -> dict[str, Factors]:
-    """The factors of FLUX's layers as those of the original layers, which add the same.
+    """Convert the factors of diffusers' layers to equivalent factors of FLUX's original layers.
 
-    Of layers with A_i [r_i, in], B_i [out_i, r_i] and s_i = alpha_i / r_i that are one layer there: A is A_1 over A_2 and so
-    on, B has blocks B_i s_i / s on its diagonal and alpha = s Σ r_i, with the s_i of largest size as s. Rows of layers
-    without LoRA are zeros.
+    Layers with A_i [r_i, in], B_i [out_i, r_i] and s_i = alpha_i / r_i become one layer: A stacks the A_i, B has the blocks
+    B_i s_i / s on its diagonal, and alpha = s Σ r_i, where s is the s_i of largest size. Rows of layers without LoRA are 0.
     """
     found = {}
     for name, own in originals(shapes).items():
@@ -91,10 +90,10 @@ def fused(part: dict[str, Factors], shapes: dict[str, list[int]]) -> dict[str, F
 
 
 def apart(name: str, factors: Factors, shapes: dict[str, list[int]]) -> dict[str, Factors]:
-    """The factors of one original layer as those of the layers here, which add the same: its rows of B, and A for all.
+    """Convert the factors of one original layer to equivalent factors of diffusers' layers: each gets its rows of B, and A.
 
-    Of several layers each is without the part of A that its rows have zeros for, so that `fused` is undone; one with zeros
-    only is left out.
+    If there are several layers, each loses the rows of A whose columns in its part of B are 0, which undoes `fused`. A
+    layer whose part of B is 0 is left out.
     """
     own = originals(shapes)[name]
     up = torch.cat(factors.up.chunk(2)[::-1]) if name == LAST else factors.up

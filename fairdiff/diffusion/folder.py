@@ -1,7 +1,6 @@
-"""A diffusers folder or hub id of Stable Diffusion 1.x's, XL's or 3's kind or of FLUX's: read whole, or refused by name.
+"""Read a diffusers folder or hub id of Stable Diffusion 1.x, 2.x, XL or 3 or of FLUX completely, or refuse it.
 
-The libraries fill what a file lacks with random numbers and drop what they do not know, with a warning. Here neither is
-a model.
+diffusers and transformers initialise missing tensors randomly and drop unknown ones, with a warning. Here both are errors.
 """
 
 import logging
@@ -67,17 +66,17 @@ CLASSES: dict[type, dict[str, type[nn.Module]]] = {
         "vae": AutoencoderKL,
     },
 }
-PLAIN = {  # arguments of the pipelines
+PLAIN = {  # arguments of the pipelines' constructors
     StableDiffusionPipeline: {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False},
     StableDiffusionXLPipeline: {"add_watermarker": False},
     StableDiffusion3Pipeline: {"image_encoder": None, "feature_extractor": None},
     FluxPipeline: {"image_encoder": None, "feature_extractor": None},
 }
-WITHOUT_T5 = {"text_encoder_3": None, "tokenizer_3": None}  # zeros stand where its words would in Stable Diffusion 3
+WITHOUT_T5 = {"text_encoder_3": None, "tokenizer_3": None}  # Stable Diffusion 3 then reads zeros instead of T5's output
 MOVED = {"runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5"}  # on the hub
 _NO_FILE = re.compile("no file named|not appear to have|couldn't find (it|them) in the cached files")  # online, offline
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-SHOWN = 3  # tensors that a message names of each kind
+SHOWN = 3  # how many tensors of each kind a message names
 SCHEDULES = {  # keys of a scheduler that say how its U-Net was trained
     "use_flow_sigmas": "noise levels of flow matching",
     "rescale_betas_zero_snr": "noise without any image at the first step",
@@ -85,10 +84,10 @@ SCHEDULES = {  # keys of a scheduler that say how its U-Net was trained
 
 
 def read_pipeline(path: str | Path) -> Pipeline:
-    """The pipeline with all its components in float32, every tensor from its file.
+    """Load a pipeline with all its components in float32 and every tensor from its file.
 
-    Raises FairDiffError for what cannot be loaded, for missing, unexpected and misshapen tensors, and for a model that
-    cannot be sampled from a prompt alone.
+    Raises FairDiffError for a model that cannot be loaded, for missing, unexpected and misshapen tensors, and for a model
+    that cannot be sampled from a prompt alone.
     """
     name, at, revision = str(path).partition("@")
     if name in MOVED and not Path(name).exists():
@@ -113,7 +112,7 @@ def read_pipeline(path: str | Path) -> Pipeline:
 
 
 def hub_id(path: str | Path) -> str | None:
-    """The name on the hub today of a model that is no local path, without its revision; None for what is no name there."""
+    """Return the current hub name of a model without its revision; None for a local path or an impossible name."""
     name = str(path).partition("@")[0]
     if Path(path).exists() or Path(name).exists() or not _HUB_ID.fullmatch(name) or Path(name).suffix == ".safetensors":
         return None
@@ -121,15 +120,15 @@ def hub_id(path: str | Path) -> str | None:
 
 
 def _kind(index: dict) -> type:
-    """The pipeline that a model_index.json names; Stable Diffusion's is that of latent consistency models too."""
+    """Return the pipeline class that a model_index.json names; others, as for LCMs, count as StableDiffusionPipeline."""
     return {kind.__name__: kind for kind in FAMILIES}.get(index.get("_class_name"), StableDiffusionPipeline)
 
 
 def read_component(name: str, path: str | Path, kind: type = StableDiffusionPipeline) -> nn.Module:
-    """A component of a folder or hub id of a pipeline's kind, with exactly the tensors that its config.json asks for."""
-    options: dict = {"dtype": torch.float32} if name.startswith("text_encoder") else {}  # transformers takes the file's
+    """Load one component of a pipeline. FairDiffError unless its tensors are exactly those of its config.json."""
+    options: dict = {"dtype": torch.float32} if name.startswith("text_encoder") else {}  # transformers uses the file's dtype
     options |= {"use_safetensors": True, "output_loading_info": True}
-    options |= {"ignore_mismatched_sizes": True}  # so that they are listed, with the others
+    options |= {"ignore_mismatched_sizes": True}  # they are reported below, with the missing and unexpected ones
     read = partial(CLASSES[kind][name].from_pretrained, **_where(path), subfolder=name, **options)
     with one_line(path):
         local = Path(path).exists()
@@ -141,13 +140,13 @@ def read_component(name: str, path: str | Path, kind: type = StableDiffusionPipe
 
 
 def _variant(folder: Path) -> str | None:
-    """ "fp16" for a component's folder that has its weights in this form only, which half of what is on disk is."""
+    """Return "fp16" if a component's folder has its weights in this variant only, as many local folders do, else None."""
     files = list(folder.glob("*.safetensors"))
     return "fp16" if files and all(".fp16" in file.name for file in files) else None
 
 
 def _any_variant(read: Callable, what: str) -> tuple[nn.Module, dict]:
-    """A component of a hub id, in the form "fp16" where there is no other; its files are not listed beforehand."""
+    """Load a component of a hub id, in the variant "fp16" if there is no other. The hub's files are not listed first."""
     try:
         return read()
     except OSError as error:
@@ -163,7 +162,7 @@ def _any_variant(read: Callable, what: str) -> tuple[nn.Module, dict]:
 
 
 def component_on_no_device(name: str, path: str | Path, kind: type = StableDiffusionPipeline) -> nn.Module:
-    """The layers of a text encoder, a U-Net or a transformer and their shapes, from its config.json alone."""
+    """Build a text encoder, a U-Net or a transformer without weights, from its config.json alone."""
     component = CLASSES[kind][name]
     with one_line(path), torch.device("meta"):
         if name in ("unet", "transformer"):
@@ -172,19 +171,19 @@ def component_on_no_device(name: str, path: str | Path, kind: type = StableDiffu
 
 
 def components_on_no_device(path: str | Path) -> dict[str, nn.Module]:
-    """What LoRA can be on in a folder or hub id, as `component_on_no_device` gives it."""
+    """Build the components of a folder or hub id that LoRA can be on, each by `component_on_no_device`."""
     with one_line(path):
         kind = _kind(DiffusionPipeline.load_config(**_where(path)))
     return {name: component_on_no_device(name, path, kind) for name in adaptable(kind)}
 
 
 def adaptable(kind: type) -> list[str]:
-    """The components of a pipeline that LoRA can be on; T5 is none: pipelines load no LoRA of it."""
+    """Return the components of a pipeline that LoRA can be on, without T5: pipelines load no LoRA for it."""
     return [name for name, component in CLASSES[kind].items() if component not in (AutoencoderKL, T5EncoderModel)]
 
 
 def _where(path: str | Path) -> dict:
-    """A folder, a hub id, or a hub id at a revision, "name@revision", as timm writes it too."""
+    """Return the arguments of from_pretrained for a folder, a hub id or, as in timm, "name@revision"."""
     local = Path(path).exists()
     name, _, revision = (str(path), "", "") if local else str(path).partition("@")
     more = {"revision": revision} if revision else {}
@@ -192,23 +191,23 @@ def _where(path: str | Path) -> dict:
 
 
 def differences(missing: Iterable[str], unexpected: Iterable[str], misshapen: Iterable[str]) -> str:
-    """What is wrong with the tensors of a file, in words: how many of each kind and the names of some; "" for nothing."""
+    """Describe wrong tensors: how many of each kind and the names of some; "" if there are none."""
     kinds = {"missing": sorted(missing), "unexpected": sorted(unexpected), "misshapen": sorted(misshapen)}
     return ", ".join(f"{len(names)} {kind} ({some(names)})" for kind, names in kinds.items() if names)
 
 
 def some(names: list[str]) -> str:
-    """The first names of a list."""
+    """Return the first SHOWN names of a list as text."""
     return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
 
 
 @contextmanager
 def one_line(path: str | Path) -> Iterator[None]:
-    """Any error as one FairDiffError that names the model, without the libraries' own lines before it.
+    """Turn any error into one FairDiffError that names the model, and silence the libraries' own messages.
 
-    Their pipelines mend what they call outdated in a scheduler's file (steps_offset 0, clip_sample), at length.
+    Their pipelines correct outdated scheduler settings (steps_offset 0, clip_sample) with long warnings.
     """
-    diffusers.utils.logging.disable_progress_bar()  # seconds of loading need no bars, and tests no noise
+    diffusers.utils.logging.disable_progress_bar()  # loading takes seconds only
     transformers.utils.logging.disable_progress_bar()
     loggers = [logging.getLogger(name) for name in ("diffusers", "transformers", "huggingface_hub")]
     levels = [logger.level for logger in loggers]
@@ -220,7 +219,7 @@ def one_line(path: str | Path) -> Iterator[None]:
             yield
     except FairDiffError:
         raise
-    except Exception as error:  # diffusers, transformers, safetensors and the hub each have their own kinds
+    except Exception as error:  # diffusers, transformers, safetensors and the hub each raise their own classes
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise FairDiffError(f"cannot load {path} as a diffusers Stable Diffusion model: {reason}") from error
     finally:
@@ -229,7 +228,7 @@ def one_line(path: str | Path) -> Iterator[None]:
 
 
 def unlike_stable_diffusion(pipeline: Pipeline) -> str:
-    """Why a model that loads cannot be sampled from a prompt alone, "" if it can."""
+    """Return why a loaded U-Net model cannot be sampled from a prompt alone, "" if it can."""
     unet, vae, two = pipeline.unet.config, pipeline.vae.config, getattr(pipeline, "text_encoder_2", None)
     encoders = [encoder for encoder in (pipeline.text_encoder, two) if encoder is not None]
     if vae.latents_mean is not None or vae.latents_std is not None:
@@ -250,7 +249,7 @@ def unlike_stable_diffusion(pipeline: Pipeline) -> str:
 
 
 def _unlike_flow(pipeline: Pipeline) -> str:
-    """Why a transformer of a flow that loads cannot be sampled from a prompt alone, "" if it can."""
+    """Return why a loaded flow-matching model cannot be sampled from a prompt alone, "" if it can."""
     net, vae, flux = pipeline.transformer.config, pipeline.vae.config, isinstance(pipeline, FluxPipeline)
     encoder = pipeline.text_encoder_2 if flux else pipeline.text_encoder_3
     t5 = encoder.config.d_model if encoder else net.joint_attention_dim

@@ -1,4 +1,4 @@
-"""Adapt a user's function, or a pipeline of any kind, to the plain functions that an audit calls."""
+"""Turn a user's function, or any text-to-image pipeline of diffusers, into the function that an audit calls."""
 
 import hashlib
 import inspect
@@ -14,24 +14,24 @@ from classifiers.pictures import as_pixels
 from fairdiff.diffusion.sampling import Generate
 from fairdiff.errors import FairDiffError
 
-# (prompts, seeds) -> a list of PIL images, or image_BCHW in [0, 1], one for each prompt and its seed
+# (prompts, seeds) -> a list of PIL images, or image_BCHW in [0, 1], with one image for each prompt and seed
 Images = Callable[[list[str], list[int]], Sequence[Image.Image] | Tensor]
 WANTED = "a function (prompts, seeds) -> images"
 
 
 def seeds(prompt: str, seed: int, indices: Iterable[int], shape: tuple[int, ...]) -> Tensor:
-    """Whole numbers [len(indices)] in [0, 2^31), in the place of the noise: that of image i depends on (seed, prompt, i)."""
+    """Return integer seeds [len(indices)] in [0, 2^31) instead of noise; that of image i depends on (seed, prompt, i)."""
     digests = [hashlib.sha256(f"{seed}|{prompt}|{index}".encode()).digest() for index in indices]
     return torch.tensor([int.from_bytes(digest[:4], "big") >> 1 for digest in digests])
 
 
 def check_function(given: object, key: str) -> None:
-    """FairDiffError for what no two arguments can be handed to."""
+    """Raise FairDiffError unless `given` is a function (not a class or pipeline) that takes two arguments."""
     if isinstance(given, type) or not callable(given) or isinstance(given, DiffusionPipeline):
         raise FairDiffError(f"{key}: found {_name(given)}, allowed: {WANTED}")
     try:
         signature = inspect.signature(given.forward if isinstance(given, nn.Module) else given)
-    except ValueError:  # of some functions in C nobody knows it
+    except ValueError:  # some functions in C have no signature
         return
     try:
         signature.bind([], [])
@@ -40,7 +40,10 @@ def check_function(given: object, key: str) -> None:
 
 
 def of_function(function: Images, key: str, device: str) -> Generate:
-    """(prompt, seed_B) -> image_BCHW in [0, 1] on a device; FairDiffError for what are no images of one size."""
+    """Return a function (prompt, seed_B) -> image_BCHW in [0, 1] on `device` that calls the user's function.
+
+    It raises FairDiffError if the user's function does not return B images of one size.
+    """
 
     def generate(prompt: str, seed_B: Tensor) -> Tensor:
         found = function([prompt] * len(seed_B), seed_B.tolist())
@@ -50,7 +53,7 @@ def of_function(function: Images, key: str, device: str) -> Generate:
 
 
 def of_pipeline(pipe: DiffusionPipeline, settings: dict[str, object]) -> Images:
-    """A text-to-image pipeline of diffusers as such a function; each image has a generator with its seed."""
+    """Return a function of type Images that calls a pipeline, with one generator for each image, seeded by its seed."""
 
     def images(prompts: list[str], seeds: list[int]) -> Tensor:
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]

@@ -1,4 +1,4 @@
-"""The replay in float16 with loss scaling, for devices without bfloat16."""
+"""The replay in float16, for devices without bfloat16, with loss scaling against underflow and overflow of gradients."""
 
 import math
 from dataclasses import replace
@@ -6,15 +6,15 @@ from dataclasses import replace
 from fairdiff.diffusion.denoise import Guidance
 from fairdiff.diffusion.sampling import Trajectory, Upstream, replay
 
-TRIES = 8  # each with a quarter of the scale before
+TRIES = 8  # each with a quarter of the previous scale
 
 
 def scaled_replay(unet, trajectory: Trajectory, guidance: Guidance, upstream: Upstream, micro_batch: int) -> None:
-    """`replay` with g multiplied by S before the denoiser's backward, and what it leaves divided by S in float32.
+    """Run `replay` with g multiplied by S, and divide the resulting gradients by S in float32.
 
-    S is a power of two that brings the largest upstream gradient to 1 to 2, float16's middle. Where a gradient is then not
-    finite, S is divided by 4 and the replay repeated; after TRIES it is left as it is, so that the step is refused. S follows
-    from the step alone: nothing is to be kept. Source: loss scaling, Micikevicius et al., ICLR 2018 (arXiv 1710.03740).
+    S is the power of two that brings the largest upstream gradient into [1, 2), the middle of float16's range. If a gradient
+    is not finite, S is divided by 4 and the replay is repeated. After TRIES the gradient is left as it is, and the step is
+    refused. S depends on this step only, so it is not saved. Source: Micikevicius et al., ICLR 2018 (arXiv 1710.03740).
     """
     leaves = [leaf for leaf in (*unet.parameters(), guidance.cond, guidance.uncond) if leaf.requires_grad]
     before = [leaf.grad for leaf in leaves]
@@ -34,7 +34,7 @@ def scaled_replay(unet, trajectory: Trajectory, guidance: Guidance, upstream: Up
 
 
 def first_scale(upstream: Upstream, steps: int, guidance: float) -> float:
-    """The power of two that brings the largest gradient of a prediction to [1, 2); 1 where there is none to scale."""
+    """Return the power of two that brings the largest gradient of a prediction into [1, 2); 1 if it is 0 or not finite."""
     factor = steps / upstream.chosen.shape[1] * max(abs(guidance), abs(1 - guidance))
     largest = float(upstream.grad.abs().max()) * float(upstream.weights.abs().max()) * factor
     return 2.0 ** -math.floor(math.log2(largest)) if 0 < largest < math.inf else 1.0

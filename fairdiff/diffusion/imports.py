@@ -1,4 +1,4 @@
-"""Import adapters from files of any tool, one or several at once, to train or audit them."""
+"""Import adapters from one or several files of any tool, for further training or an audit."""
 
 from pathlib import Path
 
@@ -12,18 +12,18 @@ from fairdiff.diffusion.lora_files import combined, read_lora, shapes_of
 from fairdiff.diffusion.textual_inversion import read_embedding
 from fairdiff.errors import FairDiffError
 
-FILES = (".safetensors", ".pt", ".bin")  # how the names of files end; other paths are folders
+FILES = (".safetensors", ".pt", ".bin")  # a path with one of these endings is a file; all other paths are folders
 
 
 def file_of(path: Path, name: str) -> Path:
-    """A path as it is if it is a file's, else the file of this name in the folder."""
+    """Return the path itself if its ending is in FILES, else the file `name` in that folder."""
     return path if path.suffix in FILES else path / name
 
 
 def import_lora(model: DiffusionModel, paths: list[Path], scales: list[float]) -> Lora:
-    """The sum of LoRA files or folders, each `scale` times, on the layers that they are of.
+    """Return one LoRA with the sum of several LoRA files or folders, each multiplied by its scale.
 
-    A layer has the ranks of all files together and alpha = rank, so that training goes on with what the files add.
+    The rank of a layer is the sum of the files' ranks, and alpha = rank. Training continues from this sum.
     """
     shapes = shapes_of(modules_of(model, "text_encoder") | modules_of(model, "unet"))
     files = [read_lora(file_of(path, LORA_FILE), shapes) for path in paths]
@@ -33,9 +33,10 @@ def import_lora(model: DiffusionModel, paths: list[Path], scales: list[float]) -
 def import_soft_tokens(
     model: DiffusionModel, paths: list[Path], scales: list[float], initial_text: str
 ) -> SoftTokens:
-    """The tokens of textual inversions one after the other before the prompt, each `scale` times as far from its words.
+    """Return soft tokens that join the tokens of several textual inversions, in order.
 
-    initial_text: the words of files that do not say which they started from.
+    scales: each file's tokens are moved to `scale` times their distance from their initial words. initial_text: the initial
+    words for files that do not name theirs.
     """
     read = [read_embedding(file_of(path, SOFT_TOKENS_FILE)) for path in paths]
     adapter, start = SoftTokens(model, sum(len(rows[0]) for rows, _ in read), initial_text), 0
@@ -50,7 +51,7 @@ def import_soft_tokens(
 
 
 def check_widths(path: Path, rows: list[Tensor], adapter: SoftTokens) -> None:
-    """FairDiffError unless these are embeddings [N, D] of each text encoder of the adapter's model."""
+    """Raise FairDiffError unless `rows` has embeddings [N, D] of the right width for each text encoder of the model."""
     widths = [soft.shape[1] for soft in adapter.parameters()]
     if len(rows) != len(widths):
         raise FairDiffError(f"{path}: holds tokens of {len(rows)} text encoders, the model has {len(widths)} that read them")

@@ -1,6 +1,6 @@
-"""Layer and weight names of the original Stable Diffusion code, which A1111, ComfyUI and other tools use.
+"""Convert diffusers' names of layers and weights to those of Stable Diffusion's original code, which A1111 and ComfyUI use.
 
-Source: diffusers' converter the other way round (loaders/single_file_utils.py), and CompVis' latent-diffusion,
+Source: the inverse of diffusers' converter (loaders/single_file_utils.py), and CompVis' latent-diffusion,
 ldm/modules/diffusionmodules/openaimodel.py and model.py.
 """
 
@@ -14,8 +14,8 @@ from fairdiff.diffusion.adapter_files import TEXT_ROOT
 from fairdiff.errors import FairDiffError
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
-CLIP = "cond_stage_model.transformer.text_model."  # of Stable Diffusion 1.x
-OPEN_CLIP = "cond_stage_model.model."  # of 2.x
+CLIP = "cond_stage_model.transformer.text_model."  # Stable Diffusion 1.x
+OPEN_CLIP = "cond_stage_model.model."  # Stable Diffusion 2.x
 XL_CLIP, XL_OPEN_CLIP = "conditioner.embedders.0.transformer.text_model.", "conditioner.embedders.1.model."
 ENDS = {
     "conv_in": "input_blocks.0.0",
@@ -34,8 +34,8 @@ RESNET = {
     "conv2": "out_layers.3",
     "conv_shortcut": "skip_connection",
 }
-ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}  # of the VAE
-RESBLOCK = {  # of OpenCLIP's text encoder
+ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}  # in the VAE
+RESBLOCK = {  # in OpenCLIP's text encoder
     "layer_norm1": "ln_1",
     "layer_norm2": "ln_2",
     "mlp.fc1": "mlp.c_fc",
@@ -54,9 +54,10 @@ _VAE = re.compile(r"((?:en|de)coder)\.(?:(down|up)_blocks\.(\d+)|mid_block)\.(\w
 
 
 def unet_names(names: Iterable[str]) -> dict[str, str]:
-    """diffusers' name of each layer or parameter of a whole U-Net -> the original one.
+    """Return diffusers' name -> original name for all layers or parameters of a whole U-Net.
 
-    input_blocks and output_blocks count every residual block, with the attention behind it, and every change of size.
+    input_blocks and output_blocks number the residual blocks (each with the attention after it) and the downsamplers. An
+    upsampler belongs to the last output block of its resolution.
     """
     names = list(names)
     each = 1 + max(int(m[4]) for n in names if (m := _UNET.match(n)) and m[1] == "down" and m[3] == "resnets")
@@ -86,13 +87,13 @@ def _unet_name(name: str, each: int, attended: set[str]) -> str:
 
 
 def _inner(kind: str, name: str) -> str:
-    """Within a residual block; within an attention both know the same names."""
+    """Return the original name inside a residual block. Inside an attention block the names are the same."""
     first, dot, rest = name.partition(".")
     return RESNET[first] + dot + rest if kind == "resnets" else name
 
 
 def vae_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The VAE's weights under their original names; what attention multiplies with is a convolution there."""
+    """Return the VAE's weights by their original names. Matrices of its attention become 1x1 convolutions."""
     ups = 1 + max(int(m[3]) for n in state if (m := _VAE.fullmatch(n)) and m[2] == "up")
     found = {}
     for name, value in state.items():
@@ -117,7 +118,7 @@ def _vae_name(name: str, ups: int) -> str:
 
 
 def open_clip_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A text encoder's weights as OpenCLIP has them: queries, keys and values in one matrix, the projection transposed."""
+    """Return a text encoder's weights in OpenCLIP's layout: one matrix for q, k and v, and a transposed projection."""
     found = {OUTER[name]: value for name, value in state.items() if name in OUTER}
     if "text_projection.weight" in state:
         found["text_projection"] = state["text_projection.weight"].T.contiguous()
@@ -134,9 +135,10 @@ def open_clip_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def single_file_state(text_encoders: list[nn.Module], unet: nn.Module, vae: nn.Module) -> dict[str, Tensor]:
-    """All weights of Stable Diffusion 1.x, 2.x or XL under the names of its single-file checkpoints.
+    """Return all weights of Stable Diffusion 1.x, 2.x or XL by the names in single-file checkpoints.
 
-    A text encoder with OpenAI's activation has CLIP's layout, one with a plain GELU OpenCLIP's; of XL's two each has one.
+    A single text encoder with quick_gelu gets CLIP's layout, otherwise OpenCLIP's. XL's first one gets CLIP's layout, its
+    second one OpenCLIP's.
     """
     texts = [
         {name.removeprefix(TEXT_ROOT): value for name, value in encoder.state_dict().items()} for encoder in text_encoders

@@ -1,4 +1,4 @@
-"""A text-to-image model, from a folder in diffusers' format or one file, reduced to what training and sampling need."""
+"""Load a text-to-image model from a diffusers folder or one file, reduced to the parts that training and sampling need."""
 
 import json
 import warnings
@@ -22,23 +22,22 @@ from fairdiff.diffusion.solvers import make_solver
 from fairdiff.diffusion.t5 import T5_TOKENS, t5_reader
 from fairdiff.errors import FairDiffError
 
-FLOW_SPACING = {StableDiffusion3Pipeline: "linspace", FluxPipeline: "trailing"}  # of their sampler steps
+FLOW_SPACING = {StableDiffusion3Pipeline: "linspace", FluxPipeline: "trailing"}  # spacing of the sampler steps
 
 
 @dataclass
 class DiffusionModel:
-    """Frozen components, and the two functions that touch them: text to embedding, latents to image.
+    """The frozen components of a model, with the functions that encode a prompt, sample latents and decode images.
 
-    padding: "max_length" pads prompts as a plain diffusers pipeline does, "longest" not at all for one prompt.
-    sample_batch, decode_batch: images at once; what is made does not depend on them.
-    negative: the text of the unconditional branch. sampling_dtype: in which a U-Net and a VAE that are held in float32
-    multiply where no gradient is taken (by autocast: all else they do in float32). Held in less they work in that throughout,
-    so that sampling and replay compute alike.
-    Stable Diffusion XL has a second tokenizer and text encoder; empty_is_zero: without a negative text its unconditional
-    embeddings are zeros. Stable Diffusion 3 may have a T5 beside the two, FLUX has one beside the one, and both have a
-    transformer in the U-Net's place. kind: the pipeline that diffusers runs it with.
-    size: (height, width) of the images in pixels, None for the model's own. clip_skip: how many of CLIP's last layers a
-    prompt leaves out, as diffusers counts them; the unconditional branch has all, as there.
+    padding: "max_length" pads prompts as diffusers' pipelines do; "longest" does not pad a single prompt.
+    sample_batch, decode_batch: images computed at once. They do not change the images. negative: the negative prompt.
+    sampling_dtype: autocast dtype without gradients, for a U-Net and a VAE held in float32. Networks held in a lower
+    precision always compute in it, so that sampling and replay compute alike.
+    tokenizer_2, text_encoder_2: the second pair of Stable Diffusion XL and 3. empty_is_zero: without a negative prompt, the
+    unconditional embeddings are zeros (XL only). t5: FLUX has one, Stable Diffusion 3 may have one.
+    unet: Stable Diffusion 3 and FLUX have a transformer here. kind: the pipeline class of diffusers.
+    size: (height, width) of the images in pixels, None for the model's own. clip_skip: how many of CLIP's last layers are
+    skipped for a prompt, counted as in diffusers. The negative prompt uses all layers, also as in diffusers.
     """
 
     tokenizer: object
@@ -62,22 +61,22 @@ class DiffusionModel:
 
     @property
     def clips(self) -> list[nn.Module]:
-        """The text encoders but for T5: one of Stable Diffusion and FLUX, two of SDXL and Stable Diffusion 3."""
+        """The CLIP text encoders: Stable Diffusion and FLUX have one, SDXL and Stable Diffusion 3 two."""
         return [encoder for encoder in (self.text_encoder, self.text_encoder_2) if encoder is not None]
 
     @property
     def text_encoders(self) -> list[nn.Module]:
-        """The CLIPs, and T5 behind them."""
+        """All text encoders: the CLIPs, then T5 if there is one."""
         return self.clips if self.t5 is None else [*self.clips, self.t5]
 
     @property
     def is_flow(self) -> bool:
-        """Whether it is Stable Diffusion 3 or FLUX, whose transformer stands in the U-Net's place."""
+        """Whether the model is Stable Diffusion 3 or FLUX, which have a transformer instead of a U-Net."""
         return self.kind in T5_TOKENS
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of the latents at `size`, or at the network's own resolution; FLUX's is its VAE's."""
+        """(channels, height, width) of the latents at `size`, by default at the denoiser's resolution (FLUX: its VAE's)."""
         flux = self.kind is FluxPipeline
         channels = self.vae.config.latent_channels if flux else self.unet.config.in_channels
         if self.size:
@@ -89,12 +88,12 @@ class DiffusionModel:
 
     @property
     def pixels(self) -> int:
-        """Image pixels per latent, in height and in width."""
+        """How many pixels of the image one latent covers, in height and in width."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     @property
     def multiple(self) -> int:
-        """Of pixels, that heights and widths are: transformers read latents in squares of 2x2."""
+        """Heights and widths in pixels must be multiples of this; transformers read latents in squares of 2x2."""
         return self.pixels * (2 if self.is_flow else 1)
 
     @property
@@ -104,12 +103,12 @@ class DiffusionModel:
         return height * self.pixels, width * self.pixels
 
     def encode(self, prompt: str, skip: int = 0) -> Tensor:
-        """Text embedding [1, L, D] of one prompt; carries a graph where the text side has something to learn.
+        """Return the text embedding [1, L, D] of one prompt, with a graph if a text encoder or its embedding is trained.
 
-        skip: last layers of CLIP to leave out.
-        Of SDXL: both encoders' last but one layer side by side, and a row more, see `denoise.with_pooled`. Of Stable
-        Diffusion 3: these padded to the width of T5's words, T5's or zeros behind them, and a row of both pooled embeddings.
-        Of FLUX: T5's words and a row of the pooled embedding.
+        skip: how many of CLIP's last layers are skipped.
+        SDXL: the penultimate layers of both encoders side by side, and one more row, see `denoise.with_pooled`.
+        Stable Diffusion 3: these padded to T5's width, then T5's output or zeros, and a row with both pooled embeddings.
+        FLUX: T5's output and a row with the pooled embedding.
         """
         if self.kind is StableDiffusionPipeline:
             return self._words(self._tokens(prompt).input_ids, skip)
@@ -129,7 +128,7 @@ class DiffusionModel:
         return with_row(torch.cat([words, more], 1), torch.cat([one.text_embeds for one in read], 1))
 
     def _words(self, ids: Tensor, skip: int) -> Tensor:
-        """Of Stable Diffusion 1.x and 2.x; the last layer norm follows whichever layer is read."""
+        """Return the embedding for Stable Diffusion 1.x and 2.x. The final layer norm is applied with `skip` too."""
         if not skip:
             return self.text_encoder(ids)[0]
         hidden = self.text_encoder(ids, output_hidden_states=True).hidden_states[-1 - skip]
@@ -154,11 +153,11 @@ class DiffusionModel:
         ).to(self.unet.device)
 
     def encode_pair(self, prompt: str) -> tuple[Tensor, Tensor]:
-        """Conditional and unconditional embeddings [1, L, D] of one length L.
+        """Return the conditional and the unconditional embedding [1, L, D], of the same length L.
 
-        "max_length": both padded to the tokenizer's length without a mask, as a plain pipeline does. "longest": the
-        prompt as it is, the empty prompt padded to its length *with* its mask, as the released adapters were trained;
-        a negative prompt that is longer pads the prompt (without a mask).
+        "max_length": both are padded to the tokenizer's length without a mask, as diffusers' pipelines do. "longest": the
+        negative prompt is padded to the prompt's length *with* its mask, as the released adapters were trained; if it is
+        longer, the prompt is padded to its length without a mask.
         """
         if self.empty_is_zero and not self.negative:
             cond = self.encode(prompt, self.clip_skip)
@@ -171,33 +170,33 @@ class DiffusionModel:
         return cond, self.text_encoder(both.input_ids[1:], attention_mask=both.attention_mask[1:])[0]
 
     def token_ids(self, prompts: list[str]) -> list[list[int]]:
-        """What the text encoder that reads most sees of each prompt, and one token more where the prompt goes on."""
+        """Return each prompt's token ids for the text encoder that reads most, truncated one token after its limit."""
         tokenizer = self.t5_tokenizer or self.tokenizer
-        return tokenizer(prompts, truncation=True, max_length=self.most_tokens + 1).input_ids  # nothing warns of its length
+        return tokenizer(prompts, truncation=True, max_length=self.most_tokens + 1).input_ids  # no warning if truncated
 
     @property
     def most_tokens(self) -> int:
-        """How many tokens of a prompt are read by the text encoder that reads most."""
+        """The largest number of tokens that a text encoder of the model reads."""
         return self.tokenizer.model_max_length if self.t5 is None else T5_TOKENS[self.kind]
 
     def overlong(self, prefix: str, prompts: list[str]) -> list[str]:
-        """The prompts whose end no text encoder sees behind `prefix`."""
+        """Return the prompts that, after `prefix`, are too long for every text encoder."""
         ids = self.token_ids([prefix + text for text in prompts])
         return [text for text, tokens in zip(prompts, ids, strict=True) if len(tokens) > self.most_tokens]
 
     def read_as_one(self, prompts: list[str]) -> list[tuple[str, str]]:
-        """Each prompt that the model cannot tell from one before it, behind that one: ("a nurse", "A  Nurse")."""
+        """Return pairs (earlier, later) of prompts with the same tokens, such as ("a nurse", "A  Nurse")."""
         first: dict[tuple[int, ...], str] = {}
         read = [tuple(ids[: self.most_tokens]) for ids in self.token_ids(prompts)]
         return [(first[ids], text) for ids, text in zip(read, prompts, strict=True) if first.setdefault(ids, text) != text]
 
     @cached_property
     def weights_fingerprint(self) -> str:
-        """A hash of the frozen weights as loaded, computed once before precision changes and before an adapter is added."""
+        """Hash of the frozen weights as loaded. Take it before they change precision and before an adapter is added."""
         return fingerprint.of_modules(*self.text_encoders, self.unet, self.vae)
 
     def fingerprint(self, precision: bool = True) -> str:
-        """A hash of all that images depend on: weights, configurations, solver, tokenizers, negative text, precision."""
+        """Hash all that the images depend on: weights, configurations, solver, tokenizers, negative prompt, precision."""
         about = [architecture(m) for m in (*self.text_encoders, self.unet, self.vae, self.scheduler)]
         texts = [reads(t) for t in (self.tokenizer, self.tokenizer_2, self.t5_tokenizer) if t is not None]
         texts = fingerprint.Said(f"[{', '.join(texts)}]")
@@ -209,11 +208,11 @@ class DiffusionModel:
         return fingerprint.of_values(self.weights_fingerprint, about, texts, options)
 
     def effective_guidance(self, scale: float) -> float:
-        """The guidance scale that images really depend on: 1 for every scale without guidance."""
+        """Return the guidance scale if it has an effect, else 1."""
         return scale if guided(self.unet, scale) or reads_scale(self.unet) else 1.0
 
     def decode(self, latent_BCHW: Tensor) -> Tensor:
-        """Images [B, 3, H, W] in [0, 1] from scaled latents, in the latents' precision whatever the VAE's is."""
+        """Decode scaled latents to images [B, 3, H, W] in [0, 1], in the latents' precision."""
         scaled = latent_BCHW / self.vae.config.scaling_factor
         if self.vae.config.shift_factor is not None:
             scaled = scaled + self.vae.config.shift_factor
@@ -222,40 +221,40 @@ class DiffusionModel:
         return (image / 2 + 0.5).clamp(0, 1)
 
     def sample(self, guidance: Guidance, noise: Tensor, steps: int) -> Trajectory:
-        """`sampling.sample` from noise [B, C, H, W] in `sampling_dtype`; latents stay in the noise's precision."""
+        """Run `sampling.sample` from noise [B, C, H, W] in `sampling_dtype`; the latents keep the noise's precision."""
         with self._cast(True):
             parts = [sample(self.unet, self.scheduler, guidance, z, steps) for z in noise.split(self.sample_batch)]
         return parts[0] if len(parts) == 1 else _joined(parts)
 
     @contextmanager
     def _cast(self, on: bool) -> Iterator[None]:
-        first = next(self.unet.parameters())  # as all others; see `denoise.call_unet`
+        first = next(self.unet.parameters())  # all parameters have its precision, see `denoise.call_unet`
         if not on or self.sampling_dtype == torch.float32 or first.dtype != torch.float32:
             yield
             return
         with warnings.catch_warnings(), torch.autocast(first.device.type, torch.bfloat16):
-            # RMSNorm's weights stay float32, as autocast leaves them; torch says that this is slower
+            # autocast leaves RMSNorm's weights in float32, and torch warns that this is slower
             warnings.filterwarnings("ignore", "Mismatch dtype between input and weight", UserWarning)
             yield
 
     def lower_precision(self, dtype: torch.dtype) -> None:
-        """Hold the frozen U-Net, VAE and T5 in another precision; CLIP, run once a step, stays as it is.
+        """Convert the frozen U-Net, VAE and T5 to another precision. CLIP runs once a step and is not converted.
 
-        In float16 the VAE and T5 stay too: that of Stable Diffusion XL and T5 overflow in it (diffusers' `force_upcast`, and
-        transformers' `_keep_in_fp32_modules`).
+        For float16 the VAE and T5 are not converted either: T5 and the VAE of Stable Diffusion XL would overflow
+        (transformers' `_keep_in_fp32_modules`, diffusers' `force_upcast`).
         """
         others = [] if dtype == torch.float16 else [self.vae, self.t5]
         for module in (self.unet, *(other for other in others if other is not None)):
-            nn.Module.to(module, dtype)  # diffusers' own `to` warns of layers to keep in float32, of which there are none
-        vars(self).pop("_t5_words", None)  # what it keeps is of the other precision
+            nn.Module.to(module, dtype)  # diffusers' own `to` would warn about layers to keep in float32; there are none
+        vars(self).pop("_t5_words", None)  # its cached embeddings have the old precision
 
     def to(self, device: str) -> None:
-        """Move the networks to a device, in the precision that they have; T5 stays where it is, see `t5`."""
+        """Move the networks to a device without changing their precision; T5 is not moved, see the module `t5`."""
         for module in (*self.clips, self.unet, self.vae):
             nn.Module.to(module, device)
 
     def generator(self, guidance_scale: float, steps: int, prefix: str = "") -> Generate:
-        """A plain function (prompt, noise_BCHW) -> image_BCHW of the model as it stands now, adapter on or off."""
+        """Return a function (prompt, noise_BCHW) -> image_BCHW. It puts `prefix` before prompts and uses LoRA that is on."""
 
         @torch.no_grad()
         def generate(prompt: str, noise: Tensor) -> Tensor:
@@ -267,22 +266,22 @@ class DiffusionModel:
 
 
 def _joined(parts: list[Trajectory]) -> Trajectory:
-    """The trajectories of several batches as that of all images."""
+    """Concatenate the trajectories of several batches."""
     inputs = [torch.cat(some) for some in zip(*(part.inputs for part in parts), strict=True)]
     return Trajectory(inputs, parts[0].timesteps, torch.cat([part.final for part in parts]))
 
 
 def solver_of(model: DiffusionModel, kind: str, final_sigmas: str, spacing: str):
-    """`solvers.make_solver` on the noise schedule of the model's folder, for images of the model's size."""
+    """Return `solvers.make_solver` for the model's own noise schedule and image size."""
     tokens = image_tokens(model.unet, model.latent_shape)
     return make_solver(kind, model.scheduler.config, final_sigmas, spacing, tokens)
 
 
 def load_model(path: str | Path, padding: str = "max_length") -> DiffusionModel:
-    """Load a diffusers folder or hub id of a kind that `folder.FAMILIES` lists, or a .safetensors file, frozen and in fp32.
+    """Load a diffusers folder, a hub id (both of a kind in `folder.FAMILIES`) or a .safetensors file, frozen, in float32.
 
-    It lies in the processor's memory, and moves with `DiffusionModel.to` once its precision is lowered. Raises FairDiffError
-    naming what is missing.
+    The model is on the CPU. Lower its precision before `DiffusionModel.to` moves it. Raises FairDiffError that says what is
+    missing or wrong.
     """
     try:
         pipeline = read_single_file(path) if is_single_file(path) else read_pipeline(path)
@@ -316,7 +315,7 @@ def load_model(path: str | Path, padding: str = "max_length") -> DiffusionModel:
 
 
 def check_device(name: str) -> None:
-    """FairDiffError for a device that this machine has not."""
+    """Raise FairDiffError if this machine does not have the device."""
     allowed = ["cpu"]
     if torch.cuda.is_available():
         allowed += ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
@@ -325,7 +324,7 @@ def check_device(name: str) -> None:
 
 
 def fast_dtype(device: str) -> str:
-    """ "bfloat16" where the device has instructions for it, else "float16" on a GPU and "float32" on a processor."""
+    """Return "bfloat16" if the device has instructions for it, else "float16" for a GPU and "float32" for a CPU."""
     if device.startswith("cuda"):
         able = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
         return "bfloat16" if able else "float16"
@@ -334,13 +333,13 @@ def fast_dtype(device: str) -> str:
 
 
 def reads(tokenizer) -> str:
-    """All that decides which numbers a text becomes, as JSON; without padding and truncation, which calls set."""
+    """Return as JSON the settings of a tokenizer that decide token ids, without padding and truncation (set by calls)."""
     others = (tokenizer.special_tokens_map, tokenizer.model_max_length, tokenizer.padding_side)
     return f"[{', '.join([_rules(tokenizer.backend_tokenizer.to_str()), *map(fingerprint.said, others)])}]"
 
 
 @lru_cache(maxsize=4)
 def _rules(text: str) -> str:
-    """A vocabulary has 49,408 words, and a job asks for several fingerprints of its model."""
+    """Normalise a tokenizer's JSON. Cached: a vocabulary has 49,408 tokens, and a job takes several fingerprints."""
     rules = json.loads(text)
     return fingerprint.said({key: value for key, value in rules.items() if key not in ("padding", "truncation")})

@@ -1,7 +1,7 @@
-"""LoRA files of diffusers, peft and kohya's scripts as low-rank factors by the layers of a model, and back.
+"""Read LoRA files of diffusers, peft and kohya's scripts as low-rank factors of a model's layers, and name layers for them.
 
-What a file holds is asked of the model: every layer is known under the names that these tools give it, and a tensor that
-is no factor of a known layer, in a shape that fits, is an error. Nothing is left out.
+The layers of the model decide what a file may hold, by all the names that these tools give a layer. A tensor that is not
+a factor of a known layer in a fitting shape is an error. No tensor is ignored.
 """
 
 import json
@@ -24,23 +24,23 @@ from fairdiff.diffusion.ldm import unet_names
 from fairdiff.errors import FairDiffError
 from fairdiff.files import read_given
 
-ENDS = {  # of names in files -> the factor
+ENDS = {  # ending of a tensor's name -> which part of LoRA it is
     ".lora_A.weight": "down", ".lora_B.weight": "up",  # peft
     ".lora_down.weight": "down", ".lora_up.weight": "up",  # kohya
     ".lora.down.weight": "down", ".lora.up.weight": "up",  # diffusers before peft
     ".lora_linear_layer.down.weight": "down", ".lora_linear_layer.up.weight": "up",
-    "_lora.down.weight": "down", "_lora.up.weight": "up",  # diffusers' first, below `processor`
+    "_lora.down.weight": "down", "_lora.up.weight": "up",  # the first versions of diffusers, after `processor.`
     ".alpha": "alpha",
 }  # fmt: skip
 OTHER = re.compile(r"hada_|lokr_|lora_mid|dora_scale|lora_magnitude_vector|oft_|\.(diff|diff_b|w_norm|b_norm)$")
-PEFT = "base_model.model."  # before every name in a file of peft's own, of one module that it does not name
-PEFT_CONFIG = "adapter_config.json"  # beside such a file: rank, alpha and where they differ
+PEFT = "base_model.model."  # begins every name in a file that peft saved; the file does not say for which module
+PEFT_CONFIG = "adapter_config.json"  # beside such a file: rank, alpha and their patterns
 DENOISERS = ("unet", "transformer")
 ALLOWED = "LoRA of linear and convolutional layers of this model"
 
 
 def shapes_of(modules: Mapping[str, nn.Module]) -> Shapes:
-    """The layers of a model that LoRA can be on, and their weights' shapes; to be taken before an adapter is hung."""
+    """Return the layers of a model that LoRA can be on with their weights' shapes. Call it before adding an adapter."""
     return {
         name: {
             layer.removeprefix(TEXT_ROOT): list(inner.weight.shape)
@@ -52,12 +52,11 @@ def shapes_of(modules: Mapping[str, nn.Module]) -> Shapes:
 
 
 def kohya_names(shapes: Shapes) -> dict[tuple[str, str], str]:
-    """(module, layer) -> its name in files of kohya's scripts, which A1111 and ComfyUI read too.
+    """Return (module, layer) -> its name in files of kohya's scripts, which A1111 and ComfyUI read too.
 
-    Of Stable Diffusion XL the U-Net's layers have their original names, as its scripts know them, and the text encoders
-    numbers (networks/lora.py and sdxl_original_unet.py of kohya-ss/sd-scripts). Of FLUX the transformer's layers are the
-    original ones (networks/lora_flux.py there; `flux_layers`), and CLIP is the first text encoder. Stable Diffusion 3's
-    transformer has no names.
+    Stable Diffusion XL: the U-Net's layers have their original names, and the text encoders are numbered (networks/lora.py
+    and sdxl_original_unet.py of kohya-ss/sd-scripts). FLUX: the transformer has its original layers (networks/lora_flux.py
+    there; `flux_layers`), and CLIP is text encoder 1. Stable Diffusion 3: its transformer has no such names.
     """
     xl = "text_encoder_2" in shapes
     root = "lora_te1" if xl or "transformer" in shapes else "lora_te"
@@ -74,9 +73,9 @@ def kohya_names(shapes: Shapes) -> dict[tuple[str, str], str]:
 
 
 def _known_names(shapes: Shapes) -> dict[str, tuple[str, str]]:
-    """Every name that a file may give a layer -> (module, layer); those of kohya's scripts not of Stable Diffusion 3.
+    """Return every name that a file may give a layer -> (module, layer), without kohya's names for Stable Diffusion 3.
 
-    Of FLUX its original layers too, as ("transformer", original layer), and ComfyUI's names of them and of CLIP.
+    For FLUX it includes the original layers, as ("transformer", original layer), and ComfyUI's names of these and of CLIP.
     """
     unet, flux = "unet" in shapes, originals(shapes.get("transformer", {}))
     found = {name: place for place, name in kohya_names(shapes).items()} if unet or flux else {}
@@ -88,7 +87,7 @@ def _known_names(shapes: Shapes) -> dict[str, tuple[str, str]]:
             names = [f"{module}.{layer}", f"{module}.{root}{layer}", f"{module}.{layer.removesuffix('.0')}"]
             if module == "unet":
                 names += [f"lora_unet_{name.replace('.', '_')}" for name in (layer, original[layer])]
-            elif module == "text_encoder" and (unet or flux):  # diffusers' own converter numbers it whatever the model
+            elif module == "text_encoder" and (unet or flux):  # diffusers' converter numbers it for every model
                 names += [f"lora_te{number}_{root}{layer}".replace(".", "_") for number in ("", "1")]
                 names += [f"text_encoders.clip_l.transformer.{root}{layer}"] if flux else []
             for name in names:
@@ -97,12 +96,12 @@ def _known_names(shapes: Shapes) -> dict[str, tuple[str, str]]:
 
 
 def read_lora(path: Path, shapes: Shapes) -> Layers:
-    """The factors in a LoRA file by module and layer, in float32.
+    """Read the factors in a LoRA file by module and layer, in float32.
 
-    A layer's alpha is the file's: its `.alpha`, else what `lora_adapter_metadata` says, else its rank, as diffusers takes it;
-    of a file of peft's own what `adapter_config.json` beside it says.
-    FairDiffError, one line: unreadable, not finite, a tensor that fits no layer (how many, and the first), half a pair, a
-    pair that does not fit together or to its layer.
+    A layer's alpha is its `.alpha`, else that of `lora_adapter_metadata`, else its rank, as in diffusers. For a file saved
+    by peft it comes from `adapter_config.json` beside the file.
+    Raises FairDiffError in one line for a file that is unreadable or not finite, a tensor that fits no layer (how many, and
+    the first), a missing factor, and factors that fit neither each other nor their layer.
     """
     try:
         state = load_file(path)
@@ -142,9 +141,9 @@ def read_lora(path: Path, shapes: Shapes) -> Layers:
 
 
 def _of_peft(path: Path, state: dict[str, Tensor], shapes: Shapes) -> tuple[dict[str, Tensor], dict]:
-    """The tensors under the name of the one module whose layers and shapes they have, and what is said of their alphas.
+    """Return the tensors named for the one module whose layers they fit, and the settings of peft's adapter_config.json.
 
-    Tensors that fit no module stay as they are, and fit no layer then.
+    Tensors that fit no module are returned unchanged; the caller then finds no layer for them.
     """
     names, fitting = _known_names(shapes), []
     for module in shapes:
@@ -171,17 +170,17 @@ def _of_peft(path: Path, state: dict[str, Tensor], shapes: Shapes) -> tuple[dict
 
 
 def _layer(key: str) -> str:
-    """The name of a layer in that of a tensor."""
+    """Return the layer's part of a tensor's name."""
     return key.removesuffix(next((end for end in ENDS if key.endswith(end)), ""))
 
 
 def _side(key: str) -> str:
-    """Which factor a tensor is by its name, "" for another."""
+    """Return "down", "up" or "alpha" by the ending of a tensor's name, "" for another ending."""
     return next((what for end, what in ENDS.items() if key.endswith(end)), "")
 
 
 def _fits(shapes: Shapes, place: tuple[str, str] | None, side: str, shape: torch.Size) -> bool:
-    """Whether a factor of this shape can be one of this layer."""
+    """Return whether a factor of this shape can belong to the layer."""
     if place is None or side not in ("down", "up"):
         return False
     weight = shapes[place[0]][place[1]]
@@ -189,20 +188,20 @@ def _fits(shapes: Shapes, place: tuple[str, str] | None, side: str, shape: torch
 
 
 def _unknown(path: Path, left: list[str], total: int) -> str:
-    """How many tensors of a file fit no layer, and why where a name says it."""
+    """Return a message with the number of tensors that fit no layer, and the reason if a name reveals it."""
     other = next((key for key in left if OTHER.search(key)), None)
     why = f"; {other} is of another kind of adapter (LoHa, LoKr, DoRA, OFT or whole weights)" if other else ""
     return f"{path}: {len(left)} of {total} tensors fit no layer, the first is {left[0]}{why}; allowed: {ALLOWED}"
 
 
 def _factors(path: Path, place: tuple[str, str], parts: dict[str, Tensor], shape: list[int], said: dict) -> Factors:
-    """The factors of one layer, checked against each other, the layer and what the file says of them."""
+    """Return the factors of one layer after checking their shapes and alpha. said: rank and alpha from the metadata."""
     module, layer = place
     where = f"{path}: {module}.{layer}"
     if not {"down", "up"} <= parts.keys():
         raise FairDiffError(f"{where} has only {', '.join(parts)}, allowed: both factors")
     down, up = parts["down"], parts["up"]
-    if len(shape) == 4 and (down.ndim, up.ndim) == (2, 2) and shape[2:] == [1, 1]:  # as some write 1x1 convolutions
+    if len(shape) == 4 and (down.ndim, up.ndim) == (2, 2) and shape[2:] == [1, 1]:  # some tools write 1x1 convolutions so
         down, up = down[..., None, None], up[..., None, None]
     if len(shape) == 2 and (down.ndim, up.ndim) == (4, 4) and down.shape[2:] == up.shape[2:] == (1, 1):
         down, up = down.flatten(1), up.flatten(1)
@@ -219,7 +218,7 @@ def _factors(path: Path, place: tuple[str, str], parts: dict[str, Tensor], shape
 
 
 def _alpha(module: str, layer: str, rank: int, said: dict) -> object:
-    """What `lora_adapter_metadata` says of a layer, as peft reads it; of rank-stabilised LoRA alpha √r, so that it is / r."""
+    """Return a layer's alpha from the metadata, by peft's rules; rank-stabilised LoRA gets alpha √r, to be divided by r."""
     if f"{module}.r" not in said:
         return rank
     patterns = said.get(f"{module}.alpha_pattern") or {}
@@ -230,7 +229,7 @@ def _alpha(module: str, layer: str, rank: int, said: dict) -> object:
 
 
 def combined(files: list[Layers], scales: list[float]) -> Layers:
-    """What several files add together, each `scale` times: their factors side by side, with alpha = rank everywhere."""
+    """Return the sum of several files, each multiplied by its scale: concatenated factors with alpha = rank."""
     modules = dict.fromkeys(module for file in files for module in file)
     found: Layers = {}
     for module in modules:
@@ -244,12 +243,12 @@ def combined(files: list[Layers], scales: list[float]) -> Layers:
 
 
 def settings_of(layers: dict[str, Factors]) -> dict:
-    """peft's LoraConfig of the layers of one module: one rank and alpha, and patterns for the layers with others."""
+    """Return the arguments of peft's LoraConfig for one module: the commonest rank and alpha, and patterns for the others."""
     ranks, alphas = Counter(f.rank for f in layers.values()), Counter(f.alpha for f in layers.values())
     rank, alpha = ranks.most_common(1)[0][0], alphas.most_common(1)[0][0]
 
     def pattern(of: dict[str, float], usual: float) -> dict[str, float]:
-        """One pattern for each value: peft tries every pattern on every layer."""
+        """Return one pattern for each value, because peft tries every pattern on every layer."""
         groups: dict[float, list[str]] = {}
         for name, value in of.items():
             groups.setdefault(value, []).append(re.escape(name))

@@ -1,11 +1,11 @@
-"""Memory planning: how many images each part of a step can process at once on a device with so many GB.
+"""Plan how many images each part of a training step processes at once on a device with `memory_gb` GB.
 
     bytes(n) = held + fixed + n * unit,    n = floor((USED * memory_gb * 2^30 - held - fixed) / unit)
 
-held: weights, the adapter's optimiser, and what a step keeps of the whole batch. fixed and unit are counted, of this model,
-these pixels and this precision: each part runs with one and with two images, and each tensor that it makes counts until it
-is freed. Denoiser and decoder run at half the side for this: what they keep is proportional to the pixels, since attention
-keeps no L x L matrix (Dao et al. 2022, arXiv 2205.14135). Results do not depend on the pieces but for rounding.
+held: weights, the adapter's optimiser, and the tensors that a step keeps for the whole batch. fixed and unit are measured for
+this model, image size and precision: each part runs with one and with two images, and a tensor counts until it is freed.
+Denoiser and decoder run at half the side for this: their memory is proportional to the pixels, because attention stores no
+L x L matrix (Dao et al. 2022, arXiv 2205.14135). Results depend on the pieces by rounding only.
 """
 
 import weakref
@@ -21,18 +21,18 @@ from fairdiff.diffusion.denoise import Guidance
 from fairdiff.diffusion.load import DiffusionModel
 from fairdiff.diffusion.sampling import Trajectory, Upstream, replay
 
-USED = 0.8  # of the device: CUDA's context, workspaces and gaps between tensors take the rest
+USED = 0.8  # planned fraction of the device; CUDA's context, workspaces and fragmentation take the rest
 GIB = 2**30
-KEPT_IMAGES = 6  # of a batch, at a time: the images, the gradient of each term, their sum, and a copy of one
-REPLAYED, SAMPLED = 2, 3  # rows and images at once in micro-batches of decoding, which needs the most memory
+KEPT_IMAGES = 6  # tensors of a batch's image size at one time: the images, three gradients, their sum, and a copy of one
+REPLAYED, SAMPLED = 2, 3  # rows replayed and images sampled per decoded image; decoding needs the most memory
 
 
 @dataclass(frozen=True)
 class Pieces:
-    """Micro-batch sizes: images sampled, images decoded and measured, (image, step) rows replayed.
+    """Batch sizes: images sampled, images decoded and given to the frozen networks, (image, step) rows replayed.
 
-    checkpointed: networks that compute their activations again in the backward (Chen et al. 2016, arXiv 1604.06174), which
-    takes a third more time and gives the same gradient. peak: estimated bytes, None where nothing was planned.
+    checkpointed: networks with gradient checkpointing (Chen et al. 2016, arXiv 1604.06174), which takes a third more time
+    and gives the same gradient. peak: estimated bytes, None if nothing was planned.
     """
 
     sample: int
@@ -43,11 +43,11 @@ class Pieces:
 
     @classmethod
     def of(cls, micro_batch: int) -> "Pieces":
-        """Pieces in the proportion that decoding, replay and sampling need memory."""
+        """Return pieces for `micro_batch` decoded images, in inverse proportion to the memory that each part needs."""
         return cls(SAMPLED * micro_batch, micro_batch, REPLAYED * micro_batch)
 
     def apply(self, model: DiffusionModel) -> None:
-        """Have a model work in these pieces."""
+        """Set a model's batch sizes and gradient checkpointing."""
         model.sample_batch, model.decode_batch = self.sample, self.decode
         for name in ("unet", "vae"):
             _checkpoint(getattr(model, name), name in self.checkpointed)
@@ -59,13 +59,13 @@ def _checkpoint(module: nn.Module, on: bool) -> None:
 
 @dataclass(frozen=True)
 class Need:
-    """bytes(n) = fixed + n * unit of one part of a step."""
+    """The memory that one part of a step needs: bytes(n) = fixed + n * unit."""
 
     fixed: float
     unit: float
 
     def most(self, room: float) -> int:
-        """The largest n that fits, 0 if none does."""
+        """Return the largest n that fits into `room` bytes, 0 if none does."""
         return max(0, int((room - self.fixed) / self.unit))
 
     def bytes(self, n: int) -> float:
@@ -73,7 +73,7 @@ class Need:
 
 
 class _Peak(TorchDispatchMode):
-    """The most bytes that tensors made inside have at one time; views and results in place are none of their own."""
+    """Record the peak bytes of the tensors made inside the context; views and in-place results are not counted again."""
 
     def __init__(self):
         super().__init__()
@@ -102,14 +102,14 @@ def _storages(tree) -> list[torch.UntypedStorage]:
 
 
 def peak_bytes(run: Callable[[], object]) -> int:
-    """The most bytes of tensors that exist at one time while it runs, beside those that were there before."""
+    """Return the peak bytes of the tensors that `run` makes; tensors that exist before do not count."""
     with _Peak() as counter:
         run()
     return counter.peak
 
 
 def count(run: Callable[[int], object], scale: float = 1.0) -> Need:
-    """What `run(n)` needs, whose unit is `scale` times as large where it is used."""
+    """Return the memory that `run(n)` needs, with the unit multiplied by `scale` (full size over measured size)."""
     one, two = (peak_bytes(lambda n=n: run(n)) for n in (1, 2))
     unit = max(two - one, 1)
     return Need(max(one - unit, 0), scale * unit)
@@ -117,10 +117,10 @@ def count(run: Callable[[int], object], scale: float = 1.0) -> Need:
 
 @dataclass
 class Parts:
-    """The parts of a step on a model as it stands, adapter and all, to be counted.
+    """The parts of a step whose memory is measured, on a model with its adapter.
 
-    look: what is done with images [n, 3, H, W], with a graph where it is enabled, by networks that the model knows nothing
-    of. images, steps: of a whole batch, whose latents and images are kept until its gradient is there; 0 without training.
+    look: runs the frozen networks on images [n, 3, H, W], with a graph if gradients are enabled. images, steps: images and
+    sampler steps of the whole batch, whose latents and images are kept until the gradient is computed; 0 without training.
     """
 
     model: DiffusionModel
@@ -136,7 +136,7 @@ class Parts:
 
     @property
     def half(self) -> tuple[int, int, int]:
-        """Latents of about half the side, of which transformers read whole squares of 2x2."""
+        """Shape of latents with about half the side, of which transformers can read whole squares of 2x2."""
         channels, *sides = self.model.latent_shape
         square = self.model.multiple // self.model.pixels
         return channels, *(max(side // 2 // square, 1) * square for side in sides)
@@ -146,12 +146,13 @@ class Parts:
 
     @property
     def held(self) -> int:
-        """Bytes of the weights on the model's device, where T5 is on none but a processor, and of what a step keeps of the
-        whole batch.
+        """Bytes of the weights on the model's device and of the tensors that a step keeps for the whole batch.
+
+        T5 is always on the CPU, so it counts only if the model is there too.
         """
         model, channels = self.model, self.half[0]
         with torch.no_grad():
-            pixels = 4 * model.decode(self._latents(1)).numel()  # of an image of full size
+            pixels = 4 * model.decode(self._latents(1)).numel()  # numbers in an image of full size
         latents = self.steps * channels * model.latent_shape[1] * model.latent_shape[2]
         kept = self.images * 4 * (latents + KEPT_IMAGES * pixels)
         networks = (*model.text_encoders, model.unet, model.vae)
@@ -159,11 +160,11 @@ class Parts:
 
     @torch.no_grad()
     def sample(self, n: int) -> None:
-        """n images, two sampler steps."""
+        """Sample n images in two sampler steps."""
         replace(self.model, sample_batch=n).sample(self.guidance, self._latents(n), 2)
 
     def decode(self, n: int) -> None:
-        """The decoder without a graph and with one."""
+        """Decode n images without a graph and, for training, with one."""
         latent = self._latents(n)
         with torch.no_grad():
             self.model.decode(latent)
@@ -172,7 +173,7 @@ class Parts:
             torch.autograd.grad(image, latent, torch.zeros_like(image))
 
     def replay(self, n: int) -> None:
-        """n rows forward and backward; leaves no gradient."""
+        """Replay n rows forward and backward, then delete the gradients."""
         chosen, time = torch.zeros(n, 1, dtype=torch.long), torch.full((1,), 500, device=self.model.unet.device)
         trajectory = Trajectory([self._latents(n)], time, self._latents(n))
         replay(
@@ -182,17 +183,17 @@ class Parts:
             leaf.grad = None
 
     def looked_at(self, n: int) -> None:
-        """`look` at n images of full size."""
+        """Run `look` on n images of full size."""
         with torch.no_grad():
             image = self.model.decode(self._latents(1))
         self.look(image.repeat(n, 1, 2, 2))
 
 
 def plan_pieces(parts: Parts, memory_gb: float, held: float) -> Pieces:
-    """The largest pieces that fit, all from one number. held: bytes beside those of `parts`.
+    """Return the largest pieces that fit into `memory_gb` GB. held: bytes in addition to those of `parts`.
 
-    A network is checkpointed only where one row or image does not fit without. Where even then it does not, pieces are 1 and
-    `peak` is beyond the budget. Bit-equal for the same model, pixels, precision and adapter.
+    A network is checkpointed only if one row or image does not fit otherwise. If it does not fit even then, the piece is 1
+    and `peak` exceeds the budget. The result is identical for the same model, image size, precision and adapter.
     """
     model, held = parts.model, held + parts.held
     room = USED * memory_gb * GIB - held
@@ -211,7 +212,7 @@ def plan_pieces(parts: Parts, memory_gb: float, held: float) -> Pieces:
             need = count(run, smaller)
             checkpointed.add(name)
         needs[part].append(need)
-    for name in checkpointed:  # until the pieces are applied
+    for name in checkpointed:  # `Pieces.apply` switches it on again
         _checkpoint(getattr(model, name), False)
     sizes = {part: max(1, min((need.most(room) for need in some), default=1)) for part, some in needs.items()}
     peak = held + max(need.bytes(sizes[part]) for part, some in needs.items() for need in some)
@@ -219,6 +220,6 @@ def plan_pieces(parts: Parts, memory_gb: float, held: float) -> Pieces:
 
 
 def bytes_of(modules: Iterable[nn.Module]) -> int:
-    """Bytes of all parameters and buffers, each counted once."""
+    """Return the bytes of all parameters and buffers; shared ones count once."""
     tensors = {t.untyped_storage()._cdata: t for m in modules for t in (*m.parameters(), *m.buffers())}
     return sum(t.untyped_storage().nbytes() for t in tensors.values())

@@ -1,6 +1,6 @@
-"""Work with a diffusers pipeline that the user has loaded: put an adapter into it, and call it as a plain function.
+"""Load an adapter into a user's diffusers pipeline, and sample images from such a pipeline as a plain function.
 
-The pipeline stays what it is, on its device and in its precision. Nothing here trains.
+The pipeline keeps its device and its precision. Nothing in this module trains.
 """
 
 import logging
@@ -26,7 +26,7 @@ from fairdiff.diffusion.solvers import SOLVERS, make_solver
 from fairdiff.diffusion.textual_inversion import A1111_KEY, XL_KEYS, embeddings_of, pool_at_the_end
 from fairdiff.errors import FairDiffError
 
-KEY = "load_adapter"  # what errors begin with
+KEY = "load_adapter"  # errors begin with it
 FACTOR = re.compile(r"[._]lora_?(?:linear_layer\.)?(?:A|B|down|up)[._]|[._](?:down|up)\.weight$")
 
 
@@ -34,8 +34,8 @@ FACTOR = re.compile(r"[._]lora_?(?:linear_layer\.)?(?:A|B|down|up)[._]|[._](?:do
 class LoadedAdapter:
     """An adapter in a pipeline.
 
-    prefix: what stands before every prompt while it is on: soft tokens, "" for LoRA. settings: arguments of the pipeline's
-    call that the adapter was audited with; {} if its folder does not say. about: adapter.json, {} without one.
+    prefix: the soft tokens, to be put before every prompt; "" for LoRA or while the adapter is off. settings: arguments of
+    the pipeline's call in the adapter's audit, {} if its folder does not say. about: adapter.json, {} without one.
     """
 
     pipe: Pipeline = field(repr=False)
@@ -52,7 +52,7 @@ class LoadedAdapter:
 
     @contextmanager
     def off(self) -> Iterator[None]:
-        """The pipeline without this adapter; others in it stay as they are."""
+        """Switch this adapter off; other adapters in the pipeline are not changed."""
         self.enabled = False
         _set_scale(self.pipe, self.name, 0.0)
         try:
@@ -66,9 +66,9 @@ def load_adapter(pipe: Pipeline, path_or_name: str | Path, scale: float = 1.0) -
     """Load an adapter into a pipeline of diffusers, and set the solver that it was audited with.
 
     path_or_name: an adapter's folder or its adapter.json, a run folder, a LoRA or textual-inversion file (safetensors), or a
-    name of the catalogue. scale: 0 is the model without it (of soft tokens: their initial words), 1 the adapter as saved.
-    A UserWarning if the base model is another than the adapter was trained on, or if its prompts were not padded.
-    FairDiffError for what cannot be read, does not fit the pipeline, or fits in part only.
+    name of the catalogue. scale: 1 is the adapter as saved, 0 the model without it (with soft tokens: their initial words).
+    Warns (UserWarning) if the adapter was trained on another base model or on prompts that are not padded.
+    Raises FairDiffError for a file that cannot be read, or that does not fit the pipeline completely.
     """
     if not isinstance(pipe, StableDiffusionPipeline | StableDiffusionXLPipeline):
         raise FairDiffError(f"{KEY}: found a {type(pipe).__name__}, allowed: StableDiffusionPipeline, or that of XL")
@@ -88,7 +88,7 @@ def load_adapter(pipe: Pipeline, path_or_name: str | Path, scale: float = 1.0) -
 
 
 def _settings(pipe: Pipeline, about: dict) -> dict[str, object]:
-    """Arguments of the pipeline's call; height and width both or none, for with one of them it takes its own of both."""
+    """Return arguments of the pipeline's call. Given only one of height and width, it would ignore it, so both are set."""
     height, width = size_of(view(pipe), about) or (None, None)
     settings = {"guidance_scale": about.get("guidance"), "num_inference_steps": about.get("sampler_steps")}
     settings |= {"negative_prompt": about.get("negative_prompt") or None, "height": height, "width": width}
@@ -99,14 +99,14 @@ def _settings(pipe: Pipeline, about: dict) -> dict[str, object]:
 
 
 def allow_clip_skip(pipe: Pipeline) -> None:
-    """Give a text encoder its old name inside itself: diffusers 0.42 asks for `text_model`, which transformers 5 dropped."""
+    """Set `text_model` of the text encoder to itself: diffusers 0.42 reads this name, which transformers 5 dropped."""
     encoder = pipe.text_encoder
     if isinstance(pipe, StableDiffusionPipeline) and not hasattr(encoder, "text_model"):
-        vars(encoder)["text_model"] = encoder  # no module of its own: its tensors keep their names
+        vars(encoder)["text_model"] = encoder  # not registered as a submodule, so the tensors keep their names
 
 
 def size_of(model: DiffusionModel, about: dict) -> tuple[int, int] | None:
-    """(height, width) that adapter.json names, None where they are the model's own."""
+    """Return the (height, width) in adapter.json, None if they are the model's own."""
     own = model.image_size
     size = about.get("height") or own[0], about.get("width") or own[1]
     return None if size == own else size
@@ -117,7 +117,7 @@ def _warn(text: str) -> None:
 
 
 def _find(path_or_name: str | Path) -> tuple[Path, dict]:
-    """The weights file, and what adapter.json beside it says."""
+    """Return the weights file and the contents of its adapter.json, {} without one."""
     path = Path(path_or_name)
     if not path.exists():
         if str(path_or_name) not in catalogue():
@@ -143,7 +143,7 @@ def _find(path_or_name: str | Path) -> tuple[Path, dict]:
 
 
 def view(pipe: Pipeline) -> DiffusionModel:
-    """The pipeline's components as this project's model: for its hashes and sizes, none is changed."""
+    """Return the pipeline's components as a `DiffusionModel`, for its fingerprint and sizes. Nothing is changed."""
     parts = (pipe.tokenizer, pipe.text_encoder, pipe.unet, pipe.vae, pipe.scheduler)
     model = DiffusionModel(*parts, sampling_dtype=pipe.unet.dtype)
     if isinstance(pipe, StableDiffusionXLPipeline):
@@ -163,7 +163,7 @@ def _solver(pipe: Pipeline, file: Path, about: dict):
 
 
 def _compare_base(pipe: Pipeline, file: Path, about: dict) -> None:
-    """Warn if the pipeline's model is not what the adapter was trained on; weights of lower precision are told by name."""
+    """Warn if the pipeline's model is not the adapter's base model. Weights not in float32 are compared by name only."""
     base, named = about.get("base_model", "another model"), str(pipe.config.get("_name_or_path", ""))
     if pipe.unet.dtype != torch.float32:
         if named != base:
@@ -192,16 +192,16 @@ def _set_scale(pipe: Pipeline, name: str, scale: float) -> None:
 
 @contextmanager
 def _one_line(file: Path) -> Iterator[None]:
-    """An error of the libraries as one line that names the file, without what they print of a text encoder's layers."""
+    """Turn an error of the libraries into one line that names the file, and silence their log messages."""
     loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Already found a `peft_config`", UserWarning)  # several are meant
+            warnings.filterwarnings("ignore", "Already found a `peft_config`", UserWarning)  # several adapters are intended
             yield
-    except Exception as error:  # each library has its own
+    except Exception as error:  # each library raises its own classes
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise FairDiffError(f"{KEY}: {file}: does not fit this pipeline: {reason}") from error
     finally:
@@ -210,7 +210,7 @@ def _one_line(file: Path) -> Iterator[None]:
 
 
 def _load_lora(pipe: Pipeline, file: Path, state: dict[str, Tensor], scale: float) -> str:
-    """Its name in the pipeline, in which LoRA that was active before stays so: diffusers would switch it off."""
+    """Load LoRA and return its name in the pipeline. Active adapters stay active, which diffusers would switch off."""
     known = {name for names in pipe.get_list_adapters().values() for name in names}
     name = next(n for n in ("fairdiff", *(f"fairdiff_{i}" for i in range(2, 1000))) if n not in known)
     before = pipe.get_active_adapters()
@@ -230,7 +230,7 @@ def _load_lora(pipe: Pipeline, file: Path, state: dict[str, Tensor], scale: floa
 
 
 def _load_tokens(pipe: Pipeline, file: Path, state: dict[str, Tensor], metadata: dict, scale: float) -> str:
-    """The token that stands for the vectors in prompts, of each text encoder."""
+    """Load soft tokens into each text encoder and return the token that represents them in prompts."""
     readers = [(pipe.tokenizer, pipe.text_encoder)]
     readers += [(pipe.tokenizer_2, pipe.text_encoder_2)] if isinstance(pipe, StableDiffusionXLPipeline) else []
     every, name = embeddings_of(state, f"{KEY}: {file}"), next(iter(state))
@@ -238,7 +238,7 @@ def _load_tokens(pipe: Pipeline, file: Path, state: dict[str, Tensor], metadata:
     if found != widths:
         raise FairDiffError(f"{KEY}: {file}: holds tokens of width {found}, one for each text encoder, allowed: {widths}")
     token = TOKEN if file.name == SOFT_TOKENS_FILE else f"<{file.stem}>"
-    token = token if name in (A1111_KEY, *XL_KEYS) else name  # other files name it
+    token = token if name in (A1111_KEY, *XL_KEYS) else name  # in other files the tensor's name is the token
     known, first = pipe.tokenizer.get_vocab(), token
     for i in range(2, 1000):
         if token not in known:
@@ -254,7 +254,7 @@ def _load_tokens(pipe: Pipeline, file: Path, state: dict[str, Tensor], metadata:
 
 
 def _initial(tokenizer, encoder: nn.Module, file: Path, metadata: dict, rows: Tensor) -> Tensor:
-    """The embeddings from which soft tokens started, [N, D]; what a scale is measured from."""
+    """Return the embeddings [N, D] of the initial words of soft tokens, which correspond to scale 0."""
     if "initial_text" not in metadata:
         raise FairDiffError(f"{KEY}: {file}: scale: it does not say from which words its tokens started, allowed: 1")
     words = tokenizer(metadata["initial_text"], add_special_tokens=False).input_ids
@@ -263,10 +263,10 @@ def _initial(tokenizer, encoder: nn.Module, file: Path, metadata: dict, rows: Te
 
 
 def generator(pipe: Pipeline, settings: dict[str, object], prefix: str = "") -> Generate:
-    """(prompt, noise_BCHW) -> image_BCHW in [0, 1]: what the pipeline itself makes of a prompt.
+    """Return a function (prompt, noise_BCHW) -> image_BCHW in [0, 1] that calls the pipeline.
 
-    settings: of its call. A solver that adds noise draws it from a generator that the image's own noise seeds, so that an
-    image is the same in every batch.
+    settings: arguments of its call. A solver that adds noise draws it from a generator seeded by the image's initial noise,
+    so an image is the same in every batch.
     """
 
     if settings.get("clip_skip"):

@@ -1,12 +1,12 @@
-"""The adapters that the paper's authors released, in the formats that this project and plain diffusers load.
+"""Convert the adapters that the paper's authors released to the formats that this project and diffusers load.
 
-Their files are flat dicts of float32 tensors (github.com/sail-sg/finetune-fair-diffusion, Shen et al., ICLR 2024):
-LoRA of the text encoder or the U-Net without an alpha, so of scale 1, or the soft tokens beside a copy of the model's
-position embeddings. They stand for Stable Diffusion 1.5 with prompts that are not padded and guidance 7.5. (The soft
-tokens were trained beside an unconditional text without a mask, which `model.padding=longest` masks, as LoRA was.)
+Their files are flat dicts of float32 tensors (github.com/sail-sg/finetune-fair-diffusion, Shen et al., ICLR 2024). They
+hold LoRA for the text encoder or the U-Net without an alpha (so the scale is 1), or the soft tokens and a copy of the
+model's position embeddings. They are meant for Stable Diffusion 1.5, guidance 7.5 and prompts that are not padded. (LoRA
+was trained with a mask for the negative prompt, which `model.padding=longest` applies; the soft tokens had no mask.)
 
-What a file must hold follows from the layers of the model that it is for: of Stable Diffusion 1.5 LoRA of 144 tensors
-of the text encoder and 256 of the U-Net, and tokens [6, 768].
+The tensors that a file must hold follow from the layers of its model. For Stable Diffusion 1.5 these are 144 LoRA tensors
+for the text encoder, 256 for the U-Net, and tokens [6, 768].
 """
 
 from pathlib import Path
@@ -29,10 +29,10 @@ from fairdiff.diffusion.folder import component_on_no_device, differences, read_
 from fairdiff.errors import FairDiffError
 from fairdiff.files import atomic_path, write_json
 
-RANK, TOKENS = 50, 5  # of every released file
+RANK, TOKENS = 50, 5  # in every released file
 FACTOR = {"down": "lora_A", "up": "lora_B"}
 PREFIX = ("token_embedding.weight", "position_embedding.weight", "position_ids")
-MARKS = {"text_encoder": ".lora_linear_layer.", "unet": ".processor."}  # in every name of a part's file
+MARKS = {"text_encoder": ".lora_linear_layer.", "unet": ".processor."}  # occurs in every tensor name of that part's file
 CONTRACT = {  # the authors' own evaluation
     "scheduler": "DPMSolverMultistepScheduler",
     "final_sigmas": "sigma_min",
@@ -45,11 +45,11 @@ CONTRACT = {  # the authors' own evaluation
 
 
 def convert(files: list[Path], folder: Path, model: str | Path) -> dict[str, object]:
-    """Write released files as one adapter folder: one of the text encoder, one of the U-Net, both, or the soft tokens.
+    """Write released files as one adapter folder: LoRA of the text encoder, of the U-Net or of both, or the soft tokens.
 
-    model: a folder or hub id of what they are for. Returns what `adapter.json` says. Raises FairDiffError, in one line that
-    names the file, for what cannot be read without running its code, for anything but exactly the tensors of a released
-    adapter for this model, and for a folder that exists.
+    model: a folder or hub id of the adapter's model. Returns the contents of `adapter.json`. Raises FairDiffError, in one
+    line that names the file, if it cannot be read without running code in it, if its tensors are not exactly those of a
+    released adapter for this model, or if the folder exists.
     """
     if folder.exists():
         raise FairDiffError(f"{folder}: exists already, allowed: a new folder")
@@ -81,7 +81,7 @@ def convert(files: list[Path], folder: Path, model: str | Path) -> dict[str, obj
 
 
 def read_released(file: Path, model: str | Path) -> tuple[str, dict[str, Tensor]]:
-    """("text_encoder" or "unet", its LoRA factors as peft names them) or ("soft_tokens", {token: [N, D]})."""
+    """Return ("text_encoder" or "unet", LoRA factors by peft's names) or ("soft_tokens", {token: [N, D]})."""
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # missing, cut short, another format, or code that would have to be run
@@ -101,7 +101,7 @@ def read_released(file: Path, model: str | Path) -> tuple[str, dict[str, Tensor]
 
 
 def released_names(part: str, module: nn.Module) -> dict[str, tuple[str, list[int]]]:
-    """What the file of a part holds: the authors' name of each LoRA factor -> peft's name and its shape."""
+    """Return the tensors of a part's file: the authors' name of each LoRA factor -> peft's name and the shape."""
     ends = tuple(f".{end}" for end in layers_of(part))
     found = {}
     for name, layer in module.named_modules():
@@ -123,7 +123,7 @@ def _factors(file: Path, state: dict[str, Tensor], part: str, model: str | Path)
 
 
 def _soft_tokens(file: Path, state: dict[str, Tensor], model: str | Path) -> Tensor:
-    """[N, D], less the dummy row before them."""
+    """Return the soft tokens [N, D] without the dummy row that precedes them in the file."""
     encoder = _of_model(read_component, "text_encoder", model).state_dict()
     (position,) = (value for key, value in encoder.items() if key.endswith("embeddings.position_embedding.weight"))
     shapes = {PREFIX[0]: [1 + TOKENS, position.shape[1]], PREFIX[1]: list(position.shape)}
@@ -145,7 +145,7 @@ def _soft_tokens(file: Path, state: dict[str, Tensor], model: str | Path) -> Ten
 
 
 def _require_tensors(file: Path, state: dict[str, Tensor], shapes: dict[str, list[int]], allowed: str) -> None:
-    """FairDiffError unless the file holds exactly tensors of these names and shapes, and something in each."""
+    """Raise FairDiffError unless the file holds exactly tensors of these names and shapes, none of them all zeros."""
     both = state.keys() & shapes.keys()
     misshapen = [f"{k}: {list(state[k].shape)} for {shapes[k]}" for k in both if list(state[k].shape) != shapes[k]]
     if wrong := differences(shapes.keys() - state.keys(), state.keys() - shapes.keys(), misshapen):

@@ -1,12 +1,14 @@
-"""One sampler, and the replay that turns an image gradient into an adapter gradient.
+"""The sampler, and the replay that turns an image gradient into an adapter gradient.
 
 Shapes: B images, T sampler steps, latents_BCHW, cond_1LD (one prompt) or cond_BLD.
-Source of the factorised form: z_0 is linear in the predictions y_t once the U-Net's inputs are detached (adjusted
-direct fine-tuning, Shen et al., ICLR 2024, section 4.3), z_0 = a z_T + sum_t c_t y_t, hence
-dL/dtheta = sum_t w_t J_theta(y_t; sg(z_t))^T g with g = dL/dz_0.
-y_t is what the model predicts: the noise eps; the velocity v of eps = alpha_t v + sigma_t z_t (Salimans and Ho 2022,
-arXiv 2202.00512), alpha_t^2 = abar_t, sigma_t^2 = 1 - abar_t; or the velocity v = eps - x of a flow z = (1 - sigma) x +
-sigma eps (Liu et al. 2022, arXiv 2209.03003), eps = z + (1 - sigma) v.
+If the U-Net's inputs are detached, z_0 is linear in the predictions y_t: z_0 = a z_T + sum_t c_t y_t (adjusted direct
+fine-tuning, Shen et al., ICLR 2024, section 4.3). Hence dL/dtheta = sum_t w_t J_theta(y_t; sg(z_t))^T g, g = dL/dz_0.
+y_t is the model's prediction, one of these:
+- the noise eps;
+- the velocity v with eps = alpha_t v + sigma_t z_t, alpha_t^2 = abar_t, sigma_t^2 = 1 - abar_t (Salimans and Ho 2022,
+  arXiv 2202.00512);
+- the velocity v = eps - x of a flow z = (1 - sigma) x + sigma eps, so eps = z + (1 - sigma) v (Liu et al. 2022, arXiv
+  2209.03003).
 """
 
 import copy
@@ -26,7 +28,7 @@ Generate = Callable[[str, Tensor], Tensor]
 
 
 def initial_noise(prompt: str, seed: int, indices: Iterable[int], shape: tuple[int, ...]) -> Tensor:
-    """Standard normal noise [len(indices), *shape], image i the same for every batch size and process.
+    """Return standard normal noise [len(indices), *shape]; that of image i is the same for every batch size and process.
 
     Each image has its own generator, seeded by SHA-256 of (seed, prompt, index).
     """
@@ -40,7 +42,7 @@ def initial_noise(prompt: str, seed: int, indices: Iterable[int], shape: tuple[i
 
 @dataclass(frozen=True)
 class Trajectory:
-    """The U-Net's inputs (T tensors BCHW, scaled as the solver wants them), its time steps [T] and z_0."""
+    """The U-Net's inputs (T tensors BCHW, scaled by the solver), its time steps [T] and the final latents z_0."""
 
     inputs: list[Tensor]
     timesteps: Tensor
@@ -49,11 +51,11 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class Graph:
-    """A graph over the sampler steps themselves, the oracle of `replay`: each U-Net call is checkpointed.
+    """Options for a graph through the sampler steps, with each U-Net call checkpointed. Tests compare `replay` with it.
 
-    detach: cut the U-Net's inputs (B_t = I). scale_T multiplies the gradient of step t's prediction. last: only the last k
-    steps have a graph (DRaFT-K: Clark et al., ICLR 2024, arXiv 2309.17400), None for all (DRaFT). With detach and
-    scale_t = w_t / c_t this gives the gradient of `replay`.
+    detach: detach the U-Net's inputs (B_t = I). scale_T: factors [T] of the gradients of the predictions. last: only the
+    last k steps have a graph (DRaFT-K: Clark et al., ICLR 2024, arXiv 2309.17400), None for all steps (DRaFT). With detach
+    and scale_t = w_t / c_t the gradient equals that of `replay`.
     """
 
     detach: bool = False
@@ -62,11 +64,11 @@ class Graph:
 
 
 def sample(unet, scheduler, guidance: Guidance, noise: Tensor, steps: int, graph: Graph | None = None) -> Trajectory:
-    """Sample z_0 from noise [B, C, H, W] in T = steps solver steps, keeping every U-Net input."""
+    """Sample z_0 from noise [B, C, H, W] in T = steps solver steps, and keep every U-Net input."""
     scheduler = copy.deepcopy(scheduler)
     timesteps = time_steps(scheduler, steps, noise.device)
     flow, inputs, added = isinstance(scheduler, FLOW), [], added_noise(scheduler, noise)
-    latent = noise if flow else noise * scheduler.init_noise_sigma  # of these timesteps: Euler's depends on them
+    latent = noise if flow else noise * scheduler.init_noise_sigma  # after time_steps: Euler's value depends on them
     for i, t in enumerate(timesteps):
         with torch.set_grad_enabled(graph is not None and i >= steps - (graph.last or steps)):
             model_input = latent if flow else scheduler.scale_model_input(latent, t)
@@ -80,7 +82,7 @@ def sample(unet, scheduler, guidance: Guidance, noise: Tensor, steps: int, graph
 
 
 def _recorded(unet, step: tuple[int, Tensor], guidance: Guidance, model_input: Tensor, graph: Graph) -> Tensor:
-    """The prediction of step (number, time) with a graph, its forward done again in the backward."""
+    """Return the prediction of step (number, time) with a graph; its forward pass is recomputed in the backward pass."""
     i, t = step
 
     def call(x, cond, uncond):
@@ -94,9 +96,10 @@ def _recorded(unet, step: tuple[int, Tensor], guidance: Guidance, model_input: T
 
 
 def choose_steps(batch: int, steps: int, evaluations: int | None, generator: torch.Generator) -> Tensor:
-    """Which of T steps each image replays: long [B, K], by systematic sampling with inclusion probability K/T.
+    """Choose the steps that each image replays, long [B, K], by systematic sampling with inclusion probability K/T.
 
-    Offsets are stratified over the batch, so the whole batch covers the steps evenly. K = T (or None) takes all.
+    The offsets are stratified over the batch, so the batch covers the steps evenly. All T steps are chosen if K is None or
+    at least T.
     """
     if evaluations is None or evaluations >= steps:
         return torch.arange(steps).expand(batch, steps)
@@ -108,7 +111,7 @@ def choose_steps(batch: int, steps: int, evaluations: int | None, generator: tor
 
 @dataclass(frozen=True)
 class Upstream:
-    """Inputs of `replay`: dL/dz_0 [B, C, H, W], step weights w_t [T] and the chosen steps [B, K]."""
+    """The inputs of `replay`: the gradient dL/dz_0 [B, C, H, W], step weights w_t [T] and the chosen steps [B, K]."""
 
     grad: Tensor
     weights: Tensor
@@ -116,13 +119,13 @@ class Upstream:
 
 
 def replay(unet, trajectory: Trajectory, guidance: Guidance, upstream: Upstream, micro_batch: int) -> None:
-    """Accumulate sum_t w_t J(y_t; sg(z_t))^T g into every leaf that the U-Net and the text embeddings reach.
+    """Accumulate sum_t w_t J(y_t; sg(z_t))^T g into the gradients of the U-Net's parameters and of the text embeddings.
 
-    One forward and backward per chosen (image, step) pair, in micro-batches of any size: memory is constant in T.
-    `guidance.cond` and `.uncond` are [1, L, D] leaves or constants; the unconditional half runs only if something
-    in it needs a gradient. The factor T/K makes the estimate unbiased.
-    Images whose g is exactly zero add nothing and are left out. Where all are, one is replayed all the same: every leaf that
-    is reached then has a gradient, of zeros, as it has in other processes.
+    Each chosen (image, step) pair has one forward and one backward pass, in micro-batches of any size, so memory does not
+    grow with T. `guidance.cond` and `.uncond` are [1, L, D] leaves or constants. Each half runs only if its embedding or the
+    U-Net needs a gradient. The factor T/K makes the estimate unbiased.
+    Images whose g is exactly 0 are skipped. If all are 0, one is replayed anyway: every leaf then gets a gradient (zeros),
+    as in the other processes.
     """
     steps, count = len(trajectory.timesteps), upstream.chosen.shape[1]
     pulls = upstream.grad.flatten(1).any(1).cpu()  # NaN among them

@@ -1,8 +1,8 @@
-"""A whole model in one .safetensors file, as AUTOMATIC1111's web UI and ComfyUI load it: Stable Diffusion 1.x, 2.x or XL.
+"""Read Stable Diffusion 1.x, 2.x or XL from one .safetensors file, as AUTOMATIC1111's web UI and ComfyUI do.
 
 Its tensors have the names of the original code (CompVis/latent-diffusion, Stability-AI/generative-models), which diffusers'
-`single_file_utils.py` converts. Nothing is downloaded: the sizes of all layers are read off the tensors' shapes. What no
-shape tells is the same for all models of a kind: heads, activations, betas, tokenizer (unet/, vae/, text_encoder/ and
+`single_file_utils.py` converts. Nothing is downloaded: the sizes of all layers follow from the tensors' shapes. All other
+settings are the same for all models of a kind: heads, activations, betas, tokenizer (unet/, vae/, text_encoder/ and
 scheduler/ of stable-diffusion-v1-5, stable-diffusion-2-1 and stable-diffusion-xl-base-1.0 on the hub).
 """
 
@@ -41,7 +41,9 @@ Shapes = dict[str, list[int]]
 
 @dataclass(frozen=True)
 class Kind:
-    """text: component -> what its tensors' names begin with. side: of the latents. scaling: the VAE's scaling_factor."""
+    """Settings of one kind of model.
+
+    text: component -> prefix of its tensors' names. side: of the square latents. scaling: the VAE's scaling_factor."""
 
     text: dict[str, str]
     side: int
@@ -65,7 +67,7 @@ OTHERS = {  # part of a tensor's name -> what a file with such tensors is
     "double_blocks.": "FLUX",
     "conditioner.embedders.0.model.": "the refiner of Stable Diffusion XL",
 }
-IGNORED = (  # how the names of tensors begin that training and merging leave in files, and that no forward pass here reads
+IGNORED = (  # prefixes of tensors that training and merging leave in files, and that no forward pass reads
     "cond_stage_model.logit_scale",
     "cond_stage_model.model.logit_scale",
     "cond_stage_model.transformer.logit_scale",
@@ -77,19 +79,19 @@ IGNORED = (  # how the names of tensors begin that training and merging leave in
     "first_stage_model.loss.",
     "first_stage_model.model_ema.",
 )
-UNUSED_LAYER = 23  # the last of Stable Diffusion 2's text encoder, which reads the one before: diffusers' has none
+UNUSED_LAYER = 23  # Stable Diffusion 2 uses the output of layer 22, so diffusers' text encoder has no layer 23
 
 
 def is_single_file(path: str | Path) -> bool:
-    """Whether a path names one file with all of a model, there or not."""
+    """Return whether a path means a single file, which need not exist, and not a folder or hub id."""
     named = Path(path).suffix in (".safetensors", *PICKLES) and not Path(path).is_dir()
     return named or Path(path).is_file()
 
 
 def read_single_file(path: str | Path) -> Pipeline:
-    """The pipeline with all its components in float32, every tensor from the file.
+    """Load the pipeline with all its components in float32 and every tensor from the file.
 
-    Raises FairDiffError, in one line, for a pickle, for what is no whole model of the three kinds, and for missing,
+    Raises FairDiffError, in one line, for a pickle, for a file without a whole model of the three kinds, and for missing,
     unexpected and misshapen tensors.
     """
     path = Path(path)
@@ -106,7 +108,7 @@ def read_single_file(path: str | Path) -> Pipeline:
             for component, prefix in kind.text.items():
                 parts[component] = _text_encoder(path, component, prefix, _below(shapes, prefix))
         noise = name == "2.x" and parts["scheduler"].config.prediction_type == "epsilon"
-        parts["unet"].register_to_config(sample_size=64 if noise else kind.side)  # of Stable Diffusion 2 base
+        parts["unet"].register_to_config(sample_size=64 if noise else kind.side)  # 64: Stable Diffusion 2 base
         if name == "XL":
             pads = {"tokenizer": clip_tokenizer(), "tokenizer_2": clip_tokenizer(pad="!")}
             pipeline = StableDiffusionXLPipeline(**parts, **pads, **PLAIN[StableDiffusionXLPipeline])
@@ -119,7 +121,7 @@ def read_single_file(path: str | Path) -> Pipeline:
 
 
 def file_on_no_device(path: str | Path) -> dict[str, nn.Module]:
-    """The text encoders and the U-Net of a file, their layers and shapes, from its header alone."""
+    """Build the text encoders and the U-Net of a file without weights, from its header alone."""
     path = Path(path)
     shapes = _header(path)
     name = _kind(path, shapes)
@@ -130,7 +132,7 @@ def file_on_no_device(path: str | Path) -> dict[str, nn.Module]:
 
 @contextmanager
 def _complete(path: Path, name: str) -> Iterator[None]:
-    """A tensor that sizes are read from and that is not there, as an error of the file."""
+    """Turn a missing tensor whose shape is needed (KeyError) into a FairDiffError that names the file."""
     try:
         yield
     except KeyError as error:
@@ -138,9 +140,9 @@ def _complete(path: Path, name: str) -> Iterator[None]:
 
 
 def clip_tokenizer(pad: str = "<|endoftext|>") -> CLIPTokenizer:
-    """CLIP's byte pairs with 49,408 tokens, from the file of OpenAI's that open_clip carries.
+    """Return CLIP's byte-pair tokenizer with 49,408 tokens, from OpenAI's file in the package open_clip.
 
-    pad: "!" of Stable Diffusion 2 and of XL's second text encoder, the end of the text of the others (their
+    pad: "!" for Stable Diffusion 2 and for XL's second text encoder, the end-of-text token for the others (from their
     tokenizer/tokenizer_config.json).
     """
     vocabulary, merges = _byte_pairs()
@@ -149,7 +151,7 @@ def clip_tokenizer(pad: str = "<|endoftext|>") -> CLIPTokenizer:
 
 @cache
 def _byte_pairs() -> tuple[dict[str, int], list[tuple[str, str]]]:
-    from open_clip.tokenizer import SimpleTokenizer  # takes a second, and few read single files
+    from open_clip.tokenizer import SimpleTokenizer  # imported here because it takes a second and is rarely needed
 
     known = SimpleTokenizer()
     words = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
@@ -157,7 +159,7 @@ def _byte_pairs() -> tuple[dict[str, int], list[tuple[str, str]]]:
 
 
 def _header(path: Path) -> Shapes:
-    """The shape of every tensor of a file but of IGNORED ones, by name, without reading the tensors."""
+    """Return the shape of every tensor in a file by name, without IGNORED ones, and without reading the tensors."""
     if path.suffix in PICKLES:
         raise FairDiffError(
             f"{path}: is a pickle, which can run code when it is read; allowed: .safetensors "
@@ -173,12 +175,12 @@ def _header(path: Path) -> Shapes:
 
 
 def _read(names: Iterable[str]) -> list[str]:
-    """The names of tensors that are not IGNORED."""
+    """Return the names of tensors that are not IGNORED."""
     return [name for name in names if not name.startswith(IGNORED)]
 
 
 def _kind(path: Path, shapes: Shapes) -> str:
-    """Which of `KINDS` a file is; FairDiffError that says what it is else, or what it lacks."""
+    """Return which of `KINDS` a file is. Otherwise FairDiffError says what the file holds or lacks."""
     allowed = "allowed: a whole Stable Diffusion 1.x, 2.x or XL with U-Net, VAE and text encoder"
     for mark, what in OTHERS.items():
         if any(mark in name for name in shapes):
@@ -196,7 +198,7 @@ def _below(shapes: Shapes, prefix: str) -> Shapes:
 
 
 def _count(shapes: Shapes, prefix: str) -> int:
-    """How many numbered parts follow a prefix."""
+    """Return how many different names follow a prefix, up to the next dot: the number of blocks or layers."""
     return len({name.removeprefix(prefix).split(".")[0] for name in shapes if name.startswith(prefix)})
 
 
@@ -207,7 +209,7 @@ def _tensors(path: Path, prefix: str) -> dict[str, Tensor]:
 
 
 def _filled(path: Path, name: str, module: nn.Module, state: dict[str, Tensor], unknown: list[str]) -> nn.Module:
-    """A module without tensors that gets exactly these; FairDiffError for others than it has."""
+    """Assign the tensors to a module without weights. FairDiffError unless names and shapes are exactly the module's."""
     wanted = module.state_dict()
     wrong = [k for k in wanted.keys() & state.keys() if state[k].shape != wanted[k].shape]
     shapes = [f"{k}: {list(state[k].shape)} for {list(wanted[k].shape)}" for k in wrong]
@@ -218,14 +220,14 @@ def _filled(path: Path, name: str, module: nn.Module, state: dict[str, Tensor], 
 
 
 def _unused(given: dict[str, Tensor], taken: dict[str, Tensor]) -> list[str]:
-    """What a conversion dropped: it hands tensors on, or views of them."""
+    """Return the names of tensors that a conversion dropped; it returns the others, or views of them."""
     places = {tensor.data_ptr() for tensor in taken.values()}
     return [name for name, tensor in given.items() if tensor.data_ptr() not in places]
 
 
 def unet_config(shapes: Shapes, heads: int | None) -> dict:
-    """UNet2DConditionModel's configuration, from the shapes of the original names. heads: None for 64 channels a head."""
-    levels: list[list[tuple[int, int]]] = [[]]  # of each resolution its layers: (channels, depth of attention)
+    """Return UNet2DConditionModel's configuration from the tensors' shapes. heads: None for 64 channels a head."""
+    levels: list[list[tuple[int, int]]] = [[]]  # for each resolution, the layers: (channels, depth of attention)
     for i in range(1, _count(shapes, "input_blocks.")):
         if f"input_blocks.{i}.0.op.weight" in shapes:
             levels.append([])
@@ -243,7 +245,7 @@ def unet_config(shapes: Shapes, heads: int | None) -> dict:
         "down_block_types": [f"{kind}DownBlock2D" for kind in kinds],
         "up_block_types": [f"{kind}UpBlock2D" for kind in reversed(kinds)],
         "transformer_layers_per_block": [max(depth, 1) for _, depth in first],
-        "attention_head_dim": heads or [channels // 64 for channels, _ in first],  # diffusers' name for their number
+        "attention_head_dim": heads or [channels // 64 for channels, _ in first],  # diffusers' name for the number of heads
         "cross_attention_dim": shapes[attention][1],
         "use_linear_projection": len(shapes["middle_block.1.proj_in.weight"]) == 2,
     }
@@ -265,14 +267,14 @@ def _unet(path: Path, shapes: Shapes, name: str) -> UNet2DConditionModel:
 
 
 def _converted(path: Path, name: str, module: nn.Module, prefix: str, convert: Callable) -> nn.Module:
-    """A module of no device with what diffusers' converter makes of its tensors in the file."""
+    """Fill a module without weights with its tensors from the file, after diffusers' converter renamed them."""
     given = _tensors(path, prefix)
     state = convert(given, module.config)
     return _filled(path, name, module, state, _unused(given, state))
 
 
 def vae_config(shapes: Shapes, scaling: float) -> dict:
-    """AutoencoderKL's configuration, from the shapes of the original names."""
+    """Return AutoencoderKL's configuration from the tensors' shapes."""
     levels = _count(shapes, "encoder.down.")
     return {
         "block_out_channels": [shapes[f"encoder.down.{i}.block.0.conv2.weight"][0] for i in range(levels)],
@@ -291,7 +293,7 @@ def _vae(path: Path, shapes: Shapes, scaling: float) -> AutoencoderKL:
 
 
 def text_config(shapes: Shapes, open_clip: bool) -> dict:
-    """CLIPTextConfig's values, from the shapes of OpenCLIP's names or of transformers' own (without "text_model.")."""
+    """Return CLIPTextConfig's values from the tensors' shapes, by OpenCLIP's or transformers' names (no "text_model.")."""
     if open_clip:
         names = ("token_embedding.weight", "positional_embedding", "transformer.resblocks.", "mlp.c_fc.weight")
     else:
@@ -307,7 +309,7 @@ def text_config(shapes: Shapes, open_clip: bool) -> dict:
         "max_position_embeddings": positions[0],
         "hidden_act": "gelu" if open_clip else "quick_gelu",
         "projection_dim": shapes.get("text_projection", [width, width])[1],
-        **{"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1},  # as released: the text ends at its highest token
+        **{"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1},  # as released: CLIP then pools at the highest token id
     }
 
 
@@ -327,7 +329,7 @@ def _text_encoder(path: Path, component: str, prefix: str, shapes: Shapes) -> nn
         state = convert_open_clip_checkpoint(encoder, given, prefix)
     else:
         state = {k.removeprefix(prefix): v for k, v in given.items() if not k.endswith("position_ids")}
-    root = "text_model." if hasattr(encoder, "text_model") else ""  # which transformers 5 has in one class only
+    root = "text_model." if hasattr(encoder, "text_model") else ""  # transformers 5 has it in one class only
     inside = {k: v for k, v in state.items() if not k.startswith("text_projection.")}
     state = {k: v for k, v in state.items() if k not in inside}
     state |= {root + k.removeprefix("text_model."): v for k, v in inside.items()}
@@ -335,7 +337,7 @@ def _text_encoder(path: Path, component: str, prefix: str, shapes: Shapes) -> nn
 
 
 def _scheduler(path: Path, name: str, shapes: Shapes) -> DDIMScheduler:
-    """The noise schedule of all three kinds, and what the U-Net predicts of it."""
+    """Return a scheduler with the noise schedule of all three kinds and the file's prediction type."""
     return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -344,14 +346,14 @@ def _scheduler(path: Path, name: str, shapes: Shapes) -> DDIMScheduler:
         set_alpha_to_one=False,
         steps_offset=1,
         prediction_type=_prediction(path, name, shapes),
-        rescale_betas_zero_snr="ztsnr" in shapes,  # an empty tensor that says so, as ComfyUI reads it; refused
+        rescale_betas_zero_snr="ztsnr" in shapes,  # ComfyUI's mark for it is an empty tensor; such models are refused
     )
 
 
 def _prediction(path: Path, name: str, shapes: Shapes) -> str:
-    """ "epsilon" or "v_prediction": as the file says by an empty tensor, else as the .yaml beside it does.
+    """Return "epsilon" or "v_prediction" by the file's empty tensor "v_pred" or by the .yaml beside the file.
 
-    Of Stable Diffusion 2.x both exist and their tensors have the same shapes. The .yaml is the original code's
+    Stable Diffusion 2.x exists in both forms, whose tensors have the same shapes. The .yaml is the original code's
     configuration, which the web UI reads too.
     """
     if "v_pred" in shapes:

@@ -1,4 +1,4 @@
-"""Trainable embeddings before the prompt: a textual inversion of several vectors, of every text encoder that reads it."""
+"""Trainable embeddings before the prompt: a textual inversion of several vectors, for each CLIP text encoder."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,23 +35,23 @@ class SoftTokenEmbedding(nn.Module):
 class SoftTokens:
     """N trainable embeddings before the prompt, on the conditional branch only (the paper: N = 5).
 
-    They are a multi-vector textual inversion: `prefix` is what stands before every prompt while the adapter is on.
-    They start as the embeddings of `initial_text`, repeated to N (`origin`): a model that has read captions of the web
-    ignores words it does not know, and random vectors there have next to no gradient.
-    Of Stable Diffusion XL each of the two text encoders has N of its own (`embeddings`), and the second pools at the end of
-    the prompt, which is what it does without them (`pool_at_the_end`).
+    They are a multi-vector textual inversion. `prefix` is the text to put before every prompt while the adapter is on.
+    They start as the embeddings of `initial_text`, repeated to N (`origin`). Random vectors would get almost no gradient,
+    because a model trained on web captions ignores unknown words.
+    In Stable Diffusion XL each text encoder has N embeddings of its own (`embeddings`). The second one still pools at the
+    end of the prompt (`pool_at_the_end`).
     """
 
     kind = "soft_tokens"
 
     def __init__(self, model: DiffusionModel, tokens: int, initial_text: str):
-        if model.is_flow:  # T5 reads the prompt too, and its pipelines load no such tokens
+        if model.is_flow:  # T5 reads the prompt too, and the pipelines load no tokens for it
             raise FairDiffError(f"adapter.type: found soft_tokens, allowed with {FAMILIES[model.kind]}: lora")
         readers = [(model.tokenizer, model.text_encoder), (model.tokenizer_2, model.text_encoder_2)]
         readers = [(tokenizer, encoder) for tokenizer, encoder in readers if encoder is not None]
         self.count, self.initial_text = tokens, initial_text
         self.names = [TOKEN] + [f"{TOKEN}_{i}" for i in range(1, tokens)]
-        self.keys = [TOKEN] if len(readers) == 1 else list(XL_KEYS)  # in files
+        self.keys = [TOKEN] if len(readers) == 1 else list(XL_KEYS)  # tensor names in files
         self.tokenizers = [tokenizer for tokenizer, _ in readers]
         self.tables = [encoder.get_input_embeddings() for _, encoder in readers]
         for tokenizer, table in zip(self.tokenizers, self.tables, strict=True):
@@ -77,7 +77,7 @@ class SoftTokens:
             )
 
     def words(self, text: str, count: int) -> list[Tensor]:
-        """The embeddings [count, D] of these words, repeated, of each text encoder."""
+        """Return the embeddings [count, D] of a text's tokens, repeated to `count`, for each text encoder."""
         found = []
         for tokenizer, table in zip(self.tokenizers, self.tables, strict=True):
             known = tokenizer(text, add_special_tokens=False).input_ids
@@ -95,7 +95,7 @@ class SoftTokens:
 
     @contextmanager
     def off(self) -> Iterator[None]:
-        """Prompts without the soft tokens."""
+        """Switch the soft tokens off: `prefix` is empty inside."""
         self.enabled = False
         try:
             yield
@@ -103,25 +103,25 @@ class SoftTokens:
             self.enabled = True
 
     def rescale(self, scale: float) -> None:
-        """Go `scale` times as far from the initial words as now: 0 is the words, 1 changes nothing."""
+        """Multiply the distance from the initial words by `scale`: 0 gives the words, 1 changes nothing."""
         for soft, words in zip(self.parameters(), self.origin, strict=True):
             soft.data.copy_(torch.lerp(words, soft.data, scale))
 
     def save(self, folder: Path) -> None:
-        """Write `soft_tokens.safetensors`: one tensor [N, D] under the token's name, or of Stable Diffusion XL one under each
-        of XL_KEYS."""
+        """Write `soft_tokens.safetensors`: one tensor [N, D] named by the token, for Stable Diffusion XL one for each of
+        XL_KEYS."""
         state = {key: soft.detach().cpu().contiguous() for key, soft in zip(self.keys, self.parameters(), strict=True)}
         save_file(state, folder / SOFT_TOKENS_FILE, {"initial_text": self.initial_text})
 
     def load(self, folder: Path) -> None:
-        """Read what `save` wrote, the words they started from too; another shape or key is an error."""
+        """Read what `save` wrote, including the initial words. Raise FairDiffError for another shape or key."""
         state, about = read_tensors(folder / SOFT_TOKENS_FILE)
         check_matrices(folder / SOFT_TOKENS_FILE, state)
         wanted = {key: tuple(soft.shape) for key, soft in zip(self.keys, self.parameters(), strict=True)}
         found = {k: tuple(v.shape) for k, v in state.items()}
         if found != wanted:
             raise FairDiffError(f"{folder / SOFT_TOKENS_FILE}: found {found}, expected {wanted}")
-        if empty := [key for key, value in state.items() if not value.any()]:  # images differ from those without them even so
+        if empty := [key for key, value in state.items() if not value.any()]:  # zeros would still change images
             raise FairDiffError(
                 f"{folder / SOFT_TOKENS_FILE}: {empty[0]} holds nothing but zeros, which no training leaves"
             )

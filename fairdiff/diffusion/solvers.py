@@ -1,6 +1,6 @@
-"""The solvers, their time steps, and their linear coefficients c_t in z_0 = a z_T + sum_t c_t y_t for predictions y_t.
+"""The supported solvers, their time steps, and the coefficients of predictions in z_0 = a z_T + sum_t c_t y_t.
 
-y_t is what the model predicts, see fairdiff/diffusion/sampling.py.
+y_t is the model's prediction, see fairdiff/diffusion/sampling.py.
 """
 
 import copy
@@ -38,16 +38,16 @@ NOISY = (EulerAncestralDiscreteScheduler, LCMScheduler)  # they add noise after 
 
 PREDICTIONS = ("epsilon", "v_prediction")
 OWN_LEVELS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
-NOISIEST = (1, 1000)  # noise over image at the last time step: 14.6 of Stable Diffusion, 157 of DDPM's linear betas
+NOISIEST = (1, 1000)  # allowed sigma / alpha at the last time step: Stable Diffusion has 14.6, DDPM's linear betas 157
 
 
 def make_solver(kind: str, config: dict, final_sigmas: str, spacing: str, tokens: int = 0):
-    """A linear solver on a model's own noise schedule.
+    """Return a linear solver with the noise schedule of a model.
 
-    final_sigmas: "zero" or "sigma_min" (dpm, unipc). spacing: "linspace", "leading" or "trailing"; folders say one or the
-    other, by which version of diffusers wrote them, and images differ. Noise levels of another solver's own (Karras's and
-    the like) are not taken over from the folder either. tokens: `denoise.image_tokens` of a flow model. FairDiffError for a
-    schedule that is none.
+    final_sigmas: "zero" or "sigma_min" (dpm, unipc). spacing: "linspace", "leading" or "trailing". The folder's own value
+    is not used: it depends on the version of diffusers that wrote the folder, and images differ. Karras's and similar noise
+    levels (OWN_LEVELS) in the folder are not used either. tokens: `denoise.image_tokens` for a flow model. Raises
+    FairDiffError for an invalid schedule.
     """
     flow = "beta_schedule" not in config
     if flow != (SOLVERS[kind] is FLOW):
@@ -65,11 +65,11 @@ def make_solver(kind: str, config: dict, final_sigmas: str, spacing: str, tokens
         extra["clip_sample"] = False
     try:
         solver = SOLVERS[kind].from_config(dict(config), **extra)
-    except Exception as error:  # of a value of another type, an unknown beta_schedule, a combination it does not offer
+    except Exception as error:  # a value of a wrong type, an unknown beta_schedule, an unsupported combination
         raise FairDiffError(f"scheduler {SOLVERS[kind].__name__}: {_first_words(error)}") from error
     require_linear(solver)
     noisiest = float(((1 - solver.alphas_cumprod[-1]) / solver.alphas_cumprod[-1]).sqrt())
-    if not NOISIEST[0] <= noisiest <= NOISIEST[1]:  # nor if it is NaN
+    if not NOISIEST[0] <= noisiest <= NOISIEST[1]:  # true for NaN as well
         raise FairDiffError(
             f"scheduler {type(solver).__name__}: its beta_schedule, beta_start, beta_end and num_train_timesteps end at "
             f"{noisiest:.4g} times as much noise as image, allowed: {NOISIEST[0]} to {NOISIEST[1]}"
@@ -78,10 +78,10 @@ def make_solver(kind: str, config: dict, final_sigmas: str, spacing: str, tokens
 
 
 def _flow_solver(config: dict, spacing: str, tokens: int) -> FLOW:
-    """Euler on a flow's own schedule. What `_set_timesteps` needs beside it stands in its configuration too.
+    """Return Euler with a flow model's noise schedule. Its configuration also holds what `time_steps` needs.
 
-    linspace: from the schedule's first noise level to its last, as Stable Diffusion 3's pipeline. trailing: T levels
-    1, (T - 1) / T, ..., 1 / T, as FLUX's pipeline; both before the schedule's shift.
+    linspace: levels from the schedule's first to its last, as in Stable Diffusion 3's pipeline. trailing: T levels
+    1, (T - 1) / T, ..., 1 / T, as in FLUX's pipeline. The schedule's shift is applied to them afterwards.
     """
     if spacing not in ("linspace", "trailing"):
         raise FairDiffError(f"sampler.spacing: found {spacing}, allowed with flow_euler: linspace, trailing")
@@ -96,10 +96,10 @@ def _flow_solver(config: dict, spacing: str, tokens: int) -> FLOW:
 
 
 def require_linear(scheduler) -> None:
-    """Refuse solvers whose z_0 is not a linear function of the predictions (clipping, thresholding).
+    """Raise FairDiffError if z_0 is not a linear function of the predictions (clipping, thresholding).
 
-    Noise that a solver adds by itself changes nothing in that: z_0 = a z_T + sum_t c_t y_t + sum_t b_t n_t.
-    What its configuration holds of another solver's options has no effect on it.
+    Noise n_t that a solver adds between steps is allowed: z_0 = a z_T + sum_t c_t y_t + sum_t b_t n_t.
+    Options of other solvers in its configuration have no effect and are not checked.
     """
     name = type(scheduler).__name__
     if type(scheduler) not in SOLVERS.values():
@@ -134,7 +134,7 @@ def time_steps(scheduler, steps: int, device) -> Tensor:
             scheduler.set_timesteps(steps, device=device, sigmas=sigmas, mu=_mu(scheduler.config))
         else:
             scheduler.set_timesteps(steps, device=device)
-    except Exception as error:  # of a schedule of fewer steps, or with options that ask for more than a number of steps
+    except Exception as error:  # a schedule with fewer steps, or options that need more arguments
         raise FairDiffError(
             f"scheduler {type(scheduler).__name__}: cannot take {steps} steps: {_first_words(error)}"
         ) from error
@@ -144,9 +144,9 @@ def time_steps(scheduler, steps: int, device) -> Tensor:
 
 
 def _mu(config: dict) -> float | None:
-    """mu of a schedule whose shift is linear in the number of image tokens, None of one with a fixed shift.
+    """Return mu of a schedule, which is linear in the number of image tokens; None for a schedule with a fixed shift.
 
-    Source: Esser et al. 2024 (arXiv 2403.03206), section 5.3.2, as diffusers' pipeline of FLUX takes it.
+    Source: Esser et al. 2024 (arXiv 2403.03206), section 5.3.2, as implemented in diffusers' FluxPipeline.
     """
     if not config["use_dynamic_shifting"]:
         return None
@@ -160,10 +160,10 @@ def _first_words(error: Exception) -> str:
 
 
 def step_generators(noise_BCHW: Tensor) -> list[torch.Generator]:
-    """One for each image, from which a solver that adds noise draws it step after step.
+    """Return one generator for each image, from which a solver that adds noise draws it at each step.
 
-    Seeded by SHA-256 of the image's initial noise, which (seed, prompt, index) give: so what is added depends on these and
-    the step, whatever the batch and the device. `generator=` of a plain pipeline takes the list.
+    Each is seeded by SHA-256 of the image's initial noise. So the added noise depends on (seed, prompt, index) and the step,
+    not on the batch or the device. diffusers' pipelines take the list as `generator=`.
     """
     rows = noise_BCHW.detach().float().cpu().contiguous().numpy()
     digests = [hashlib.sha256(row.tobytes()).digest() for row in rows]
@@ -175,17 +175,17 @@ def added_noise(scheduler, noise: Tensor) -> dict[str, list[torch.Generator]]:
 
 
 def solver_coefficients(scheduler, steps: int) -> Tensor:
-    """c_t [T] of z_0 = a z_T + sum_t c_t y_t, read off the scheduler by autograd through it alone; finite."""
+    """Return c_t [T] of z_0 = a z_T + sum_t c_t y_t, finite, by autograd through the scheduler without the U-Net."""
     require_linear(scheduler)
     scheduler = copy.deepcopy(scheduler)
     timesteps = time_steps(scheduler, steps, "cpu")
     with torch.enable_grad():
         predicted = [torch.zeros(1, 1, 1, 1, requires_grad=True) for _ in timesteps]
         latent = torch.zeros(1, 1, 1, 1)
-        added = added_noise(scheduler, latent)  # not from the global stream
+        added = added_noise(scheduler, latent)  # leaves the global generator unchanged
         for y, t in zip(predicted, timesteps, strict=True):
             if not isinstance(scheduler, FLOW):
-                scheduler.scale_model_input(latent, t)  # euler warns without; its inputs do not matter here
+                scheduler.scale_model_input(latent, t)  # Euler warns if it is not called; the result is not needed
             latent = scheduler.step(y, t, latent, **added).prev_sample
         coefficients = torch.stack([g.reshape(()) for g in torch.autograd.grad(latent, predicted)])
     if not coefficients.isfinite().all():
@@ -194,12 +194,13 @@ def solver_coefficients(scheduler, steps: int) -> Tensor:
 
 
 def gradient_weights(mode: str, scheduler, steps: int) -> Tensor:
-    """w_t [T] by which the gradient of step t's prediction is multiplied.
+    """Return the weights w_t [T] of the gradients of the predictions y_t.
 
-    unit: mean(c) at every step (A_t = 1 of the paper, with the sign of the solver); solver: c_t (B_t = I only);
+    unit: mean(c) at every step (A_t = 1 of the paper, with the sign of the solver). solver: c_t (B_t = I only).
     reference: c_t k_t with k_t proportional to sqrt(abar_t) sqrt(1 - abar_t) / beta_t, geometric mean 1 (released code).
-    unit and reference weigh the gradient of the *noise*, with the c of a model that predicts it. Of one that predicts
-    velocity that gradient is alpha_t times its own, since its inputs are detached. Of a flow see `_flow_weights`.
+    unit and reference weight the gradient of the *noise*, with c_t of a model that predicts noise. For a model that predicts
+    velocity, d eps / d theta = alpha_t d v / d theta (its inputs are detached), so w_t is multiplied by alpha_t. Flow models:
+    see `_flow_weights`.
     """
     if mode == "solver":
         return solver_coefficients(scheduler, steps)
@@ -219,14 +220,13 @@ def gradient_weights(mode: str, scheduler, steps: int) -> Tensor:
 
 
 def _flow_weights(mode: str, scheduler, steps: int) -> Tensor:
-    """w_t [T] of a flow's velocity, whose coefficient is the step itself: c_t = sigma_{t+1} - sigma_t, their sum -1.
+    """Return w_t [T] for a flow's velocity, whose coefficients are the steps: c_t = sigma_{t+1} - sigma_t, sum -1.
 
-    unit: mean(c). Of the noise eps = z + (1 - sigma) v the gradient is (1 - sigma) times the velocity's, and its c is
-    c_t / (1 - sigma_t): infinite at sigma = 1, where z is the noise whatever is predicted. So the velocity weighs the same at
-    every step.
-    reference: the released code's k_t is the inverse of how fast the noise level changes over the training time, of
-    sigma(t) = sqrt((1 - abar) / abar) there. A flow's is sigma(u) = s u / (1 + (s - 1) u) with shift s, so k_t is
-    proportional to 1 / sigma'(u) = s / (s - (s - 1) sigma)^2, geometric mean 1.
+    unit: mean(c). Equal weights for the noise eps = z + (1 - sigma) v do not exist: its coefficient c_t / (1 - sigma_t) is
+    infinite at sigma = 1, where z is the noise whatever the model predicts. So the velocity has equal weights.
+    reference: k_t of the released code is the inverse of the speed at which the noise level sigma(t) = sqrt((1 - abar) /
+    abar) changes over the training time. A flow with shift s has sigma(u) = s u / (1 + (s - 1) u), so k_t is proportional
+    to 1 / sigma'(u) = s / (s - (s - 1) sigma)^2, with geometric mean 1.
     """
     c = solver_coefficients(scheduler, steps)
     if mode == "unit":

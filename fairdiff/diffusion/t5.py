@@ -1,7 +1,7 @@
-"""T5, the largest text encoder of Stable Diffusion 3 and FLUX. It is never trained, so that a text is read once.
+"""T5, the largest text encoder of Stable Diffusion 3 and FLUX. It is never trained, so its output is cached.
 
-It waits in the processor's memory and works there: T5-XXL has 4.8 billion weights, more than the denoiser of Stable Diffusion
-3.5 medium, and runs once for a prompt where the denoiser runs twice for each image and step.
+It runs on the CPU: T5-XXL has 4.8 billion weights, more than the denoiser of Stable Diffusion 3.5 medium. It runs once for
+a prompt, but the denoiser runs twice for each image and step.
 """
 
 from collections.abc import Callable
@@ -11,14 +11,14 @@ import torch
 from diffusers import FluxPipeline, StableDiffusion3Pipeline
 from torch import Tensor, nn
 
-T5_TOKENS = {StableDiffusion3Pipeline: 256, FluxPipeline: 512}  # which these pipelines read
-KEPT_TEXTS = 256  # 0.5 GB of Stable Diffusion 3 in bfloat16, 1 GB of FLUX
+T5_TOKENS = {StableDiffusion3Pipeline: 256, FluxPipeline: 512}  # L, the tokens that the pipeline reads
+KEPT_TEXTS = 256  # in bfloat16 these take 0.5 GB for Stable Diffusion 3 and 1 GB for FLUX
 
 
 def t5_reader(tokenizer, t5: nn.Module | None, shape: tuple[int, int]) -> Callable[[str], Tensor]:
-    """A function text -> T5's words [1, L, D], on T5's device and in its precision, which keeps the last KEPT_TEXTS.
+    """Return a function text -> T5's output [1, L, D] on T5's device and in its precision; it caches KEPT_TEXTS texts.
 
-    shape: (L, D). Without T5 the words are zeros. Texts are padded without a mask. Both as diffusers' pipelines have it.
+    shape: (L, D). Without T5 the output is zeros. Texts are padded without a mask. Both follow diffusers' pipelines.
     """
     if t5 is None:
         return lambda text: torch.zeros(1, *shape)

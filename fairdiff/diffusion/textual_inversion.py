@@ -1,4 +1,4 @@
-"""Textual inversions of diffusers, A1111, ComfyUI and kohya's scripts: token embeddings [N, D] in one file."""
+"""Read textual inversions of diffusers, A1111, ComfyUI and kohya's scripts: files with token embeddings [N, D]."""
 
 from pathlib import Path
 
@@ -10,23 +10,23 @@ from torch import Tensor, nn
 from fairdiff.diffusion.adapter_files import check_matrix
 from fairdiff.errors import FairDiffError
 
-A1111_KEY = "emb_params"  # A1111 and ComfyUI take the one tensor of a file under any name; this one is the custom
-XL_KEYS = ("clip_l", "clip_g")  # of Stable Diffusion XL's text encoders in order, in files of every tool
-OLD_EOS = 2  # what configurations of CLIP from before 2023 call the end of a text, whatever it is
+A1111_KEY = "emb_params"  # A1111 and ComfyUI read a file's single tensor by any name; this name is the usual one
+XL_KEYS = ("clip_l", "clip_g")  # tensor names for Stable Diffusion XL's two text encoders, in files of every tool
+OLD_EOS = 2  # eos_token_id in configurations of CLIP from before 2023; it is not the true id
 
 
 def tensor_names(state: dict[str, object]) -> list[str]:
-    """The names of a file's tensors, one for each text encoder in order; [] of a file that is no textual inversion."""
+    """Return the names of a file's tensors, one for each text encoder in order; [] if it is not a textual inversion."""
     if len(state) == 1:
         return list(state)
     return list(XL_KEYS) if state.keys() == set(XL_KEYS) else []
 
 
 def pool_at_the_end(encoder: nn.Module, tokenizer: object) -> None:
-    """Let CLIP pool a text where it ends although tokens were added, whose ids are above that of the end.
+    """Make CLIP pool a text at its end token, although added tokens have higher ids than the end token.
 
-    With a configuration that says eos_token_id=2, as those of Stable Diffusion XL do, transformers pools at the highest id.
-    Without added tokens that is the first end, so that nothing changes. ComfyUI and A1111 pool at the end.
+    If the configuration has eos_token_id=2, as for Stable Diffusion XL, transformers pools at the highest id. Without added
+    tokens that is the first end token, so nothing changes. ComfyUI and A1111 pool at the end token too.
     """
     for module in encoder.modules():
         if vars(module).get("eos_token_id") == OLD_EOS:
@@ -34,12 +34,13 @@ def pool_at_the_end(encoder: nn.Module, tokenizer: object) -> None:
 
 
 def read_embedding(path: Path) -> tuple[list[Tensor], str | None]:
-    """The embeddings [N, D] of a textual inversion in float32, and the words they started from where the file says so.
+    """Return the embeddings [N, D] of a textual inversion in float32, and its initial words, None if the file lacks them.
 
-    One matrix, or of Stable Diffusion XL one for each text encoder, as long as each other, under XL_KEYS.
-    A file holds one tensor under the token's name (diffusers) or another, or `string_to_param` (A1111's .pt), a
+    There is one matrix. For Stable Diffusion XL there is one for each text encoder, by XL_KEYS, with equal N.
+    A file holds one tensor by the token's name (diffusers) or any other, or `string_to_param` (A1111's .pt), a
     dict or a ParameterDict.
-    FairDiffError, one line: unreadable without running code, several other tensors, no matrix of finite real numbers.
+    Raises FairDiffError in one line for a file that cannot be read without running code, for several other tensors, and for
+    a tensor that is not a matrix of finite real numbers.
     """
     about: dict[str, str] = {}
     try:
@@ -48,7 +49,7 @@ def read_embedding(path: Path) -> tuple[list[Tensor], str | None]:
             with safe_open(path, "pt") as file:
                 about = file.metadata() or {}
         else:
-            with torch.serialization.safe_globals([nn.ParameterDict]):  # as the method's authors saved it
+            with torch.serialization.safe_globals([nn.ParameterDict]):  # used by the authors of textual inversion
                 state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # missing, truncated, another format, or code that would have to be run
         reason = " ".join(str(error).split())[:200]
@@ -61,7 +62,7 @@ def read_embedding(path: Path) -> tuple[list[Tensor], str | None]:
 
 
 def embeddings_of(state: object, where: str) -> list[Tensor]:
-    """What `read_embedding` gives of a file's tensors by name; `where` begins its errors."""
+    """Return the embeddings of `read_embedding` from a file's tensors by name; `where` begins the errors."""
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise FairDiffError(f"{where}: holds no tensors by name; allowed: a textual inversion")
     if not (names := tensor_names(state)):

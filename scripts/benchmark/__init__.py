@@ -1,1 +1,1 @@
-"""What the method costs and what it gains, measured against the reference algorithm. `scripts/bench.py` runs it."""
+"""Benchmarks of the method's cost and gain against the reference algorithm. `scripts/bench.py` runs them."""

@@ -1,4 +1,4 @@
-"""An audit: images a second beside a loop over diffusers' own pipeline, and seconds of all intervals of 50 x 160 images."""
+"""Benchmark an audit: images per second compared with diffusers' pipeline, and the seconds of all its intervals."""
 
 import time
 from collections.abc import Callable
@@ -23,13 +23,13 @@ from fairdiff.diffusion.sampling import initial_noise
 from fairdiff.errors import FairDiffError
 from fairdiff.plan import make_plan
 
-PROMPTS, IMAGES = 50, 160  # of the records whose intervals are timed
+PROMPTS, IMAGES = 50, 160  # prompts, and images per prompt, of the records whose intervals are timed
 PIPELINE, SAME = "diffusers' pipeline", "ours, in its precision"
 OURS, WHOLE = "ours", "ours, with faces, classifier and encoders"
 
 
 def measure_audit(config: BenchConfig) -> dict:
-    """Every contestant draws `global_batch` images of the same prompt and noise in turn; a round is one prompt."""
+    """Let every contestant in turn generate `global_batch` images of the same prompt and noise; a round is one prompt."""
     plan = make_plan(config)
     model, _ = make_world(config, plan)
     if model.kind is not StableDiffusionPipeline:
@@ -93,9 +93,9 @@ def _measured(generate: Callable[[str, Tensor], Tensor], measurer) -> Callable[[
 
 
 def _seconds_of_intervals(spec) -> dict:
-    """Seconds of all numbers of audit.json from records of PROMPTS x IMAGES faces before and after, drawn at random.
+    """Time the computation of audit.json from random records of PROMPTS x IMAGES faces before and after.
 
-    Of one pass: a second one in the same process finds null distributions and plans of the first.
+    There is one pass only, because a second one in the same process would use null distributions and plans of the first.
     """
     rng, n = np.random.default_rng(0), PROMPTS * IMAGES
     tables = []
@@ -107,7 +107,7 @@ def _seconds_of_intervals(spec) -> dict:
         columns |= {"image_index": np.tile(np.arange(IMAGES), PROMPTS), "seed": 0, "found": rng.random(n) < 0.99, "faces": 1}
         for name, classes in spec.attributes.items():
             probs_NK = rng.dirichlet([0.1] * len(classes), n)
-            first_N = rng.random(n) < share_P  # the likeliest class goes first with the prompt's own chance
+            first_N = rng.random(n) < share_P  # the likeliest class is class 0 with the prompt's probability
             probs_NK = np.where(first_N[:, None], -np.sort(-probs_NK), probs_NK)
             columns |= dict(zip(probability_columns({name: classes}), probs_NK.T, strict=True))
         columns |= {name: rng.normal(0.3, 0.02, n) for name in ("clip_t", "clip_i", "dino", "between")}

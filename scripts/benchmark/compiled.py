@@ -1,4 +1,4 @@
-"""torch.compile and channels_last: seconds of the frozen networks' forwards, in turns with those that run today."""
+"""Benchmark torch.compile and channels_last: seconds of the frozen networks' forward passes, in turns with today's code."""
 
 import os
 import shutil
@@ -29,11 +29,12 @@ VARIANTS = {  # (channels_last, compiled)
     "torch.compile": (False, True),
     "both": (True, True),
 }
-MOST_SHAPES = 64  # of the blocks of one class; beyond torch's own 8 a block would run as it is, unseen
+MOST_SHAPES = 64  # compiled shapes per class of block; beyond torch's default 8 a block would silently run uncompiled
 
 
 def measure_compile(config: BenchConfig, backend: str = "inductor") -> dict:
-    """Every variant samples and decodes the same `global_batch` images in turn; the first round, which compiles, is apart."""
+    """Let every variant in turn sample and decode the same `global_batch` images; the first round, which compiles, is
+    reported separately."""
     if backend == "inductor":
         require_compiler(config.device)
     plan = make_plan(config)
@@ -75,17 +76,17 @@ def measure_compile(config: BenchConfig, backend: str = "inductor") -> dict:
 
 @contextmanager
 def compiling_anew() -> Iterator[None]:
-    """Compiles every block for every shape, without what was compiled before, in this process or on disk."""
+    """Compile every block for every shape inside, without the caches of this process and of the disk."""
     options = {"recompile_limit": MOST_SHAPES, "accumulated_recompile_limit": MOST_SHAPES * len(VARIANTS)}
     with torch._dynamo.config.patch(**options), torch.compiler.config.patch(force_disable_caches=True), catch_warnings():
-        filterwarnings("ignore", "dynamo_pgo force disabled", UserWarning)  # as it is meant
+        filterwarnings("ignore", "dynamo_pgo force disabled", UserWarning)  # intended
         torch.compiler.reset()
         yield
         torch.compiler.reset()
 
 
 def timed(run, model: DiffusionModel, device: str, seconds: list[float]) -> Tensor:
-    """What a forward makes; its seconds are put down."""
+    """Return the result of a forward pass, and append its seconds to `seconds`."""
     synchronise(device)
     began = time.perf_counter()
     made = run(model)
@@ -95,8 +96,8 @@ def timed(run, model: DiffusionModel, device: str, seconds: list[float]) -> Tens
 
 
 def require_compiler(device: str) -> None:
-    """FairDiffError where torch.compile has no compiler to write for a processor with."""
-    name = os.environ.get("CXX", "g++")  # which torch takes
+    """Raise FairDiffError if torch.compile needs a C++ compiler (on a CPU) and there is none."""
+    name = os.environ.get("CXX", "g++")  # as in torch
     if device == "cpu" and shutil.which(name) is None:
         raise FairDiffError(
             f"part: found compile, but this machine has no C++ compiler {name}, which torch.compile needs on a processor; "
@@ -105,7 +106,7 @@ def require_compiler(device: str) -> None:
 
 
 def variant(model: DiffusionModel, channels_last: bool, compiled: bool, backend: str) -> DiffusionModel:
-    """The model with a U-Net and a VAE of its own in another memory format, compiled or not."""
+    """Return the model with copies of its U-Net and VAE, in channels_last or compiled if requested."""
     unet, vae = deepcopy(model.unet), deepcopy(model.vae)
     for module in (unet, vae):
         if channels_last:
@@ -116,9 +117,9 @@ def variant(model: DiffusionModel, channels_last: bool, compiled: bool, backend:
 
 
 def compile_blocks(module: nn.Module, backend: str) -> None:
-    """Compile the blocks that diffusers names as repeated; of a VAE, for which it names none, the residual ones.
+    """Compile the blocks that diffusers lists as repeated. For a VAE it lists none, so the residual blocks are compiled.
 
-    Each is compiled whole and for its own shape, or fails.
+    Each block is compiled as one graph for its own shape; otherwise torch raises an error.
     """
     options = {"backend": backend, "fullgraph": True, "dynamic": False}
     if module._repeated_blocks:

@@ -1,4 +1,4 @@
-"""The configuration of scripts/bench.py: a training configuration and what to measure with it."""
+"""The configuration of scripts/bench.py: a training configuration with the settings of the measurements."""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,10 +18,10 @@ LEARNERS = "keys of gradient, {type: literal}, {type: autograd} or {type: trunca
 
 @dataclass
 class RandomConfig:
-    """Shapes of a model and of judges with random weights; the defaults are Stable Diffusion 1.5 and the paper.
+    """Shapes of a model and of perception networks with random weights; defaults: Stable Diffusion 1.5 and the paper.
 
-    latent: side of the latents (64: images of 512). unet, vae: channels per level. text: width and layers.
-    steps: T. clip, dino, judge, identity: timm architectures; *_size: their input in pixels, detect_size the detector's.
+    latent: side of the latents (64 for images of 512 pixels). unet, vae: channels per level. text: width and layers.
+    steps: T. clip, dino, judge, identity: timm architectures. *_size: their input in pixels; detect_size: the detector's.
     """
 
     latent: int = 64
@@ -42,7 +42,7 @@ class RandomConfig:
 
 @dataclass
 class WatchConfig:
-    """How a run is looked at while it learns: every `every` steps, `images` of each of the last `prompts` prompts."""
+    """How a run is validated: after every `every` steps, with `images` images of each of the last `prompts` prompts."""
 
     every: int = 6
     prompts: int = 10
@@ -51,11 +51,11 @@ class WatchConfig:
 
 @dataclass
 class BenchConfig(Config):
-    """Everything a training run takes, and: which parts, how often, in which sizes.
+    """The settings of a training run, and of the measurements.
 
-    literal_batch: micro-batch of the reference algorithm. sizes: B of the tables of memory and variance. lengths: T of
-    the table of memory. micro_batches: of throughput. peak_tflops: what the device could do.
-    time_to_bias, ablation: gradients that learn against each other, see `LEARNERS`. report: the page; its records lie in
+    part: what to measure, see PARTS. literal_batch: micro-batch of the reference algorithm. sizes: values of B in the tables
+    of memory and variance. lengths: values of T in the table of memory. micro_batches: those of throughput. peak_tflops: the
+    device's peak. time_to_bias, ablation: the gradients to compare, see LEARNERS. report: the page; its records are in
     measurements/bench beside it.
     """
 
@@ -122,7 +122,7 @@ def _check_learner(key: str, learner: Any) -> None:
 
 
 def use_schema() -> None:
-    """From here on conf/config.yaml is read as a BenchConfig, and the files beside this one are found as those of conf."""
+    """Make Hydra read conf/config.yaml as a BenchConfig and find the YAML files of this folder."""
     store, here = ConfigStore.instance(), Path(__file__).parent
     store.store(name="schema", node=BenchConfig)
     store.store(name="bench", node=OmegaConf.load(here / "bench.yaml"))

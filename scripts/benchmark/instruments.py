@@ -1,4 +1,4 @@
-"""Instruments: U-Net evaluations counted, seconds by stage, peak memory, the arguments of a replay."""
+"""Count U-Net evaluations, time stages, measure peak memory, and capture the arguments of a replay."""
 
 import ctypes
 import gc
@@ -20,13 +20,13 @@ from fairdiff.training.step import Trainee
 
 @contextmanager
 def replaced(owner: Any, name: str, make: Callable[[Callable], Callable]) -> Iterator[None]:
-    """`owner.name` is make(itself) inside the block."""
+    """Replace `owner.name` by make(owner.name) inside the block."""
     original = vars(owner).get(name)
     setattr(owner, name, make(getattr(owner, name)))
     try:
         yield
     finally:
-        if original is None:  # it was the class's
+        if original is None:  # it was an attribute of the class
             delattr(owner, name)
         else:
             setattr(owner, name, original)
@@ -34,11 +34,11 @@ def replaced(owner: Any, name: str, make: Callable[[Callable], Callable]) -> Ite
 
 @contextmanager
 def counted(unet: nn.Module) -> Iterator[Counter]:
-    """Forward equivalents of a U-Net by kind: forward without graph, forward with graph, recompute, backward.
+    """Count forward equivalents of a U-Net by kind: forward without graph, forward with graph, recompute, backward.
 
-    One sample forward counts 1, and so does one backward: with frozen weights a backward only passes gradients through,
-    which costs what a forward costs (gradients of all weights would double it).
-    A forward inside a running backward is the recomputation of gradient checkpointing.
+    A forward of one sample counts 1. A backward counts 1 too: with frozen weights it computes gradients of activations
+    only, which costs as much as a forward (gradients of all weights would double that).
+    A forward inside a running backward is a recomputation by gradient checkpointing.
     """
     counts: Counter = Counter()
 
@@ -64,7 +64,7 @@ def counted(unet: nn.Module) -> Iterator[Counter]:
 
 @dataclass
 class Stopwatch:
-    """Exclusive seconds by stage: the time of an inner stage is not in its outer one."""
+    """Measure exclusive seconds by stage: the time of an inner stage does not count for the outer one."""
 
     synchronise: Callable[[], None]
     seconds: Counter = field(default_factory=Counter)
@@ -89,7 +89,7 @@ class Stopwatch:
             self.stack.pop()
 
     def timing(self, name: str, outermost: bool = False) -> Callable[[Callable], Callable]:
-        """A decorator; outermost: only where no other stage but the whole step is running."""
+        """Return a decorator that times a function; outermost: only if no other stage runs inside the whole step."""
 
         def make(function: Callable) -> Callable:
             def timed(*args, **kwargs):
@@ -105,7 +105,7 @@ class Stopwatch:
 
 @contextmanager
 def staged(trainee: Trainee, synchronise: Callable[[], None]) -> Iterator[Stopwatch]:
-    """A stopwatch on every stage of fairdiff.training.step.training_step."""
+    """Time every stage of fairdiff.training.step.training_step with the returned stopwatch."""
     watch, perception, step = Stopwatch(synchronise), trainee.perception, fairdiff.training.step
     places = [
         (step, "initial_noise", "noise"),
@@ -125,11 +125,11 @@ def staged(trainee: Trainee, synchronise: Callable[[], None]) -> Iterator[Stopwa
     places += [(e, "image", f"encoder {i}") for i, e in enumerate(perception.encoders)]
     with ExitStack() as stack:
         for owner, name, label in places:
-            if isinstance(getattr(owner, name), nn.Module):  # no function may stand in a module's place
+            if isinstance(getattr(owner, name), nn.Module):  # torch forbids replacing a module by a function
                 owner, name = getattr(owner, name), "forward"
             if getattr(owner, name) is not None:
                 stack.enter_context(replaced(owner, name, watch.timing(label)))
-        # replay goes backward too: only the outermost call is the text encoder's
+        # the replay calls backward too; only the outermost call is the text encoder's
         stack.enter_context(replaced(torch.autograd, "backward", watch.timing("text backward", outermost=True)))
         stack.enter_context(replaced(torch.autograd, "grad", watch.timing("decode backward", outermost=True)))
         yield watch
@@ -137,16 +137,16 @@ def staged(trainee: Trainee, synchronise: Callable[[], None]) -> Iterator[Stopwa
 
 @contextmanager
 def captured_replay() -> Iterator[list[tuple]]:
-    """Training steps inside the block stop at the replay; its arguments are kept."""
+    """Replace the replay of training steps inside the block by a function that stores its arguments."""
     calls: list[tuple] = []
     with replaced(fairdiff.training.step, "replay", lambda _: lambda *args: calls.append(args)):
         yield calls
 
 
 def peak_memory(device: str, task: Callable[[], None]) -> float:
-    """MiB that a task needs on top of what is held before it.
+    """Return the MiB that a task needs in addition to the memory in use before it.
 
-    On a GPU by torch's allocator; on a CPU by the process's high-water mark, so give every task a process of its own.
+    On a GPU torch's allocator counts it. On a CPU it is the process's high-water mark, so run every task in a new process.
     """
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()
@@ -154,14 +154,14 @@ def peak_memory(device: str, task: Callable[[], None]) -> float:
         task()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # what was freed before would be used again unseen
-    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # Linux: the high-water mark starts again from here
+    ctypes.CDLL(None).malloc_trim(0)  # reuse of freed memory would not be counted
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # Linux: resets the high-water mark
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     task()
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
 
 
 def spread(values: list[float]) -> list[float]:
-    """[median, smallest, largest]."""
+    """Return [median, smallest, largest]."""
     ordered = torch.tensor(values, dtype=torch.float64)
     return [float(ordered.quantile(0.5)), float(ordered.min()), float(ordered.max())]

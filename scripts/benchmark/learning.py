@@ -1,7 +1,7 @@
-"""Gradients learning against each other: validation bias against steps and against seconds, seed by seed, paired.
+"""Compare gradients by training: validation bias over steps and over seconds, paired by seed.
 
-All learners of a seed meet the same batches and the same validation noise, and take turns of a few steps, so that a
-machine's moods fall on all of them. Every turn ends in a checkpoint: the same command goes on where it stopped.
+All learners of a seed have the same batches and the same validation noise. They take turns of a few steps, so changes in the
+machine's load affect all of them. Every turn ends with a checkpoint, so a repeated command continues.
 """
 
 import time
@@ -29,7 +29,7 @@ from fairdiff.training.validation import Validation, validate
 
 
 def name_of(learner: dict) -> str:
-    """`unit K=3`, `reference, literally`."""
+    """Return the name of a learner, such as `unit K=3` or `reference, literally`."""
     if learner["type"] == "literal":
         return "reference, literally"
     rest = {k: v for k, v in learner.items() if k != "type" and v is not None}
@@ -38,7 +38,7 @@ def name_of(learner: dict) -> str:
 
 
 def step_of(learner: dict, literal_batch: int) -> Step | None:
-    """A learner's own way to make a step, None for the training step with this `gradient`."""
+    """Return the step function of a learner, None for the usual training step with this `gradient`."""
     match learner["type"]:
         case "literal":
             return partial(literal_step, micro_batch=literal_batch)
@@ -50,16 +50,16 @@ def step_of(learner: dict, literal_batch: int) -> Step | None:
 
 
 def hold_out(prompts: list[Prompt], count: int) -> tuple[list[Prompt], list[Prompt]]:
-    """What is left to train on, and the last `count` prompts, once each however often they are repeated."""
+    """Return the training prompts, and the last `count` different prompts, which are held out."""
     held = dict(list({p.text: p for p in reversed(prompts)}.items())[:count])
     return [p for p in prompts if p.text not in held], list(held.values())[::-1]
 
 
 class Learner:
-    """One gradient's run of one seed: trains to a step, looks at itself, remembers both on disk."""
+    """The run of one gradient with one seed: it trains, validates, and saves both on disk."""
 
     def __init__(self, config: BenchConfig, learner: dict, folder: Path):
-        config = replace(config, cache=str(folder / "originals"))  # a resumed run generates none again
+        config = replace(config, cache=str(folder / "originals"))  # a resumed run does not generate them again
         own, plan, watch = step_of(learner, config.literal_batch), make_plan(config), config.watch
         self.make_step = own or training_step
         self.trainee = make_trainee(config, None if own else learner)
@@ -80,7 +80,7 @@ class Learner:
         self.looked = {row["step"] for row in read_metrics(folder / "metrics.jsonl")}
 
     def advance(self, until: int) -> None:
-        """Train up to a step, look at the validation prompts, and save."""
+        """Train up to a step, validate, and save a checkpoint."""
         if until in self.looked:
             return
         seconds, norms = 0.0, []
@@ -102,13 +102,13 @@ class Learner:
         checkpoint.save(self.folder, self.step, self.key, self.parts)
 
     def look(self) -> float:
-        """The bias of the averaged adapter on the held-out prompts: the trainer's own validation, mean over attributes."""
+        """Return the bias of the averaged adapter on the held-out prompts, by `validate`, mean over attributes."""
         with self.ema.in_place():
             row = validate(self.trainee, self.validation, self.schedule.seed)
         return fmean(value for name, value in row.items() if name.startswith("validation.bias."))
 
     def history(self) -> list[dict]:
-        """[{step, seconds so far, bias}], one a look."""
+        """Return [{step, seconds so far, bias}], one entry per validation."""
         total, rows = 0.0, []
         for row in read_metrics(self.folder / "metrics.jsonl"):
             total += row["seconds"]
@@ -117,7 +117,7 @@ class Learner:
 
 
 def first_below(history: list[dict], threshold: float, what: str) -> float | None:
-    """Steps or seconds at which the bias first is at or below a threshold, linear between two looks; None: never."""
+    """Return the first step or second with a bias at or below a threshold, interpolated linearly; None if there is none."""
     for before, after in zip(history[:1] + history, history, strict=False):
         if after["bias"] <= threshold:
             if before["bias"] <= threshold:
@@ -128,7 +128,7 @@ def first_below(history: list[dict], threshold: float, what: str) -> float | Non
 
 
 def measure_learning(part: str, config: BenchConfig, folder: Path, keep: Callable[[dict, bool], None]) -> None:
-    """Run all learners of a part for every seed; `keep` gets what there is after every turn."""
+    """Run all learners of a part for every seed; `keep` is called with the results so far after every turn."""
     wanted = {"time_to_bias": config.time_to_bias, "ablation": config.ablation}[part]
     runs: dict[str, dict[str, list[dict]]] = {name_of(w): {} for w in wanted}
     every = config.watch.every
@@ -144,7 +144,7 @@ def measure_learning(part: str, config: BenchConfig, folder: Path, keep: Callabl
 
 
 def summary(runs: dict[str, dict[str, list[dict]]], config: BenchConfig) -> dict:
-    """Histories, and per threshold the steps and seconds to it with their paired ratios to the first learner's."""
+    """Return the histories, and for each threshold the steps and seconds to it with paired ratios to the first learner."""
     rows = []
     baseline = next(iter(runs.values()))
     for threshold in config.thresholds:

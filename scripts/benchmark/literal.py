@@ -1,11 +1,11 @@
-"""Gradients by a graph over time: the reference algorithm, literally, and our step with autograd for its replay.
+"""Gradients by autograd through the sampler: the literal reference algorithm, and our step without the replay.
 
-Source: Shen et al., ICLR 2024, section 4 and its public code (sail-sg/finetune-fair-diffusion), retold in `literal_step`:
+Source: Shen et al., ICLR 2024, section 4 and its public code (sail-sg/finetune-fair-diffusion). `literal_step` does this:
     1  sample B images without a graph, micro-batch by micro-batch, to set the targets
-    2  sample the B originals again with the frozen model
-    3  sample the B images a third time with a graph over all T steps, every U-Net call checkpointed, its input
-       detached, its noise gradient multiplied by k_t; decode, detect, judge, and go back through the whole chain
-The prompt is encoded anew in every micro-batch of every pass.
+    2  sample the B reference images with the frozen model
+    3  sample the B images again with a graph over all T steps, every U-Net call checkpointed, its input detached,
+       its noise gradient multiplied by k_t; decode, detect, classify, and backpropagate through the whole chain
+The prompt is encoded again in every micro-batch of every pass.
 """
 
 import torch
@@ -20,10 +20,10 @@ from fairdiff.training.step import Batch, StepResult, Trainee, embed_prompt, lab
 
 
 def autograd_step(trainee: Trainee, batch: Batch, detach: bool = False, last: int | None = None) -> StepResult:
-    """Accumulate the gradient of one batch of people by autograd through the sampler steps in place of the replay.
+    """Accumulate the gradient of one batch of people by autograd through the sampler steps instead of the replay.
 
-    detach: cut the U-Net's inputs, which with the solver's weights is what the replay computes. last: only through the
-    last k steps (DRaFT-K). The rest is the training step's own.
+    detach: detach the U-Net's inputs; then the gradient is that of the replay with the solver's weights. last: backpropagate
+    through the last k steps only (DRaFT-K). All else is as in the training step.
     """
     model = trainee.model
     noise = initial_noise(batch.prompt, batch.noise_seed, batch.indices, model.latent_shape).to(model.unet.device)
@@ -37,7 +37,7 @@ def autograd_step(trainee: Trainee, batch: Batch, detach: bool = False, last: in
 
 
 def literal_step(trainee: Trainee, batch: Batch, micro_batch: int) -> StepResult:
-    """Accumulate the adapter's gradient of one batch as the reference does, with the published loss."""
+    """Accumulate the adapter's gradient of one batch by the reference algorithm with the published loss."""
     model, objective = trainee.model, trainee.objective
     noise = initial_noise(batch.prompt, batch.noise_seed, batch.indices, model.latent_shape).to(model.unet.device)
     noises = noise.split(micro_batch)
@@ -74,7 +74,7 @@ def literal_step(trainee: Trainee, batch: Batch, micro_batch: int) -> StepResult
         guidance = Guidance(*embed_prompt(trainee, batch.prompt), trainee.method.guidance)
         final = sample(model.unet, model.scheduler, guidance, z, batch.steps, graph).final
         image = model.decode(final)
-        trainee.perception.detector(image.detach())  # the reference looks for the faces again; they are where they were
+        trainee.perception.detector(image.detach())  # the reference detects again; the faces have not moved
         now = trainee.perception.classify_faces(image, before.faces.boxes)
         labelled = known[face_row : face_row + len(now.faces.row_F)]
         face_row += len(labelled)
@@ -89,7 +89,7 @@ def literal_step(trainee: Trainee, batch: Batch, micro_batch: int) -> StepResult
 
 
 def generated_of(trainee: Trainee, now: FaceBatch, labels: list[dict[str, int | None]]) -> list[Generated]:
-    """Each image of a micro-batch as the published loss takes it; labels: of its faces."""
+    """Convert the images of a micro-batch for the published loss; labels: those of each face."""
     images = [Generated(None, {}, {}, None, None) for _ in now.image_BCHW]
     face_FD = mirrored_FD = [None] * len(labels)
     if trainee.perception.embedder is not None:
@@ -104,7 +104,7 @@ def generated_of(trainee: Trainee, now: FaceBatch, labels: list[dict[str, int | 
 
 
 def originals_of(rows: dict[str, Tensor]) -> list[Original]:
-    """The rows of `Originals.measure` as the published loss takes them."""
+    """Convert the rows of `Originals.measure` for the published loss."""
     found = []
     for i, has_face in enumerate(rows["found"].tolist()):
         probs = {name.removeprefix("probs."): t[i] for name, t in rows.items() if name.startswith("probs.")}

@@ -1,4 +1,4 @@
-"""docs/performance.md from the JSON of the measurements; by hand are only its words and remarks.md beside this file."""
+"""Render docs/performance.md from the JSON of the measurements and remarks.md, which is written by hand."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ alternate in one process; [brackets] contain the smallest and the largest round,
 they were on the given dates. Since then `decode_batch` and `replay_batch` have become `micro_batch`, and
 `prompts.train_limit` was removed.
 """
-REMARKS = Path(__file__).parent / "remarks.md"  # what the numbers say, by hand
+REMARKS = Path(__file__).parent / "remarks.md"  # conclusions from the numbers, written by hand
 COMMANDS = {
     "steps": ("One step", "python scripts/bench.py 'part=[steps]'"),
     "time_to_bias": ("Time to the same bias", "python scripts/bench.py 'part=[time_to_bias]' steps=240"),
@@ -32,13 +32,13 @@ COMMANDS = {
 
 
 def write_page(results: Path, page: Path) -> None:
-    """Render every <results>/*/<part>.json, parts in the order of the page."""
+    """Write the page from every <results>/*/<part>.json, with the parts in the page's order."""
     found = [read(path) for path in sorted(results.glob("*/*.json"))]
     write_text(page, render([f for f in found if f is not None]))
 
 
 def render(measurements: list[dict]) -> str:
-    """The page as Markdown; a part that was never measured names its command."""
+    """Return the page as Markdown. A part without a measurement shows its command."""
     lines = [INTRO, REMARKS.read_text(encoding="utf-8")]
     for part, (title, command) in COMMANDS.items():
         lines.append(f"## {title}\n")
@@ -51,13 +51,13 @@ def render(measurements: list[dict]) -> str:
 
 
 def about(m: dict) -> str:
-    """Settings and conditions of a measurement in two sentences."""
+    """Return the settings and conditions of a measurement as text."""
     s, c = m["settings"], m["conditions"]
     extras = [name for name in ("channels_last", "compile") if s[name]]
     if s["originals"] < 1:
         extras.insert(0, f"ours with originals for {s['originals']:.0%} of the images")
     batches = f"; batches: {s['decode_batch']} decoded, {s['replay_batch']} replayed, {s['literal_batch']} in the reference"
-    if m["part"] == "throughput":  # each of its rows has batches of its own
+    if m["part"] == "throughput":  # its rows have different batches
         batches = ""
     text = (
         f"**{s['model']}**, {s['adapter']}, B = {s['B']}, T = {s['T']}, guidance {s['guidance']:g}, {s['dtype']}"
@@ -68,7 +68,7 @@ def about(m: dict) -> str:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """Three significant digits, no exponent for the sizes met here; a dash for nothing."""
+    """Format a number with three significant digits and without an exponent, None as a dash."""
     if value is None:
         return "–"
     if value == 0 or abs(value) >= 10 ** (digits - 1):
@@ -77,7 +77,7 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def interval(values: list[float] | None, unit: str = "") -> str:
-    """`median [smallest, largest]`."""
+    """Format as `median [smallest, largest]`."""
     if values is None:
         return "–"
     middle, low, high = map(number, values)
@@ -85,7 +85,7 @@ def interval(values: list[float] | None, unit: str = "") -> str:
 
 
 def table(head: list[str], rows: list[list[str]]) -> list[str]:
-    """A Markdown table, the first column to the left, the others to the right."""
+    """Return a Markdown table with the first column aligned left and the others right."""
     rule = "|".join(["---", *["---:"] * (len(head) - 1)])
     return [f"| {' | '.join(head)} |", f"|{rule}|", *(f"| {' | '.join(row)} |" for row in rows)]
 
@@ -142,7 +142,7 @@ def time_to_bias(result: dict) -> list[str]:
 
 
 def ablation(result: dict, title: str = "validation bias") -> list[str]:
-    """Bias against steps, mean over seeds [smallest, largest], at up to eight looks, and the seconds of all steps."""
+    """Return the table of bias over steps: mean over seeds [smallest, largest] at some validations, and total seconds."""
     at = sorted({row["step"] for seeds in result["runs"].values() for h in seeds.values() for row in h})
     at = at[:: max(1, -(-len(at) // 8))] + at[-1:] * (len(at) > 8)
     at = sorted(set(at))

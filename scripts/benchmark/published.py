@@ -1,7 +1,7 @@
-"""The published loss written again, image by image, without a function of fairdiff: what tests hold the terms against.
+"""The published loss, implemented independently of fairdiff image by image. Tests compare fairdiff's terms with it.
 
 Source: Shen et al., "Finetuning Text-to-Image Diffusion Models for Fairness", ICLR 2024 (arXiv 2311.07604), sections 4.1
-and 4.2 with appendix A.2, and what its public code does (sail-sg/finetune-fair-diffusion):
+and 4.2 with appendix A.2, and its public code (sail-sg/finetune-fair-diffusion):
 
     L = 1/B sum_i [ sum_a CE(h_a(x_i), y_ia) + w_img m_i L_img(x_i, o_i) + w_face L_face(x_i) ]
 
@@ -19,8 +19,8 @@ Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels
 
 @dataclass
 class Generated:
-    """One image x_i: its face box, logits [K] and confident label (None: none) per attribute, the unit embedding of its
-    aligned face and of the mirror. Without a face box, logits, label and embeddings are None or empty."""
+    """One image x_i: its face box, logits [K] and confident label (None if there is none) per attribute, and the unit
+    embeddings of its aligned face and of the mirror image. Without a face, all are None or empty."""
 
     box: Box | None
     logits: dict[str, Tensor]
@@ -31,7 +31,7 @@ class Generated:
 
 @dataclass
 class Original:
-    """The frozen model's image o_i of the same noise: face box, class probabilities, features, face embedding."""
+    """The reference image o_i from the same noise: face box, class probabilities, features, face embedding."""
 
     box: Box | None
     probs: dict[str, Tensor]
@@ -41,7 +41,8 @@ class Original:
 
 @dataclass
 class Constants:
-    """B of the whole batch; keep_outside, keep_face: per attribute; how sure h must be of o_i; embeddings of real faces."""
+    """Constants of a batch. images: B. keep_outside, keep_face: factors per attribute. confident_class: the probability
+    that h must give each class of o_i. bank: embeddings of real faces."""
 
     images: int
     keep_outside: dict[str, float]
@@ -57,7 +58,7 @@ def published_terms(
     originals: list[Original],
     constants: Constants,
 ) -> dict[str, Tensor]:
-    """The unweighted terms align, image and face of these images, each a scalar whose gradients sum over micro-batches."""
+    """Return the unweighted terms align, image and face as scalars; over micro-batches their gradients add up."""
     align, image, face = (x_BCHW.new_zeros(()) for _ in range(3))
     row_H1 = torch.arange(x_BCHW.shape[2], device=x_BCHW.device)[:, None] + 0.5
     column_W = torch.arange(x_BCHW.shape[3], device=x_BCHW.device) + 0.5
@@ -82,7 +83,7 @@ def published_terms(
             target = o.face if o.box and sure and not changes else constants.bank[int(similarity.argmax())]
             face = face + 1 - (x.face @ target + x.mirrored @ target) / 2
     scale_B1HW = torch.stack(scales)
-    damped = x_BCHW * scale_B1HW + (x_BCHW * (1 - scale_B1HW)).detach()  # the same image, another gradient
+    damped = x_BCHW * scale_B1HW + (x_BCHW * (1 - scale_B1HW)).detach()  # the same image with a damped gradient
     for encoder, features_BD in enumerate(encode(damped)):
         for i, factor in enumerate(factors):
             image = image + factor * (1 - features_BD[i] @ originals[i].features[encoder])

@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.5 and its judges with random weights: real shapes, real cost, nothing to download.
+"""Stable Diffusion 1.5 and its perception networks with random weights: real shapes and cost, nothing to download.
 
 Sources of the shapes: the component configurations of Stable Diffusion 1.5 (unet/, vae/, text_encoder/,
 scheduler/); CLIP ViT-H/14, DINOv2 ViT-B/14, MobileNetV3-Large as in Shen et al., ICLR 2024.
@@ -24,9 +24,9 @@ NORMALISE = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
 
 
 def make_model(shapes: RandomConfig, dtype: torch.dtype, device: str) -> DiffusionModel:
-    """Frozen, in eval mode: text encoder in float32, U-Net and VAE in `dtype`."""
+    """Return a frozen model in eval mode: text encoder in float32, U-Net and VAE in `dtype`."""
     torch.manual_seed(0)
-    with torch.device(device):  # 860 million random numbers are drawn where they are used
+    with torch.device(device):  # 860 million random numbers are drawn on the device itself
         unet = UNet2DConditionModel(
             sample_size=shapes.latent,
             block_out_channels=tuple(shapes.unet),
@@ -65,7 +65,7 @@ def make_model(shapes: RandomConfig, dtype: torch.dtype, device: str) -> Diffusi
 
 
 class RandomEncoder:
-    """A timm network of random weights in the place of CLIP or DINOv2."""
+    """A timm network with random weights instead of CLIP or DINOv2."""
 
     def __init__(self, architecture: str, size: int, device: str):
         kwargs = {"img_size": size} if architecture.startswith("vit") else {}
@@ -78,7 +78,7 @@ class RandomEncoder:
 
 
 class MiddleDetector:
-    """MTCNN at its cost; what it answers on noise is replaced by the middle of every image."""
+    """MTCNN for its cost only; the boxes that it returns on noise are replaced by the middle of every image."""
 
     def __init__(self, size: int, device: str):
         self.mtcnn = MTCNNDetector(input_size=size).to(device)
@@ -98,7 +98,7 @@ def frozen(net: AttributeNet | FaceEmbedder, device: str):
 def make_perception(
     shapes: RandomConfig, attributes: dict[str, tuple[str, ...]], dtype: torch.dtype, device: str
 ) -> Perception:
-    """Detector, classifier, CLIP, DINOv2, face embedder and a bank of 1,000 random faces."""
+    """Return random detector, classifier, CLIP, DINOv2 and face embedder, with a bank of 1,000 random faces."""
     torch.manual_seed(1)
     judge = {"architecture": shapes.judge, "kwargs": {}, "image_size": shapes.judge_size, **NORMALISE}
     face = {"architecture": shapes.identity, "kwargs": {}, "image_size": shapes.identity_size, **NORMALISE, "dim": 512}

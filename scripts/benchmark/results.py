@@ -1,4 +1,4 @@
-"""One JSON a part: what was measured, with which settings, when and on what; measured again only by a new command."""
+"""Write one JSON per part: results, settings, date and machine. A finished part is measured again only on request."""
 
 import json
 import shlex
@@ -30,12 +30,12 @@ SHORT: dict[str, Callable[[BenchConfig], dict]] = {
     "compile": measure_compile,
     "throughput": measure_throughput,
 }
-# What says which parts to measure, where to write, or what to read off finished runs, and changes no run.
+# Settings that choose the parts, the output, or what is computed from finished runs, and that change no run.
 ELSEWHERE = ("part", "resume", "report", "audit", "plan", "thresholds", "hub", "tracker_options")
 
 
 def measure(part: str, config: BenchConfig, folder: Path, console: Console) -> None:
-    """Measure one part into folder/<part>.json unless exactly this has been measured."""
+    """Measure one part and write folder/<part>.json, unless the file already holds this measurement."""
     config = finish(config)
     path = folder / f"{part}.json"
     settings = {k: v for k, v in asdict(config).items() if k not in ELSEWHERE}
@@ -65,14 +65,14 @@ def measure(part: str, config: BenchConfig, folder: Path, console: Console) -> N
 
 
 def command_of(overrides: list[str], name: str) -> str:
-    """The command of the measurement kept under this name: the same wherever it and its page were written."""
+    """Return the command of a measurement by this name, independent of the folders of its output and its page."""
     settings = [o for o in overrides if o.partition("=")[0] not in ("hydra.run.dir", "report")]
     placed = [f"hydra.run.dir=outputs/bench/{name}" for o in overrides if o.startswith("hydra.run.dir=")]
     return shlex.join(["python", "scripts/bench.py", *settings, *placed])
 
 
 def read(path: Path) -> dict | None:
-    """A measurement, None if there is none."""
+    """Read a measurement, None if there is none."""
     try:
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""One step: evaluations, seconds and memory of the reference algorithm and of ours; seconds and FLOP/s on a GPU."""
+"""Benchmark one step: evaluations, seconds and memory of the reference algorithm and of ours; FLOP/s on a GPU."""
 
 import multiprocessing
 import time
@@ -31,7 +31,7 @@ LITERAL = Variant("reference, literally", literal=True)
 
 
 def variants(config: BenchConfig) -> list[Variant]:
-    """The reference, then ours at falling K, each with warm and with cold originals."""
+    """Return the reference, then ours with decreasing K, each with cached and with newly generated reference images."""
     steps = sampler_steps(config)
     ours = [
         Variant(f"ours, K = {k}" + (", cold" if cold else ""), k, cold)
@@ -42,7 +42,7 @@ def variants(config: BenchConfig) -> list[Variant]:
 
 
 def whole_step(trainee: Trainee, optimizer: torch.optim.Optimizer, batch: Batch, step: Step) -> float:
-    """Seconds of an update of one batch; the learning rate is 0, so every variant meets the same adapter."""
+    """Return the seconds of an update by one batch. The learning rate is 0, so every variant has the same adapter."""
     device = str(trainee.model.unet.device)
     synchronise(device)
     began = time.perf_counter()
@@ -53,7 +53,7 @@ def whole_step(trainee: Trainee, optimizer: torch.optim.Optimizer, batch: Batch,
 
 
 def measure_steps(config: BenchConfig) -> dict:
-    """Every variant on the same batches, interleaved: counts, seconds, ratio to the reference within each round."""
+    """Run every variant on the same batches, interleaved; return counts, seconds and ratios to the reference by round."""
     trainee = make_trainee(config)
     optimizer = torch.optim.AdamW(trainee.adapter.parameters(), 0.0)
     contestants = variants(config)
@@ -89,7 +89,7 @@ def measure_steps(config: BenchConfig) -> dict:
 
 
 def memory_of(config: BenchConfig, variant: Variant, batch_size: int, steps: int) -> float:
-    """MiB of one step in this process."""
+    """Return the MiB of one step in this process."""
     trainee = make_trainee(config)
     batch = draw(config, 0, batch_size, steps)
     if not variant.literal and not variant.cold:
@@ -99,23 +99,23 @@ def memory_of(config: BenchConfig, variant: Variant, batch_size: int, steps: int
 
 
 def one_thread() -> None:
-    """The arenas of more threads would be counted as the step's."""
+    """Use one thread, because the memory arenas of more threads would be counted as the step's."""
     torch.set_num_threads(1)
 
 
 def memory_apart(config: BenchConfig, variant: Variant, batch: Batch) -> float:
-    """The same in a process of its own on a CPU, where a process's high-water mark is all there is."""
+    """Return `memory_of`; on a CPU from a new process, because it can only be read as a process's high-water mark."""
     arguments = (config, variant, len(batch.indices), batch.steps)
     if config.device != "cpu":
         return memory_of(*arguments)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fairdiff.builder"])  # imported once for all of them
+    context.set_forkserver_preload(["fairdiff.builder"])  # imported once for all processes
     with ProcessPoolExecutor(1, context, one_thread) as pool:
         return pool.submit(memory_of, *arguments).result()
 
 
 def measure_memory(config: BenchConfig) -> dict:
-    """Peak memory against T at the configured B, and against B at the configured T."""
+    """Return the peak memory over T at the configured B, and over B at the configured T."""
     steps = sampler_steps(config)
     rows = []
     for over, values in (("T", config.lengths), ("B", config.sizes)):
@@ -132,7 +132,7 @@ def measure_memory(config: BenchConfig) -> dict:
 
 
 def measure_profile(config: BenchConfig) -> dict:
-    """Seconds of a warm step by stage, at the configuration's own K; medians over the repeats."""
+    """Return the seconds of a step with cached reference images by stage, at the configured K; medians over the repeats."""
     trainee = make_trainee(config)
     optimizer = torch.optim.AdamW(trainee.adapter.parameters(), 0.0)
     variant = Variant("ours", config.gradient.evaluations)
@@ -154,14 +154,14 @@ def measure_profile(config: BenchConfig) -> dict:
 
 
 def flops_of(run) -> float:
-    """Floating-point operations of one call: matrix products, convolutions and attention, forward and backward."""
+    """Return the floating-point operations of one call: matrix products, convolutions, attention, and their backward."""
     with FlopCounterMode(display=False) as counter:
         run()
     return float(counter.get_total_flops())
 
 
 def backward_per_forward(trainee: Trainee, batch: Batch) -> float:
-    """Operations of one U-Net backward with the adapter in it, in those of its forward."""
+    """Return the operations of one U-Net backward pass with the adapter, divided by those of its forward pass."""
     model = trainee.model
     latent = torch.zeros(1, *model.latent_shape, device=model.unet.device)
     text = embed_prompt(trainee, batch.prompt)[0].detach().requires_grad_()
@@ -171,12 +171,12 @@ def backward_per_forward(trainee: Trainee, batch: Batch) -> float:
 
 
 def measure_throughput(config: BenchConfig) -> dict:
-    """Seconds a step, peak memory and share of the device's peak, originals cached and not, in each memory mode."""
+    """Return seconds per step, peak memory and share of the peak FLOP/s, with cached and new originals, by micro-batch."""
     rows, k = [], config.gradient.evaluations
     contestants = [Variant("cached", k), Variant("not cached", k, cold=True)]
     for micro_batch in config.micro_batches:
         sized = replace(config, micro_batch=micro_batch)
-        trainee = make_trainee(replace(sized, compile=False))  # operations are counted before anything is compiled
+        trainee = make_trainee(replace(sized, compile=False))  # operations are counted before compilation
         optimizer = torch.optim.AdamW(trainee.adapter.parameters(), 0.0)
         flops, seconds, memory = {}, {v.name: [] for v in contestants}, {}
         for variant in contestants:

@@ -1,7 +1,7 @@
-"""How noisy a step's gradient is: over the replayed (image, step) pairs, and over batches.
+"""Measure the variance of a step's gradient: over the choice of replayed (image, step) pairs, and over batches.
 
-Given a batch, the gradient is a sum over pairs, sum_{b,t} G[b, t], and a choice of K of T steps an image estimates it by
-(T/K) sum over the chosen pairs. So all G[b, t] are computed once, and any number of choices costs only their sums.
+For a given batch, the gradient is a sum over pairs, sum_{b,t} G[b, t]. A choice of K of T steps for each image estimates it
+by (T/K) sum over the chosen pairs. So all G[b, t] are computed once, and a choice only costs their sum.
 Relative variance: E |estimate - mean|^2 / |mean of the full gradient over batches|^2.
 B images, T steps, P parameters, D draws.
 """
@@ -21,9 +21,9 @@ from fairdiff.training.step import Batch, Rollout, Trainee, embed_prompt, pull_b
 
 
 def pair_gradients(trainee: Trainee, batch: Batch) -> Tensor:
-    """G [B, T, P]: what each (image, step) pair adds to the adapter's gradient, by the real step and the real replay.
+    """Return G [B, T, P], the contribution of each (image, step) pair to the adapter's gradient, by `replay` itself.
 
-    All zero if no face of the batch got a label.
+    It is 0 if no face of the batch has a confident label.
     """
     parameters = trainee.adapter.parameters()
     size, steps = len(batch.indices), batch.steps
@@ -46,12 +46,12 @@ def pair_gradients(trainee: Trainee, batch: Batch) -> Tensor:
             one = Upstream(upstream.grad[rows], upstream.weights, torch.tensor([[step]]))
             replay(unet, own, rollout.guidance, one, 1)
             pull_back_text(rollout)
-            out[image, step] = _flat(parameters) / steps  # replay weighs one step of T by T
+            out[image, step] = _flat(parameters) / steps  # replay multiplies by T / K with K = 1
     return out
 
 
 def total_gradient(trainee: Trainee, batch: Batch) -> Tensor:
-    """The gradient [P] of a batch with every step replayed."""
+    """Return the gradient [P] of a batch with every step replayed."""
     parameters = trainee.adapter.parameters()
     for p in parameters:
         p.grad = None
@@ -65,17 +65,17 @@ def _flat(parameters: list[torch.nn.Parameter]) -> Tensor:
 
 
 def stratified(batch: int, steps: int, k: int, generator: torch.Generator) -> Tensor:
-    """Ours: systematic over the steps, offsets spread over the batch."""
+    """Our choice: systematic over the steps, with offsets stratified over the batch."""
     return choose_steps(batch, steps, k, generator)
 
 
 def systematic(batch: int, steps: int, k: int, generator: torch.Generator) -> Tensor:
-    """A random offset and stride T/K for each image by itself."""
+    """A random offset and stride T/K, independent for each image."""
     return torch.cat([choose_steps(1, steps, k, generator) for _ in range(batch)])
 
 
 def uniform(batch: int, steps: int, k: int, generator: torch.Generator) -> Tensor:
-    """K of T without replacement for each image by itself."""
+    """K of T without replacement, independent for each image."""
     return torch.rand(batch, steps, generator=generator).argsort(1)[:, :k]
 
 
@@ -94,9 +94,9 @@ CHOICES: dict[str, Callable[[int, int, int, torch.Generator], Tensor]] = {
 
 @dataclass(frozen=True)
 class EstimatorError:
-    """Of the estimate of sum_{b,t} G[b, t] over some draws: E |error|^2 and |mean error|^2.
+    """The error of the estimate of sum_{b,t} G[b, t] over some draws. square: E |error|^2. bias: |mean error|^2.
 
-    lambda_N: without bias the mean error is normal, so that |mean error|^2 is sum_n lambda_n z_n^2, z_n standard normal.
+    lambda_N: without bias the mean error is normal, so |mean error|^2 = sum_n lambda_n z_n^2 with standard normal z_n.
     """
 
     square: float
@@ -105,34 +105,34 @@ class EstimatorError:
 
     @property
     def ratio(self) -> float:
-        """|mean error|^2 over its expectation without bias."""
+        """|mean error|^2 divided by its expectation without bias."""
         return self.bias / float(self.lambda_N.sum())
 
 
 def estimator_error(pairs_BTP: Tensor, k: int, choose: Callable, draws: int, seed: int = 0) -> EstimatorError:
-    """The error of (T/K) sum over chosen pairs, `choose` (see CHOICES) drawn `draws` times, on G [B, T, P].
+    """Return the error of (T/K) sum over chosen pairs of G [B, T, P], with `draws` draws of `choose` (see CHOICES).
 
-    Everything in the space of the Gram matrix of the B T pairs, so that P does not matter.
+    It works with the Gram matrix of the B T pairs, so the cost of a draw does not depend on P.
     """
     batch, steps, _ = pairs_BTP.shape
     flat = pairs_BTP.flatten(0, 1).double()
     gram = flat @ flat.T
     generator = torch.Generator().manual_seed(1000 * seed + k)
-    weight = torch.full((draws, batch, steps), -1.0, dtype=torch.float64)  # of each pair in (estimate - truth)
+    weight = torch.full((draws, batch, steps), -1.0, dtype=torch.float64)  # weight of each pair in (estimate - truth)
     for row in weight:
         row.scatter_add_(1, choose(batch, steps, k, generator), torch.full((batch, k), steps / k, dtype=torch.float64))
     weight = weight.flatten(1)
     values, vectors = torch.linalg.eigh(gram)
-    error = weight @ (vectors * values.clamp(min=0).sqrt())  # as vectors whose products are those of the gradients
+    error = weight @ (vectors * values.clamp(min=0).sqrt())  # coordinates with the gradients' inner products
     mean = error.mean(0)
     lambda_N = torch.linalg.svdvals(error - mean).square() / (draws - 1) / draws
     return EstimatorError(float(error.square().sum(1).mean()), float(mean @ mean), lambda_N)
 
 
 def disagreement(trainee: Trainee, config: BenchConfig) -> dict:
-    """Do prompts agree? Cosines of full gradients: of two batches of one prompt, and of batches of different prompts.
+    """Return cosines of full gradients: of two batches of the same prompt, and of batches of different prompts.
 
-    first: the share of sum |g|^2 over prompts that lies in a single direction. Batches of the smallest size.
+    first: the largest share of sum |g|^2 over prompts in a single direction. Batches have the smallest size.
     """
     size, count = min(config.sizes), config.batches
     later = list(range(size, 2 * size))
@@ -154,7 +154,7 @@ def disagreement(trainee: Trainee, config: BenchConfig) -> dict:
 
 
 def measure_variance(config: BenchConfig) -> dict:
-    """Relative variance against K and choice, given the batch; of the full gradient against B; and the bias."""
+    """Return the relative variance by K and choice for a given batch, that of the full gradient by B, and the bias."""
     trainee = make_trainee(config)
     steps = sampler_steps(config)
     full = {size: [] for size in config.sizes}
@@ -171,7 +171,7 @@ def measure_variance(config: BenchConfig) -> dict:
             for name, choose in CHOICES.items():
                 for k in config.evaluations:
                     if k <= steps:
-                        entry = estimator_error(pairs, k, choose, config.draws, number)  # draws of its own
+                        entry = estimator_error(pairs, k, choose, config.draws, number)  # seeded by the batch
                         found.setdefault((name, k), []).append(entry)
     by_size = {size: torch.stack(rows).double() for size, rows in full.items()}
     largest = by_size[max(config.sizes)]
@@ -180,7 +180,7 @@ def measure_variance(config: BenchConfig) -> dict:
     for (name, k), entries in found.items():
         error = sum(entry.square for entry in entries) / len(entries)
         rows.append({"choice": name, "K": k, "variance": error / scale, "bias_over_noise": None})
-        if error > 1e-9 * scale:  # every step replayed leaves rounding only, and no ratio of it
+        if error > 1e-9 * scale:  # with every step replayed, the error is only rounding
             ratio = sum(entry.ratio for entry in entries) / len(entries)
             rows[-1]["bias_over_noise"] = {"ratio": ratio, "limit": without_bias(entries)}
     sizes = [
@@ -199,7 +199,7 @@ def measure_variance(config: BenchConfig) -> dict:
 
 
 def without_bias(entries: list[EstimatorError], level: float = 0.95, draws: int = 20_000) -> float:
-    """What the mean of the ratios stays below with this probability if there is no bias."""
+    """Return the value that the mean of the ratios stays below with probability `level` if there is no bias."""
     generator = torch.Generator().manual_seed(0)
     total = torch.zeros(draws, dtype=torch.float64)
     for entry in entries:
@@ -209,9 +209,10 @@ def without_bias(entries: list[EstimatorError], level: float = 0.95, draws: int 
 
 
 def by_step(square_T: Tensor) -> dict:
-    """How much each step contributes, sqrt(E |G[b, t]|^2) over its mean over t, and what drawing in proportion would save.
+    """Return each step's contribution, and what drawing steps in proportion to it would save.
 
-    even_over_best: sum_t p_t^-1 E|G_t|^2 for p = K/T over the same for p_t ~ |G_t|: T sum |G_t|^2 / (sum |G_t|)^2 >= 1.
+    norms: sqrt(E |G[b, t]|^2) divided by its mean over t. even_over_best: sum_t p_t^-1 E|G_t|^2 for p = K/T, divided by the
+    same for p_t ~ |G_t|: T sum |G_t|^2 / (sum |G_t|)^2 >= 1.
     """
     norm = square_T.sqrt()
     return {
@@ -221,13 +222,13 @@ def by_step(square_T: Tensor) -> dict:
 
 
 def same_prompt(config: BenchConfig, number: int, size: int) -> Batch:
-    """Disjoint noises of one prompt, so that the variance over batches is that of the noise alone."""
+    """Return batch `number` of one prompt with noises of its own, so the variance over batches is that of the noise alone."""
     batch = draw(config, 0, size)
     return replace(batch, indices=list(range(number * size, (number + 1) * size)))
 
 
 def signal(total_NP: Tensor) -> float:
-    """|E g|^2 without bias: |mean|^2 less the variance of the mean; at least a hundredth of |mean|^2."""
+    """Estimate |E g|^2 without bias: |mean|^2 minus the variance of the mean, at least a hundredth of |mean|^2."""
     square = float(total_NP.mean(0).square().sum())
     noise = float(total_NP.var(0).sum()) / len(total_NP) if len(total_NP) > 1 else 0.0
     return max(square - noise, 0.01 * square)

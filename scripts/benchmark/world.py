@@ -1,4 +1,4 @@
-"""What is measured on: a model, its perception, and trainees on it; and what machine it was measured on."""
+"""Build the model, the perception and the trainees of a measurement, and describe its settings and its machine."""
 
 import gc
 import os
@@ -25,7 +25,10 @@ from fairdiff.training.step import Batch, StepResult, Trainee, training_step
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to make a step: K of T evaluations (None: all), originals sampled anew (cold), or the reference, literally."""
+    """One way to compute a step.
+
+    evaluations: K of T, None for all. cold: generate the reference images again. literal: use the reference algorithm.
+    """
 
     name: str
     evaluations: int | None = None
@@ -34,7 +37,7 @@ class Variant:
 
 
 def make_world(config: BenchConfig, plan: Plan) -> tuple[DiffusionModel, Perception]:
-    """The model and the perception of a configuration, real or random."""
+    """Return the model and the perception of a configuration, with real or random weights."""
     if config.random is None:
         model, perception = builder.build_model(config), builder.build_perception(config, plan)
     else:
@@ -50,14 +53,14 @@ def make_world(config: BenchConfig, plan: Plan) -> tuple[DiffusionModel, Percept
 
 
 def weights_fingerprint(config: BenchConfig) -> str:
-    """Of the frozen weights; random ones follow from the configuration."""
+    """Return a hash of the frozen weights, "random" for random ones, which follow from the configuration."""
     if config.random is not None:
         return "random"
     return builder.originals_fingerprint(config, *make_world(config, make_plan(config)))
 
 
 def finish(config: BenchConfig) -> BenchConfig:
-    """Give a random model the sampler that its shapes stand for."""
+    """Set the sampler of a model with random weights to the one in `config.random`."""
     if config.random is None:
         return config
     steps, guidance = config.random.steps, config.random.guidance
@@ -65,7 +68,7 @@ def finish(config: BenchConfig) -> BenchConfig:
 
 
 def make_trainee(config: BenchConfig, gradient: dict | None = None) -> Trainee:
-    """A trainee of its own model; gradient: keys of the group `gradient` in place of the configuration's."""
+    """Return a trainee with a new model. gradient: keys of the group `gradient` instead of the configuration's."""
     if gradient is not None:
         config = replace(config, gradient=GradientConfig(**gradient))
     plan = make_plan(config)
@@ -76,17 +79,17 @@ def make_trainee(config: BenchConfig, gradient: dict | None = None) -> Trainee:
 
 
 def sampler_steps(config: BenchConfig) -> int:
-    """T, the middle of the range of training."""
+    """Return T, the middle of the range of `sampler.train_steps`."""
     return sum(config.sampler.train_steps) // 2
 
 
 def fractions(steps: int) -> list[int]:
-    """K = T, T/2, T/3 and T/6, rounded, without repeats."""
+    """Return K = T, T/2, T/3 and T/6, rounded, without duplicates."""
     return list(dict.fromkeys(max(1, round(steps / n)) for n in (1, 2, 3, 6)))
 
 
 def draw(config: BenchConfig, number: int, size: int | None = None, steps: int | None = None) -> Batch:
-    """Batch `number` of one prompt; images 0..size-1 of its pool."""
+    """Return batch `number`: one prompt with images 0..size-1 of its noise pool."""
     prompts = make_plan(config).train
     generator = torch.Generator().manual_seed(config.seed + number)
     indices = list(range(size or config.global_batch))
@@ -95,7 +98,7 @@ def draw(config: BenchConfig, number: int, size: int | None = None, steps: int |
 
 
 def run_variant(trainee: Trainee, batch: Batch, variant: Variant, literal_batch: int) -> StepResult:
-    """Accumulate the gradient of one batch the variant's way; FairDiffError for a batch of which nothing is learnt."""
+    """Accumulate the gradient of one batch by a variant. FairDiffError if no face has a confident label."""
     if variant.literal:
         result = literal_step(trainee, batch, literal_batch)
     else:
@@ -103,7 +106,7 @@ def run_variant(trainee: Trainee, batch: Batch, variant: Variant, literal_batch:
         if variant.cold:
             trainee.originals.rows.clear()
         result = training_step(replace(trainee, method=method), batch)
-    if not result.kept:  # halves of two faces make no label confident: such a step is sampling and nothing else
+    if not result.kept:  # such a step would only sample; two faces with targets of one half have no confident label
         raise FairDiffError(
             f"global_batch: found {len(batch.indices)} pictures of which no face has a label, so that nothing is "
             "measured; allowed: more of them"
@@ -112,7 +115,7 @@ def run_variant(trainee: Trainee, batch: Batch, variant: Variant, literal_batch:
 
 
 def warm_up(trainee: Trainee, batch: Batch) -> None:
-    """Sample the originals of a batch, so that a warm step finds them."""
+    """Generate the reference images of a batch, so a step finds them in the cache."""
     trainee.originals.get(batch.prompt, batch.indices, batch.steps)
 
 
@@ -128,7 +131,7 @@ def forget() -> None:
 
 
 def conditions(config: BenchConfig) -> dict:
-    """When and on what: everything that a number of this page depends on beside the code."""
+    """Return the date, the machine and the versions of libraries, on which the page's numbers depend besides the code."""
     found = [line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")]
     cpu = found[0] if found else platform.processor()
     device = cpu if config.device == "cpu" else torch.cuda.get_device_name()
@@ -150,7 +153,7 @@ def _cpuinfo() -> list[str]:
 
 
 def describe(config: BenchConfig) -> dict:
-    """The settings of a measurement, in words for the page."""
+    """Return the settings of a measurement as shown on the page."""
     model = "random weights, SD 1.5's shapes" if config.random else config.model.path or "Portraits"
     if config.random:
         side = 8 * config.random.latent
