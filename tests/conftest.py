@@ -28,7 +28,7 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def browser():
-    """Headless Chromium: that of the system, or the one that `playwright install chromium` fetched."""
+    """Return headless Chromium: the system's, or the one that `playwright install chromium` fetched."""
     sync_api = pytest.importorskip(
         "playwright.sync_api", reason="playwright is not installed: pip install 'fairdiff[test]'"
     )
@@ -80,5 +80,5 @@ def tiny_loaded(tiny_folder) -> DiffusionModel:
 
 @pytest.fixture
 def tiny_model(tiny_loaded) -> DiffusionModel:
-    """A copy for each test, which takes less than half of loading."""
+    """Return a copy of the tiny model for each test, which takes less than half the time of loading."""
     return deepcopy(tiny_loaded)

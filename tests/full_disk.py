@@ -10,7 +10,7 @@ resource = pytest.importorskip("resource", reason="limits of Unix")
 
 @contextmanager
 def full_disk(room: int) -> Iterator[None]:
-    """Writing beyond `room` bytes of any file is an OSError of the system, whichever library writes."""
+    """Make the system raise OSError if any library writes more than `room` bytes to a file."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
     try:

@@ -9,7 +9,7 @@ KNOWN |= {"const", "anyOf", "$ref", "$defs", "$schema", "title"}
 
 
 def faults(value: Any, schema: dict, root: dict, place: str = "$") -> list[str]:
-    """Where a value is not as the schema says."""
+    """Return the places at which a value does not match the schema."""
     assert set(schema) <= KNOWN, set(schema) - KNOWN
     if "$ref" in schema:
         return faults(value, root["$defs"][schema["$ref"].removeprefix("#/$defs/")], root, place)
@@ -42,7 +42,7 @@ def _is(value: Any, kind: str) -> bool:
 
 
 def closed(schema: Any) -> Any:
-    """The same without room for keys that it does not name, but for `provenance`, which is open to anything."""
+    """Return the schema without additional keys, except in `provenance`, which may have any."""
     if isinstance(schema, list):
         return [closed(item) for item in schema]
     if not isinstance(schema, dict):

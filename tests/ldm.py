@@ -1,4 +1,4 @@
-"""A pipeline's tensors under the names of the original code, as AUTOMATIC1111's web UI loads them from one file.
+"""Rename a pipeline's tensors to the names of the original code, which AUTOMATIC1111's web UI loads from one file.
 
 The names are those of CompVis/latent-diffusion (openaimodel.py, model.py) and of OpenCLIP's text encoder.
 """
@@ -22,7 +22,7 @@ ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_ou
 
 
 def unet_name(name: str, layers: int, attentions: set[str]) -> str:
-    """attentions: the up blocks that have them, "0"."""
+    """attentions: the up blocks with attention, such as "0"."""
     module, end = name.rsplit(".", 1)
     if module in OUTER:
         return f"{OUTER[module]}.{end}"
@@ -76,7 +76,7 @@ def of_clip(encoder: nn.Module, prefix: str) -> dict[str, Tensor]:
 
 
 def of_open_clip(encoder: nn.Module, prefix: str, unused_layer: int | None = None) -> dict[str, Tensor]:
-    """unused_layer: of Stable Diffusion 2, which the original has and diffusers does not."""
+    """unused_layer: the last layer of Stable Diffusion 2, which the original file has and diffusers does not."""
     state = {k.removeprefix("text_model."): v for k, v in encoder.state_dict().items()}
     embeddings = ("embeddings.token_embedding.weight", "embeddings.position_embedding.weight")
     found = {"token_embedding.weight": state[embeddings[0]], "positional_embedding": state[embeddings[1]]}
@@ -105,7 +105,7 @@ def resblock(state: dict[str, Tensor], theirs: str, ours: str) -> dict[str, Tens
 
 
 def checkpoint(pipeline) -> dict[str, Tensor]:
-    """All tensors of a Stable Diffusion 1.x, 2.x or XL in the original layout, and some that such files also hold."""
+    """Return the tensors of a Stable Diffusion 1.x, 2.x or XL in the original layout, with some extra ones of such files."""
     state = of_unet(pipeline.unet) | of_vae(pipeline.vae)
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
     state |= {"betas": betas, "alphas_cumprod": (1 - betas).cumprod(0)}

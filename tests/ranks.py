@@ -1,4 +1,4 @@
-"""Several processes of one run, as a launcher starts them: children of the test's process, which has imported everything."""
+"""Start several processes of one run like a launcher, as children of the test's process, which has imported everything."""
 
 import os
 import sys
@@ -21,7 +21,7 @@ STORES: list[TCPStore] = []
 
 @dataclass(frozen=True)
 class Ended:
-    """How a process ended: its exit code (negative: the signal) and what it said."""
+    """The end of a process: its exit code (negative: the signal) and its output."""
 
     code: int
     out: str
@@ -29,7 +29,7 @@ class Ended:
 
 
 def start(size: int, folder: Path, task: Callable[[int], Any]) -> list[int]:
-    """The process ids of `size` children that call task(rank) with torchrun's variables; output goes to files."""
+    """Start `size` children that call task(rank) with torchrun's variables, and return their ids; output goes to files."""
     folder.mkdir(parents=True, exist_ok=True)
     store, pids = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False), []  # which outlives the children
     STORES.append(store)
@@ -69,7 +69,7 @@ def _child(folder: Path, rank: int, task: Callable[[int], Any]) -> None:
 
 
 def end(pids: list[int], folder: Path) -> list[Ended]:
-    """How they end; an AssertionError if that takes too long."""
+    """Wait for the processes and return their ends; AssertionError if that takes too long."""
     until, codes = time.monotonic() + LIMIT, {}
     while len(codes) < len(pids):
         for pid in pids:
@@ -91,7 +91,7 @@ def said(folder: Path) -> str:
 
 
 def results(size: int, folder: Path, task: Callable[[World], Any]) -> list[Any]:
-    """What task(world) gives in each of `size` processes; tensors, numbers and texts."""
+    """Return the result of task(world) in each of `size` processes; it may contain tensors, numbers and texts."""
 
     def child(rank: int) -> None:
         with started("cpu") as world:

@@ -60,7 +60,7 @@ def test_off_is_the_frozen_model_and_on_comes_back_bit_equal(tiny_model, tiny_fo
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_graph_built_before_off_still_trains_the_adapter(tiny_model, kind):
-    """peft clears requires_grad when it switches off: such a graph used to give no gradient and no error."""
+    """peft clears requires_grad when it is switched off. A graph built before then gave no gradient and no error."""
     adapter = make(tiny_model, kind)
     embedding = tiny_model.encode(adapter.prefix + PROMPT)
     latent = torch.zeros(1, *tiny_model.latent_shape)
@@ -140,7 +140,7 @@ def test_plain_diffusers_loads_the_adapter_and_paints_the_same_picture(tiny_fold
 
 
 def test_a_pipeline_takes_a_second_adapter_under_another_name(tiny_folder, tmp_path):
-    """As docs/how_to/ship.md says: each generates what it does alone."""
+    """Each adapter generates the same as alone, as docs/how_to/ship.md says."""
     pipeline = StableDiffusionPipeline.from_pretrained(
         tiny_folder, safety_checker=None, feature_extractor=None, requires_safety_checker=False
     )
@@ -199,7 +199,7 @@ def test_strict_loading_names_the_file_and_the_key(tiny_model, tmp_path, kind, f
 
 @pytest.mark.parametrize("kind", ["soft_tokens", "lora_both"])
 def test_training_starts_from_the_adapter_of_adapter_path(tiny_folder, tmp_path, kind):
-    """Its first images, and what the judge sees in the first step, are those of the saved adapter."""
+    """The first images and the class shares of the first step are those of the saved adapter."""
     one, two = load_model(tiny_folder), load_model(tiny_folder)
     saved = make_trainee(one, kind)
     for p in saved.adapter.parameters():
@@ -311,7 +311,7 @@ def test_what_stands_beside_an_adapter_is_a_table(content, says, tmp_path):
 
 @pytest.mark.parametrize("kind", ["soft_tokens", "lora_both"])
 def test_an_adapter_that_changes_nothing_is_not_audited(kind, tiny_folder, tmp_path):
-    """Unless nothing of it is requested: of LoRA, for the words that soft tokens started from change images."""
+    """An adapter of zeros is refused, unless the scale of a LoRA is 0."""
     adapter = make(load_model(tiny_folder), kind)
     adapter.save(tmp_path)
     options = [f"adapter={kind}", "adapter.tokens=3" if kind == "soft_tokens" else "adapter.rank=4"]

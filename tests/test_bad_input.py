@@ -341,7 +341,7 @@ def defaults():
 
 
 def changed(cfg, key: str, value) -> str:
-    """What the configuration says of one changed value."""
+    """Return the error of the configuration for one changed value."""
     cfg = copy.deepcopy(cfg)
     OmegaConf.update(cfg, key, value)
     with pytest.raises(FairDiffError) as caught:
@@ -392,7 +392,7 @@ def test_a_mistake_in_a_file_of_ones_own_names_it(case, tmp_path, monkeypatch, c
     "value", ["женщина", "niño", "日本", "don't", 'say "x"', "a photo of {}, smiling", "x;y", "\\!"]
 )
 def test_what_has_to_be_quoted_is_told_how(value, tmp_path, monkeypatch, capsys):
-    """The shell and Hydra read what the line says as the value that was meant."""
+    """The message shows how to quote the value, so that the shell and Hydra read it as intended."""
     line = call([f"prompts.negative={value}"], tmp_path / "run", monkeypatch, capsys)
     (quoted,) = shlex.split(line.split("cannot be read without quotation marks; write ")[1])
     assert composed(quoted).prompts.negative == value
@@ -501,7 +501,7 @@ def test_an_adapter_of_another_kind_names_what_made_it(tmp_path, monkeypatch, ca
 
 @pytest.mark.slow
 def test_an_adapter_that_changes_nothing_is_not_audited(tmp_path, monkeypatch, capsys):
-    """A new one, which is not trained."""
+    """The adapter is new and not trained."""
     config = composed("adapter=lora_text", "cache=null")
     builder.build_adapter(config, builder.build_model(config)).save(tmp_path)
     options = ["adapter=lora_text", f"adapter.path={tmp_path}"]
@@ -668,7 +668,7 @@ def test_a_judge_whose_error_cannot_be_undone_is_refused_before_training(counts,
     ],
 )
 def test_a_calibration_of_other_crops_is_refused(overrides, says, tmp_path, monkeypatch, capsys):
-    """The same judge says something else of the same faces there, and its known error is not its error."""
+    """A judge classifies other crops of the same faces differently, so its counted errors do not apply."""
     line = call(overrides, tmp_path / "run", monkeypatch, capsys)
     assert "audit.judge.path" in line and CALIBRATION_FILE in line and says in line
     assert_nothing_half_written(tmp_path / "run")

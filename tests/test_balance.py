@@ -26,7 +26,7 @@ def test_shares_that_are_already_right_change_nothing():
 
 
 def test_a_term_that_wakes_up_is_not_blown_up():
-    """LoRA starts as the frozen model: its image term has no gradient at all at first."""
+    """LoRA starts as the frozen model, so its image term has no gradient at first."""
     balance = Balance(REQUESTED)
     for _ in range(50):
         assert balanced(balance.factors({"align": 1.0, "image": 0.0, "face": 1.0}), {"image": 0.0})["image"] == 0
@@ -37,7 +37,7 @@ def test_a_term_that_wakes_up_is_not_blown_up():
 
 @pytest.mark.parametrize("rounding", [0.0, 1e-12, 1e-7])
 def test_rounding_is_not_brought_to_a_share(rounding):
-    """An image that is still its own reference has a gradient of rounding, which points anywhere."""
+    """The gradient of an image that equals its reference image is rounding error, with an arbitrary direction."""
     norms = {"align": 1.0, "image": rounding, "face": 0.5}
     scaled = balanced(Balance(REQUESTED).factors(norms), norms)
     assert shares_of(scaled)["image"] < 1e-3

@@ -119,7 +119,7 @@ def test_edits_of_a_model_are_lora_that_diffusers_loads_and_that_changes_what_re
 
 
 def test_uce_of_prompts_is_the_closed_form_of_their_tokens(tiny_model):
-    """From the subject's last token on, each against the same prompt with a person of each class in the subject's place."""
+    """Each token from the subject's last one on is compared with the prompt that names a person of each class instead."""
 
     def tokens(text: str, word: str) -> torch.Tensor:
         return edits._words(tiny_model, text)[edits._end(tiny_model, text, word) :]

@@ -52,7 +52,7 @@ def trainee_of(folder, kind, **changes):
 
 
 def evaluations(b, t, k=None, cold=False, halves=2):
-    """U-Net evaluations of one step under guidance; k=None: the reference. halves: 1 where soft tokens learn."""
+    """Return the U-Net evaluations of a step with guidance; k=None: the reference. halves: 1 for soft tokens."""
     once = 2 * b * t
     return 5 * once if k is None else once * (2 if cold else 1) + 2 * halves * b * k
 
@@ -219,7 +219,7 @@ def test_a_learner_goes_on_where_it_stopped(learner, tiny_config, tiny_folder, t
 
 @pytest.mark.parametrize("literal", [True, False])
 def test_a_step_of_which_nothing_is_learnt_is_not_measured(tiny_folder, literal):
-    """Of two faces each has either class with .75 under transport to halves, which is no confident label."""
+    """With two faces and equal targets, transport gives a class probability of .75, which is not confident."""
     variant = world.Variant("one", evaluations=1, literal=literal)
     assert world.run_variant(trainee_of(tiny_folder, "lora_text"), batch(4), variant, 2).terms
     with pytest.raises(FairDiffError, match=r"global_batch: found 2 pictures"):
@@ -227,7 +227,7 @@ def test_a_step_of_which_nothing_is_learnt_is_not_measured(tiny_folder, literal)
 
 
 def test_compiled_blocks_are_the_frozen_networks_and_each_is_compiled_whole(tiny_folder):
-    """In both memory formats, and the model stays as it was."""
+    """This holds in both memory formats, and the model is not changed."""
     model, torch_counts = load_model(tiny_folder), torch._dynamo.utils.counters["stats"]
     latent, guidance = torch.randn(2, *model.latent_shape), Guidance(*model.encode_pair(PROMPT), 2.0)
     for last in (False, True):

@@ -1,4 +1,4 @@
-"""The budgets of CONTRIBUTING.md: what is longer, deeper or wider is named here, and named only as long as it is."""
+"""The budgets of CONTRIBUTING.md. Exceptions are listed here, and only while they exceed a budget."""
 
 import ast
 import re
@@ -45,19 +45,19 @@ def functions(text: str) -> list[ast.FunctionDef]:
 
 
 def lines(function: ast.FunctionDef) -> int:
-    """From its first decorator to its last line."""
+    """Return the number of lines from the first decorator to the last line."""
     first = min([function.lineno, *(decorator.lineno for decorator in function.decorator_list)])
     return function.end_lineno - first + 1
 
 
 def positional(function: ast.FunctionDef) -> int:
-    """Parameters that may be given by their place, but for self and cls."""
+    """Return the number of positional parameters without self and cls."""
     names = [argument.arg for argument in function.args.posonlyargs + function.args.args]
     return len(names) - (names[:1] in (["self"], ["cls"]))
 
 
 def depth(node: ast.AST, around: int = 0) -> int:
-    """Blocks within blocks; elif is no deeper than its if, and a function within has a depth of its own."""
+    """Return the depth of nested blocks; elif is not deeper than its if, and an inner function has its own depth."""
     deepest = around
     for name, value in ast.iter_fields(node):
         some = value if isinstance(value, list) else [value]

@@ -1,4 +1,4 @@
-"""scripts/build_bank.py: pictures -> a bank that the face term takes; it goes on after a break and says what it left out."""
+"""scripts/build_bank.py: it builds a face bank from images, resumes after an interruption and lists what it left out."""
 
 import sys
 from pathlib import Path
@@ -27,7 +27,7 @@ SIDE, FACES = 64, 6  # of a rendered person in docs/images/renders.jpg; how many
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Six rendered people, two in one picture, nobody, a file that is no picture, and one that nobody asks for."""
+    """Write images of six people, one of two people, one without people, a damaged image and a text file."""
     folder = tmp_path_factory.mktemp("faces")
     with Image.open(ROOT / "docs" / "images" / "renders.jpg") as sheet:
         for i in range(FACES):

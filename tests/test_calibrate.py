@@ -1,4 +1,4 @@
-"""scripts/calibrate.py: labelled faces -> counts that the audit takes for this judge, and for no other."""
+"""scripts/calibrate.py: it counts errors on labelled faces, which the audit uses for this judge and no other."""
 
 import csv
 import json
@@ -43,7 +43,7 @@ def images() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def judged(images) -> np.ndarray:
-    """What the audit judge says of their gender, by another way than the command's."""
+    """Return the gender labels of the audit judge, computed with other functions than the command."""
     rows, boxes = find_faces(images, MTCNNDetector(input_size=64))
     assert len(rows) == FACES
     net = load_attribute_net(weights("audit_judge"))
@@ -54,7 +54,7 @@ def judged(images) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def folder(images, judged, tmp_path_factory) -> Path:
-    """Labelled as the judge judges them but for every fourth; one face without a label, nobody, and a broken file."""
+    """Write faces whose labels agree with the judge except every fourth; one has no label, one no face, one is damaged."""
     folder = tmp_path_factory.mktemp("faces")
     labels = [CLASSES[k if i % 4 else 1 - k] for i, k in enumerate(judged)]
     rows = [("image", "gender")]
@@ -130,7 +130,7 @@ def test_another_judge_or_other_crops_refuse_it_in_one_line(folder, tmp_path, ca
 
 
 def test_judges_of_others_have_theirs_beside_them(folder, tmp_path, capsys):
-    """Hugging Face and zero-shot: with another attribute beside it the judge is the same, with other words it is not."""
+    """The counts of a zero-shot judge also hold with a further attribute, but not with other words."""
     folders = {kind: tmp_path / kind for kind in ("hf", "open_clip")}
     for place in folders.values():
         place.mkdir()

@@ -1,4 +1,4 @@
-"""The model card says what audit.json says, and the hub can read it."""
+"""The model card shows the numbers of audit.json, and the hub can read it."""
 
 from functools import cache
 
@@ -81,7 +81,7 @@ def test_a_folder_is_no_name_on_the_hub(tmp_path, monkeypatch):
 
 
 def test_what_only_plain_diffusers_loads_is_loaded_so(tmp_path):
-    """And with the size and the clip skip of the audit."""
+    """The code also sets the size and the clip skip of the audit."""
     assert "fairdiff.load_adapter" in card() and "fairdiff.load_adapter" in card(pipeline="StableDiffusionXLPipeline")
     flux = card(pipeline="FluxPipeline", scheduler="FlowMatchEulerDiscreteScheduler")
     assert "fairdiff" not in flux.split("## How to load")[1].split("##")[0] and 'pipe.load_lora_weights(".")' in flux

@@ -1,4 +1,4 @@
-"""A checkpoint that is damaged costs ten steps and never a run; what it holds is checked before any of it is taken."""
+"""A damaged checkpoint costs ten steps and never a run; its content is checked before any of it is used."""
 
 import copy
 import io
@@ -14,7 +14,7 @@ from fairdiff.training.validation import Best
 
 
 def learner(steps: int) -> tuple[list, dict]:
-    """Two parameters and everything that learns or remembers, after some steps."""
+    """Return two parameters and all objects with state, after some steps."""
     generator = torch.Generator().manual_seed(1)
     parameters = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in ((3, 2), (1, 4))]
     optimizer = torch.optim.AdamW(parameters, 0.1)
@@ -32,7 +32,7 @@ def learner(steps: int) -> tuple[list, dict]:
 
 
 def content(tree) -> object:
-    """States as plain values, to compare bit by bit."""
+    """Return the states as plain values, to compare them bit by bit."""
     if isinstance(tree, torch.Tensor):
         return tree.tolist()
     if isinstance(tree, list):
@@ -61,7 +61,7 @@ def rewrite(path, change) -> None:
 
 
 def put(*path, value):
-    """A change of the state: the value at a path of keys."""
+    """Return a function that sets the value at a path of keys in the state."""
 
     def change(state):
         for key in path[:-1]:
@@ -127,7 +127,7 @@ def saved(value) -> bytes:
 
 
 def damage(path, name) -> str:
-    """Damage a checkpoint; what must be said of it."""
+    """Damage a checkpoint, and return the words that the error must contain."""
     if name in CUTS:
         path.write_bytes(CUTS[name](path.read_bytes()))
         return "is no checkpoint" if name == "no table" else "cannot be read ("

@@ -1,4 +1,4 @@
-"""Command lines: those of the README are understood, and a sweep puts each run where the same run lands by itself."""
+"""Command lines: those of the README are valid, and a run of a sweep has the same folder as the run alone."""
 
 import io
 import os
@@ -25,7 +25,7 @@ COMMANDS = [line for line in LINES if re.match(r"python (train|scripts/audit)\.p
 
 
 def folders(name: str, overrides: list[str], monkeypatch) -> list[str]:
-    """Where the runs of one command line land."""
+    """Return the folders of the runs of one command line."""
     found = []
     monkeypatch.setattr(sys, "argv", ["x.py", *overrides])
     main(lambda config, folder: found.append(folder.relative_to(folder.cwd()).as_posix()), name)()
@@ -79,7 +79,7 @@ def test_a_folder_is_named_by_what_is_set(monkeypatch, tmp_path):
     ],
 )  # fmt: skip
 def test_what_leaves_the_training_as_it_is_has_its_folder(other, monkeypatch, tmp_path):
-    """So that another audit of it, or its memory, trains nothing again."""
+    """So another audit, or another memory setting, does not train again."""
     here = {"monkeypatch": monkeypatch, "tmp_path": tmp_path}
     assert lands(other, "adapter.rank=2", **here) == RANK_2
     assert lands(other, **here) == "outputs/gender/default/seed0"
@@ -114,7 +114,7 @@ def test_more_steps_go_on_in_the_same_folder_where_they_can(overrides, same, mon
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
 def test_every_terminal_takes_what_is_printed(encoding, tmp_path, monkeypatch):
-    """A whole run ended in a traceback at its table."""
+    """Printing the table once ended a whole run with a traceback."""
     out = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
 
     def show(config, folder):
@@ -132,7 +132,7 @@ def test_every_terminal_takes_what_is_printed(encoding, tmp_path, monkeypatch):
 
 
 def test_an_argument_that_is_no_text_here_is_one_line(tmp_path, monkeypatch, capsys):
-    """As every accent is in a C locale without Python's UTF-8 mode."""
+    """Every accent is invalid in a C locale without Python's UTF-8 mode."""
     stray = "prompts.template='une {} à côté'".encode().decode("ascii", "surrogateescape")
     monkeypatch.setattr(sys, "argv", ["train.py", stray, f"hydra.run.dir={tmp_path / 'run'}"])
     with pytest.raises(SystemExit) as exit_info:
@@ -148,7 +148,7 @@ def test_values_that_look_alike_in_a_folders_name_have_their_own(key, monkeypatc
 
 
 def given(name: str, arguments: list[str], monkeypatch) -> list[tuple]:
-    """(configuration, folder below the working directory) of the runs of a command line."""
+    """Return (configuration, folder below the working directory) of each run of a command line."""
     found = []
     monkeypatch.setattr(sys, "argv", ["x.py", *arguments])
     main(lambda config, folder: found.append((config, folder.relative_to(folder.cwd()).as_posix())), name)()
@@ -156,7 +156,7 @@ def given(name: str, arguments: list[str], monkeypatch) -> list[tuple]:
 
 
 def refused(arguments: list[str], monkeypatch, capsys) -> str:
-    """The only line of a command that runs nothing."""
+    """Return the only line of output of a command that is refused."""
     with pytest.raises(SystemExit) as stop:
         given("config", arguments, monkeypatch)
     (line,) = capsys.readouterr().err.splitlines()
@@ -176,7 +176,7 @@ SAVED = [
 @pytest.mark.parametrize("option", ["rerun", "--config-path"])
 @pytest.mark.parametrize("overrides", SAVED, ids=" ".join)
 def test_a_saved_configuration_runs_again_as_it_was(overrides, option, tmp_path, monkeypatch):
-    """In a folder of its own, and resumed when repeated."""
+    """The run has its own folder, and is resumed if the command is repeated."""
     monkeypatch.chdir(tmp_path)
     config = composed(*overrides)
     run.begin(tmp_path / "old", asdict(config), "a")
@@ -240,7 +240,7 @@ def test_a_saved_configuration_in_ones_own_folder_is_not_read_in_silence(tmp_pat
 
 @pytest.mark.slow
 def test_a_sweep_runs_what_it_can_and_names_the_rest_at_the_end(tmp_path, monkeypatch, capsys):
-    """Values that do not compose, values that break a law, runs that fail."""
+    """Some values do not compose, some are invalid, and some runs fail."""
     monkeypatch.chdir(tmp_path)
     done = []
 

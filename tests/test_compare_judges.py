@@ -1,4 +1,4 @@
-"""Before training the two judges are compared: swapped labels are one line, and the comparison leaves no trace."""
+"""The two judges are compared before training: swapped labels give a one-line error, and training is not changed."""
 
 import shutil
 
@@ -19,7 +19,7 @@ from fairdiff.training.judges import compare_judges
 
 
 def renamed(folder, order) -> str:
-    """The embedded training judge, whose outputs (female, male, then four races) come in another order."""
+    """Write the embedded training judge with its outputs (female, male, then four races) in another order."""
     shutil.copytree(weights("judge"), folder)
     rows = [*order, *range(len(order), 8)]
     for key in ("trunk.fc.weight", "trunk.fc.bias"):
@@ -28,7 +28,7 @@ def renamed(folder, order) -> str:
 
 
 def judges(*overrides):
-    """The trainee, the audit judge and the prompts of a command."""
+    """Return the trainee, the audit judge and the prompts of a command."""
     config = composed("cache=null", *overrides)
     plan, model = make_plan(config), builder.build_model(config)
     perception = builder.build_perception(config, plan)
@@ -79,7 +79,7 @@ def test_a_detector_that_finds_nobody_says_so(tiny_model):
 
 
 def test_each_judge_sees_crops_of_its_own_and_says_so(tmp_path):
-    """Training and audit share none; where a judge has none of its own it is the detector's, and nothing else changes."""
+    """Each judge may have its own crop, by default the detector's. The audit's crop does not change the training key."""
 
     model = builder.build_model(composed())  # which no setting of judges changes
 

@@ -1,4 +1,4 @@
-"""The committed digits of before and after the code was moved into rooms are the same (scripts/digits.py)."""
+"""The committed digits from before and after the code was split into packages are equal (scripts/digits.py)."""
 
 import json
 import sys

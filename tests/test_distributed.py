@@ -1,4 +1,4 @@
-"""Laws of several processes: the step of one, whatever their number; together they refuse, stop and go on."""
+"""Several processes compute the same step as one, whatever their number, and refuse, stop and resume together."""
 
 import os
 import signal
@@ -55,7 +55,7 @@ def test_exchanges_give_all_the_same(tmp_path):
 
 
 def trainee_of(folder: Path, world: World = ALONE, **changes):
-    """With all that must not depend on who has an image: K of T, a share of reference images, balance, two attributes."""
+    """Return a trainee with all features that must not depend on the process: K of T steps, reference share, balance."""
     trainee = make_trainee(load_model(folder), "lora_both", attributes=("gender", "race"), evaluations=2, **changes)
     for p in trainee.adapter.parameters():
         p.data.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(5)))
@@ -70,7 +70,7 @@ def batch():
 
 
 def one_step(trainee) -> dict:
-    """The noise, the labels and the gradient of a step, of this process's images or of all."""
+    """Return the noise and the labels of this process's images, and the summed gradient of a step."""
     rollout = sample_batch(trainee, batch())
     _, part, _ = label_batch(trainee, batch(), rollout.trajectory.final)
     result = training_step(trainee, batch())
@@ -97,7 +97,7 @@ def test_a_step_is_the_same_for_any_number_of_processes_and_any_micro_batch(size
 
 
 def test_a_process_whose_images_have_no_gradient_takes_part_with_zeros(tiny_folder, tmp_path):
-    """Its all-reduce has as many tensors as that of the others: the sum is the gradient of one process."""
+    """Its all-reduce has as many tensors as that of the others, so the sum is the gradient of one process."""
 
     def task(world):
         trainee = trainee_of(tiny_folder, world)
@@ -120,7 +120,7 @@ def flat(table: dict) -> dict:
 
 
 def trained(folder: Path, out: Path, steps: int, world: World = ALONE) -> torch.Tensor:
-    """The parameters after so many steps of a run in `out`; a validation at the second."""
+    """Return the parameters after so many steps of a run in `out`, with a validation at the second."""
     trainee = trainee_of(folder, world)
     watch = Validation(2, PROMPTS, 6, 3, -1.0, None)
     plan = Schedule(
@@ -210,7 +210,7 @@ def settings(tiny_folder, tmp_path_factory):
 
 
 def command(settings, folder, name="train", disturb=lambda rank: None):
-    """A task for `start`: the command as a launcher begins it, with a checkpoint after every step."""
+    """Return a task for `start` that runs the command as a launcher does, with a checkpoint after every step."""
 
     def child(rank):
         trainer.CHECKPOINT_EVERY = 1
@@ -227,7 +227,7 @@ def run(size, tmp_path, task):
 
 
 def left(folder: Path) -> dict:
-    """What a run leaves, by file, but for its seconds."""
+    """Return the output of a run by file, with its times set to 0."""
     files = [p for part in ("adapter", "audits") for p in sorted((folder / part).rglob("*")) if p.is_file()]
     found = {
         p.relative_to(folder).as_posix(): {k: t.tolist() for k, t in load_file(p).items()}
@@ -240,7 +240,7 @@ def left(folder: Path) -> dict:
 
 @pytest.fixture(scope="module")
 def undisturbed(settings, tmp_path_factory):
-    """What a run of two processes leaves."""
+    """Return the output of an uninterrupted run of two processes."""
     folder = tmp_path_factory.mktemp("undisturbed")
     finish(settings, folder, folder / "run")
     return left(folder / "run")

@@ -1,4 +1,4 @@
-"""The pages hold: every command composes into a plan, every link leads somewhere, reference pages say what the code has."""
+"""The pages are correct: commands compose into plans, links have targets, and reference pages match the code."""
 
 import re
 import shlex
@@ -35,7 +35,7 @@ FILE = re.compile(r'^```\w+ title="([^"]+)"\n(.*?)^```', re.M | re.S)  # a file 
 
 
 def commands(text: str) -> list[str]:
-    """Commands that train or audit: indented lines, and code in a sentence."""
+    """Return the commands that train or audit, from indented lines and from code in sentences."""
     lines = [line.strip() for line in text.splitlines() if line.startswith("    ")]
     spans = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", FENCE.sub("", text))]
     alone = [LAUNCHER.sub("python ", code) for code in [*lines, *spans]]
@@ -65,7 +65,7 @@ def test_every_command_composes_and_its_prompts_and_targets_are_there(page, comm
 
 
 def test_the_pages_have_commands_and_files():
-    """Of every kind, so that the test above sees them."""
+    """The pages have commands of every kind, so that the test above checks something."""
     assert len(COMMANDS) > 40 and {START.match(command)[0] for _, command in COMMANDS} == set(MAINS)
     files = {file for page in PAGES for file, _ in FILE.findall(page.read_text("utf-8"))}
     assert {"joint.csv", "train.txt", "own/attribute/glasses.yaml"} <= files
@@ -86,7 +86,7 @@ def test_every_link_and_script_exists(page):
 
 
 def anchors(page: Path) -> set[str]:
-    """What the headings of a page are called in links."""
+    """Return the link anchors of the headings of a page."""
     titles = re.findall(r"^#+ (.+)$", FENCE.sub("", page.read_text("utf-8")), re.M)
     return {re.sub(r"[\s]+", "-", re.sub(r"[^\w\s-]", "", title).strip().lower()) for title in titles}
 
@@ -102,7 +102,7 @@ def test_the_configuration_page_is_what_the_schemas_say():
 
 
 def test_every_key_and_choice_says_what_it_is():
-    """No key without a meaning, no choice whose file does not begin with a sentence about it."""
+    """Every key has an explanation, and the file of every choice begins with a sentence about it."""
     rows = [line.split(" | ") for line in reference.page().splitlines() if line.startswith("| `") or line.startswith("| **`")]
     assert len(rows) > 100 and not [row[0] for row in rows if len(row[-1].strip(" |")) < 10]
     texts = {path.name: path.read_text("utf-8") for path in Path(reference.CONF).glob("*/*.yaml")}

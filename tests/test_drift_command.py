@@ -1,4 +1,4 @@
-"""scripts/drift.py on a tiny model: what its arms are, and the whole command, interrupted, gone on with, in two processes."""
+"""scripts/drift.py on a tiny model: its arms, and the whole command, interrupted, resumed and in two processes."""
 
 import json
 import sys
@@ -43,7 +43,7 @@ def settings(tiny_folder, tmp_path_factory) -> list[str]:
 
 
 def images(method, settings: list[str], folder: Path) -> dict[str, torch.Tensor]:
-    """Of a method's models, from one noise."""
+    """Return the images of the models of a method, from one noise."""
     config, model = composed(*settings), load_model(settings[0].partition("=")[2])
     folder.mkdir()
     at = method.begin(config, make_plan(config), model, folder)
@@ -159,7 +159,7 @@ def test_the_command_goes_on_and_gives_the_same_numbers_in_two_processes(
 
 
 def record() -> dict:
-    """Six prompts: the gain is .5 everywhere, and half of it is lost after 30 steps in every one."""
+    """Return a record of six prompts with a gain of .5, half of which is lost after 30 steps."""
     rates = {"asked for": [1.0, 0.5], "people": [0.0, 0.125]}
     semantics = {"mean": 0.9, "ci95": [0.8, 1.0]}
 

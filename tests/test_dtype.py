@@ -55,7 +55,7 @@ def test_a_step_in_float16_has_about_the_same_gradient_in_float32(tiny_folder, k
 
 @pytest.mark.parametrize("size,gain", [(1.0, 1.0), (1e-9, 1.0), (1e9, 1.0), (1.0, 5e5)])
 def test_the_replay_in_float16_loses_neither_small_gradients_nor_large_ones(tiny_folder, size, gain):
-    """gain: of the last layer, at which the first scale overflows and the replay is repeated."""
+    """gain: factor of the last layer, with which the first scale overflows and the replay is repeated."""
     found = []
     for dtype in (torch.float32, torch.float16):
         model = load_model(tiny_folder)
@@ -76,7 +76,7 @@ def test_the_replay_in_float16_loses_neither_small_gradients_nor_large_ones(tiny
 
 
 def test_sampling_computes_as_the_replay_does_where_less_is_held(tiny_folder):
-    """Bit for bit: no autocast over weights that have that precision already."""
+    """Sampling and replay agree bit for bit: autocast is not used for weights that already have the precision."""
     for dtype in (torch.bfloat16, torch.float16):
         model = load_model(tiny_folder)
         model.sampling_dtype = dtype
@@ -92,7 +92,7 @@ def test_sampling_computes_as_the_replay_does_where_less_is_held(tiny_folder):
 
 
 def test_judges_multiply_in_the_models_precision_and_answer_in_float32():
-    """Of the embedded ones, with a gradient of its images that is about the same."""
+    """The embedded judges have about the same outputs and image gradients in both precisions."""
     image = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     found = {}
     for dtype in ("float32", "bfloat16"):
@@ -142,7 +142,7 @@ def test_auto_is_bfloat16_only_where_the_processor_has_it(monkeypatch, able, wan
 
 
 def test_a_runs_identity_is_the_same_on_a_device_that_holds_its_weights_otherwise(monkeypatch):
-    """The files' weights and the word `auto` are in it, not what they became; what images are made with knows both."""
+    """It depends on the files and the word `auto`, not on the resulting precision; the fingerprint of the model does."""
     config, found = composed("model.dtype=auto"), []
     plan = make_plan(config)
     for fast in ("float32", "bfloat16"):
@@ -156,7 +156,7 @@ def test_a_runs_identity_is_the_same_on_a_device_that_holds_its_weights_otherwis
 
 @pytest.mark.slow
 def test_pictures_sampled_in_bfloat16_are_those_in_float32_whatever_the_batch():
-    """Of the embedded model, root mean square over an image in grey levels."""
+    """The difference is a root mean square over an image in grey levels, for the embedded model."""
     prompt, pictures = "a photo of the face of a nurse, a person", {}
     for dtype in ("float32", "bfloat16"):
         model = builder.build_model(composed(f"model.sampling_dtype={dtype}"))

@@ -145,7 +145,7 @@ def test_the_papers_experiments_have_its_settings_on_stable_diffusion(name):
 
 @pytest.mark.slow
 def test_what_a_loss_file_says_is_what_runs_with_every_adapter_and_model():
-    """How many images are compared is the model's to say."""
+    """Only the share of images with a reference image depends on the model."""
     files = {kind: OmegaConf.to_container(OmegaConf.load(Path(CONF) / "loss" / f"{kind}.yaml")) for kind in LOSSES}
     for kind in LOSSES:
         below = files["balanced"] if files[kind].pop("defaults", None) == ["balanced", "_self_"] else {}
@@ -246,7 +246,7 @@ def test_without_an_image_term_or_a_share_every_training_prompt_shows_people(own
 
 
 def test_a_file_has_its_own_prompts_without_people_or_some_of_the_worlds(tmp_path):
-    """Whatever their family: the column `people` tells them apart."""
+    """The column `people` distinguishes them, whatever their family."""
     file = tmp_path / "own.csv"
     more = "".join(f"a photo of a baker of {n} cakes,occupation,\n" for n in range(44))
     file.write_text("prompt,family,people\na photo of a baker,occupation,yes\na photo of a red teapot,pots,No\n" + more)
@@ -321,7 +321,7 @@ def test_trigger_words_are_audited_beside_other_families_and_never_trained_on():
 
 
 def test_prompts_of_one_group_follow_those_of_others(tmp_path):
-    """A file says itself which of its prompts show the same people."""
+    """The column `group` of a file marks prompts that show the same people."""
     file = tmp_path / "own.csv"
     rows = "".join(f"{word} {n},{group}\n" for group, word in (("bakes", "baker"), ("", "cook")) for n in range(6))
     file.write_text("subject,group\n" + rows)
@@ -341,7 +341,7 @@ def test_repeats_are_of_a_files_families_too_and_its_audit_asks_each_once(tmp_pa
 
 
 def test_no_noise_is_met_so_often_that_few_pictures_are_learnt_by_heart():
-    """Images generated of a prompt over those its pool has; the paper draws every noise anew."""
+    """The ratio is the images generated for a prompt over the size of its noise pool; the paper uses every noise once."""
     for overrides in (["experiment=gender"], ["experiment=gender_race_age"], ["adapter=lora_text"], []):
         for model in ("portraits", "sd15"):
             config = configure(f"model={model}", *overrides, *(["judge.path=x"] if model == "sd15" else []))

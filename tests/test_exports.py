@@ -59,7 +59,7 @@ TEXT_XL = TEXT_2 | {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_
 
 
 def full_shape(family):
-    """Text encoders and U-Net of a released model, on no device."""
+    """Return the text encoders and the U-Net of a released model, on the meta device."""
     with torch.device("meta"):
         match family:
             case "sd15":
@@ -101,7 +101,7 @@ def test_original_names_of_the_vae_and_of_openclip_are_those_that_diffusers_conv
 
 
 def random_layers(shapes, rank=4, alpha=6.0):
-    """LoRA on all layers that it is trained on here, of the layers' full shapes."""
+    """Return random LoRA factors at full shape for all layers that are trained here."""
     generator = torch.Generator().manual_seed(0)
     return {
         module: {
@@ -118,7 +118,7 @@ def random_layers(shapes, rank=4, alpha=6.0):
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["sd15", "sd21", "sdxl"])
 def test_kohya_names_of_the_released_models_are_those_that_diffusers_reads_back(family, tmp_path):
-    """At full shape: its factors and its alpha of every layer of the text encoders and the U-Net, and nothing besides."""
+    """At full shape, diffusers reads the factors and alpha of every layer of text encoders and U-Net, and nothing else."""
     modules = full_shape(family)
     shapes = shapes_of(modules)
     layers, names = random_layers(shapes), kohya_names(shapes)
@@ -150,7 +150,7 @@ def test_kohya_names_of_the_released_models_are_those_that_diffusers_reads_back(
 
 
 def in_peft(state):
-    """A state dict of diffusers' loader under peft's names, as its loaders of the parts convert it."""
+    """Rename a state dict of diffusers' loader to peft's names, as its loaders of the components do."""
     found = {}
     for module in ("text_encoder", "text_encoder_2", "unet"):
         part = {k.removeprefix(f"{module}."): v for k, v in state.items() if k.startswith(f"{module}.")}
@@ -181,7 +181,7 @@ def test_what_factors_add_is_what_peft_adds_to_a_layer_of_full_shape(layer):
 
 @pytest.fixture
 def saved(tiny_folder, tmp_path):
-    """A LoRA of rank 4 and alpha 8 on everything, in its folder with adapter.json, and its image."""
+    """Save a LoRA of rank 4 and alpha 8 on all layers with adapter.json; return its folder, the model and the adapter."""
     model = load_model(tiny_folder)
     adapter = make(model, "lora_both")
     folder = tmp_path / "adapter"
@@ -204,7 +204,7 @@ def plain_picture(pipeline, prompt=PROMPT):
 
 
 def test_every_format_of_a_lora_paints_in_plain_diffusers_what_it_paints_here(saved, tiny_folder, tmp_path):
-    """alpha is twice the rank: a format that lost it would add half."""
+    """alpha is twice the rank, so a format that loses it would add half."""
     folder, model, adapter = saved
     ours = picture(model, adapter)
     adapter.rescale(0.5)
@@ -229,7 +229,7 @@ def test_every_format_of_a_lora_paints_in_plain_diffusers_what_it_paints_here(sa
 
 
 def from_one_file(file, folder, kind=StableDiffusionPipeline):
-    """What plain diffusers makes of a single file, with the scheduler and the tokenizers that it does not hold."""
+    """Load a single file in plain diffusers, with the scheduler and the tokenizers, which the file lacks."""
     more = {"safety_checker": None} if kind is StableDiffusionPipeline else {"add_watermarker": False}
     pipeline = kind.from_single_file(file, config=str(folder), local_files_only=True, **more)
     pipeline.set_progress_bar_config(disable=True)
@@ -238,7 +238,7 @@ def from_one_file(file, folder, kind=StableDiffusionPipeline):
 
 
 def test_a_model_with_openclips_text_encoder_is_one_file_in_its_layout(tiny_folder, tmp_path):
-    """As Stable Diffusion 2.x has it: a plain GELU, and queries, keys and values in one matrix."""
+    """Stable Diffusion 2.x has a plain GELU, and queries, keys and values in one matrix."""
     folder = with_json(tiny_folder, tmp_path / "model", "text_encoder/config.json", hidden_act="gelu")
     model = load_model(folder)
     adapter = make(model, "lora_both")

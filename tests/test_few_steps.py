@@ -32,7 +32,7 @@ TURBO = EulerAncestralDiscreteScheduler(**BETAS, timestep_spacing="trailing")
 
 @pytest.fixture(scope="module")
 def lcm_folder(tiny_folder, tmp_path_factory):
-    """As SimianLuo/LCM_Dreamshaper_v7: its own pipeline and scheduler, and a U-Net that reads the guidance scale."""
+    """Write a model like SimianLuo/LCM_Dreamshaper_v7: its pipeline, scheduler, and a U-Net that reads the guidance scale."""
     torch.manual_seed(2)
     config = UNet2DConditionModel.load_config(tiny_folder / "unet") | {"time_cond_proj_dim": 9}
     to = tmp_path_factory.mktemp("lcm")
@@ -56,7 +56,7 @@ def plain(kind, folder):
 
 
 def generate(pipeline, noise, steps, guidance):
-    """Plain diffusers from the same noise, all of it."""
+    """Generate in plain diffusers from the same initial and added noise."""
     return pipeline(
         [PROMPT] * len(noise), guidance_scale=guidance, num_inference_steps=steps, latents=noise, output_type="pt",
         generator=step_generators(noise),
@@ -111,7 +111,7 @@ def test_factorised_gradient_equals_literal_autograd(lcm_folder, turbo_folder, w
 
 @pytest.mark.parametrize("solver", [LCMScheduler(**BETAS), TURBO])
 def test_final_latent_is_linear_in_the_predictions_for_any_added_noise(solver):
-    """The boundary condition's c_skip and c_out of a consistency model are in the coefficients."""
+    """The coefficients include c_skip and c_out of a consistency model's boundary condition."""
     solver, steps = copy.deepcopy(solver), 5
     coefficients = solver_coefficients(solver, steps)
     y = torch.randn(steps, 1, 1, 2, 2, generator=torch.Generator().manual_seed(0))

@@ -44,7 +44,7 @@ def test_replaces_and_keeps_the_suffix_for_writers(tmp_path):
 
 
 def test_two_writers_of_one_file_do_not_meet(tmp_path):
-    """Whatever their process ids: those of two containers or machines on one disk may be the same."""
+    """Two containers or machines that share a disk may have the same process id."""
     target = tmp_path / "a.npz"
     with atomic_path(target) as one, atomic_path(target) as other:
         one.write_text("one")
@@ -66,7 +66,7 @@ def test_a_folder_takes_the_place_of_the_old_one_whole(tmp_path):
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="where Linux says which file a number is")
 @pytest.mark.parametrize("kind", ["file", "folder"])
 def test_what_has_its_name_has_been_synchronised_before_and_the_name_after(kind, tmp_path, monkeypatch):
-    """So that a loss of power leaves the old content or the new one, never a name without its content."""
+    """So a power failure leaves the old or the new content, never a name without content."""
     order, fsync, replace = [], os.fsync, os.replace
 
     def path_of(handle: int) -> Path:
@@ -115,7 +115,7 @@ def test_a_full_disk_is_one_line_and_leaves_what_was_there(writer, room, tmp_pat
 
 
 def test_a_disk_that_is_only_found_full_when_it_synchronises(tmp_path, monkeypatch):
-    """As network disks and those that allocate late do."""
+    """Network disks and disks with late allocation report it only then."""
     write_text(tmp_path / "a", "old")
 
     def full(handle):

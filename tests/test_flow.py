@@ -59,7 +59,7 @@ def plain(name, folder):
 
 
 def generate(pipeline, noise, guidance, **more):
-    """Plain diffusers from the same noise, which FLUX's pipeline takes packed."""
+    """Generate in plain diffusers from the same noise, which is packed for FLUX's pipeline."""
     if isinstance(pipeline, FluxPipeline):
         noise, more = FluxPipeline._pack_latents(noise, *noise.shape), more | {"height": 16, "width": 16}
     return pipeline(
@@ -80,7 +80,7 @@ def lora(model, kind, perturb=True):
 
 
 def reached(module: str, name: str) -> bool:
-    """Whether images depend on a factor: what the last block of Stable Diffusion 3 asks of its words is dropped."""
+    """Return whether images depend on a factor; the text queries of the last block of Stable Diffusion 3 are not used."""
     return not (module == "transformer" and name.startswith("transformer_blocks.1.attn.add_q_proj"))
 
 
@@ -96,7 +96,7 @@ def test_pictures_are_those_of_the_plain_pipeline(folders, name, guidance):
 
 @pytest.mark.parametrize("name", ["sd3", "without_t5"])
 def test_embeddings_are_the_plain_pipelines_to_the_bit(folders, name):
-    """Zeros stand where T5's words would without it, behind those of the CLIPs."""
+    """Without T5, zeros replace its embeddings after those of the CLIP encoders."""
     model, pipeline = load_model(folders[name]), plain(name, folders[name])
     with torch.no_grad():
         ours = split_row(model.encode(PROMPT))
@@ -147,7 +147,7 @@ def test_plain_diffusers_loads_the_adapter_and_paints_the_same_picture(folders, 
 
 @pytest.mark.parametrize("name", ["sd3", "without_t5", "flux"])
 def test_a_file_is_an_adapter_and_merged_weights_are_a_model_of_plain_diffusers(folders, tmp_path, name):
-    """On everything that LoRA is on here; half of it as another file, and in the weights of a folder."""
+    """The LoRA is on all supported layers. At scale .5 it is also exported as a file and merged into a model folder."""
     model = load_model(folders[name])
     adapter = lora(model, "lora_both")
     adapter.save(tmp_path)
@@ -250,7 +250,7 @@ def test_the_gradient_of_a_flow():
 @pytest.mark.parametrize("options", [{"shift": 3.0}, {"shift": 1.0}, {"use_dynamic_shifting": True},
                                      {"use_dynamic_shifting": True, "time_shift_type": "linear"}])  # fmt: skip
 def test_reference_weights_invert_how_fast_the_noise_level_changes(options):
-    """As the released code's do; between levels that are even before the shift they come close to equal ones."""
+    """As in the released code, they are inverse; for levels that are equally spaced before the shift, all are about equal."""
     solver = flow("trailing", tokens=1024, **options)
     weights, c = gradient_weights("reference", solver, 50), solver_coefficients(solver, 50)
     assert (weights / c).log().mean().item() == pytest.approx(0, abs=1e-4)
@@ -331,7 +331,7 @@ def test_train_py_trains_audits_and_saves_what_the_plain_pipeline_loads(folders,
 
 
 def test_the_shapes_of_the_released_models_fit():
-    """Two of each kind of block of FLUX.1-dev and stable-diffusion-3.5-medium (transformer/config.json), on no device."""
+    """Two blocks of each kind of FLUX.1-dev and stable-diffusion-3.5-medium (transformer/config.json), on the meta device."""
     with torch.device("meta"):
         dev = FluxTransformer2DModel(guidance_embeds=True, num_layers=2, num_single_layers=2)
         medium = SD3Transformer2DModel(

@@ -186,7 +186,7 @@ def test_a_file_that_fits_in_part_is_one_line(folder, tmp_path, wrong):
 
 
 def test_factors_of_nothing_but_zeros_are_kept(folder):
-    """A new LoRA, whose B is zeros: each layer has A, so that it can be trained."""
+    """A new LoRA has B = 0, and keeps A of each layer, so that it can be trained."""
     shapes = shapes_in(folder)["transformer"]
     name = "double_blocks.0.img_attn.qkv"
     found = apart(name, Factors(torch.ones(2, 16), torch.zeros(48, 2), 4.0), shapes)

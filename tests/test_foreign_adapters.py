@@ -1,4 +1,4 @@
-"""Adapters of other tools as what is audited or trained on: W + Σ scale (alpha/r) B A on whatever layers, or an error."""
+"""Adapters of other tools can be audited or trained further: W + Σ scale (alpha/r) B A on any layers, or an error."""
 
 import json
 import re
@@ -52,7 +52,7 @@ def factors(shapes, seed=0):
 
 
 def kohya_file(path, model, seed=0):
-    """A file as kohya's scripts write it, alphas as whole numbers where they are, and what is in it."""
+    """Write a file like kohya's scripts, with integer alphas where possible, and return its factors."""
     shapes = shapes_of(modules_of(model))
     names, layers, state = kohya_names(shapes), factors(shapes, seed), {}
     for module, part in layers.items():
@@ -65,7 +65,7 @@ def kohya_file(path, model, seed=0):
 
 
 def folded(model, *files):
-    """The oracle: scale times what each file adds, in the weights of a model without any adapter."""
+    """Return the model with scale times the update of each file added to its weights, as the expected result."""
     for layers, scale in files:
         for name, part in layers.items():
             inner = {n.removeprefix(TEXT_ROOT): m for n, m in modules_of(model)[name].named_modules()}
@@ -118,7 +118,7 @@ def test_several_files_add_up_each_with_its_scale(tiny_folder, file, tmp_path):
 
 
 def test_a_file_of_diffusers_with_patterns_adds_what_plain_diffusers_adds(tiny_folder, tmp_path):
-    """Ranks and alphas of patterns; and rank-stabilised, where the scale is alpha / √r."""
+    """The file has patterns of ranks and alphas, also rank-stabilised, with the scale alpha / √r."""
     for extra in ({}, {"use_rslora": True}):
         model, given = load_model(tiny_folder), {}
         for name, module in modules_of(model).items():
@@ -248,7 +248,7 @@ def test_textual_inversions_stand_one_after_the_other_each_with_its_scale(tiny_f
 
 
 def peft_folder(folder, module, state, **settings):
-    """As `PeftModel.save_pretrained` writes one module's LoRA."""
+    """Write one module's LoRA like `PeftModel.save_pretrained`."""
     folder.mkdir()
     save_file({f"base_model.model.{key}": value for key, value in state.items()}, folder / "adapter_model.safetensors")
     (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 8} | settings))
@@ -258,7 +258,7 @@ def peft_folder(folder, module, state, **settings):
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft asks transformers for it
 @pytest.mark.parametrize("module", ["text_encoder", "unet"])
 def test_lora_that_peft_itself_saved_adds_what_peft_adds(tiny_folder, tmp_path, module):
-    """Its file names no module, and its alpha stands in another file."""
+    """Its file does not name the module, and another file has its alpha."""
     model, other = load_model(tiny_folder), load_model(tiny_folder)
     base = modules_of(model)[module]
     targets = ["to_k", "proj_in"] if module == "unet" else ["q_proj", "fc1"]
@@ -375,7 +375,7 @@ def test_a_missing_file_is_one_line():
 
 
 def test_in_half_precision_factors_stay_float32_and_off_is_the_frozen_model(tiny_folder, file):
-    """Of convolutions too, which peft would hold as the layer beneath."""
+    """This includes convolutions, whose factors peft would keep in the precision of the base layer."""
     path, _ = file
     models = [load_model(tiny_folder) for _ in range(3)]
     for model in models[:2]:

@@ -1,4 +1,4 @@
-"""The frontier: quotas and thresholds against brute force, curves against mixtures that were really made."""
+"""The frontier: quotas and thresholds are compared with brute force, curves with real mixtures of images."""
 
 from itertools import product
 
@@ -34,7 +34,7 @@ def test_a_quota_without_a_constraint_keeps_all_and_one_without_a_class_none():
 
 
 def test_what_a_judge_has_chosen_is_as_fair_as_its_errors_let_it_be():
-    """Against images with known classes: the judge finds parity, the truth is off by what Bayes' rule says."""
+    """If the judge finds parity, the true shares of images with known classes follow from Bayes' rule."""
     C, p, rng = np.array([[0.9, 0.1], [0.25, 0.75]]), np.array([0.2, 0.8]), np.random.default_rng(0)
     true = rng.choice(2, size=400_000, p=p)
     said = (rng.random(len(true)) < C[true, 1]).astype(int)
@@ -47,7 +47,7 @@ def test_what_a_judge_has_chosen_is_as_fair_as_its_errors_let_it_be():
 
 
 def records(women: dict[str, list[int]], dino: dict[str, float], images: int = 20) -> pd.DataFrame:
-    """So many women among the images of each prompt by each model."""
+    """Return records with the given number of women among the images of each prompt and model."""
     rows = []
     for model, counts in women.items():
         for prompt, count in enumerate(counts):
@@ -75,7 +75,7 @@ def test_outcomes_are_counted_by_prompt_without_missing_faces():
 
 
 def test_a_mixture_is_no_worse_than_the_line_between_its_ends():
-    """What the hull promises is reached: images that are really mixed at random have at most the line's bias."""
+    """The hull is attainable: randomly mixed images have at most the bias of the line."""
     rng, n = np.random.default_rng(0), 200_000
     for one, other in (((0.9, 0.1), (0.2, 0.8)), ((0.7, 0.3), (0.55, 0.45)), ((0.9, 0.1), (0.5, 0.5))):
         ends = [rng.choice(2, size=n, p=p) for p in (one, other)]
@@ -119,7 +119,7 @@ def test_equal_curves_differ_by_nothing_in_every_resample():
 
 
 def labelled(seed: int = 0) -> dict:
-    """Two small groups of which one has noisier scores."""
+    """Return ROC curves of two small groups, one of which has noisier scores."""
     rng, groups = np.random.default_rng(seed), {}
     for name, noise, n in (("a", 0.2, 7), ("b", 0.7, 6)):
         label = np.array([0, 1] * n)[:n]

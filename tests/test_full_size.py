@@ -72,7 +72,7 @@ def model() -> DiffusionModel:
 
 
 def sums(model: DiffusionModel) -> list[float]:
-    """One number a frozen tensor: what a change of it would alter."""
+    """Return the sum of each frozen tensor, to detect changes."""
     modules = (model.text_encoder, model.unet, model.vae)
     return [float(p.detach().sum()) for m in modules for n, p in m.named_parameters() if ".lora_" not in n]
 

@@ -1,4 +1,4 @@
-"""fairdiff.audit of functions and of pipelines that are handed no latents: what they return is what is measured."""
+"""fairdiff.audit of functions and of pipelines without latents: their own images are measured."""
 
 import functools
 from pathlib import Path
@@ -91,7 +91,7 @@ def shown() -> dict[str, np.ndarray]:
 
 
 class Stored:
-    """Portraits' pictures of the prompts, the number of each chosen by its seed; keeps what it was asked."""
+    """A function that returns stored images of the prompts, chosen by the seed, and records its calls."""
 
     def __init__(self, shown, shift=0):
         self.shown, self.shift, self.asked = shown, shift, []

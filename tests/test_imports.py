@@ -1,4 +1,4 @@
-"""The arrows of the house: who may import whom, read off the source with ast."""
+"""Allowed imports between packages, checked in the source with ast."""
 
 import ast
 from pathlib import Path
@@ -91,7 +91,7 @@ def test_the_test_sees_the_house():
 
 
 def text_without_encoding(path: Path) -> list[int]:
-    """Lines that read or write text in the encoding of whoever's machine it is."""
+    """Return the lines that read or write text in the default encoding of the machine."""
     found = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if not isinstance(node, ast.Call) or any(keyword.arg == "encoding" for keyword in node.keywords):

@@ -23,7 +23,7 @@ from harness.noisy_judges import KINDS, flipped  # noqa: E402
 
 @pytest.fixture(scope="module")
 def labels() -> dict[str, np.ndarray]:
-    """Of 3000 faces, a sixth of them in the smaller group."""
+    """Return the labels of 3000 faces, a sixth of which are in the smaller group."""
     rng = np.random.default_rng(0)
     return {"gender": rng.integers(0, 2, 3000), "race": rng.choice(4, 3000, p=[0.4, 1 / 6, 0.2, 0.4 - 1 / 6])}
 
@@ -45,7 +45,7 @@ def test_exactly_the_share_is_flipped_where_the_kind_says_and_more_noise_keeps_w
 
 
 def cell(before: list[float], after: list[float], **more: object) -> dict:
-    """What a record keeps of one training."""
+    """Return the record of one training."""
     race = {"before": [0.5, 0.4, 0.6], "after": [0.52, 0.4, 0.61]}
     right = {"all": [95, 100], "Black": [15, 17], "other races": [80, 83], "female": [48, 50], "male": [47, 50]}
     rates = {"before": [0.02, 0.01, 0.04], "after": [0.05, 0.03, 0.08]}
@@ -67,7 +67,7 @@ CLEAN = [0.2, 0.3, 0.1]
 
 
 def moved(by: float, spread: float = 0.01) -> list[float]:
-    """Bias after, so much more than with the clean judge, give or take the spread."""
+    """Return the bias after, larger than with the clean judge by `by`, plus minus the spread."""
     return [value + by + d for value, d in zip(CLEAN, (-spread, 0.0, spread), strict=True)]
 
 

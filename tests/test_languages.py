@@ -1,4 +1,4 @@
-"""Other languages: the lists, their noise, the text they are measured against, and a page that takes no ignoring for fair."""
+"""Other languages: the lists, their noise, the reference text, and a page that does not call an ignored prompt fair."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""scripts/localize.py on a tiny run: the whole command, interrupted while it trains anew, and gone on with."""
+"""scripts/localize.py on a tiny run: the whole command, interrupted while it trains again, and resumed."""
 
 import json
 import shutil

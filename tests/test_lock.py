@@ -1,4 +1,4 @@
-"""One process at a time works in a run folder, and nothing that a dead one left behind keeps the next one out."""
+"""One process at a time works in a run folder, and the remains of a dead process do not block the next one."""
 
 import os
 import signal
@@ -29,7 +29,7 @@ with locked(Path(sys.argv[1])):
 
 @pytest.fixture
 def holder(tmp_path):
-    """Another process that works in tmp_path."""
+    """Start another process that holds tmp_path."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], env=environment, **pipes, text=True)
@@ -84,7 +84,7 @@ def test_a_lock_that_says_nothing_is_still_one(text, tmp_path):
 
 
 def test_one_that_waits_with_a_removed_file_open_does_not_hold_the_folder(tmp_path, monkeypatch):
-    """Between opening and locking: the holder goes, with its file, and a third one comes."""
+    """Between opening and locking, the holder ends and removes its file, and a third process starts."""
     first = locked(tmp_path)
     first.__enter__()
     opened, third = os.open, locked(tmp_path)

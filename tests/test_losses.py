@@ -1,4 +1,4 @@
-"""Laws of the losses: what is counted, what is damped, and that damping never changes a value."""
+"""Properties of the losses: which faces count, which gradients are damped, and that damping never changes a value."""
 
 import torch
 

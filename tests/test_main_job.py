@@ -47,7 +47,7 @@ def only_audit(folder: Path) -> Path:
 
 
 def contents(folder: Path) -> dict:
-    """Every file below a folder; of safetensors what they hold, for their header has no fixed order."""
+    """Return the content of every file below a folder; tensors for safetensors, whose header has no fixed order."""
     files = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
     return {
         name: {k: t.tolist() for k, t in load_file(p).items()} if p.suffix == ".safetensors" else p.read_bytes()
@@ -66,7 +66,7 @@ def finished(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def constant(tmp_path_factory):
-    """The same with a learning rate that does not fall, which more steps can go on with."""
+    """Return the folder of a run with a constant learning rate, which can continue with more steps."""
     folder = tmp_path_factory.mktemp("run") / "constant"
     before = sys.argv
     launch(folder, "optimizer.schedule=constant")
@@ -76,7 +76,7 @@ def constant(tmp_path_factory):
 
 @pytest.mark.slow
 def test_a_run_is_whole_where_the_hub_refuses_it(finished, server, capsys):  # noqa: F811
-    """What cannot be uploaded costs nothing but the upload."""
+    """A failed upload does not affect the rest of the run."""
     before, audit = contents(finished), only_audit(finished)
     server.full = True
     with pytest.raises(SystemExit) as ended:
@@ -165,7 +165,7 @@ def test_another_audit_of_the_same_training_trains_nothing_and_lies_beside_it(fi
 
 @pytest.mark.slow
 def test_more_steps_of_a_constant_rate_go_on_in_the_same_folder(constant, tmp_path):
-    """As if all of them had been requested at once, and each number of steps has an audit of its own."""
+    """The result is the same as with all steps requested at once, and each number of steps has its own audit."""
     run, whole = tmp_path / "run", tmp_path / "whole"
     shutil.copytree(constant, run)
     first = only_audit(run)
@@ -234,7 +234,7 @@ def test_the_report_is_one_file_without_requests(finished):
 
 @pytest.mark.slow
 def test_what_the_initial_words_do_is_told_from_what_training_does(tmp_path):
-    """The start is the tokens as they were: audited again without training they show the same."""
+    """The start is the model with the initial tokens; training at a rate of 1e-9 leaves its numbers unchanged."""
     words = ["adapter=soft_tokens", "adapter.initial_text='an old man'", "audit.named=null", "audit.without_people=1"]
     launch(tmp_path / "a", *words, "adapter.learning_rate=.1")
     launch(tmp_path / "b", *words, "adapter.learning_rate=1e-9")
@@ -250,7 +250,7 @@ AUDIT = [o for o in SMALL if o.startswith(("audit.", "sampler.", "cache"))]
 
 @pytest.mark.slow
 def test_an_audit_of_a_saved_adapter_says_where_it_asks_for_something_else(finished, tmp_path, capsys):
-    """The adapter was made for half and half; its numbers before and after are those of its own run's audit."""
+    """The adapter was trained for equal shares; its numbers before and after equal those of its own run's audit."""
     sys.argv = ["audit.py", *AUDIT, f"adapter.path={finished / 'adapter'}", f"hydra.run.dir={tmp_path}"]
     sys.argv += ["target.gender.female=.7", "target.gender.male=.3"]
     measure()

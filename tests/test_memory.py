@@ -1,4 +1,4 @@
-"""Memory is planned: pieces of any size give the same step, and what they need is what torch's profiler sees."""
+"""The memory plan: micro-batches of any size give the same step, and the plan agrees with torch's profiler."""
 
 from functools import partial
 
@@ -24,7 +24,7 @@ PIECES = [Pieces(1, 1, 1), Pieces(3, 2, 4, frozenset({"unet", "vae"}))]
 
 
 def step(folder, kind, pieces):
-    """Images, their latents, labels and the gradient of one step in these pieces."""
+    """Return images, latents, labels and the gradient of one step with these micro-batches."""
     model = load_model(folder)
     trainee = make_trainee(model, kind, decode_batch=pieces.decode, replay_batch=pieces.replay)
     trainee.originals.at_once = pieces.sample
@@ -69,7 +69,7 @@ def test_no_more_is_done_at_once_than_planned(tiny_folder):
 
 
 def wide_model(folder):
-    """The tiny model with networks whose activations outweigh what else a process holds: 32x32 latents."""
+    """Return the tiny model with wider networks and 32x32 latents, whose activations dominate the memory."""
     model = load_model(folder)
     torch.manual_seed(0)
     model.unet = UNet2DConditionModel(
@@ -87,7 +87,7 @@ def wide_model(folder):
 
 
 def profiled_peak(run) -> int:
-    """The most bytes that torch's CPU allocator held at one time, by its profiler: operations' own workspaces too."""
+    """Return the peak bytes of torch's CPU allocator, measured by its profiler, with workspaces of operations."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
@@ -99,7 +99,7 @@ def profiled_peak(run) -> int:
 
 
 def at_full_side(parts: Parts) -> Parts:
-    """The same parts with latents of full side, as a step has them."""
+    """Return the same parts with latents of full size, as in a step."""
 
     class Full(Parts):
         half = property(lambda self: self.model.latent_shape)
@@ -156,7 +156,7 @@ def test_the_pieces_are_the_largest_that_fit_and_all_come_from_one_number(tiny_f
 
 @pytest.mark.parametrize("make", [sd3, flux])
 def test_transformers_are_counted_at_sizes_whose_half_is_odd(make, tmp_path):
-    """24 pixels are 6 latents, and half of them are no whole number of squares."""
+    """24 pixels are 6 latents, and half of that is not a whole number of patches."""
     model = load_model(make(tmp_path))
     model.size = 24, 16
     make_trainee(model, "lora_unet")
@@ -184,7 +184,7 @@ def test_weights_are_hashed_once_a_start(monkeypatch):
 
 @pytest.mark.slow
 def test_the_embedded_model_works_in_the_pieces_of_memory_gb(monkeypatch):
-    """And without it in those of micro_batch, as it always did."""
+    """Without memory_gb, it uses micro_batch."""
     for overrides, planned in (["micro_batch=4"], False), (["memory_gb=2"], True):
         config = composed(*overrides, "cache=null", "adapter=lora_both")
         plan, model = make_plan(config), builder.build_model(config)

@@ -1,4 +1,4 @@
-"""Laws of the frozen model: how prompts are padded and encoded, and what its fingerprint knows."""
+"""Properties of the frozen model: how prompts are padded and encoded, and what its fingerprint depends on."""
 
 import hashlib
 import json
@@ -79,7 +79,7 @@ def test_a_hash_of_tensors_copies_none():
 
 
 def test_the_fingerprint_knows_the_model_and_not_where_it_lies_or_who_asks(tiny_folder, tmp_path):
-    """diffusers notes which values were defaults in an order that changes from process to process."""
+    """diffusers records the default values in an order that changes between processes."""
     moved = shutil.copytree(tiny_folder, tmp_path / "moved")
     here, there = load_model(tiny_folder), load_model(moved)
     assert here.fingerprint() == there.fingerprint()
@@ -96,7 +96,7 @@ def test_the_fingerprint_knows_the_model_and_not_where_it_lies_or_who_asks(tiny_
 
 
 def test_the_fingerprint_knows_what_a_tokenizer_makes_of_a_text_and_not_what_was_asked_of_it(tiny_folder, tmp_path):
-    """Without a mask what pads a prompt reaches the images."""
+    """Without a mask, the padding of a prompt affects the images."""
     model, key = load_model(tiny_folder), load_model(tiny_folder).fingerprint()
     model.encode_pair(PROMPT)
     model.overlong("", [PROMPT] * 2)  # padding and truncation are set by calls
@@ -111,7 +111,7 @@ def test_the_fingerprint_knows_what_a_tokenizer_makes_of_a_text_and_not_what_was
 
 
 def refused(folder, says, caplog):
-    """One line that says this, and no line of a library beside it."""
+    """Check that loading fails with one line that has these words, and that no library logs anything."""
     libraries = [logging.getLogger(name) for name in ("diffusers", "transformers")]
     for library in libraries:
         library.addHandler(caplog.handler)
@@ -138,7 +138,7 @@ DAMAGES = {
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("component", ["text_encoder", "unet", "vae"])
 def test_a_file_without_all_its_tensors_is_refused_by_their_names(component, damage, tiny_folder, tmp_path, caplog):
-    """The libraries draw what is missing at random, and say so in a warning."""
+    """The libraries initialise missing tensors at random and only warn."""
     key = {"text_encoder": "encoder.layers.0.mlp.fc1.weight", "unet": "conv_in.weight", "vae": "decoder.conv_in.weight"}
     change, says = DAMAGES[damage]
     folder = with_tensors(tiny_folder, tmp_path / "model", component, lambda state: change(state, key[component]))
@@ -163,7 +163,7 @@ def test_a_component_of_another_class_is_refused(found, tiny_folder, tmp_path, c
 def test_weights_are_checked_and_hashed_before_their_precision_is_lowered_and_that_before_they_are_moved(
     tiny_folder, monkeypatch
 ):
-    """On a device that holds no numbers: whoever read them there would fail."""
+    """The model goes to the meta device, where reading the weights would fail."""
     moved, move = [], nn.Module.to
 
     def to(module, *where):
@@ -181,7 +181,7 @@ def test_weights_are_checked_and_hashed_before_their_precision_is_lowered_and_th
 
 
 def test_a_folder_with_weights_in_half_precision_only_is_read(tiny_folder, tmp_path):
-    """As `save_pretrained(variant="fp16")` names them, a component at a time or all of them."""
+    """The files have the names of `save_pretrained(variant="fp16")`, for one component or all."""
     expected = load_model(tiny_folder)
     folder = shutil.copytree(tiny_folder, tmp_path / "model")
     for component in ("unet", "vae", "text_encoder"):
@@ -291,7 +291,7 @@ SCHEDULERS = [  # what folders hold, with options of their own
 @pytest.mark.parametrize("predicts", ["epsilon", "v_prediction", None])
 @pytest.mark.parametrize("kind", ["dpm", "ddim", "euler", "unipc"])
 def test_any_scheduler_of_a_folder_is_replaced_by_the_solver_on_the_same_betas(kind, predicts):
-    """None: an old folder, which does not say what its U-Net predicts: noise."""
+    """None: an old folder that does not name the prediction type, which is then noise."""
     wanted = make_solver(kind, DDPMScheduler(**BETAS).config, "zero", "linspace")
     for scheduler in SCHEDULERS:
         said = {k: v for k, v in scheduler.config.items() if k != "prediction_type" and not k.startswith("_")}
@@ -357,7 +357,7 @@ def test_a_revision_of_a_hub_model_is_read(offline):
 
 
 def test_a_hub_model_that_has_its_weights_in_half_precision_only_is_read(offline, tiny_folder):
-    """Whichever components have no other; one without any is still refused."""
+    """Any component may have half-precision weights only; one without weights is refused."""
     expected = load_model(tiny_folder)
     *warned, line, refused = offline[3:]
     said = line.split()

@@ -1,4 +1,4 @@
-"""Pictures from anywhere go through the same judge, records, metrics and report as generated ones, and no model is loaded."""
+"""Given images use the same judge, records, metrics and report as generated ones, and no generating model is loaded."""
 
 import csv
 import json
@@ -35,7 +35,7 @@ def shown() -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def no_model(monkeypatch):
-    """Whatever would load the model that generates."""
+    """Make any loading of a generating model fail."""
 
     def refuse(*_):
         raise AssertionError("a model that generates is loaded")
@@ -45,7 +45,7 @@ def no_model(monkeypatch):
 
 
 def folders(root: Path, shown: dict[str, np.ndarray]) -> Path:
-    """A sub-folder of each prompt."""
+    """Write a sub-folder with the images of each prompt."""
     for text, images in shown.items():
         (root / text).mkdir(parents=True)
         for i, image in enumerate(images):
@@ -85,7 +85,7 @@ def test_a_folder_for_each_prompt_needs_no_model(shown, tmp_path, no_model, caps
 
 
 def test_a_calibration_of_other_crops_is_declined_and_the_page_says_why_in_red(shown, tmp_path, no_model):
-    """Pictures that are faces already. Without `none` nothing would go on, and the line says how to."""
+    """The images are face crops. Without audit.calibration=none the audit is refused, and the error names this option."""
     given = [f"images={folders(tmp_path / 'given', shown)}", "detector=whole", "detector.crop_size=64"]
     with pytest.raises(FairDiffError, match=r"detector\.type=mtcnn, found whole.*audit\.calibration=none"):
         audit(tmp_path / "run", *given)
@@ -117,7 +117,7 @@ def test_labels_do_not_depend_on_the_manifest_the_batches_or_the_format(shown, t
 
 
 def test_pictures_of_any_size_and_kind_in_one_folder(shown, tmp_path, no_model):
-    """Enlarged, turned by EXIF, transparent, grey, of 16 bits or between wide bars: the same face, the same class."""
+    """An enlarged, EXIF-rotated, transparent, grey, 16-bit or padded image of the same face has the same class."""
     root = folders(tmp_path / "given", shown)
     for text, images in shown.items():
         (tmp_path / "odd" / text).mkdir(parents=True)
@@ -166,7 +166,7 @@ def test_unreadable_pictures_are_counted_and_named_and_never_fatal(shown, tmp_pa
 
 
 def test_two_folders_are_compared_in_pairs(shown, tmp_path, no_model):
-    """After: one prompt's pictures are those of before, the other's another order; pictures without a partner count alone."""
+    """After has the same images for one prompt and another order for the other; images without a partner are unpaired."""
     before, after = folders(tmp_path / "b", shown), folders(tmp_path / "a", {t: i.copy() for t, i in shown.items()})
     for i, image in enumerate(shown[PROMPTS[1]][::-1]):
         Image.fromarray(image).save(after / PROMPTS[1] / f"{i}.png")

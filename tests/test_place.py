@@ -1,4 +1,4 @@
-"""Numbers of a user go to a folder of the user's own: only --publish writes docs."""
+"""A user's numbers go to the user's own folder; only --publish writes to docs."""
 
 import importlib
 import re
@@ -31,7 +31,7 @@ FOLDERS = {name for name, page in PAGES.items() if page.startswith("studies")}  
 
 
 def state(folder: Path) -> dict[Path, int]:
-    """When each file was written: also the same bytes, written again, are another state."""
+    """Return the time at which each file was written, so that rewriting the same bytes is detected."""
     return {file: file.stat().st_mtime_ns for file in folder.rglob("*") if file.is_file()}
 
 
@@ -94,7 +94,7 @@ def test_the_page_of_the_benchmark_too(own, tmp_path, monkeypatch):
 
 
 def test_no_command_has_a_place_of_its_own():
-    """The option stands in one file; what a new command does with it is asked above."""
+    """One file defines the option; the test above covers its use by new commands."""
     files = [*ROOT.glob("scripts/*.py"), *ROOT.glob("scripts/*/*.py")]
     assert [f.name for f in files if '"--docs"' in f.read_text("utf-8")] == ["place.py"]
     assert {f.stem for f in files if re.search(r"add_(place|study)\(", f.read_text("utf-8"))} == {*PAGES, "place", "publish"}

@@ -139,7 +139,7 @@ def test_lines_end_as_those_of_any_system(tmp_path, name, end):
 
 @pytest.mark.parametrize("mark", "\u2028 \u2029 \x85 \x0c \x0b \x1c \x1d \x1e \x00 \x1b \x7f \x9f".split(" "))
 def test_other_control_characters_are_refused_with_their_line(tmp_path, mark):
-    """Python's own lines end there: four prompts became six, and a row of a table lost its last columns."""
+    """Python's splitlines ends lines there: four prompts became six, and a table row lost its last columns."""
     for name, text in (
         ("list.txt", f"a nurse\na chef{mark}a baker\n"),
         ("list.csv", f"prompt,family\na chef{mark}a baker,object\n"),
@@ -183,7 +183,7 @@ def test_a_family_of_ones_own_is_taken(tmp_path, family):
 
 
 def test_a_file_is_read_once_whatever_it_is_given_for(tmp_path, monkeypatch):
-    """Reading again costs seconds, and the file may have changed or gone."""
+    """Reading again takes seconds, and the file may have changed or been removed."""
     (tmp_path / "own.csv").write_text("subject,people\nnurse,yes\nchef,yes\nteapot,no\n", encoding="utf-8")
     read = []
 

@@ -1,4 +1,4 @@
-"""Our terms against the published loss written again by other code, in value and in gradient at the pixels."""
+"""Our loss terms equal an independent implementation of the published loss, in value and in pixel gradient."""
 
 import sys
 from pathlib import Path
@@ -25,7 +25,7 @@ WEIGHTS = {"align": 1.0, "image": 8.0, "face": 0.5}
 
 
 class Classifier(torch.nn.Module):
-    """Random linear logits of three attributes."""
+    """A classifier with random linear logits of three attributes."""
 
     def __init__(self, names):
         super().__init__()
@@ -65,13 +65,13 @@ class Scene:
         return (6 * torch.randn(IMAGES, classes, generator=self.generator)).softmax(1)
 
     def draw_label(self, original, classes):
-        """None, the original's class (the likeliest, so that several attributes agree at times), or any other."""
+        """Return None, the class of the reference image (most often, so that attributes may agree), or another."""
         kind = self.integer(6)
         return None if kind == 0 else original if kind < 5 else (original + 1 + self.integer(classes - 1)) % classes
 
 
 def ours(scene, pixels, size):
-    """Terms of our code over micro-batches of `size` images."""
+    """Return the terms of our code over micro-batches of `size` images."""
     names = scene.names
     rows = [i for i, box in enumerate(scene.box_x) if box]
     perception = Perception(None, Classifier(names), [TinyEncoder()], TinyEmbedder(), tiny_bank(), FACE, 1.0)
@@ -104,7 +104,7 @@ def ours(scene, pixels, size):
 
 
 def published(scene, pixels):
-    """The same by the retelling, with crops that are slices."""
+    """Return the terms of the independent implementation, with crops that are slices."""
     classifier, embedder = Classifier(scene.names), TinyEmbedder()
     generated, originals = [], []
     for i, (box, other) in enumerate(zip(scene.box_x, scene.box_o, strict=True)):

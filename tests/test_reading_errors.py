@@ -1,4 +1,4 @@
-"""Misread faces: what misreading does to shares in closed form, and the commands of both studies of label errors."""
+"""Classification errors: their effect on shares in closed form, and the commands of both studies of label errors."""
 
 import json
 import sys
@@ -26,7 +26,7 @@ SPEC = MetricSpec({"gender": CLASSES}, {"path": "x"}, {"gender": np.array([0.5, 
 
 
 def suite(prompts: int, images: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Prompt and label of faces of which a share is of the second class."""
+    """Return prompt and label of faces, a share of which is of the second class."""
     rng = np.random.default_rng(seed)
     return np.repeat(np.arange(prompts), images), (rng.random(prompts * images) < share).astype(int)
 

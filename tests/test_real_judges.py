@@ -1,4 +1,4 @@
-"""Judges and encoders for photographs, tiny, through the configuration: they look, they differ, they are known apart."""
+"""Tiny judges and encoders for photographs from the configuration: they work, differ, and have different keys."""
 
 import json
 import re
@@ -114,7 +114,7 @@ def test_clip_and_encoder_paths_that_are_none_are_one_line(tmp_path):
 
 
 def test_what_else_makes_an_encoder_is_part_of_its_key(tmp_path):
-    """The same weights with another activation are another encoder."""
+    """The same weights with another activation have another key."""
     for name in ("clip", "other clip"):
         (tmp_path / name).mkdir()
         save_open_clip(tmp_path / name)
@@ -202,7 +202,7 @@ def test_the_whole_command_for_photographs_trains_audits_and_saves(overrides, fo
 
 
 def test_an_attribute_of_ones_own_is_a_file_in_ones_own_folder(folders, tmp_path, tiny_folder):
-    """As the tutorial writes it down."""
+    """The steps are those of the tutorial."""
     text = (Path(CONF).parent / "docs" / "tutorials" / "own_attribute.md").read_text()
     block = re.search(r'```yaml title="own/attribute/glasses.yaml"\n(.*?)```', text, re.S)
     (tmp_path / "own" / "attribute").mkdir(parents=True)

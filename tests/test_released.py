@@ -35,7 +35,7 @@ PARTS = {"lora_text": ["text_encoder"], "lora_unet": ["unet"], "lora_both": ["te
 
 
 def released_name(part: str, key: str) -> str:
-    """How the authors' code names a factor that peft calls `key`."""
+    """Return the name in the authors' code of a factor that peft calls `key`."""
     layer, factor, _ = key.rsplit(".", 2)
     factor = {"lora_A": "down", "lora_B": "up"}[factor]
     if part == "text_encoder":
@@ -45,7 +45,7 @@ def released_name(part: str, key: str) -> str:
 
 
 def release(model, kind, folder):
-    """An adapter as the authors trained theirs, of rank 50 and scale 1, and the files that their code writes of it."""
+    """Return an adapter like the authors', of rank 50 and scale 1, and write the files of their code."""
     generator = torch.Generator().manual_seed(1)
     if kind == "soft_tokens":
         adapter = SoftTokens(model, TOKENS, "a photo")
@@ -161,12 +161,12 @@ def test_other_files_are_refused_in_one_line(tmp_path, monkeypatch, tiny_folder,
 
 
 def drop(*parts):
-    """Without every tensor in whose name all of these stand."""
+    """Return a function that removes the tensors whose names contain all of these parts."""
     return lambda state: {k: v for k, v in state.items() if not all(part in k for part in parts)}
 
 
 def change(name, to):
-    """The one tensor that ends so as another."""
+    """Return a function that replaces the tensors whose name ends with `name`."""
     return lambda state: state | {k: to(v) for k, v in state.items() if k.endswith(name)}
 
 

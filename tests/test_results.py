@@ -1,4 +1,4 @@
-"""Laws of docs/results.md: every planned command composes, and the page shows what the audits hold, by hand count."""
+"""docs/results.md: every planned command composes, and the page shows the numbers of the audits, counted by hand."""
 
 import json
 import sys
@@ -73,7 +73,7 @@ def test_every_planned_run_has_a_record_of_its_own_and_follows_what_it_needs():
 
 
 def test_a_training_that_two_groups_show_is_done_once():
-    """Its overrides differ in the audit alone, so that its folder's identity is the same (tests/test_main_job.py)."""
+    """Its overrides differ only in the audit, so the identity of its folder is the same (tests/test_main_job.py)."""
     shared = [run for run in RUNS if run.same]
     assert {run.name for run in shared} == {"gender", "gender_tokens"} and len(shared) == 6
     for run in shared:
@@ -112,7 +112,7 @@ def test_every_planned_command_composes(run):
 
 
 def audit(values: list[float], families: list[str] | None = None, dtype: str = "bfloat16") -> dict:
-    """An audit of prompts with these biases and half of them as total variations after the adapter, 1 before."""
+    """Return an audit of prompts with these biases after, half of them as total variation, and a bias of 1 before."""
     families = families or ["occupation"] * len(values)
 
     def model(biases):
@@ -144,7 +144,7 @@ def audit(values: list[float], families: list[str] | None = None, dtype: str = "
 
 
 def put(run: Run, root: Path, found: dict) -> None:
-    """An audit where the run's command says that it lies."""
+    """Write an audit into the run's folder, and the log of the command that names it."""
     folder = run.folder(root) / "audits" / "some"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "audit.json").write_text(json.dumps(found))

@@ -1,4 +1,4 @@
-"""A run folder survives being cut off at any of its writes; what is damaged in it is named in one line."""
+"""A run folder survives an interruption at any of its writes; one line names a damaged file."""
 
 import io
 import json
@@ -31,11 +31,11 @@ report = runpy.run_path(str(ROOT / "scripts" / "report.py"))["main"]
 
 
 class Cut(BaseException):
-    """Stands for a kill: nothing catches it."""
+    """An exception that stands for a kill: no code catches it."""
 
 
 def cut_at(name: str, call: int, monkeypatch) -> None:
-    """Have a function of `os` end the process, so to speak, at one of its calls."""
+    """Make a function of `os` raise `Cut` at one of its calls."""
     calls, real = iter(range(call)), getattr(os, name)
 
     def cut(*args):

@@ -171,7 +171,7 @@ def test_truncated_agrees_with_finite_differences_of_the_last_steps_alone(tiny_m
 
 
 def test_images_without_a_gradient_are_not_replayed(tiny_model):
-    """K steps of each of the others, with the gradient of all; of one alone where none has any: zeros, and no None."""
+    """Only images with a gradient are replayed. If none has one, a single image is, so that gradients are 0 and not None."""
     adapter, rows = make_adapter(tiny_model, "lora_both"), []
     text = [t.detach().requires_grad_() for t in tiny_model.encode_pair(PROMPT)]
     guidance, noise = Guidance(*text, 3.0), initial_noise(PROMPT, 0, range(4), tiny_model.latent_shape)
@@ -181,7 +181,7 @@ def test_images_without_a_gradient_are_not_replayed(tiny_model):
     leaves = [p for p in adapter.parameters() if p.requires_grad] + text
 
     def gradients(grad):
-        """What is left in each leaf, and the rows of the U-Net's forwards."""
+        """Return the gradient of each leaf, and the number of images in the U-Net's forward passes."""
         rows.clear()
         for leaf in leaves:
             leaf.grad = None
@@ -306,7 +306,7 @@ def test_every_offered_solver_is_linear_on_the_models_own_schedule(kind, caplog)
 
 
 def test_soft_tokens_leave_the_unconditional_branch_without_gradient(tiny_model):
-    """Otherwise the replay would run half of its U-Net calls for a gradient that is exactly zero."""
+    """Otherwise half of the U-Net calls of the replay would compute a gradient that is exactly zero."""
     adapter = make_adapter(tiny_model, "soft_tokens")
     cond, uncond = tiny_model.encode_pair(adapter.prefix + PROMPT)
     assert cond.requires_grad and not uncond.requires_grad
@@ -314,7 +314,7 @@ def test_soft_tokens_leave_the_unconditional_branch_without_gradient(tiny_model)
 
 @pytest.mark.parametrize("off", [0.0, 1.0])
 def test_without_guidance_images_and_gradients_are_of_the_prompt_alone(tiny_model, tiny_folder, off):
-    """As a plain pipeline takes these scales. The unconditional text is neither read nor trained."""
+    """Plain pipelines do the same at these scales: the unconditional text is neither read nor trained."""
     noise = noise_of(tiny_model)[:1]
     pipeline = StableDiffusionPipeline.from_pretrained(tiny_folder, safety_checker=None, requires_safety_checker=False)
     pipeline.set_progress_bar_config(disable=True)
@@ -344,7 +344,7 @@ def test_noise_and_pictures_do_not_depend_on_the_batch(tiny_model):
 @pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
 @pytest.mark.parametrize("kind", ["dpm", "ddim", "euler", "unipc", "euler_ancestral", "lcm"])
 def test_the_first_input_has_unit_variance_for_every_solver_and_spacing(tiny_model, kind, spacing):
-    """What the U-Net was trained on at the noisiest step."""
+    """The U-Net was trained on such inputs at the noisiest step."""
     solver = make_solver(kind, BETAS, "zero", spacing)
     noise = torch.randn(8, *tiny_model.latent_shape, generator=torch.Generator().manual_seed(0))
     trajectory = sample(tiny_model.unet, solver, Guidance(*tiny_model.encode_pair(PROMPT), 1.0), noise, 6)

@@ -1,4 +1,4 @@
-"""What fills a cache is known by its schema number: code that fills it changed, so the number or its hash has to.
+"""The code that fills a cache has a schema number: if the code changes, the number or its hash must change.
 
 A cache is keyed by settings and weights, and by the SCHEMA of the code. Code that makes other content of the same
 settings under the same number would be handed what the old code made.
@@ -34,7 +34,7 @@ HELD = {
 
 
 def tree(node: object) -> object:
-    """What a syntax tree says, without comments, docstrings and what differs between versions of Python."""
+    """Return the syntax tree without comments, docstrings and differences between versions of Python."""
     if isinstance(node, list):
         return [tree(item) for item in node]
     if not isinstance(node, ast.AST):
@@ -47,7 +47,7 @@ def tree(node: object) -> object:
 
 
 def code(files: dict[str, tuple[str, ...]]) -> str:
-    """The SHA-256 of these files, or of some of their functions; its first hex digits."""
+    """Return the first hex digits of the SHA-256 of these files, or of some of their functions."""
     said = []
     for file, names in sorted(files.items()):
         module = ast.parse((ROOT / file).read_text(encoding="utf-8"))

@@ -127,7 +127,7 @@ def test_plain_diffusers_loads_the_adapter_and_paints_the_same_picture(xl_folder
 
 @pytest.mark.parametrize("kind", PARTS)
 def test_factorised_gradient_equals_literal_autograd(xl_folder, kind):
-    """Through both text encoders, the pooled embedding too: without its part the text encoders' gradient is another."""
+    """The gradient passes both text encoders and the pooled embedding, without which it would differ."""
     model = load_model(xl_folder)
     adapter = lora(model, kind)
     used = [p for n, m in adapter.modules.items() for k, p in m.named_parameters() if ".lora_" in k and reached(n, k)]
@@ -138,7 +138,7 @@ def test_factorised_gradient_equals_literal_autograd(xl_folder, kind):
 
 
 def reached(module: str, name: str) -> bool:
-    """Whether images depend on a factor: the last layer of the first text encoder is not read."""
+    """Return whether images depend on a factor; the last layer of the first text encoder is not used."""
     return not (module == "text_encoder" and ".layers.2." in name)
 
 

@@ -1,4 +1,4 @@
-"""scripts/signed_gaps.py on records whose line and residuals are known."""
+"""scripts/signed_gaps.py on records with known regression line and residuals."""
 
 import shutil
 import sys
@@ -14,7 +14,7 @@ from signed_gaps import main, records_of, residuals, signed_gaps  # noqa: E402
 
 
 def records(before: list[int], after: list[int]) -> pd.DataFrame:
-    """Twenty images of each prompt, so many pairs of them of women; the halves of a prompt alike."""
+    """Return records of twenty images per prompt with the given number of pairs of women; both halves are equal."""
     rows = []
     for model, women in (("before", before), ("after", after)):
         for prompt, count in enumerate(women):

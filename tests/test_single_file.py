@@ -113,7 +113,7 @@ KINDS = {"sd15": one, "sd21": two, "sdxl": xl}
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """kind -> (folder, file) of the same tiny model, each made once."""
+    """Return kind -> (folder, file) of the same tiny model; each is written once."""
     made = {}
 
     def get(kind):
@@ -170,7 +170,7 @@ def test_the_tokenizer_is_that_of_the_released_files():
 
 @pytest.mark.parametrize("kind", ["sd15", pytest.param("sdxl", marks=pytest.mark.slow)])
 def test_what_is_trained_on_a_file_is_exported_with_it_as_with_the_folder(saved, tmp_path, kind):
-    """kohya, the merged folder and the merged file, tensor by tensor; the file's header alone tells layers and shapes."""
+    """Exports from file and folder agree tensor by tensor; the file's header suffices for layers and shapes."""
     states = []
     for name, path in zip(("folder", "file"), saved(kind), strict=True):
         model = load_model(path)
@@ -340,7 +340,7 @@ RELEASED = {  # the shapes of the released files; what each kind's configuration
 
 @pytest.mark.parametrize("kind", RELEASED)
 def test_the_released_configuration_is_read_off_the_shapes(kind):
-    """unet/config.json and vae/config.json of the hub, on no device."""
+    """The configurations are unet/config.json and vae/config.json of the hub, on the meta device."""
     with torch.device("meta"):
         network = UNet2DConditionModel(**RELEASED[kind])
         decoder = AutoencoderKL(

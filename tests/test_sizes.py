@@ -1,4 +1,4 @@
-"""Sizes other than the model's own, and layers of the text encoder that prompts leave out: as diffusers' pipelines do."""
+"""Sizes other than the model's own, and skipped layers of the text encoder, agree with diffusers' pipelines."""
 
 import json
 import sys
@@ -90,7 +90,7 @@ def test_what_a_model_cannot_do_is_one_line(tiny_folder, option, says):
 
 
 def test_only_what_is_set_is_in_a_runs_identity_and_in_what_a_cache_is_keyed_by(tiny_folder):
-    """The model's own size is no other size, however it is said."""
+    """Setting the model's own size explicitly changes nothing."""
     plain_key = built(tiny_folder).fingerprint()
     assert built(tiny_folder, "sampler.height=16", "sampler.width=16").fingerprint() == plain_key
     different = [["sampler.height=24"], ["sampler.width=24"], ["model.clip_skip=1"]]

@@ -1,4 +1,4 @@
-"""Commands end without a traceback however they are ended, with the code that says so."""
+"""Commands end without a traceback and with the right exit code, however they are ended."""
 
 import json
 import os
@@ -48,7 +48,7 @@ def test_the_commands_are_those_of_the_installation():
 
 @contextmanager
 def unread(monkeypatch):
-    """Standard output is a pipe that nobody reads any more."""
+    """Standard output is a pipe without a reader."""
     read, write = os.pipe()
     os.close(read)
     with os.fdopen(write, "w") as stdout, monkeypatch.context() as patch:

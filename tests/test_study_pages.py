@@ -1,4 +1,4 @@
-"""Pages of studies: self-contained, escaped, in the audit's style, and made of records alone."""
+"""Pages of studies: self-contained, escaped, in the style of audits, and computed from records only."""
 
 import json
 import re
@@ -76,7 +76,7 @@ def test_a_chart_keeps_its_order_and_ends_within_its_box():
 
 @pytest.fixture
 def measured(audit, tmp_path) -> Path:
-    """docs with records of two methods."""
+    """Write docs with records of two methods."""
     made = audit["provenance"] | {"sampling_dtype": "float32", "target": "gender: female 0.5, male 0.5"}
     kept = record(audit | {"provenance": made}) | {"paired_bias": baselines._changes(audit)}
     kept |= {"settings": ["audit.split=validation"]}
@@ -114,7 +114,7 @@ def test_what_is_not_there_is_one_line(options, said, tmp_path, capsys):
 
 
 def test_the_frontier_compares_methods_at_equal_levels_with_paired_bands():
-    """A method that is as good with half the loss of semantics wins at equal semantics; nothing is its own curve's end."""
+    """At equal semantics, a method with the same bias and half the loss of semantics wins. "nothing" ends every curve."""
     from harness.frontier_page import page
 
     bias = [0.8, 0.6, 0.7, 0.9]

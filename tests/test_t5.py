@@ -1,4 +1,4 @@
-"""T5 waits in the processor's memory and reads each text once: what it says is the same to the bit, whoever asks."""
+"""T5 stays in CPU memory and encodes each text once; its output is the same to the bit for all callers."""
 
 import pytest
 import torch
@@ -20,14 +20,14 @@ def folder(request, tmp_path_factory):
 
 
 def counted(model) -> list[int]:
-    """Grows by the number of texts at each pass of T5."""
+    """Return a list that receives the number of texts of each pass of T5."""
     passes = []
     model.t5.register_forward_pre_hook(lambda _, args: passes.append(len(args[0])))
     return passes
 
 
 def test_it_runs_once_for_each_text_of_a_training(folder):
-    """Steps, reference images, validation and the unconditional branch ask for the same words."""
+    """Steps, reference images, validation and the unconditional branch need the same texts."""
     trainee = make_trainee(load_model(folder), "lora_unet")
     passes = counted(trainee.model)
     for seed, prompt in enumerate([PROMPTS[0], *PROMPTS]):
@@ -37,7 +37,7 @@ def test_it_runs_once_for_each_text_of_a_training(folder):
 
 
 def test_what_is_kept_is_what_it_says(folder, monkeypatch):
-    """Also after texts were forgotten, and after callers have changed what they were given."""
+    """This also holds after texts were evicted, and after callers changed the returned tensors."""
     monkeypatch.setattr(t5, "KEPT_TEXTS", 2)
     model = load_model(folder)
     passes, first = counted(model), {}
@@ -59,7 +59,7 @@ def test_another_precision_forgets_what_was_read_in_the_old_one(folder):
 
 
 def test_it_stays_with_the_processor_and_is_not_counted_on_another_device(folder):
-    """The meta device has shapes and no numbers: whatever would bring T5 there would take its weights away."""
+    """The meta device has shapes and no values, so moving T5 there would lose its weights."""
     model = load_model(folder)
     look = Parts(model, lambda image: None, images=2, steps=2)
     here, words = look.held, model._t5_words(PROMPTS[0])

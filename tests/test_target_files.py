@@ -1,4 +1,4 @@
-"""Targets of one's own: joint tables and rows of a prompt, from the file up to a built run."""
+"""Target files: joint tables and rows per prompt, from the file to a built run."""
 
 import json
 import sys
@@ -146,7 +146,7 @@ def test_the_shipped_labour_table_is_what_its_command_writes():
 
 
 def test_a_row_reaches_the_labels_of_its_prompt(tmp_path, tiny_model):
-    """Through build and the step: one prompt's row asks for women only, the other's for men only."""
+    """One prompt's row requests women only, the other's men only, through the build and the step."""
     (tmp_path / "people.txt").write_text("nurse\nchef\n")
     (tmp_path / "t.csv").write_text("subject,female,male\nchef,0,1\nnurse,1,0\n")
     config = composed(PLAIN, f"target.file={tmp_path / 't.csv'}", *(f"prompts.{w}={tmp_path / 'people.txt'}" for w in WHICH))
@@ -174,7 +174,7 @@ def test_the_labour_target_leaves_age_to_its_own_shares():
 
 @pytest.fixture
 def training_of(tiny_model):
-    """The identity of a training with such overrides on a tiny model."""
+    """Return the identity of a training with such overrides on a tiny model."""
     perception = make_trainee(tiny_model).perception
     perception.classifier.config, perception.encoders, perception.embedder = {}, [], None
 
@@ -213,7 +213,7 @@ def test_an_audit_the_memory_and_the_device_leave_a_training_what_it_is(training
 
 
 def test_a_saved_adapter_counts_by_its_tensors(tmp_path):
-    """A run that is audited again writes its adapter again, and safetensors order their header by chance."""
+    """A run that is audited again writes its adapter again, and the order in the header of safetensors is random."""
 
     def key(*overrides):
         return builder.adapter_fingerprint(composed("adapter=lora_text", f"adapter.path={tmp_path}", *overrides))
@@ -272,7 +272,7 @@ def test_a_nested_table_reaches_training_and_audit(tmp_path):
 
 
 def own(tmp_path, subjects: str, table: str, *overrides: str) -> Config:
-    """A configuration of these subjects, for training and audit, and this target file."""
+    """Return a configuration with these subjects, for training and audit, and this target file."""
     (tmp_path / "own.txt").write_text(subjects, encoding="utf-8")
     (tmp_path / "t.csv").write_text(table, encoding="utf-8")
     files = [f"prompts.{which}={tmp_path / 'own.txt'}" for which in WHICH]
@@ -309,7 +309,7 @@ def test_a_row_finds_its_prompt_in_whatever_form_the_accents_are(tmp_path):
 
 
 def test_rows_of_equal_shares_have_one_target(tmp_path):
-    """A table of 400,000 rows is then read in seconds."""
+    """So a table of 400,000 rows is read in seconds."""
     config = own(tmp_path, "a\nb\nc\n", "subject,female,male\na,.4,.6\nb,.4,.6\nc,.5,.5\n")
     assert len({id(target) for target in make_plan(config).targets.rows.values()}) == 2
 

@@ -1,4 +1,4 @@
-"""Laws of the targets: marginals, permutation, closed form against transport, class weights."""
+"""Properties of the targets: marginals, permutation, closed form against transport, class weights."""
 
 import time
 from itertools import permutations
@@ -91,7 +91,7 @@ TABLE = np.array([[0.30, 0.10, 0.05, 0.05], [0.05, 0.05, 0.10, 0.30]])
 
 
 def law(probs, target, kind, draws=256):
-    """The plan by all count vectors ("exact") or by drawn ones ("drawn")."""
+    """Return the plan from all count vectors ("exact") or from sampled ones ("drawn")."""
     faces, shares = len(next(iter(probs.values()))), target.table.ravel()
     rng = np.random.default_rng(1)
     counts = every_count(faces, shares) if kind == "exact" else drawn_counts(faces, shares, rng, draws)
@@ -174,7 +174,7 @@ def test_the_audit_gets_joints_only_where_they_are_no_product():
 
 
 def test_no_marginal_is_above_one_by_rounding():
-    """.30 + .28 + .34 + .08 is 1.0000000000000002, at which exact tests raise."""
+    """.30 + .28 + .34 + .08 is 1.0000000000000002, for which exact tests raise an error."""
     target = Target.from_marginals({"gender": [1.0, 0.0], "race": [0.30, 0.28, 0.34, 0.08]})
     assert target.table.sum(1)[0] > 1
     assert target.marginal("gender").tolist() == [1.0, 0.0]
@@ -183,7 +183,7 @@ def test_no_marginal_is_above_one_by_rounding():
 
 @pytest.mark.parametrize("shares", [[0.9, 0.1], [0.5, 0.5], [0.7, 0.2, 0.06, 0.04]])
 def test_pushes_of_faces_that_meet_the_target_cancel(shares):
-    """Each face is pushed into its own class by what is left to 1, the same for all, and away from the others alike."""
+    """Each face is pushed towards its own class by 1 - p, equal for all faces, and equally away from the others."""
     k, faces = len(shares), 100
     target = Target.from_marginals({"other": [0.3, 0.7], "a": shares})
     label = torch.repeat_interleave(torch.arange(k), torch.tensor([round(s * faces) for s in shares]))
@@ -201,15 +201,15 @@ def test_a_class_that_nobody_shall_have_weighs_nothing():
 
 @pytest.mark.parametrize("faces,share,unweighted", [(40, 0.25, 0.2), (40, 0.1, 0.014), (24, 0.1, 0.009)])
 def test_batches_are_pushed_back_to_the_target_from_both_sides(faces, share, unweighted):
-    """Unweighted, confident labels push away from the rarer class where there is too little of it already.
+    """Without weights, confident labels push away from the rarer class although its share is already too small.
 
-    unweighted: the share at which they would come to rest.
+    unweighted: the share at which the push without weights is 0.
     """
     target = Target.from_marginals({"a": [1 - share, share]})
     weight = target.class_weights("a")
 
     def push(seen: float) -> np.ndarray:
-        """Mean push towards the rarer class, unweighted and weighted, and five standard errors of each."""
+        """Return the mean push towards the rarer class, unweighted and weighted, with five standard errors of each."""
         rng, pushes = np.random.default_rng(0), []
         for _ in range(1000):
             logit = np.where(rng.random(faces) < seen, 1, -1) * np.abs(rng.normal(4, 2, faces))

@@ -1,4 +1,4 @@
-"""Laws of the terms in a step: apart at the images they are the whole loss's gradient, shares, weight 0, balance."""
+"""Loss terms in a step: their separate gradients add up to that of the whole loss; shares, weight 0, balance."""
 
 import copy
 import weakref
@@ -93,7 +93,7 @@ def test_shares_of_the_gradient_sum_to_one_and_follow_the_weights(tiny_folder):
 
 @pytest.mark.parametrize("balance", [None, Balance({"align": 0.6, "image": 0.4})])
 def test_a_share_of_the_pictures_stands_for_all_in_shares_and_balance(balance):
-    """Eight images of gradient norm 1: two of them weighed four times have a norm twice that of all eight."""
+    """For eight images of gradient norm 1, two with weight 4 have twice the norm of all eight."""
     align = torch.zeros(8, 12)  # apart from the other term, so that what each adds to the sum is its own
     align[:, 0] = 1
     whole = torch.randn(8, 12, generator=torch.Generator().manual_seed(0))
@@ -110,7 +110,7 @@ def test_a_share_of_the_pictures_stands_for_all_in_shares_and_balance(balance):
 
 
 class Finds(WholeImage):
-    """Finds a face in the given rows only, in the left half of the image."""
+    """A detector that finds a face in the left half of the given images only."""
 
     def __init__(self, rows):
         self.rows = rows
@@ -175,7 +175,7 @@ def test_a_face_is_pulled_to_its_original_only_where_every_label_is_surely_its_c
 
 
 class NoGraph(TinyEncoder):
-    """An encoder that refuses to build a graph."""
+    """An encoder that fails if it would build a graph."""
 
     def image(self, image_BCHW):
         out = super().image(image_BCHW)
@@ -209,7 +209,7 @@ def test_a_gradient_that_is_not_finite_is_refused_before_the_replay(tiny_model):
 
 
 def test_the_first_balanced_step_of_lora_does_not_depend_on_rounding(tiny_folder):
-    """Its images are their own references: what rounding leaves of the image term is not brought to a share."""
+    """Its images equal their reference images, so the rounding error of the image term is not scaled up to its share."""
 
     def first(seed):
         trainee = make_trainee(load_model(tiny_folder), "lora_both")

@@ -1,4 +1,4 @@
-"""The short form of scripts/torture.py on a tiny model: runs that are killed, cut off and crowded end as undisturbed ones."""
+"""The short form of scripts/torture.py on a tiny model: killed, interrupted and concurrent runs end like undisturbed ones."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""A tracker hears what metrics.jsonl holds, shares beside their target, and images; training does not notice it."""
+"""A tracker gets the rows of metrics.jsonl, shares with their targets, and images; training is not changed by it."""
 
 import sys
 
@@ -26,7 +26,7 @@ def trained(model, folder, steps, tracker):
 
 @pytest.fixture(scope="module")
 def plain(tiny_folder, tmp_path_factory):
-    """The folder of a training of three steps without a tracker, and what it learnt."""
+    """Return the folder of a training of three steps without a tracker, and its parameters."""
     folder = tmp_path_factory.mktemp("plain")
     return folder, trained(load_model(tiny_folder), folder, 3, None)
 

@@ -1,4 +1,4 @@
-"""scripts/train_classifier.py: labelled faces -> a judge that a run takes, measured on faces it has not seen."""
+"""scripts/train_classifier.py: it trains a judge on labelled faces, measures it on held-out ones, and runs accept it."""
 
 import csv
 import json

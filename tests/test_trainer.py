@@ -1,4 +1,4 @@
-"""Laws of one step and of the loop: micro-batches, literal autograd, terms, resuming, bad batches."""
+"""One step and the loop: micro-batches, literal autograd, terms, resuming, invalid batches."""
 
 import io
 import sys
@@ -257,7 +257,7 @@ def test_fewer_steps_than_the_checkpoint_holds_are_refused(tiny_folder, tmp_path
 
 
 def test_a_share_of_the_originals_is_painted_and_weighs_for_all(tiny_folder):
-    """Of blocks of 4 the first 3: the others are never generated, and the sum over a pool is estimated without bias."""
+    """In each block of 4, only the first 3 are generated, and the estimate of the sum over a pool is unbiased."""
     part, whole = (make_trainee(load_model(tiny_folder)).originals for _ in range(2))
     part.compared = 3
     pool = [6, 1, 0, 7, 3, 2, 5, 4]
@@ -277,7 +277,7 @@ def test_a_share_of_the_originals_is_painted_and_weighs_for_all(tiny_folder):
 
 
 def test_a_step_compares_a_share_and_aligns_all(tiny_folder):
-    """Its image and face terms are those of the compared images, the alignment term that of the whole batch."""
+    """The image and face terms use the images with a reference image, the alignment term uses the whole batch."""
 
     def step(compared, indices):
         trainee = make_trainee(load_model(tiny_folder))
@@ -373,7 +373,7 @@ def test_a_prompts_noise_pool_goes_round_in_slices_as_the_cache_holds_it():
 
 
 def test_originals_of_a_slice_are_found_again_at_every_later_visit(tiny_folder):
-    """T belongs to the slice: nothing is sampled twice, and never more than the batch itself."""
+    """The slice determines T, so nothing is sampled twice, and never more than the batch."""
     trainee = make_trainee(load_model(tiny_folder))
     trainee.originals.block, made, seen = 4, {}, set()
     plan = schedule(batch=4, noise_pool=12, prompts=3, sampler_steps=(2, 4))

@@ -1,4 +1,4 @@
-"""A search for little bias and little drift: killed in a trial it takes that trial up, and it never repeats itself."""
+"""A search for small bias and drift: it resumes the trial in which it was killed, and never repeats a trial."""
 
 import json
 import sys
@@ -18,7 +18,7 @@ VARY = ["adapter.learning_rate=log(1e-3,1e-1)", "loss.image=linear(.1,1)", "adap
 
 @pytest.fixture
 def trained(tmp_path, monkeypatch):
-    """Stands for hours of training: leaves an audit whose bias and drift follow the settings, or is killed."""
+    """Instead of training, write an audit whose bias and drift depend on the settings, or raise like a kill."""
     audit, done = whole_audit(), []
 
     def train(overrides):

@@ -1,4 +1,4 @@
-"""scripts/two_judges.py: disagreement by hand count, each number under both, and what cannot be compared."""
+"""scripts/two_judges.py: disagreement counted by hand, each number by both judges, and audits that cannot be compared."""
 
 import sys
 from pathlib import Path
@@ -25,7 +25,7 @@ FOUND = RNG.random((PROMPTS, IMAGES)) < 0.9
 
 
 def audit(folder: Path, female: np.ndarray, judge: str, model: str = "weights", confusion=None) -> Path:
-    """An audit of these labels [P, I] with a confidence of .9."""
+    """Write an audit with these labels [P, I] at a probability of .9."""
     rows = []
     for prompt, image in np.ndindex(female.shape):
         found = bool(FOUND[prompt, image])

@@ -1,4 +1,4 @@
-"""Laws of an update over several prompts: a mean of gradients, its norm over everything, without what went wrong."""
+"""An update over several prompts: the mean of gradients without skipped steps, and its norm over all parameters."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""Uploads to the Hugging Face hub: a server on this machine speaks its protocol, and the hub's own client speaks to it."""
+"""Uploads to the Hugging Face hub: the hub's own client talks to a local server with the hub's protocol."""
 
 import base64
 import json
@@ -23,7 +23,7 @@ FILES = ("adapter/README.md", "adapter/x.safetensors", "audits/a/audit.json", "a
 
 
 class Hub(BaseHTTPRequestHandler):
-    """Knows the token "good", whose role is `role`, and makes and fills repositories, unless it is `full`."""
+    """A server that accepts the token "good" with the role `role`, and creates repositories and files unless it is `full`."""
 
     def do_GET(self):  # noqa: N802 (its name there)
         if "Bearer good" not in self.headers["authorization"]:
@@ -64,7 +64,7 @@ class Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch):
-    """The hub as this process knows it, with the token "good"."""
+    """Return a server that this process uses as the hub, with the token "good"."""
     with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as running:
         running.url, running.held, running.full, running.role = f"http://127.0.0.1:{running.server_port}", {}, False, "write"
         thread = threading.Thread(target=running.serve_forever, args=(0.05,))
@@ -89,7 +89,7 @@ def run(tmp_path):
 
 
 def ended(capsys, *arguments):
-    """What scripts/push.py says on an error."""
+    """Return the error message of scripts/push.py."""
     with pytest.raises(SystemExit) as stop:
         push.main(list(map(str, arguments)))
     said = capsys.readouterr().err
@@ -129,7 +129,7 @@ def test_pushing_says_what_it_would_upload_and_needs_a_token(run, monkeypatch, c
 
 
 def test_what_would_not_be_uploaded_is_said_before_anything_is_built(server, monkeypatch, tmp_path):
-    """By the job itself, which is given no model that exists."""
+    """The job checks the hub before it loads the model, which does not exist here."""
 
     def refused(says, repo="me/fair"):
         config = composed(f"hub='{repo}'", "model.path=nowhere")

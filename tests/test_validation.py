@@ -1,4 +1,4 @@
-"""Laws of what surrounds the step: learning rate, averages, validation, the best kept, stopping, resuming."""
+"""The loop around the step: learning rate, averages, validation, best state, early stopping, resuming."""
 
 import json
 import math
@@ -141,7 +141,7 @@ def test_the_distance_takes_missing_faces_for_the_worst_class():
 
 
 def test_it_is_the_averages_that_are_validated(tiny_folder, tmp_path):
-    """With floor 1.5 nothing is ever best, so the last averages remain: they must measure what the row says."""
+    """With floor 1.5 no step is best, so the last averages remain; validating them must give the numbers of the row."""
     trainee, watch = make_trainee(load_model(tiny_folder), "lora_text"), validation(floor=1.5)
     train(trainee, PROMPTS, schedule(steps=1, learning_rate=0.1, validation=watch), tmp_path, "key", QUIET)
     (row,) = rows(tmp_path)
@@ -188,7 +188,7 @@ def test_an_interrupted_run_with_everything_on_ends_bit_equal(tiny_folder, tmp_p
 
 
 def test_the_floor_of_portraits_is_between_images_that_broke_and_those_that_did_not():
-    """Of the committed records of the search: a rate of 2.4e-2 breaks the images, 240 steps of text drift too far."""
+    """In the committed records of the search, a rate of 2.4e-2 breaks the images, and 240 steps of text drift too far."""
     root = Path(__file__).resolve().parent.parent / "docs" / "measurements" / "search" / "search"
 
     def semantics(path):

@@ -1,4 +1,4 @@
-"""The live page: it shows what the run folder holds, serves nothing else, and its images are those of the audit."""
+"""The live page: it shows the content of the run folder, serves nothing else, and generates the images of the audit."""
 
 import base64
 import io

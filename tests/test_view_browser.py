@@ -24,7 +24,7 @@ WIDTHS = (1280, 390)
 
 
 def rows(count: int) -> str:
-    """metrics.jsonl after so many steps."""
+    """Return the rows of metrics.jsonl after so many steps."""
     every = [
         {"step": i, "seconds": 1.0, "loss.align": 1 / (i + 1), "loss.image": 0.1, "validation.clip_i": 0.9,
          "share.gender.female": 0.2 + i / 100, "target.gender.female": 0.5}
@@ -48,7 +48,7 @@ def growing(tmp_path):
 
 @pytest.fixture
 def visit(browser):
-    """Opens the page of a folder at a width; what it asks elsewhere and what it complains of must stay empty."""
+    """Open the page of a folder at a width; it must make no requests to other servers and log no errors."""
     ends, asked = [], []
 
     def visit(folder, width: int, look=None):
@@ -73,7 +73,7 @@ def visit(browser):
 
 
 def fits(page, width: int) -> bool:
-    """No horizontal scrolling, and nothing to read or to press beyond the edge."""
+    """Check that the page does not scroll horizontally, and that no text or button lies beyond the edge."""
     cut = page.evaluate(
         """() => [...document.querySelectorAll('h1, p, svg, img, label, input, button, figcaption, .card')]
         .filter((one) => one.getClientRects().length && one.getBoundingClientRect().right > innerWidth + 1)
@@ -103,7 +103,7 @@ def test_curves_appear_and_grow_while_training_goes_on(visit, growing, width):
 
 
 def painted(request: dict) -> list[dict]:
-    """A picture of the request for each pair; refuses a prompt that asks for it."""
+    """Return pairs of images that show the request; raise an error if the prompt contains "refuse"."""
     if "refuse" in request["prompt"]:
         raise FairDiffError("prompt: found one that is refused, <b>allowed</b>: " + "others" * 60)
     found = []

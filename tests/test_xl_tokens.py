@@ -26,7 +26,7 @@ from fairdiff.training.step import Batch, training_step
 
 
 def loaded(folder, file, end=True):
-    """The pipeline as the model card says that its owner loads the file, with and without its last line."""
+    """Return the pipeline with the file loaded as in the model card; end=False omits the last line of that code."""
     pipe = plain(folder, StableDiffusionXLPipeline, add_watermarker=False)
     lines = XL_TOKENS.replace("soft_tokens.safetensors", str(file)).splitlines()
     assert "eos_token_id" in lines[-1]

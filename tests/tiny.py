@@ -81,14 +81,14 @@ def tiny_bank() -> Bank:
 
 
 class NoFaces(WholeImage):
-    """Finds no face in any image."""
+    """A detector that finds no face in any image."""
 
     def __call__(self, image_BCHW):
         return Boxes.none(image_BCHW)
 
 
 def tiny_tokenizer(folder: Path) -> CLIPTokenizer:
-    """Byte pairs without merges: every letter is a token."""
+    """Return a byte-pair tokenizer without merges, so that every letter is a token."""
     letters = sorted({c for w in WORDS for c in w} | set("abcdefghijklmnopqrstuvwxyz"))
     vocab = letters + [c + "</w>" for c in letters] + ["<|startoftext|>", "<|endoftext|>"]
     (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(vocab)}))
@@ -128,7 +128,7 @@ def composed(*overrides: str) -> Config:
 
 
 def make_trainee(model, kind="soft_tokens", attributes=("gender",), **changes) -> Trainee:
-    """A trainee on a tiny model; `changes` overrides what the objective and the method say."""
+    """Return a trainee on a tiny model; `changes` overrides settings of objective and method."""
     generator = torch.Generator().manual_seed(3)
     if kind == "soft_tokens":
         adapter = SoftTokens(model, 3, "a photo")
@@ -168,7 +168,7 @@ def make_trainee(model, kind="soft_tokens", attributes=("gender",), **changes) -
 
 
 def whole_audit() -> dict:
-    """An audit with everything in it: two families, three models, a joint, a known error, prompts without people."""
+    """Return an audit with all parts: two families, three models, a joint, counted errors, prompts without people."""
     classes, rows = {"gender": ("female", "male"), "race": ("White", "Black")}, []
     rng = np.random.default_rng(0)
     for model, prompt, image in product(("before", "start", "after"), range(7), range(8)):

@@ -34,7 +34,7 @@ def clip(kind, tokenizer, width, projection):
 
 
 def t5():
-    """T5 and a unigram tokenizer of the tests' words."""
+    """Return T5 and a unigram tokenizer with the words of the tests."""
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((f"▁{word}", -1.0) for word in dict.fromkeys(WORDS))]
     tokenizer = T5TokenizerFast(vocab=pieces, extra_ids=0, model_max_length=512)
     model = T5EncoderModel(T5Config(
@@ -53,7 +53,7 @@ def vae():
 
 
 def sd3(folder: Path) -> Path:
-    """Of 3.5's kind: a second attention in the first block, normalised queries and keys."""
+    """Return a model like 3.5: a second attention in the first block, normalised queries and keys."""
     torch.manual_seed(4)
     tokenizer, (words, t5_tokenizer) = tiny_tokenizer(folder), t5()
     transformer = SD3Transformer2DModel(
@@ -70,14 +70,14 @@ def sd3(folder: Path) -> Path:
 
 
 def sd3_without_t5(folder: Path) -> Path:
-    """The same as plain diffusers saves it without T5."""
+    """Return the same model without T5, as plain diffusers saves it."""
     whole = StableDiffusion3Pipeline.from_pretrained(sd3(folder), text_encoder_3=None, tokenizer_3=None)
     whole.save_pretrained(folder / "without_t5")
     return folder / "without_t5"
 
 
 def flux(folder: Path, dev: bool = True) -> Path:
-    """FLUX.1 dev's kind, which reads the guidance scale and shifts its schedule by the size, or schnell's."""
+    """Return a model like FLUX.1 dev, which reads the guidance scale and shifts its schedule by the size, or like schnell."""
     torch.manual_seed(5)
     tokenizer, (words, t5_tokenizer) = tiny_tokenizer(folder), t5()
     transformer = FluxTransformer2DModel(

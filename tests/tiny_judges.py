@@ -1,4 +1,4 @@
-"""Tiny random models in the formats that judges and encoders for photographs come in."""
+"""Tiny random models in the formats of judges and encoders for photographs."""
 
 import json
 import shutil
@@ -32,7 +32,7 @@ PIXELS = {
 
 
 def save_vit(folder: Path, labels: list[str], **more) -> str:
-    """A Hugging Face image classifier of width 16 with its processor; weights of a seed, one for each number of labels."""
+    """Save a Hugging Face image classifier of width 16 with its processor; the seed depends on the number of labels."""
     torch.manual_seed(len(labels))
     config = ViTConfig(
         hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, image_size=32, patch_size=8,
@@ -59,26 +59,26 @@ def save_timm(folder: Path, labels: list[str], **declared) -> str:
 
 
 def change_json(file: Path, **changes) -> None:
-    """Keys of a JSON file set, or with `...` removed."""
+    """Set keys of a JSON file, or remove those with the value `...`."""
     content = (json.loads(file.read_text()) if file.exists() else {}) | changes
     file.write_text(json.dumps({key: value for key, value in content.items() if value is not ...}))
 
 
 def change_tensor(file: Path, key: str, change) -> None:
-    """One tensor of a safetensors file replaced by change(tensor)."""
+    """Replace one tensor of a safetensors file by change(tensor)."""
     tensors = load_file(file)
     tensors[key] = change(tensors[key]).contiguous()
     save_file(tensors, file, {"format": "pt"})
 
 
 def uncalibrated(folder: Path) -> str:
-    """The embedded audit judge without its calibration, for crops other than those on which that was measured."""
+    """Copy the embedded audit judge without its calibration, for crops other than those of the calibration."""
     shutil.copytree(weights("audit_judge"), folder, ignore=shutil.ignore_patterns(CALIBRATION_FILE))
     return str(folder)
 
 
 def save_open_clip(folder: Path) -> str:
-    """An open_clip model with its configuration and the real vocabulary."""
+    """Save an open_clip model with its configuration and the real vocabulary."""
     torch.manual_seed(0)
     vision, text = open_clip.CLIPVisionCfg(**MODEL["vision_cfg"]), open_clip.CLIPTextCfg(**MODEL["text_cfg"])
     model = open_clip.CLIP(MODEL["embed_dim"], vision, text)
@@ -89,7 +89,7 @@ def save_open_clip(folder: Path) -> str:
 
 
 def save_dinov2(folder: Path) -> str:
-    """A DINOv2 encoder with the processor that DINOv2 has: shorter side, then a centre crop."""
+    """Save a DINOv2 encoder with DINOv2's processor: it resizes the shorter side, then crops the centre."""
     torch.manual_seed(0)
     config = Dinov2Config(
         hidden_size=16, num_hidden_layers=1, num_attention_heads=2, mlp_ratio=2, image_size=28, patch_size=14
@@ -100,7 +100,7 @@ def save_dinov2(folder: Path) -> str:
 
 
 def audit_settings(model: Path, folder: Path) -> list[str]:
-    """Overrides of a small audit of a tiny model: three images of two prompts, by the embedded judge; kept in `folder`."""
+    """Return overrides of a small audit of a tiny model by the embedded judge: three images of two prompts, in `folder`."""
     return [
         f"model.path={model}", "model.device=cpu", "model.sampling_dtype=float32",
         f"audit.judge.path={uncalibrated(folder / 'judge')}",

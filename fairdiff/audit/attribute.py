@@ -261,7 +261,7 @@ def _difference(statistic: Statistic, counts, pairs_PKK, target, limit: float, s
     own = [((p * s**2).sum(-1) - (p * s).sum(-1) ** 2) / m for p, s, m in zip(assumed, slopes, n, strict=True)]
     centred = [s - (f * s).sum(-1, keepdims=True) for f, s in zip(shares, slopes, strict=True)]
     shared = np.einsum("pj,pjk,pk->p", centred[0], pairs_PKK, centred[1]) / (n[0] * n[1])
-    apart = own[0] + own[1]  # without pairing; if all pairs agree, one in n may still differ, hence the lower bound below
+    apart = own[0] + own[1]  # without pairing; if all pairs agree, one in n may still differ: the lower bound
     variance = np.maximum(apart - 2 * shared, apart / fewest)
     found = suite.mean_over_prompts(after - before, variance, (-limit, limit), seed)
     return {"difference": found["mean"], "ci95": found["ci95"], "ci95_these": found["ci95_these"]}
@@ -316,5 +316,5 @@ def squared_change_variance(judged, gram_PKK, n, pairs_PKK) -> np.ndarray:
     own = [4 / m * (q * line**2).sum(-1) for q, line, m in zip(judged, lines, n, strict=True)]
     rest = sum(moments(q, gram_PKK, m)[:, 1] - line for q, m, line in zip(judged, n, own, strict=True))
     shared = 4 * np.einsum("pj,pjk,pk->p", lines[0], pairs_PKK, lines[1]) / (n[0] * n[1])
-    apart = own[0] + own[1]  # without pairing; if all pairs agree, one in n may still differ, hence the lower bound below
+    apart = own[0] + own[1]  # without pairing; if all pairs agree, one in n may still differ: the lower bound
     return np.maximum(apart - 2 * shared, apart / np.minimum(*n)) + rest

@@ -24,7 +24,7 @@ from fairdiff.errors import FairDiffError
 from fairdiff.files import atomic_path, write_bytes
 
 SCHEMA = 3  # raised when the same settings give other records than before (tests/test_schemas.py)
-MODELS = ("before", "start", "after")  # frozen; with the untrained adapter, if that changes images; with the trained one
+MODELS = ("before", "start", "after")  # frozen; with untrained adapter, if it changes images; with trained adapter
 SUFFIXES = ("parquet", "npz", "png")  # files of one prompt; the parquet file marks it as complete
 STRIP = 8  # images of each prompt that are kept as thumbnails
 COLUMNS = (
