@@ -11,6 +11,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from fairdiff.cli.main import CONF, to_config
+from fairdiff.config import Config
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -96,15 +97,20 @@ def test_a_group_by_itself_first_makes_the_adapters_it_audits():
     assert {run.name for run in made if run.group == "adapters"} == set(ADAPTERS)
 
 
+def composed_of(run: Run) -> Config:
+    """The configuration of a run's command."""
+    script, *overrides = run.command(Path("outputs/results"))
+    name = {"train.py": "config", "scripts/audit.py": "measure"}[script]
+    with initialize_config_dir(CONF, version_base="1.3"):
+        return to_config(compose(name, [o for o in overrides if not o.startswith("hydra.")]))
+
+
 KINDS = {(r.script, *(o if "=" in o and not o[-1].isdigit() else o.split("=")[0] for o in r.overrides)): r for r in RUNS}
 
 
 @pytest.mark.parametrize("run", [replace(r, seed=0) for r in KINDS.values()], ids=lambda r: f"{r.group}: {r.name}")
 def test_every_planned_command_composes(run):
-    script, *overrides = run.command(Path("outputs/results"))
-    name = {"train.py": "config", "scripts/audit.py": "measure"}[script]
-    with initialize_config_dir(CONF, version_base="1.3"):
-        config = to_config(compose(name, [o for o in overrides if not o.startswith("hydra.")]))
+    config = composed_of(run)
     assert config.seed == 0 and (config.adapter.path is None) == (run.of is None)
     if run.group == "experiments":
         assert config.audit.images_per_prompt == 160 and config.audit.split == "test"
@@ -293,9 +299,8 @@ def test_the_search_is_on_validation_occupations_and_its_table_holds_what_was_me
     runs = candidates()
     assert len({run.folder(Path("x")) for run in runs}) == len(runs)
     for run in runs:
-        with initialize_config_dir(CONF, version_base="1.3"):
-            config = to_config(compose("config", list(run.overrides)))
-        assert config.audit.split == "validation" and config.seed == 0
+        config = composed_of(run)
+        assert config.audit.split == "validation" and config.seed == 0 and (config.adapter.path is None) == (run.of is None)
     found = audit([0.2, 0.4, 0.3])
     for model in found["models"].values():
         model["dino"] = {"mean": 0.9}

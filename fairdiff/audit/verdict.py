@@ -67,7 +67,10 @@ def _like_these(counts, target, judge: Judge | None, seed: int) -> Interval:
 
 def filled(counts_PK, missing_P, target_PK, judge: Judge | None, worst: bool) -> np.ndarray:
     """Return the counts [P, K] if the images without a face had one: of the class that makes D largest (`worst`), or of the
-    classes that lack faces, in proportion to what they lack. A face of true class k adds row k of C to the counts."""
+    classes that make D least. A face of true class k adds row k of C to the counts.
+
+    Least: x >= 0 with sum x = missing minimises sum_k (n_k + x_k)^2 / t_k, so every class that gets faces has the same
+    (n_k + x_k) / t_k: the least of (missing + sum_S n) / (sum_S t) over the sets S of the classes with least n_k / t_k."""
     counts, missing = np.asarray(counts_PK, float), np.asarray(missing_P, float)
     target = np.asarray(target_PK, float)
     C = np.eye(counts.shape[1]) if judge is None else judge.rates
@@ -77,11 +80,12 @@ def filled(counts_PK, missing_P, target_PK, judge: Judge | None, worst: bool) ->
         total = options.sum(-1, keepdims=True)
         far = squared_distance(options / np.where(total > 0, total, 1) @ mend.T, target[:, None])
         return options[np.arange(len(counts)), far.argmax(1)]
-    total = counts.sum(-1, keepdims=True) + missing[:, None]
-    lacking = np.maximum(target * total - counts @ mend.T, 0)
-    scale = missing[:, None] / np.where(lacking.sum(-1, keepdims=True) > 0, lacking.sum(-1, keepdims=True), 1)
-    first = lacking * np.minimum(scale, 1)  # first the faces that classes lack; the others are split like the target
-    return counts + (first + (missing[:, None] - first.sum(-1, keepdims=True)) * target) @ C
+    true = counts @ mend.T
+    ratio = np.divide(true, target, out=np.full_like(true, np.inf), where=target > 0)
+    order = ratio.argsort(-1)
+    sums = [np.take_along_axis(np.broadcast_to(a, true.shape), order, -1).cumsum(-1) for a in (true, target)]
+    level = ((missing[:, None] + sums[0]) / sums[1]).min(-1, keepdims=True)
+    return counts + np.where(target > 0, np.maximum(level * target - true, 0), 0) @ C
 
 
 def decide(counts_PK, missing_P, target_PK, delta: float, judge: Judge | None, seed: int) -> dict:

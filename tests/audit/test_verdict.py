@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 
+from fairdiff.audit.distance import squared_distance
 from fairdiff.audit.judge import judge_of
 from fairdiff.audit.suite import ENOUGH
 from fairdiff.audit.verdict import decide, filled
 
 JUDGE = judge_of([[800, 200], [200, 800]])
+JUDGE_OF_THREE = judge_of([[90, 10, 0], [10, 80, 10], [0, 20, 80]])
 
 
 def said(counts, missing=0, target=None, delta=0.1, judge=None):
@@ -76,6 +78,19 @@ def test_what_missing_faces_are_filled_with():
     assert filled([[5, 3, 2]], [10], target, None, False)[0] == pytest.approx([10, 6, 4])
     judged = filled([[5, 5]], [10], np.array([[0.5, 0.5]]), JUDGE, True)
     assert sorted(judged[0]) == pytest.approx([7, 13])  # ten faces of one class, two of them taken for the other
+
+
+@pytest.mark.parametrize("judge", [None, JUDGE_OF_THREE])
+def test_no_way_to_fill_in_missing_faces_is_nearer_to_the_target(judge):
+    """Brute force over all compositions of 12 faces. Filling each class in proportion to what it lacked was farther away."""
+    rng = np.random.default_rng(1)
+    rates, mend = (np.eye(3), np.eye(3)) if judge is None else (judge.rates, judge.mend)
+    ways = np.array([(i, j, 12 - i - j) for i in range(13) for j in range(13 - i)])
+    for target in (np.full((1, 3), 1 / 3), np.array([[0.6, 0.3, 0.1]])):
+        for counts in rng.multinomial(40, [0.1, 0.2, 0.7], 20):
+            some = filled(counts[None], [12], target, judge, False), counts + ways @ rates
+            least, others = (squared_distance(n / 52 @ mend.T, target) for n in some)
+            assert others.min() - 0.02 <= least[0] <= others.min() + 1e-9  # below it by faces split between classes
 
 
 def test_a_vanished_class_is_off_target_however_many_classes_there_are():
