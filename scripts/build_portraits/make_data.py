@@ -47,7 +47,7 @@ class Job:
 
 
 class Shard:
-    """Renders one shard."""
+    """A renderer of one shard."""
 
     def __init__(self, renderer, job: Job) -> None:
         self.renderer, self.job = renderer, job

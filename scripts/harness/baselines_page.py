@@ -1,4 +1,4 @@
-"""The page of scripts/baselines.py from its records."""
+"""Build the page of scripts/baselines.py from its records."""
 
 from fairdiff.audit.estimand import ends_of
 from fairdiff.audit.wording import interval, number, percent, signed, targeted

@@ -1,4 +1,4 @@
-"""The page of scripts/drift.py from its record."""
+"""Build the page of scripts/drift.py from its record."""
 
 import numpy as np
 from reproduce.numbers import percentile_interval

@@ -1,4 +1,4 @@
-"""The page of scripts/frontier.py from its numbers."""
+"""Build the page of scripts/frontier.py from its record."""
 
 import numpy as np
 from reproduce.numbers import mean_interval, percentile_interval

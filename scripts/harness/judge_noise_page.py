@@ -1,4 +1,4 @@
-"""The page of scripts/judge_noise.py from its record."""
+"""Build the page of scripts/judge_noise.py from its record."""
 
 import shlex
 from collections.abc import Callable
@@ -231,7 +231,7 @@ def _generator(record: dict) -> Section:
             for name in dict.fromkeys(k for k, _ in noises(record)) if kind == CLEAN else [kind]:
                 curves.setdefault(name, []).append(point)
     if len(curves) > 1:
-        curves.pop(CLEAN, None)  # the first point of each curve
+        curves.pop(CLEAN, None)  # it is already the first point of each curve
     floor = float(np.mean([cell["floor"] for cell in record["cells"].values()]))
     last = max(rate for _, rate in noises(record))
     lines = {"before": before, "with the clean judge": after_of(record, CLEAN, 0) if cells(record, CLEAN, 0) else None}

@@ -1,4 +1,4 @@
-"""The page of scripts/label_influence.py from its record."""
+"""Build the page of scripts/label_influence.py from its record."""
 
 from itertools import product
 

@@ -1,4 +1,4 @@
-"""The page of scripts/languages.py from its record."""
+"""Build the page of scripts/languages.py from its record."""
 
 import numpy as np
 from reproduce.numbers import mean_interval

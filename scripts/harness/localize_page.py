@@ -1,4 +1,4 @@
-"""The page of scripts/localize.py from its record."""
+"""Build the page of scripts/localize.py from its record."""
 
 import re
 from html import escape

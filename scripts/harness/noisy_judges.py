@@ -42,7 +42,7 @@ class Faces:
 
 
 def read_faces(folder: Path, detector: Detector) -> tuple[Faces, Faces]:
-    """The faces to train on, and those held out; FairDiffError for a folder that has too few of either."""
+    """Return the training faces and the held-out faces. FairDiffError for a folder with too few of either."""
     if not has_renders(folder):
         raise FairDiffError(
             f"--renders: found no shards in {folder}, allowed: a folder of scripts/build_portraits/make_data.py"

@@ -1,4 +1,4 @@
-"""The page of scripts/reading_errors.py from its record."""
+"""Build the page of scripts/reading_errors.py from its record."""
 
 import numpy as np
 
