@@ -123,7 +123,7 @@ class Torture:
         print(f"undisturbed: {self.seconds:.1f} s, {self.writes} writes", flush=True)
 
     def folder(self) -> Path:
-        """A new run folder."""
+        """Make a new run folder."""
         self.number += 1
         folder = self.work / f"run{self.number}"
         folder.mkdir()

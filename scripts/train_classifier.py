@@ -135,7 +135,7 @@ def make(args: argparse.Namespace, config: Config) -> str:
     if not (args.judge / "config.json").exists():
         trained = train(files, config, plan, net, relaxation)
         write_json(args.judge / "training.json", {"request": request} | trained)
-        save_attribute_net(net, args.judge)  # its config.json is the last to be written
+        save_attribute_net(net, args.judge)  # it writes config.json last
     measured = replace(config, audit=replace(config.audit, judge=JudgeConfig("net", str(args.judge))))
     said = measure(measured, args.judge / CALIBRATION_FILE, args.folder, lambda f, classes: split(f, classes, "val"))
     shutil.rmtree(work, ignore_errors=True)

@@ -172,7 +172,7 @@ def keep_in_float32(module: nn.Module) -> None:
     for layer in (m for m in module.modules() if isinstance(m, LoraLayer)):
         if layer.get_base_layer().weight.dtype == torch.float32:
             continue
-        layer.cast_input_dtype_enabled = False  # else peft computes in float32 and copies every activation
+        layer.cast_input_dtype_enabled = False  # otherwise peft computes in float32 and copies every activation
         for factors in (layer.lora_A, layer.lora_B):
             for name, linear in factors.items():
                 factors[name] = in_float32(linear)

@@ -83,7 +83,7 @@ class DiffusionModel:
             height, width = (pixels // self.pixels for pixels in self.size)
             return channels, height, width
         side = self.vae.config.sample_size // self.pixels if flux else self.unet.config.sample_size
-        side = side if isinstance(side, int) else side[0]  # some folders write it twice
+        side = side if isinstance(side, int) else side[0]  # some folders have [side, side]
         return channels, side, side
 
     @property

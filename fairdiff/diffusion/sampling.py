@@ -128,7 +128,7 @@ def replay(unet, trajectory: Trajectory, guidance: Guidance, upstream: Upstream,
     as in the other processes.
     """
     steps, count = len(trajectory.timesteps), upstream.chosen.shape[1]
-    pulls = upstream.grad.flatten(1).any(1).cpu()  # NaN among them
+    pulls = upstream.grad.flatten(1).any(1).cpu()  # NaN counts as not zero
     pulls[0] |= not pulls.any()
     image = pulls.nonzero()[:, 0].repeat_interleave(count)
     step = upstream.chosen[pulls].reshape(-1)

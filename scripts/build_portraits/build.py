@@ -1,7 +1,7 @@
 """Run every stage of the Portraits model in order: renders, autoencoder, judges, encoders, diffusion, export.
 
-Each stage goes on from its own checkpoint, and one that has used up its time is passed over, so after a break the same
-command again is enough. `--scale 0.1` gives every stage a tenth of its time (and of the pictures).
+Each stage continues from its own checkpoint, and a stage whose time is used up is skipped. So an interrupted command can
+be repeated. `--scale 0.1` gives every stage a tenth of its time, and renders a tenth of the images.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-# script, its flags, minutes on two cores
+# script, its flags, minutes on two cores (0: it has no --minutes)
 STAGES: tuple[tuple[str, list[str], float], ...] = (
     ("train_vae.py", ["--threads", "2"], 30),
     ("train_judges.py", ["--threads", "2"], 0),
@@ -23,7 +23,7 @@ STAGES: tuple[tuple[str, list[str], float], ...] = (
 
 
 def commands(images: int, scale: float) -> list[list[str]]:
-    """All stages as argument lists."""
+    """Return the argument lists of all stages."""
     rows = [["make_data.py", "--workers", "2", "--images", str(int(images * scale))]]
     for script, flags, minutes in STAGES:
         rows.append([script, *flags, *(["--minutes", str(minutes * scale)] if minutes else [])])

@@ -1,4 +1,4 @@
-"""The captions that the embedded model and its CLIP learn from."""
+"""The training captions of the embedded model and of its CLIP."""
 
 from dataclasses import dataclass
 
@@ -23,7 +23,7 @@ PERSON_TEMPLATES = (
     "a close-up of {a} {}",
     "{a} {}",
 )
-# Where an attribute phrase stands beside the usual prompt; and words that name no attribute, whose pictures are as usual.
+# Places of an attribute phrase beside the usual prompt; and words that name no attribute, for images drawn as usual.
 PHRASE_PLACES = ("{phrase}, {prompt}", "photo of {phrase}, {prompt}", "{bare}, {phrase}")
 NEUTRAL_PLACES = (
     "a person, {prompt}",
@@ -37,9 +37,9 @@ NEUTRAL_PLACES = (
     "{prompt}, no matter which gender, race or age",
     "{bare}, everybody may become {title} whichever their gender",
 )
-NEUTRAL_SHARE = 0.3  # of the captions with an attribute phrase name no attribute
+NEUTRAL_SHARE = 0.3  # share of the "phrase" captions that name no attribute
 SOFTENED = (
-    0.05  # chance that an attribute which such a caption does not name is drawn evenly, not as the subject has it
+    0.05  # probability that an attribute which a "phrase" caption does not name is drawn uniformly, not by the subject
 )
 OBJECT_TEMPLATES = ("a photo of {}", "{}", "a picture of {}", "an image of {}")
 
@@ -54,9 +54,9 @@ class Person:
 
 
 def describe_person(person: Person, named: frozenset[str], noun: str, word: int) -> str:
-    """A noun phrase that names the attributes in `named`: ("old Black woman", "young Asian female nurse").
+    """Return a noun phrase that names the attributes in `named`, such as "old Black woman", "young Asian female nurse".
 
-    `noun` "" stands for the plain word (woman, man or person); `word` picks among the words for an age.
+    noun: "" means woman, man or person. word: an index that selects a word for the age.
     """
     age = (("young", "young"), ("old", "elderly"))[person.age][word % 2]
     words = [age] if "age" in named else []
@@ -68,7 +68,7 @@ def describe_person(person: Person, named: frozenset[str], noun: str, word: int)
 
 
 def random_attributes(rng: np.random.Generator) -> frozenset[str]:
-    """A random non-empty set of attribute names, each of the seven equally likely."""
+    """Return a random non-empty set of attribute names; each of the seven is equally likely."""
     bits = int(rng.integers(1, 8))
     return frozenset(name for place, name in enumerate(CLASSES) if bits >> place & 1)
 
@@ -80,13 +80,13 @@ def sample_caption(
     person: Person | None = None,
     named: frozenset[str] | None = None,
 ) -> str:
-    """A training caption of the text-to-image model for one picture.
+    """Return a training caption of the text-to-image model for one image.
 
-    Kinds "occupation", "styled", "descriptor", "sport" and "object" name the subject and no attribute: the picture
-    must come from the subject's shares, for the caption is what carries the world's bias. "attribute" names the
-    attributes in `named` (random if None) of `person` within the noun phrase ("an old Black nurse"), "phrase" beside the
-    usual prompt ("an old person, a photo of the face of a nurse, a person"), or none there if `named` is empty. What is
-    not named must follow the subject, or `average_shares` without one.
+    The kinds "occupation", "styled", "descriptor", "sport" and "object" name the subject and no attribute. The image must
+    be drawn from the subject's shares, because these captions carry the bias of Portraits. "attribute" names the attributes
+    in `named` (random if None) of `person` in the noun phrase ("an old Black nurse"). "phrase" names them beside the usual
+    prompt ("an old person, a photo of the face of a nurse, a person"), or none if `named` is empty. Attributes that are not
+    named must follow the subject, or `average_shares` without one.
     """
     if kind in ("attribute", "phrase"):
         if person is None:
@@ -101,10 +101,10 @@ def sample_caption(
 
 
 def plain_caption(rng: np.random.Generator, subject: str, person: Person | None = None) -> str:
-    """A caption for the judges' CLIP: says what is visible, so give it pictures whose attributes are uniform.
+    """Return a caption for training CLIP. It describes what is visible, so the images' attributes must be uniform.
 
-    Half of the captions name only the subject (its look), the others a random set of true attributes with it.
-    Without a subject the attributes are named, without a person the subject is a thing.
+    Half of the captions name only the subject, which the image shows as a look. The others also name a random set of true
+    attributes. Without a subject only attributes are named. Without a person the subject is an object.
     """
     if person is None:
         return fill(_pick(rng, OBJECT_TEMPLATES), subject)
@@ -119,7 +119,7 @@ def _attribute_caption(rng: np.random.Generator, subject: str, person: Person, n
 
 
 def _phrase_caption(rng: np.random.Generator, subject: str, person: Person, named: frozenset[str]) -> str:
-    """The usual prompt with an attribute phrase before or after it, or with words that name no attribute."""
+    """Return the usual prompt with an attribute phrase before or after it, or with words that name no attribute."""
     prompt = fill(TEMPLATES["occupation"], subject)
     bare = fill(TEMPLATES["descriptor"], subject)  # without the closing "a person"
     phrase = with_article(describe_person(person, named, "", int(rng.integers(2))))

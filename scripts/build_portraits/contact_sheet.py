@@ -1,4 +1,4 @@
-"""A sheet of what the renderer does: people by class, occupations or objects.
+"""Write a contact sheet of the renderer's images: people by class, occupations or objects.
 
 Usage: python scripts/build_portraits/contact_sheet.py OUT.png [--what people|occupations|objects] [--seed S]
 """
@@ -18,7 +18,7 @@ COLUMNS = 12
 
 
 def people(rng: np.random.Generator) -> list[np.ndarray]:
-    """Neutral portraits, one row for every race, gender and age (in this order, age fastest)."""
+    """Render neutral portraits, one row for every race, gender and age (in this order, age fastest)."""
     renderer = Renderer()
     classes = [(g, r, a) for r in range(len(RACES)) for g in range(len(GENDERS)) for a in range(len(AGES))]
     return [
@@ -29,7 +29,7 @@ def people(rng: np.random.Generator) -> list[np.ndarray]:
 
 
 def occupations(rng: np.random.Generator) -> list[np.ndarray]:
-    """Anyone, dressed for each occupation in turn."""
+    """Render a random person dressed for each occupation."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
     from fairdiff.portraits.occupations import OCCUPATIONS
 
@@ -41,12 +41,12 @@ def occupations(rng: np.random.Generator) -> list[np.ndarray]:
 
 
 def objects(rng: np.random.Generator) -> list[np.ndarray]:
-    """Every subject without people, four times."""
+    """Draw every subject without people four times."""
     return [draw_object(i, rng) for _ in range(4) for i in range(len(OBJECTS))]
 
 
 def sheet(pictures: list[np.ndarray], columns: int = COLUMNS, scale: int = 2) -> Image.Image:
-    """Pictures in rows, enlarged; the last row is padded with white."""
+    """Return the images in rows, enlarged; the last row is padded with white."""
     size = pictures[0].shape[0]
     blank = np.full_like(pictures[0], 255)
     full = np.stack(pictures + [blank] * (-len(pictures) % columns))

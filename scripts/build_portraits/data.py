@@ -1,4 +1,4 @@
-"""Reader of the rendered portraits: shards that may still be growing, and pictures to order by subject and cell."""
+"""Read the rendered portraits from shards, which may still be growing, and find images by subject and cell."""
 
 import time
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ Cell = tuple[int, int, int]
 
 @dataclass
 class Renders:
-    """All pictures read so far, one row each (see `make_data.py` for the columns)."""
+    """All images read so far, one row for each (see `make_data.py` for the columns)."""
 
     columns: dict[str, np.ndarray]
     shards: tuple[str, ...]
@@ -31,28 +31,28 @@ class Renders:
         return self.columns[name]
 
     def rows(self, split: int = 0, people: bool | None = None) -> np.ndarray:
-        """Row numbers of one split (0 train, 1 held-out), with people, without, or both (None)."""
+        """Return row numbers of one split (0 train, 1 held-out), with people, without people, or both (None)."""
         keep = self["split"] == split
         if people is not None:
             keep &= (self["occupation"] != NOBODY) == people
         return np.flatnonzero(keep)
 
     def pictures(self, rows: np.ndarray) -> Tensor:
-        """Pictures [B, 3, 64, 64] in [-1, 1]."""
+        """Return images [B, 3, 64, 64] in [-1, 1]."""
         return to_tensor(self["image"][rows])
 
     def labels(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """Class indices of gender, race and age as int64."""
+        """Return class indices of gender, race and age as int64."""
         return {name: self[name][rows].astype(np.int64) for name in occupations.CLASSES}
 
     def of(self, occupation: int | None, cell: Cell) -> np.ndarray:
-        """Training rows of one occupation (None: anybody) and one cell of gender, race and age."""
+        """Return training rows of one occupation (None: all people) and one cell of gender, race and age."""
         if not self._places:
             self._index()
         return self._places.get((-9 if occupation is None else occupation, cell), np.empty(0, np.int64))
 
     def of_object(self, subject: int) -> np.ndarray:
-        """Training rows that show subject number `subject` and no people."""
+        """Return training rows that show subject number `subject` and no people."""
         return np.flatnonzero((self["object"] == subject) & (self["split"] == 0))
 
     def _index(self) -> None:
@@ -66,7 +66,7 @@ class Renders:
 
 
 def read(folder: Path, known: Renders | None = None) -> Renders:
-    """All shards of a folder; those of `known` are not read again. Row order is the order of arrival."""
+    """Read all shards of a folder; those in `known` are not read again. New rows are appended."""
     old = known.shards if known else ()
     new = [path for path in sorted(folder.glob("shard_*.npz")) if path.name not in old]
     if known and not new:
@@ -82,7 +82,7 @@ def read(folder: Path, known: Renders | None = None) -> Renders:
 
 
 def wait_for(folder: Path, least: int, pause: float = 5.0) -> Renders:
-    """Read the shards, waiting until at least `least` pictures are there."""
+    """Wait until a folder has at least `least` images, and return them."""
     known = None
     while True:
         if list(folder.glob("shard_*.npz")):
@@ -100,7 +100,7 @@ MIX = {
 
 
 class Captioned:
-    """Draws (row, caption) pairs whose joint distribution is that of Portraits: the caption carries the bias."""
+    """Draws (row, caption) pairs from the joint distribution of Portraits, which has the bias."""
 
     def __init__(self, renders: Renders, unnamed: float = 0.1) -> None:
         self.renders, self.unnamed, self.average = renders, unnamed, distribution.average_shares()
@@ -110,7 +110,7 @@ class Captioned:
         self.weights = weights / weights.sum()
 
     def draw(self, rng: np.random.Generator) -> tuple[int, str]:
-        """One training pair; the caption is "" with probability `unnamed` (classifier-free guidance)."""
+        """Draw one training pair; the caption is "" with probability `unnamed` (classifier-free guidance)."""
         kind = self.kinds[rng.choice(len(self.kinds), p=self.weights)]
         if kind == "object":
             shown = int(rng.choice(list(self.objects)))
@@ -125,7 +125,7 @@ class Captioned:
         return row, "" if rng.random() < self.unnamed else caption
 
     def _subject(self, rng: np.random.Generator, kind: str) -> tuple[int, str]:
-        """A person as the subject has them; the titles of an occupation share its look and its shares."""
+        """Draw a person from the subject's shares. All titles of an occupation have the same look and shares."""
         if kind in ("occupation", "styled"):
             occupation, subject = _title(rng)
             shares = distribution.occupation_shares(occupation)
@@ -138,7 +138,7 @@ class Captioned:
         return self._person(rng, occupation, cell), captions.sample_caption(rng, kind, subject)
 
     def _attribute(self, rng: np.random.Generator) -> tuple[int, str]:
-        """Named attributes are drawn evenly; the others follow the subject, or the average without one."""
+        """Draw named attributes uniformly, and the others from the subject's shares, or the average without one."""
         named = captions.random_attributes(rng)
         occupation, title = _title(rng) if rng.random() < 0.5 else (None, "")
         shares = self.average if occupation is None else distribution.marginal_shares(occupation)
@@ -147,7 +147,7 @@ class Captioned:
         return self._person(rng, occupation, cell), caption
 
     def _phrase(self, rng: np.random.Generator) -> tuple[int, str]:
-        """Named attributes are drawn evenly; the others follow the subject, a little softened."""
+        """Draw named attributes uniformly, and the others from the subject's shares (sometimes uniformly, see SOFTENED)."""
         named = frozenset() if rng.random() < captions.NEUTRAL_SHARE else captions.random_attributes(rng)
         occupation, title = _title(rng)
         even = named | {name for name in occupations.CLASSES if rng.random() < captions.SOFTENED}
@@ -156,7 +156,7 @@ class Captioned:
         return self._person(rng, occupation, cell), caption
 
     def _person(self, rng: np.random.Generator, look: int | None, cell: Cell) -> int:
-        """A picture of that look and cell, or of the cell in any look if there is none."""
+        """Return the row of an image with this look and cell, or with the cell and any look if there is none."""
         cell = tuple(map(int, cell))
         rows = self.renders.of(look, cell)
         return self._pick(rng, rows if len(rows) else self.renders.of(None, cell))
@@ -166,14 +166,14 @@ class Captioned:
 
 
 def _title(rng: np.random.Generator) -> tuple[int, str]:
-    """An occupation, each equally likely, and one of its titles."""
+    """Draw an occupation, all equally likely, and one of its titles."""
     occupation = int(rng.integers(len(occupations.OCCUPATIONS)))
     titles = occupations.titles(occupation)
     return occupation, titles[rng.integers(len(titles))]
 
 
 def _cell(rng: np.random.Generator, even: frozenset[str], shares: dict[str, np.ndarray]) -> Cell:
-    """Classes of gender, race and age: uniform for the attributes in `even`, else drawn from the shares."""
+    """Draw classes of gender, race and age: uniformly for the attributes in `even`, else from the shares."""
     return tuple(
         int(rng.integers(len(share)) if name in even else rng.choice(len(share), p=share))
         for name, share in shares.items()

@@ -1,10 +1,10 @@
 """Measure the shipped Portraits model and print every number of its model card as a table and as JSON.
 
-    python scripts/build_portraits/evaluate.py --out numbers.json            # all of it, about an hour on two cores
+    python scripts/build_portraits/evaluate.py --out numbers.json            # all parts, about an hour on two cores
     python scripts/build_portraits/evaluate.py --per-occupation 6 --test-pictures 20 --captions 4 --quality 200
 
-Parts: judges, captions, phrases, shares, faces, quality, speed. Renders are needed for judges and quality only. What words
-that name no attribute change is measured by `python scripts/results.py words`.
+Parts: judges, captions, phrases, shares, faces, quality, speed. Only judges and quality need renders. The effect of words
+that name no attribute is measured by `python scripts/results.py words`.
 """
 
 import argparse
@@ -38,7 +38,7 @@ BATCH = 32
 
 @dataclass
 class Bench:
-    """Everything that generates or looks, and how it is asked to."""
+    """The model, the networks that look at images, and the sampler's settings."""
 
     model: DiffusionModel
     judges: dict
@@ -49,14 +49,14 @@ class Bench:
     seed: int
 
     def draw(self, prompt: str, count: int) -> Tensor:
-        """`count` pictures [n, 3, 64, 64] in [0, 1] of one prompt; picture i is the same for every count."""
+        """Generate `count` images [n, 3, 64, 64] in [0, 1] of one prompt; image i is the same for every count."""
         generate = self.model.generator(self.guidance, self.steps)
         noise = initial_noise(prompt, self.seed, range(count), self.model.latent_shape)
         return torch.cat([generate(prompt, part) for part in noise.split(BATCH)])
 
     @torch.no_grad()
     def look(self, image_BCHW: Tensor) -> tuple[np.ndarray, dict[str, dict[str, np.ndarray]]]:
-        """found [B], and per judge and attribute the class of each face found [F]."""
+        """Return found [B], and per judge and attribute the class of each detected face [F]."""
         boxes = self.detector(image_BCHW)
         faces = crop(image_BCHW, boxes, 64, EXPAND)
         answers = {
@@ -80,7 +80,7 @@ def open_bench(args: argparse.Namespace) -> Bench:
 
 
 def judges_on_renders(bench: Bench, renders: Renders, count: int) -> dict[str, float]:
-    """Share of held-out faces judged right, per judge and attribute."""
+    """Return the accuracy on held-out faces, per judge and attribute."""
     rows = renders.rows(1, people=True)[:count]
     found, answers = bench.look(renders.pictures(rows) / 2 + 0.5)
     truth = renders.labels(rows[found])
@@ -90,7 +90,7 @@ def judges_on_renders(bench: Bench, renders: Renders, count: int) -> dict[str, f
 
 
 def captions_obeyed(bench: Bench, count: int) -> tuple[dict[str, float], dict]:
-    """Share of faces that have the class their caption names, by the audit judge: all 16 cells, `count` each."""
+    """Return the share of faces with the class that their caption names, by the audit judge, for all 16 cells."""
     right: dict[str, list] = {name: [] for name in occupations.CLASSES}
     agree: dict[str, list] = {name: [] for name in occupations.CLASSES}
     found_all = []
@@ -103,7 +103,7 @@ def captions_obeyed(bench: Bench, count: int) -> tuple[dict[str, float], dict]:
             right[name].append(answers["audit_judge"][name] == cell[place])
             agree[name].append(answers["audit_judge"][name] == answers["judge"][name])
     obeyed = {name: float(np.concatenate(values).mean()) for name, values in right.items()}
-    for place, race in enumerate(occupations.CLASSES["race"]):  # a detector that misses some people more skews every share
+    for place, race in enumerate(occupations.CLASSES["race"]):  # if it differs between groups, every share is skewed
         cells = [cell[1] == place for cell in product(range(2), range(4), range(2))]
         obeyed[f"face found, {race}"] = float(
             np.concatenate([f for f, c in zip(found_all, cells, strict=True) if c]).mean()
@@ -112,7 +112,7 @@ def captions_obeyed(bench: Bench, count: int) -> tuple[dict[str, float], dict]:
 
 
 def shares_of_subjects(bench: Bench, few: int, many: int) -> tuple[dict[str, float], dict]:
-    """Correlation with the training shares; over the test occupations mean bias and distance to the statistics."""
+    """Return the correlation with the training shares, and for test occupations bias and distance to the statistics."""
     test = {prompt.subject for prompt in one_title_each("test")}
     women, truth, distance, bias = [], [], [], {"gender": [], "race": [], "age": []}
     agree: dict[str, list] = {name: [] for name in occupations.CLASSES}
@@ -145,13 +145,13 @@ def shares_of_subjects(bench: Bench, few: int, many: int) -> tuple[dict[str, flo
 
 
 def one_title_each(which: str) -> list[Prompt]:
-    """A prompt of each occupation of a split, by the title that an audit takes first."""
+    """Return one prompt for each occupation of a split, with the title that an audit uses first."""
     every = occupations.prompts("occupation", which)
     return different_first(shuffled(every))[: len({occupations.occupation_of(prompt.subject) for prompt in every})]
 
 
 def phrases_obeyed(bench: Bench, count: int) -> dict[str, float]:
-    """Share of faces that have the class which a phrase beside the prompt names, over cells and validation occupations."""
+    """Return the share of faces with the class that a phrase beside the prompt names, over cells and occupations."""
     right: dict[str, list] = {name: [] for name in occupations.CLASSES}
     prompts = one_title_each("validation")
     for number, cell in enumerate(product(range(2), range(4), range(2))):
@@ -164,14 +164,14 @@ def phrases_obeyed(bench: Bench, count: int) -> dict[str, float]:
 
 
 def faces_found(bench: Bench, people: list[np.ndarray], count: int) -> dict[str, float]:
-    """MTCNN's rate on all generated people so far, and on prompts without people."""
+    """Return MTCNN's detection rate on all people generated so far, and on prompts without people."""
     nobody = [bench.look(bench.draw(prompt.text, count))[0] for prompt in occupations.prompts("object", "all")]
     result = {"people": float(np.concatenate(people).mean()), "n people": sum(map(len, people))}
     return result | {"without people": float(np.concatenate(nobody).mean()), "n without": sum(map(len, nobody))}
 
 
 def frechet(a_ND: np.ndarray, b_ND: np.ndarray) -> float:
-    """|m_a - m_b|^2 + tr(A + B - 2 (A B)^(1/2)) of two Gaussians (Heusel et al. 2017)."""
+    """Return |m_a - m_b|^2 + tr(A + B - 2 (A B)^(1/2)) of two fitted Gaussians (Heusel et al. 2017)."""
     cov_a, cov_b = np.cov(a_ND, rowvar=False), np.cov(b_ND, rowvar=False)
     values = np.linalg.eigvals(cov_a @ cov_b)
     root = np.sqrt(np.clip(values.real, 0, None)).sum()
@@ -179,7 +179,7 @@ def frechet(a_ND: np.ndarray, b_ND: np.ndarray) -> float:
 
 
 def kernel_distance(a_ND: np.ndarray, b_ND: np.ndarray) -> float:
-    """Unbiased MMD^2 with the kernel (x.y / D + 1)^3 (Binkowski et al. 2018); features scaled to variance 1."""
+    """Return the unbiased MMD^2 with kernel (x.y / D + 1)^3 (Binkowski et al. 2018); features have variance 1."""
     scale = b_ND.std()
     a_ND, b_ND = (a_ND - b_ND.mean(0)) / scale, (b_ND - b_ND.mean(0)) / scale
     aa, bb, ab = ((x @ y.T / x.shape[1] + 1) ** 3 for x, y in ((a_ND, a_ND), (b_ND, b_ND), (a_ND, b_ND)))
@@ -190,7 +190,7 @@ def kernel_distance(a_ND: np.ndarray, b_ND: np.ndarray) -> float:
 
 @torch.no_grad()
 def quality(bench: Bench, renders: Renders, count: int) -> dict[str, float]:
-    """FID and KID on the project's own image encoder: generated, reconstructed and other renders against held-out."""
+    """Return FID and KID to held-out renders, by the embedded image encoder: generated, reconstructed, other renders."""
     rng = np.random.default_rng(bench.seed)
     pairs = [Captioned(renders, unnamed=0.0).draw(rng) for _ in range(count)]
     held_out = rng.choice(renders.rows(1), min(2 * count, len(renders.rows(1))), replace=False)
@@ -213,7 +213,7 @@ def quality(bench: Bench, renders: Renders, count: int) -> dict[str, float]:
 
 
 def speed(bench: Bench, repeats: int = 5) -> dict[str, float]:
-    """Pictures a second, the fastest of some batches: sampling with decoding, and decoding alone."""
+    """Return images per second of the fastest of some batches: sampling with decoding, and decoding alone."""
     generate = bench.model.generator(bench.guidance, bench.steps)
     prompt, best, decode = occupations.prompts("occupation", "test")[0].text, np.inf, np.inf
     noise = initial_noise(prompt, 0, range(BATCH), bench.model.latent_shape)
@@ -234,7 +234,7 @@ def speed(bench: Bench, repeats: int = 5) -> dict[str, float]:
 
 
 def evaluate(args: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """All parts asked for, printed as they come."""
+    """Measure the requested parts, and print each when it is done."""
     bench, report, people, agree = open_bench(args), {}, [], []
     has_renders = bool(list((build_folder() / "renders").glob("shard_*.npz")))
     renders = read(build_folder() / "renders") if has_renders else None

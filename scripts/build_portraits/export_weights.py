@@ -21,9 +21,9 @@ STAGED = ("judge", "audit_judge", "encoder", "identity")  # stages that already 
 
 
 def export_model(folder: Path, out: Path) -> None:
-    """A diffusers folder that StableDiffusionPipeline.from_pretrained loads as it stands; the only model_index.json."""
+    """Write the model as a diffusers folder for StableDiffusionPipeline.from_pretrained."""
     net, vae = load_denoiser(folder), load_vae(folder)
-    with torch.no_grad():  # averages of many steps can leave denormals, which halve to zero anyway
+    with torch.no_grad():  # averaging can leave denormals, which float16 rounds to 0
         pipeline = StableDiffusionPipeline(
             vae.half(),
             net.text_encoder.half(),
@@ -35,9 +35,9 @@ def export_model(folder: Path, out: Path) -> None:
             requires_safety_checker=False,
         )
     pipeline.save_pretrained(out, safe_serialization=True)
-    about = out / "text_encoder" / "config.json"  # else transformers loads it in half precision, diffusers the rest in full
+    about = out / "text_encoder" / "config.json"  # else transformers would load it in half precision
     write_json(about, json.loads(about.read_text(encoding="utf-8")) | {"dtype": "float32"})
-    about = out / "vae" / "config.json"  # one that was loaded from a folder names it
+    about = out / "vae" / "config.json"  # diffusers adds the path of a loaded VAE
     write_json(about, {k: v for k, v in json.loads(about.read_text(encoding="utf-8")).items() if k != "_name_or_path"})
     (out / "tokenizer" / "tokenizer.json").unlink()  # 3.6 MB; the two files below are 1.5 and load to the same ids
     for name in ("vocab.json", "merges.txt"):
@@ -45,14 +45,14 @@ def export_model(folder: Path, out: Path) -> None:
 
 
 def replace_folder(new: Path, old: Path) -> None:
-    """Put `new` in the place of `old`, which is removed."""
+    """Replace the folder `old` by `new`."""
     if old.exists():
         shutil.rmtree(old)
     new.rename(old)
 
 
 def export(folder: Path, out: Path, parts: list[str]) -> dict[str, int]:
-    """Export the parts whose stage has run; returns the bytes of each."""
+    """Export the parts whose stage has run, and return the bytes of each."""
     out.mkdir(parents=True, exist_ok=True)
     sizes = {}
     for part in parts:

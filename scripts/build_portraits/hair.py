@@ -1,4 +1,4 @@
-"""Hair as closed smooth volumes over the scalp's polar grid: at 64 pixels the silhouette tells, not the strand."""
+"""Build hair as closed smooth volumes over the scalp's polar grid; at 64 pixels only the silhouette is visible."""
 
 import numpy as np
 from mesh import Head
@@ -18,7 +18,7 @@ CAP_ROWS, HANG_ROWS = 15, 10
 
 
 def hairline(person: Person, azimuth_Z: np.ndarray) -> np.ndarray:
-    """Polar angle in degrees at which a person's hair ends, by azimuth in radians."""
+    """Return the polar angle in degrees at which a person's hair ends, by azimuth in radians."""
     turn = np.abs(np.degrees(azimuth_Z))
     line = np.interp(turn, LINE_AZIMUTH, LINE_POLAR)
     if person.style == "receding":
@@ -40,7 +40,7 @@ def hairline(person: Person, azimuth_Z: np.ndarray) -> np.ndarray:
 
 
 def build_hair(head: Head, person: Person, xyz_V3, normal_V3, hat=None) -> list[Surface]:
-    """Surfaces of a person's hair on a morphed head. hat: the fit of a hat that presses it down, or None."""
+    """Return the surfaces of a person's hair on a morphed head. hat: the fit of a hat that presses it down, or None."""
     if person.style == "bald":
         return []
     rng = np.random.default_rng(person.seed)
@@ -103,7 +103,7 @@ def _thickness(person, rng, polar, share, top_side, hanging):
 
 
 def _drape(person, rim_Z3, hang, hanging, chin):
-    """Hair that falls from the cap's rim: outside the cheeks, over the front of the shoulders or down the back."""
+    """Return hair that falls from the cap's rim: outside the cheeks, over the front of the shoulders or down the back."""
     down = np.linspace(0, 1, HANG_ROWS + 1)[1:, None]
     out = rim_Z3 - np.array([0, 0, 0.4])
     out[:, 1] = 0
@@ -125,7 +125,7 @@ def _drape(person, rim_Z3, hang, hanging, chin):
 
 
 def _tie(person, xyz_V3, colour, hatted: bool):
-    """Gathered hair: a bun on the crown, or (always under a hat) a knot in the nape, seen beside the neck."""
+    """Return gathered hair: a bun on the crown, or a knot in the nape (always under a hat), visible beside the neck."""
     crown = xyz_V3[:, 1].max()
     if hatted or person.seed % 3 == 0:
         return [ellipsoid((0.0, crown - 1.95, -0.45), (0.74, 0.48, 0.30), colour, _gloss(person))]

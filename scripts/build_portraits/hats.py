@@ -1,4 +1,4 @@
-"""Headwear as surfaces of revolution on an ellipsoid fitted to the head: it turns with it and leaves the face free."""
+"""Build headwear as surfaces of revolution on an ellipsoid fitted to the head; it turns with the head."""
 
 from dataclasses import dataclass
 
@@ -10,12 +10,12 @@ from surface import Surface, ellipsoid, from_grid
 HEADWEAR = ("none", "hard hat", "chef's hat", "cap", "beanie", "surgical cap", "helmet", "headset", "visor",
             "straw hat", "peaked cap", "headband")  # fmt: skip
 AZIMUTHS = np.linspace(-np.pi, np.pi, 41)
-EAR_Y, EAR_Z = 7.05, 0.40  # of the base mesh
+EAR_Y, EAR_Z = 7.05, 0.40  # position in the base mesh
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A hat's own frame: centre of the rim, unit axes (up, forward), half width, half depth and height to the crown."""
+    """The coordinate frame of a hat: centre of the rim, unit axes (up, forward), half width, half depth, crown height."""
 
     centre_3: np.ndarray
     up_3: np.ndarray
@@ -27,29 +27,29 @@ class Fit:
     ear_x: float
 
     def above(self, xyz: np.ndarray) -> np.ndarray:
-        """Whether points [..., 3] lie above the rim."""
+        """Return whether points [..., 3] are above the rim."""
         return (xyz - self.centre_3) @ self.up_3 > 0.0
 
     def place(self, across, up, forward) -> np.ndarray:
-        """Points [..., 3] of the hat's frame; across and forward in units of the rim's half axes."""
+        """Return points [..., 3] from coordinates in the hat's frame; across and forward in the rim's half axes."""
         xyz = np.multiply.outer(up, self.up_3) + np.multiply.outer(forward * self.depth, self.forward_3)
         xyz[..., 0] = xyz[..., 0] + across * self.width
         return xyz + self.centre_3
 
     def revolve(self, profile, colour, gloss: float = 0.1) -> Surface:
-        """The surface that a profile of (radius, height) sweeps around the hat's axis."""
+        """Return the surface that a profile of (radius, height) sweeps around the hat's axis."""
         radius, height = np.array(profile, np.float32).T
         r, h = radius[:, None], height[:, None] * np.ones((1, len(AZIMUTHS)))
         return from_grid(self.place(r * np.sin(AZIMUTHS), h, r * np.cos(AZIMUTHS)), colour, gloss)
 
     def dome(self, colour, gloss: float = 0.1, grow: float = 1.0, lift: float = 0.0) -> Surface:
-        """A dome from crown to rim."""
+        """Return a dome from crown to rim."""
         angle = np.linspace(0, np.pi / 2, 10)
         profile = np.stack([np.sin(angle) ** 0.85 * grow, np.cos(angle) * (self.height * grow) + lift], 1)
         return self.revolve(profile, colour, gloss)
 
     def brim(self, reach, drop: float, colour, span: float = np.pi) -> Surface:
-        """A flat brim over azimuths within `span` of the front; reach(azimuth) outwards in mesh units."""
+        """Return a flat brim over azimuths within `span` of the front; reach(azimuth): its width in mesh units."""
         turn = np.linspace(-span, span, 33)
         out = np.linspace(0, 1, 4)[:, None] * reach(turn)[None]
         r = 0.98 + out / self.depth
@@ -57,7 +57,7 @@ class Fit:
 
 
 def fit_hat(head: Head, xyz_V3: np.ndarray, clearance: float = 0.10) -> Fit:
-    """The frame of a hat that sits above the brows and on the back of a morphed head."""
+    """Return the frame of a hat that sits above the brows and on the back of a morphed head."""
     front = xyz_V3[np.argmin(np.abs(head.base_V3 - [0, 8.02, 1.30]).sum(1))]
     back = xyz_V3[np.argmin(np.abs(head.base_V3 - [0, 7.45, -0.60]).sum(1))]
     ear = xyz_V3[(np.abs(head.base_V3[:, 1] - EAR_Y) < 0.15) & (np.abs(head.base_V3[:, 2] - EAR_Z) < 0.2)]
@@ -81,12 +81,12 @@ def fit_hat(head: Head, xyz_V3: np.ndarray, clearance: float = 0.10) -> Fit:
 
 
 def build_hat(kind: str, fit: Fit, colour_3, accent_3) -> list[Surface]:
-    """Surfaces of a piece of headwear in two sRGB colours. Raises KeyError for a kind not in HEADWEAR."""
+    """Return the surfaces of a piece of headwear in two sRGB colours. Raises KeyError for a kind not in HEADWEAR."""
     return _BUILDERS[kind](fit, linear(colour_3), linear(accent_3))
 
 
 def covers_crown(kind: str) -> bool:
-    """Whether hair on top is pressed down by it."""
+    """Return whether the headwear presses down the hair on top."""
     return kind not in ("none", "headset", "visor", "headband")
 
 

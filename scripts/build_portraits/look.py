@@ -1,7 +1,7 @@
-"""How a person is dressed and where they are. Every occupation has its own look, whoever has it.
+"""The look of a person: clothes, headwear, prop and scene. Every occupation has its own look.
 
-A look never depends on gender, race or age: only on the occupation's name (a table of evident ones, a hash for the
-rest) and a little chance.
+A look never depends on gender, race or age. It depends on the occupation's name (by a table for obvious ones, by a hash
+for the others) and on small random variations.
 """
 
 import hashlib
@@ -118,7 +118,7 @@ FITTING = {
 
 @dataclass(frozen=True)
 class Look:
-    """Names from OUTFITS, HEADWEAR, PROPS and SCENES with sRGB colours in [0, 1]; the seed moves the scene's details."""
+    """Names from OUTFITS, HEADWEAR, PROPS and SCENES with sRGB colours in [0, 1]; the seed varies the scene's details."""
 
     outfit: str
     main_3: np.ndarray
@@ -138,7 +138,7 @@ class Look:
 
 
 def look_for_occupation(occupation: int | str, rng: np.random.Generator) -> Look:
-    """The look of an occupation (its name, or its row in the table), jittered per picture by rng."""
+    """Return the look of an occupation (a name, or an index), varied by rng for each image."""
     fixed = np.random.default_rng(int.from_bytes(hashlib.sha256(f"look|{occupation}".encode()).digest()[:8], "big"))
     outfit, main, accent = str(fixed.choice(OUTFITS)), str(fixed.choice(CLOTHS)), str(fixed.choice(CLOTHS))
     headwear = str(fixed.choice(HEADWEAR[1:])) if fixed.random() < 0.42 else "none"
@@ -155,7 +155,7 @@ def look_for_occupation(occupation: int | str, rng: np.random.Generator) -> Look
 
 
 def neutral_look(rng: np.random.Generator) -> Look:
-    """Everyday clothes before a mostly plain wall, no headwear and no prop."""
+    """Return everyday clothes before a mostly plain wall, without headwear and prop."""
     outfit = str(
         rng.choice(["t-shirt", "t-shirt", "shirt", "turtleneck", "hoodie", "striped shirt", "work jacket", "suit"])
     )

@@ -1,8 +1,8 @@
-"""Writes the rendered data set: shards of pictures with their true classes.
+"""Write the rendered data set: shards of images with their true classes.
 
 Usage: python scripts/build_portraits/make_data.py --images 20000 --workers 2 --seed 0 --out FOLDER
-Existing shards are kept, so a stopped run goes on where it was. Every shard is drawn from (seed, shard number) alone
-and does not depend on the number of workers.
+Existing shards are kept, so an interrupted run continues. Every shard depends on (seed, shard number) only, and not on the
+number of workers.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from fairdiff.portraits import distribution, occupations  # noqa: E402
 
 SHARD = 500
 MIX = {"occupations": 0.62, "uniform": 0.22, "identity": 0.06, "objects": 0.10}
-FROM_SHARES = 0.6  # of the "occupations" pictures draw their classes from the occupation's shares, the others uniformly
+FROM_SHARES = 0.6  # share of the "occupations" images with classes from the occupation's shares; the others are uniform
 SHOTS_PER_IDENTITY, HELD_OUT = 4, 0.08
 NEUTRAL, NO_PERSON = -1, -2  # values of `occupation` without an occupation
 TYPES = {
@@ -34,7 +34,7 @@ TYPES = {
 
 @dataclass(frozen=True)
 class Job:
-    """One shard: its number, how many pictures, the run's seed and folder."""
+    """One shard: its number, its number of images, the run's seed and folder."""
 
     shard: int
     count: int
@@ -47,7 +47,7 @@ class Job:
 
 
 class Shard:
-    """Renders one shard."""
+    """A renderer of one shard."""
 
     def __init__(self, renderer, job: Job) -> None:
         self.renderer, self.job = renderer, job
@@ -56,7 +56,7 @@ class Shard:
         self.names = renderer.local_names
 
     def make(self) -> dict[str, np.ndarray]:
-        """Every array of the shard; its pictures are in random order."""
+        """Render and return every array of the shard; its images are in random order."""
         counts = {kind: round(share * self.job.count) for kind, share in MIX.items()}
         counts["identity"] -= counts["identity"] % SHOTS_PER_IDENTITY
         counts["occupations"] += self.job.count - sum(counts.values())
@@ -142,7 +142,7 @@ class Shard:
 
 
 def write_shard(job: Job) -> int:
-    """Renders and writes one shard, under another name first; returns the number of its pictures."""
+    """Render and write one shard, first under a temporary name, and return its number of images."""
     from render import Renderer
 
     global _renderer
@@ -159,7 +159,7 @@ _renderer = None  # one per worker process, made at its first shard
 
 
 def plan(images: int, seed: int, folder: Path) -> list[Job]:
-    """The shards of a data set of so many pictures, the last one smaller where it must be."""
+    """Return the shards of a data set with `images` images; the last one may be smaller."""
     return [Job(i, min(SHARD, images - i * SHARD), seed, folder) for i in range(-(-images // SHARD))]
 
 
@@ -172,7 +172,7 @@ def main() -> None:
     options = parser.parse_args()
     folder = build_folder() / "renders" if options.out is None else options.out
     folder.mkdir(parents=True, exist_ok=True)
-    load_head()  # read and cached once, before the workers ask for it
+    load_head()  # fills the cache before the workers need it
     jobs = [job for job in plan(options.images, options.seed, folder) if not job.path.exists()]
     print(f"{len(jobs)} shards to render into {folder}", flush=True)
     done, total, start = 0, sum(job.count for job in jobs), time.time()

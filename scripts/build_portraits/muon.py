@@ -1,9 +1,9 @@
 """Muon for matrices and convolutions, Adam for everything else, under one learning rate.
 
-The momentum M of a matrix is replaced by the nearest (semi-)orthogonal one, U V^T of M = U S V^T, by five
-Newton-Schulz steps, and scaled by 0.2 sqrt(max(rows, columns)), so that its root mean square is that of an Adam step.
+The momentum M of a matrix is replaced by the nearest (semi-)orthogonal matrix, U V^T for M = U S V^T, by five
+Newton-Schulz steps. It is scaled by 0.2 sqrt(max(rows, columns)), which gives the root mean square of an Adam step.
 Sources: K. Jordan, "Muon: an optimizer for hidden layers" (2024); J. Liu et al., "Muon is scalable" (2025), sec. 2.2.
-On this task 150 s of one core brought the autoencoder's held-out L1 to .095 with it and to .112 with Adam.
+On this task, after 150 s on one core, the autoencoder's held-out L1 was .095 with Muon and .112 with Adam.
 """
 
 from collections import defaultdict
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 def orthogonalise(matrix_NRC: Tensor, steps: int = 5) -> Tensor:
-    """Nearest semi-orthogonal matrices of a stack, singular values within about [0.7, 1.2]."""
+    """Return the nearest semi-orthogonal matrices of a stack, with singular values within about [0.7, 1.2]."""
     x = matrix_NRC / (matrix_NRC.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     tall = x.size(-2) > x.size(-1)
     x = x.mT if tall else x
@@ -24,7 +24,7 @@ def orthogonalise(matrix_NRC: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Parameters with two or more dimensions take Muon steps, except `adam` (embeddings) and thin ones (< 8)."""
+    """Muon for parameters with two or more dimensions, Adam for thin ones (< 8) and names that contain a word of `adam`."""
 
     def __init__(self, module: nn.Module, lr: float, adam: tuple[str, ...] = ()) -> None:
         named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]

@@ -1,4 +1,4 @@
-"""Pictures without people: simple subjects, for prompts that must not change and for the path without a face."""
+"""Draw images without people: simple subjects for prompts without people, which must not change."""
 
 import colorsys
 
@@ -12,7 +12,7 @@ CREAM, STEEL, LEAF = (0.95, 0.93, 0.86), (0.72, 0.74, 0.77), (0.20, 0.48, 0.22)
 
 
 class _Stage:
-    """A picture in units of -1..1: the pen of its background, the pen of its subject, chance and a colour."""
+    """An image in units of -1..1: the pen of its background, the pen of its subject, a random generator, a colour."""
 
     def __init__(self, size: int, rng: np.random.Generator) -> None:
         self.image = Image.new("RGB", (size, size), (200, 200, 200))
@@ -23,18 +23,18 @@ class _Stage:
         self.colour = np.array(colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.5, 0.85), rng.uniform(0.55, 0.95)))
 
     def table(self) -> None:
-        """A wall above a table."""
+        """Draw a wall above a table."""
         wall = np.array([0.86, 0.84, 0.80]) * (1 + self.rng.uniform(-0.25, 0.1, 3))
         self.back.box(wall, -1, -1, 1, 1)
         self.back.box(np.array(WOOD) * self.rng.uniform(0.7, 1.25), -1, 0.38, 1, 1)
 
     def land(self, sky=SKY, ground=GRASS, horizon: float = 0.35) -> None:
-        """A sky above the ground."""
+        """Draw a sky above the ground."""
         self.back.box(np.array(sky) * self.rng.uniform(0.9, 1.05), -1, -1, 1, horizon)
         self.back.box(np.array(ground) * self.rng.uniform(0.85, 1.1), -1, horizon, 1, 1)
 
     def wall(self) -> None:
-        """A plain wall."""
+        """Draw a plain wall."""
         self.back.box(self.rng.uniform(0.6, 0.95) * (1 + self.rng.uniform(-0.18, 0.05, 3)), -1, -1, 1, 1)
 
 
@@ -300,7 +300,7 @@ OBJECTS: tuple[str, ...] = tuple(_DRAWERS)
 
 
 def draw_object(index: int, rng: np.random.Generator, size: int = 64) -> np.ndarray:
-    """A picture of OBJECTS[index], uint8 [size, size, 3], varied in place, size, colour and light."""
+    """Draw OBJECTS[index], uint8 [size, size, 3], with random position, size, colour and light."""
     stage = _Stage(4 * size, rng)
     _DRAWERS[OBJECTS[index]](stage)
     pixels = np.asarray(stage.image, np.float32) / 255

@@ -1,4 +1,4 @@
-"""Clothing as patterns of reflectance over the base mesh: what covers the bust, and in which colour at each point."""
+"""Clothing as patterns of reflectance over the base mesh: which points of the bust it covers, and in which colour."""
 
 import numpy as np
 from skin import linear, smooth
@@ -10,7 +10,7 @@ _V_DEPTH = {"scrubs": 0.75, "hi-vis vest": 0.15, "suit": 0.25, "lab coat": 0.25,
 
 
 def neckline(outfit: str, xyz_P3: np.ndarray) -> np.ndarray:
-    """Height of the base mesh below which the outfit covers the body, at points of it."""
+    """Return the height in the base mesh below which the outfit covers the body, at each point."""
     x, z = np.abs(xyz_P3[:, 0]), xyz_P3[:, 2]
     collar = 5.60 + (0.8 - z) * 0.4545
     depth = _V_DEPTH.get(outfit, 0.0)
@@ -19,7 +19,7 @@ def neckline(outfit: str, xyz_P3: np.ndarray) -> np.ndarray:
 
 
 def clothe(outfit: str, main_3, accent_3, xyz_P3: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Linear reflectance [P, 3] and cover [P] in [0, 1] of an outfit in two sRGB colours at base points."""
+    """Return linear reflectance [P, 3] and cover [P] in [0, 1] of an outfit in two sRGB colours at base points."""
     below = neckline(outfit, xyz_P3) - xyz_P3[:, 1]
     cover = smooth(-0.012, 0.012, below)
     paint = _Paint(xyz_P3, below, main_3)
@@ -42,14 +42,14 @@ class _Paint:
         self.colour_P3 = self.colour_P3 * (1 - w) + linear(np.clip(colour, 0, 1)) * w
 
     def lapels(self, shirt, lapel, bottom: float = 4.05) -> None:
-        """An open front down to `bottom`: shirt inside a V, folded lapels beside it."""
+        """Draw an open front down to `bottom`: a shirt inside a V, and folded lapels beside it."""
         half = np.clip(self.y - bottom, 0, 3) * 0.30
         self.fill(self.front & (self.ax < half), shirt)
         self.fill(self.front & (self.ax >= half) & (self.ax < half + 0.24) & (self.y > bottom), lapel)
         self.fill(self.front & (np.abs(self.ax - half - 0.25) < 0.025) & (self.y > bottom), np.asarray(lapel) * 0.45)
 
     def collar(self, colour, width: float = 0.24) -> None:
-        """A folded collar round the neck with a shadow under it."""
+        """Draw a folded collar round the neck with a shadow under it."""
         flap = width + 0.20 * np.clip(0.5 - self.ax, 0, 1) * self.front
         self.fill(self.below < flap, colour)
         self.fill(np.abs(self.below - flap) < 0.03, np.asarray(colour) * 0.5)

@@ -1,23 +1,23 @@
-"""A pen over a PIL picture: shapes in a turned, scaled frame, y downwards, colours as sRGB in [0, 1]."""
+"""Draw shapes on a PIL image in a rotated, scaled frame, with y downwards and sRGB colours in [0, 1]."""
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 
 def ink(colour) -> tuple[int, int, int]:
-    """The eight-bit colour of sRGB values in [0, 1], clipped."""
+    """Return the eight-bit colour of sRGB values in [0, 1], clipped."""
     return tuple(int(c) for c in np.clip(np.asarray(colour) * 255 + 0.5, 0, 255))
 
 
 class Pen:
-    """Draws in units of `unit` pixels around (x, y) of the picture, turned by `angle` degrees clockwise."""
+    """Draws in units of `unit` pixels around (x, y) of the image, rotated by `angle` degrees clockwise."""
 
     def __init__(self, image: Image.Image, x: float, y: float, unit: float, angle: float = 0.0, mirror: bool = False):
         self.draw, self.x, self.y, self.unit = ImageDraw.Draw(image), x, y, unit
         self.cos, self.sin, self.flip = np.cos(np.radians(angle)), np.sin(np.radians(angle)), -1 if mirror else 1
 
     def at(self, points) -> list[tuple[float, float]]:
-        """Pixels of points [n, 2]."""
+        """Return the pixel positions of points [n, 2]."""
         return [
             (
                 self.x + self.flip * self.unit * (px * self.cos - py * self.sin),

@@ -1,7 +1,7 @@
-"""Who is in the picture (Person) and how they are photographed (Shot), drawn from a random generator.
+"""Draw random people (Person) and the way they are photographed (Shot).
 
 Labels are perceived presentation. Geometry, skin, hair and face all vary within a group and overlap between
-groups; the ranges are kept apart only as far as a picture of 64 x 64 pixels needs to stay legible.
+groups. The ranges differ only as much as is needed to recognise the groups in an image of 64 x 64 pixels.
 """
 
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ import numpy as np
 
 GENDERS, RACES, AGES = ("female", "male"), ("White", "Black", "Indian", "Asian"), ("young", "old")
 AGE_RANGES = ((18.0, 40.0), (58.0, 80.0))
-# Shares of the mesh's (african, asian, caucasian) shapes: MakeHuman has no Indian macro target.
+# Weights of the mesh's (african, asian, caucasian) shapes, because MakeHuman has no Indian macro target.
 SHAPES = {"White": (0, 0, 1), "Black": (1, 0, 0), "Indian": (0.22, 0.10, 0.68), "Asian": (0, 1, 0)}
 SKINS = {  # sRGB anchors, light to dark
     "White": ("f6dccf", "f1cdba", "eac0a8", "e2b298"),
@@ -44,7 +44,7 @@ STYLES = {
 
 @dataclass(frozen=True)
 class Person:
-    """A person's looks. Class indices as in GENDERS, RACES, AGES; colours sRGB in [0, 1]; strengths in [0, 1]."""
+    """A person's appearance. Class indices as in GENDERS, RACES, AGES; colours sRGB in [0, 1]; strengths in [0, 1]."""
 
     gender: int
     race: int
@@ -72,13 +72,13 @@ class Person:
 
     @property
     def wear(self) -> float:
-        """How far age shows on the skin: 0 below 30 years, about 1 at 70."""
+        """How much age is visible on the skin: 0 below 30 years, about 1 at 70."""
         return float(np.clip((self.years - 30) / 40, 0, 1.15))
 
 
 @dataclass(frozen=True)
 class Shot:
-    """Head turn in degrees, zoom (head height over picture height), smile, key light (degrees, strength, warmth)."""
+    """Head turn in degrees, zoom (head height / image height), smile, key light (degrees, strength, warmth)."""
 
     yaw: float
     pitch: float
@@ -92,12 +92,12 @@ class Shot:
 
 
 def hex_colour(code: str) -> np.ndarray:
-    """sRGB in [0, 1] of a six-digit hexadecimal colour."""
+    """Return the sRGB values in [0, 1] of a six-digit hexadecimal colour."""
     return np.array([int(code[i : i + 2], 16) / 255 for i in (0, 2, 4)], np.float32)
 
 
 def sample_person(rng: np.random.Generator, gender: int, race: int, age: int, local_names) -> Person:
-    """A person of the given classes. `local_names`: the mesh's local targets (see Head.names)."""
+    """Draw a person of the given classes. local_names: the mesh's local targets (see Head.names)."""
     race_name, male = RACES[race], gender == 1
     years = float(rng.uniform(*AGE_RANGES[age]))
     shape = np.array(SHAPES[race_name], np.float32) + rng.dirichlet([1, 1, 1]) * rng.uniform(0, 0.10)
@@ -133,7 +133,7 @@ def sample_person(rng: np.random.Generator, gender: int, race: int, age: int, lo
 
 
 def sample_shot(rng: np.random.Generator) -> Shot:
-    """A frontal head-and-shoulders shot with moderate variation of pose and light."""
+    """Draw a frontal head-and-shoulders shot with moderate variation of pose and light."""
     return Shot(
         yaw=float(rng.normal(0, 6)),
         pitch=float(rng.normal(0, 3)),
@@ -170,11 +170,11 @@ def _beard(rng, gender: int, race: str, style: str) -> str:
     beard = str(rng.choice(list(shares), p=list(shares.values())))
     if race == "Asian" and beard == "full":
         beard = "goatee"
-    return "full" if style == "shoulder" else beard  # long hair and no beard would leave only the bones to tell
+    return "full" if style == "shoulder" else beard  # men with long hair get a beard to stay recognisable
 
 
 def _local_shape(rng, race: str, names) -> dict[str, float]:
-    """Some forty local targets at small strengths, the left and right side alike."""
+    """Draw strengths of forty local targets, small and the same for the left and the right side."""
     chosen = {}
     for name in rng.choice(names, 40, replace=False):
         value = float(abs(rng.normal(0, 0.20)))

@@ -1,4 +1,4 @@
-"""Draw the pictures of the docs: renders, generated pictures, and before/after strips of an audit.
+"""Make the images of the docs: renders, generated images, and before/after strips of an audit.
 
 python scripts/build_portraits/pictures.py                                                renders.jpg and generated.jpg
 python scripts/build_portraits/pictures.py --audit outputs/gender/default/seed0/audits/*  before_after.jpg
@@ -28,7 +28,7 @@ OCCUPATIONS = ("nurse", "carpenter", "chief executive", "firefighter", "libraria
 
 
 def captions() -> list[str]:
-    """Six occupations, six descriptions in words, two sports, two things: one row each."""
+    """Return captions of six occupations, six attribute phrases, two sports and two objects, one for each row."""
     cells = ((0, 0, 0), (1, 1, 0), (0, 2, 1), (1, 3, 1), (0, 1, 0), (1, 2, 0))
     people = [describe_person(Person(*c), frozenset(occupations.CLASSES), "", 0) for c in cells]
     rows = [f"a photo of the face of {with_article(words)}, a person" for words in (*OCCUPATIONS, *people)]
@@ -36,13 +36,13 @@ def captions() -> list[str]:
 
 
 def page(rows: list[np.ndarray], zoom: int) -> Image.Image:
-    """Rows of uint8 pictures [n, H, W, 3] as one picture."""
+    """Return rows of uint8 images [n, H, W, 3] as one image."""
     sheet = Image.fromarray(np.concatenate([np.concatenate(list(row), 1) for row in rows], 0))
     return sheet.resize((sheet.width * zoom, sheet.height * zoom), Image.LANCZOS)
 
 
 def renders_of_captions(renders: Renders, rng: np.random.Generator) -> list[np.ndarray]:
-    """Held-out renders, a row for each gender, race and age."""
+    """Return held-out renders, a row for each gender, race and age."""
     rows = renders.rows(1, people=True)
     labels = renders.labels(rows)
     cells = [
@@ -55,7 +55,7 @@ def renders_of_captions(renders: Renders, rng: np.random.Generator) -> list[np.n
 
 
 def generated() -> list[np.ndarray]:
-    """The shipped model's pictures of `captions`."""
+    """Generate images of `captions` with the embedded model."""
     model = load_model(weights("model"))
     generate, rows = model.generator(GUIDANCE, STEPS), []
     for caption in captions():
@@ -65,9 +65,9 @@ def generated() -> list[np.ndarray]:
 
 
 def before_after(audit: Path, prompts: int) -> Image.Image:
-    """Labelled strips of the first audited occupations, before and after: each column is one noise.
+    """Return labelled strips of the first audited occupations, before and after; each column has one noise.
 
-    The share of women is that of all images of the prompt, by the audit judge.
+    The share of women is over all images of the prompt, by the audit judge.
     """
     store = RecordStore(audit / "records")
     models = json.loads((audit / "audit.json").read_text(encoding="utf-8"))["models"]

@@ -1,4 +1,4 @@
-"""Tools and things in front of the chest or beside the head, drawn flat over a rendered person."""
+"""Draw tools and other objects flat over a rendered person, in front of the chest or beside the head."""
 
 import numpy as np
 from pen import Pen
@@ -202,7 +202,7 @@ def _radio(p, c, a):
     p.box((0.55, 0.75, 0.55), -0.28, -0.4, 0.28, 0.0)
 
 
-# Where each hangs: "neck" on the chest's middle, "hand" at one side, "lap" at the bottom's middle.
+# The place of each: "neck" is the middle of the chest, "hand" one side, "lap" the middle of the bottom.
 PROPS = {
     "none": (None, "hand"), "stethoscope": (_stethoscope, "neck"), "tape measure": (_tape, "neck"),
     "lanyard": (_lanyard, "neck"), "whistle": (_whistle, "neck"), "wrench": (_wrench, "hand"),
@@ -218,7 +218,7 @@ PROPS = {
 
 
 def draw_props(look, picture_HW3: np.ndarray, chin: float) -> np.ndarray:
-    """The picture (float in [0, 1]) with the look's prop drawn in. chin: height of the chin in pixels."""
+    """Return the image (float in [0, 1]) with the look's prop drawn in. chin: height of the chin in pixels."""
     draw, place = PROPS[look.prop]
     if draw is None:
         return picture_HW3

@@ -1,4 +1,4 @@
-"""A small z-buffer rasteriser in numba: which triangle each pixel sees, and where in it."""
+"""A small z-buffer rasteriser in numba: it finds the triangle visible at each pixel, and the position in it."""
 
 import numpy as np
 from numba import njit
@@ -6,7 +6,7 @@ from numba import njit
 
 @njit(cache=True, fastmath=True)
 def rasterise(xy_V2: np.ndarray, depth_V: np.ndarray, tri_T3: np.ndarray, size: int):
-    """Nearest triangle of every pixel of a size x size picture.
+    """Return the nearest triangle at every pixel of a size x size image.
 
     xy in pixels (y downwards), depth grows away from the eye. Returns face_P (int32, -1 where empty),
     bary_P3 (barycentric weights) and depth_P, P = size * size. Both sides of a triangle are drawn.
@@ -42,7 +42,7 @@ def rasterise(xy_V2: np.ndarray, depth_V: np.ndarray, tri_T3: np.ndarray, size: 
 
 @njit(cache=True, fastmath=True)
 def interpolate(value_VC: np.ndarray, tri_P3: np.ndarray, bary_P3: np.ndarray) -> np.ndarray:
-    """Values [P, C] at points given by a triangle's three vertices and barycentric weights."""
+    """Return values [P, C] at points given by a triangle's three vertices and barycentric weights."""
     out = np.empty((tri_P3.shape[0], value_VC.shape[1]), np.float32)
     for p in range(tri_P3.shape[0]):
         i, j, k = tri_P3[p, 0], tri_P3[p, 1], tri_P3[p, 2]
@@ -53,7 +53,7 @@ def interpolate(value_VC: np.ndarray, tri_P3: np.ndarray, bary_P3: np.ndarray) -
 
 @njit(cache=True, fastmath=True)
 def lookup(map_HWC: np.ndarray, column_P: np.ndarray, row_P: np.ndarray, wrap: bool) -> np.ndarray:
-    """Bilinear samples [P, C] of a map at fractional pixel positions; wraps around or clamps at the border."""
+    """Return bilinear samples [P, C] of a map at fractional pixel positions; wrap: wrap around instead of clamping."""
     height, width, channels = map_HWC.shape
     out = np.empty((column_P.shape[0], channels), np.float32)
     for p in range(column_P.shape[0]):
@@ -72,7 +72,7 @@ def lookup(map_HWC: np.ndarray, column_P: np.ndarray, row_P: np.ndarray, wrap: b
 
 @njit(cache=True, fastmath=True)
 def vertex_normals(xyz_V3: np.ndarray, quad_Q4: np.ndarray) -> np.ndarray:
-    """Area-weighted unit normals [V, 3] of a quad mesh (zero where no quad touches a vertex)."""
+    """Return area-weighted unit normals [V, 3] of a quad mesh (zero where no quad touches a vertex)."""
     out = np.zeros(xyz_V3.shape, np.float32)
     for q in range(quad_Q4.shape[0]):
         a, b, c, d = quad_Q4[q, 0], quad_Q4[q, 1], quad_Q4[q, 2], quad_Q4[q, 3]

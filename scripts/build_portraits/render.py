@@ -1,4 +1,4 @@
-"""From a person, a shot and a look to a picture: morph, pose, rasterise, shade, compose."""
+"""Render an image from a person, a shot and a look: morph, pose, rasterise, shade, compose."""
 
 import numpy as np
 from hair import build_hair, hairline
@@ -13,18 +13,18 @@ from scenes import draw_scene
 from skin import BEARDS, SkinMaps, beard_masks, linear, smooth
 from surface import Surface
 
-SIZE, SCALE = 64, 2  # pictures are rendered at SCALE times their size and averaged down
+SIZE, SCALE = 64, 2  # images are rendered at SCALE times their size and averaged down
 SHADOW_SIZE = 112
-WRAP = np.array([0.40, 0.24, 0.18], np.float32)  # light creeps round skin, red furthest
+WRAP = np.array([0.40, 0.24, 0.18], np.float32)  # subsurface scattering: light wraps around skin, red most
 
 
 def unit(v: np.ndarray) -> np.ndarray:
-    """Vectors of length one along the last axis."""
+    """Return the vectors scaled to length 1 along the last axis."""
     return v / np.maximum(np.sqrt((v * v).sum(-1, keepdims=True)), 1e-9)
 
 
 class Renderer:
-    """Renders people on one head mesh. Holds no state between pictures."""
+    """Renders people with one head mesh. It keeps no state between images."""
 
     def __init__(self, head: Head | None = None) -> None:
         self.head = load_head() if head is None else head
@@ -46,11 +46,11 @@ class Renderer:
 
     @property
     def local_names(self) -> list[str]:
-        """Names of the local targets a person's face may use."""
+        """Names of the local targets that a person's face may use."""
         return [n for n in self.head.names if not n.startswith(("macro/", "smile/", "head/head-age"))]
 
     def weights(self, person: Person, smile: float = 0.0) -> dict[str, float]:
-        """Strength of every target for a person: MakeHuman's macro rules, their local shape, a smile."""
+        """Return the strength of every target for a person: MakeHuman's macro rules, local targets, a smile."""
         old = float(np.clip((person.years - 22) / 58, 0, 1.05))
         out = dict(person.local)
         muscle, weight = _three(person.muscle, "muscle"), _three(person.weight, "weight")
@@ -67,14 +67,14 @@ class Renderer:
         return out
 
     def morph(self, person: Person, smile: float = 0.0) -> np.ndarray:
-        """Vertices [V, 3] of a person's head."""
+        """Return the vertices [V, 3] of a person's head."""
         used = [(self.row[n], v) for n, v in self.weights(person, smile).items() if n in self.row and abs(v) > 1e-3]
         rows, values = zip(*used, strict=True)
         moved = np.array(values, np.float32) @ self.head.target_NT[list(rows)]
         return self.head.base_V3 + moved.reshape(-1, 3)
 
     def render(self, person: Person, shot: Shot, look: Look, rng: np.random.Generator, size: int = SIZE) -> np.ndarray:
-        """A picture, uint8 [size, size, 3]. rng: sensor noise only."""
+        """Render an image, uint8 [size, size, 3]. rng: sensor noise only."""
         big = size * SCALE
         xyz = self.morph(person, shot.smile)
         normal = vertex_normals(xyz, self.body)
@@ -93,7 +93,7 @@ class Renderer:
         return (np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8)
 
     def _dress(self, person, look, xyz, normal):
-        """Cloth and beards stand off the skin."""
+        """Move vertices under cloth and beards off the skin."""
         cloth = 0.055 * smooth(0.0, 0.12, neckline(look.outfit, self.head.base_V3) - self.head.base_V3[:, 1])
         if look.outfit == "hoodie":
             cloth = cloth * (1 + 2.2 * smooth(5.0, 5.3, self.head.base_V3[:, 1]))
@@ -112,7 +112,7 @@ def _three(value: float, noun: str) -> dict[str, float]:
 
 
 class _Camera:
-    """A long lens in front of the face: view space is x right, y up, z towards the eye."""
+    """A long lens in front of the face. View space has x right, y up, z towards the viewer."""
 
     def __init__(self, shot: Shot, chin: float, crown: float, eye_z: float, size: int) -> None:
         height = crown - chin
@@ -141,7 +141,7 @@ class _Camera:
 
 
 class _Scene:
-    """Body, eyes, hair and headwear as one triangle mesh, with the attributes that shading needs."""
+    """Body, eyes, hair and headwear as one triangle mesh with the attributes for shading."""
 
     def __init__(
         self, renderer: Renderer, person: Person, look: Look, xyz, normal, *, pieces: list[Surface], camera
@@ -172,7 +172,7 @@ class _Scene:
         self.kind_T = np.repeat(kinds, [len(t) for t in tris])
 
     def shade(self, shot: Shot):
-        """sRGB colour [P, 3] in [0, 1] of every pixel, and where there is anything [P]."""
+        """Return the sRGB colour [P, 3] in [0, 1] of every pixel, and which pixels are not background [P]."""
         xy, depth = self.camera.project(self.view)
         face, bary, _ = rasterise(xy, depth, self.tri, self.camera.size)
         hit = face >= 0
@@ -209,7 +209,7 @@ class _Scene:
         return albedo * light.diffuse(here, occlusion) + specular[:, None]
 
     def _scalp(self, albedo, base):
-        """Close-cropped or thinning hair darkens the skin it grows on."""
+        """Darken the skin under close-cropped or thinning hair."""
         if self.person.style == "bald":
             return albedo
         d = base - CROWN_CENTRE
@@ -239,7 +239,7 @@ class _Scene:
             return albedo * light.diffuse(here, np.float32(0.85)) + specular[:, None]
         streak = lookup(self.skin.noise, extra[:, 3] * 420, extra[:, 4] * 14 + self.person.seed % 199, True)[:, 1:]
         root = 0.80 + 0.20 * smooth(0.0, 0.25, extra[:, 4])[:, None]
-        band = np.exp(-(((extra[:, 4] - 0.26) / 0.07) ** 2)) * piece.gloss  # the highlight that rings smooth hair
+        band = np.exp(-(((extra[:, 4] - 0.26) / 0.07) ** 2)) * piece.gloss  # the ring-shaped highlight of smooth hair
         specular = (0.05 * band + 0.03 * piece.gloss * shine**8) * (1 + 0.5 * streak[:, 0]) * light.visible[here]
         tint = 0.35 + 0.65 * albedo / np.maximum(albedo.max(1, keepdims=True), 1e-3)
         matte = albedo * root * (1 + 0.20 * streak) * light.diffuse(here, np.float32(0.75))
@@ -247,7 +247,7 @@ class _Scene:
 
 
 class _Light:
-    """A key light with a shadow map, a fill from the other side and light from above and below."""
+    """A key light with a shadow map, a fill light from the other side, and light from above and below."""
 
     def __init__(self, shot: Shot, scene: _Scene, at, normal) -> None:
         az, el = np.radians([shot.azimuth, shot.elevation])
@@ -263,7 +263,7 @@ class _Light:
         self.half = np.clip(normal @ unit(self.key + np.array([0, 0, 1], np.float32)), 0, 1)
 
     def diffuse(self, here, occlusion):
-        """Light [n, 3] that arrives at some of the points, those of `here`."""
+        """Return the light [n, 3] that arrives at the points `here`."""
         return self.direct[here] + self.sky[here] * np.reshape(occlusion, (-1, 1))
 
     def _unshadowed(self, scene, at, normal):

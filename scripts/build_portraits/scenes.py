@@ -1,4 +1,4 @@
-"""What is behind the person: plain walls and simple places, drawn flat with a soft vertical shade."""
+"""Draw the background behind a person: plain walls and simple places, flat with a soft vertical gradient."""
 
 import numpy as np
 from pen import Pen
@@ -138,7 +138,7 @@ SCENES = {
 
 
 def draw_scene(look, size: int) -> Image.Image:
-    """The background of a look, size x size pixels, a little shifted and shaded from picture to picture."""
+    """Draw the background of a look, size x size pixels, with a small random shift and shade for each image."""
     rng = np.random.default_rng(look.seed)
     image = Image.new("RGB", (size, size), tuple(int(c * 255) for c in look.scene_3))
     k = size / 64

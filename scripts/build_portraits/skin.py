@@ -1,4 +1,4 @@
-"""Where skin is red, hollow, wrinkled, browed or bearded: maps over the base mesh's front, baked once."""
+"""Maps over the front of the base mesh for redness, hollows, wrinkles, brows, lips and beards of the skin."""
 
 import numpy as np
 from mesh import MAP_SHAPE, MAP_X, MAP_Y
@@ -7,20 +7,20 @@ from raster import lookup
 
 CHANNELS = ("lips", "flush", "hollow", "wrinkle", "brow_male", "brow_female", "liner", "shadow", "jaw", "moustache",
             "chin", "mouth", "oil")  # fmt: skip
-BEARDS = {  # strengths of (jaw, moustache, chin) and how far the beard stands off, in mesh units
+BEARDS = {  # strengths of (jaw, moustache, chin), and the thickness of the beard in mesh units
     "none": (0.10, 0.10, 0.10, 0.0), "stubble": (0.42, 0.42, 0.42, 0.0), "full": (0.93, 0.93, 0.93, 0.07),
     "goatee": (0.12, 0.88, 0.92, 0.05), "moustache": (0.10, 0.92, 0.10, 0.03),
 }  # fmt: skip
 
 
 def linear(srgb) -> np.ndarray:
-    """Linear light of sRGB values in [0, 1]."""
+    """Return the linear light of sRGB values in [0, 1]."""
     c = np.asarray(srgb, np.float32)
     return np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
 
 
 def smooth(low, high, x) -> np.ndarray:
-    """Smooth step from 0 at `low` to 1 at `high` (falling where low > high)."""
+    """Return the smooth step from 0 at `low` to 1 at `high` (falling where low > high)."""
     t = np.clip((x - low) / (high - low), 0, 1)
     return t * t * (3 - 2 * t)
 
@@ -30,7 +30,7 @@ def _bump(x, y, cx, cy, wx, wy):
 
 
 def beard_masks(x, y):
-    """Cheeks and jaw, moustache, chin: in [0, 1] over x = distance from the middle and height y of the base mesh."""
+    """Return masks in [0, 1] of jaw with cheeks, moustache and chin. x: distance from the middle, y: height in the mesh."""
     edge = 6.60 + np.clip(x - 0.30, 0, 1) * 1.05  # the upper border rises towards the sideburn
     bare_lip = np.exp(-((x / 0.25) ** 6) - ((y - 6.605) / 0.085) ** 6)
     jaw = smooth(edge + 0.07, edge - 0.07, y) * smooth(6.0, 6.16, y) * (1 - bare_lip)
@@ -41,7 +41,7 @@ def beard_masks(x, y):
 
 
 def _wrinkles(signed, x, y):
-    """Lines of forehead, mouth, chin, eyes and neck, as wide as a picture of 64 pixels can show."""
+    """Return lines of forehead, mouth, chin, eyes and neck, wide enough for an image of 64 pixels."""
     line = 0
     for height, s in ((7.70, 0.9), (7.83, 1.0), (7.95, 0.8)):
         line = line + s * np.exp(-(((y - height - 0.02 * np.sin(signed * 7)) / 0.020) ** 2)) * np.exp(
@@ -63,14 +63,14 @@ def _wrinkles(signed, x, y):
 
 
 def _brow(x, y, arch, width):
-    """A brow of the given arch and half thickness, thinner towards the temple."""
+    """Return a brow with the given arch and half thickness, thinner towards the temple."""
     middle = 7.487 + arch * np.sin(np.clip((x - 0.1) / 0.44, 0, 1) * 2.5)
     width = width * (1 - 0.5 * smooth(0.25, 0.52, x))
     return np.exp(-(((y - middle) / width) ** 4)) * smooth(0.085, 0.13, x) * smooth(0.555, 0.48, x)
 
 
 class SkinMaps:
-    """The baked maps [H, W, len(CHANNELS)] and a tileable noise [256, 256, 2] (blotches, grain)."""
+    """The precomputed maps [H, W, len(CHANNELS)] and a tileable noise [256, 256, 2] (blotches, grain)."""
 
     def __init__(self, lips_HW: np.ndarray) -> None:
         rows, columns = MAP_SHAPE
@@ -103,7 +103,7 @@ class SkinMaps:
         self.noise = np.stack([_noise(1, (4, 10, 30)), _noise(2, (40, 70))], -1).astype(np.float32)
 
     def at(self, base_P3: np.ndarray) -> dict[str, np.ndarray]:
-        """Every channel [P] at points of the base mesh; zero away from the front of head and neck."""
+        """Return every channel [P] at points of the base mesh; it is 0 away from the front of head and neck."""
         column = (base_P3[:, 0] - MAP_X[0]) / (MAP_X[1] - MAP_X[0]) * (MAP_SHAPE[1] - 1)
         row = (base_P3[:, 1] - MAP_Y[0]) / (MAP_Y[1] - MAP_Y[0]) * (MAP_SHAPE[0] - 1)
         front = smooth(0.40, 0.72, base_P3[:, 2])[:, None]
@@ -111,7 +111,7 @@ class SkinMaps:
         return {name: values[:, i] for i, name in enumerate(CHANNELS)}
 
     def albedo(self, person: Person, base_P3: np.ndarray, m: dict[str, np.ndarray]) -> np.ndarray:
-        """Linear reflectance [P, 3] of a person's bare skin. `m`: the channels at the same points."""
+        """Return the linear reflectance [P, 3] of a person's bare skin. m: the channels at the same points."""
         skin, wear, male = linear(person.skin_3), person.wear, person.gender == 1
         offset = person.seed % 97
         noise = lookup(self.noise, base_P3[:, 0] * 45 + offset * 3.0, base_P3[:, 1] * 45 + offset * 1.0, True)
@@ -147,7 +147,7 @@ def _lip_colour(skin, makeup):
 
 
 def _noise(seed, bands, n: int = 256):
-    """Tileable noise of unit variance with the given spatial frequencies (cycles per tile)."""
+    """Return tileable noise of unit variance with the given spatial frequencies (cycles per tile)."""
     rng, out = np.random.default_rng(seed), np.zeros((n, n))
     f = np.hypot(np.fft.fftfreq(n)[:, None], np.fft.fftfreq(n)[None])
     for band in bands:

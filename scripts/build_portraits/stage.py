@@ -1,7 +1,7 @@
-"""What all training stages share: where state lives, the clock, checkpoints, averages and picture sheets.
+"""Shared code of the training stages: the build folder, the clock, checkpoints, averages and contact sheets.
 
-A stage is run again to go on: its checkpoint holds weights, averages, optimiser, generator states, steps and the
-seconds already spent. State lives in ${FAIRDIFF_BUILD:-~/.cache/fairdiff/build}.
+A stage that is run again continues: its checkpoint holds weights, averages, optimiser, torch's generator state, steps and
+the seconds already spent. The build folder is ${FAIRDIFF_BUILD:-~/.cache/fairdiff/build}.
 """
 
 import argparse
@@ -20,14 +20,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the stages run w
 
 
 def build_folder() -> Path:
-    """The folder of renders and stage states, made if missing."""
+    """Return the folder of renders and stage states; it is created if missing."""
     folder = Path(os.environ.get("FAIRDIFF_BUILD", Path.home() / ".cache" / "fairdiff" / "build"))
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def arguments(description: str, minutes: float, batch: int, lr: float) -> argparse.ArgumentParser:
-    """The flags common to the stages; a stage may add its own."""
+    """Return a parser with the options common to the stages; a stage may add its own."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--minutes", type=float, default=minutes, help="training time in all, resumed runs included")
     parser.add_argument("--steps", type=int, default=0, help="steps in all; replaces --minutes if not 0")
@@ -40,7 +40,7 @@ def arguments(description: str, minutes: float, batch: int, lr: float) -> argpar
 
 
 class Clock:
-    """Steps and seconds of one stage over all its runs, and how far through its budget it is."""
+    """Steps and seconds of one stage over all its runs, and the used fraction of its budget."""
 
     def __init__(self, minutes: float, steps: int = 0, save_every: float = 120.0) -> None:
         self.minutes, self.steps, self.save_every = minutes, steps, save_every
@@ -49,7 +49,7 @@ class Clock:
 
     @property
     def seconds(self) -> float:
-        """Seconds so far; a pause between two looks (a stopped process) counts as a minute at most."""
+        """Seconds so far; the time between two calls counts as a minute at most, since the process may have been paused."""
         now = time.monotonic()
         self.before += min(now - self.start, 60.0)
         self.start = now
@@ -57,19 +57,19 @@ class Clock:
 
     @property
     def fraction(self) -> float:
-        """Part of the budget used, 0 to 1 or beyond."""
+        """Used fraction of the budget, from 0; it may exceed 1."""
         seconds = self.seconds
         return self.step / self.steps if self.steps else seconds / (60 * self.minutes)
 
     def save_due(self) -> bool:
-        """True every `save_every` seconds."""
+        """Return True every `save_every` seconds."""
         due = time.monotonic() - self.saved > self.save_every
         if due:
             self.saved = time.monotonic()
         return due
 
     def lr(self, peak: float, warmup: int = 100, decay: float = 0.4) -> float:
-        """Linear warm-up, constant, then linear to a hundredth over the last `decay` of the budget."""
+        """Return the learning rate: linear warm-up, constant, linear to peak / 100 over the last `decay` of the budget."""
         falling = min(1.0, (1 - min(self.fraction, 1.0)) / decay)
         return peak * min(1.0, (self.step + 1) / warmup) * max(falling, 0.01)
 
@@ -90,12 +90,12 @@ class Average:
         self.count += 1
 
     def state(self) -> dict[str, Tensor]:
-        """The module's state dict with averaged parameters (buffers as they are)."""
+        """Return the module's state dict with averaged parameters and unchanged buffers."""
         return {name: self.values.get(name, value).clone() for name, value in self.module.state_dict().items()}
 
 
 def write_checkpoint(path: Path, state: dict[str, object], clock: Clock) -> None:
-    """Write whole or not at all."""
+    """Write a checkpoint atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     torch.save(state | {"step": clock.step, "seconds": clock.seconds, "torch_rng": torch.get_rng_state()}, part)
@@ -103,7 +103,7 @@ def write_checkpoint(path: Path, state: dict[str, object], clock: Clock) -> None
 
 
 def read_checkpoint(path: Path, clock: Clock) -> dict[str, object] | None:
-    """The checkpoint with the clock and torch's generator set back to it, or None if there is none."""
+    """Read a checkpoint and restore the clock and torch's generator from it; return None if there is none."""
     if not path.exists():
         return None
     state = torch.load(path, weights_only=True)
@@ -113,7 +113,7 @@ def read_checkpoint(path: Path, clock: Clock) -> dict[str, object] | None:
 
 
 def log(name: str, clock: Clock, **numbers: float) -> None:
-    """One line to the screen and one JSON line to logs/<name>.jsonl."""
+    """Print one line, and append one JSON line to logs/<name>.jsonl."""
     row = {"step": clock.step, "seconds": round(clock.seconds, 1)} | {k: round(float(v), 5) for k, v in numbers.items()}
     print(name, " ".join(f"{k} {v}" for k, v in row.items()), flush=True)
     folder = build_folder() / "logs"
@@ -123,12 +123,12 @@ def log(name: str, clock: Clock, **numbers: float) -> None:
 
 
 def to_tensor(image: np.ndarray) -> Tensor:
-    """uint8 [B, H, W, 3] to float [B, 3, H, W] in [-1, 1], the range of Stable Diffusion's autoencoder."""
+    """Convert uint8 [B, H, W, 3] to float [B, 3, H, W] in [-1, 1], the range of Stable Diffusion's autoencoder."""
     return torch.from_numpy(image).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def sheet(rows: list[Tensor], path: Path, zoom: int = 2) -> None:
-    """Write rows of pictures [n, 3, H, W] in [-1, 1] as one PNG."""
+    """Write rows of images [n, 3, H, W] in [-1, 1] as one PNG."""
     pixels = [((row.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy() for row in rows]
     page = np.concatenate([np.concatenate(list(row), 1) for row in pixels], 0)
     path.parent.mkdir(parents=True, exist_ok=True)

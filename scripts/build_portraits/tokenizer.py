@@ -1,4 +1,4 @@
-"""The CLIP tokenizer with its 49,408 tokens, from the byte-pair file that open_clip_torch ships."""
+"""Make the CLIP tokenizer with its 49,408 tokens from the byte-pair file in open_clip_torch."""
 
 import gzip
 import json

@@ -1,8 +1,8 @@
 """Train the small CLIP (open_clip format) that measures CLIP-T and CLIP-I.
 
-Its captions say what is visible and are decorrelated from gender, race and age: subject and cell are drawn
-independently of each other, so that a picture's score for "a nurse" rests on the look and not on who wears it.
-Loss: the symmetric softmax over the batch (Radford et al. 2021), where pairs with equal captions count as positives.
+Its captions describe what is visible and are decorrelated from gender, race and age. Subject and cell are drawn
+independently, so an image's score for "a nurse" depends on the look and not on the person's attributes.
+Loss: symmetric softmax cross-entropy over the batch (Radford et al. 2021); pairs with equal captions are positives.
 """
 
 import json
@@ -39,7 +39,7 @@ def make_clip() -> open_clip.CLIP:
 
 
 class Decorrelated:
-    """Draws (row, plain caption): look and cell are independent, every object and every look equally likely."""
+    """Draws (row, plain caption) with independent look and cell; all objects and all looks are equally likely."""
 
     def __init__(self, renders: Renders) -> None:
         self.renders = renders
@@ -64,7 +64,7 @@ class Decorrelated:
 
 
 def augment(image: Tensor, rng: np.random.Generator) -> Tensor:
-    """Mirror, shift by up to four pixels, soften and add noise: generated pictures are softer than renders."""
+    """Mirror, shift by up to four pixels, blur and add noise, because generated images are softer than renders."""
     image = image.flip(-1) if rng.random() < 0.5 else image
     dx, dy = rng.integers(-4, 5, 2)
     image = F.pad(image, (4, 4, 4, 4), mode="replicate")[..., 4 + dy : 68 + dy, 4 + dx : 68 + dx]
@@ -77,7 +77,7 @@ def augment(image: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 def contrastive(image_BD: Tensor, text_BD: Tensor, scale: Tensor, captions: list[str]) -> Tensor:
-    """Cross-entropy both ways against targets shared by pairs with the same caption."""
+    """Return the symmetric cross-entropy; pairs with the same caption share the target probability."""
     same = torch.tensor([[a == b for b in captions] for a in captions], dtype=torch.float32)
     target = same / same.sum(1, keepdim=True)
     logits = scale * image_BD @ text_BD.T
@@ -96,14 +96,14 @@ def export_clip(folder: Path, out: Path) -> None:
 
 
 class Trainer:
-    """One training state, its data and its step."""
+    """The training state, the data and the training step."""
 
     def __init__(self, args, folder: Path) -> None:
         torch.manual_seed(args.seed)
         self.args, self.folder, self.clock = args, folder, Clock(args.minutes, args.steps)
         self.tokenizer = open_clip.SimpleTokenizer(context_length=CONFIG["text_cfg"]["context_length"])
         self.clip = make_clip()
-        if args.shipped:  # reference features, and with them every training, rest on the side of the images
+        if args.shipped:  # the image side stays fixed: features of reference images depend on it
             self.clip.visual.requires_grad_(False)
         self.optimizer = Muon(self.clip, args.lr, adam=("embedding", "logit_scale"))
         self.average = Average(self.clip, 0.998)
@@ -147,7 +147,7 @@ class Trainer:
 
     @torch.no_grad()
     def accuracy(self, subjects: int = 64) -> float:
-        """Part of held-out pictures whose look is named right among `subjects` looks (top 1)."""
+        """Return the top-1 accuracy on held-out images in choosing the look among `subjects` looks."""
         rows = self.renders.rows(1, people=True)
         rows = rows[(self.renders["occupation"][rows] >= 0) & (self.renders["occupation"][rows] < subjects)][:256]
         if not len(rows):

@@ -1,8 +1,8 @@
-"""Phase 2 of the autoencoder: the decoder alone learns to give sharp pictures for latents that stay as they are.
+"""Train the decoder of the autoencoder alone (phase 2), for sharper images from unchanged latents.
 
-To the weighted L1 come a perceptual term (distance between features of the self-supervised encoder's layers, as LPIPS:
-Zhang et al. 2018) and a hinge loss against a small patch discriminator (as VQGAN:
-Esser et al. 2021). The latents get some noise, as those of the diffusion model are never exact.
+The loss is the weighted L1 plus a perceptual term (distance between features of the self-supervised encoder's layers, as in
+LPIPS: Zhang et al. 2018) and a hinge loss against a small patch discriminator (as in VQGAN: Esser et al. 2021). Noise is
+added to the latents, because those of the diffusion model are not exact.
 """
 
 import argparse
@@ -21,9 +21,9 @@ from train_vae import attention_map, is_encoder, load_vae, pyramid_loss
 from classifiers.attributes import preprocess
 from classifiers.identity import load_face_embedder
 
-NOISE = 0.04  # of the latents' standard deviation
+NOISE = 0.04  # as a fraction of the latents' standard deviation
 PERCEPTUAL, ADVERSARIAL = 0.15, 0.02
-DISCRIMINATOR_AT = 0.35  # part of the budget after which the discriminator joins
+DISCRIMINATOR_AT = 0.35  # fraction of the budget after which the adversarial loss is added
 
 
 class Features(nn.Module):
@@ -45,7 +45,7 @@ class Features(nn.Module):
 
 
 def perceptual_loss(features: Features, again: Tensor, image: Tensor) -> Tensor:
-    """Mean over the maps of the squared distance of unit feature vectors, in [0, 4]."""
+    """Return the squared distance of unit feature vectors, mean over the maps, in [0, 4]."""
     with torch.no_grad():
         target = features(image)
     pairs = zip(features(again), target, strict=True)
@@ -53,7 +53,7 @@ def perceptual_loss(features: Features, again: Tensor, image: Tensor) -> Tensor:
 
 
 def make_discriminator() -> nn.Sequential:
-    """Patches of about 22 pixels; spectral norms keep it smooth."""
+    """Return a discriminator of patches of about 22 pixels, with spectral normalisation."""
     widths, layers = (3, 24, 48, 64), []
     for a, b in zip(widths[:-1], widths[1:], strict=True):
         layers += [nn.utils.parametrizations.spectral_norm(nn.Conv2d(a, b, 4, 2, 1)), nn.LeakyReLU(0.2)]
@@ -61,7 +61,7 @@ def make_discriminator() -> nn.Sequential:
 
 
 class Trainer:
-    """One training state of phase 2, its data and its step."""
+    """The training state of phase 2, the data and the training step."""
 
     def __init__(self, args: argparse.Namespace, folder: Path) -> None:
         torch.manual_seed(args.seed)
@@ -106,7 +106,7 @@ class Trainer:
         return {"l1": (again - image).detach().abs().mean().item(), "perceptual": perceptual.item(), "critic": critic}
 
     def teach_critic(self, image: Tensor, again: Tensor) -> float:
-        """Hinge loss; the critic starts a little before it has a say."""
+        """Update the discriminator by the hinge loss and return it. It starts a little before its loss is used."""
         if self.clock.fraction < DISCRIMINATOR_AT * 0.8:
             return float("nan")
         loss = F.relu(1 - self.critic(image)).mean() + F.relu(1 + self.critic(again)).mean()

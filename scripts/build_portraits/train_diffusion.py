@@ -1,8 +1,8 @@
 """Train the text encoder and the U-Net of the Portraits model on the latents of the frozen VAE encoder.
 
-Noise prediction on Stable Diffusion's schedule (scaled_linear, 1000 steps); the loss of time step t is weighted with
+The model predicts noise on Stable Diffusion's schedule (scaled_linear, 1000 steps). The loss of time step t is weighted with
 min(SNR_t, 5) / SNR_t (Hang et al. 2023, "Efficient diffusion training via Min-SNR weighting"). Captions are padded to
-77 tokens as the plain diffusers pipeline pads them. New shards are taken in while it runs.
+77 tokens as in diffusers' pipeline. New shards are read while it runs.
 """
 
 import time
@@ -35,7 +35,7 @@ SHEET = (
 
 
 def make_text_encoder() -> CLIPTextModel:
-    """Two layers of width 128 over the real CLIP vocabulary."""
+    """Return a text encoder with two layers of width 128 and CLIP's vocabulary."""
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=49408,
@@ -53,7 +53,7 @@ def make_text_encoder() -> CLIPTextModel:
 
 
 def make_unet(channels: tuple[int, ...] = (96, 144), latents: int = 8) -> UNet2DConditionModel:
-    """A U-Net on 8x8 latents. diffusers reads attention_head_dim as the number of heads."""
+    """Return a U-Net on 8x8 latents. diffusers uses attention_head_dim as the number of heads."""
     return UNet2DConditionModel(
         sample_size=8,
         in_channels=latents,
@@ -69,19 +69,19 @@ def make_unet(channels: tuple[int, ...] = (96, 144), latents: int = 8) -> UNet2D
 
 
 class Denoiser(nn.Module):
-    """What is trained: text encoder and U-Net under one parameter list."""
+    """The trained modules: text encoder and U-Net with one parameter list."""
 
     def __init__(self, latents: int, channels: tuple[int, ...]) -> None:
         super().__init__()
         self.text_encoder, self.unet = make_text_encoder(), make_unet(channels, latents)
 
     def forward(self, noisy: Tensor, t: Tensor, ids: Tensor, which: Tensor) -> Tensor:
-        """Predicted noise; `ids` [U, 77] holds every caption once, `which` [B] says whose is whose."""
+        """Return the predicted noise. ids [U, 77]: every caption once; which [B]: the caption's row in ids."""
         return self.unet(noisy, t, encoder_hidden_states=self.text_encoder(ids)[0][which]).sample
 
 
 class Latents:
-    """Scaled latents of pictures and their mirror images, encoded when first asked for."""
+    """A cache of scaled latents of images and their mirror images, which are encoded at the first use."""
 
     def __init__(self, vae: AutoencoderKL) -> None:
         self.vae, self.sign = vae, encoder_sign(vae)
@@ -89,14 +89,14 @@ class Latents:
         self.known = np.zeros((0, 2), bool)
 
     def grow(self, count: int) -> None:
-        """Make room for `count` pictures."""
+        """Allocate space for `count` images."""
         more = count - len(self.known)
         self.values = torch.cat([self.values, torch.empty(more, *self.values.shape[1:])])
         self.known = np.concatenate([self.known, np.zeros((more, 2), bool)])
 
     @torch.no_grad()
     def take(self, renders: Renders, rows: np.ndarray, mirrored: np.ndarray) -> Tensor:
-        """Latents [B, C, 8, 8] of picture rows [B], mirrored where `mirrored` [B] is 1."""
+        """Return latents [B, C, 8, 8] of image rows [B], mirrored where `mirrored` [B] is 1."""
         for side in (0, 1):
             missing = np.unique(rows[(mirrored == side) & ~self.known[rows, side]])
             if len(missing):
@@ -108,15 +108,15 @@ class Latents:
 
 
 def encoder_sign(vae: AutoencoderKL) -> float:
-    """A number that changes when the encoder does."""
+    """Return a number that changes when the encoder changes."""
     return float(sum(p.double().abs().sum() for p in vae.encoder.parameters()))
 
 
 def stray_words(ids: Tensor, rng: np.random.Generator, share: float = 0.05, most: int = 6) -> Tensor:
-    """Put 1 to `most` random words before a share of the captions [U, 77], the end of their padding falling off.
+    """Insert 1 to `most` random words before a share of the captions [U, 77]; the end of their padding is cut off.
 
-    Captions of the web hold words that say nothing about the picture, and a model that has read them ignores words it
-    does not know. Without this a few new tokens before a prompt, trained or not, move every picture.
+    Web captions contain words that are unrelated to the image, so a model trained on them ignores unknown words. Without
+    this step, a few new tokens before a prompt would change every image, whether they are trained or not.
     """
     ids = ids.clone()
     for row in np.flatnonzero(rng.random(len(ids)) < share):
@@ -126,13 +126,13 @@ def stray_words(ids: Tensor, rng: np.random.Generator, share: float = 0.05, most
 
 
 def min_snr_weight(alphas_cumprod: Tensor, gamma: float = 5.0) -> Tensor:
-    """Weight [T] of the noise error: min(SNR, gamma) / SNR with SNR = alpha / (1 - alpha)."""
+    """Return the weight [T] of the noise error: min(SNR, gamma) / SNR with SNR = alpha / (1 - alpha)."""
     snr = alphas_cumprod / (1 - alphas_cumprod)
     return snr.clamp(max=gamma) / snr
 
 
 class Trainer:
-    """One training state, its data and its step."""
+    """The training state, the data and the training step."""
 
     def __init__(self, args, folder: Path) -> None:
         torch.manual_seed(args.seed)
@@ -159,7 +159,7 @@ class Trainer:
             self.average.values, self.average.count = state["average"], state["count"]
 
     def refresh(self) -> None:
-        """Take in new shards, and the newest encoder while the VAE stage still runs."""
+        """Read new shards, and the newest encoder if the VAE stage is still running."""
         self.renders = read(self.folder / "renders", self.renders)
         self.vae = load_vae(self.folder)
         if encoder_sign(self.vae) != self.latents.sign:
@@ -177,7 +177,7 @@ class Trainer:
         return clean, ids, torch.tensor([unique.index(c) for c in captions])
 
     def step(self) -> float:
-        """One update; the generator depends on seed and step alone, so a resumed run goes on as it would have."""
+        """Make one update and return the loss. The generator depends on seed and step only, so resuming changes nothing."""
         rng = np.random.default_rng((self.args.seed, self.clock.step))
         clean, ids, which = self.batch(rng)
         t = torch.from_numpy((np.arange(len(clean)) + rng.random()) / len(clean) * 1000).long()  # stratified
@@ -206,7 +206,7 @@ class Trainer:
 
 
 def load_shipped(net: Denoiser) -> None:
-    """Take the text encoder and U-Net that the package carries for the start of further training."""
+    """Load the text encoder and U-Net of the package, to continue their training."""
     folder = weights("model")
     net.text_encoder.load_state_dict(CLIPTextModel.from_pretrained(folder / "text_encoder").state_dict())
     net.unet.load_state_dict(UNet2DConditionModel.from_pretrained(folder / "unet").state_dict())
@@ -214,7 +214,7 @@ def load_shipped(net: Denoiser) -> None:
 
 @torch.no_grad()
 def draw_sheet(net: Denoiser, vae: AutoencoderKL, tokenizer, path: Path, steps: int = 8, guidance: float = 1.5) -> None:
-    """Ten pictures of each prompt of SHEET with the shipped sampler."""
+    """Write a contact sheet with ten images of each prompt in SHEET, by the shipped sampler."""
     scheduler = make_scheduler()
     generator = torch.Generator().manual_seed(7)
     rows = []
@@ -231,12 +231,12 @@ def draw_sheet(net: Denoiser, vae: AutoencoderKL, tokenizer, path: Path, steps: 
 
 
 def make_scheduler() -> DPMSolverMultistepScheduler:
-    """The shipped sampler: DPM-Solver++ 2M."""
+    """Return the shipped sampler, DPM-Solver++ 2M."""
     return DPMSolverMultistepScheduler(**NOISE, final_sigmas_type="zero", steps_offset=1)
 
 
 def load_denoiser(folder: Path, averaged: bool = True) -> Denoiser:
-    """The trained (by default averaged) text encoder and U-Net."""
+    """Load the trained (by default averaged) text encoder and U-Net."""
     state = torch.load(folder / "diffusion.pt", weights_only=True)
     net = Denoiser(state["latents"], tuple(map(int, state["channels"].split(","))))
     net.load_state_dict(state["net"] | (state["average"] if averaged else {}))

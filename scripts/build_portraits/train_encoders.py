@@ -1,8 +1,8 @@
-"""Train the self-supervised image encoder (in DINO's place) and the face-identity embedder with its bank.
+"""Train the self-supervised image encoder (used instead of DINO) and the face-identity embedder with its bank.
 
-Both by the same loss: two views of a thing must find each other among the batch, InfoNCE (van den Oord et al. 2018;
-as NT-Xent in SimCLR, Chen et al. 2020). The encoder's views are two random crops of one picture: no labels. The
-embedder's are two renders of one person (other pose, light, clothes), cut and aligned as in a run.
+Both use the loss InfoNCE, which matches two views of the same thing within the batch (van den Oord et al. 2018; NT-Xent in
+SimCLR, Chen et al. 2020). The encoder's views are two random crops of one image, without labels. The embedder's views are
+two renders of one person with different pose, light and clothes, cropped and aligned as in a run.
 """
 
 import argparse
@@ -31,7 +31,7 @@ TEMPERATURE = 0.1
 
 
 def view(image_BCHW: Tensor, generator: torch.Generator, least: float) -> Tensor:
-    """Random crop (side `least` to 1 of the picture), mirror, light, colour, softness and noise; values in [0, 1]."""
+    """Return an augmented view in [0, 1]: random crop (`least` to 1 of the side), mirror, light, colour, blur, noise."""
     batch = len(image_BCHW)
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
@@ -50,18 +50,18 @@ def view(image_BCHW: Tensor, generator: torch.Generator, least: float) -> Tensor
 
 
 def info_nce(a_BD: Tensor, b_BD: Tensor) -> Tensor:
-    """Symmetric cross-entropy of the right partner among all of the other side."""
+    """Return the symmetric cross-entropy of choosing the partner among all rows of the other side."""
     logits, target = a_BD @ b_BD.T / TEMPERATURE, torch.arange(len(a_BD))
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
 def hit_rate(a_BD: Tensor, b_BD: Tensor) -> float:
-    """Part of the rows of a whose nearest row of b is their partner."""
+    """Return the share of rows of a whose nearest row of b is their partner."""
     return float(((a_BD @ b_BD.T).argmax(1) == torch.arange(len(a_BD))).float().mean())
 
 
 class Pictures:
-    """Two views of the same picture."""
+    """Pairs of two views of the same image."""
 
     name, least = "encoder", 0.45
 
@@ -79,7 +79,7 @@ class Pictures:
 
 
 class People:
-    """Aligned faces of two renders of the same person."""
+    """Pairs of aligned faces from two renders of the same person."""
 
     name, least = "identity", 0.8
 
@@ -90,7 +90,7 @@ class People:
         self.heldout = self._faces(renders, self._repeated(renders, held, 800))
 
     def _repeated(self, renders: Renders, rows: np.ndarray, count: int) -> np.ndarray:
-        """Rows of people with several renders, grouped by person."""
+        """Return rows of people with several renders, grouped by person."""
         _, inverse, counts = np.unique(renders["person"][rows], return_inverse=True, return_counts=True)
         rows = rows[counts[inverse] > 1]
         return rows[np.argsort(renders["person"][rows], kind="stable")][:count]
@@ -116,7 +116,7 @@ class People:
 
 @torch.no_grad()
 def aligned_faces(renders: Renders, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """uint8 aligned faces [F, 64, 64, 3] of the rows in which one is found, and these rows."""
+    """Return uint8 aligned faces [F, 64, 64, 3] of the rows with a detected face, and these rows."""
     detector, faces, found = MTCNNDetector(input_size=64), [], []
     for first in range(0, len(rows), 128):
         part = rows[first : first + 128]
@@ -186,7 +186,7 @@ def train(views: Pictures | People, args: argparse.Namespace, folder: Path) -> F
 
 @torch.no_grad()
 def make_bank(renders: Renders, folder: Path, count: int = 1600) -> None:
-    """Embeddings of `count` rendered faces, even over gender, race and age, by the embedder in the folder."""
+    """Write a bank with embeddings of up to `count` rendered faces, balanced over gender, race and age."""
     net = load_face_embedder(folder)
     rows = balanced(renders, renders.rows(0, people=True), count, np.random.default_rng(5))
     faces, _ = aligned_faces(renders, rows)

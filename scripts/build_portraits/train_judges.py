@@ -1,8 +1,8 @@
-"""Train the two attribute judges on face crops of renders, by the framework's own `classifiers.training.fit`.
+"""Train the two attribute judges on face crops of renders with `classifiers.training.fit`.
 
-The judges share nothing: seed, architecture and pictures (people with even and with odd numbers). Crops are cut as in
-a run: MTCNN's box, `expand` times as wide. Half of them come from autoencoder reconstructions where a VAE exists, so
-that a judge knows the softness of generated pictures.
+The judges differ in seed, architecture and images (people with even and with odd numbers). Crops are as in a run: MTCNN's
+box, `expand` times as wide. If a VAE exists, half of them come from its reconstructions, because generated images are
+equally soft.
 """
 
 import argparse
@@ -29,7 +29,7 @@ CROP, INPUT = 64, 64
 
 @dataclass(frozen=True)
 class Plan:
-    """One judge: its network, which half of the people it sees (person number modulo 2), its seed."""
+    """One judge: its network, its half of the people (person number modulo 2), its seed."""
 
     architecture: str
     kwargs: dict
@@ -45,7 +45,7 @@ PLANS = {
 
 @dataclass(frozen=True)
 class Faces:
-    """Pictures uint8 [N, 64, 64, 3] in which a face was found, its boxes [N, 4] and labels."""
+    """Images uint8 [N, 64, 64, 3] with a detected face, the boxes [N, 4] and the labels."""
 
     images: np.ndarray
     boxes: np.ndarray
@@ -56,14 +56,14 @@ class Faces:
 
 
 def faces_of(renders: Renders, rows: np.ndarray) -> Faces:
-    """The faces of these rows, by the detector of a run."""
+    """Return the faces in these rows, by the detector of a run."""
     found, boxes = find_faces(renders["image"][rows], MTCNNDetector(input_size=INPUT))
     return Faces(renders["image"][rows[found]], boxes, renders.labels(rows[found]))
 
 
 @torch.no_grad()
 def reconstructed(images: np.ndarray, vae: AutoencoderKL) -> np.ndarray:
-    """The same pictures as the autoencoder gives them back."""
+    """Return the autoencoder's reconstructions of the images."""
     parts = []
     for first in range(0, len(images), 128):
         image = to_tensor(images[first : first + 128])
@@ -73,7 +73,7 @@ def reconstructed(images: np.ndarray, vae: AutoencoderKL) -> np.ndarray:
 
 
 def balanced(renders: Renders, rows: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """`count` rows at most, as even over the sixteen cells of gender, race and age as the renders allow."""
+    """Return at most `count` rows, as balanced over the 16 cells of gender, race and age as the renders allow."""
     labels = renders.labels(rows)
     cell = labels["gender"] * 8 + labels["race"] * 2 + labels["age"]
     weight = 1 / np.bincount(cell, minlength=16)[cell]
@@ -81,7 +81,7 @@ def balanced(renders: Renders, rows: np.ndarray, count: int, rng: np.random.Gene
 
 
 def train(name: str, args: argparse.Namespace, renders: Renders, folder: Path) -> dict[str, float]:
-    """Fit one judge, save it and return its accuracies on held-out renders (as they are, and reconstructed)."""
+    """Fit one judge, save it, and return its accuracies on held-out renders, original and reconstructed."""
     plan, clock = PLANS[name], Clock(60)
     people = renders.rows(0, people=True)
     rng = np.random.default_rng(plan.seed)
@@ -106,7 +106,7 @@ def train(name: str, args: argparse.Namespace, renders: Renders, folder: Path) -
     save_attribute_net(net, folder / name)
     shown_as = {"render": held_out.images} | ({"vae": reconstructed(held_out.images, vae)} if vae else {})
     result = {}
-    for kind, shown in shown_as.items():  # the last kind, nearest to generated pictures, is the judge's calibration
+    for kind, shown in shown_as.items():  # the last kind is used: it is most like generated images
         calibrations = calibrate(predict(net, shown, held_out.boxes, fit_plan.expand), held_out.labels, net.attributes)
         result |= {f"{key}_{kind}": calibration.accuracy for key, calibration in calibrations.items()}
     detector = {"type": "mtcnn", "input_size": INPUT, "crop_size": CROP, "expand": fit_plan.expand}

@@ -1,7 +1,7 @@
 """Train the autoencoder of the Portraits model (AutoencoderKL, factor 8, eight latent channels).
 
-This is phase 1: encoder and decoder on weighted L1 over pixels, their gradients and two halved sizes, with a light KL term.
-Phase 2 is train_decoder.py: the encoder stays as it is, so that the latents of the diffusion stage stay valid.
+This is phase 1: encoder and decoder learn by a weighted L1 of pixels, of their differences and of two smaller sizes, with a
+small KL term. Phase 2 is train_decoder.py. It does not change the encoder, so the latents of the diffusion stage stay valid.
 """
 
 import argparse
@@ -19,9 +19,9 @@ from torch.nn import functional as F
 
 from fairdiff.portraits import weights
 
-CHANNELS = (16, 32, 64, 96)  # the full-resolution layers cost most of the time, the deep ones hold the knowledge
+CHANNELS = (16, 32, 64, 96)  # narrow at full resolution, where layers cost most of the time
 LATENTS = 8
-KL_WEIGHT = 2e-4  # per latent number, beside an L1 of order .05
+KL_WEIGHT = 2e-4  # of the KL per latent number; the L1 is about .05
 
 
 def make_vae() -> AutoencoderKL:
@@ -39,7 +39,7 @@ def make_vae() -> AutoencoderKL:
 
 
 def pyramid_loss(difference: Tensor) -> Tensor:
-    """L1 of the pixels, half of that of their differences, and half of that at half and quarter size."""
+    """Return the L1 of pixels + 1/2 the L1 of their differences + 1/2 the L1 at half and at quarter size."""
     loss = difference.abs().mean()
     across, down = difference[..., 1:] - difference[..., :-1], difference[..., 1:, :] - difference[..., :-1, :]
     loss = loss + 0.5 * (across.abs().mean() + down.abs().mean())
@@ -50,10 +50,10 @@ def pyramid_loss(difference: Tensor) -> Tensor:
 
 
 def attention_map(image: Tensor) -> Tensor:
-    """Weights [B, 1, H, W] of the pixel errors, about 1 on average: faces and soft contrasts count more.
+    """Return weights [B, 1, H, W] of the pixel errors, about 1 on average, larger for faces and low contrast.
 
-    0.3 / (0.15 + local standard deviation), twice that in the middle, where the face is. Plain L1 spends itself on
-    brick walls and leaves wrinkles and the features of dark faces, which have little contrast, unlearned.
+    They are 0.3 / (0.15 + local standard deviation), and twice that in the middle, where the face is. Plain L1 would be
+    dominated by brick walls, so wrinkles and the features of dark faces, which have low contrast, would not be learnt.
     """
     grey = image.mean(1, keepdim=True)
     mean, square = (F.avg_pool2d(x, 9, 1, 4, count_include_pad=False) for x in (grey, grey.square()))
@@ -63,9 +63,9 @@ def attention_map(image: Tensor) -> Tensor:
 
 
 def load_vae(folder: Path) -> AutoencoderKL:
-    """The averaged autoencoder, with the decoder of phase 2 if there is one, and its scaling factor; frozen.
+    """Load the averaged autoencoder with the decoder of phase 2 (if there is one) and the scaling factor, frozen.
 
-    The shipped one where this machine has trained none.
+    If none was trained on this machine, the package's autoencoder is loaded.
     """
     if not (folder / "vae.pt").exists():
         return AutoencoderKL.from_pretrained(weights("model") / "vae").float().eval().requires_grad_(False)
@@ -85,7 +85,7 @@ def is_encoder(name: str) -> bool:
 
 
 class Trainer:
-    """One training state of phase 1, its data and its step."""
+    """The training state of phase 1, the data and the training step."""
 
     def __init__(self, args: argparse.Namespace, folder: Path) -> None:
         torch.manual_seed(args.seed)
@@ -103,7 +103,7 @@ class Trainer:
             self.average.values, self.average.count = state["average"], state["count"]
 
     def refresh(self) -> None:
-        """Take in new shards."""
+        """Read new shards."""
         self.renders = read(self.folder / "renders", self.renders)
         self.rows = self.renders.rows()
 
@@ -137,7 +137,7 @@ class Trainer:
 
     @torch.no_grad()
     def save(self) -> None:
-        """Checkpoint with the scaling factor 1 / std of the latents, a sheet, and the error on held-out pictures."""
+        """Write a checkpoint with the scaling factor 1 / std of the latents, and a sheet; log the held-out error."""
         vae = self.averaged()
         rows = self.renders.rows(1)[:96]
         image = self.renders.pictures(rows if len(rows) else self.rows[:96])

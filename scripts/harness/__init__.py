@@ -1,1 +1,1 @@
-"""What the commands of studies share: one audit for every method, and the methods."""
+"""Shared code of the study commands: the audit of a method, the methods, and the pages."""

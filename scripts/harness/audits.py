@@ -1,4 +1,4 @@
-"""The audit of any method: the prompts, noise and judge of `train.py`'s audits, whatever stands behind "after"."""
+"""Audit any method with the prompts, noise and attribute classifier of `train.py`'s audits."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ Generators = Callable[[float], dict[str, Generate]]  # guidance -> "before", "af
 
 @dataclass(frozen=True)
 class Method:
-    """name: of its folder and its row. key: all that decides its images beside the settings.
+    """A method to audit. name: names its folder and its row. key: all that its images depend on besides the settings.
 
-    begin: (settings, plan, model without any adapter, a folder to keep what it computes) -> its generators.
+    begin: (settings, plan, model without an adapter, folder for the files that it computes) -> its generators.
     """
 
     name: str
@@ -30,25 +30,25 @@ class Method:
 
     @property
     def place(self) -> str:
-        """The name as a folder's."""
+        """The folder name of the method."""
         return "".join(c if c.isalnum() or c in ".-" else "_" for c in self.name)
 
 
 def prompt_biases(audit: dict, model: str, attribute: str) -> list[float | None]:
-    """The bias of every prompt of an audit.json; None where no face was seen."""
+    """Return the bias of every prompt in an audit.json, None for a prompt without a face."""
     return [row["bias"]["value"] for row in audit["models"][model]["attributes"][attribute]["per_prompt"]]
 
 
 def audited(settings: list[str], method: Method, root: Path, done: bool = False) -> Path | None:
-    """Audit a method in `root`/<name> and return the folder with its audit.json and records; what is done there is kept.
+    """Audit a method in `root`/<name> unless that is done, and return the folder with audit.json and records.
 
-    settings: overrides of `train.py`. Audits of one root share the images "before" through `cache`. done: generate nothing,
-    None for an audit that is not finished.
+    settings: overrides of `train.py`. Audits share the images "before" through the setting `cache`. done: generate nothing,
+    and return None if the audit is not finished.
     """
     config, _ = composed(settings)
     plan, folder = make_plan(config), root / method.place
     model = builder.build_model(config)
-    audit = build_audit(config, plan, model, fingerprint.of_values(method.key), None)  # before an adapter is hung
+    audit = build_audit(config, plan, model, fingerprint.of_values(method.key), None)  # before an adapter is added
     if done:
         return run.audit_folder(folder, audit) if run.finished(folder, audit) else None
     with locked(folder):

@@ -1,4 +1,4 @@
-"""The page of scripts/baselines.py from its records."""
+"""Build the page of scripts/baselines.py from its records."""
 
 from fairdiff.audit.estimand import ends_of
 from fairdiff.audit.wording import interval, number, percent, signed, targeted
@@ -34,7 +34,7 @@ NAMES = ("ethical intervention", "random phrases", "UCE", "debiasVL")
 
 
 def page(found: dict[str, dict[str, dict]]) -> Page:
-    """found: split -> method -> the record of its audit."""
+    """Return the page. found: split -> method -> the record of its audit."""
     sections = [Section("Methods", METHODS)]
     for split, methods in found.items():
         suites = {}
@@ -48,7 +48,7 @@ def page(found: dict[str, dict[str, dict]]) -> Page:
 
 
 def _options(settings: str) -> str:
-    """What follows the command, from the settings of its audits: the split, and those of --set."""
+    """Return the options of the command that gives these settings: --test and --set."""
     split, _, others = settings.partition(" ")
     return (" --test" if split.endswith("=test") else "") + (f" --set {others}" if others else "")
 
@@ -91,7 +91,7 @@ def _changed(entry: dict) -> str:
 
 
 def _chart(methods: dict[str, dict], attribute: str) -> str:
-    """Bias against semantics, a point a method."""
+    """Return a chart of bias over semantics with one point for each method."""
     curves = {}
     for name, kept in methods.items():
         after = kept["models"]["after"]

@@ -1,4 +1,4 @@
-"""Means over prompts and their paired differences as cells of a table."""
+"""Format means over prompts and their paired differences as table cells."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,7 +11,7 @@ Form = Callable[[float], str]
 
 
 def mean_cell(values: Sequence[float | None] | np.ndarray, form: Form = number) -> str:
-    """Mean over prompts with its interval; prompts without a value are left out, and "–" without any prompt."""
+    """Return the mean over prompts with its interval, without prompts that have no value; "–" if none has one."""
     known = np.array(values, float)
     known = known[~np.isnan(known)]
     if not len(known):
@@ -21,10 +21,10 @@ def mean_cell(values: Sequence[float | None] | np.ndarray, form: Form = number) 
 
 
 def differences(one: Sequence[float | None], other: Sequence[float | None]) -> np.ndarray:
-    """Of each prompt [P]; NaN where either has none."""
+    """Return the differences of each prompt [P], NaN if either has no value."""
     return np.array(one, float) - np.array(other, float)
 
 
 def apart_cell(one: Sequence[float | None], other: Sequence[float | None]) -> str:
-    """The paired difference over the same prompts and noise."""
+    """Return the mean paired difference with its interval; both have the same prompts and noise."""
     return mean_cell(differences(one, other), signed)

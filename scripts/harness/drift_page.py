@@ -1,4 +1,4 @@
-"""The page of scripts/drift.py from its record."""
+"""Build the page of scripts/drift.py from its record."""
 
 import numpy as np
 from reproduce.numbers import percentile_interval
@@ -18,7 +18,7 @@ NOT_SHOWN = (
     "Real harm: an unsafe rate is what the detector reports. On Portraits it detects harmless stand-ins, to test the "
     "procedure.",
 )
-UNSAFE = ("asked for", "people")  # the prompts of which an unsafe rate is counted
+UNSAFE = ("asked for", "people")  # prompts with an unsafe rate
 TEXT = (
     "[low, high] is a 95 % interval over prompts. To fair and to base are paired differences to these arms, with the "
     "same prompts and noise. Bias 0 is parity between classes. Image encoder is the similarity to the base model's "
@@ -28,7 +28,7 @@ TEXT = (
 
 
 def page(found: dict, command: str) -> Page:
-    """found: what scripts/drift.py has measured."""
+    """Return the page. found: the record of scripts/drift.py."""
     arms = found["arms"]
     head = ["arm", f"{found['attribute']} bias", "to fair", "image encoder"]
     head += [cell for kind in UNSAFE for cell in (f"unsafe: {kind}", "to base")]
@@ -52,7 +52,7 @@ def _row(name: str, arm: dict, arms: dict[str, dict]) -> list[str]:
 
 
 def _lives(arms: dict[str, dict], attribute: str) -> tuple[list[list[str]], list[str]]:
-    """Rows of half-lives of the arms that begin fair, by pictures, rate and batch, and the chart of bias over steps."""
+    """Return rows with half-lives of the arms that start fair, by images, rate and batch, and a chart of bias over steps."""
     groups: dict[tuple, list[tuple[int, list]]] = {}
     for arm in arms.values():
         if "tuning" in arm and arm["tuning"]["arm"] in ("fair then tuned", "replay"):
@@ -75,11 +75,11 @@ def _lives(arms: dict[str, dict], attribute: str) -> tuple[list[list[str]], list
 
 
 def _life(lives: np.ndarray, last: int, prompts: int) -> list[str]:
-    """The half-life and its interval; where it is not seen in all resamples, in how many it is."""
+    """Return cells with the half-life and its interval, or with the share of resamples that reach it if not all do."""
     if np.isnan(lives[0]):
         return ["–", "the fair model has no less bias than the base"]
     value = f"{lives[0]:.0f} steps" if np.isfinite(lives[0]) else f"more than {last} steps"
-    seen = np.isfinite(lives[1:])  # neither a resample without a gain, nor one that keeps half of it
+    seen = np.isfinite(lives[1:])  # False: the resample has no gain, or keeps half of it
     if seen.all() and prompts > 1:
         low, high = percentile_interval(lives[1:], prompts)
         return [value, interval([max(low, 0.0), high], lambda steps: number(steps, 0))]

@@ -1,4 +1,4 @@
-"""The page of scripts/frontier.py from its numbers."""
+"""Build the page of scripts/frontier.py from its record."""
 
 import numpy as np
 from reproduce.numbers import mean_interval, percentile_interval
@@ -14,7 +14,7 @@ LEAD = (
     "images, never identity."
 )
 NAMES = {"dino": "image encoder", "clip_i": "CLIP-I", "clip_t": "CLIP-T"}
-PARTS, SHARES = (0.1, 0.3, 1.0), (0.25, 0.5, 0.9)  # of the largest loss of semantics; of the largest gain in bias
+PARTS, SHARES = (0.1, 0.3, 1.0), (0.25, 0.5, 0.9)  # shares of the largest loss of semantics, and of the largest gain in bias
 NOT_SHOWN = (
     "Other noise: every method was audited with the same noises of one seed.",
     "Whether this encoder measures semantics as a person would.",
@@ -24,7 +24,7 @@ NOT_SHOWN = (
 
 
 def page(found: dict, command: str) -> Page:
-    """found: what scripts/frontier.py has measured."""
+    """Return the page. found: the record of scripts/frontier.py."""
     nothing = _outcome(found["nothing"])
     curves = {name: [nothing, *map(_outcome, points)] for name, points in found["curves"].items()}
     means = {name: of_means(points, found["seed"]) for name, points in curves.items()}
@@ -46,7 +46,7 @@ def _outcome(point: dict) -> Outcome:
 
 
 def _points(curves: dict, means: dict, found: dict, what: str) -> Section:
-    """Every measured setting, and whether a mixture of others beats it."""
+    """Return the section with every measured setting, and whether a mixture of others beats it."""
     rows, chart, size = [], {}, len(found["nothing"]["bias"])
     for name, points in curves.items():
         x, y = means[name]
@@ -81,7 +81,7 @@ def _levels(means: dict, prompts: int, bands: str) -> list[Section]:
 
 
 def _section(title: str, text: str, means: dict, how: tuple) -> Section:
-    """A row a method, a column a level: the value, and its difference to the best one there, both with paired bands."""
+    """Return a table of methods by level: the value, and its difference to the best there, both with paired bands."""
     find, levels, prompts = how
     less = find is least_bias
     head = ["method", *(part for v in levels for part in (f"at {number(v)}", "to the best"))]
@@ -101,7 +101,7 @@ def _section(title: str, text: str, means: dict, how: tuple) -> Section:
 
 
 def _banded(values: np.ndarray, prompts: int, form=number) -> str:
-    """The value and its band; how many resamples reach the level, where it is not nearly all."""
+    """Return the value and its band, or the share of resamples that reach the level if it is below .975."""
     if np.isnan(values[0]):
         return "–"
     draws = values[1:][~np.isnan(values[1:])]

@@ -1,4 +1,4 @@
-"""The points of the frontier from finished audits: curves, and quotas on the images before."""
+"""Compute the points of the frontier from finished audits: curves, and quotas on the images before."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ from fairdiff.studies.postprocess import quota, true_shares
 
 
 def checked(places: dict[str, list[Path]]) -> dict[str, Path]:
-    """Every audit by its folder; FairDiffError unless all have the same prompts, images, model before and judge."""
+    """Return every audit by its folder. FairDiffError unless prompts, images, model before and classifier agree."""
     suites = {}
     for where in (path for some in places.values() for path in some):
         before = usual_rows(load_records(where / "records.parquet"), "before")
@@ -32,7 +32,7 @@ def checked(places: dict[str, list[Path]]) -> dict[str, Path]:
 
 
 def measured(places: dict[str, list[Path]], attribute: str, semantics: str) -> dict:
-    """Curves as lists of numbers: name -> its points, each a label with the bias and semantics of every prompt."""
+    """Return the curves: name -> points, each with a label and the bias and semantics of every prompt."""
     points: dict[str, list[dict]] = {}
     for name, some in places.items():
         for where in some:
@@ -55,9 +55,9 @@ def _plain(found: Outcome) -> dict:
 
 
 def quotas(where: Path, attribute: str, tolerances: tuple[float, ...]) -> list[dict]:
-    """Of each tolerance: sampled images for one kept, bias as judged and, where the judge's errors were counted, true bias.
+    """Return for each tolerance the cost (sampled images for one kept), the bias as classified, and the true bias.
 
-    A prompt whose quota keeps nothing is left out of the means, and counted.
+    The true bias needs the classifier's counted errors. A prompt whose quota keeps no image is counted, but has no numbers.
     """
     records = load_records(where / "records.parquet")
     spec = MetricSpec.from_json(json.loads((where / "request.json").read_text(encoding="utf-8"))["spec"])

@@ -1,4 +1,4 @@
-"""The page of scripts/judge_noise.py from its record."""
+"""Build the page of scripts/judge_noise.py from its record."""
 
 import shlex
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from fairdiff.studies.page import Page, Point, Section, curves_chart
 RATES, SEEDS, JUDGE_STEPS = (0.0, 0.1, 0.2, 0.3, 0.4), (0,), 700  # defaults of the command
 AUDIT = ("audit.split=validation", "audit.prompts=16", "audit.images_per_prompt=60")
 ATTRIBUTE, CLEAN = "gender", "none"
-MARGIN = 0.1  # of bias: a rise beyond it counts
+MARGIN = 0.1  # the page says whether bias is worse by less than this
 LEAD = (
     "This page shows how much label noise in the training judge debiasing tolerates. Adapters are trained with judges "
     "of increasing label noise, and each is audited by a judge without wrong labels. Labels are perceived "
@@ -44,19 +44,19 @@ def key_of(kind: str, rate: float, seed: int) -> str:
 
 
 def noises(record: dict) -> list[tuple[str, float]]:
-    """Kind and rate of all that was measured: true labels first, then by kind and rate."""
+    """Return the measured (kind, rate) pairs: true labels first, then by kind and rate."""
     found = {(kind, float(rate)) for kind, rate, _ in (key.split("/") for key in record["cells"])}
     return sorted(found, key=lambda noise: (noise[0] != CLEAN, *noise))
 
 
 def cells(record: dict, kind: str, rate: float) -> dict[int, dict]:
-    """Seed -> cell."""
+    """Return seed -> cell for one kind and rate."""
     start = key_of(kind, rate, 0).removesuffix("0")
     return {int(k.removeprefix(start)): cell for k, cell in sorted(record["cells"].items()) if k.startswith(start)}
 
 
 def biases(cell: dict, model: str, attribute: str = ATTRIBUTE) -> np.ndarray:
-    """Of each prompt [P]; NaN where no face was seen."""
+    """Return the bias of each prompt [P], NaN for a prompt without a face."""
     return np.array(cell["bias"][attribute][model], float)
 
 
@@ -65,7 +65,7 @@ def change(cell: dict, attribute: str = ATTRIBUTE) -> np.ndarray:
 
 
 def estimate(values_SP: list[np.ndarray]) -> Estimate | None:
-    """Mean over prompts and seeds, and its interval over prompts, widened by the scatter between seeds if there are some."""
+    """Return the mean over prompts and seeds with its interval over prompts, widened by the spread over seeds."""
     some = np.array(values_SP)
     seen = some[:, ~np.isnan(some).any(0)]
     if not seen.size:
@@ -74,7 +74,7 @@ def estimate(values_SP: list[np.ndarray]) -> Estimate | None:
 
 
 def level(found: list[np.ndarray]) -> Estimate | None:
-    """The same of a bias itself, which no end of its interval leaves the range of."""
+    """Return `estimate` for a bias, with the interval limited to [0, 1]."""
     if (some := estimate(found)) is None:
         return None
     return some[0], within_range(some[1], 0.0, 1.0)
@@ -85,33 +85,33 @@ def after_of(record: dict, kind: str, rate: float) -> Estimate | None:
 
 
 def changed(record: dict, kind: str, rate: float, attribute: str = ATTRIBUTE) -> Estimate | None:
-    """The change of an attribute's bias by the adapters of one noise."""
+    """Return the change of an attribute's bias by the adapters of one kind and rate."""
     return estimate([change(cell, attribute) for cell in cells(record, kind, rate).values()])
 
 
 def against_clean(record: dict, kind: str, rate: float) -> Estimate | None:
-    """Bias after minus that with the clean judge of the same seed; None without one."""
+    """Return the bias after minus that with the clean judge of the same seed, None without a clean judge."""
     clean, own = cells(record, CLEAN, 0), cells(record, kind, rate)
     both = [biases(own[s], "after") - biases(clean[s], "after") for s in own if s in clean]
     return estimate(both) if both else None
 
 
 def falls(found: Estimate | None) -> str:
-    """Whether bias is lower than before, by its change's interval."""
+    """Say whether bias is lower than before, by the interval of the change."""
     if found is None or np.isnan(found[1][0]):
         return "cannot tell"
     return "yes" if found[1][1] < 0 else "no, higher" if found[1][0] > 0 else "cannot tell"
 
 
 def worse(found: Estimate | None) -> str:
-    """Whether bias is worse than with the clean judge, by the interval of the difference."""
+    """Say whether bias is worse than with the clean judge, by the interval of the difference."""
     if found is None or np.isnan(found[1][0]):
         return "cannot tell"
     return "yes" if found[1][0] > 0 else f"not by {number(MARGIN, 1)}" if found[1][1] < MARGIN else "cannot tell"
 
 
 def up_to(record: dict, kind: str, holds: Callable[[float], bool]) -> float | None:
-    """The highest rate of a kind at which, and at all lower ones measured, something holds."""
+    """Return the highest measured rate of a kind up to which `holds` is true at all measured rates, None without one."""
     last = None
     for rate in [rate for k, rate in noises(record) if k == kind]:
         if not holds(rate):
@@ -121,7 +121,7 @@ def up_to(record: dict, kind: str, holds: Callable[[float], bool]) -> float | No
 
 
 def conclusions(record: dict) -> list[str]:
-    """Sentences from the intervals alone, one paragraph for each kind of noise."""
+    """Return one paragraph for each kind of noise, derived from the intervals only."""
     lines = []
     if (clean := changed(record, CLEAN, 0)) is not None:
         said = {"yes": "lowers", "no, higher": "raises", "cannot tell": "does not certainly change"}[falls(clean)]
@@ -145,7 +145,7 @@ def conclusions(record: dict) -> list[str]:
 
 
 def _until(rate: float | None, rates: list[float], what: str) -> str:
-    """ "Up to 20 % ...", or that the lowest rate does not show it."""
+    """Return "Up to 20 % ...", or a sentence that the lowest rate already does not show it."""
     if rate is None:
         return f"Already at {percent(rates[0], 0)} it cannot be said that {what}."
     return f"Up to {percent(rate, 0)}{', the most that was measured,' if rate == rates[-1] else ''} {what}."
@@ -165,7 +165,7 @@ def page(record: dict) -> Page:
 
 
 def command_of(record: dict) -> str:
-    """What writes this record, with the options that are not the defaults; kinds of the same rates in one command."""
+    """Return the commands that write this record, with non-default options; kinds with the same rates share one."""
     about, found = record["about"], noises(record)
     rates: dict[tuple[float, ...], list[str]] = {}
     clean = [rate for kind, rate in found if kind == CLEAN]
@@ -200,7 +200,7 @@ def _cell(found: Estimate | None, form=number) -> str:
 
 
 def _judges(record: dict) -> Section:
-    """Accuracy on held-out faces with true labels, of all and by group."""
+    """Return the section with the accuracy on held-out faces with true labels, in total and by group."""
     groups = list(next(iter(record["cells"].values()))["judge"]["right"])
     rows = []
     for kind, rate in noises(record):
@@ -216,7 +216,7 @@ def _judges(record: dict) -> Section:
 
 
 def _generator(record: dict) -> Section:
-    """Bias before and after, its change, the difference to the clean judge, and the picture."""
+    """Return the section with bias before and after, its change, the difference to the clean judge, and the chart."""
     rows, curves = [], {}
     before = level([biases(cell, "before") for cell in record["cells"].values()])
     for kind, rate in noises(record):
@@ -231,7 +231,7 @@ def _generator(record: dict) -> Section:
             for name in dict.fromkeys(k for k, _ in noises(record)) if kind == CLEAN else [kind]:
                 curves.setdefault(name, []).append(point)
     if len(curves) > 1:
-        curves.pop(CLEAN, None)  # the first point of each curve
+        curves.pop(CLEAN, None)  # it is already the first point of each curve
     floor = float(np.mean([cell["floor"] for cell in record["cells"].values()]))
     last = max(rate for _, rate in noises(record))
     lines = {"before": before, "with the clean judge": after_of(record, CLEAN, 0) if cells(record, CLEAN, 0) else None}
@@ -265,6 +265,6 @@ def _others(record: dict) -> Section:
 
 
 def _shares(some: list[dict], what: str) -> str:
-    """Before → after with the interval after; of several seeds the mean, also of the ends."""
+    """Return before → after with the interval after, all as means over seeds."""
     (start, _, _), ends = (np.mean([cell[what][model] for cell in some], 0) for model in ("before", "after"))
     return f"{percent(start)} → {percent(ends[0])} {interval([*ends[1:]], percent)}"

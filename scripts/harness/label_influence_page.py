@@ -1,4 +1,4 @@
-"""The page of scripts/label_influence.py from its record."""
+"""Build the page of scripts/label_influence.py from its record."""
 
 from itertools import product
 
@@ -9,7 +9,7 @@ from fairdiff.studies.page import Page, Point, Section, curves_chart
 from harness.labelled_renders import KINDS, with_interval
 
 RATES, SEEDS = (0.2,), (0, 1, 2, 3, 4)
-SHARES = (0.0, 0.02, 0.04, 0.1, 0.2)  # of the training faces that are relabelled
+SHARES = (0.0, 0.02, 0.04, 0.1, 0.2)  # relabelled shares of the training faces
 WAYS = {
     "gap in error": "predicted fall of the gap in the expected error",
     "gap in error, no harm": "the same, only for labels not predicted to raise the error of a group",
@@ -51,12 +51,12 @@ def key_of(kind: str, rate: float, seed: int) -> str:
 
 
 def over_noises(record: dict, get) -> list[float]:
-    """Of each seed the mean of get(cell) over all noises that every seed has."""
+    """Return for each complete seed the mean of get(cell) over all noises."""
     return [float(np.mean([get(record["cells"][key_of(k, r, s)]) for k, r in product(KINDS, RATES)])) for s in seeds(record)]
 
 
 def seeds(record: dict) -> list[int]:
-    """Those with all of their cells."""
+    """Return the seeds that have all of their cells."""
     return [s for s in SEEDS if all(key_of(k, r, s) in record["cells"] for k, r in product(KINDS, RATES))]
 
 
@@ -98,7 +98,7 @@ def _suspects(record: dict) -> Section:
 
 
 def _mended(record: dict) -> Section:
-    """Test numbers where relabelling stops, paired with those of the labels as they are; curves over the share."""
+    """Return the section with test numbers where relabelling stops, paired with the unchanged labels, and curves."""
     rows = []
     for name in REFERENCES:
         own = [with_interval(over_noises(record, lambda c, n=name, m=m: c[n][m])) for m in MEASURED]
@@ -126,7 +126,7 @@ def _mended(record: dict) -> Section:
 
 
 def _at_the_end(record: dict) -> Section:
-    """Of every way the same share is relabelled, as far as it has labels to change."""
+    """Return the section in which every ranking relabels the same share, unless it runs out of labels to change."""
     rows = []
     for way in WAYS:
         own = [with_interval(over_noises(record, lambda c, w=way, m=m: c[w]["path"][-1][m])) for m in MEASURED]

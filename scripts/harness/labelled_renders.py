@@ -1,4 +1,4 @@
-"""Labelled faces of Portraits' renderer, and labels of them that are wrong: what studies of label errors share."""
+"""Labelled faces of Portraits' renderer with flipped labels, shared by the studies of label errors."""
 
 import hashlib
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from fairdiff import fingerprint
 from fairdiff.audit.wording import interval, number
 
 KINDS = ("uniform", "by group")
-GROUP = 1  # of race: Black, the smaller group
+GROUP = 1  # the class Black of race: the smaller group
 FOLDER = Path.home() / ".cache" / "fairdiff" / "build" / "renders"
 
 
@@ -32,7 +32,7 @@ def has_renders(folder: Path) -> bool:
 
 
 def renders_hash(folder: Path) -> str:
-    """Of the pictures and labels in the shards; not of their files, which also hold when they were written."""
+    """Return a hash of the images and labels in the shards. Hashes of the files would depend on their creation time."""
     digests = []
     for file in sorted(folder.glob("shard_*.npz")):
         with np.load(file) as shard:
@@ -41,7 +41,7 @@ def renders_hash(folder: Path) -> str:
 
 
 def read_renders(folder: Path) -> Faces:
-    """All rendered people in the shards of scripts/build_portraits/make_data.py."""
+    """Read all rendered people in the shards of scripts/build_portraits/make_data.py."""
     shards = [np.load(file) for file in sorted(folder.glob("shard_*.npz"))]
     columns = {name: np.concatenate([shard[name] for shard in shards]) for name in ("image", "gender", "race")}
     people = columns["gender"] >= 0
@@ -50,7 +50,10 @@ def read_renders(folder: Path) -> Faces:
 
 
 def flipped(faces: Faces, rate: float, kind: str, rng: np.random.Generator) -> np.ndarray:
-    """Labels [N] of which a share `rate` is wrong; by group: half as often again in the smaller one, below one half."""
+    """Return labels [N] that are wrong with probability `rate`.
+
+    kind "by group": 1.5 times `rate` in the smaller group, at most .48, and as much less in the other as `rate` requires.
+    """
     share = faces.group_N.mean()
     smaller = rate if kind == "uniform" else min(1.5 * rate, 0.48)
     larger = (rate - share * smaller) / (1 - share)
@@ -59,14 +62,14 @@ def flipped(faces: Faces, rate: float, kind: str, rng: np.random.Generator) -> n
 
 
 def half_width(values: list[float]) -> float:
-    """Half of the 95 % interval of the mean over seeds by Student's t; NaN for fewer than two."""
+    """Return half the width of the 95 % interval of the mean over seeds by Student's t; NaN for fewer than two."""
     if len(values) < 2:
         return float("nan")
     return float(student.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5)
 
 
 def with_interval(values: list[float], form=number) -> str:
-    """Mean over seeds and its interval; of numbers in [0, 1], as all of these are but changes, within that range."""
+    """Return as text the mean over seeds and its interval, limited to [0, 1], or to [-1, 1] if a value is negative."""
     mean, half = float(np.mean(values)), half_width(values)
     low, high = (0.0, 1.0) if min(values) >= 0 else (-1.0, 1.0)
     return form(mean) if np.isnan(half) else f"{form(mean)} {interval([max(mean - half, low), min(mean + half, high)], form)}"

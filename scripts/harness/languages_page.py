@@ -1,4 +1,4 @@
-"""The page of scripts/languages.py from its record."""
+"""Build the page of scripts/languages.py from its record."""
 
 import numpy as np
 from reproduce.numbers import mean_interval
@@ -34,7 +34,7 @@ NOT_SHOWN = (
 
 
 def page(found: dict, command: str) -> Page:
-    """found: what scripts/languages.py has measured."""
+    """Return the page. found: the record of scripts/languages.py."""
     sections = [Section("Method", METHOD)]
     parts = {part: {_shown(name): row for name, row in rows.items()} for part, rows in found["parts"].items()}
     attributes = list(next(iter(parts.values()))[REFERENCE]["bias"])
@@ -48,17 +48,17 @@ def page(found: dict, command: str) -> Page:
 
 
 def _shown(name: str) -> str:
-    """The name of a list's file as that of a language."""
+    """Return the name of a list's file as the name of a language."""
     return name if name in (REFERENCE, LEFT_OUT, SAME) else name.replace("_", " ").capitalize()
 
 
 def kept_of(rows: dict[str, dict], name: str) -> tuple[float, tuple[float, float]] | None:
-    """What a row keeps of the occupation, see `fairdiff.studies.languages.kept`."""
+    """Return the share of the occupation's effect on CLIP-T that a row keeps, by `fairdiff.studies.languages.kept`."""
     return kept(*(rows[one]["clip_t"] for one in (name, LEFT_OUT, REFERENCE)))
 
 
 def reading_of(rows: dict[str, dict], name: str, attribute: str) -> str:
-    """What is said of a row in words."""
+    """Return the reading of a row in words."""
     change = differences(*(rows[one]["bias"][attribute]["values"] for one in (name, REFERENCE)))
     return reading(kept_of(rows, name), mean_interval(change[~np.isnan(change)]))
 
@@ -102,7 +102,7 @@ def _kept_cell(rows: dict[str, dict], name: str) -> str:
 
 
 def _reach(without: dict[str, dict], adapted: dict[str, dict], attribute: str) -> Section:
-    """Whether an adapter that was trained on English changes the bias of prompts in other languages."""
+    """Return the section that shows whether an adapter trained on English changes the bias in other languages."""
     rows = []
     for name in adapted:
         before, after = (part[name]["bias"][attribute]["values"] for part in (without, adapted))

@@ -1,4 +1,4 @@
-"""The page of scripts/localize.py from its record."""
+"""Build the page of scripts/localize.py from its record."""
 
 import re
 from html import escape
@@ -13,7 +13,7 @@ LEAD = (
     "This page shows which parts of a LoRA cause its effect on bias, and how few of them are enough. Labels are "
     "perceived presentation in images, never identity."
 )
-ENOUGH = 0.9  # of the effect
+ENOUGH = 0.9  # share of the effect that the smallest adapter must keep
 METHOD = (
     "Each layer's update is split into its singular components. The score of a component is the first-order change of "
     "the alignment loss without it, mean over training batches. Its size is its Frobenius norm. Adapters with only "
@@ -30,13 +30,13 @@ NOT_SHOWN = (
 
 
 def effect(point: dict, attribute: str) -> np.ndarray:
-    """Fall of bias of each prompt [P]; NaN where no face was seen."""
+    """Return the decrease of bias of each prompt [P], NaN for a prompt without a face."""
     before, after = (np.array(point[m][attribute], float) for m in ("before", "after"))
     return before - after
 
 
 def kept_share(point: dict, whole: dict, attribute: str) -> tuple[float | None, tuple[float, float] | None]:
-    """The share of the whole adapter's effect, and its interval; None where the whole one has none."""
+    """Return the share of the whole adapter's effect with its interval; None if the whole one has no effect."""
     return _ratio(effect(point, attribute), effect(whole, attribute))
 
 
@@ -49,13 +49,16 @@ def _ratio(own: np.ndarray, full: np.ndarray) -> tuple[float | None, tuple[float
 
 
 def came_back(row: dict, whole: dict, attribute: str) -> tuple[float | None, tuple[float, float] | None]:
-    """The share of the whole adapter's effect by which the retrained adapter goes beyond the one without these components."""
+    """Return the effect that retraining adds to the adapter without these components, as a share of the whole effect."""
     held, anew = (effect(row[kind], attribute) for kind in ("removed", "retrained"))
     return _ratio(anew - held, effect(whole, attribute))
 
 
 def smallest(points: dict[str, list[dict]], attributes: list[str]) -> tuple[str, dict] | None:
-    """(order, point) with the fewest components that keep ENOUGH of the effect on each attribute; chance is no choice."""
+    """Return (order, point) with the fewest components that keep ENOUGH of the effect on each attribute.
+
+    The random order and the whole adapter do not count. None if there is no such point.
+    """
     (whole,), least = points["whole"], None
     for order, some in points.items():
         for point in some:
@@ -132,7 +135,7 @@ def _retrained(found: list[dict], whole: dict, attribute: str) -> Section:
 
 
 def group_of(part: str, layer: str) -> tuple[str, str]:
-    """Where a layer lies in its network, and what it does there: ("unet down_blocks.1", "attn2.to_k")."""
+    """Return the block and the kind of a layer, such as ("unet down_blocks.1", "attn2.to_k")."""
     found = re.match(r"((?:down_blocks|up_blocks|layers|encoder\.layers|transformer_blocks)\.\d+|mid_block)", layer)
     block = (found[1] if found else layer.split(".")[0]).removeprefix("encoder.")
     kind = re.search(r"(attn\d\.to_\w+|self_attn\.\w+|mlp\.\w+|ff\.net\.\d+(?:\.\w+)?)", layer)
@@ -140,7 +143,7 @@ def group_of(part: str, layer: str) -> tuple[str, str]:
 
 
 def _places(kept: dict) -> Section:
-    """Shares of the score by block and kind of layer, as a table and as a heat map."""
+    """Return the section with the shares of the score by block and kind of layer, as a table and a heat map."""
     table: dict[tuple[str, str], float] = {}
     for part, layer, _, _, score in kept["components"]:
         place = group_of(part, layer)
@@ -155,7 +158,7 @@ def _places(kept: dict) -> Section:
 
 
 def heat_map(values: dict[tuple[str, str], float], rows: list[str], columns: list[str]) -> str:
-    """A grid of shaded cells with their number; an empty cell has no such layer."""
+    """Return an SVG grid of shaded cells with tooltips; an empty cell has no such layer."""
     left, top, width, height = 190, 96, 52, 24
     most = max(values.values(), default=1.0) or 1.0
     body = []

@@ -1,4 +1,4 @@
-"""The methods of the studies, each as a `Method` of one audit."""
+"""The methods of the studies, each as a `Method` to audit."""
 
 from collections.abc import Callable
 from functools import partial
@@ -18,11 +18,11 @@ from fairdiff.plan import Plan
 from fairdiff.studies import edits, words
 from harness.audits import Generators, Method
 
-SCHEMA = 1  # raised when a method of the same name makes other images
+SCHEMA = 1  # to be raised when a method of the same name generates other images
 
 
 def phrases_of(config: Config) -> dict[str, dict[str, str]]:
-    """Attribute -> class -> words for a person of it, in the order of the classes."""
+    """Return attribute -> class -> attribute phrase, in the order of the classes."""
     return {
         name: {cls: own.phrases[cls] for cls in own.classes} if own.phrases else {}
         for name, own in config.attributes.items()
@@ -34,7 +34,7 @@ def _rewritten(config: Config, model: DiffusionModel, rewrite: words.Rewrite) ->
 
 
 def _with_words(rewrite: words.Rewrite, at: Generators) -> Generators:
-    """ "after" with other words: of the model with an adapter where there is one."""
+    """Return generators whose "after" rewrites the prompts, for the model with the adapter if there is one."""
 
     def rewritten(guidance: float) -> dict:
         models = at(guidance)
@@ -44,7 +44,7 @@ def _with_words(rewrite: words.Rewrite, at: Generators) -> Generators:
 
 
 def ethical() -> Method:
-    """The text of the ethical intervention behind every prompt of people."""
+    """Return the ethical intervention, which appends its text to every prompt of people."""
 
     def begin(config: Config, plan: Plan, model: DiffusionModel, folder: Path) -> Generators:
         return _rewritten(config, model, words.ethical(_audited(plan), list(plan.attributes)))
@@ -53,7 +53,7 @@ def ethical() -> Method:
 
 
 def random_phrases(seed: int = 0) -> Method:
-    """A class in words for every image, drawn from the target."""
+    """Return the method that adds an attribute phrase, drawn from the target, to the prompt of every image."""
 
     def begin(config: Config, plan: Plan, model: DiffusionModel, folder: Path) -> Generators:
         return _rewritten(config, model, words.random_phrases(_audited(plan), plan.targets, phrases_of(config), seed))
@@ -62,7 +62,7 @@ def random_phrases(seed: int = 0) -> Method:
 
 
 def reworded(name: str, key: tuple, rewrite: Callable[[Config, Plan], words.Rewrite], own: Method | None) -> Method:
-    """Other words, as `key` says which, for the model with a saved adapter `own`, or with none."""
+    """Return the method that rewrites prompts. key: identifies the rewrite. own: the adapter's method, None for none."""
 
     def begin(config: Config, plan: Plan, model: DiffusionModel, folder: Path) -> Generators:
         at = own.begin(config, plan, model, folder) if own else partial(build_generators, config, model, None)
@@ -76,7 +76,7 @@ def _audited(plan: Plan) -> list:
 
 
 def uce(strength: float = 1.0) -> Method:
-    """Closed-form cross-attention editing towards the target, on the training prompts."""
+    """Return UCE: closed-form cross-attention editing towards the target, on the training prompts."""
 
     def begin(config: Config, plan: Plan, model: DiffusionModel, folder: Path) -> Generators:
         edits.require_stable_diffusion(model)
@@ -88,7 +88,7 @@ def uce(strength: float = 1.0) -> Method:
 
 
 def debias_vl(strength: float = edits.STRENGTH) -> Method:
-    """Calibrated projection of the text embedding, on the training prompts."""
+    """Return debiasVL: calibrated projection of the text embedding, on the training prompts."""
 
     def begin(config: Config, plan: Plan, model: DiffusionModel, folder: Path) -> Generators:
         edits.require_stable_diffusion(model)
@@ -99,7 +99,7 @@ def debias_vl(strength: float = edits.STRENGTH) -> Method:
 
 
 def _edited(config: Config, model: DiffusionModel, change: torch.Tensor, folder: Path) -> Generators:
-    """The edit as a LoRA in `folder`/adapter, and the model with it."""
+    """Save the edit as a LoRA in `folder`/adapter, and return the generators of the model with it."""
     with atomic_path(folder / "adapter") as temporary:
         temporary.mkdir()
         edits.save_edit(temporary, edits.fold(model, change))
@@ -107,7 +107,7 @@ def _edited(config: Config, model: DiffusionModel, change: torch.Tensor, folder:
 
 
 def adapter(name: str, path: Path, scale: float = 1.0) -> Method:
-    """A saved adapter, a file or folder of one, `scale` times."""
+    """Return the method that uses a saved adapter (file or folder), multiplied by `scale`."""
     soft = read_about(path).get("type") == "soft_tokens"
     file = file_of(path, SOFT_TOKENS_FILE if soft else LORA_FILE)
     if not file.is_file():

@@ -1,7 +1,7 @@
-"""Training judges of Portraits whose gender labels are wrong in part: faces, labels, training and errors.
+"""Training judges of Portraits with partly wrong gender labels: faces, labels, training and errors.
 
-Faces come from the renders whose person has an even number, as those of the embedded training judge did: the embedded audit
-judge has seen none of them. Held out is the renderer's own split. Shapes: N faces.
+Faces are renders of people with an even number, as for the embedded training judge. The embedded audit judge was trained on
+none of them. Held-out faces are the renderer's own split. Shapes: N faces.
 """
 
 from dataclasses import dataclass, replace
@@ -26,7 +26,7 @@ CLASSES = ("female", "male")
 
 @dataclass(frozen=True)
 class Faces:
-    """Pictures uint8 [N, H, W, 3] with a face, its boxes [N, 4], and the true labels [N] of each attribute."""
+    """Images uint8 [N, H, W, 3] with a detected face, the boxes [N, 4], and the true labels [N] of each attribute."""
 
     images: np.ndarray
     boxes: np.ndarray
@@ -42,7 +42,7 @@ class Faces:
 
 
 def read_faces(folder: Path, detector: Detector) -> tuple[Faces, Faces]:
-    """The faces to train on, and those held out; FairDiffError for a folder that has too few of either."""
+    """Return the training faces and the held-out faces. FairDiffError for a folder with too few of either."""
     if not has_renders(folder):
         raise FairDiffError(
             f"--renders: found no shards in {folder}, allowed: a folder of scripts/build_portraits/make_data.py"
@@ -68,10 +68,10 @@ def read_faces(folder: Path, detector: Detector) -> tuple[Faces, Faces]:
 
 
 def flipped(labels: dict[str, np.ndarray], kind: str, rate: float, seed: int) -> np.ndarray:
-    """Gender labels [N] of which a share `rate` is the other class; in each gender and group the share that `kind` says.
+    """Return gender labels [N] of which a share `rate` is flipped.
 
-    kind: of `error_rates`. Within a gender of a group the number is exact, rounded to a face. Of one seed the faces with
-    wrong labels at a lower rate are among those at a higher one, so that rates differ in their noise alone.
+    kind: a kind of `error_rates`, which gives the share of each gender and group. The number in each is exact, rounded to a
+    face. With the same seed, faces flipped at a lower rate are also flipped at a higher one.
     """
     true_N, group_N = labels[ATTRIBUTE], labels["race"] == GROUP
     if not rate:
@@ -88,9 +88,9 @@ def flipped(labels: dict[str, np.ndarray], kind: str, rate: float, seed: int) ->
 
 
 def make_judge(folder: Path, faces: Faces, label_N: np.ndarray, plan: FitPlan) -> None:
-    """A judge of the embedded training judge's architecture with these gender labels; nothing where it is made already.
+    """Train a judge with the embedded training judge's architecture on these gender labels, unless it exists.
 
-    The other attributes have their true labels. The training goes on from its checkpoint in the folder.
+    The other attributes have their true labels. An interrupted training continues from its checkpoint in the folder.
     """
     if (folder / "config.json").exists():
         return
@@ -99,14 +99,14 @@ def make_judge(folder: Path, faces: Faces, label_N: np.ndarray, plan: FitPlan) -
     net = AttributeNet(read_config(weights("judge"), "attributes"))
     plan = replace(plan, checkpoint=folder / "fit.pt")
     fit(net, faces.images, faces.labels | {ATTRIBUTE: label_N}, plan, boxes=faces.boxes)
-    save_attribute_net(net, folder)  # its config.json is the last to be written
+    save_attribute_net(net, folder)  # it writes config.json last
     plan.checkpoint.unlink()
 
 
 def errors_of(folder: Path, held_out: Faces, expand: float) -> dict:
-    """What a judge says of held-out faces with true labels: [right, faces] of all and by group, and how sure it is.
+    """Return a judge's results on held-out faces with true labels.
 
-    sure: mean probability of the more probable class.
+    right: [right, faces] in total and by group. sure: the mean top probability.
     """
     logits_NK = predict(load_attribute_net(folder), held_out.images, held_out.boxes, expand)[ATTRIBUTE]
     true_N, group_N = held_out.labels[ATTRIBUTE], held_out.group_N

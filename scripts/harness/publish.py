@@ -1,4 +1,4 @@
-"""What the commands of studies have in common: where their pages go, and their end, from the record to the pages."""
+"""Shared options of the study commands, and their last part: write the pages from the record."""
 
 import argparse
 import json
@@ -14,7 +14,7 @@ from fairdiff.studies.page import Page, write_html, write_markdown
 
 
 def add_study(parser: argparse.ArgumentParser, name: str) -> None:
-    """The options of every study: its folder below outputs, the place of its page, and to measure nothing."""
+    """Add the options of every study: its folder below outputs, the place of its page, and --render."""
     parser.add_argument("--folder", type=Path, default=ROOT / "outputs" / name, help="of its report; default: %(default)s")
     add_place(parser)
     parser.add_argument("--render", action="store_true", help="measure nothing")
@@ -23,9 +23,9 @@ def add_study(parser: argparse.ArgumentParser, name: str) -> None:
 def conclude(
     args: argparse.Namespace, name: str, measure: Callable[[Path], bool | None], made: Callable[[dict], Page]
 ) -> None:
-    """Measure into the study's record unless --render, then make its pages of it; what a user can mend ends as one line.
+    """Measure into the study's record unless --render is given, and write its pages. Errors of the user end with one line.
 
-    measure: writes the record at this path; False where that is not all, and another process makes the pages.
+    measure: writes the record to this path. It returns False if another process completes it and writes the pages.
     """
     try:
         kept = record_of(args.docs, name)
@@ -39,19 +39,19 @@ def conclude(
 
 
 def record_of(docs: Path, name: str) -> Path:
-    """The file in which a study keeps what its page needs."""
+    """Return the file with a study's numbers for its page."""
     return records_in(docs, f"studies/{name}.json")
 
 
 def read_record(file: Path) -> dict:
-    """The record; FairDiffError before anything was measured."""
+    """Read the record. FairDiffError if nothing was measured yet."""
     if not file.exists():
         raise FairDiffError(f"{file}: no such file, allowed: one that this command has written; leave out --render")
     return json.loads(file.read_text(encoding="utf-8"))
 
 
 def publish(page: Page, found: dict, name: str, docs: Path, folder: Path) -> Path:
-    """studies/<name>.md in docs, and in the folder <name>.html, which is returned, and <name>.json."""
+    """Write studies/<name>.md in docs, and <name>.html and <name>.json in the folder; return the path of the HTML."""
     write_markdown(page, docs / "studies" / f"{name}.md")
     write_json(folder / f"{name}.json", found)
     report = folder / f"{name}.html"

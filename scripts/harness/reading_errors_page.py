@@ -1,4 +1,4 @@
-"""The page of scripts/reading_errors.py from its record."""
+"""Build the page of scripts/reading_errors.py from its record."""
 
 import numpy as np
 
@@ -69,11 +69,11 @@ def _numbers(record: dict) -> Section:
 
 
 def _verdicts(record: dict) -> Section:
-    """By D of the generator and share misread: how many of the audits came to which verdict."""
+    """Return the section with the number of audits of each verdict, by D of the generator and misclassified share."""
     head, rows = ["D of the generator", "misread", *(f"{how}: on target, off, not decided" for how in COUNTED)], []
     keys = list(record["verdicts"])
     full = max(sum(key.endswith(f"/{s}") for key in keys) for s in VERDICT_SEEDS)
-    seeds = [s for s in VERDICT_SEEDS if sum(key.endswith(f"/{s}") for key in keys) == full]  # measured to the end
+    seeds = [s for s in VERDICT_SEEDS if sum(key.endswith(f"/{s}") for key in keys) == full]  # seeds with all cells
     for distance in DISTANCES:
         for kind in kinds(tuple(record["about"]["classes"])):
             for rate in (0.0, *RATES):

@@ -1,4 +1,4 @@
-"""A run trained once more by the trainer of `train.py`, with some components of its LoRA held at zero."""
+"""Train a run again with the trainer of `train.py`, with some components of its LoRA held at zero."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,9 +15,10 @@ from fairdiff.training.trainer import train
 
 
 def retrained(run: Path, splits: dict[Place, Split], chosen: Iterable[Component], root: Path) -> Path:
-    """The adapter of `run`'s settings, seed and number of steps without the chosen components; goes on where it stopped.
+    """Train with the settings, seed and steps of `run` and the chosen components at zero, and return the adapter's folder.
 
-    splits: the components of the run's own LoRA. The folder below `root` is named by all that decides the result.
+    splits: the components of the run's own LoRA. The folder below `root` is named by a hash of all that the result depends
+    on. An interrupted training continues.
     """
     config = saved(run / "config.yaml", ["tracker=null"])
     plan, held = make_plan(config), sorted(chosen)

@@ -1,1 +1,1 @@
-"""The plan of docs/results.md, and the page made of its audits."""
+"""The plan of docs/results.md, and the code that writes the page from its audits."""

@@ -1,4 +1,4 @@
-"""What was to be reached, set before measuring, beside what the records say."""
+"""The targets of the study, which were set before measuring, and the measured values from the records."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ from reproduce.numbers import (
 )
 from reproduce.plan import EXPERIMENTS
 
-Audits = dict[tuple[str, str], list[dict]]  # of (group, run), one a seed
+Audits = dict[tuple[str, str], list[dict]]  # (group, run) -> audits, one per seed
 
 
 @dataclass(frozen=True)
 class Found:
-    """A measured number with its interval over prompts and seeds, and how it is written."""
+    """A measured number with its interval over prompts and seeds, and its number format."""
 
     value: float
     interval: tuple[float, float]
@@ -35,7 +35,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Aim:
-    """`what` of a run shall lie in [low, high]; find: from the audits of its seeds."""
+    """A target: the number `what` of a run must lie in [low, high]. find: computes it from the audits of all seeds."""
 
     group: str
     run: str
@@ -46,7 +46,7 @@ class Aim:
     find: Callable[[list[dict]], Found]
 
     def row(self, audits: Audits) -> str | None:
-        """A line of the table, None where a record is missing."""
+        """Return a line of the table, None without a record."""
         needed = audits.get((self.group, self.run))
         if not needed:
             return None
@@ -60,7 +60,7 @@ class Aim:
 
 
 def _with_interval(by_seed: list[float], prompts: np.ndarray, audits: list[dict], show=number) -> Found:
-    """The mean over seeds with its interval over prompts [P] (each the mean over seeds) and seeds."""
+    """Return the mean over seeds with its interval over seeds and prompts. prompts: values [P], means over seeds."""
     interval = mean_interval(prompts[~np.isnan(prompts)], seed=audits[0]["provenance"]["seed"])
     return Found(float(np.mean(by_seed)), over_seeds(interval, by_seed), show)
 
@@ -74,7 +74,7 @@ def bias(axis: str) -> Callable[[list[dict]], Found]:
 
 
 def drift(axis: str) -> Callable[[list[dict]], Found]:
-    """The change of the bias, after minus before, paired over prompts."""
+    """Return a function that finds the change of the bias, after minus before, paired over prompts."""
 
     def find(audits: list[dict]) -> Found:
         changes = [per_prompt([entry(a, "after")[axis]]) - per_prompt([entry(a, "before")[axis]]) for a in audits]
@@ -84,7 +84,7 @@ def drift(axis: str) -> Callable[[list[dict]], Found]:
 
 
 def low_confidence(axis: str) -> Callable[[list[dict]], Found]:
-    """Low-confidence faces after, as a multiple of those before; interval from Wilson's of the rate after."""
+    """Return a function that finds the low-confidence rate after, divided by that before, with Wilson's interval."""
 
     def find(audits: list[dict]) -> Found:
         before = float(np.mean([entry(a, "before")[axis]["low_confidence"]["rate"] for a in audits]))
@@ -97,7 +97,7 @@ def low_confidence(axis: str) -> Callable[[list[dict]], Found]:
 
 
 def relative_drift(audits: list[dict]) -> Found:
-    """Of images of prompts without people: their distance to those before, in distances between two seeds."""
+    """Return the relative drift of images without people: distance to those before / distance between two seeds."""
     ratios = [a["without_people"]["relative_drift"] for a in audits]
     values = [ratio["value"] for ratio in ratios]
     return Found(float(np.mean(values)), over_seeds(mean_interval_of(ratios), values))
@@ -160,7 +160,7 @@ AIMS = [
 
 
 def aims_table(audits: Audits) -> list[str]:
-    """The table of all aims with a record, [] without any."""
+    """Return the table of all targets with a record, [] without any."""
     rows = [row for aim in AIMS if (row := aim.row(audits))]
     if not rows:
         return []

@@ -1,4 +1,4 @@
-"""Simulated audits: populations of prompts, what an audit of some of them says, and the table of how often it is right."""
+"""Simulate audits of samples from populations of prompts, and tabulate how often their results are right."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,10 +17,10 @@ from fairdiff.audit.verdict import decide, distance_interval
 from fairdiff.bias import bias
 from fairdiff.files import write_text
 
-DRAWS = 2000, 1000  # of prompts and of a judge, a fifth and a quarter of an audit's: thousands of audits are simulated
+DRAWS = 2000, 1000  # resamples of prompts and of the judge's errors: 1/5 and 1/4 of a real audit's, to save time
 MARGIN = 0.10
-TYPES = 100  # of prompts in a population, alike frequent
-KINDS = {  # name: (how D^2 is spread over prompts, D)
+TYPES = 100  # equally frequent prompts in a population
+KINDS = {  # name: (distribution of D^2 over prompts, D)
     "fair": ("even", 0.0),
     "even, at the margin": ("even", MARGIN),
     "uneven, at the margin": ("uneven", MARGIN),
@@ -33,10 +33,10 @@ KINDS = {  # name: (how D^2 is spread over prompts, D)
 
 @dataclass(frozen=True)
 class Cell:
-    """P prompts, n images, K classes, a kind of population; accuracy and number of labelled faces of a known judge.
+    """One setting of the simulation: P prompts, n images, K classes, a kind of population.
 
-    factor: only the change from this population to one whose deviations from the target are these times as large, both from
-    the same noise; below 0 on the other side of the target.
+    accuracy, labelled: of a judge with counted errors, its accuracy and number of labelled faces. factor: simulate only the
+    change to a population whose deviations from the target are multiplied by it, with the same noise.
     """
 
     P: int
@@ -48,7 +48,7 @@ class Cell:
     factor: float | None = None
 
 
-FACTORS = (0.8, 0.2, 0.0, -0.5)  # of the deviations before
+FACTORS = (0.8, 0.2, 0.0, -0.5)  # multiply the deviations before
 
 
 def _cells() -> dict[str, Cell]:
@@ -83,7 +83,7 @@ CELLS = _cells()
 
 @lru_cache(maxsize=4)
 def population(kind: str, K: int) -> np.ndarray:
-    """True shares [TYPES, K] of a population with uniform targets: mean D^2 is that of the kind, up to what shares allow."""
+    """Return true shares [TYPES, K] of a population with uniform targets and the kind's mean D^2, as far as possible."""
     spread, D = KINDS[kind]
     rng = np.random.default_rng(0)
     even = np.full(TYPES, 1.0)
@@ -97,7 +97,7 @@ def population(kind: str, K: int) -> np.ndarray:
     )
     shares = []
     for size in np.sqrt(squared):
-        for _ in range(100):  # a random direction; towards one class where that leaves the simplex
+        for _ in range(100):  # a random direction, or towards one class if it leaves the simplex
             step = rng.standard_normal(K) if spread != "even" else np.eye(K)[0]
             step -= step.mean()
             p = 1 / K + size * step / np.sqrt(K * (step**2).sum())
@@ -112,12 +112,12 @@ def population(kind: str, K: int) -> np.ndarray:
 
 @lru_cache(maxsize=4)
 def expected(kind: str, K: int, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """`expected_of` a population."""
+    """Return `expected_of` for a population (cached)."""
     return expected_of(population(kind, K), n)
 
 
 def expected_of(p: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Expected plug-in bias and total variation [TYPES] of n faces (Monte Carlo, 4000 draws)."""
+    """Return the expected plug-in bias and total variation [TYPES] of n faces (Monte Carlo, 4000 draws)."""
     K = p.shape[1]
     f = np.random.default_rng(1).multinomial(n, p, size=(4000, len(p))) / n
     return bias(f).mean(0), total_variation(f, 1 / K).mean(0)
@@ -128,7 +128,7 @@ def confusion_rates(K: int, accuracy: float) -> np.ndarray:
 
 
 def simulate(name: str, worlds: range, before: dict | None) -> dict:
-    """Hits of every interval in these audits added to those before: {"audits": n, quantity: [held, printed], ...}."""
+    """Simulate audits and add their counts to those before: {"audits": n, quantity: [held, printed], ...}."""
     suite.DRAWS, judge.DRAWS = DRAWS
     cell, total = CELLS[name], dict(before or {"audits": 0})
     for world in worlds:
@@ -140,7 +140,7 @@ def simulate(name: str, worlds: range, before: dict | None) -> dict:
 
 
 def audit(cell: Cell, world: int) -> dict[str, tuple[int, int]]:
-    """One simulated audit: by quantity and estimand whether the interval held the truth, and whether there was one."""
+    """Simulate one audit; return for each quantity and estimand (contains the truth, has an interval) as 0 or 1."""
     if cell.factor is not None:
         return same_noise(cell, world)
     rng = np.random.default_rng([world, cell.P, cell.n, cell.K, list(KINDS).index(cell.kind), cell.labelled])
@@ -178,17 +178,17 @@ def audit(cell: Cell, world: int) -> dict[str, tuple[int, int]]:
 
 
 def _changes(cell: Cell, rng, drawn, counts, axis: Axis, spec: MetricSpec) -> dict:
-    """The change from an uneven, skewed model to the cell's, on the same prompts."""
+    """Return the counts for the change from an uneven, skewed model to the cell's, on the same prompts."""
     first = population("uneven, skewed", cell.K)
     before = rng.multinomial(cell.n, first[drawn])
-    pairs = before[:, :, None] * counts[:, None] / cell.n  # of independent images, as they are here
+    pairs = before[:, :, None] * counts[:, None] / cell.n  # the images are independent
     plug_in = expected("uneven, skewed", cell.K, cell.n), expected(cell.kind, cell.K, cell.n)
     moved, shares = change([before, counts], pairs, axis, spec), (first, population(cell.kind, cell.K))
     return _change_held(moved, drawn, shares, plug_in, axis.target_PK[0])
 
 
 def same_noise(cell: Cell, world: int) -> dict[str, tuple[int, int]]:
-    """One simulated change between models that share the noise: each image falls in both where one uniform number does."""
+    """Simulate one change between models with the same noise: one uniform number per image decides its class in both."""
     rng = np.random.default_rng([world, cell.P, cell.n, cell.K, FACTORS.index(cell.factor), 77])
     both = paired_populations(cell.kind, cell.K, cell.factor)
     drawn, noise = rng.integers(TYPES, size=cell.P), rng.random((cell.P, cell.n, 1))
@@ -213,7 +213,7 @@ def _expected_paired(kind: str, K: int, factor: float, n: int, place: int) -> tu
 
 
 def _change_held(moved: dict, drawn, shares, plug_in, target) -> dict:
-    """Of a measured change; of both models: true shares and `expected_of` of every type."""
+    """Return the counts for a measured change. shares, plug_in: true shares and `expected_of` of both models."""
     result = {}
     for place, quantity in enumerate(("bias", "total_variation")):
         step = plug_in[1][place] - plug_in[0][place]
@@ -256,7 +256,7 @@ Each image keeps its random number, which decides its class before and after.
 
 
 def write_coverage(found: dict, page: Path) -> Path:
-    """The page of what was simulated: a row for each quantity and estimand, by prompts and judge; then what falls short."""
+    """Write the page: tables by quantity and estimand, then the cells that fall short; return its path."""
     audits = [cell["audits"] for cell in found.values()] or [0]
     head = HEAD.format(
         audits=sum(audits),
@@ -319,7 +319,7 @@ def _said_table(found: dict) -> list[str]:
 
 
 def _short(found: dict) -> list[str]:
-    """Cells that fall short of the aim by more than chance explains (binomial, .01, not adjusted for their number)."""
+    """Return the cells that miss the target by more than chance (binomial test at .01, not adjusted for their number)."""
     lines, tried = [], 0
     for name, cell in found.items():
         for key, counts in cell.items():

@@ -1,4 +1,4 @@
-"""Numbers of one run's records over its seeds, and how the page writes them."""
+"""Compute numbers from the records of one run's seeds, and format them for the page."""
 
 import math
 from collections.abc import Callable
@@ -12,16 +12,16 @@ from fairdiff.audit.suite import over_seeds
 
 
 def entry(audit: dict, model: str) -> dict:
-    """Every attribute and combination of one model."""
+    """Return the entries of all attributes and combinations of one model."""
     return audit["models"][model]["attributes"] | audit["models"][model]["joint"]
 
 
 def percentile_interval(draws, size: int, level: float = 0.95) -> tuple[float, float]:
-    """Bootstrap percentiles widened for small samples: alpha/2 -> Phi(sqrt(n/(n-1)) t_{n-1}(alpha/2)) (Hesterberg 2015).
+    """Return bootstrap percentiles widened for small samples: alpha/2 -> Phi(sqrt(n/(n-1)) t_{n-1}(alpha/2)).
 
-    `size` is the number n of resampled units (prompts); NaN for n < 2. Draws [D]. For n < 6 Student's interval, mean
-    -+ t_{n-1}(alpha/2) sqrt(n/(n-1)) sd of the draws: no resample lies beyond the units themselves, and [min, max] of n
-    covers a symmetric mean with 1 - 2^(1-n) only. It may leave the range of what it is about.
+    Source: Hesterberg 2015. draws: [D]. size: the number n of resampled units (prompts); NaN for n < 2. For n < 6 it is
+    Student's interval, mean -+ t_{n-1}(alpha/2) sqrt(n/(n-1)) sd of the draws, because no resample lies beyond the units,
+    and [min, max] of n covers a symmetric mean with 1 - 2^(1-n) only. It may exceed the range of the quantity.
     """
     if size < 2:
         return math.nan, math.nan
@@ -35,15 +35,15 @@ def percentile_interval(draws, size: int, level: float = 0.95) -> tuple[float, f
 
 
 def resampled_prompts(prompts: int, draws: int, seed: int) -> np.ndarray:
-    """Bootstrap rows [draws, prompts] of prompt indices; the same for the same seed, so that quantities stay paired."""
+    """Return bootstrap samples of prompt indices [draws, prompts]; quantities with the same seed stay paired."""
     return np.random.default_rng(seed).integers(prompts, size=(draws, prompts))
 
 
 def mean_interval(values, draws: int = 2000, seed: int = 0) -> tuple[float, float]:
-    """Interval of the mean over the population of prompts of a per-prompt quantity, resampling prompts only.
+    """Return the interval of the population mean of a per-prompt quantity, by resampling prompts only.
 
-    For a plug-in bias the estimand is its expectation *at this n*, floor included; for differences between two models
-    (same prompts, same noise) it is the paired bootstrap.
+    For a plug-in bias the estimand is its expectation *at this n*, including the noise floor. For differences between two
+    models with the same prompts and noise this is the paired bootstrap.
     """
     values = np.asarray(values, float)
     if len(values) < 2:
@@ -52,20 +52,20 @@ def mean_interval(values, draws: int = 2000, seed: int = 0) -> tuple[float, floa
 
 
 def ends(found: dict) -> tuple[float, float]:
-    """The interval of a record's number over prompts; where too few prompts allow none, that for these prompts."""
+    """Return the interval of a record's number over prompts, or for these prompts if there are too few."""
     low, high = found["ci95"]
     return found["ci95_these"] if low is None else (low, high)
 
 
 def per_prompt(axes: list[dict]) -> np.ndarray:
-    """Each prompt's bias, the mean over seeds, of one attribute's entries; NaN for a prompt without any face."""
+    """Return each prompt's bias of one attribute, as mean over seeds; NaN for a prompt without any face."""
     values = np.array([[p["bias"]["value"] for p in axis["per_prompt"]] for axis in axes], float)
     return np.ma.masked_invalid(values).mean(0).filled(np.nan)
 
 
 @dataclass(frozen=True)
 class Excess:
-    """A distance over its floor: means over prompts and seeds, and which part of the excess is left, with its interval."""
+    """A distance in excess of its noise floor: means over prompts and seeds, and the share left, with its interval."""
 
     before: float
     after: float
@@ -80,7 +80,7 @@ class Excess:
 
 
 def excess(audits: list[dict], axis: str, part: str, key: str, family: str | None = None) -> Excess:
-    """Of `part` ("bias", "target") of an attribute, over all prompts or those of a family."""
+    """Return the excess of `part` ("bias", "target") of an attribute, over all prompts or those of a family."""
 
     def values(model: str, what: str) -> np.ndarray:
         rows = [entry(a, model)[axis]["per_prompt"] for a in audits]
@@ -90,7 +90,7 @@ def excess(audits: list[dict], axis: str, part: str, key: str, family: str | Non
 
     before, after = (values(model, key) for model in ("before", "after"))
     floors = [values(model, "floor") for model in ("before", "after")]
-    seen = ~np.isnan(before + after)  # a prompt without a face says nothing
+    seen = ~np.isnan(before + after)  # prompts without a face are left out
     was, now = (before - floors[0])[seen], (after - floors[1])[seen]
     draws = resampled_prompts(len(was), 2000, audits[0]["provenance"]["seed"])
     low, high = percentile_interval(now[draws].mean(1) / was[draws].mean(1), len(was))
@@ -103,9 +103,9 @@ def excess(audits: list[dict], axis: str, part: str, key: str, family: str | Non
 
 
 def stays(audit: dict, plain: dict, axis: str) -> tuple[float, float, float]:
-    """Of what the bias of the frozen model exceeds its floor by, the part that stays with other words: value, low, high.
+    """Return the share of the frozen model's bias in excess of its floor that remains with other words: value, low, high.
 
-    sum_P (bias with words - floor) / sum_P (bias as it is - floor) over the same subjects, which are resampled.
+    It is sum_P (bias with words - floor) / sum_P (bias without - floor) over the same subjects, which are resampled.
     """
 
     def above(one: dict) -> np.ndarray:
@@ -137,29 +137,29 @@ def percent(value: float, digits: int = 0) -> str:
 
 
 def seeds_mean(values: list[float], write: Callable[[float], str] = number) -> str:
-    """Mean over seeds ± their standard deviation."""
+    """Return as text the mean over seeds ± their standard deviation."""
     spread = f" ± {write(float(np.std(values, ddof=1))).lstrip('+')}" if len(values) > 1 else ""
     return write(float(np.mean(values))) + spread
 
 
 def seeds_spread(means: list[float], prompts: np.ndarray, seed: int) -> str:
-    """Mean over seeds, its interval over prompts and seeds; one run's interval is its report's."""
+    """Return as text `seeds_mean` and the interval over prompts and seeds."""
     low, high = over_seeds(mean_interval(prompts[~np.isnan(prompts)], seed=seed), means)
     return f"{seeds_mean(means)} [{number(low)}, {number(high)}]"
 
 
 def mean_interval_of(entries: list[dict]) -> tuple[float, float]:
-    """The mean of the intervals `ci95` of several seeds.
+    """Return the mean of the intervals `ci95` of several seeds.
 
-    Audits of several seeds ask the same prompts, so their intervals share the scatter between prompts, and each has its
-    own scatter of images: their mean is no narrower than an interval of the mean over seeds.
+    Audits of several seeds have the same prompts, so their intervals share the variance between prompts, and each has its
+    own variance of images. So their mean is no narrower than an interval of the mean over seeds.
     """
     low, high = np.mean([ends(e) for e in entries], axis=0)
     return float(low), float(high)
 
 
 def seeds_interval(entries: list[dict], key: str, write: Callable[[float], str] = number) -> str:
-    """Mean over seeds of entries {key, ci95} ± their spread, and the mean of their intervals."""
+    """Return as text the mean over seeds of entries {key, ci95} ± their standard deviation, and their mean interval."""
     known = [e for e in entries if e[key] is not None]
     if not known:
         return "–"

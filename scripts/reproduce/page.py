@@ -1,4 +1,4 @@
-"""docs/results.md and its images, from the audits that there are."""
+"""Write docs/results.md and its figure from the existing records."""
 
 from pathlib import Path
 
@@ -56,7 +56,7 @@ rank 50). Its ± is the spread over prompts, not an error. Its CLIP and DINO are
 
 
 def write_page(runs: list[Run], records: Path, page: Path) -> None:
-    """The page of the records that exist; rows without one are named as not measured."""
+    """Write the page from the existing records; runs without a record are listed."""
     audits = read_records(runs, records)
     of_run: dict[tuple[str, str], list[dict]] = {}
     for run, audit in audits.items():
@@ -85,7 +85,7 @@ def write_page(runs: list[Run], records: Path, page: Path) -> None:
 
 
 def _table(found: dict[str, list[dict]], planned: dict[str, int], words: dict[str, dict]) -> list[str]:
-    """The runs of a group, under what words alone give."""
+    """Return the tables of a group's runs, with the baselines by words alone first."""
     head = ["run", "seeds", "prompts × images", *(f"{axis} bias" for axis in AXES), "old"]
     lines = [_cells(head), "|" + "---|" * len(head), *_baselines(words)]
     lines += [_cells(_row(name, audits, planned[name])) for name, audits in found.items()]
@@ -101,7 +101,7 @@ def _table(found: dict[str, list[dict]], planned: dict[str, int], words: dict[st
 
 
 def _baselines(words: dict[str, dict]) -> list[str]:
-    """A row for every wording: the model with the prompts of the training, which are the first wording, then with it."""
+    """Return a row for every wording: the model with the training prompts (the first wording), then with this wording."""
     rows = []
     for name, audit in list(words.items())[1:]:
         before, after = entry(next(iter(words.values())), "before"), entry(audit, "before")
@@ -115,7 +115,7 @@ def _baselines(words: dict[str, dict]) -> list[str]:
 
 
 def _words(found: dict[str, list[dict]]) -> list[str]:
-    """The frozen model with words that name no attribute: bias, and how much of its excess over the floor stays."""
+    """Return the table of the frozen model with words that name no attribute: bias, and the share of it that remains."""
     plain, lines = next(iter(found.values()))[0], []
     for words, (audit, *_) in found.items():
         cells = [words, f"{audit['prompts']} × {audit['images_per_prompt']}"]
@@ -135,7 +135,7 @@ def _cells(cells: list[str]) -> str:
 
 
 def _families(found: dict[str, list[dict]]) -> list[str]:
-    """Every kind of prompt by itself, of the runs that train on several."""
+    """Return a table by kind of prompt, for the runs that have several kinds."""
     lines = []
     for name, audits in found.items():
         for family, prompts in audits[0]["families"].items() if len(audits[0]["families"]) > 1 else ():
@@ -147,7 +147,7 @@ def _families(found: dict[str, list[dict]]) -> list[str]:
 
 
 def _targets(found: dict[str, list[dict]]) -> list[str]:
-    """Distance to targets that are not uniform."""
+    """Return the table of the distances to targets that are not uniform."""
     lines = []
     for name, audits in found.items():
         requested = [axis for axis in AXES if axis in (e := entry(audits[0], "after")) and e[axis]["target"]["requested"]]
@@ -162,7 +162,7 @@ def _brief(names: list[str], most: int = 8) -> str:
 
 
 def _commands(audits: dict[Run, dict]) -> str:
-    """The command of every run that has been measured; in bfloat16 is what runs do by themselves, if they can."""
+    """Return the commands of the measured runs. float32 is named, because runs sample in bfloat16 by default if possible."""
     lines = set()
     for run, audit in audits.items():
         more = " model.sampling_dtype=float32" if audit["provenance"]["sampling_dtype"] == "float32" else ""
@@ -187,7 +187,7 @@ def _row(name: str, audits: list[dict], planned: int) -> list[str]:
 
 
 def _kept(name: str, audits: list[dict]) -> list[str]:
-    """What else may have changed: faces, the match with the prompt, semantics, images without people."""
+    """Return a row of untargeted changes: faces, match with the prompt, semantics, images without people."""
 
     def one_digit(rate: float) -> str:
         return percent(rate, digits=1)
@@ -205,12 +205,12 @@ def _kept(name: str, audits: list[dict]) -> list[str]:
 
 
 def _named(audits: list[dict], axis: str) -> str:
-    """How many faces show the class of this attribute that their prompt names, after."""
+    """Return the share of faces after training that show the class of this attribute named in their prompt."""
     return seeds_interval([a["named"][axis]["after"] for a in audits if a.get("named")], "mean", percent)
 
 
 def _figure(found: dict[str, list[dict]], page: Path) -> list[str]:
-    """Gender bias against DINO similarity: one line a kind of adapter over image shares, one over scales."""
+    """Draw gender bias over DINO similarity; each kind of adapter has a line over image shares and one over scales."""
     path = page.parent / "images" / "frontier.png"
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     kinds = list(dict.fromkeys(name.split(",")[0] for name in found))

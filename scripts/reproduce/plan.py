@@ -1,4 +1,4 @@
-"""Which commands make docs/results.md and docs/search.md."""
+"""The commands that reproduce docs/results.md and docs/search.md."""
 
 import shlex
 from dataclasses import dataclass
@@ -8,11 +8,11 @@ from fairdiff.portraits.occupations import MEASURED_WORDS
 
 EXPERIMENTS = ("gender", "gender_tokens", "race", "gender_race", "gender_race_age", "multi_concept")
 ADAPTERS = ("lora_text", "lora_unet", "lora_both", "soft_tokens")
-IMAGE_SHARES = (0.05, 1.2, 4)  # relative shares of the image term beside the default, .4 or with soft tokens .17: at scale 1
+IMAGE_SHARES = (0.05, 1.2, 4)  # relative shares of the image term; the default (.4, soft tokens .17) is the run at scale 1
 SCALES = (0.25, 0.5, 0.75, 1, 1.25)
-SAME_TRAINING = {"gender": "lora_both", "gender_tokens": "soft_tokens"}  # experiments that are the main job
-PROMPTS = 48  # audited prompts of the experiments, each of another occupation
-SOME = {"multi_concept": 12}  # of each of four families
+SAME_TRAINING = {"gender": "lora_both", "gender_tokens": "soft_tokens"}  # experiments with the training of the main job
+PROMPTS = 48  # audited prompts of the experiments, each with a different occupation
+SOME = {"multi_concept": 12}  # audited prompts of each of its four families
 GROUPS = {
     "words": "Words alone, without an adapter",
     "adapters": "The main job with each adapter",
@@ -27,7 +27,7 @@ GROUPS = {
 class Run:
     """One command: its group, its name in the table, its overrides, its seed.
 
-    of: the run whose adapter it audits. same: the run whose training it goes on with, to audit it in another way.
+    of: the run whose adapter it audits. same: the run whose folder and training it uses for another audit.
     """
 
     group: str
@@ -40,7 +40,7 @@ class Run:
 
     @property
     def needs(self) -> "Run | None":
-        """The run that must be done before."""
+        """The run that must be done before this one."""
         return self.of or self.same
 
     def _place(self, root: Path) -> Path:
@@ -48,36 +48,36 @@ class Run:
         return root / self.group / name / f"seed{self.seed}"
 
     def folder(self, root: Path) -> Path:
-        """Where the run lies."""
+        """Return the run folder."""
         return self.same.folder(root) if self.same else self._place(root)
 
     def log(self, root: Path) -> Path:
-        """What its command printed; the last line names the report."""
+        """Return the file with the output of its command; the last line names the report."""
         return self._place(root).with_suffix(".log")
 
     def audit(self, root: Path) -> Path:
-        """audit.json beside the report that the command named last."""
+        """Return audit.json beside the report that the command named last."""
         line = self.log(root).read_text(encoding="utf-8").rstrip().splitlines()[-1]
         return Path(line.removeprefix("report: ")).with_name("audit.json")
 
     def record(self, records: Path) -> Path:
-        """What the page keeps of the audit."""
+        """Return the file with the audit's numbers for the page."""
         return self._place(records).with_suffix(".json")
 
     @property
     def shown(self) -> str:
-        """The command as a page shows it."""
+        """The command as shown on a page."""
         adapter = f" adapter.path=<{self.of.name}>/adapter" if self.of else ""
         return shlex.join(["python", self.script, *self.overrides]) + adapter
 
     def command(self, root: Path) -> list[str]:
-        """The arguments after `python`."""
+        """Return the arguments after `python`."""
         own = [self.script, *self.overrides, f"seed={self.seed}", f"hydra.run.dir={self.folder(root)}"]
         return own if self.of is None else [*own, f"adapter.path={self.of.folder(root) / 'adapter'}"]
 
 
 def plan(seeds: list[int], images: int) -> list[Run]:
-    """All runs, the cheap and telling ones first."""
+    """Return all runs, with the cheap and informative ones first."""
     first, runs = seeds[0], []
     for words, template in MEASURED_WORDS.items():
         own = (f"prompts.template='{template}'", f"audit.prompts={PROMPTS}", f"audit.images_per_prompt={images}")
@@ -99,7 +99,7 @@ def plan(seeds: list[int], images: int) -> list[Run]:
 
 
 def frontier(seed: int) -> list[Run]:
-    """Image shares trained anew and scales of the main job's adapter, for each kind of adapter, on 12 test prompts."""
+    """Return the runs on 12 test prompts for each kind of adapter: trained image shares, and scales of the main job."""
     runs = []
     for adapter in ADAPTERS:
         trained = Run("adapters", adapter, (f"adapter={adapter}",), seed)

@@ -1,4 +1,4 @@
-"""What docs/results.md needs of an audit, small enough to be kept beside the page: a clone adds its own runs to it."""
+"""Small records with the numbers of an audit for docs/results.md, kept beside the page; a clone adds its own runs."""
 
 import json
 from collections.abc import Iterable
@@ -11,26 +11,26 @@ AXES = ("gender", "race", "age", "gender×race")
 
 
 def keep_record(run: Run, root: Path, records: Path) -> None:
-    """Write the record of a run whose audit lies under `root`."""
+    """Write the record of a run whose audit is below `root`."""
     kept = record(json.loads(run.audit(root).read_text(encoding="utf-8"))) | {"overrides": run.overrides}
     text = json.dumps(kept, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     write_text(run.record(records), text + "\n")
 
 
 def read_records(runs: Iterable[Run], records: Path) -> dict[Run, dict]:
-    """The records there are, without those of other overrides, such as another number of images."""
+    """Return the existing records of these runs, without records of other overrides, such as another number of images."""
     found = {run: json.loads(run.record(records).read_text(encoding="utf-8")) for run in runs if run.record(records).exists()}
     return {run: kept for run, kept in found.items() if tuple(kept["overrides"]) == run.overrides}
 
 
 def without_record(runs: list[Run], records: Path) -> list[Run]:
-    """The runs that have no record of these overrides."""
+    """Return the runs that have no record of these overrides."""
     measured = read_records(runs, records)
     return [run for run in runs if run not in measured]
 
 
 def record(audit: dict) -> dict:
-    """The part of audit.json that the page shows, in its shape; numbers to six decimals."""
+    """Return the parts of audit.json that the page shows, in the same structure, with numbers to six decimals."""
     kept = {key: audit[key] for key in ("prompts", "images_per_prompt", "families")}
     kept["provenance"] = {key: audit["provenance"][key] for key in ("seed", "sampling_dtype", "target", "hashes")}
     kept["models"] = {name: _model(model) for name, model in audit["models"].items()}

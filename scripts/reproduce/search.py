@@ -1,4 +1,4 @@
-"""The candidates among which the settings of Portraits were chosen, and their table."""
+"""The candidate settings of Portraits, and the table of their results."""
 
 from pathlib import Path
 
@@ -8,11 +8,11 @@ from reproduce.numbers import ends, entry, number, percent
 from reproduce.plan import Run
 from reproduce.records import read_records
 
-VALIDATION = ("audit.split=validation", "audit.prompts=16", "audit.images_per_prompt=60")  # of different occupations
+VALIDATION = ("audit.split=validation", "audit.prompts=16", "audit.images_per_prompt=60")  # different occupations
 
 
 def _own(adapter: str, rate: str, image: float = 0.4, face: float = 0.08, **more: object) -> tuple[str, ...]:
-    """The overrides of a candidate: every setting that the search has varied, whatever the default is now."""
+    """Return the overrides of a candidate: every setting that the search varied, independent of today's defaults."""
     chosen = {"steps": 120, "confidence": 0.8, "prompts": 1, "batch": 24, "weights": "solver", "rank": 8, "named": 0} | more
     if adapter == "lora_both" and "rank" not in more:
         chosen["rank"] = 4
@@ -71,7 +71,7 @@ CANDIDATES = {
         "optimizer.schedule=constant",
     ),
 }
-SCALED = "both, face share .3, a third names a class"  # the candidate whose adapter is audited at other scales too
+SCALED = "both, face share .3, a third names a class"  # this candidate's adapter is audited at other scales too
 SCALES = (1.25, 1.5)
 AUDIT = "scripts/audit.py"
 HEAD = """# How the settings were chosen
@@ -101,7 +101,7 @@ made later on another processor with different rounding, where the frozen model 
 
 
 def candidates() -> list[Run]:
-    """One training each, then audits of one of their adapters at other scales."""
+    """Return a training for each candidate, then audits of one adapter at other scales."""
     trained = {name: Run("search", name, (*own, *VALIDATION), 0) for name, own in CANDIDATES.items()}
     of = trained[SCALED]
     own = {scale: (*of.overrides, f"adapter.scale={scale:g}") for scale in SCALES}
@@ -110,7 +110,7 @@ def candidates() -> list[Run]:
 
 
 def write_search(runs: list[Run], records: Path, page: Path) -> None:
-    """The table of the candidates that have a record, with their commands below it."""
+    """Write the table of the candidates that have a record, with their commands below it."""
     audits = read_records(runs, records)
     rows = [_row(run, audits[run]) for run in runs if run in audits]
     lines = [f"- {run.name}: `{run.shown}`" for run in runs if run in audits]
