@@ -25,6 +25,7 @@ from torch import Tensor
 from classifiers.attributes import load_attribute_net
 from classifiers.crop import EXPAND, crop
 from classifiers.detect import MTCNNDetector
+from fairdiff.bias import bias
 from fairdiff.diffusion.load import DiffusionModel, load_model
 from fairdiff.diffusion.sampling import initial_noise
 from fairdiff.objective.features import ImageEncoder
@@ -114,7 +115,7 @@ def captions_obeyed(bench: Bench, count: int) -> tuple[dict[str, float], dict]:
 def shares_of_subjects(bench: Bench, few: int, many: int) -> tuple[dict[str, float], dict]:
     """Return the correlation with the training shares, and for test occupations bias and distance to the statistics."""
     test = {prompt.subject for prompt in one_title_each("test")}
-    women, truth, distance, bias = [], [], [], {"gender": [], "race": [], "age": []}
+    women, truth, distance, biases = [], [], [], {"gender": [], "race": [], "age": []}
     agree: dict[str, list] = {name: [] for name in occupations.CLASSES}
     found_all = []
     for prompt in occupations.prompts("occupation", "all"):
@@ -127,10 +128,10 @@ def shares_of_subjects(bench: Bench, few: int, many: int) -> tuple[dict[str, flo
             continue
         women.append(float((answers["audit_judge"]["gender"] == 0).mean()))
         truth.append(distribution.marginal_shares(i)["gender"][0])
-        for name in bias if prompt.subject in test else ():
+        for name in biases if prompt.subject in test else ():
             classes = len(occupations.CLASSES[name])
             share = np.bincount(answers["audit_judge"][name], minlength=classes) / found.sum()
-            bias[name].append(bias(share))
+            biases[name].append(float(bias(share)))
         if prompt.subject in test:
             labour = distribution.labour_shares(i)
             cells = np.ravel_multi_index((answers["audit_judge"]["gender"], answers["audit_judge"]["race"]), (2, 4))
@@ -138,7 +139,7 @@ def shares_of_subjects(bench: Bench, few: int, many: int) -> tuple[dict[str, flo
             distance.append(0.5 * np.abs(share - np.outer(labour["gender"], labour["race"]).ravel()).sum())
     result = {"pearson r of women's share": float(np.corrcoef(women, truth)[0, 1]), "occupations": len(women)}
     result |= {
-        f"mean {name} bias over {len(values)} test occupations": float(np.mean(values)) for name, values in bias.items()
+        f"mean {name} bias over {len(values)} test occupations": float(np.mean(values)) for name, values in biases.items()
     }
     result["median distance to labour, gender x race"] = float(np.median(distance))
     return result, {"agree": agree, "found": found_all}
