@@ -9,6 +9,7 @@ from fairdiff.portraits.occupations import MEASURED_WORDS
 EXPERIMENTS = ("gender", "gender_tokens", "race", "gender_race", "gender_race_age", "multi_concept")
 ADAPTERS = ("lora_text", "lora_unet", "lora_both", "soft_tokens")
 IMAGE_SHARES = (0.05, 1.2, 4)  # relative shares of the image term; the default (.4, soft tokens .17) is the run at scale 1
+BLIND = ("prompts.named=0", "optimizer.schedule=linear")  # as they were measured
 SCALES = (0.25, 0.5, 0.75, 1, 1.25)
 SAME_TRAINING = {"gender": "lora_both", "gender_tokens": "soft_tokens"}  # experiments with the training of the main job
 PROMPTS = 48  # audited prompts of the experiments, each with a different occupation
@@ -87,7 +88,7 @@ def plan(seeds: list[int], images: int) -> list[Run]:
         main = {adapter: Run("adapters", adapter, (f"adapter={adapter}",), seed) for adapter in ADAPTERS}
         runs += main.values()
         if seed == first:
-            blind = {adapter: (f"adapter={adapter}", "prompts.named=0") for adapter in ADAPTERS if adapter != "soft_tokens"}
+            blind = {adapter: (f"adapter={adapter}", *BLIND) for adapter in ADAPTERS if adapter != "soft_tokens"}
             runs += [Run("without_named", adapter, own, seed) for adapter, own in blind.items()]
         for name in EXPERIMENTS:
             same = main.get(SAME_TRAINING.get(name))
