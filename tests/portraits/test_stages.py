@@ -234,3 +234,22 @@ def test_frechet_and_kernel_distance_vanish_for_the_same_and_grow_with_a_shift()
     assert abs(evaluate.kernel_distance(a, b)) < 0.05
     assert evaluate.frechet(a + 1, b) == pytest.approx(8, abs=1.5)
     assert evaluate.kernel_distance(a + 1, b) > 1
+
+
+@pytest.mark.parametrize("women,expected", [(0, 1.0), (4, 0.0)])
+def test_the_model_card_counts_the_bias_of_test_occupations(women, expected):
+    """Whose eight faces are all of one class, or half of each."""
+
+    class Shown:
+        def draw(self, prompt, count):
+            return torch.zeros(8, 3, 4, 4)
+
+        def look(self, images):
+            gender = np.arange(8) >= women  # class 0 is female
+            answers = {"gender": gender.astype(int), "race": np.arange(8) % 4, "age": np.arange(8) % 2}
+            return np.ones(8, bool), {"judge": answers, "audit_judge": answers}
+
+    with np.errstate(invalid="ignore"):  # every occupation shows the same share of women, so that nothing correlates
+        numbers, _ = evaluate.shares_of_subjects(Shown(), 8, 8)
+    (gender,) = (value for name, value in numbers.items() if name.startswith("mean gender bias"))
+    assert gender == expected
