@@ -131,7 +131,7 @@ CASES = {
     "negative weight decay": (["optimizer.weight_decay=-1"], ["optimizer.weight_decay"]),
     "too many soft tokens": (["adapter=soft_tokens", "adapter.tokens=80"], ["adapter.tokens", "40"]),
     "share of the gradient below nothing": (["loss.face=-1"], ["loss.face", "found -1", "0 or more, or null"]),
-    "balance of one term": (["loss.balance=face"], ["loss.balance", "face", "not a valid bool"]),
+    "balance of one term": (["loss.balance=face"], ["loss.balance: found face, allowed: true or false"]),
     "keys of a group at once": (["validation=5"], ["validation", "one by one"]),
     "unknown schedule": (["optimizer.schedule=step"], ["optimizer.schedule", "constant, linear, cosine"]),
     "validation that never comes": (["steps=9", "validation.every=10"], ["validation.every", "steps = 9"]),

@@ -100,10 +100,11 @@ def test_what_changes_the_training_has_its_own_folder_in_any_order(monkeypatch, 
 @pytest.mark.parametrize(
     "overrides,same",
     [
-        (["optimizer.schedule=constant"], True),
-        (["model=sd15", "judge.path=x"], True),  # whose rate is constant
+        ([], True),  # the rate is constant
+        (["model=sd15", "adapter=lora_text", "judge.path=x"], True),
         (["optimizer.schedule=constant", "validation.every=2"], False),  # the last step is a validation
-        ([], False),  # of a falling rate each step depends on how many there are
+        (["optimizer.schedule=linear"], False),  # of a falling rate each step depends on how many there are
+        (["adapter=lora_text"], False),
     ],
 )
 def test_more_steps_go_on_in_the_same_folder_where_they_can(overrides, same, monkeypatch, tmp_path):

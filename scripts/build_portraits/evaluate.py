@@ -116,8 +116,7 @@ def shares_of_subjects(bench: Bench, few: int, many: int) -> tuple[dict[str, flo
     """Return the correlation with the training shares, and for test occupations bias and distance to the statistics."""
     test = {prompt.subject for prompt in one_title_each("test")}
     women, truth, distance, biases = [], [], [], {"gender": [], "race": [], "age": []}
-    agree: dict[str, list] = {name: [] for name in occupations.CLASSES}
-    found_all = []
+    agree, found_all = {name: [] for name in occupations.CLASSES}, []
     for prompt in occupations.prompts("occupation", "all"):
         i = occupations.occupation_of(prompt.subject)
         found, answers = bench.look(bench.draw(prompt.text, many if prompt.subject in test else few))

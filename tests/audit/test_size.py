@@ -145,7 +145,7 @@ def test_a_plan_with_bad_settings_is_one_line(tmp_path, monkeypatch, capsys):
         (["detector=whole"], "audit.judge.path: .* was measured with detector.type=mtcnn, found whole"),
         (["audit.calibration=no/such"], "audit.calibration: .*no/such"),
         (["images=no/such"], "images: .*no/such"),
-        (["plan=maybe"], "plan=maybe"),
+        (["plan=maybe"], "plan: found maybe, allowed: true or false"),
     ):
         code, out, err = planned(monkeypatch, capsys, tmp_path / "run", *overrides)
         assert code == 2 and out == "" and err.count("\n") == 1, err
