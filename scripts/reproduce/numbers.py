@@ -143,8 +143,8 @@ def seeds_mean(values: list[float], write: Callable[[float], str] = number) -> s
 
 
 def seeds_spread(means: list[float], prompts: np.ndarray, seed: int) -> str:
-    """Return as text `seeds_mean` and the interval over prompts and seeds."""
-    low, high = over_seeds(mean_interval(prompts[~np.isnan(prompts)], seed=seed), means)
+    """Return as text `seeds_mean` of a bias and its interval over prompts and seeds, within [0, 1]."""
+    low, high = np.clip(over_seeds(mean_interval(prompts[~np.isnan(prompts)], seed=seed), means), 0, 1)
     return f"{seeds_mean(means)} [{number(low)}, {number(high)}]"
 
 
