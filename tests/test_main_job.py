@@ -182,9 +182,10 @@ def test_more_steps_of_a_constant_rate_go_on_in_the_same_folder(constant, tmp_pa
 
 
 @pytest.mark.slow
-def test_more_steps_of_a_falling_rate_are_another_training(finished, capsys):
+def test_more_steps_of_a_falling_rate_are_another_training(tmp_path, capsys):
+    launch(tmp_path / "run", "optimizer.schedule=linear")
     with pytest.raises(SystemExit) as exit_info:
-        launch(finished, "steps=3")
+        launch(tmp_path / "run", "optimizer.schedule=linear", "steps=3")
     assert exit_info.value.code == 2 and "(steps: 2 there, 3 requested)" in capsys.readouterr().err
 
 
