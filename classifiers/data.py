@@ -1,4 +1,6 @@
-"""Convert image arrays to tensors, and cut the crops that a judge gets."""
+"""Labelled faces in memory: convert image arrays to tensors, and cut the crops that a judge gets."""
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -7,6 +9,18 @@ from torch import Tensor
 from classifiers.crop import EXPAND, crop
 from classifiers.detect import WholeImage
 from classifiers.types import Boxes, Detector
+
+
+@dataclass(frozen=True)
+class LabelledFaces:
+    """Images uint8 [N, H, W, 3] with a detected face, the boxes [N, 4], and the labels [N] of each attribute."""
+
+    images: np.ndarray
+    boxes: np.ndarray
+    labels: dict[str, np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.images)
 
 
 def to_float(images: np.ndarray) -> Tensor:

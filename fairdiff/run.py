@@ -59,7 +59,7 @@ def begin(folder: Path, settings: dict, training: str) -> None:
             f"{folder}: holds a run with other settings{differences(folder, settings)}; choose another hydra.run.dir or "
             "start over with resume=false"
         )
-    checkpoint.require_enough(folder / "checkpoints", settings["steps"])
+    checkpoint.require_enough(folder, checkpoint.finished_steps(folder / "checkpoints"), settings["steps"])
     for part in (folder, folder / "checkpoints", *(folder / "audits").rglob("*")):
         remove_leftovers(part, 0)
     write_json(folder / "run.json", {"schema": SCHEMA, "training": training})  # first: it marks a run folder

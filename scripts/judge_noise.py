@@ -23,12 +23,13 @@ from pathlib import Path
 import torch
 from harness.audits import prompt_biases
 from harness.judge_noise_page import AUDIT, JUDGE_STEPS, RATES, SEEDS, key_of, page
-from harness.labelled_renders import has_renders, renders_hash
-from harness.noisy_judges import ATTRIBUTE, KINDS, Faces, errors_of, flipped, make_judge, read_faces
+from harness.labelled_renders import renders_hash, require_renders
+from harness.noisy_judges import ATTRIBUTE, KINDS, errors_of, flipped, make_judge, read_faces
 from harness.publish import add_study, conclude, read_record
 from reproduce.place import ROOT
 from rich.progress import track
 
+from classifiers.data import LabelledFaces
 from classifiers.training import FitPlan
 from fairdiff import builder, fingerprint
 from fairdiff.audit.read import read_audit
@@ -60,7 +61,7 @@ class Study:
         return composed([*self.settings, *self.of_a_run(Path("judge"), 0, Path("run"))])[0]
 
     @cached_property
-    def faces(self) -> tuple[Faces, Faces]:
+    def faces(self) -> tuple[LabelledFaces, LabelledFaces]:
         """The training faces and the held-out faces."""
         return read_faces(self.renders, builder.build_detector(self.config))
 
@@ -135,10 +136,7 @@ def outcome(audit: dict) -> dict:
 
 def measure(args: argparse.Namespace, kept_in: Path) -> None:
     """Compute the cells that the record lacks, and write each at once. FairDiffError for a record of other settings."""
-    if not has_renders(args.renders):
-        raise FairDiffError(
-            f"--renders: found no shards in {args.renders}, allowed: a folder of scripts/build_portraits/make_data.py"
-        )
+    require_renders(args.renders)
     steps = [] if args.steps is None else [f"steps={args.steps}"]
     study = Study(args.renders, with_defaults([*args.set, *steps], [*AUDIT]), args.judge_steps, args.folder)
     record = read_record(kept_in) if kept_in.exists() else {"about": study.about, "cells": {}}

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from harness.label_influence_page import RATES, SEEDS, SHARES, WAYS, key_of, page
-from harness.labelled_renders import FOLDER, KINDS, Faces, flipped, has_renders, read_renders
+from harness.labelled_renders import FOLDER, KINDS, Faces, flipped, read_renders, require_renders
 from harness.publish import add_study, conclude, read_record
 from label_errors import pixels_of, trained
 from rich.progress import track
@@ -199,10 +199,7 @@ def cell(faces: tuple[Faces, Faces, Faces], kind: str, rate: float, seed: int) -
 
 def measure(renders: Path, kept_in: Path) -> None:
     """Compute what the record lacks, and write the record after each part."""
-    if not has_renders(renders):
-        raise FairDiffError(
-            f"--renders: found no shards in {renders}, allowed: a folder of scripts/build_portraits/make_data.py"
-        )
+    require_renders(renders)
     record = read_record(kept_in) if kept_in.exists() else {"check": {}, "cells": {}}
     faces = read_renders(renders)
     people, needed = len(faces.gender_N), TRAIN + VALIDATION + TEST

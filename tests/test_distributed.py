@@ -152,6 +152,20 @@ def test_three_steps_and_going_on_with_another_number_of_processes(tiny_folder, 
     assert "validation.semantics" in rows[0][1]
 
 
+@pytest.mark.slow
+def test_fewer_steps_than_are_done_are_refused_by_every_process(tiny_folder, tmp_path):
+    """When only the first one refused, the others waited for it."""
+    trained(tiny_folder, tmp_path / "run", 2)
+
+    def task(world):
+        with pytest.raises(FairDiffError, match="steps: found 1, .* already holds 2") as caught:
+            trained(tiny_folder, tmp_path / "run", 1, world)
+        return str(caught.value)
+
+    first, second = results(2, tmp_path / "a", task)
+    assert first == second
+
+
 def test_what_goes_wrong_in_one_process_is_refused_by_all(tiny_folder, tmp_path):
     def task(world):
         trainee = trainee_of(tiny_folder, world)

@@ -125,16 +125,20 @@ def load(folder: Path, fingerprint: str, parts: dict[str, Part], say: Callable[[
     return 0
 
 
-def require_enough(folder: Path, steps: int) -> None:
-    """FairDiffError if the newest checkpoint that can be read has finished more than `steps`."""
+def finished_steps(folder: Path) -> int:
+    """Return the step of the newest readable checkpoint without loading its tensors, 0 if there is none."""
     for path in (folder / NAME, folder / PREVIOUS):
         try:
-            done = torch.load(path, map_location="cpu", weights_only=True)["step"]
-        except Exception:  # there is none, or `load` says what is wrong with it
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)["step"]
+        except Exception:  # there is none, or `load` will say what is wrong with it
             continue
-        if done > steps:
-            raise FairDiffError(f"steps: found {steps}, but {folder.parent} already holds {done}; allowed: {done} or more")
-        return
+    return 0
+
+
+def require_enough(folder: Path, done: int, steps: int) -> None:
+    """Raise FairDiffError if a run folder already holds more steps than requested."""
+    if done > steps:
+        raise FairDiffError(f"steps: found {steps}, but {folder} already holds {done}; allowed: {done} or more")
 
 
 def _read(path: Path, fingerprint: str, parts: dict[str, Part]) -> dict:

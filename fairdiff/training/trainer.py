@@ -202,9 +202,9 @@ def _resume(
 ) -> int:
     """Load the folder's checkpoint and return its number of finished steps, 0 without one."""
     say = partial(console.print, markup=False)
-    if world.first:
-        checkpoint.require_enough(folder / "checkpoints", schedule.steps)
-    return checkpoint.load_together(folder / "checkpoints", fingerprint, state.parts, say, world)
+    start = checkpoint.load_together(folder / "checkpoints", fingerprint, state.parts, say, world)
+    checkpoint.require_enough(folder, start, schedule.steps)  # in every process, so that none waits for another
+    return start
 
 
 def _grids(trainee: Trainee, prompts: list[Prompt], schedule: Schedule) -> pictures.Grids:

@@ -19,7 +19,7 @@ from train_vae import load_vae
 
 from classifiers.attributes import MEAN, STD, AttributeNet, save_attribute_net
 from classifiers.calibration import CALIBRATION_FILE, calibrate, save_calibration
-from classifiers.data import find_faces
+from classifiers.data import LabelledFaces, find_faces
 from classifiers.detect import MTCNNDetector
 from classifiers.training import FitPlan, fit, predict
 from fairdiff.portraits import occupations
@@ -43,22 +43,10 @@ PLANS = {
 }
 
 
-@dataclass(frozen=True)
-class Faces:
-    """Images uint8 [N, 64, 64, 3] with a detected face, the boxes [N, 4] and the labels."""
-
-    images: np.ndarray
-    boxes: np.ndarray
-    labels: dict[str, np.ndarray]
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-
-def faces_of(renders: Renders, rows: np.ndarray) -> Faces:
+def faces_of(renders: Renders, rows: np.ndarray) -> LabelledFaces:
     """Return the faces in these rows, by the detector of a run."""
     found, boxes = find_faces(renders["image"][rows], MTCNNDetector(input_size=INPUT))
-    return Faces(renders["image"][rows[found]], boxes, renders.labels(rows[found]))
+    return LabelledFaces(renders["image"][rows[found]], boxes, renders.labels(rows[found]))
 
 
 @torch.no_grad()

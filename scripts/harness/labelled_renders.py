@@ -9,6 +9,7 @@ from scipy.stats import t as student
 
 from fairdiff import fingerprint
 from fairdiff.audit.wording import interval, number
+from fairdiff.errors import FairDiffError
 
 KINDS = ("uniform", "by group")
 GROUP = 1  # the class Black of race: the smaller group
@@ -29,6 +30,14 @@ class Faces:
 
 def has_renders(folder: Path) -> bool:
     return bool(list(folder.glob("shard_*.npz")))
+
+
+def require_renders(folder: Path) -> None:
+    """Raise FairDiffError if the folder has no renders."""
+    if not has_renders(folder):
+        raise FairDiffError(
+            f"--renders: found no shards in {folder}, allowed: a folder of scripts/build_portraits/make_data.py"
+        )
 
 
 def renders_hash(folder: Path) -> str:

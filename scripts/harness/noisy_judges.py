@@ -4,49 +4,28 @@ Faces are renders of people with an even number, as for the embedded training ju
 none of them. Held-out faces are the renderer's own split. Shapes: N faces.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from classifiers.attributes import AttributeNet, load_attribute_net, read_config, save_attribute_net
-from classifiers.data import find_faces
+from classifiers.data import LabelledFaces, find_faces
 from classifiers.training import FitPlan, fit, predict
 from classifiers.types import Detector
 from fairdiff.errors import FairDiffError
 from fairdiff.portraits import weights
 from fairdiff.studies.reading_errors import error_rates
-from harness.labelled_renders import GROUP, has_renders
+from harness.labelled_renders import GROUP
 
 KINDS = ("uniform", "by group", "only female", "only male")
 ATTRIBUTE = "gender"
 CLASSES = ("female", "male")
 
 
-@dataclass(frozen=True)
-class Faces:
-    """Images uint8 [N, H, W, 3] with a detected face, the boxes [N, 4], and the true labels [N] of each attribute."""
-
-    images: np.ndarray
-    boxes: np.ndarray
-    labels: dict[str, np.ndarray]
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    @property
-    def group_N(self) -> np.ndarray:
-        """True for faces of the smaller group, race Black."""
-        return self.labels["race"] == GROUP
-
-
-def read_faces(folder: Path, detector: Detector) -> tuple[Faces, Faces]:
-    """Return the training faces and the held-out faces. FairDiffError for a folder with too few of either."""
-    if not has_renders(folder):
-        raise FairDiffError(
-            f"--renders: found no shards in {folder}, allowed: a folder of scripts/build_portraits/make_data.py"
-        )
+def read_faces(folder: Path, detector: Detector) -> tuple[LabelledFaces, LabelledFaces]:
+    """Return the training faces and the held-out faces with their true labels. FairDiffError for a folder with too few."""
     shards = [np.load(file) for file in sorted(folder.glob("shard_*.npz"))]
     column = {
         name: np.concatenate([shard[name] for shard in shards])
@@ -63,7 +42,7 @@ def read_faces(folder: Path, detector: Detector) -> tuple[Faces, Faces]:
         labels = {a: column[a][rows[seen]].astype(np.int64) for a in ("gender", "race", "age")}
         if len(np.unique(labels["gender"])) < 2:
             raise FairDiffError(f"--renders: {folder} has {len(seen)} faces to {name}, allowed: faces of both genders")
-        found.append(Faces(column["image"][rows[seen]], boxes, labels))
+        found.append(LabelledFaces(column["image"][rows[seen]], boxes, labels))
     return found[0], found[1]
 
 
@@ -87,7 +66,7 @@ def flipped(labels: dict[str, np.ndarray], kind: str, rate: float, seed: int) ->
     return np.where(wrong_N, 1 - true_N, true_N)
 
 
-def make_judge(folder: Path, faces: Faces, label_N: np.ndarray, plan: FitPlan) -> None:
+def make_judge(folder: Path, faces: LabelledFaces, label_N: np.ndarray, plan: FitPlan) -> None:
     """Train a judge with the embedded training judge's architecture on these gender labels, unless it exists.
 
     The other attributes have their true labels. An interrupted training continues from its checkpoint in the folder.
@@ -103,13 +82,13 @@ def make_judge(folder: Path, faces: Faces, label_N: np.ndarray, plan: FitPlan) -
     plan.checkpoint.unlink()
 
 
-def errors_of(folder: Path, held_out: Faces, expand: float) -> dict:
+def errors_of(folder: Path, held_out: LabelledFaces, expand: float) -> dict:
     """Return a judge's results on held-out faces with true labels.
 
     right: [right, faces] in total and by group. sure: the mean top probability.
     """
     logits_NK = predict(load_attribute_net(folder), held_out.images, held_out.boxes, expand)[ATTRIBUTE]
-    true_N, group_N = held_out.labels[ATTRIBUTE], held_out.group_N
+    true_N, group_N = held_out.labels[ATTRIBUTE], held_out.labels["race"] == GROUP
     right_N = logits_NK.argmax(1) == true_N
     some = {"all": np.ones(len(true_N), bool), "Black": group_N, "other races": ~group_N}
     some |= {name: true_N == k for k, name in enumerate(CLASSES)}

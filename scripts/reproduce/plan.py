@@ -9,6 +9,7 @@ from fairdiff.portraits.occupations import MEASURED_WORDS
 EXPERIMENTS = ("gender", "gender_tokens", "race", "gender_race", "gender_race_age", "multi_concept")
 ADAPTERS = ("lora_text", "lora_unet", "lora_both", "soft_tokens")
 IMAGE_SHARES = (0.05, 1.2, 4)  # relative shares of the image term; the default (.4, soft tokens .17) is the run at scale 1
+AUDIT = "scripts/audit.py"
 BLIND = ("prompts.named=0", "optimizer.schedule=linear")  # as they were measured
 SCALES = (0.25, 0.5, 0.75, 1, 1.25)
 SAME_TRAINING = {"gender": "lora_both", "gender_tokens": "soft_tokens"}  # experiments with the training of the main job
@@ -82,7 +83,7 @@ def plan(seeds: list[int], images: int) -> list[Run]:
     first, runs = seeds[0], []
     for words, template in MEASURED_WORDS.items():
         own = (f"prompts.template='{template}'", f"audit.prompts={PROMPTS}", f"audit.images_per_prompt={images}")
-        runs.append(Run("words", words, own, first, script="scripts/audit.py"))
+        runs.append(Run("words", words, own, first, script=AUDIT))
     full = {e: (f"audit.prompts={SOME.get(e, PROMPTS)}", f"audit.images_per_prompt={images}") for e in EXPERIMENTS}
     for seed in seeds:
         main = {adapter: Run("adapters", adapter, (f"adapter={adapter}",), seed) for adapter in ADAPTERS}
@@ -107,7 +108,7 @@ def frontier(seed: int) -> list[Run]:
         kind = (*trained.overrides, "audit.prompts=12")
         for scale in SCALES:
             own = (*kind, f"adapter.scale={scale}")
-            runs.append(Run("frontier", f"{adapter}, scale {scale}", own, seed, of=trained, script="scripts/audit.py"))
+            runs.append(Run("frontier", f"{adapter}, scale {scale}", own, seed, of=trained, script=AUDIT))
         for share in IMAGE_SHARES:
             own = (*kind, f"loss.image={share}")
             runs.append(Run("frontier", f"{adapter}, image share {share}", own, seed))

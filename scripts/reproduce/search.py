@@ -5,7 +5,7 @@ from pathlib import Path
 from fairdiff.files import write_text
 from reproduce.aims import drift
 from reproduce.numbers import ends, entry, number, percent
-from reproduce.plan import Run
+from reproduce.plan import AUDIT, Run
 from reproduce.records import read_records
 
 VALIDATION = ("audit.split=validation", "audit.prompts=16", "audit.images_per_prompt=60")  # different occupations
@@ -74,7 +74,6 @@ CANDIDATES = {
 }
 SCALED = "both, face share .3, a third names a class"  # this candidate's adapter is audited at other scales too
 SCALES = (1.25, 1.5)
-AUDIT = "scripts/audit.py"
 HEAD = """# How the settings were chosen
 
 Written by `python scripts/search.py`. Each candidate was trained once, with seed 0, and audited on validation occupations
@@ -85,18 +84,19 @@ attribute. Low confidence is the share of faces whose gender the classifier is l
 Relative drift is that of images without people. Kept is the share of faces that show the class named in their prompt,
 before and after.
 
-The default is "both, face share .3, a third names a class, constant rate". A constant rate, which the paper has,
-reduces bias more than a rate that falls to 0, at the same cost; all other candidates have the falling rate. Without prompts
-that name a class, a third of the faces no longer show the class named in their prompt. With them all do, and there are fewer
-low-confidence faces. Adapters with a U-Net part reduce bias more than those of the text encoder alone. Without a larger face
-share, one face in eight has low confidence. For the text encoder the choice is "text, image share .4", for soft tokens
-"tokens, rate 3e-2". A larger scale of a trained adapter lowers the bias further, and costs low-confidence faces and
-similarity. No candidate reaches .20 with at most twice as many low-confidence faces.
+The default is "both, face share .3, a third names a class, constant rate". A constant rate is the paper's choice and lets
+a run continue with more steps. Here it left less bias than a rate that falls to 0, by no more than chance can do; all
+other candidates have the falling rate. Without prompts that name a class, a third of the faces no longer show the class
+named in their prompt. With them all do, and there are fewer low-confidence faces. Adapters with a U-Net part reduce bias
+more than those of the text encoder alone. Without a larger face share, one face in eight has low confidence. For the text
+encoder the choice is "text, image share .4", for soft tokens "tokens, rate 3e-2". A larger scale of a trained adapter
+lowers the bias further, and costs low-confidence faces and similarity. No candidate reaches .20 with at most twice as
+many low-confidence faces.
 
 Sixteen occupations and one seed cannot distinguish differences of .05, and the best of several runs is partly lucky. More
 steps ("300 steps") lower the bias, but age drifts. The commands use today's keys, while the runs used earlier names of the
-same keys; `scripts/digits.py` shows that the same settings give the same digits. The runs from "two prompts a step" on were
-made later on another processor with different rounding, where the frozen model has .621.
+same keys; `scripts/digits.py` shows that the same settings give the same digits. Rows in which the frozen model has .621 were
+measured on another processor with different rounding.
 
 | candidate | gender bias | change of race bias | change of age bias | low confidence | DINO | relative drift | kept |
 |---|---|---|---|---|---|---|---|
